@@ -1,0 +1,42 @@
+# make demo and make test need Python 3.11 or later and make; each sets up .venv by itself.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test test-full-size lint bench clean
+
+help:
+	@echo "make demo             the whole way on a small checkpoint: export, embed, similarities, timings"
+	@echo "make test             the tests"
+	@echo "make test-full-size   865 M random parameters: export, memory, parity (10 GB of disk, minutes)"
+	@echo "make lint             ruff, ruff format, mypy"
+	@echo "make bench            the full-size latencies in bench/results"
+	@echo "make clean            remove .venv and the caches"
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "edgeclip needs Python 3.11 or later: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/edgeclip demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-full-size: $(READY)
+	$(BIN)/python -m pytest -m full_size -s
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m edgeclip_bench.full_size bench/results
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

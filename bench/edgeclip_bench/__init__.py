@@ -1,0 +1,1 @@
+"""What a bundle costs on this machine: random-weight checkpoints, rivals, latency and memory."""

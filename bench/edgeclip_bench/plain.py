@@ -1,0 +1,207 @@
+"""The same two towers written plainly: the rival every export is measured against, and its oracle.
+
+Nothing here is folded, fused or packed: modules and names follow the official layout, attention is
+torch's scaled_dot_product_attention, rotary positions are slices and concatenations, images come as
+normalised float NCHW, and the last block computes every token. It shares no arithmetic with
+`edgeclip_export.jina_clip`, so that tests can hold one against the other; LoRA is merged here too,
+because an export that leaves it in is too slow to be a fair rival.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgeclip_export.checkpoint import CONFIG, WEIGHTS, open_tensors, read_json
+from edgeclip_export.jina_clip.config import TextConfig, VisionConfig, parse_config
+from edgeclip_export.jina_clip.tensors import TEXT, VISION, tensor_shapes
+
+
+def load_plain_text(folder: Path) -> "PlainTextTower":
+    """The text tower of a checkpoint folder."""
+    config = parse_config(read_json(folder / CONFIG))
+    with open_tensors(folder / WEIGHTS, tensor_shapes(config)) as read:
+        weights = {}
+        for name in tensor_shapes(config):
+            if not name.startswith(TEXT) or name.endswith(("lora_A", "lora_B")):
+                continue
+            weight = read(name)
+            if name.endswith("original"):
+                a, b = (read(name.replace("original", f"0.lora_{which}"))[config.text.lora.adapter] for which in "AB")
+                weight += config.text.lora.scale * (a @ b if "embeddings" in name else b @ a)
+            weights[name.removeprefix(TEXT).replace(".parametrizations.weight.original", ".weight")] = weight
+    with torch.device("meta"):
+        tower = PlainTextTower(config.text)
+    tower.load_state_dict(weights, assign=True)
+    return tower.eval().requires_grad_(False)
+
+
+def load_plain_vision(folder: Path) -> "PlainVisionTower":
+    """The vision tower of a checkpoint folder."""
+    config = parse_config(read_json(folder / CONFIG))
+    with open_tensors(folder / WEIGHTS, tensor_shapes(config)) as read:
+        weights = {name.removeprefix(VISION): read(name) for name in tensor_shapes(config) if name.startswith(VISION)}
+    with torch.device("meta"):
+        tower = PlainVisionTower(config.vision)
+    tower.load_state_dict(weights, assign=True)
+    return tower.eval().requires_grad_(False)
+
+
+class PlainTextTower(nn.Module):
+    """(B, T) ids -> (B, D) unit rows."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = nn.ModuleDict(
+            {
+                "word_embeddings": nn.Embedding(config.vocab_size, config.width),
+                "token_type_embeddings": nn.Embedding(1, config.width),
+            }
+        )
+        self.emb_ln = nn.LayerNorm(config.width, config.layer_norm_eps)
+        self.encoder = _Layers(config)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Normalised embeddings."""
+        return F.normalize(self.features(input_ids), dim=-1)
+
+    def features(self, input_ids: Tensor) -> Tensor:
+        """Un-normalised features (B, D)."""
+        mask = input_ids != self.config.pad_id
+        words, types = self.embeddings["word_embeddings"], self.embeddings["token_type_embeddings"]
+        h = self.emb_ln(words(input_ids) + types(torch.zeros_like(input_ids)))
+        half = torch.arange(0, self.config.head_width, 2, device=h.device, dtype=torch.float32)
+        position = torch.arange(input_ids.shape[1], device=h.device, dtype=torch.float32)
+        angles = torch.outer(position, 1.0 / self.config.rotary_base ** (half / self.config.head_width))
+        angles = torch.cat((angles, angles), dim=-1)
+        # One row would do, but onnxruntime's Attention refuses a mask that is broadcast over queries.
+        bias = torch.where(mask, 0.0, -10000.0)[:, None, None].expand(-1, -1, input_ids.shape[1], -1)
+        for layer in self.encoder.layers:
+            h = layer(h, angles.cos(), angles.sin(), bias)
+        return (h * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+
+
+class _Layers(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_TextLayer(config) for _ in range(config.layers))
+
+
+class _TextLayer(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.mixer = nn.ModuleDict(
+            {
+                "Wqkv": nn.Linear(config.width, 3 * config.width),
+                "out_proj": nn.Linear(config.width, config.width),
+            }
+        )
+        self.norm1 = nn.LayerNorm(config.width, config.layer_norm_eps)
+        self.mlp = nn.ModuleDict(
+            {
+                "fc1": nn.Linear(config.width, config.mlp_width),
+                "fc2": nn.Linear(config.mlp_width, config.width),
+            }
+        )
+        self.norm2 = nn.LayerNorm(config.width, config.layer_norm_eps)
+
+    def forward(self, h: Tensor, cos: Tensor, sin: Tensor, bias: Tensor) -> Tensor:
+        q, k, v = (_split_heads(x, self.heads) for x in self.mixer["Wqkv"](h).chunk(3, dim=-1))
+        q, k = (x * cos + _rotate_half(x) * sin for x in (q, k))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        h = self.norm1(h + self.mixer["out_proj"](attended.transpose(1, 2).flatten(2)))
+        return self.norm2(h + self.mlp["fc2"](F.gelu(self.mlp["fc1"](h))))
+
+
+class PlainVisionTower(nn.Module):
+    """(B, 3, S, S) normalised pixels -> (B, D) unit rows."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        patch = config.patch_size
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, config.width, patch, stride=patch)})
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.width))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + config.patches, config.width))
+        self.blocks = nn.ModuleList(_VisionBlock(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width, config.layer_norm_eps)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Normalised embeddings."""
+        return F.normalize(self.features(pixel_values), dim=-1)
+
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """Un-normalised features (B, D)."""
+        patches = self.patch_embed["proj"](pixel_values).flatten(2).transpose(1, 2)
+        x = torch.cat((self.cls_token.expand(patches.shape[0], -1, -1), patches), dim=1) + self.pos_embed
+        angles = self._angles().to(x.device)
+        for block in self.blocks:
+            x = block(x, angles.cos(), angles.sin())
+        return self.norm(x)[:, 0]
+
+    def _angles(self) -> Tensor:
+        """(P, D): for each patch its row's angles, then its column's, every angle twice."""
+        config, half = self.config, self.config.head_width // 2
+        frequencies = config.rotary_base ** -(torch.arange(0, half, 2, dtype=torch.float32) / half)
+        grid = torch.arange(config.grid, dtype=torch.float32)
+        if config.rope_interpolates:
+            grid = grid * config.rope_grid / config.grid
+        angles = torch.outer(grid, frequencies).repeat_interleave(2, dim=-1)
+        row, column = torch.meshgrid(torch.arange(config.grid), torch.arange(config.grid), indexing="ij")
+        return torch.cat((angles[row.flatten()], angles[column.flatten()]), dim=-1)
+
+
+class _VisionBlock(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, config.layer_norm_eps)
+        self.attn = _VisionAttention(config)
+        self.norm2 = nn.LayerNorm(config.width, config.layer_norm_eps)
+        self.mlp = nn.ModuleDict(
+            {
+                "w1": nn.Linear(config.width, config.mlp_width),
+                "w2": nn.Linear(config.width, config.mlp_width),
+                "ffn_ln": nn.LayerNorm(config.mlp_width, config.layer_norm_eps),
+                "w3": nn.Linear(config.mlp_width, config.width),
+            }
+        )
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x), cos, sin)
+        h, mlp = self.norm2(x), self.mlp
+        return x + mlp["w3"](mlp["ffn_ln"](F.silu(mlp["w1"](h)) * mlp["w2"](h)))
+
+
+class _VisionAttention(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(config.width, config.width, bias=False) for _ in range(3))
+        self.q_bias = nn.Parameter(torch.empty(config.width))
+        self.v_bias = nn.Parameter(torch.empty(config.width))
+        self.inner_attn_ln = nn.LayerNorm(config.width, config.layer_norm_eps)
+        self.proj = nn.Linear(config.width, config.width)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        q = _split_heads(self.q_proj(x) + self.q_bias, self.heads)
+        k = _split_heads(self.k_proj(x), self.heads)
+        v = _split_heads(self.v_proj(x) + self.v_bias, self.heads)
+        q, k = (torch.cat((y[:, :, :1], y[:, :, 1:] * cos + _rotate_pairs(y[:, :, 1:]) * sin), dim=2) for y in (q, k))
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(self.inner_attn_ln(attended.transpose(1, 2).flatten(2)))
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, H, T, D)
+
+
+def _rotate_half(x: Tensor) -> Tensor:
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((-b, a), dim=-1)
+
+
+def _rotate_pairs(x: Tensor) -> Tensor:
+    return torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)

@@ -1,0 +1,47 @@
+"""The whole export: find the checkpoint, say where it came from, write its bundle."""
+
+import re
+from pathlib import Path
+
+from edgeclip.errors import BuildError
+from edgeclip.manifest import TARGETS, Manifest, Source, Target
+from edgeclip_export.bundle import Progress, write_bundle
+from edgeclip_export.checkpoint import WEIGHTS, hash_file, require_files
+from edgeclip_export.hub import fetch_checkpoint, is_hub_id
+
+# The licence is a fact of the weights; it stands in the model card, which is not among the needed files.
+_HUB_LICENSES = {"jinaai/jina-clip-v2": "cc-by-nc-4.0"}
+
+
+def export(checkpoint: str, out: Path, target: Target, revision: str | None, progress: Progress) -> Manifest:
+    """`edgeclip_export.export_checkpoint`, after the imports."""
+    if target not in TARGETS:
+        raise BuildError(f"unknown target {target!r}; targets are {', '.join(TARGETS)}")
+    if out.exists():  # said before a download, and again where it matters
+        raise BuildError(f"{out}: exists already; remove it or choose another name")
+    folder, name, commit = Path(checkpoint), Path(checkpoint).resolve().name, None
+    if is_hub_id(checkpoint):
+        fetched = fetch_checkpoint(checkpoint, revision)
+        folder, name, commit = fetched.folder, fetched.repo_id, fetched.revision
+    elif revision is not None:
+        raise BuildError(f"--revision {revision} is for a Hub id, and {checkpoint} is a folder")
+    require_files(folder)
+    progress("hashing the checkpoint", 0, 1)
+    source = Source(
+        name=name,
+        revision=commit,
+        weights_sha256=hash_file(folder / WEIGHTS),
+        license=_HUB_LICENSES.get(name) or _card_license(folder / "README.md"),
+    )
+    return write_bundle(folder, source, out, target, progress)
+
+
+def _card_license(card: Path) -> str | None:
+    """The `license:` of a model card's front matter, None when there is no card or it does not say."""
+    try:
+        text = card.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    front = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    found = front and re.search(r"^license:\s*(\S+)\s*$", front[1], re.MULTILINE)
+    return found[1] if found else None

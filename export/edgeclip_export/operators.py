@@ -1,0 +1,50 @@
+"""The two operators that every target has a kernel of its own for.
+
+A tower calls them like any other torch function. Run eagerly they are the maths, spelled out; while
+torch traces them each leaves a single node of the domain `edgeclip`, and `edgeclip_export.passes`
+replaces every such node by what the target runs fastest. So a tower is written and traced once, and
+no pass has to recognise attention among twenty small operators.
+
+Both take and give (batch, tokens, heads * head width), the layout the projections write and read.
+"""
+
+import torch
+from torch import Tensor
+
+DOMAIN = "edgeclip"
+ROTARY, ATTENTION = "RotaryEmbedding", "Attention"
+
+
+def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """Rotate each head of `x` (B, T, H*D) by the angle of its token, its two halves as pairs.
+
+    (a, b) -> (a cos - b sin, b cos + a sin) with a and b the halves of a head. `cos` and `sin` are
+    (N, D/2), N >= T; row t belongs to token t. Su et al. 2021, arXiv:2104.09864.
+    """
+    if torch.onnx.is_in_onnx_export():
+        return torch.onnx.ops.symbolic(
+            f"{DOMAIN}::{ROTARY}", (x, cos, sin), {"num_heads": heads}, dtype=x.dtype, shape=x.shape
+        )
+    tokens = x.shape[1]
+    a, b = x.unflatten(-1, (heads, 2, -1)).unbind(-2)  # (B, T, H, D/2)
+    c, s = cos[:tokens, None], sin[:tokens, None]  # (T, 1, D/2)
+    return torch.cat((a * c - b * s, b * c + a * s), dim=-1).flatten(-2)  # (B, T, H*D)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, key_mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T) v for each head. There is no scale: it is folded into the weights of q.
+
+    `q` is (B, Tq, H*D), `k` and `v` are (B, T, H*D). `key_mask` (B, T) is True at the keys that may
+    be seen; None means all. Returns (B, Tq, H*D).
+    """
+    if torch.onnx.is_in_onnx_export():
+        return torch.onnx.ops.symbolic(
+            f"{DOMAIN}::{ATTENTION}", (q, k, v, key_mask), {"num_heads": heads}, dtype=q.dtype, shape=q.shape
+        )
+
+    def split(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, H, T, D)
+
+    mask = None if key_mask is None else key_mask[:, None, None, :]  # (B, 1, 1, T)
+    out = torch.nn.functional.scaled_dot_product_attention(split(q), split(k), split(v), attn_mask=mask, scale=1.0)
+    return out.transpose(1, 2).flatten(2)  # (B, Tq, H*D)

@@ -1,0 +1,72 @@
+"""From the trace to what one target runs: a list of graph passes, each with a postcondition.
+
+| target   | attention                       | rotary             | linear layers of the text tower |
+| -------- | ------------------------------- | ------------------ | ------------------------------- |
+| cpu      | com.microsoft MultiHeadAttention | RotaryEmbedding   | weights first (see `gemm`)      |
+| cuda     | com.microsoft MultiHeadAttention | RotaryEmbedding   | MatMul, Add                     |
+| tensorrt | MatMul, Softmax, MatMul         | Split, Mul, Concat | MatMul, Add                     |
+
+A tensorrt graph holds standard ONNX operators alone: both of onnxruntime's TensorRT providers were
+reported to miscompute the Attention operator for a single query row, which is just what the vision
+tower's last block is.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import onnx_ir as ir
+from onnx_ir.passes import PassBase, PassError, common
+
+from edgeclip.errors import BuildError
+from edgeclip.manifest import Target, TowerName
+from edgeclip_export.passes.activation import FuseSilu
+from edgeclip_export.passes.attention import FuseAttention, SpellOutAttention
+from edgeclip_export.passes.gemm import WeightsFirst
+from edgeclip_export.passes.rotary import FuseRotary, SpellOutRotary
+from edgeclip_export.passes.standard import RequireStandardOps
+
+# What TensorRT 10's parser reads; the first opset with Gelu.
+TENSORRT_OPSET = 20
+
+
+def lower(model: ir.Model, target: Target, tower: TowerName) -> ir.Model:
+    """Turn a trace into the graph of one tower for `target`, in place; BuildError if a pass failed."""
+    for step in (*_passes(target, tower), *_tidying()):
+        try:
+            model = step(model).model
+        except (ir.passes.InvariantError, PassError) as error:
+            raise BuildError(
+                f"{type(step).__name__} on the {tower} graph for {target}: {error.__cause__ or error}"
+            ) from error
+    return model
+
+
+def census(model: ir.Model) -> dict[str, int]:
+    """How often each operator stands in the graph and its subgraphs, domain before the name."""
+    counts = Counter(
+        f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.all_nodes()
+    )
+    return dict(sorted(counts.items()))
+
+
+def _passes(target: Target, tower: TowerName) -> Sequence[PassBase]:
+    if target == "tensorrt":
+        return SpellOutRotary(), SpellOutAttention(), RequireStandardOps(TENSORRT_OPSET)
+    fused: list[PassBase] = [FuseRotary(), FuseAttention()]
+    if tower == "vision":
+        fused.append(FuseSilu())
+    elif target == "cpu":
+        fused.append(WeightsFirst())
+    return fused
+
+
+def _tidying() -> Sequence[PassBase]:
+    return (
+        common.CommonSubexpressionEliminationPass(),
+        common.IdentityEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.ClearMetadataAndDocStringPass(),
+        common.NameFixPass(),
+        common.TopologicalSortPass(),
+    )

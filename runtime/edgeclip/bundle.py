@@ -1,0 +1,60 @@
+"""A bundle's files, held against its manifest.
+
+Opening checks what is cheap: that every file is there with its size. `verify_hashes` reads all bytes,
+which `edgeclip check` does.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from edgeclip.errors import BundleError
+from edgeclip.manifest import Manifest
+
+FAMILIES = ("jina-clip",)
+_BLOCK_BYTES = 8 << 20
+
+
+def open_manifest(folder: Path) -> Manifest:
+    """The manifest of the bundle in `folder`, every file of it present with its size.
+
+    Raises BundleError for a folder that is no bundle, a file that is missing or of another size, and
+    a model family this version does not run.
+    """
+    manifest = Manifest.read(folder)
+    if manifest.family not in FAMILIES:
+        raise BundleError(f"{folder}: a bundle of the family {manifest.family!r}; this edgeclip runs {FAMILIES[0]}")
+    for file in manifest.files:
+        try:
+            size = (folder / file.name).stat().st_size
+        except OSError as error:
+            raise BundleError(f"{folder}: {file.name} is missing; export or copy the bundle again") from error
+        if size != file.size_bytes:
+            raise BundleError(
+                f"{folder}: {file.name} has {size} bytes, the manifest says {file.size_bytes}; "
+                "export or copy the bundle again"
+            )
+    return manifest
+
+
+def verify_hashes(
+    folder: Path, manifest: Manifest, progress: Callable[[int], None] = lambda read_bytes: None
+) -> None:
+    """Read every file and compare its sha256; BundleError names the first that differs.
+
+    `progress` is told the bytes read since it was last called.
+    """
+    for file in manifest.files:
+        digest = hashlib.sha256()
+        try:
+            with (folder / file.name).open("rb") as stream:
+                while block := stream.read(_BLOCK_BYTES):
+                    digest.update(block)
+                    progress(len(block))
+        except OSError as error:
+            raise BundleError(f"{folder}: {file.name} cannot be read ({error.strerror})") from error
+        if digest.hexdigest() != file.sha256:
+            raise BundleError(
+                f"{folder}: {file.name} is not what was exported (its sha256 differs from the manifest's); "
+                "export or copy the bundle again"
+            )

@@ -1,0 +1,97 @@
+"""The command line: `edgeclip VERB ...`.
+
+Data goes to stdout, words and progress bars to stderr. Exit 0 when done, 1 for an EdgeclipError (one
+line, no traceback), 2 for wrong usage, 130 after Ctrl-C. A verb's module is loaded when the verb runs,
+so none pays for another's imports.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from edgeclip.errors import EdgeclipError
+from edgeclip.manifest import TARGETS
+
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    options = build_parser().parse_args(arguments)
+    warnings.showwarning = _show_warning
+    try:
+        verb = import_module(f"edgeclip.cli.{options.verb}")
+        verb.run(options)
+        sys.stdout.flush()
+    except EdgeclipError as error:
+        print(f"edgeclip: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever read stdout has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("edgeclip: interrupted; nothing was written", file=sys.stderr)
+        return _INTERRUPTED
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every verb and option."""
+    parser = argparse.ArgumentParser(
+        prog="edgeclip", description="Text and image embeddings at the edge.", allow_abbrev=False
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    export = verbs.add_parser("export", help="a Hub id or a checkpoint folder -> an fp32 bundle")
+    export.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder, or a Hub id as jinaai/jina-clip-v2")
+    export.add_argument("out", metavar="OUT", type=Path, help="the bundle to write; must not exist")
+    export.add_argument("--target", choices=TARGETS, default="cpu", help="what the graphs are shaped for (cpu)")
+    export.add_argument("--revision", help="a commit, branch or tag of the Hub id")
+
+    embed = verbs.add_parser("embed", help="texts and images -> vectors, as JSON lines or .npy")
+    _add_bundle(embed)
+    embed.add_argument("--text", action="append", default=[], metavar="T", help="a text; may be repeated")
+    embed.add_argument("--texts", type=Path, metavar="FILE", help="a UTF-8 file, one text a line; - is stdin")
+    embed.add_argument("--image", action="append", default=[], metavar="F", help="an image; may be repeated")
+    embed.add_argument("--images", type=Path, metavar="DIR", help="every image in a folder, sorted by name")
+    embed.add_argument("--task", metavar="T", help="prepend the instruction of this task to the texts")
+    embed.add_argument("--truncate-dim", type=int, metavar="N", help="keep the first N dimensions")
+    embed.add_argument("--max-length", type=int, metavar="N", help="cut texts at N tokens")
+    embed.add_argument("--batch-size", type=int, metavar="N", help="at most N inputs at once")
+    embed.add_argument("--out", type=Path, metavar="FILE", help=".npy or .jsonl; default: JSON lines on stdout")
+    _add_device(embed)
+
+    check = verbs.add_parser("check", help="hashes, and the self-test on this device")
+    _add_bundle(check)
+    _add_device(check)
+    _add_json(check)
+
+    inspect = verbs.add_parser("inspect", help="manifest, sizes, op counts")
+    _add_bundle(inspect)
+    _add_json(inspect)
+
+    demo = verbs.add_parser("demo", help="the whole way on a small checkpoint")
+    demo.add_argument("--keep", type=Path, metavar="DIR", help="leave checkpoint, bundle and pictures in DIR")
+    demo.add_argument("--threads", type=int, metavar="N", help="threads (all that may be used)")
+    return parser
+
+
+def _add_bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the folder of a bundle")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda[:n] or tensorrt[:n] (auto)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads (all that may be used)")
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="JSON instead of a table")
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"edgeclip: {message}", file=sys.stderr)

@@ -1,0 +1,221 @@
+"""The whole way of a text and of an image, from what a user has to a unit vector.
+
+    text  -> instruction prefix -> token ids -> batches of one length -> text graph   -> cut, normalise
+    image -> RGB -> resize, crop -> uint8 pixels -> batches           -> vision graph -> cut, normalise
+
+Pooling, LoRA, mean and std, and the first normalisation are inside the graphs (`edgeclip_export`).
+"""
+
+import os
+import threading
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip.batching import plan_images, plan_texts
+from edgeclip.bundle import open_manifest
+from edgeclip.devices import Device, choose_device, usable_cpus
+from edgeclip.errors import DeviceError, InputError, TruncationWarning
+from edgeclip.images import ImageInput, is_image
+from edgeclip.jina_clip import preprocess_image, prompt
+from edgeclip.manifest import TOWERS, Manifest, TowerName
+from edgeclip.progress import ProgressBar, is_wanted
+from edgeclip.session import TowerSession, import_onnxruntime
+from edgeclip.tokenization import TextTokenizer
+
+Vectors = NDArray[np.float32]
+
+
+class Encoder:
+    """A bundle, opened on a device. `Encoder.open` makes one; it is a context manager.
+
+    On the CPU a tower is loaded when it is first used, so whoever only searches never pays for the
+    vision tower. Any number of threads may call one Encoder.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, device: Device, threads: int) -> None:
+        self.manifest = manifest
+        self._folder, self._device, self._threads = folder, device, threads
+        self._tokenizer = TextTokenizer(folder / manifest.tokenizer.file, manifest.tokenizer)
+        self._sessions: dict[TowerName, TowerSession] = {}
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    @classmethod
+    def open(cls, bundle: str | os.PathLike[str], *, device: str = "auto", threads: int | None = None) -> Self:
+        """Open the bundle in a folder.
+
+        `device` is "auto", "cpu", "cuda[:n]" or "tensorrt[:n]"; anything but "auto" is that or an
+        error. `threads=None` takes every processor the process may use (cgroup and affinity).
+
+        Raises BundleError for a folder that holds no complete bundle, DeviceError for a device that
+        is unknown or not there, MissingExtraError without onnxruntime, InputError for bad threads.
+        """
+        if threads is not None and (type(threads) is not int or threads < 1):
+            raise InputError(f"threads is {threads!r}, wanted a positive whole number")
+        folder = Path(bundle)
+        manifest = open_manifest(folder)
+        chosen = choose_device(device, import_onnxruntime().get_available_providers(), manifest.target)
+        encoder = cls(folder, manifest, chosen, threads or usable_cpus())
+        if chosen.kind != "cpu":  # a GPU is proved by starting it
+            for tower in TOWERS:
+                encoder._session(tower)
+        return encoder
+
+    @property
+    def device(self) -> str:
+        """What runs the towers: "cpu", "cuda:0", "tensorrt:0"."""
+        return str(self._device)
+
+    def encode_text(
+        self,
+        texts: str | Iterable[str],
+        *,
+        task: str | None = None,
+        truncate_dim: int | None = None,
+        max_length: int | None = None,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+    ) -> Vectors:
+        """Unit vectors of texts: (dim,) for one str, (N, dim) float32 for several, in their order.
+
+        `task` prepends the model's instruction of that name. `truncate_dim` keeps the first so many
+        dimensions, then normalises. `max_length` is in tokens, the opening and closing one included
+        (None: the model's limit); texts that were longer are cut and counted in a TruncationWarning.
+        `batch_size` caps the texts that go to the tower together. `progress=None` shows a bar when
+        stderr is a terminal.
+
+        Raises InputError for what is no text and for an unknown option.
+        """
+        is_single = isinstance(texts, str)
+        dim = self._dimension(truncate_dim)
+        _check_batch_size(batch_size)
+        prompts = [
+            prompt(text, task, self.manifest.tokenizer.instructions)
+            for text in _check_texts([texts] if isinstance(texts, str) else texts)
+        ]
+        if not prompts:
+            prompt("", task, self.manifest.tokenizer.instructions)  # an unknown task is one all the same
+        rows, cut = self._tokenizer.encode(prompts, max_length)
+        if cut:
+            limit = max_length or self.manifest.tokenizer.max_length
+            warnings.warn(f"{cut} of {len(rows)} texts were cut to {limit} tokens", TruncationWarning, stacklevel=2)
+        vectors = np.empty((len(rows), dim), dtype=np.float32)
+        with ProgressBar("texts", len(rows), is_shown=is_wanted(progress)) as bar:
+            for batch in plan_texts(rows, self.manifest.tokenizer.pad_id, batch_size):
+                vectors[list(batch.indices)] = self._run("text", batch.input_ids, dim)
+                bar.advance(len(batch.indices))
+        return vectors[0] if is_single else vectors
+
+    def encode_image(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        *,
+        truncate_dim: int | None = None,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+    ) -> Vectors:
+        """Unit vectors of images: (dim,) for one image, (N, dim) float32 for several, in their order.
+
+        An image is a path, the bytes of a file, a "data:image/...;base64," string, a PIL image, or an
+        RGB array (height, width, 3) uint8. URLs are not fetched. Options as in `encode_text`.
+
+        Raises InputError, naming the image, for one that cannot be read.
+        """
+        is_single = is_image(images)
+        dim = self._dimension(truncate_dim)
+        _check_batch_size(batch_size)
+        items = _check_images([images] if is_single else images)
+        vectors = np.empty((len(items), dim), dtype=np.float32)
+        with ProgressBar("images", len(items), is_shown=is_wanted(progress)) as bar:
+            for batch in plan_images(len(items), batch_size):
+                pixels = [
+                    preprocess_image(items[index], self.manifest.image, label=f"image {index}") for index in batch
+                ]
+                vectors[batch.start : batch.stop] = self._run("vision", np.stack(pixels), dim)
+                bar.advance(len(batch))
+        return vectors[0] if is_single else vectors
+
+    def close(self) -> None:
+        """Free the towers. Closing twice is harmless; encoding afterwards is an error."""
+        with self._lock:
+            self._is_closed = True
+            self._sessions.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, tower: TowerName, batch: NDArray[Any], dim: int) -> Vectors:
+        return self._cut(self._session(tower).run(batch), dim)
+
+    def _cut(self, vectors: Vectors, dim: int) -> Vectors:
+        """Cut first, then normalise (torch.nn.functional.normalize: a length counts as >= 1e-12)."""
+        if not np.isfinite(vectors).all():
+            raise DeviceError(f"{self.device} answered with NaN or infinity; the graph does not run right there")
+        if dim == self.manifest.embedding_dim:
+            return vectors
+        vectors = vectors[:, :dim]
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.divide(vectors, lengths.clip(min=1e-12), dtype=np.float32)
+
+    def _session(self, tower: TowerName) -> TowerSession:
+        with self._lock:
+            if self._is_closed:
+                raise InputError("the encoder is closed; open the bundle again")
+            if tower not in self._sessions:
+                path = self._folder / self.manifest.tower(tower).file
+                self._sessions[tower] = TowerSession(path, tower, self._device, self._threads)
+                if tower == "text":
+                    # Its weights are mapped, not read (`edgeclip_export.passes.gemm`): the first text would
+                    # wait for the disk. Two tokens read them all.
+                    facts = self.manifest.tokenizer
+                    self._sessions[tower].run(np.array([[facts.bos_id, facts.eos_id]]))
+            return self._sessions[tower]
+
+    def _dimension(self, truncate_dim: int | None) -> int:
+        full = self.manifest.embedding_dim
+        if truncate_dim is None:
+            return full
+        if type(truncate_dim) is not int or not 1 <= truncate_dim <= full:
+            dims = ", ".join(map(str, self.manifest.matryoshka_dims))
+            raise InputError(
+                f"truncate_dim is {truncate_dim!r}, wanted 1 to {full} (the model was trained for {dims})"
+            )
+        return truncate_dim
+
+
+def _check_texts(texts: Iterable[str]) -> list[str]:
+    if isinstance(texts, bytes | bytearray) or not isinstance(texts, Iterable):
+        raise InputError(f"texts must be a str or a sequence of str, found {type(texts).__name__}")
+    checked = list(texts)
+    for index, text in enumerate(checked):
+        if not isinstance(text, str):
+            raise InputError(f"text {index} is {type(text).__name__}, wanted str")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"text {index} holds a lone surrogate, so it is no Unicode text") from error
+    return checked
+
+
+def _check_images(images: Any) -> Sequence[ImageInput]:
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        return list(images)
+    if isinstance(images, Iterable) and not isinstance(images, np.ndarray):
+        return list(images)
+    return [images]  # what it is instead is said where it is decoded
+
+
+def _check_batch_size(batch_size: int | None) -> None:
+    if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
+        raise InputError(f"batch_size is {batch_size!r}, wanted a positive whole number")

@@ -1,0 +1,40 @@
+"""Everything edgeclip raises on purpose.
+
+    EdgeclipError
+    ├── BundleError          a bundle that is missing, damaged, or not for this version
+    ├── DeviceError          a device that is unknown, absent, or gives wrong numbers
+    ├── InputError           a text, image or option that cannot be encoded      (also ValueError)
+    ├── MissingExtraError    a package that an extra would have installed        (also ImportError)
+    └── BuildError           an export or quantisation that came out wrong
+
+Each message says what was found, what was wanted and what to do, in one line: the command line
+prints it as it stands and exits 1.
+"""
+
+
+class EdgeclipError(Exception):
+    """The root of the tree: catching it catches every error edgeclip raises on purpose."""
+
+
+class BundleError(EdgeclipError):
+    """The bundle is missing, incomplete, damaged, or of a schema this version does not read."""
+
+
+class DeviceError(EdgeclipError):
+    """The device is unknown, cannot run here, or answered the self-test wrongly."""
+
+
+class InputError(EdgeclipError, ValueError):
+    """A text, an image or an option cannot be encoded as given."""
+
+
+class MissingExtraError(EdgeclipError, ImportError):
+    """A package is not installed; the message names the extra that brings it."""
+
+
+class BuildError(EdgeclipError):
+    """An export or a quantisation found something wrong and wrote nothing."""
+
+
+class TruncationWarning(UserWarning):
+    """Some texts were longer than max_length and lost their tail."""

@@ -1,0 +1,226 @@
+"""The manifest: everything a bundle knows about itself, in one JSON file.
+
+It is written last, so a bundle that has a manifest is complete, and read first, into frozen
+dataclasses that refuse what they do not know: a typo, a missing fact or a newer schema is a clear
+BundleError instead of a wrong vector later. Checking the files themselves is `edgeclip.bundle`'s
+work.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from edgeclip.errors import BundleError
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+TowerName = Literal["text", "vision"]
+TOWERS: tuple[TowerName, ...] = ("text", "vision")
+Target = Literal["cpu", "cuda", "tensorrt"]
+TARGETS: tuple[Target, ...] = ("cpu", "cuda", "tensorrt")
+Precision = Literal["fp32", "fp16", "int8", "int4"]
+ResizeMode = Literal["shortest", "longest", "squash"]
+Interpolation = Literal["bicubic", "bilinear"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FileFacts:
+    """One data file of the bundle, by plain name (never a path)."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if Path(self.name).name != self.name or self.name in ("", ".", "..") or "\\" in self.name:
+            raise BundleError(f"manifest: file name {self.name!r} is not a plain name")
+        if self.size_bytes < 0:
+            raise BundleError(f"manifest: {self.name} has a size of {self.size_bytes} bytes")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """The checkpoint a bundle was made from: a Hub id with its commit, or a folder's name."""
+
+    name: str
+    revision: str | None
+    weights_sha256: str
+    license: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TowerFacts:
+    """One graph: its file, precision, number of parameters, and how often each operator stands in it."""
+
+    file: str
+    precision: Precision
+    parameters: int
+    operators: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerFacts:
+    """What turns a text into ids. `max_length` counts the special tokens."""
+
+    file: str
+    max_length: int
+    bos_id: int
+    eos_id: int
+    pad_id: int
+    instructions: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFacts:
+    """What turns an RGB image into pixels: (size_px, size_px, 3) uint8.
+
+    `mean` and `std` are folded into the graph; they stand here for whoever wants the float tensor
+    of the reference: (pixels / 255 - mean) / std.
+    """
+
+    size_px: int
+    resize_mode: ResizeMode
+    interpolation: Interpolation
+    fill_color: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What a bundle's tower answered on `data`, beside what `against` answers for it."""
+
+    tower: TowerName
+    against: str
+    data: str
+    samples: int
+    worst_cosine: float
+    mean_cosine: float
+    largest_difference: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A bundle's facts; `Manifest.read(folder)` gives them or says why not."""
+
+    schema_version: int
+    family: str
+    source: Source
+    target: Target
+    opset: int
+    embedding_dim: int
+    matryoshka_dims: tuple[int, ...]
+    text: TowerFacts
+    vision: TowerFacts
+    tokenizer: TokenizerFacts
+    image: ImageFacts
+    selftest: str
+    files: tuple[FileFacts, ...]
+    measured: tuple[Measurement, ...]
+    built_with: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        listed = {file.name for file in self.files}
+        named = {self.text.file, self.vision.file, self.tokenizer.file, self.selftest}
+        if missing := named - listed:
+            raise BundleError(f"manifest: {sorted(missing)} named but not among its files")
+
+    @property
+    def weight_bytes(self) -> int:
+        """The size of all data files together."""
+        return sum(file.size_bytes for file in self.files)
+
+    def tower(self, name: TowerName) -> TowerFacts:
+        """The facts of one tower."""
+        return self.text if name == "text" else self.vision
+
+    def to_json(self) -> str:
+        """The manifest as the text of manifest.json."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Parse manifest.json's text; BundleError for anything unknown, missing or mistyped."""
+        try:
+            document = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise BundleError(f"manifest: not valid JSON ({error})") from error
+        if not isinstance(document, dict):
+            raise BundleError(f"manifest: wanted an object, found {_kind(document)}")
+        version = document.get("schema_version")
+        if type(version) is not int or version != SCHEMA_VERSION:
+            advice = "upgrade edgeclip" if type(version) is int and version > SCHEMA_VERSION else "export it again"
+            raise BundleError(
+                f"manifest: schema_version is {version!r}, this edgeclip reads {SCHEMA_VERSION}; {advice}"
+            )
+        return typing.cast(Self, _parse(cls, document, "manifest"))
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read `folder`'s manifest; BundleError when the folder holds no complete bundle."""
+        path = folder / MANIFEST_NAME
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            if not folder.exists():
+                raise BundleError(f"{folder}: no such bundle") from error
+            raise BundleError(
+                f"{folder}: no {MANIFEST_NAME}, so no complete bundle; `edgeclip export` makes one"
+            ) from error
+        except NotADirectoryError as error:
+            raise BundleError(f"{folder}: a bundle is a folder, this is a file") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"{path}: cannot be read ({error})") from error
+        try:
+            return cls.from_json(text)
+        except BundleError as error:
+            raise BundleError(f"{folder}: {error}") from error
+
+
+def _kind(value: object) -> str:
+    return {dict: "an object", list: "a list", str: "a string", type(None): "null"}.get(type(value), repr(value))
+
+
+def _parse(kind: Any, value: object, where: str) -> object:
+    """`value` as `kind`, strictly: the few shapes the manifest's dataclasses are made of."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _parse_dataclass(typing.cast(type, kind), value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise BundleError(f"{where}: {value!r} is none of {', '.join(map(str, arguments))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _parse(arguments[0], value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise BundleError(f"{where}: wanted a list, found {_kind(value)}")
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) != len(value):
+            raise BundleError(f"{where}: wanted {len(kinds)} values, found {len(value)}")
+        return tuple(_parse(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin is Mapping:
+        if not isinstance(value, dict):
+            raise BundleError(f"{where}: wanted an object, found {_kind(value)}")
+        return {key: _parse(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise BundleError(f"{where}: wanted {kind.__name__}, found {_kind(value)}")
+    return value
+
+
+def _parse_dataclass(kind: type, value: object, where: str) -> object:
+    if not isinstance(value, dict):
+        raise BundleError(f"{where}: wanted an object, found {_kind(value)}")
+    hints = typing.get_type_hints(kind)
+    if unknown := sorted(set(value) - set(hints)):
+        raise BundleError(f"{where}: unknown {', '.join(unknown)}")
+    if missing := sorted(set(hints) - set(value)):
+        raise BundleError(f"{where}: {', '.join(missing)} missing")
+    return kind(**{name: _parse(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})

@@ -1,0 +1,71 @@
+"""The bundle's own test: its texts and images again, on this device, against the checkpoint's answers.
+
+It goes the user's way, from str and array to vector, so it also sees a tokenizer, a resize or a crop
+that is not what it was.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip.encoder import Encoder
+from edgeclip.errors import BundleError, DeviceError
+from edgeclip.manifest import Precision, TowerName
+
+# Largest difference of a unit vector's elements. fp32: measured 4e-7, and other processors sum in
+# other orders; the smallest known mistake (tanh for erf in GELU) moves them by 1e-4.
+TOLERANCE: dict[Precision, float] = {"fp32": 5e-6}
+# Vectors of different inputs that differ by less than this are one constant vector.
+_DISTINCT = 1e-4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelfTestResult:
+    """How one tower answered, beside what the checkpoint answered."""
+
+    tower: TowerName
+    samples: int
+    worst_cosine: float
+    largest_difference: float
+
+
+def run_selftest(encoder: Encoder, folder: Path) -> tuple[SelfTestResult, ...]:
+    """Encode the bundle's self-test; DeviceError for NaN, a constant or a wrong vector.
+
+    Raises BundleError when the self-test itself cannot be read.
+    """
+    path = folder / encoder.manifest.selftest
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            texts = [str(text) for text in arrays["texts"]]
+            images = [arrays[f"image_{index}"] for index in range(len(arrays["image_embeds"]))]
+            wanted = {"text": arrays["text_embeds"], "vision": arrays["image_embeds"]}
+    except Exception as error:  # zip, numpy and key errors: whatever a damaged file gives
+        raise BundleError(f"{path}: cannot be read ({error})") from error
+    found = {
+        "text": encoder.encode_text(texts, progress=False),
+        "vision": encoder.encode_image(images, progress=False),
+    }
+    towers: tuple[TowerName, TowerName] = ("text", "vision")
+    return tuple(_judge(tower, encoder, found[tower], wanted[tower]) for tower in towers)
+
+
+def _judge(
+    tower: TowerName, encoder: Encoder, found: NDArray[np.float32], wanted: NDArray[np.float32]
+) -> SelfTestResult:
+    where = f"self-test: the {tower} tower on {encoder.device}"
+    if np.abs(found - found[:1]).max() < _DISTINCT <= np.abs(wanted - wanted[:1]).max():
+        raise DeviceError(f"{where} gives one constant vector for different inputs")
+    difference = float(np.abs(found - wanted).max())
+    precision = encoder.manifest.tower(tower).precision
+    if not difference <= TOLERANCE[precision]:
+        raise DeviceError(
+            f"{where} differs from the checkpoint by {difference:.1e}, allowed at {precision} is "
+            f"{TOLERANCE[precision]:.0e}; another device or onnxruntime version may do better"
+        )
+    cosines = (found.astype(np.float64) * wanted).sum(axis=1)
+    return SelfTestResult(
+        tower=tower, samples=len(found), worst_cosine=float(cosines.min()), largest_difference=difference
+    )

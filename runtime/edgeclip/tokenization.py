@@ -1,0 +1,45 @@
+"""Texts to token ids, as the reference's tokenizer gives them.
+
+The tokenizer file carries the whole pipeline; what is left to do here is cutting at max_length (the
+first max_length - 1 ids and the closing one) and counting the texts that were cut.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from edgeclip.errors import BundleError, InputError
+from edgeclip.manifest import TokenizerFacts
+
+
+class TextTokenizer:
+    """tokenizer.json with the manifest's facts."""
+
+    def __init__(self, path: Path, facts: TokenizerFacts) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise BundleError(f"{path}: not a tokenizer ({error})") from error
+        # The official file cuts and pads at 77; a bundle's does neither, whoever wrote it.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._facts = facts
+
+    def encode(self, texts: Sequence[str], max_length: int | None) -> tuple[list[NDArray[np.int64]], int]:
+        """The ids of each text, at most max_length of them, and how many texts were cut.
+
+        `max_length` counts the opening and the closing token; None is the model's own.
+        """
+        limit = self._facts.max_length if max_length is None else max_length
+        if not 2 <= limit <= self._facts.max_length:
+            raise InputError(f"max_length is {limit}, wanted 2 to {self._facts.max_length} tokens")
+        rows, cut = [], 0
+        for encoding in self._tokenizer.encode_batch_fast(list(texts)):
+            ids = encoding.ids
+            if len(ids) > limit:
+                ids, cut = [*ids[: limit - 1], self._facts.eos_id], cut + 1
+            rows.append(np.array(ids, dtype=np.int64))
+        return rows, cut
