@@ -104,10 +104,12 @@ def main(arguments: list[str] | None = None) -> int:
             graph = plain_graph(options.checkpoint, plain, tower)
             ours = options.bundle / manifest.tower(tower).file
             latencies += list(compare(ours, graph, tower, manifest.image, options.rounds))
-            memories.append(_in_process(ours, "bundle", tower, manifest.image, SHORT_TOKENS))
-            memories.append(_in_process(graph, "plain", tower, manifest.image, SHORT_TOKENS))
+            memories.append(measure_in_process(ours, "bundle", tower, manifest.image, SHORT_TOKENS))
+            memories.append(measure_in_process(graph, "plain", tower, manifest.image, SHORT_TOKENS))
         longest = manifest.tokenizer.max_length
-        memories.append(_in_process(options.bundle / manifest.text.file, "bundle", "text", manifest.image, longest))
+        memories.append(
+            measure_in_process(options.bundle / manifest.text.file, "bundle", "text", manifest.image, longest)
+        )
     report = {
         "benchmark": "edgeclip_bench.latency",
         "machine": machine(),
@@ -252,7 +254,8 @@ def _plain_run(path: Path) -> Run:
     return run
 
 
-def _in_process(path: Path, label: str, tower: TowerName, image: ImageFacts, tokens: int) -> Memory:
+def measure_in_process(path: Path, label: str, tower: TowerName, image: ImageFacts, tokens: int) -> Memory:
+    """`measure_memory` in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(measure_memory, path, label, tower, image, tokens).result()
 

@@ -15,13 +15,13 @@ from torch.nn import functional as F
 
 from edgeclip_export.checkpoint import CONFIG, WEIGHTS, open_tensors, read_json
 from edgeclip_export.jina_clip.config import TextConfig, VisionConfig, parse_config
-from edgeclip_export.jina_clip.tensors import TEXT, VISION, tensor_shapes
+from edgeclip_export.jina_clip.tensors import IGNORED_SUFFIXES, TEXT, VISION, tensor_shapes
 
 
 def load_plain_text(folder: Path) -> "PlainTextTower":
     """The text tower of a checkpoint folder."""
     config = parse_config(read_json(folder / CONFIG))
-    with open_tensors(folder / WEIGHTS, tensor_shapes(config)) as read:
+    with open_tensors(folder / WEIGHTS, tensor_shapes(config), IGNORED_SUFFIXES) as read:
         weights = {}
         for name in tensor_shapes(config):
             if not name.startswith(TEXT) or name.endswith(("lora_A", "lora_B")):
@@ -40,7 +40,7 @@ def load_plain_text(folder: Path) -> "PlainTextTower":
 def load_plain_vision(folder: Path) -> "PlainVisionTower":
     """The vision tower of a checkpoint folder."""
     config = parse_config(read_json(folder / CONFIG))
-    with open_tensors(folder / WEIGHTS, tensor_shapes(config)) as read:
+    with open_tensors(folder / WEIGHTS, tensor_shapes(config), IGNORED_SUFFIXES) as read:
         weights = {name.removeprefix(VISION): read(name) for name in tensor_shapes(config) if name.startswith(VISION)}
     with torch.device("meta"):
         tower = PlainVisionTower(config.vision)

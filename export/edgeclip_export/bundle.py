@@ -77,7 +77,7 @@ def write_bundle(folder: Path, source: Source, out: Path, target: Target, progre
     """
     config = parse_config(read_json(folder / CONFIG))
     image = image_facts(read_json(folder / PREPROCESSOR), config)
-    tokenizer = reset_tokenizer((folder / TOKENIZER).read_text(encoding="utf-8"), config.text)
+    tokenizer = reset_tokenizer((folder / TOKENIZER).read_bytes(), config.text)
     selftest = make_selftest(Tokenizer.from_str(tokenizer), config.text, image)
     with _staged(out, needed_bytes=_fp32_bytes(config) + _SPARE_BYTES) as stage:
         (stage / TOKENIZER).write_text(tokenizer, encoding="utf-8")

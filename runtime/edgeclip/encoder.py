@@ -166,7 +166,8 @@ class Encoder:
             return vectors
         vectors = vectors[:, :dim]
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return np.divide(vectors, lengths.clip(min=1e-12), dtype=np.float32)
+        unit: Vectors = vectors / lengths.clip(min=1e-12).astype(np.float32)
+        return unit
 
     def _session(self, tower: TowerName) -> TowerSession:
         with self._lock:

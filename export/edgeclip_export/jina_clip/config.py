@@ -152,13 +152,14 @@ def _parse_text(section: Mapping[str, Any]) -> TextConfig:
     names, task = model.get("lora_adaptations"), section.get("default_lora_task")
     if not isinstance(names, list) or task not in names:
         raise BuildError(f"config.json: default_lora_task {task!r} is not among lora_adaptations {names}")
-    if section.get("embed_dim", model["hidden_size"]) != model["hidden_size"]:
+    width = _count(where, model, "hidden_size")
+    if section.get("embed_dim", width) != width:
         raise BuildError(f"config.json: {where} embed_dim {section['embed_dim']} is not its hidden_size")
     instructions = model["task_instructions"] or {}
     if not isinstance(instructions, dict) or not all(isinstance(text, str) for text in instructions.values()):
         raise BuildError("config.json: task_instructions must map task names to strings")
     return TextConfig(
-        width=_count(where, model, "hidden_size"),
+        width=width,
         layers=_count(where, model, "num_hidden_layers"),
         heads=_count(where, model, "num_attention_heads"),
         mlp_width=_count(where, model, "intermediate_size"),

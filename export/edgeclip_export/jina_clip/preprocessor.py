@@ -58,10 +58,10 @@ def tokenizer_facts(file: str, config: TextConfig) -> TokenizerFacts:
     )
 
 
-def reset_tokenizer(text: str, config: TextConfig) -> str:
+def reset_tokenizer(content: bytes, config: TextConfig) -> str:
     """tokenizer.json without the truncation and padding at 77 tokens the official file has built in."""
     try:
-        document = json.loads(text)
+        document = json.loads(content)
         document["truncation"] = document["padding"] = None
         text = json.dumps(document, ensure_ascii=False)
         tokenizer = Tokenizer.from_str(text)

@@ -1,0 +1,78 @@
+"""Everything at full size, from nothing: what `make bench` runs and the README quotes.
+
+    python -m edgeclip_bench.full_size RESULTS [--work DIR]
+
+Draws a checkpoint of 865 M random weights, exports it for the CPU in a process of its own (its time and
+peak memory are measured), and holds the bundle against the plain export (`edgeclip_bench.latency`).
+Needs 9 GB of disk, 8 GB of memory and about ten minutes on two cores.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from edgeclip.manifest import Target
+from edgeclip_bench import latency
+from edgeclip_bench.checkpoint import full_config, write_checkpoint
+from edgeclip_export import export_checkpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportCost:
+    """What an export took, measured in a process that did nothing else."""
+
+    target: Target
+    seconds: float
+    peak_resident_bytes: int
+    largest_difference: float
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run all of it and leave the JSON in the results folder."""
+    parser = argparse.ArgumentParser(prog="python -m edgeclip_bench.full_size", description=__doc__.split("\n")[0])
+    parser.add_argument("results", type=Path, help="the folder for the JSON")
+    parser.add_argument("--work", type=Path, help="keep checkpoint, bundle and plain graphs here, or take them")
+    options = parser.parse_args(arguments)
+    options.results.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        work = options.work or Path(scratch)
+        checkpoint, bundle = work / "checkpoint", work / "bundle"
+        if not checkpoint.exists():
+            write_checkpoint(checkpoint, full_config())
+        if not bundle.exists():
+            cost = measure_export(checkpoint, bundle, "cpu")
+            print(f"export: {cost.seconds:.0f} s, {cost.peak_resident_bytes / 1e9:.2f} GB at most", file=sys.stderr)
+            report = {"benchmark": "edgeclip_bench.full_size", "machine": latency.machine(), "export": asdict(cost)}
+            (options.results / "export_full_size.json").write_text(json.dumps(report, indent=2) + "\n")
+        out = options.results / "cpu_full_size.json"
+        return latency.main([str(checkpoint), str(bundle), "--plain", str(work / "plain"), "--out", str(out)])
+
+
+def measure_export(checkpoint: Path, out: Path, target: Target) -> ExportCost:
+    """Export in a fresh process; its peak is the process's own, from start to end."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_export, checkpoint, out, target).result()
+
+
+def _export(checkpoint: Path, out: Path, target: Target) -> ExportCost:
+    started = time.perf_counter()
+    manifest = export_checkpoint(checkpoint, out, target=target)
+    seconds = time.perf_counter() - started
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in kilobytes elsewhere
+    return ExportCost(
+        target=target,
+        seconds=seconds,
+        peak_resident_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        largest_difference=max(measured.largest_difference for measured in manifest.measured),
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
