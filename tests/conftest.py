@@ -1,5 +1,6 @@
-"""What the tests share: the golden checkpoint, its bundles (one per target), and an Encoder on each."""
+"""What the tests share: the golden checkpoint, its bundles (one per target), a copy to damage, an Encoder."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,12 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Target, Path]:
 def bundle(bundles: dict[Target, Path]) -> Path:
     """The bundle for the CPU."""
     return bundles["cpu"]
+
+
+@pytest.fixture
+def copied_bundle(bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle for the CPU, to damage."""
+    return shutil.copytree(bundle, tmp_path / "bundle")
 
 
 @pytest.fixture(scope="session")

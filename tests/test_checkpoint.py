@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from edgeclip_bench.checkpoint import full_config, tiny_config, write_checkpoint
-from edgeclip_export import jina_clip_tensor_shapes
-from edgeclip_export.checkpoint import open_tensors, read_json, require_files
 from safetensors.torch import load_file, save_file
 
 from edgeclip.errors import BuildError
+from edgeclip_bench.checkpoint import full_config, tiny_config, write_checkpoint
+from edgeclip_export import jina_clip_tensor_shapes
+from edgeclip_export.checkpoint import open_tensors, read_json, require_files
 from tests.conftest import CHECKPOINT, DATA
 
 NORM = "vision_model.norm.weight"

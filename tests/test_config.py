@@ -4,12 +4,12 @@ import copy
 import json
 
 import pytest
+
+from edgeclip.errors import BuildError
 from edgeclip_bench.checkpoint import full_config, tiny_config
 from edgeclip_export.checkpoint import read_json
 from edgeclip_export.jina_clip.config import parse_config
 from edgeclip_export.jina_clip.preprocessor import image_facts, reset_tokenizer
-
-from edgeclip.errors import BuildError
 from tests.conftest import CHECKPOINT
 
 PREPROCESSOR = json.loads((CHECKPOINT / "preprocessor_config.json").read_text())

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edgeclip_export import bundle as bundle_module
-from edgeclip_export import export_checkpoint
 
 from edgeclip import BuildError, Encoder, Manifest
 from edgeclip.manifest import TARGETS, Target
+from edgeclip_export import bundle as bundle_module
+from edgeclip_export import export_checkpoint
 from tests.conftest import CHECKPOINT
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+
+from edgeclip import Encoder
 from edgeclip_bench.checkpoint import full_config, write_checkpoint
 from edgeclip_bench.full_size import ExportCost, measure_export
 from edgeclip_bench.latency import measure_in_process
 from edgeclip_bench.plain import load_plain_text
 from edgeclip_export.passes import census
-
-from edgeclip import Encoder
 from tests.test_parity import largest_difference
 
 pytestmark = pytest.mark.full_size

@@ -11,6 +11,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from torch import Tensor, nn
+
+from edgeclip.errors import BuildError
+from edgeclip.manifest import TARGETS, TOWERS, Target, TowerName
 from edgeclip_export.operators import attention, rotary_embedding
 from edgeclip_export.passes import TENSORRT_OPSET, census, lower
 from edgeclip_export.passes.activation import FuseSilu
@@ -19,10 +23,6 @@ from edgeclip_export.passes.gemm import WeightsFirst
 from edgeclip_export.passes.rotary import FuseRotary, SpellOutRotary
 from edgeclip_export.passes.standard import RequireStandardOps
 from edgeclip_export.tracing import trace
-from torch import Tensor, nn
-
-from edgeclip.errors import BuildError
-from edgeclip.manifest import TARGETS, TOWERS, Target, TowerName
 from tests.conftest import DATA
 from tests.test_parity import run_graph
 

@@ -11,14 +11,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from edgeclip_bench.plain import load_plain_text, load_plain_vision
 from edgeclip_export.checkpoint import WEIGHTS, open_tensors, read_json
 from edgeclip_export.jina_clip import fold, tensors
 from edgeclip_export.jina_clip.config import JinaClipConfig, parse_config
 from edgeclip_export.jina_clip.text_tower import TextTower
 from edgeclip_export.jina_clip.vision_tower import VisionTower
-from torch import nn
-
 from tests.conftest import CHECKPOINT, GOLDEN
 
 # The golden README's bound on un-normalised features. Measured: 2e-6 for texts, 3.5e-6 for images; the

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from edgeclip_bench.checkpoint import tiny_config, write_checkpoint
-from edgeclip_bench.plain import load_plain_text, load_plain_vision
-from edgeclip_export import export_checkpoint
 from safetensors.torch import load_file, save_file
 
 from edgeclip import Encoder
 from edgeclip.jina_clip import normalize_pixels, preprocess_image
+from edgeclip_bench.checkpoint import tiny_config, write_checkpoint
+from edgeclip_bench.plain import load_plain_text, load_plain_vision
+from edgeclip_export import export_checkpoint
 from tests.test_parity import largest_difference, run_graph
 
 # Both sides are fp32 and sum in different orders. Measured: 4e-7.

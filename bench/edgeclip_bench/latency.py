@@ -172,7 +172,8 @@ def compare(ours: Path, plain: Path, tower: TowerName, image: ImageFacts, rounds
         Case(tower="text", batch=1, tokens=SHORT_TOKENS, rounds=40),
         Case(tower="text", batch=1, tokens=64, rounds=20),
         Case(tower="text", batch=1, tokens=512, rounds=8),
-        Case(tower="text", batch=32, tokens=SHORT_TOKENS, rounds=8),
+        Case(tower="text", batch=16, tokens=SHORT_TOKENS, rounds=8),
+        Case(tower="text", batch=64, tokens=SHORT_TOKENS, rounds=8),
         Case(tower="vision", batch=1, tokens=0, rounds=12),
     ]
     for case in (case for case in cases if case.tower == tower):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgeclip.errors import MissingExtraError
 from edgeclip.manifest import Manifest, Target
 
 
@@ -23,9 +24,13 @@ def export_checkpoint(
 
     `progress(what, done, total)` is called often. Raises BuildError, with nothing left at `out`, when
     the checkpoint is not as it should be, the graphs do not answer as the torch towers do, or `out`
-    exists or cannot be written; MissingExtraError when the extra `export` is not installed.
+    exists or cannot be written; MissingExtraError when the extra `export`, or an onnxruntime, is missing.
     """
-    from edgeclip_export.export import export
+    try:
+        from edgeclip_export.export import export
+    except ModuleNotFoundError as error:
+        extra = "cpu" if error.name == "onnxruntime" else "export"
+        raise MissingExtraError(f"{error.name} is not installed: `pip install edgeclip[{extra}]`") from error
 
     return export(str(checkpoint), Path(out), target, revision, progress or (lambda what, done, total: None))
 

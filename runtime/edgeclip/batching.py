@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Measured on two cores: throughput is flat from 256 tokens on.
+# Measured on two cores, texts of 16 tokens: 0.92 of the best throughput with 256 tokens at once, 1.0 with 1024.
 TOKEN_BUDGET = 1024
 # One image is 1297 tokens, so a batch of them gains nothing and costs memory.
 IMAGES_AT_ONCE = 1

@@ -1,7 +1,8 @@
 """A bundle's files, held against its manifest.
 
-Opening checks what is cheap: that every file is there with its size. `verify_hashes` reads all bytes,
-which `edgeclip check` does.
+Opening checks what is cheap: that every file is there with its size. What native code parses (the
+tokenizer, a graph without its weights) is hashed before it is parsed; all bytes are hashed by
+`verify_hashes`, which `edgeclip check` calls.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgeclip.errors import BundleError
-from edgeclip.manifest import Manifest
+from edgeclip.manifest import FileFacts, Manifest
 
 FAMILIES = ("jina-clip",)
 _BLOCK_BYTES = 8 << 20
@@ -45,16 +46,21 @@ def verify_hashes(
     `progress` is told the bytes read since it was last called.
     """
     for file in manifest.files:
-        digest = hashlib.sha256()
-        try:
-            with (folder / file.name).open("rb") as stream:
-                while block := stream.read(_BLOCK_BYTES):
-                    digest.update(block)
-                    progress(len(block))
-        except OSError as error:
-            raise BundleError(f"{folder}: {file.name} cannot be read ({error.strerror})") from error
-        if digest.hexdigest() != file.sha256:
-            raise BundleError(
-                f"{folder}: {file.name} is not what was exported (its sha256 differs from the manifest's); "
-                "export or copy the bundle again"
-            )
+        verify_hash(folder, file, progress)
+
+
+def verify_hash(folder: Path, file: FileFacts, progress: Callable[[int], None] = lambda read_bytes: None) -> None:
+    """Read one file and compare its sha256, as `verify_hashes` does."""
+    digest = hashlib.sha256()
+    try:
+        with (folder / file.name).open("rb") as stream:
+            while block := stream.read(_BLOCK_BYTES):
+                digest.update(block)
+                progress(len(block))
+    except OSError as error:
+        raise BundleError(f"{folder}: {file.name} cannot be read ({error.strerror})") from error
+    if digest.hexdigest() != file.sha256:
+        raise BundleError(
+            f"{folder}: {file.name} is not what was exported (its sha256 differs from the manifest's); "
+            "export or copy the bundle again"
+        )

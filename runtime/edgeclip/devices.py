@@ -46,7 +46,7 @@ def choose_device(request: str, available: Sequence[str], target: Target) -> Dev
     """
     if request == "auto":
         return Device(kind=target if PROVIDERS[target] in available else "cpu")
-    match = re.fullmatch(r"(cpu)|(cuda|tensorrt)(?::(\d+))?", request)
+    match = re.fullmatch(r"(cpu)|(cuda|tensorrt)(?::(\d+))?", request) if isinstance(request, str) else None
     if match is None:
         raise DeviceError(f"unknown device {request!r}; devices are auto, cpu, cuda[:n] and tensorrt[:n]")
     device = Device(kind=match[1] or match[2], index=int(match[3] or 0))
@@ -72,13 +72,12 @@ def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 def _read_quota(cgroup: Path) -> float | None:
     """The processors of the cgroup's CPU quota (version 2, then 1); None without one."""
     try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-    except (OSError, ValueError):
         try:
-            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    if quota == "max" or int(quota) <= 0 or int(period) <= 0:
+            quota, period = (cgroup / "cpu.max").read_text().split()
+        except FileNotFoundError:
+            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text()
+        processors = int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or no number: version 2 says "max"
         return None
-    return int(quota) / int(period)
+    return processors if processors > 0 else None  # version 1 says -1

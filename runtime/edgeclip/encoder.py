@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.batching import plan_images, plan_texts
-from edgeclip.bundle import open_manifest
+from edgeclip.bundle import open_manifest, verify_hash
 from edgeclip.devices import Device, choose_device, usable_cpus
-from edgeclip.errors import DeviceError, InputError, TruncationWarning
+from edgeclip.errors import BundleError, DeviceError, InputError, TruncationWarning
 from edgeclip.images import ImageInput, is_image
 from edgeclip.jina_clip import preprocess_image, prompt
 from edgeclip.manifest import TOWERS, Manifest, TowerName
@@ -29,6 +29,8 @@ from edgeclip.session import TowerSession, import_onnxruntime
 from edgeclip.tokenization import TextTokenizer
 
 Vectors = NDArray[np.float32]
+
+_MOST_THREADS = 1024
 
 
 class Encoder:
@@ -41,6 +43,7 @@ class Encoder:
     def __init__(self, folder: Path, manifest: Manifest, device: Device, threads: int) -> None:
         self.manifest = manifest
         self._folder, self._device, self._threads = folder, device, threads
+        verify_hash(folder, manifest.file(manifest.tokenizer.file))  # a damaged one makes tokenizers panic
         self._tokenizer = TextTokenizer(folder / manifest.tokenizer.file, manifest.tokenizer)
         self._sessions: dict[TowerName, TowerSession] = {}
         self._lock = threading.Lock()
@@ -56,8 +59,8 @@ class Encoder:
         Raises BundleError for a folder that holds no complete bundle, DeviceError for a device that
         is unknown or not there, MissingExtraError without onnxruntime, InputError for bad threads.
         """
-        if threads is not None and (type(threads) is not int or threads < 1):
-            raise InputError(f"threads is {threads!r}, wanted a positive whole number")
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= _MOST_THREADS):
+            raise InputError(f"threads is {threads!r}, wanted an int from 1 to {_MOST_THREADS}")
         folder = Path(bundle)
         manifest = open_manifest(folder)
         chosen = choose_device(device, import_onnxruntime().get_available_providers(), manifest.target)
@@ -104,7 +107,8 @@ class Encoder:
         rows, cut = self._tokenizer.encode(prompts, max_length)
         if cut:
             limit = max_length or self.manifest.tokenizer.max_length
-            warnings.warn(f"{cut} of {len(rows)} texts were cut to {limit} tokens", TruncationWarning, stacklevel=2)
+            told = TruncationWarning(f"{cut} of {len(rows)} texts were cut to {limit} tokens", cut=cut)
+            warnings.warn(told, stacklevel=2)
         vectors = np.empty((len(rows), dim), dtype=np.float32)
         with ProgressBar("texts", len(rows), is_shown=is_wanted(progress)) as bar:
             for batch in plan_texts(rows, self.manifest.tokenizer.pad_id, batch_size):
@@ -135,7 +139,10 @@ class Encoder:
         with ProgressBar("images", len(items), is_shown=is_wanted(progress)) as bar:
             for batch in plan_images(len(items), batch_size):
                 pixels = [
-                    preprocess_image(items[index], self.manifest.image, label=f"image {index}") for index in batch
+                    preprocess_image(
+                        items[index], self.manifest.image, label="image" if is_single else f"image {index}"
+                    )
+                    for index in batch
                 ]
                 vectors[batch.start : batch.stop] = self._run("vision", np.stack(pixels), dim)
                 bar.advance(len(batch))
@@ -156,13 +163,19 @@ class Encoder:
         self.close()
 
     def _run(self, tower: TowerName, batch: NDArray[Any], dim: int) -> Vectors:
-        return self._cut(self._session(tower).run(batch), dim)
-
-    def _cut(self, vectors: Vectors, dim: int) -> Vectors:
         """Cut first, then normalise (torch.nn.functional.normalize: a length counts as >= 1e-12)."""
+        vectors = self._session(tower).run(batch)
+        full = self.manifest.embedding_dim
+        if vectors.shape != (len(batch), full):
+            raise BundleError(
+                f"{self._folder}: the {tower} graph gives {vectors.shape} for {len(batch)} inputs of "
+                f"{full} dimensions; export it again"
+            )
         if not np.isfinite(vectors).all():
-            raise DeviceError(f"{self.device} answered with NaN or infinity; the graph does not run right there")
-        if dim == self.manifest.embedding_dim:
+            raise DeviceError(
+                f"the {tower} graph answered with NaN or infinity; it does not run right on {self.device}"
+            )
+        if dim == full:
             return vectors
         vectors = vectors[:, :dim]
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -174,8 +187,9 @@ class Encoder:
             if self._is_closed:
                 raise InputError("the encoder is closed; open the bundle again")
             if tower not in self._sessions:
-                path = self._folder / self.manifest.tower(tower).file
-                self._sessions[tower] = TowerSession(path, tower, self._device, self._threads)
+                graph = self.manifest.tower(tower).file
+                verify_hash(self._folder, self.manifest.file(graph))
+                self._sessions[tower] = TowerSession(self._folder / graph, tower, self._device, self._threads)
                 if tower == "text":
                     # Its weights are mapped, not read (`edgeclip_export.passes.gemm`): the first text would
                     # wait for the disk. Two tokens read them all.
@@ -190,13 +204,14 @@ class Encoder:
         if type(truncate_dim) is not int or not 1 <= truncate_dim <= full:
             dims = ", ".join(map(str, self.manifest.matryoshka_dims))
             raise InputError(
-                f"truncate_dim is {truncate_dim!r}, wanted 1 to {full} (the model was trained for {dims})"
+                f"truncate_dim is {truncate_dim!r}, wanted an int from 1 to {full} (the model was trained for {dims})"
             )
         return truncate_dim
 
 
 def _check_texts(texts: Iterable[str]) -> list[str]:
-    if isinstance(texts, bytes | bytearray) or not isinstance(texts, Iterable):
+    is_scalar = isinstance(texts, np.ndarray) and texts.ndim == 0  # says it is iterable, and is not
+    if isinstance(texts, bytes | bytearray) or not isinstance(texts, Iterable) or is_scalar:
         raise InputError(f"texts must be a str or a sequence of str, found {type(texts).__name__}")
     checked = list(texts)
     for index, text in enumerate(checked):
@@ -212,11 +227,12 @@ def _check_texts(texts: Iterable[str]) -> list[str]:
 def _check_images(images: Any) -> Sequence[ImageInput]:
     if isinstance(images, np.ndarray) and images.ndim == 4:
         return list(images)
-    if isinstance(images, Iterable) and not isinstance(images, np.ndarray):
+    is_file = hasattr(images, "read")  # iterable too, by lines
+    if isinstance(images, Iterable) and not isinstance(images, np.ndarray) and not is_file:
         return list(images)
     return [images]  # what it is instead is said where it is decoded
 
 
 def _check_batch_size(batch_size: int | None) -> None:
     if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
-        raise InputError(f"batch_size is {batch_size!r}, wanted a positive whole number")
+        raise InputError(f"batch_size is {batch_size!r}, wanted a positive int")

@@ -37,4 +37,8 @@ class BuildError(EdgeclipError):
 
 
 class TruncationWarning(UserWarning):
-    """Some texts were longer than max_length and lost their tail."""
+    """Some texts, `cut` of them, were longer than max_length and lost their tail."""
+
+    def __init__(self, message: str, *, cut: int = 0) -> None:
+        super().__init__(message)
+        self.cut = cut

@@ -68,7 +68,7 @@ def prompt(text: str, task: str | None, instructions: Mapping[str, str]) -> str:
     """`text` behind its task's instruction; behind nothing for None. InputError for an unknown task."""
     if task is None:
         return text
-    if task not in instructions:
+    if not isinstance(task, str) or task not in instructions:
         known = ", ".join(map(repr, instructions)) or "none, this model has no instructions"
         raise InputError(f"task is {task!r}, wanted None or one that the model knows: {known}")
     return instructions[task] + text

@@ -8,6 +8,7 @@ work.
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -37,7 +38,8 @@ class FileFacts:
     sha256: str
 
     def __post_init__(self) -> None:
-        if Path(self.name).name != self.name or self.name in ("", ".", "..") or "\\" in self.name:
+        is_plain = Path(self.name).name == self.name and self.name not in ("", ".", "..") and "\\" not in self.name
+        if not is_plain or not self.name.isprintable():
             raise BundleError(f"manifest: file name {self.name!r} is not a plain name")
         if self.size_bytes < 0:
             raise BundleError(f"manifest: {self.name} has a size of {self.size_bytes} bytes")
@@ -74,6 +76,10 @@ class TokenizerFacts:
     pad_id: int
     instructions: Mapping[str, str]
 
+    def __post_init__(self) -> None:
+        if self.max_length < 2:
+            raise BundleError(f"manifest: max_length is {self.max_length}, the special tokens alone are 2")
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFacts:
@@ -89,6 +95,12 @@ class ImageFacts:
     fill_color: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if self.size_px < 1 or not 0 <= self.fill_color <= 255 or min(self.std) <= 0:
+            raise BundleError(
+                f"manifest: images of {self.size_px} px, fill_color {self.fill_color}, std {self.std} cannot be"
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,12 +140,18 @@ class Manifest:
         listed = {file.name for file in self.files}
         named = {self.text.file, self.vision.file, self.tokenizer.file, self.selftest}
         if missing := named - listed:
-            raise BundleError(f"manifest: {sorted(missing)} named but not among its files")
+            raise BundleError(f"manifest: {', '.join(sorted(missing))} named but not among its files")
+        if self.embedding_dim < 1:
+            raise BundleError(f"manifest: embedding_dim is {self.embedding_dim}")
 
     @property
     def weight_bytes(self) -> int:
         """The size of all data files together."""
         return sum(file.size_bytes for file in self.files)
+
+    def file(self, name: str) -> FileFacts:
+        """The size and hash of the file of that name."""
+        return next(file for file in self.files if file.name == name)
 
     def tower(self, name: TowerName) -> TowerFacts:
         """The facts of one tower."""
@@ -148,7 +166,7 @@ class Manifest:
         """Parse manifest.json's text; BundleError for anything unknown, missing or mistyped."""
         try:
             document = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of 4300 digits
             raise BundleError(f"manifest: not valid JSON ({error})") from error
         if not isinstance(document, dict):
             raise BundleError(f"manifest: wanted an object, found {_kind(document)}")
@@ -174,8 +192,12 @@ class Manifest:
             ) from error
         except NotADirectoryError as error:
             raise BundleError(f"{folder}: a bundle is a folder, this is a file") from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise BundleError(f"{path}: cannot be read ({error})") from error
+        except OSError as error:
+            raise BundleError(f"{path}: cannot be read ({error.strerror})") from error
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
+        except ValueError as error:  # a path with a NUL in it
+            raise BundleError(f"{str(folder)!r}: no path ({error})") from error
         try:
             return cls.from_json(text)
         except BundleError as error:
@@ -208,11 +230,21 @@ def _parse(kind: Any, value: object, where: str) -> object:
         if not isinstance(value, dict):
             raise BundleError(f"{where}: wanted an object, found {_kind(value)}")
         return {key: _parse(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if kind is float and type(value) is int:
-        return float(value)
+    if kind is float and type(value) in (int, float):
+        return _parse_float(value, where)
     if type(value) is not kind:
         raise BundleError(f"{where}: wanted {kind.__name__}, found {_kind(value)}")
     return value
+
+
+def _parse_float(value: Any, where: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise BundleError(f"{where}: wanted a finite number")
+    return number
 
 
 def _parse_dataclass(kind: type, value: object, where: str) -> object:

@@ -38,12 +38,15 @@ def run_selftest(encoder: Encoder, folder: Path) -> tuple[SelfTestResult, ...]:
     """
     path = folder / encoder.manifest.selftest
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             texts = [str(text) for text in arrays["texts"]]
             images = [arrays[f"image_{index}"] for index in range(len(arrays["image_embeds"]))]
             wanted = {"text": arrays["text_embeds"], "vision": arrays["image_embeds"]}
     except Exception as error:  # zip, numpy and key errors: whatever a damaged file gives
         raise BundleError(f"{path}: cannot be read ({error})") from error
+    for name, count in (("text", len(texts)), ("vision", len(images))):
+        if not count or wanted[name].shape != (count, encoder.manifest.embedding_dim):
+            raise BundleError(f"{path}: {wanted[name].shape} answers of the {name} tower for {count} inputs")
     found = {
         "text": encoder.encode_text(texts, progress=False),
         "vision": encoder.encode_image(images, progress=False),
@@ -58,8 +61,10 @@ def _judge(
     where = f"self-test: the {tower} tower on {encoder.device}"
     if np.abs(found - found[:1]).max() < _DISTINCT <= np.abs(wanted - wanted[:1]).max():
         raise DeviceError(f"{where} gives one constant vector for different inputs")
-    difference = float(np.abs(found - wanted).max())
     precision = encoder.manifest.tower(tower).precision
+    if precision not in TOLERANCE:
+        raise BundleError(f"{where} is {precision}, which this edgeclip cannot judge; upgrade it")
+    difference = float(np.abs(found - wanted).max())
     if not difference <= TOLERANCE[precision]:
         raise DeviceError(
             f"{where} differs from the checkpoint by {difference:.1e}, allowed at {precision} is "

@@ -17,16 +17,22 @@ from edgeclip.manifest import TowerName
 # Add and LayerNormalization as two nodes beat the fused one on the CPU: 2.1 ms against 2.4 for the 48 of
 # a 16-token text, 30 against 135 for 47 at 1297 tokens (onnxruntime 1.31).
 _SLOWER_FUSIONS = ["SkipLayerNormFusion"]
-_ERRORS_ONLY = 3
+# onnxruntime prints an error that it then raises; what it raises is told, once.
+_FATAL_ONLY = 4
 
 
 def import_onnxruntime() -> ModuleType:
     """onnxruntime, or a MissingExtraError that says what brings it."""
     try:
         import onnxruntime
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingExtraError(
             "onnxruntime is not installed: `pip install edgeclip[cpu]`, or `edgeclip[gpu]` for CUDA and TensorRT"
+        ) from error
+    except ImportError as error:  # a library that it needs is missing
+        raise MissingExtraError(
+            f"onnxruntime is installed but cannot be loaded ({_first_line(error)}); "
+            "`pip install --force-reinstall edgeclip[cpu]` or `edgeclip[gpu]`"
         ) from error
     if not hasattr(onnxruntime, "InferenceSession"):  # an empty folder left by uninstalling one of two wheels
         raise MissingExtraError(
@@ -47,18 +53,24 @@ class TowerSession:
         onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = _ERRORS_ONLY
+        options.log_severity_level = _FATAL_ONLY
         provider: Any = device.provider
         if device.kind != "cpu":
             provider = (device.provider, {"device_id": str(device.index)})
             onnxruntime.preload_dlls()
         try:
             self._session = onnxruntime.InferenceSession(
-                path, options, providers=[provider], disabled_optimizers=_SLOWER_FUSIONS
+                path,
+                options,
+                providers=[provider],
+                disabled_optimizers=_SLOWER_FUSIONS,
+                enable_fallback=0,  # else it prints on stdout and tries other providers
             )
-        except Exception as error:  # onnxruntime's exceptions share no base class
+        except RuntimeError as error:  # onnxruntime's about a provider
+            raise DeviceError(f"device {device} cannot be started ({_first_line(error)})") from error
+        except Exception as error:  # its others, about the graph, share no base class
             raise BundleError(f"{path}: onnxruntime cannot load the {tower} graph ({_first_line(error)})") from error
-        # onnxruntime goes on with the CPU when a provider cannot start: that is not what was asked for.
+        # A provider whose libraries are missing is left out with a word in the log only.
         if (running := self._session.get_providers()[0]) != device.provider:
             raise DeviceError(f"device {device} asked for, but onnxruntime could start only {running}")
         self._input = self._session.get_inputs()[0].name
@@ -77,4 +89,4 @@ class TowerSession:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -34,8 +34,8 @@ class TextTokenizer:
         `max_length` counts the opening and the closing token; None is the model's own.
         """
         limit = self._facts.max_length if max_length is None else max_length
-        if not 2 <= limit <= self._facts.max_length:
-            raise InputError(f"max_length is {limit}, wanted 2 to {self._facts.max_length} tokens")
+        if type(limit) is not int or not 2 <= limit <= self._facts.max_length:
+            raise InputError(f"max_length is {limit!r}, wanted an int from 2 to {self._facts.max_length}")
         rows, cut = [], 0
         for encoding in self._tokenizer.encode_batch_fast(list(texts)):
             ids = encoding.ids

@@ -116,7 +116,7 @@ def parse_config(document: Mapping[str, Any]) -> JinaClipConfig:
     """The configuration in a parsed config.json; BuildError names what is missing or unsupported."""
     if (found := document.get("model_type")) != "jina_clip":
         raise BuildError(f"config.json: model_type is {found!r}, wanted 'jina_clip' (a jina-clip-v2 checkpoint)")
-    _require("config.json", document, add_projections=False)
+    _require("the top level", document, add_projections=False, truncate_dim=None)
     text = _parse_text(_section(document, "text_config"))
     vision = _parse_vision(_section(document, "vision_config"))
     if text.width != vision.width:
@@ -168,9 +168,9 @@ def _parse_text(section: Mapping[str, Any]) -> TextConfig:
         max_tokens=_count(where, model, "max_position_embeddings") - 2,
         layer_norm_eps=_number(where, model, "layer_norm_eps"),
         rotary_base=_number(where, model, "rotary_emb_base"),
-        pad_id=model["pad_token_id"],
-        bos_id=model["bos_token_id"],
-        eos_id=model["eos_token_id"],
+        pad_id=_token_id(where, model, "pad_token_id"),
+        bos_id=_token_id(where, model, "bos_token_id"),
+        eos_id=_token_id(where, model, "eos_token_id"),
         lora=LoraConfig(
             rank=_count(where, model, "lora_rank"),
             alpha=_number(where, model, "lora_alpha"),
@@ -229,6 +229,13 @@ def _count(where: str, section: Mapping[str, Any], name: str) -> int:
     value = section.get(name)
     if type(value) is not int or value < 1:
         raise BuildError(f"config.json: {where} needs a positive whole number as {name}, found {value!r}")
+    return value
+
+
+def _token_id(where: str, section: Mapping[str, Any], name: str) -> int:
+    value = section.get(name)
+    if type(value) is not int or value < 0:
+        raise BuildError(f"config.json: {where} needs a token id as {name}, found {value!r}")
     return value
 
 

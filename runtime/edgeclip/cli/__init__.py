@@ -6,10 +6,12 @@ so none pays for another's imports.
 """
 
 import argparse
+import io
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -23,20 +25,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     options = build_parser().parse_args(arguments)
     warnings.showwarning = _show_warning
+    _prepare_stdout()
     try:
         verb = import_module(f"edgeclip.cli.{options.verb}")
         verb.run(options)
         sys.stdout.flush()
-    except EdgeclipError as error:
-        print(f"edgeclip: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # whoever read stdout has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except EdgeclipError as error:
+        _say(error)
+        status = 1
+    except BrokenPipeError:  # whoever read stdout has seen enough
+        status = 0
+    except OSError as error:  # stdout's mostly, for what is wrong with a file is an EdgeclipError
+        _say(f"input or output failed ({error})")
+        status = 1
     except KeyboardInterrupt:
-        print("edgeclip: interrupted; nothing was written", file=sys.stderr)
-        return _INTERRUPTED
-    return 0
+        _say("interrupted; nothing was written")
+        status = _INTERRUPTED
+    _leave_stdout()
+    return status
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,14 +52,15 @@ def build_parser() -> argparse.ArgumentParser:
         prog="edgeclip", description="Text and image embeddings at the edge.", allow_abbrev=False
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    add_verb = partial(verbs.add_parser, allow_abbrev=False)
 
-    export = verbs.add_parser("export", help="a Hub id or a checkpoint folder -> an fp32 bundle")
+    export = add_verb("export", help="a Hub id or a checkpoint folder -> an fp32 bundle")
     export.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder, or a Hub id as jinaai/jina-clip-v2")
     export.add_argument("out", metavar="OUT", type=Path, help="the bundle to write; must not exist")
     export.add_argument("--target", choices=TARGETS, default="cpu", help="what the graphs are shaped for (cpu)")
     export.add_argument("--revision", help="a commit, branch or tag of the Hub id")
 
-    embed = verbs.add_parser("embed", help="texts and images -> vectors, as JSON lines or .npy")
+    embed = add_verb("embed", help="texts and images -> vectors, as JSON lines or .npy")
     _add_bundle(embed)
     embed.add_argument("--text", action="append", default=[], metavar="T", help="a text; may be repeated")
     embed.add_argument("--texts", type=Path, metavar="FILE", help="a UTF-8 file, one text a line; - is stdin")
@@ -65,16 +73,16 @@ def build_parser() -> argparse.ArgumentParser:
     embed.add_argument("--out", type=Path, metavar="FILE", help=".npy or .jsonl; default: JSON lines on stdout")
     _add_device(embed)
 
-    check = verbs.add_parser("check", help="hashes, and the self-test on this device")
+    check = add_verb("check", help="hashes, and the self-test on this device")
     _add_bundle(check)
     _add_device(check)
     _add_json(check)
 
-    inspect = verbs.add_parser("inspect", help="manifest, sizes, op counts")
+    inspect = add_verb("inspect", help="manifest, sizes, op counts")
     _add_bundle(inspect)
     _add_json(inspect)
 
-    demo = verbs.add_parser("demo", help="the whole way on a small checkpoint")
+    demo = add_verb("demo", help="the whole way on a small checkpoint")
     demo.add_argument("--keep", type=Path, metavar="DIR", help="leave checkpoint, bundle and pictures in DIR")
     demo.add_argument("--threads", type=int, metavar="N", help="threads (all that may be used)")
     return parser
@@ -94,4 +102,25 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"edgeclip: {message}", file=sys.stderr)
+    _say(message)
+
+
+def _say(message: object) -> None:
+    """One line on stderr, even where a path has several."""
+    print(f"edgeclip: {' '.join(str(message).splitlines())}", file=sys.stderr)
+
+
+def _prepare_stdout() -> None:
+    """stdout in UTF-8 whatever the locale; of a file name that is not, the escape that JSON has for it."""
+    if sys.stdout is None:  # closed by the caller, who wants the exit status alone
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def _leave_stdout() -> None:
+    """Write what was printed before an error; what cannot be would fail once more when the interpreter ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

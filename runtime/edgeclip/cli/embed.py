@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.encoder import Encoder
-from edgeclip.errors import InputError
+from edgeclip.errors import InputError, TruncationWarning
 from edgeclip.progress import ProgressBar, is_wanted
 
 # What --images takes from a folder; --image takes anything.
@@ -33,34 +34,31 @@ def run(options: argparse.Namespace) -> None:
     images = [*options.image, *(_list_images(options.images) if options.images else ())]
     if not texts and not images and not (options.texts or options.images):
         raise InputError("nothing to embed: give --text, --texts, --image or --images")
-    if options.out and options.out.suffix not in (".npy", ".jsonl"):
-        raise InputError(f"--out {options.out}: wanted a name ending in .npy or .jsonl")
+    if options.out:
+        _check_out(options.out)
     with Encoder.open(options.bundle, device=options.device, threads=options.threads) as encoder:
-        dim = options.truncate_dim or encoder.manifest.embedding_dim
+        dim = _encode_texts(encoder, [], options).shape[1]  # a wrong option is said before anything is written
         total = len(texts) + len(images)
         with (
             _writer(options.out, total, dim) as write,
             ProgressBar("embedding", total, is_shown=is_wanted(None)) as bar,
+            _one_truncation_warning(len(texts), options.max_length or encoder.manifest.tokenizer.max_length),
         ):
             for start in range(0, len(texts), _BLOCK):
                 block = texts[start : start + _BLOCK]
-                vectors = encoder.encode_text(
-                    block,
-                    task=options.task,
-                    truncate_dim=options.truncate_dim,
-                    max_length=options.max_length,
-                    batch_size=options.batch_size,
-                    progress=False,
-                )
-                write("text", block, vectors)
+                write("text", block, _encode_texts(encoder, block, options))
                 bar.advance(len(block))
             size = options.batch_size or 1
             for start in range(0, len(images), size):
                 block = images[start : start + size]
                 vectors = encoder.encode_image(
-                    block, truncate_dim=options.truncate_dim, batch_size=options.batch_size, progress=False
+                    # A single one has no number in a message; beside others it has its block's.
+                    block[0] if len(block) == 1 else block,
+                    truncate_dim=options.truncate_dim,
+                    batch_size=options.batch_size,
+                    progress=False,
                 )
-                write("image", block, vectors)
+                write("image", block, vectors.reshape(len(block), dim))
                 bar.advance(len(block))
         if options.out:
             print(
@@ -69,11 +67,38 @@ def run(options: argparse.Namespace) -> None:
             )
 
 
+def _encode_texts(encoder: Encoder, texts: Sequence[str], options: argparse.Namespace) -> NDArray[np.float32]:
+    return encoder.encode_text(
+        texts,
+        task=options.task,
+        truncate_dim=options.truncate_dim,
+        max_length=options.max_length,
+        batch_size=options.batch_size,
+        progress=False,
+    )
+
+
+@contextlib.contextmanager
+def _one_truncation_warning(total: int, limit: int) -> Iterator[None]:
+    """One warning for all blocks instead of one each."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", TruncationWarning)
+        yield
+    cut = 0
+    for warning in caught:
+        if isinstance(warning.message, TruncationWarning):
+            cut += warning.message.cut
+        else:
+            warnings.warn(warning.message, stacklevel=2)
+    if cut:
+        told = TruncationWarning(f"{cut} of {total} texts were cut to {limit} tokens", cut=cut)
+        warnings.warn(told, stacklevel=2)
+
+
 def _read_lines(path: Path) -> list[str]:
     """The lines of a UTF-8 file; a blank line is a text too."""
     try:
-        content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-        lines = content.decode("utf-8-sig").split("\n")
+        lines = _read_bytes(path).decode("utf-8-sig").split("\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -81,6 +106,14 @@ def _read_lines(path: Path) -> list[str]:
     if lines[-1] == "":  # after the last newline there is no line
         lines.pop()
     return [line.removesuffix("\r") for line in lines]
+
+
+def _read_bytes(path: Path) -> bytes:
+    if str(path) != "-":
+        return path.read_bytes()
+    if sys.stdin is None:
+        raise InputError("--texts -: stdin is closed")
+    return sys.stdin.buffer.read()
 
 
 def _list_images(folder: Path) -> list[str]:
@@ -93,6 +126,13 @@ def _list_images(folder: Path) -> list[str]:
     return [str(path) for path in paths]
 
 
+def _check_out(out: Path) -> None:
+    if out.suffix not in (".npy", ".jsonl"):
+        raise InputError(f"--out {out}: wanted a name ending in .npy or .jsonl")
+    if out.is_dir():
+        raise InputError(f"--out {out}: is a folder")
+
+
 @contextlib.contextmanager
 def _writer(out: Path | None, total: int, dim: int) -> Iterator[Write]:
     if out is None:
@@ -100,20 +140,16 @@ def _writer(out: Path | None, total: int, dim: int) -> Iterator[Write]:
         return
     stage = out.with_name(f"{out.name}.tmp")
     try:
-        if out.suffix == ".npy":
-            array = np.lib.format.open_memmap(stage, mode="w+", dtype=np.float32, shape=(total, dim))
-            filled = 0
-
-            def write(kind: str, inputs: Sequence[str], vectors: NDArray[np.float32]) -> None:
-                nonlocal filled
-                array[filled : filled + len(inputs)] = vectors
-                filled += len(inputs)
-
-            yield write
-            array.flush()
-        else:
-            with stage.open("w", encoding="utf-8") as file:
-                yield lambda kind, inputs, vectors: file.writelines(_json_lines(kind, inputs, vectors))
+        with stage.open("wb") as file:
+            if out.suffix == ".npy":
+                layout = {"descr": "<f4", "fortran_order": False, "shape": (total, dim)}
+                np.lib.format.write_array_header_1_0(file, layout)
+                yield lambda kind, inputs, vectors: file.writelines([vectors.astype("<f4").tobytes()])
+            else:
+                # Of a file name that is not UTF-8 the escape that JSON has for it.
+                yield lambda kind, inputs, vectors: file.writelines(
+                    line.encode(errors="backslashreplace") for line in _json_lines(kind, inputs, vectors)
+                )
         stage.replace(out)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from error

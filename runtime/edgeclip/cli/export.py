@@ -4,13 +4,13 @@ import argparse
 import sys
 
 from edgeclip.cli.format import format_bytes
-from edgeclip.cli.loading import load_extra
+from edgeclip.cli.loading import load_exporter
 from edgeclip.progress import ProgressBar, is_wanted
 
 
 def run(options: argparse.Namespace) -> None:
     """Export, then say in one line what was written."""
-    exporter = load_extra("edgeclip_export", "export", needs=("torch", "onnx", "onnxscript", "safetensors"))
+    exporter = load_exporter()
     with ProgressBar("export", 1, is_shown=is_wanted(None)) as bar:
         manifest = exporter.export_checkpoint(
             options.checkpoint,

@@ -7,6 +7,13 @@ from types import ModuleType
 
 from edgeclip.errors import MissingExtraError
 
+_EXPORT_NEEDS = ("torch", "onnx", "onnxruntime", "onnxscript", "safetensors", "PIL")
+
+
+def load_exporter() -> ModuleType:
+    """edgeclip_export, or MissingExtraError."""
+    return load_extra("edgeclip_export", "export", needs=_EXPORT_NEEDS)
+
 
 def load_extra(module: str, extra: str, *, needs: Sequence[str]) -> ModuleType:
     """Import `module`; MissingExtraError names the extra when a package in `needs` is not there."""

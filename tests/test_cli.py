@@ -1,0 +1,218 @@
+"""The command line: data on stdout, words on stderr, one line for an error, and the exit status that it promises."""
+
+import json
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeclip import BundleError, Manifest
+from edgeclip.cli import main
+from edgeclip.cli.format import format_bytes, format_table
+from tests.command import NEEDS_SHELL, Captured, refusal, run, run_process, run_shell
+from tests.conftest import CHECKPOINT
+from tests.damage import flip_byte, replace_graph
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["embed"],
+        ["check", "a", "b"],
+        ["embed", "b", "--threads", "x"],
+        ["embed", "b", "--trunc", "8"],
+        ["export", "a", "b", "--target", "tpu"],
+        ["inspect", "b", "--colour"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_status_2(arguments: list[str], capsys: Captured) -> None:
+    """An option is written out: --trunc may become two things tomorrow."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("usage: edgeclip")
+
+
+@pytest.mark.parametrize("verb", ["embed", "check", "inspect", "export", "demo"])
+def test_every_verb_has_help(verb: str, capsys: Captured) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([verb, "--help"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: edgeclip {verb}")
+
+
+@pytest.mark.parametrize("verb", [("embed", "--text", "a"), ("check",), ("inspect",)])
+def test_what_is_no_bundle_is_one_line(tmp_path: Path, capsys: Captured, verb: tuple[str, ...]) -> None:
+    name, *options = verb
+    assert "no such bundle" in refusal(name, tmp_path / "nowhere", *options, capsys=capsys)
+    assert "no manifest.json" in refusal(name, tmp_path, *options, capsys=capsys)
+    assert "this is a file" in refusal(name, __file__, *options, capsys=capsys)
+    assert "a b: no such bundle" in refusal(name, "a\nb", *options, capsys=capsys)
+
+
+def test_ctrl_c_is_status_130(bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(import_module("edgeclip.cli.inspect"), "open_manifest", interrupt)
+    status, out, err = run("inspect", bundle, capsys=capsys)
+    assert (status, out) == (130, "")
+    assert err.startswith("edgeclip: interrupted")
+
+
+def test_the_module_is_the_command(bundle: Path, tmp_path: Path) -> None:
+    done = run_process("inspect", bundle)
+    assert (done.returncode, done.stderr) == (0, "")
+    failed = run_process("inspect", tmp_path)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    with pytest.raises(BundleError) as caught:
+        Manifest.read(tmp_path)
+    assert failed.stderr == f"edgeclip: {caught.value}\n"
+
+
+@NEEDS_SHELL
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("verb", ["embed --text a", "inspect", "check"])
+def test_a_full_disk_is_one_line(bundle: Path, verb: str) -> None:
+    verb, _, options = verb.partition(" ")
+    done = run_shell(f'"$1" -m edgeclip {verb} "$2" {options} > /dev/full', bundle)
+    assert done.returncode == 1
+    assert done.stderr == "edgeclip: input or output failed ([Errno 28] No space left on device)\n"
+
+
+@NEEDS_SHELL
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_an_error_stays_one_line_when_the_disk_is_full_too(bundle: Path) -> None:
+    done = run_shell('"$1" -m edgeclip embed "$2" --text a --image nowhere.png > /dev/full', bundle)
+    assert (done.returncode, done.stderr) == (1, "edgeclip: image (nowhere.png): no such file\n")
+
+
+@NEEDS_SHELL
+@pytest.mark.parametrize("verb", ["embed --text a", "check"])
+def test_a_closed_stdout_leaves_the_status(bundle: Path, verb: str) -> None:
+    verb, _, options = verb.partition(" ")
+    done = run_shell(f'"$1" -m edgeclip {verb} "$2" {options} >&-', bundle)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_good_bundle_is_a_table(bundle: Path, capsys: Captured) -> None:
+    status, out, err = run("check", bundle, capsys=capsys)
+    assert (status, err) == (0, "")
+    assert "6 files" in out and "every sha256 as exported" in out
+    assert "self-test on cpu" in out
+
+
+def test_json_holds_what_was_found(bundle: Path, capsys: Captured) -> None:
+    status, out, err = run("check", bundle, "--json", "--device", "cpu", "--threads", 1, capsys=capsys)
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert out.count("\n") == 1
+    assert (found["bundle"], found["device"], found["files"]) == (str(bundle), "cpu", 6)
+    assert found["bytes"] == Manifest.read(bundle).weight_bytes
+    assert [(tower["tower"], tower["samples"]) for tower in found["selftest"]] == [("text", 5), ("vision", 2)]
+    assert all(tower["largest_difference"] <= 5e-6 < tower["worst_cosine"] for tower in found["selftest"])
+
+
+@pytest.mark.parametrize("name", ["text_model.onnx", "vision_model.onnx_data", "tokenizer.json", "selftest.npz"])
+def test_one_changed_byte_is_one_line(copied_bundle: Path, capsys: Captured, name: str) -> None:
+    flip_byte(copied_bundle / name, 1234)
+    message = refusal("check", copied_bundle, capsys=capsys)
+    assert message.startswith(f"{copied_bundle}: {name} is not what was exported")
+
+
+def test_a_damaged_tokenizer_is_one_line_in_a_process(copied_bundle: Path) -> None:
+    """Where Rust's own words on stderr would be seen."""
+    flip_byte(
+        copied_bundle / "tokenizer.json", (copied_bundle / "tokenizer.json").read_bytes().index(b"charsmap") + 99
+    )
+    done = run_process("check", copied_bundle, env=os.environ | {"RUST_BACKTRACE": "1"})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1 and "tokenizer.json is not what was exported" in done.stderr
+
+
+def test_a_failing_graph_is_one_line_in_a_process(copied_bundle: Path) -> None:
+    """Where onnxruntime's own words on stderr would be seen."""
+    replace_graph(copied_bundle, "text", scale=np.ones(64), offset=np.zeros(64), shape=(7, 64))
+    done = run_process("check", copied_bundle)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1 and "the text graph failed on cpu" in done.stderr
+
+
+def test_json_is_the_manifest(bundle: Path, capsys: Captured) -> None:
+    status, out, err = run("inspect", bundle, "--json", capsys=capsys)
+    assert (status, err) == (0, "")
+    assert Manifest.from_json(out) == Manifest.read(bundle)
+
+
+def test_tables_name_files_operators_and_measurements(bundle: Path, capsys: Captured) -> None:
+    status, out, err = run("inspect", bundle, capsys=capsys)
+    assert (status, err) == (0, "")
+    manifest = Manifest.read(bundle)
+    for word in [file.name for file in manifest.files] + list(manifest.text.operators) + ["fp32", "self-test"]:
+        assert word in out
+
+
+def test_it_needs_no_onnxruntime(bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert run("inspect", bundle, capsys=capsys)[0] == 0
+    assert "edgeclip[cpu]" in refusal("check", bundle, capsys=capsys)
+
+
+def test_a_checkpoint_becomes_a_bundle(tmp_path: Path, capsys: Captured) -> None:
+    out = tmp_path / "bundle"
+    status, data, words = run("export", CHECKPOINT, out, "--target", "cuda", capsys=capsys)
+    assert (status, data) == (0, "")
+    assert words.startswith(f"{out}: 2.") and "MB for cuda, within" in words and words.count("\n") == 1
+    assert Manifest.read(out).target == "cuda"
+    assert "exists already" in refusal("export", CHECKPOINT, out, capsys=capsys)
+
+
+def test_a_folder_that_is_no_checkpoint_is_one_line(bundle: Path, tmp_path: Path, capsys: Captured) -> None:
+    message = refusal("export", bundle, tmp_path / "out", capsys=capsys)
+    assert "not a checkpoint, it has no config.json" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("package", ["torch", "onnx", "onnxscript", "safetensors", "PIL"])
+def test_a_missing_package_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    message = refusal("export", CHECKPOINT, tmp_path / "out", capsys=capsys)
+    assert message == f"{package} not installed: `pip install edgeclip[export]`"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_goes_the_whole_way(tmp_path: Path, capsys: Captured) -> None:
+    """And says that its similarities mean nothing; --keep leaves what it made."""
+    keep = tmp_path / "demo"
+    status, out, err = run("demo", "--keep", keep, "--threads", 1, capsys=capsys)
+    assert status == 0
+    assert "the similarities below mean nothing" in out
+    assert "running on cpu" in out
+    for word in ("cosine similarity", "三角形 verde", "circle.png", "where the time went", "embed 4 texts"):
+        assert word in out
+    assert err == f"\ncheckpoint, bundle and pictures are in {keep}\n"
+    assert {path.name for path in keep.iterdir()} == {"checkpoint", "bundle", "pictures"}
+    assert run("check", keep / "bundle", capsys=capsys)[0] == 0
+    assert "cannot be made (File exists)" in refusal("demo", "--keep", keep, capsys=capsys)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1 kB"), (326_088, "326 kB"), (1_730_556_954, "1.73 GB")],
+)
+def test_bytes_have_the_unit_that_a_person_would_use(count: int, text: str) -> None:
+    assert format_bytes(count) == text
+
+
+def test_columns_stand_straight_under_wide_and_combining_characters() -> None:
+    table = format_table(("name", "n"), [("三角", "1"), ("e\u0301t", "22"), ("abcdef", "333")])
+    assert table == "name      n\n三角      1\ne\u0301t       22\nabcdef  333"

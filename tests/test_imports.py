@@ -1,0 +1,120 @@
+"""Imports run one way, as the house is drawn, and whoever only encodes loads nothing that is heavy."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {
+    "edgeclip": ROOT / "runtime" / "edgeclip",
+    "edgeclip_export": ROOT / "export" / "edgeclip_export",
+    "edgeclip_quant": ROOT / "quant" / "edgeclip_quant",
+    "edgeclip_bench": ROOT / "bench" / "edgeclip_bench",
+}
+HEAVY = ("torch", "onnx", "onnxscript", "onnx_ir", "PIL", "huggingface_hub", "fastapi", "safetensors", "onnxruntime")
+# What a runtime module may import at its top beside the standard library.
+LEAN = {"edgeclip", "numpy", "tokenizers"}
+
+
+def modules(package: str) -> list[Path]:
+    return sorted(PACKAGES[package].rglob("*.py"))
+
+
+ALL = [path for package in PACKAGES for path in modules(package)]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(path: Path, *, is_top_only: bool = False) -> Iterator[str]:
+    """The names that a file imports, in full: `from a.b import c` is a.b.c, a relative one begins with a dot."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in loaded_with(tree) if is_top_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{'.' * node.level}{node.module or ''}.{name.name}" for name in node.names)
+
+
+def loaded_with(tree: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that run when a module is loaded: not in functions, nor for type checkers alone."""
+    for node in ast.iter_child_nodes(tree):
+        is_for_checkers = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if not is_for_checkers and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield node
+            yield from loaded_with(node)
+
+
+def test_the_house_is_seen() -> None:
+    """Else the tests below would pass on nothing."""
+    for package in PACKAGES:
+        assert modules(package), package
+    assert "edgeclip.manifest.Manifest" in set(imports(PACKAGES["edgeclip"] / "encoder.py"))
+    assert "PIL.Image" in set(imports(PACKAGES["edgeclip"] / "jina_clip.py"))
+    assert "PIL.Image" not in set(imports(PACKAGES["edgeclip"] / "jina_clip.py", is_top_only=True))
+
+
+@pytest.mark.parametrize("path", ALL, ids=name_of)
+def test_imports_are_absolute(path: Path) -> None:
+    assert [name for name in imports(path) if name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("path", modules("edgeclip"), ids=name_of)
+def test_the_runtime_imports_no_other_package_of_the_house(path: Path) -> None:
+    """Its command line loads them by name, inside the verb."""
+    assert {name.partition(".")[0] for name in imports(path)} & set(PACKAGES) <= {"edgeclip"}
+
+
+@pytest.mark.parametrize("path", modules("edgeclip"), ids=name_of)
+def test_the_runtime_loads_little(path: Path) -> None:
+    top = {name.partition(".")[0] for name in imports(path, is_top_only=True)}
+    assert top <= LEAN | sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("path", modules("edgeclip_export") + modules("edgeclip_quant"), ids=name_of)
+def test_export_and_quant_share_only_the_manifest_and_the_errors(path: Path) -> None:
+    own = path.relative_to(ROOT).parts[1]
+    for name in imports(path):
+        first, _, rest = name.partition(".")
+        if first == "edgeclip":
+            assert rest.partition(".")[0] in ("manifest", "errors"), name
+        elif first in PACKAGES:
+            assert first == own, name
+
+
+@pytest.mark.parametrize("path", modules("edgeclip_bench"), ids=name_of)
+def test_bench_imports_what_the_others_make_public(path: Path) -> None:
+    for name in imports(path):
+        if name.partition(".")[0] != "edgeclip_bench":
+            assert not any(part.startswith("_") and part != "__future__" for part in name.split(".")), name
+
+
+@pytest.mark.parametrize("path", ALL, ids=name_of)
+def test_no_file_is_named_for_leftovers(path: Path) -> None:
+    assert path.stem not in ("utils", "util", "helpers", "helper", "base", "common", "misc")
+    assert path.parent.name not in ("utils", "helpers", "common")
+
+
+@pytest.mark.parametrize("module", ["edgeclip", "edgeclip.cli", "edgeclip.cli.embed", "edgeclip.cli.check"])
+def test_importing_loads_nothing_heavy(module: str) -> None:
+    """In a process of its own: here the tests have loaded everything."""
+    program = f"import sys, {module}; print(*sorted(set({HEAVY}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []
+
+
+def test_encoding_texts_loads_onnxruntime_alone(bundle: Path) -> None:
+    program = f"""if True:
+        import sys
+        from edgeclip import Encoder
+        with Encoder.open(sys.argv[1], device="cpu") as encoder:
+            encoder.encode_text("a")
+        print(*sorted(set({HEAVY}) & set(sys.modules)))
+    """
+    done = subprocess.run([sys.executable, "-c", program, str(bundle)], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["onnxruntime"]

@@ -1,0 +1,114 @@
+"""Ids equal the reference tokenizer's, cut by its rule and by no limit that a file brings along."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from edgeclip.errors import BundleError, InputError
+from edgeclip.manifest import Manifest, TokenizerFacts
+from edgeclip.tokenization import TextTokenizer
+from tests.conftest import CHECKPOINT, GOLDEN
+
+BOS, PAD, EOS = 0, 1, 2
+SENTENCES: list[str] = json.loads((GOLDEN / "e2e.json").read_text())["sentences"]
+GOLDEN_IDS = np.load(GOLDEN / "e2e.npz")["text.input_ids_512"]
+LONG = "the red house " * 100
+
+
+@pytest.fixture(scope="module")
+def facts(bundle: Path) -> TokenizerFacts:
+    return Manifest.read(bundle).tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(bundle: Path, facts: TokenizerFacts) -> TextTokenizer:
+    return TextTokenizer(bundle / facts.file, facts)
+
+
+def golden_rows() -> list[list[int]]:
+    """The reference's ids, without the padding behind the closing token."""
+    ends = [int(np.flatnonzero(row == EOS)[-1]) + 1 for row in GOLDEN_IDS]
+    return [row[:end].tolist() for row, end in zip(GOLDEN_IDS, ends, strict=True)]
+
+
+def test_ids_equal_the_references(tokenizer: TextTokenizer) -> None:
+    """Empty and blank texts, four scripts, full width, unknown signs, literal specials, 512 tokens and more."""
+    rows, cut = tokenizer.encode(SENTENCES, 512)
+    assert [row.tolist() for row in rows] == golden_rows()
+    assert all(row.dtype == np.int64 for row in rows)
+    assert cut == sum(len(row) == 512 for row in rows) == 1
+
+
+def test_the_limit_of_a_file_is_reset(facts: TokenizerFacts) -> None:
+    """The official file cuts and pads at 77; whoever puts it into a bundle still gets whole texts."""
+    official = CHECKPOINT / "tokenizer.json"
+    assert len(Tokenizer.from_file(str(official)).encode(LONG)) == 77
+    rows, cut = TextTokenizer(official, facts).encode([LONG, "the"], None)
+    assert len(rows[0]) > 300
+    assert len(rows[1]) == 3
+    assert cut == 0
+
+
+@pytest.mark.parametrize("limit", [2, 3, 20, 77, 511])
+def test_a_cut_text_keeps_its_beginning_and_the_closing_token(tokenizer: TextTokenizer, limit: int) -> None:
+    rows, cut = tokenizer.encode(SENTENCES, limit)
+    whole, _ = tokenizer.encode(SENTENCES, None)
+    assert cut == sum(len(row) > limit for row in whole) > 0
+    for found, row in zip(rows, whole, strict=True):
+        expected = row.tolist() if len(row) <= limit else [*row[: limit - 1].tolist(), EOS]
+        assert found.tolist() == expected
+
+
+def test_a_text_that_just_fits_is_not_cut(tokenizer: TextTokenizer) -> None:
+    (row,), _ = tokenizer.encode([LONG], None)
+    for limit, expected in ((len(row) - 1, 1), (len(row), 0), (len(row) + 1, 0)):
+        (found,), cut = tokenizer.encode([LONG], limit)
+        assert (len(found), cut) == (min(limit, len(row)), expected)
+
+
+def test_without_a_limit_the_models_own_holds(bundle: Path, facts: TokenizerFacts) -> None:
+    short = TextTokenizer(bundle / facts.file, dataclasses.replace(facts, max_length=50))
+    rows, cut = short.encode([LONG, "the"], None)
+    assert [len(row) for row in rows] == [50, 3]
+    assert cut == 1
+
+
+def test_empty_and_blank_texts_are_the_two_special_tokens(tokenizer: TextTokenizer) -> None:
+    rows, cut = tokenizer.encode(["", " ", "\n\t ", "\u3000"], None)
+    assert [row.tolist() for row in rows] == [[BOS, EOS]] * 4
+    assert cut == 0
+
+
+def test_literal_specials_are_the_specials(tokenizer: TextTokenizer) -> None:
+    """As in the reference: who writes <pad> has a padding token in the middle of a text."""
+    rows, _ = tokenizer.encode(["<pad> in text", "<s> literal </s>"], None)
+    assert rows[0][1] == PAD
+    assert rows[1][:2].tolist() == [BOS, BOS]
+    assert rows[1][-2:].tolist() == [EOS, EOS]
+
+
+def test_no_texts_have_no_ids(tokenizer: TextTokenizer) -> None:
+    assert tokenizer.encode([], None) == ([], 0)
+
+
+@pytest.mark.parametrize("limit", [-1, 0, 1, 8193, True, "20", 20.0, np.int64(20)])
+def test_a_limit_that_is_none(tokenizer: TextTokenizer, limit: object) -> None:
+    """Also when there is no text to cut."""
+    with pytest.raises(InputError) as caught:
+        tokenizer.encode([], limit)
+    assert str(caught.value) == f"max_length is {limit!r}, wanted an int from 2 to 8192"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"{}", b"[]", b"null", b'{"version": "1.0", "model": 3}'])
+def test_a_file_that_is_no_tokenizer(tmp_path: Path, facts: TokenizerFacts, content: bytes) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(content)
+    with pytest.raises(BundleError) as caught:
+        TextTokenizer(path, facts)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: not a tokenizer (")
+    assert len(message.splitlines()) == 1
