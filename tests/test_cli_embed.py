@@ -221,6 +221,18 @@ def test_a_file_that_cannot_be_written(bundle: Path, tmp_path: Path, capsys: Cap
     assert [path.name for path in tmp_path.iterdir()] == ["folder.npy"]
 
 
+@NEEDS_SHELL
+@pytest.mark.parametrize("name", ["vectors.npy", "vectors.jsonl"])
+def test_a_full_disk_leaves_no_file(bundle: Path, tmp_path: Path, name: str) -> None:
+    """Or a limit on the size of files, which fails in the same place: some vectors are written already."""
+    (tmp_path / "texts.txt").write_text("a text\n" * 600)
+    line = 'ulimit -f 64; "$1" -m edgeclip embed "$2" --texts "$3" --out "$4"'
+    done = run_shell(line, bundle, tmp_path / "texts.txt", tmp_path / name)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"edgeclip: {tmp_path / name}: cannot be written (File too large)\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="waits in a named pipe")
 @pytest.mark.parametrize("name", ["vectors.npy", "vectors.jsonl"])
 def test_ctrl_c_leaves_no_file(bundle: Path, tmp_path: Path, name: str) -> None:

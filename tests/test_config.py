@@ -102,3 +102,16 @@ def test_a_tokenizer_of_another_model_is_refused() -> None:
     document["post_processor"] = None
     with pytest.raises(BuildError, match=r"an empty text gives \[\]"):
         reset_tokenizer(json.dumps(document).encode(), small)
+
+
+def test_scale_adapter_and_grid_are_what_the_facts_say() -> None:
+    """The oracle of `test_variants` takes these from the same configuration, so they are held here."""
+    document = copy.deepcopy(tiny_config())
+    kwargs = document["text_config"]["hf_model_config_kwargs"]
+    kwargs |= {"lora_rank": 7, "lora_alpha": 3, "lora_adaptations": ["retrieval.passage", "retrieval.query"]}
+    document["vision_config"] |= {"image_size": 75, "mlp_ratio": 3.1, "head_width": 32}
+    config = parse_config(document)
+    assert config.text.lora.scale == 3 / 7
+    assert (config.text.lora.adapter, config.text.lora.adapters) == (1, 2)
+    assert (config.vision.grid, config.vision.patches, config.vision.mlp_width) == (5, 25, 198)
+    assert (config.vision.heads, config.vision.head_width) == (2, 32)

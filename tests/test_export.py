@@ -1,11 +1,10 @@
 """An export gives a whole bundle or nothing that opens, whatever goes wrong on the way."""
 
 import errno
+import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -101,18 +100,22 @@ def test_a_disk_that_is_too_small_is_seen_before_any_work(tmp_path: Path, monkey
 
 
 def test_a_graph_that_differs_from_its_tower_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = bundle_module._answer
-    monkeypatch.setattr(bundle_module, "_answer", lambda tower, selftest: honest(tower, selftest) + 1e-3)
+    honest = bundle_module.answer
+    monkeypatch.setattr(bundle_module, "answer", lambda tower, selftest: honest(tower, selftest) + 1e-3)
     with pytest.raises(BuildError, match="the text graph differs from the torch tower by 1.0e-03"):
         export_checkpoint(CHECKPOINT, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_export_left_is_cleared_by_the_next(tmp_path: Path) -> None:
-    (tmp_path / "bundle.tmp").mkdir()
-    (tmp_path / "bundle.tmp" / "text_model.onnx").touch()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (f"bundle.{ended.pid}.tmp", "bundle.tmp", f"bundle.{os.getppid()}.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "text_model.onnx").touch()
     export_checkpoint(CHECKPOINT, tmp_path / "bundle")
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    kept = {"bundle", "bundle.tmp", f"bundle.{os.getppid()}.tmp"}  # not an export's, and a running one's
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 @pytest.mark.parametrize("arguments", [{"target": "tpu"}, {"revision": "main"}])
@@ -121,17 +124,28 @@ def test_options_that_do_not_apply_are_refused(tmp_path: Path, arguments: dict[s
         export_checkpoint(CHECKPOINT, tmp_path / "bundle", **arguments)
 
 
-def test_ctrl_c_leaves_nothing_and_says_so(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "edgeclip", "export", str(CHECKPOINT), str(tmp_path / "bundle")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    stage, ended = tmp_path / "bundle.tmp", time.monotonic() + 60
-    while not stage.exists() and process.poll() is None and time.monotonic() < ended:
-        time.sleep(0.01)
-    assert stage.exists()
-    process.send_signal(signal.SIGINT)
-    _, words = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert words == "edgeclip: interrupted; nothing was written\n"
+@pytest.mark.parametrize("what", ["reading the text", "tracing the text", "writing the vision", "hashing"])
+def test_ctrl_c_leaves_nothing_and_says_so(tmp_path: Path, what: str) -> None:
+    """Interrupted from the progress callback and, for the tracer's sake, from a thread a moment later."""
+    script = f"""
+import _thread, sys, threading
+import edgeclip_export
+from edgeclip.cli import main
+honest = edgeclip_export.export_checkpoint
+def export(*arguments, progress, **options):
+    once = []
+    def interrupting(label, done, total):
+        if label.startswith({what!r}) and not once:
+            once.append(label)
+            threading.Timer(0.05 if "tracing" in label else 0.0, _thread.interrupt_main).start()
+    return honest(*arguments, progress=interrupting, **options)
+edgeclip_export.export_checkpoint = export
+sys.exit(main(["export", {str(CHECKPOINT)!r}, {str(tmp_path / "bundle")!r}]))
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert ended.stderr.splitlines()[-1] == "edgeclip: interrupted"
+    assert "Traceback" not in ended.stderr
+    assert ended.returncode == 130
     assert list(tmp_path.iterdir()) == []
 
 

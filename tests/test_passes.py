@@ -13,17 +13,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgeclip import Manifest
 from edgeclip.errors import BuildError
 from edgeclip.manifest import TARGETS, TOWERS, Target, TowerName
+from edgeclip_export.checkpoint import read_json
+from edgeclip_export.jina_clip.config import parse_config
 from edgeclip_export.operators import attention, rotary_embedding
 from edgeclip_export.passes import TENSORRT_OPSET, census, lower
 from edgeclip_export.passes.activation import FuseSilu
 from edgeclip_export.passes.attention import FuseAttention, SpellOutAttention
-from edgeclip_export.passes.gemm import WeightsFirst
+from edgeclip_export.passes.choice import FEW_ROWS, ChooseByRows
+from edgeclip_export.passes.gemm import WeightsFirst, WeightsInPlace
 from edgeclip_export.passes.rotary import FuseRotary, SpellOutRotary
 from edgeclip_export.passes.standard import RequireStandardOps
 from edgeclip_export.tracing import trace
-from tests.conftest import DATA
+from tests.conftest import CHECKPOINT, DATA
 from tests.test_parity import run_graph
 
 # Two orders of summation in fp32. Measured: 2e-7.
@@ -37,7 +41,7 @@ class Attends(nn.Module):
     def __init__(self, *, is_masked: bool) -> None:
         super().__init__()
         self.is_masked = is_masked
-        angles = torch.randn(50, WIDTH // HEADS // 2, generator=torch.Generator().manual_seed(0))
+        angles = torch.randn(200, WIDTH // HEADS // 2, generator=torch.Generator().manual_seed(0))
         self.register_buffer("cos", angles.cos())
         self.register_buffer("sin", angles.sin())
 
@@ -89,20 +93,58 @@ def test_a_masked_attention_leaves_the_mask_out_when_it_hides_nothing() -> None:
     assert masked.attributes["mask_filter_value"].as_float() == -10000.0
 
 
-@pytest.mark.parametrize(("step", "activation"), [(WeightsFirst, "gelu"), (FuseSilu, "silu")])
-def test_linear_layers_and_activations_answer_as_torch_does(tmp_path: Path, step, activation: str) -> None:
+@pytest.mark.parametrize(
+    ("steps", "activation"),
+    [
+        ([WeightsInPlace], "gelu"),
+        ([WeightsInPlace, WeightsFirst], "gelu"),
+        ([FuseSilu], "silu"),
+    ],
+)
+def test_linear_layers_and_activations_answer_as_torch_does(tmp_path: Path, steps, activation: str) -> None:
     module = Feeds(activation=activation)
-    model = step()(traced(module)).model
+    model = traced(module)
+    for step in steps:
+        model = step()(model).model
     compare(module, model, some_input(), tmp_path)
 
 
 def test_weights_first_turns_the_mlp_once() -> None:
-    """Two Gemm with the weights on the left, one Transpose behind the second, none between."""
-    model = WeightsFirst()(traced(Feeds(activation="gelu"))).model
+    """Two products with the weights on the left, one Transpose behind the second, none between."""
+    model = WeightsFirst()(WeightsInPlace()(traced(Feeds(activation="gelu"))).model).model
     kinds = [node.op_type for node in model.graph]
-    assert kinds.count("Gemm") == 2
+    assert kinds.count("FusedMatMul") == 2
     assert kinds.count("Transpose") == 1
-    assert all(node.inputs[0].is_initializer() for node in model.graph if node.op_type == "Gemm")
+    assert all(node.inputs[0].is_initializer() for node in model.graph if node.op_type == "FusedMatMul")
+
+
+def test_no_weight_is_one_that_onnxruntime_would_pack() -> None:
+    """It packs a constant right operand of two dimensions, which would copy every weight at opening."""
+    model = WeightsInPlace()(traced(Feeds(activation="gelu"))).model
+    assert all(len(node.inputs[1].shape) == 3 for node in model.graph if node.op_type == "FusedMatMul")
+
+
+@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1])
+@pytest.mark.parametrize("hidden", [0, 1])
+def test_either_way_of_a_choice_answers_as_torch_does(tmp_path: Path, rows: int, hidden: int) -> None:
+    """Few rows and padding go one way, many rows without padding the other; the answer is one."""
+    module = Attends(is_masked=True)
+    model = FuseRotary()(traced(module)).model
+    model = ChooseByRows(few=[FuseAttention("always")], many=[FuseAttention("never")])(model).model
+    x = torch.randn(1, rows, WIDTH, generator=torch.Generator().manual_seed(2))
+    x[0, rows - hidden :, 0] = 0
+    if rows > hidden:
+        compare(module, model, x, tmp_path)
+
+
+def test_a_choice_stores_its_weights_once_and_outside() -> None:
+    model = FuseRotary()(traced(Attends(is_masked=True))).model
+    model = ChooseByRows(few=[FuseAttention("always")], many=[FuseAttention("never")])(model).model
+    (choice,) = [node for node in model.graph if node.op_type == "If"]
+    for attribute in choice.attributes.values():
+        assert not attribute.as_graph().initializers
+        assert not attribute.as_graph().inputs
+    assert {"cos", "sin"} <= set(model.graph.initializers)
 
 
 @pytest.mark.parametrize("step", [FuseRotary, SpellOutRotary, FuseAttention, SpellOutAttention])
@@ -111,7 +153,7 @@ def test_a_pass_that_has_nothing_to_lower_is_an_error(step) -> None:
         step()(traced(Feeds(activation="gelu")))
 
 
-@pytest.mark.parametrize("step", [WeightsFirst, FuseSilu])
+@pytest.mark.parametrize("step", [WeightsInPlace, WeightsFirst, FuseSilu])
 def test_a_pass_that_matches_nothing_is_an_error(step) -> None:
     with pytest.raises(ir.passes.PreconditionError, match="no "):
         step()(traced(Attends(is_masked=False)))
@@ -163,23 +205,35 @@ def test_the_graph_is_the_one_that_was_reviewed(
 
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
 def test_the_savings_all_apply(bundles: dict[Target, Path], target: Target) -> None:
-    """Three layers each: what kernels allow is one op each, and nothing of LoRA or positions is left."""
+    """Three layers each: what kernels allow is one op each. The CPU's text graph holds its two ways."""
     layers = 3
     text, vision = (ir.load(bundles[target] / f"{tower}_model.onnx") for tower in TOWERS)
-    assert census(text)["com.microsoft.RotaryEmbedding"] == 2 * layers
+    ways = 2 if target == "cpu" else 1
+    assert census(text)["com.microsoft.RotaryEmbedding"] == 2 * layers * ways
     assert census(vision)["com.microsoft.RotaryEmbedding"] == 2 * layers - 1  # CLS alone is not rotated
-    weights = [node for node in text.graph if node.op_type in ("Gemm", "MatMul") and has_weights(node)]
-    assert len(weights) == 4 * layers  # q, k and v are one
-    weights = [node for node in vision.graph if node.op_type == "MatMul" and has_weights(node)]
-    assert len(weights) == 4 * layers + 1 + 1  # gate and up are one; the last block's q; the patches
-    for model in (text, vision):
-        names = " ".join(model.graph.initializers)
-        assert "lora" not in names.lower()
-        assert "position_ids" not in names
-        assert [value.name for value in model.graph.inputs] in (["input_ids"], ["pixel_values"])
+    assert census(vision)["com.microsoft.MultiHeadAttention"] == layers
+    assert len(products(text)) == 4 * layers * ways  # q, k and v are one
+    assert len(products(vision)) == 4 * layers + 1 + 1  # gate and up are one; the last block's q; the patches
     assert vision.graph.inputs[0].dtype == ir.DataType.UINT8
-    last = [node for node in vision.graph if node.op_type == "MatMul"][-1]
-    assert last.inputs[0].shape[1] == 1  # the last block's MLP sees one token
+    assert products(vision)[-1].inputs[0].shape[1] == 1  # the last block's MLP sees one token
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("tower", TOWERS)
+def test_the_weights_are_the_towers_and_nothing_more(
+    bundles: dict[Target, Path], target: Target, tower: TowerName
+) -> None:
+    """No adapter, no second copy of a weight, no table of positions: what is stored is what is counted."""
+    model = ir.load(bundles[target] / f"{tower}_model.onnx")
+    stored = sum(tensor.const_value.size for tensor in model.graph.initializers.values())
+    config = parse_config(read_json(CHECKPOINT / "config.json"))
+    part = config.text if tower == "text" else config.vision
+    rows = config.text.max_tokens if tower == "text" else 1 + config.vision.patches
+    tables = 2 * rows * part.head_width // 2
+    parameters = Manifest.read(bundles[target]).tower(tower).parameters
+    turned_biases = 3 * part.layers * (3 * part.width + part.width + part.mlp_width + part.width) // 3
+    spare = 100 + (turned_biases if (target, tower) == ("cpu", "text") else 0)
+    assert parameters + tables <= stored <= parameters + tables + spare
 
 
 def test_the_attention_scale_is_in_the_weights(bundles: dict[Target, Path]) -> None:
@@ -211,8 +265,14 @@ def compare(module: nn.Module, model: ir.Model, x: Tensor, folder: Path) -> None
     assert np.abs(found - wanted).max() <= SAME * max(scale, 1.0)
 
 
-def has_weights(node: ir.Node) -> bool:
-    return any(value is not None and value.is_initializer() for value in node.inputs[:2])
+def products(model: ir.Model) -> list[ir.Node]:
+    """Every matrix product with weights, in either way of a choice."""
+    kinds = ("MatMul", "FusedMatMul")
+    return [
+        node
+        for node in model.graph.all_nodes()
+        if node.op_type in kinds and any(value.is_initializer() for value in node.inputs[:2])
+    ]
 
 
 def describe(model: ir.Model) -> str:

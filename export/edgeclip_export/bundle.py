@@ -1,4 +1,4 @@
-"""Writing a bundle: beside its target as `.tmp`, proved, its manifest last, then renamed.
+"""Writing a bundle: beside its target under a name that ends in `.tmp`, proved, its manifest last, renamed.
 
 Whatever goes wrong on the way (a bad checkpoint, a full disk, Ctrl-C) leaves nothing that opens.
 One tower is in memory at a time.
@@ -6,8 +6,10 @@ One tower is in memory at a time.
 
 import gc
 import math
+import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -16,10 +18,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
-import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from torch import nn
 
 from edgeclip.errors import BuildError
 from edgeclip.manifest import (
@@ -27,7 +27,6 @@ from edgeclip.manifest import (
     SCHEMA_VERSION,
     TOWERS,
     FileFacts,
-    ImageFacts,
     Manifest,
     Measurement,
     Source,
@@ -41,26 +40,19 @@ from edgeclip_export.checkpoint import (
     TOKENIZER,
     WEIGHTS,
     hash_file,
-    open_tensors,
     read_json,
 )
 from edgeclip_export.jina_clip import FAMILY
 from edgeclip_export.jina_clip.config import JinaClipConfig, parse_config
-from edgeclip_export.jina_clip.fold import fold_text, fold_vision
+from edgeclip_export.jina_clip.family import Progress, answer, load_tower, trace_tower
 from edgeclip_export.jina_clip.preprocessor import image_facts, reset_tokenizer, tokenizer_facts
-from edgeclip_export.jina_clip.selftest import TEXTS, SelfTest, answer_images, answer_texts, make_selftest
-from edgeclip_export.jina_clip.tensors import IGNORED_SUFFIXES, TEXT, VISION, tensor_shapes
-from edgeclip_export.jina_clip.text_tower import TextTower
-from edgeclip_export.jina_clip.vision_tower import VisionTower
+from edgeclip_export.jina_clip.selftest import TEXTS, SelfTest, make_selftest
+from edgeclip_export.jina_clip.tensors import tensor_shapes
 from edgeclip_export.passes import TENSORRT_OPSET, census, lower
-from edgeclip_export.tracing import OPSET, trace
-
-# What is being done, how much of it is done, and of how much.
-Progress = Callable[[str, int, int], None]
+from edgeclip_export.tracing import OPSET
 
 SELFTEST = "selftest.npz"
 GRAPHS: dict[TowerName, str] = {"text": "text_model.onnx", "vision": "vision_model.onnx"}
-PREFIXES: dict[TowerName, str] = {"text": TEXT, "vision": VISION}
 
 # Largest difference between a graph's unit vectors and the torch tower's. Measured: 4e-7 at 64 wide,
 # 6e-7 at full size; the smallest known mistake, tanh instead of erf in GELU, moves them by 1e-4.
@@ -83,10 +75,11 @@ def write_bundle(folder: Path, source: Source, out: Path, target: Target, progre
         (stage / TOKENIZER).write_text(tokenizer, encoding="utf-8")
         answers, facts, measured = {}, {}, []
         for name in TOWERS:
-            tower = _load_tower(name, config, image, folder / WEIGHTS, progress)
+            tower = load_tower(name, config, image, folder / WEIGHTS, progress)
             progress(f"asking the {name} tower", 0, 1)
-            answers[name] = _answer(tower, selftest)
-            model = _trace_tower(name, tower, config, target, progress)
+            answers[name] = answer(tower, selftest)
+            progress(f"tracing the {name} tower", 0, 1)
+            model = lower(trace_tower(tower), target, name)
             parameters = sum(parameter.numel() for parameter in tower.parameters())
             del tower
             _save(model, stage / GRAPHS[name], f"writing the {name} graph", progress)
@@ -125,60 +118,6 @@ def write_bundle(folder: Path, source: Source, out: Path, target: Target, progre
     return manifest
 
 
-def _load_tower(
-    name: TowerName, config: JinaClipConfig, image: ImageFacts, weights: Path, progress: Progress
-) -> TextTower | VisionTower:
-    """One tower, its weights folded; the other tower's tensors are checked but not read."""
-    shapes = tensor_shapes(config)
-    total = sum(tensor.startswith(PREFIXES[name]) for tensor in shapes)
-    done = 0
-    with open_tensors(weights, shapes, IGNORED_SUFFIXES) as read_tensor:
-
-        def read(tensor: str) -> torch.Tensor:
-            nonlocal done
-            done += 1
-            progress(f"reading the {name} tower", done, total)
-            return read_tensor(tensor)
-
-        tower: TextTower | VisionTower
-        with torch.device("meta"):
-            tower = TextTower(config.text) if name == "text" else VisionTower(config.vision)
-        folded = (
-            fold_text(config.text, read)
-            if name == "text"
-            else fold_vision(config.vision, image.mean, image.std, read)
-        )
-        tower.load_state_dict(folded, assign=True)
-    return tower.eval().requires_grad_(False)
-
-
-def _answer(tower: TextTower | VisionTower, selftest: SelfTest) -> NDArray[np.float32]:
-    answers = answer_texts(tower, selftest) if isinstance(tower, TextTower) else answer_images(tower, selftest)
-    if not np.isfinite(answers).all():
-        raise BuildError("the torch tower answers the self-test with NaN or infinity; the weights are not usable")
-    return answers
-
-
-def _trace_tower(
-    name: TowerName, tower: nn.Module, config: JinaClipConfig, target: Target, progress: Progress
-) -> ir.Model:
-    progress(f"tracing the {name} tower", 0, 1)
-    size = config.vision.image_size
-    if name == "text":
-        example = torch.full((2, 3), config.text.eos_id)
-        model = trace(
-            tower,
-            example,
-            input_name="input_ids",
-            output_name="text_embeds",
-            dynamic={0: "batch", 1: "sequence"},
-        )
-    else:
-        example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-        model = trace(tower, example, input_name="pixel_values", output_name="image_embeds", dynamic={0: "batch"})
-    return lower(model, target, name)
-
-
 def _save(model: ir.Model, path: Path, what: str, progress: Progress) -> None:
     def report(_: object, info: ir.external_data.CallbackInfo) -> None:
         progress(what, info.index + 1, info.total)
@@ -191,13 +130,17 @@ def _prove(
 ) -> Measurement:
     """Hold the written graph, run on the CPU, against the torch tower's answers."""
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(stage / GRAPHS[name], options, providers=["CPUExecutionProvider"])
+    options.log_severity_level = 4  # what it would print, it raises
     batches = list(selftest.ids) if name == "text" else list(selftest.pixels[:, None])
     rows = []
-    for done, batch in enumerate(batches):
-        progress(f"proving the {name} graph", done, len(batches))
-        rows.append(session.run(None, {session.get_inputs()[0].name: batch})[0])
+    try:
+        session = onnxruntime.InferenceSession(stage / GRAPHS[name], options, providers=["CPUExecutionProvider"])
+        for done, batch in enumerate(batches):
+            progress(f"proving the {name} graph", done, len(batches))
+            rows.append(session.run(None, {session.get_inputs()[0].name: batch})[0])
+    except Exception as error:  # onnxruntime's share no base class
+        words = str(error).strip().split("\n")[0]
+        raise BuildError(f"onnxruntime cannot run the {name} graph ({words})") from error
     found = np.concatenate(rows)
     difference = float(np.abs(found - answers).max())
     if not difference <= PARITY:  # NaN fails too
@@ -230,11 +173,11 @@ def _staged(out: Path, needed_bytes: int) -> Iterator[Path]:
     """A folder beside `out` that becomes `out` when all went well and disappears when not."""
     if out.exists() or out.is_symlink():
         raise BuildError(f"{out}: exists already; remove it or choose another name")
-    stage = out.with_name(f"{out.name}.tmp")
+    stage = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        if stage.exists():  # an earlier run that was killed
-            shutil.rmtree(stage)
+        for left in _left_behind(out):
+            shutil.rmtree(left, ignore_errors=True)
         free = shutil.disk_usage(out.parent).free
         if free < needed_bytes:
             raise BuildError(
@@ -247,6 +190,26 @@ def _staged(out: Path, needed_bytes: int) -> Iterator[Path]:
         raise BuildError(f"{out}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def _left_behind(out: Path) -> list[Path]:
+    """The stages of exports to `out` that were killed: their process is gone."""
+    stages = [
+        (path, re.fullmatch(r"\.(\d+)\.tmp", path.name.removeprefix(out.name))) for path in out.parent.iterdir()
+    ]
+    return [path for path, match in stages if match and path.is_dir() and not _is_running(int(match[1]))]
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":  # elsewhere os.kill cannot ask without harm
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def _fp32_bytes(config: JinaClipConfig) -> int:

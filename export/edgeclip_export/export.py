@@ -5,9 +5,10 @@ from pathlib import Path
 
 from edgeclip.errors import BuildError
 from edgeclip.manifest import TARGETS, Manifest, Source, Target
-from edgeclip_export.bundle import Progress, write_bundle
+from edgeclip_export.bundle import write_bundle
 from edgeclip_export.checkpoint import WEIGHTS, hash_file, require_files
 from edgeclip_export.hub import fetch_checkpoint, is_hub_id
+from edgeclip_export.jina_clip.family import Progress
 
 # The licence is a fact of the weights; it stands in the model card, which is not among the needed files.
 _HUB_LICENSES = {"jinaai/jina-clip-v2": "cc-by-nc-4.0"}

@@ -17,6 +17,8 @@ from edgeclip.errors import BuildError
 
 OPSET = 23
 
+_SHOWN_CHARACTERS = 200
+
 
 def trace(
     tower: nn.Module, example: Tensor, *, input_name: str, output_name: str, dynamic: Mapping[int, str]
@@ -38,12 +40,23 @@ def trace(
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        raise BuildError(f"tracing {type(tower).__name__} failed: {str(error).splitlines()[0]}") from error
+        first = _first_cause(error)
+        if isinstance(first, KeyboardInterrupt):  # Ctrl-C while the exporter caught everything
+            raise first from error
+        words = " ".join(str(first).split())[:_SHOWN_CHARACTERS]
+        raise BuildError(f"tracing {type(tower).__name__} failed: {type(first).__name__}: {words}") from error
     assert program is not None
     for node in program.model.graph:
         if node.domain not in ("", "edgeclip"):
             raise BuildError(f"tracing {type(tower).__name__} left a node {node.domain}::{node.op_type}")
     return program.model
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What went wrong first: the exporter's own message is a banner."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return error
 
 
 @contextlib.contextmanager

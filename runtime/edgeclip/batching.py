@@ -1,8 +1,9 @@
 """How many inputs go to a tower at once, and which.
 
 On the CPU, texts of one length share a batch: nothing is padded, so no mask is computed, and a text's
-vector does not depend on its company. Batches of equal texts are cut by a budget of tokens, which
-bounds the memory; a bigger batch is not faster once the GEMMs have rows enough.
+vector depends on its company by no more than the order of a sum. Batches of equal texts are cut by a
+budget of tokens, which bounds the memory whatever batch_size says; a bigger batch is not faster once the
+GEMMs have rows enough.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,7 +36,7 @@ def plan_texts(rows: Sequence[NDArray[np.int64]], pad_id: int, batch_size: int |
     for index, row in enumerate(rows):
         groups.setdefault((len(row), bool((row == pad_id).any())), []).append(index)
     for (length, _), members in sorted(groups.items(), reverse=True):
-        size = batch_size or max(1, TOKEN_BUDGET // length)
+        size = min(batch_size or len(members), max(1, TOKEN_BUDGET // length))
         for start in range(0, len(members), size):
             indices = tuple(members[start : start + size])
             yield TextBatch(indices=indices, input_ids=np.stack([rows[index] for index in indices]))

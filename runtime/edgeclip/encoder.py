@@ -46,7 +46,7 @@ class Encoder:
         verify_hash(folder, manifest.file(manifest.tokenizer.file))  # a damaged one makes tokenizers panic
         self._tokenizer = TextTokenizer(folder / manifest.tokenizer.file, manifest.tokenizer)
         self._sessions: dict[TowerName, TowerSession] = {}
-        self._lock = threading.Lock()
+        self._locks = {tower: threading.Lock() for tower in TOWERS}
         self._is_closed = False
 
     @classmethod
@@ -150,9 +150,8 @@ class Encoder:
 
     def close(self) -> None:
         """Free the towers. Closing twice is harmless; encoding afterwards is an error."""
-        with self._lock:
-            self._is_closed = True
-            self._sessions.clear()
+        self._is_closed = True
+        self._sessions.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -183,18 +182,22 @@ class Encoder:
         return unit
 
     def _session(self, tower: TowerName) -> TowerSession:
-        with self._lock:
+        """The tower, loaded by whoever comes first; one tower's loading does not hold up the other's work."""
+        if session := self._sessions.get(tower):
+            return session
+        with self._locks[tower]:
             if self._is_closed:
                 raise InputError("the encoder is closed; open the bundle again")
             if tower not in self._sessions:
                 graph = self.manifest.tower(tower).file
                 verify_hash(self._folder, self.manifest.file(graph))
-                self._sessions[tower] = TowerSession(self._folder / graph, tower, self._device, self._threads)
+                session = TowerSession(self._folder / graph, tower, self._device, self._threads)
                 if tower == "text":
                     # Its weights are mapped, not read (`edgeclip_export.passes.gemm`): the first text would
                     # wait for the disk. Two tokens read them all.
                     facts = self.manifest.tokenizer
-                    self._sessions[tower].run(np.array([[facts.bos_id, facts.eos_id]]))
+                    session.run(np.array([[facts.bos_id, facts.eos_id]], dtype=np.int64))
+                self._sessions[tower] = session
             return self._sessions[tower]
 
     def _dimension(self, truncate_dim: int | None) -> int:

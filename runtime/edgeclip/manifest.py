@@ -9,6 +9,7 @@ work.
 import dataclasses
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -179,8 +180,9 @@ class Manifest:
         return typing.cast(Self, _parse(cls, document, "manifest"))
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: str | os.PathLike[str]) -> Self:
         """Read `folder`'s manifest; BundleError when the folder holds no complete bundle."""
+        folder = Path(folder)
         path = folder / MANIFEST_NAME
         try:
             text = path.read_text(encoding="utf-8")

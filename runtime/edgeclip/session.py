@@ -3,6 +3,8 @@
 The thin shell round the decisions of `edgeclip.devices`. onnxruntime is imported here, on first use.
 """
 
+import contextlib
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -57,7 +59,8 @@ class TowerSession:
         provider: Any = device.provider
         if device.kind != "cpu":
             provider = (device.provider, {"device_id": str(device.index)})
-            onnxruntime.preload_dlls()
+            with contextlib.redirect_stdout(sys.stderr):  # where it tells what it did not find
+                onnxruntime.preload_dlls()
         try:
             self._session = onnxruntime.InferenceSession(
                 path,

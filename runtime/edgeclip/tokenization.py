@@ -21,7 +21,9 @@ class TextTokenizer:
     def __init__(self, path: Path, facts: TokenizerFacts) -> None:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises bare Exception
+        except (KeyboardInterrupt, MemoryError):
+            raise
+        except BaseException as error:  # tokenizers raises bare Exception, and its panics are no Exception at all
             raise BundleError(f"{path}: not a tokenizer ({error})") from error
         # The official file cuts and pads at 77; a bundle's does neither, whoever wrote it.
         self._tokenizer.no_truncation()

@@ -183,12 +183,12 @@ def _parse_text(section: Mapping[str, Any]) -> TextConfig:
 
 def _parse_vision(section: Mapping[str, Any]) -> VisionConfig:
     where = "vision_config"
+    for name in ("rope_embeddings", "subln", "naive_swiglu"):  # off when a configuration does not say
+        if section.get(name) is not True:
+            raise BuildError(f"config.json: {where} has {name} {section.get(name)!r}; only True is supported")
     _require(
         where,
         section,
-        rope_embeddings=True,
-        subln=True,
-        naive_swiglu=True,
         qkv_bias=True,
         post_norm=False,
         ls_init_value=None,

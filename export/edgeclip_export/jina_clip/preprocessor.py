@@ -65,7 +65,9 @@ def reset_tokenizer(content: bytes, config: TextConfig) -> str:
         document["truncation"] = document["padding"] = None
         text = json.dumps(document, ensure_ascii=False)
         tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # tokenizers raises bare Exception
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException as error:  # tokenizers raises bare Exception, and its panics are no Exception at all
         raise BuildError(f"tokenizer.json: not a tokenizer ({error})") from error
     if (size := tokenizer.get_vocab_size()) > config.vocab_size:
         raise BuildError(f"tokenizer.json: has {size} pieces, the text tower's table {config.vocab_size}")

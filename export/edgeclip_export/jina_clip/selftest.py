@@ -23,7 +23,8 @@ TEXTS = (
     "ein rotes Fahrrad an einer Wand",
     "夕日の海辺を歩く二人",
     "صورة لقطة سوداء تنام",
-    " ".join(f"{number} sheep" for number in range(1, 41)),
+    "a <pad> is masked",
+    " ".join(f"{number} sheep" for number in range(1, 201)),  # more rows than `passes.choice` calls few
 )
 IMAGE_SIZES_PX = ((96, 61), (40, 129))  # width, height
 

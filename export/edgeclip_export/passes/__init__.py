@@ -21,7 +21,8 @@ from edgeclip.errors import BuildError
 from edgeclip.manifest import Target, TowerName
 from edgeclip_export.passes.activation import FuseSilu
 from edgeclip_export.passes.attention import FuseAttention, SpellOutAttention
-from edgeclip_export.passes.gemm import WeightsFirst
+from edgeclip_export.passes.choice import ChooseByRows
+from edgeclip_export.passes.gemm import WeightsFirst, WeightsInPlace
 from edgeclip_export.passes.rotary import FuseRotary, SpellOutRotary
 from edgeclip_export.passes.standard import RequireStandardOps
 
@@ -52,12 +53,13 @@ def census(model: ir.Model) -> dict[str, int]:
 def _passes(target: Target, tower: TowerName) -> Sequence[PassBase]:
     if target == "tensorrt":
         return SpellOutRotary(), SpellOutAttention(), RequireStandardOps(TENSORRT_OPSET)
-    fused: list[PassBase] = [FuseRotary(), FuseAttention()]
     if tower == "vision":
-        fused.append(FuseSilu())
-    elif target == "cpu":
-        fused.append(WeightsFirst())
-    return fused
+        return FuseRotary(), FuseAttention(), FuseSilu()
+    if target == "cuda":
+        return FuseRotary(), FuseAttention()
+    few = (FuseAttention("always"), WeightsFirst())
+    many = (FuseAttention("never"),)
+    return FuseRotary(), WeightsInPlace(), ChooseByRows(few, many)
 
 
 def _tidying() -> Sequence[PassBase]:

@@ -5,6 +5,8 @@ given no mask: with one, a text of 8192 tokens takes 4.6 GB instead of 0.3. So a
 becomes a choice at run time, and texts without padding never pay for a mask.
 """
 
+from typing import Literal
+
 import numpy as np
 import onnx_ir as ir
 
@@ -16,23 +18,36 @@ MASKED_SCORE = -10000.0
 
 
 class FuseAttention(LowerOperator):
-    """com.microsoft MultiHeadAttention; with a mask, an If that leaves it out when it hides nothing."""
+    """com.microsoft MultiHeadAttention. `masks` says what becomes of a mask.
+
+    "choose" leaves it out at run time when it hides nothing, by an If around every attention;
+    "always" applies it; "never" drops it, for graphs that are not given padding.
+    """
 
     operator = ATTENTION
+
+    def __init__(self, masks: Literal["choose", "always", "never"] = "choose") -> None:
+        super().__init__()
+        self._masks = masks
 
     def lower(self, record: Recorder, node: ir.Node) -> ir.Value:
         """Record one node, or one If with one node in either branch."""
         qkv = [input_of(node, index) for index in range(3)]
         attributes = {"num_heads": heads_of(node), "scale": 1.0}
         mask = node.inputs[3] if len(node.inputs) > 3 else None
-        if mask is None:
+        if mask is None or self._masks == "never":
             return record.op("MultiHeadAttention", *qkv, domain=CONTRIB, **attributes)
         seen = record.shared((mask.name, "int32"), lambda: record.op("Cast", mask, to=ir.DataType.INT32))
+        masked = {**attributes, "mask_filter_value": MASKED_SCORE}
+        if self._masks == "always":
+            return record.op("MultiHeadAttention", *qkv, None, seen, domain=CONTRIB, **masked)
         all_seen = record.shared((mask.name, "all"), lambda: _all(record, seen))
         output = node.outputs[0]
-        unmasked = _branch("unmasked", qkv, attributes, output)
-        masked = _branch("masked", qkv, {**attributes, "mask_filter_value": MASKED_SCORE}, output, seen)
-        return record.op("If", all_seen, then_branch=unmasked, else_branch=masked)
+        without, with_mask = (
+            _branch("unmasked", qkv, attributes, output),
+            _branch("masked", qkv, masked, output, seen),
+        )
+        return record.op("If", all_seen, then_branch=without, else_branch=with_mask)
 
 
 class SpellOutAttention(LowerOperator):

@@ -22,7 +22,7 @@ class Recorder:
         self._tape = ir.tape.Tape()
         self._shared: dict[Hashable, ir.Value] = {}
 
-    def op(self, op_type: str, *inputs: ir.Value, domain: str = "", **attributes: Any) -> ir.Value:
+    def op(self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
         """Record a node with one output."""
         return self._tape.op(op_type, inputs, attributes, domain=domain)
 

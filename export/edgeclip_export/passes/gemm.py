@@ -1,16 +1,20 @@
-"""Linear layers of few rows: the weights as the left operand of the GEMM.
+"""Linear layers for the CPU: two ways to multiply by the same weights, as they lie in the file.
 
-A query is bandwidth bound: 16 tokens use every weight 16 times, so the time is that of reading 1.2 GB.
-onnxruntime's CPU GEMM packs its right operand, and on packed weights with a handful of rows it
-reaches about half of the memory's bandwidth. As left operand the weights are read row by row as they
-lie in the file: 0.83 of the plain export at 16 tokens, 0.94 at 512 (bench/results/text.json), and
-since nothing is packed the session opens in a tenth of a second and its weights stay memory-mapped,
-shared between processes and evictable.
+`WeightsInPlace` stores a weight as (1, out, in), the layout of a checkpoint, and multiplies x by its
+transpose. `WeightsFirst` turns the product round, so that the weight is the left operand:
 
-    y = x W + b      ->      y^T = W^T x^T + b^T
+    y = x W^T + b      ->      y^T = W x^T + b^T
 
-x^T costs nothing (transB), y^T is turned back by one Transpose, and between the two layers of an MLP
-not even that: an elementwise function does not care.
+A short text is bandwidth bound: 16 tokens use every weight 16 times, so the time is that of reading
+1.2 GB. onnxruntime's CPU GEMM packs its right operand, and with a handful of rows it reads packed weights
+at about half of the memory's bandwidth; a left operand it reads row by row, as it lies. From some two
+hundred rows on the usual way is the faster one (figures: bench/results). x^T costs nothing (transB), y^T is
+turned back by one Transpose, and between the two layers of an MLP not even that, for an elementwise
+function does not care.
+
+The leading 1 is there because onnxruntime (1.31) packs a constant right operand of two dimensions when a
+session is opened: four seconds, and a private copy of all weights. Of three dimensions it does not, so a
+session opens in no time, its weights stay memory-mapped, and a second process shares them.
 """
 
 import numpy as np
@@ -18,24 +22,30 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
 
-from edgeclip_export.passes.frame import Recorder, input_of
+from edgeclip_export.passes.frame import CONTRIB, Recorder, input_of
 
+PRODUCT = "FusedMatMul"
 ELEMENTWISE = ("Gelu",)
 
 
-class WeightsFirst(InPlacePass):
-    """MatMul(x, W) + b with a constant W and 2-D x -> Transpose(Gemm(W^T, x, b^T, transB=1)).
+class WeightsInPlace(InPlacePass):
+    """MatMul(x, W) + b with a constant W (in, out) and x of two dimensions -> x times (1, out, in)^T, + b.
 
-    Precondition: there is such a MatMul. Postcondition: no MatMul has a constant operand.
+    Precondition: there is such a MatMul. Postcondition: no MatMul has constant weights.
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Turn every linear layer round, then drop the transposes around elementwise functions."""
+        """Replace every linear layer."""
         record = Recorder(model.graph)
-        for node in _linear_layers(model.graph):
-            _turn(record, node)
-        for node in [node for node in model.graph if node.op_type in ELEMENTWISE]:
-            _drop_transposes(record, node)
+        for matmul in _linear_layers(model.graph):
+            add = _only_user(matmul.outputs[0], "Add")
+            x, weight, bias = input_of(matmul, 0), input_of(matmul, 1), input_of(add, 1)
+            if not bias.is_initializer() or len(weight.shape or ()) != 2 or len(x.shape or ()) != 2:
+                raise PreconditionError(f"MatMul {matmul.name} is no linear layer of rows with a bias")
+            stored = record.constant(f"{weight.name}_in_place", np.ascontiguousarray(_array(weight).T)[None])
+            product = record.op(PRODUCT, x, stored, domain=CONTRIB, transB=1)  # (1, R, N)
+            output = record.op("Add", record.op("Squeeze", product, record.integers(0)), bias)  # (R, N)
+            _replace(record, [matmul, add], output)
         return PassResult(model, modified=True)
 
     def requires(self, model: ir.Model) -> None:
@@ -44,42 +54,71 @@ class WeightsFirst(InPlacePass):
             raise PreconditionError("no linear layer in the graph")
 
     def ensures(self, model: ir.Model) -> None:
-        """There is no MatMul with weights left."""
+        """No linear layer is left."""
         if left := _linear_layers(model.graph):
             raise PostconditionError(f"{len(left)} MatMul with constant weights left in the graph")
+
+
+class WeightsFirst(InPlacePass):
+    """What `WeightsInPlace` left -> W times x^T, + b^T, turned back.
+
+    Precondition: there is a product with its weights on the right. Postcondition: there is none.
+    """
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Turn every linear layer round, then drop the transposes around elementwise functions."""
+        record = Recorder(model.graph)
+        for product in _products(model, weights_at=1):
+            squeeze = _only_user(product.outputs[0], "Squeeze")
+            add = _only_user(squeeze.outputs[0], "Add")
+            x, weight, bias = input_of(product, 0), input_of(product, 1), input_of(add, 1)
+            column = record.constant(f"{bias.name}_column", _array(bias)[:, None])
+            turned = record.op("Add", record.op(PRODUCT, weight, x, domain=CONTRIB, transB=1), column)  # (1, N, R)
+            output = record.op("Squeeze", record.op("Transpose", turned, perm=[0, 2, 1]), record.integers(0))
+            _replace(record, [product, squeeze, add], output)
+        for node in [node for node in model.graph if node.op_type in ELEMENTWISE]:
+            _drop_transposes(model.graph, node)
+        return PassResult(model, modified=True)
+
+    def requires(self, model: ir.Model) -> None:
+        """There is a product with its weights on the right."""
+        if not _products(model, weights_at=1):
+            raise PreconditionError(f"no {PRODUCT} with constant weights in the graph")
+
+    def ensures(self, model: ir.Model) -> None:
+        """No product has its weights on the right."""
+        if left := _products(model, weights_at=1):
+            raise PostconditionError(f"{len(left)} {PRODUCT} with constant weights on the right left in the graph")
 
 
 def _linear_layers(graph: ir.Graph) -> list[ir.Node]:
     return [node for node in graph if node.op_type == "MatMul" and input_of(node, 1).is_initializer()]
 
 
-def _turn(record: Recorder, matmul: ir.Node) -> None:
-    x, weight = input_of(matmul, 0), input_of(matmul, 1)
-    add = _only_user(matmul.outputs[0], "Add")
-    bias = input_of(add, 1)
-    if not bias.is_initializer() or len(weight.shape or ()) != 2 or len(x.shape or ()) != 2:
-        raise PreconditionError(f"MatMul {matmul.name} is no 2-D linear layer with a bias")
-    turned_weight = record.constant(f"{weight.name}_turned", np.ascontiguousarray(_array(weight).T))
-    turned_bias = record.constant(f"{bias.name}_turned", _array(bias)[:, None])
-    product = record.op("Gemm", turned_weight, x, turned_bias, transB=1)  # (N, B*T)
-    output = record.op("Transpose", product, perm=[1, 0])  # (B*T, N)
-    graph = record.graph
-    ir.convenience.replace_nodes_and_values(graph, add, [add, matmul], record.take(), [add.outputs[0]], [output])
-    for value in (weight, bias):
-        del graph.initializers[str(value.name)]
+def _products(model: ir.Model, weights_at: int) -> list[ir.Node]:
+    return [node for node in model.graph if node.op_type == PRODUCT and input_of(node, weights_at).is_initializer()]
 
 
-def _drop_transposes(record: Recorder, node: ir.Node) -> None:
-    """Gemm(W, f(Transpose(y)), transB=1) -> Gemm(W, f(y)): what is turned twice is not turned."""
-    transpose = input_of(node, 0).producer()
-    gemm = _only_user(node.outputs[0], "Gemm")
-    if transpose is None or transpose.op_type != "Transpose" or gemm.inputs[1] is not node.outputs[0]:
+def _replace(record: Recorder, layer: list[ir.Node], output: ir.Value) -> None:
+    """The nodes of a layer, in their order, by what was recorded."""
+    last = layer[-1]
+    ir.convenience.replace_nodes_and_values(
+        record.graph, last, layer[::-1], record.take(), [last.outputs[0]], [output]
+    )
+
+
+def _drop_transposes(graph: ir.Graph, node: ir.Node) -> None:
+    """W f(turned back y)^T -> W f(y): what is turned twice is not turned."""
+    squeeze = input_of(node, 0).producer()
+    transpose = squeeze and input_of(squeeze, 0).producer()
+    product = _only_user(node.outputs[0], PRODUCT)
+    if not squeeze or not transpose or transpose.op_type != "Transpose" or product.inputs[1] is not node.outputs[0]:
         raise PreconditionError(f"{node.op_type} {node.name} does not stand between two linear layers")
-    graph, turned = record.graph, input_of(transpose, 0)
+    turned = input_of(transpose, 0)
     node.replace_input_with(0, turned)
     node.outputs[0].shape = turned.shape
-    gemm.attributes["transB"] = ir.AttrInt64("transB", 0)
-    graph.remove(transpose, safe=True)
+    product.attributes["transB"] = ir.AttrInt64("transB", 0)
+    graph.remove([squeeze, transpose], safe=True)
 
 
 def _array(value: ir.Value) -> NDArray[np.generic]:

@@ -10,7 +10,8 @@ class RequireStandardOps(InPlacePass):
 
     The trace is of a later opset. What later opsets changed in these operators is only which types
     they take, which the check of names and attributes here and onnx's own type check in the tests
-    hold. `allowzero` is dropped from Reshape, which TensorRT does not read; no shape here holds a zero.
+    hold. `allowzero` is dropped from Reshape, which TensorRT does not read: a 0 in a shape here means the
+    dimension of the input.
 
     Postcondition: no other domain, no operator or attribute that `opset` lacks.
     """

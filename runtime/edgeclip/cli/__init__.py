@@ -15,6 +15,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
+from edgeclip import __version__
 from edgeclip.errors import EdgeclipError
 from edgeclip.manifest import TARGETS
 
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"input or output failed ({error})")
         status = 1
     except KeyboardInterrupt:
-        _say("interrupted; nothing was written")
+        _say("interrupted")
         status = _INTERRUPTED
     _leave_stdout()
     return status
@@ -51,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="edgeclip", description="Text and image embeddings at the edge.", allow_abbrev=False
     )
+    parser.add_argument("--version", action="version", version=f"edgeclip {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     add_verb = partial(verbs.add_parser, allow_abbrev=False)
 

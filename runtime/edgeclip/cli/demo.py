@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.cli.format import format_bytes, format_table
-from edgeclip.cli.loading import load_exporter, load_extra
+from edgeclip.cli.loading import load_extra
 from edgeclip.encoder import Encoder
 from edgeclip.errors import InputError
 from edgeclip.progress import ProgressBar, is_wanted
@@ -27,8 +27,8 @@ _SIDE_PX = 160
 
 def run(options: argparse.Namespace) -> None:
     """Go the whole way in a temporary folder, or in the one to keep."""
-    exporter = load_exporter()
-    checkpoints = load_extra("edgeclip_bench.checkpoint", "bench", needs=("safetensors",))
+    exporter = load_extra("edgeclip_export", "export")
+    checkpoints = load_extra("edgeclip_bench.checkpoint", "bench")
     times: dict[str, float] = {}
 
     @contextlib.contextmanager

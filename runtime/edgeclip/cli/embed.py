@@ -1,12 +1,13 @@
 """`edgeclip embed`: texts and images to vectors.
 
-Inputs are encoded a block at a time and written as they come, so memory does not grow with their
-number. A file appears under its name when it is complete.
+Inputs are encoded a block at a time and their vectors written as they come, so memory grows with the
+texts alone. A file appears under its name when it is complete.
 """
 
 import argparse
 import contextlib
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -138,9 +139,9 @@ def _writer(out: Path | None, total: int, dim: int) -> Iterator[Write]:
     if out is None:
         yield _write_json_lines
         return
-    stage = out.with_name(f"{out.name}.tmp")
+    stage = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     try:
-        with stage.open("wb") as file:
+        with stage.open("xb") as file:
             if out.suffix == ".npy":
                 layout = {"descr": "<f4", "fortran_order": False, "shape": (total, dim)}
                 np.lib.format.write_array_header_1_0(file, layout)

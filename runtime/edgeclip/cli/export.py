@@ -4,13 +4,13 @@ import argparse
 import sys
 
 from edgeclip.cli.format import format_bytes
-from edgeclip.cli.loading import load_exporter
+from edgeclip.cli.loading import load_extra
 from edgeclip.progress import ProgressBar, is_wanted
 
 
 def run(options: argparse.Namespace) -> None:
     """Export, then say in one line what was written."""
-    exporter = load_exporter()
+    exporter = load_extra("edgeclip_export", "export")
     with ProgressBar("export", 1, is_shown=is_wanted(None)) as bar:
         manifest = exporter.export_checkpoint(
             options.checkpoint,
@@ -22,6 +22,6 @@ def run(options: argparse.Namespace) -> None:
     worst = max(measured.largest_difference for measured in manifest.measured)
     print(
         f"{options.out}: {format_bytes(manifest.weight_bytes)} for {manifest.target}, within {worst:.0e} of "
-        f"the checkpoint; licence of the weights: {manifest.source.license or 'not stated by the checkpoint'}",
+        f"the checkpoint; licence of the weights: {manifest.source.license or 'unknown'}",
         file=sys.stderr,
     )
