@@ -69,9 +69,9 @@ def test_a_batch_keeps_to_the_budget_of_tokens(length: int, size: int) -> None:
     assert all(batch.input_ids.size <= TOKEN_BUDGET or len(batch.indices) == 1 for batch in batches)
 
 
-@pytest.mark.parametrize(("batch_size", "sizes"), [(1, [1] * 5), (2, [2, 2, 1]), (5, [5]), (9, [5])])
-def test_a_batch_size_stands_above_the_budget(batch_size: int, sizes: list[int]) -> None:
-    batches = plan([np.full(TOKEN_BUDGET, 5)] * 5, batch_size)
+@pytest.mark.parametrize(("batch_size", "sizes"), [(1, [1] * 5), (2, [2, 2, 1]), (4, [4, 1]), (9, [4, 1])])
+def test_a_batch_size_caps_and_the_budget_does_too(batch_size: int, sizes: list[int]) -> None:
+    batches = plan([np.full(TOKEN_BUDGET // 4, 5)] * 5, batch_size)
     assert [len(batch.indices) for batch in batches] == sizes
     assert [index for batch in batches for index in batch.indices] == list(range(5))
 

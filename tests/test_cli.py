@@ -116,7 +116,7 @@ def test_json_holds_what_was_found(bundle: Path, capsys: Captured) -> None:
     assert out.count("\n") == 1
     assert (found["bundle"], found["device"], found["files"]) == (str(bundle), "cpu", 6)
     assert found["bytes"] == Manifest.read(bundle).weight_bytes
-    assert [(tower["tower"], tower["samples"]) for tower in found["selftest"]] == [("text", 5), ("vision", 2)]
+    assert [(tower["tower"], tower["samples"]) for tower in found["selftest"]] == [("text", 6), ("vision", 2)]
     assert all(tower["largest_difference"] <= 5e-6 < tower["worst_cosine"] for tower in found["selftest"])
 
 
@@ -180,13 +180,16 @@ def test_a_folder_that_is_no_checkpoint_is_one_line(bundle: Path, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("package", ["torch", "onnx", "onnxscript", "safetensors", "PIL"])
+@pytest.mark.parametrize("package", ["torch", "onnx", "onnxruntime", "onnxscript", "safetensors", "PIL"])
 def test_a_missing_package_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured, package: str
 ) -> None:
+    for name in [name for name in sys.modules if name.startswith(("edgeclip_export", f"{package}."))]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     message = refusal("export", CHECKPOINT, tmp_path / "out", capsys=capsys)
-    assert message == f"{package} not installed: `pip install edgeclip[export]`"
+    extra = "cpu" if package == "onnxruntime" else "export"
+    assert message == f"{package} is not installed: `pip install edgeclip[{extra}]`"
     assert list(tmp_path.iterdir()) == []
 
 

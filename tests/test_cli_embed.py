@@ -242,9 +242,10 @@ def test_ctrl_c_leaves_no_file(bundle: Path, tmp_path: Path, name: str) -> None:
     command = [sys.executable, "-m", "edgeclip", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30
-    while not (tmp_path / f"{name}.tmp").exists() and process.poll() is None and time.monotonic() < deadline:
+    stage = f"{name}.{process.pid}.tmp"
+    while not (tmp_path / stage).exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert {path.name for path in tmp_path.iterdir()} == {"image", f"{name}.tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == {"image", stage}
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
