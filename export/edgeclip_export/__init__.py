@@ -29,8 +29,9 @@ def export_checkpoint(
     try:
         from edgeclip_export.export import export
     except ModuleNotFoundError as error:
-        extra = "cpu" if error.name == "onnxruntime" else "export"
-        raise MissingExtraError(f"{error.name} is not installed: `pip install edgeclip[{extra}]`") from error
+        package = str(error.name).split(".")[0]
+        extra = "cpu" if package == "onnxruntime" else "export"
+        raise MissingExtraError(f"{package} is not installed: `pip install edgeclip[{extra}]`") from error
 
     return export(str(checkpoint), Path(out), target, revision, progress or (lambda what, done, total: None))
 

@@ -1,10 +1,10 @@
 """From the trace to what one target runs: a list of graph passes, each with a postcondition.
 
-| target   | attention                       | rotary             | linear layers of the text tower |
-| -------- | ------------------------------- | ------------------ | ------------------------------- |
-| cpu      | com.microsoft MultiHeadAttention | RotaryEmbedding   | weights first (see `gemm`)      |
-| cuda     | com.microsoft MultiHeadAttention | RotaryEmbedding   | MatMul, Add                     |
-| tensorrt | MatMul, Softmax, MatMul         | Split, Mul, Concat | MatMul, Add                     |
+| target   | attention                        | rotary             | linear layers of the text tower       |
+| -------- | -------------------------------- | ------------------ | ------------------------------------- |
+| cpu      | com.microsoft MultiHeadAttention | RotaryEmbedding    | two ways, in place (`choice`, `gemm`) |
+| cuda     | com.microsoft MultiHeadAttention | RotaryEmbedding    | MatMul, Add                           |
+| tensorrt | MatMul, Softmax, MatMul          | Split, Mul, Concat | MatMul, Add                           |
 
 A tensorrt graph holds standard ONNX operators alone: both of onnxruntime's TensorRT providers were
 reported to miscompute the Attention operator for a single query row, which is just what the vision

@@ -11,4 +11,5 @@ def load_extra(module: str, extra: str) -> ModuleType:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        raise MissingExtraError(f"{error.name} is not installed: `pip install edgeclip[{extra}]`") from error
+        package = str(error.name).split(".")[0]
+        raise MissingExtraError(f"{package} is not installed: `pip install edgeclip[{extra}]`") from error
