@@ -1,0 +1,1 @@
+"""Retrieval quality: recall, nDCG, Spearman and zero-shot accuracy of a bundle, per truncate_dim and language."""
