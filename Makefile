@@ -4,10 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-full-size lint bench clean
+.PHONY: help demo train-demo test test-full-size lint bench clean
 
 help:
-	@echo "make demo             the whole way on a small checkpoint: export, embed, similarities, timings"
+	@echo "make demo             the whole way on a small trained model: export, search, recall, timings"
+	@echo "make train-demo       that model again, into demo-checkpoint; an interrupted run goes on"
 	@echo "make test             the tests"
 	@echo "make test-full-size   865 M random parameters: export, memory, parity (10 GB of disk, minutes)"
 	@echo "make lint             ruff, ruff format, mypy"
@@ -23,6 +24,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/edgeclip demo
+
+train-demo: $(READY)
+	$(BIN)/python -m edgeclip_export.demo.train demo-checkpoint
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -91,7 +91,7 @@ def test_export_and_quant_share_only_the_manifest_and_the_errors(path: Path) -> 
 def test_bench_imports_what_the_others_make_public(path: Path) -> None:
     for name in imports(path):
         if name.partition(".")[0] != "edgeclip_bench":
-            assert not any(part.startswith("_") and part != "__future__" for part in name.split(".")), name
+            assert not any(part.startswith("_") and not part.endswith("__") for part in name.split(".")), name
 
 
 @pytest.mark.parametrize("path", ALL, ids=name_of)

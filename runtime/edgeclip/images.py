@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 ImageInput = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, NDArray[np.uint8], "Image"]
 RgbImage = Union["Image", NDArray[np.uint8]]
 
+# What is taken from a folder as an image; an image that is named may be called anything.
+IMAGE_SUFFIXES = frozenset((".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+
 # MPO opens as JPEG; HEIF is for whoever registers pillow-heif; TGA comes last, having no signature.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "HEIF", "JPEG2000", "TIFF", "BMP", "DIB", "ICO", "PPM", "TGA")
 _UNREAD = (  # what people pass most among the rest, by its first bytes

@@ -25,7 +25,10 @@ class Caption:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageTextData:
-    """Images and their captions: retrieval in both directions."""
+    """Images and their captions: retrieval in both directions.
+
+    An image may have no caption, or none in some language: texts search it, it searches none.
+    """
 
     name: str
     images: tuple[Path, ...]
@@ -34,7 +37,12 @@ class ImageTextData:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextRetrievalData:
-    """Queries, a corpus, and grades (query, document, grade) of the pairs that were judged (BEIR, MTEB)."""
+    """Queries, a corpus, and grades (query, document, grade) of the pairs that were judged (BEIR, MTEB).
+
+    A grade of 0 or less is of a document that was judged not to answer. A document past the end of the corpus
+    is one that was judged but is not there (ArguAna has five): no ranking holds it, but the best possible one
+    that nDCG divides by does, as in BEIR and MTEB.
+    """
 
     name: str
     corpus_ids: tuple[str, ...]

@@ -1,14 +1,18 @@
 """Scenes of coloured shapes: what is in a picture, told apart from how it is drawn and described.
 
-A scene is two groups of objects on a background, one group beside the other. What may not be trained
-on is a combination of a shape, its colour and its side (`split_of`).
+A scene is two groups of objects on a background, one group beside the other. Training, validation and
+test differ in what they combine, not only in their draws: a shape in a colour on a side that a test
+picture shows is in no training picture (`split_of`). And scenes come in families whose members differ
+from the first in one attribute, so that a vector has to hold every attribute to find its own picture.
 """
 
-import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
+
+from edgeclip.errors import BuildError
 
 Shape = Literal["circle", "square", "triangle", "star", "cross", "heart", "ring", "crescent"]
 Colour = Literal["red", "orange", "yellow", "green", "blue", "purple", "black", "white"]
@@ -26,6 +30,10 @@ RELATIONS: tuple[Relation, ...] = get_args(Relation)
 BACKGROUNDS: tuple[Background, ...] = get_args(Background)
 SPLITS: tuple[Split, ...] = get_args(Split)
 MAX_COUNT = 3
+# A scene has 44 neighbours that differ in one attribute; in its own split are at least 25 of them.
+MAX_FAMILY = 20
+
+_T = TypeVar("_T")
 
 _OPPOSITE: dict[Relation, Relation] = {
     "left_of": "right_of",
@@ -58,3 +66,102 @@ class Scene:
     def turned(self) -> "Scene":
         """The same picture told from its second group."""
         return replace(self, first=self.second, relation=_OPPOSITE[self.relation], second=self.first)
+
+    def canonical(self) -> "Scene":
+        """The one of the two tellings of a picture that stands for both."""
+        return self if self.relation in ("left_of", "above") else self.turned()
+
+
+def split_of(scene: Scene) -> Split:
+    """Where a scene belongs: to test when either group's shape, colour and side are held out for test.
+
+    Of the 256 combinations an eighth is held out for test and an eighth for validation, spread like a
+    Latin square: every shape is trained in every colour, and every colour and every shape on every side.
+    """
+    sides = ((scene.first, scene.relation), (scene.second, _OPPOSITE[scene.relation]))
+    splits = {_split_of_combination(group.shape, group.colour, side) for group, side in sides}
+    return "test" if "test" in splits else "validation" if "validation" in splits else "train"
+
+
+def _split_of_combination(shape: Shape, colour: Colour, side: Relation) -> Split:
+    cell = (SHAPES.index(shape) + COLOURS.index(colour) + 2 * RELATIONS.index(side)) % 8
+    return "test" if cell == 0 else "validation" if cell == 3 else "train"
+
+
+def draw_scenes(split: Split, draw: np.random.Generator, *, family: int) -> Iterator[Scene]:
+    """Scenes without end, no picture twice, in families of `family`.
+
+    The first of a family is drawn at random; each other one differs from it in one attribute of one
+    group, in the relation or in the background. A family has at most `MAX_FAMILY` members.
+    """
+    if not 1 <= family <= MAX_FAMILY:
+        raise BuildError(f"a family of {family}: wanted 1 to {MAX_FAMILY}")
+    seen: set[Scene] = set()
+
+    def is_new(scene: Scene) -> bool:
+        if split_of(scene) != split or scene.canonical() in seen:
+            return False
+        seen.add(scene.canonical())
+        return True
+
+    while True:
+        first = _draw_scene(draw)
+        if not is_new(first):
+            continue
+        yield first
+        found = 1
+        while found < family:
+            member = change_one(first, draw)
+            if is_new(member):
+                yield member
+                found += 1
+
+
+def change_one(scene: Scene, draw: np.random.Generator) -> Scene:
+    """The same scene but for one attribute."""
+    what = int(draw.integers(12))
+    if what == 10:
+        return replace(scene, relation=_other(RELATIONS, scene.relation, draw))
+    if what == 11:
+        return replace(scene, background=_other(BACKGROUNDS, scene.background, draw))
+    is_first = what < 5
+    group = scene.first if is_first else scene.second
+    match what % 5:
+        case 0:
+            group = replace(group, count=_other(range(1, MAX_COUNT + 1), group.count, draw))
+        case 1:
+            group = replace(group, size=_other(SIZES, group.size, draw))
+        case 2:
+            group = replace(group, texture=_other(TEXTURES, group.texture, draw))
+        case 3:
+            group = replace(group, colour=_other(COLOURS, group.colour, draw))
+        case _:
+            group = replace(group, shape=_other(SHAPES, group.shape, draw))
+    return replace(scene, first=group) if is_first else replace(scene, second=group)
+
+
+def _draw_scene(draw: np.random.Generator) -> Scene:
+    return Scene(
+        first=_draw_group(draw),
+        relation=_any(RELATIONS, draw),
+        second=_draw_group(draw),
+        background=_any(BACKGROUNDS, draw),
+    )
+
+
+def _draw_group(draw: np.random.Generator) -> Group:
+    return Group(
+        count=int(draw.integers(1, MAX_COUNT + 1)),
+        size=_any(SIZES, draw),
+        texture=_any(TEXTURES, draw),
+        colour=_any(COLOURS, draw),
+        shape=_any(SHAPES, draw),
+    )
+
+
+def _any(values: Sequence[_T], draw: np.random.Generator) -> _T:
+    return values[int(draw.integers(len(values)))]
+
+
+def _other(values: Sequence[_T], value: _T, draw: np.random.Generator) -> _T:
+    return _any([other for other in values if other != value], draw)

@@ -106,8 +106,9 @@ def merge_table(lora: LoraConfig, name: str, read: Read) -> Tensor:
     weight, adapter = f"{name}.parametrizations.weight", lora.adapter
     a, b = read(f"{weight}.0.lora_A")[adapter], read(f"{weight}.0.lora_B")[adapter]
     table = read(f"{weight}.original")
-    for rows, factor in zip(table.split(_ROWS_AT_ONCE), a.split(_ROWS_AT_ONCE), strict=True):
-        rows += lora.scale * (factor @ b)
+    for start in range(0, len(table), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        table[rows] += lora.scale * (a[rows] @ b)
     return table
 
 

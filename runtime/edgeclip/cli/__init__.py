@@ -84,8 +84,49 @@ def build_parser() -> argparse.ArgumentParser:
     _add_bundle(inspect)
     _add_json(inspect)
 
-    demo = add_verb("demo", help="the whole way on a small checkpoint")
-    demo.add_argument("--keep", type=Path, metavar="DIR", help="leave checkpoint, bundle and pictures in DIR")
+    evaluate = add_verb("eval", help="retrieval quality on your data, or beside another bundle")
+    _add_bundle(evaluate)
+    evaluate.add_argument("data", metavar="DATA", type=Path, nargs="+", help="a file or folder in a known layout")
+    evaluate.add_argument("--images", type=Path, metavar="DIR", help="where the images lie, if not with the captions")
+    evaluate.add_argument("--split", metavar="S", help="the split to take (test)")
+    evaluate.add_argument(
+        "--language", action="append", dest="languages", metavar="L", help="only this one; may be repeated"
+    )
+    evaluate.add_argument("--name", metavar="N", help="the data set's name, by which published figures are found")
+    evaluate.add_argument("--limit", type=int, metavar="N", help="only the first N images, queries or pairs")
+    evaluate.add_argument(
+        "--truncate-dim",
+        type=int,
+        action="append",
+        dest="truncate_dims",
+        metavar="N",
+        help="evaluate at N dimensions besides all; may be repeated (those the model was trained for)",
+    )
+    evaluate.add_argument("--task", metavar="T", help="prepend this task's instruction to queries and captions")
+    evaluate.add_argument("--against", type=Path, metavar="OTHER", help="another bundle, to be held against")
+    evaluate.add_argument("--out", type=Path, metavar="DIR", help="write report.json, report.md and curve.png, .svg")
+    cache = evaluate.add_mutually_exclusive_group()
+    cache.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keep embeddings here, up to 5 GB; may be deleted (~/.cache/edgeclip/embeddings)",
+    )
+    cache.add_argument("--no-cache", action="store_true", help="keep no embeddings")
+    _add_device(evaluate)
+    _add_json(evaluate)
+
+    demo = add_verb("demo", help="the whole way on the small model that ships with the package")
+    demo.add_argument(
+        "--sheet",
+        type=Path,
+        metavar="FILE",
+        default=Path("edgeclip-demo.png"),
+        help="the contact sheet of what was found (edgeclip-demo.png)",
+    )
+    demo.add_argument(
+        "--keep", type=Path, metavar="DIR", help="leave bundle and pictures in DIR, which must not exist"
+    )
     demo.add_argument("--threads", type=int, metavar="N", help="threads (all that may be used)")
     return parser
 

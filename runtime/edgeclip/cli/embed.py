@@ -18,10 +18,8 @@ from numpy.typing import NDArray
 
 from edgeclip.encoder import Encoder
 from edgeclip.errors import InputError, TruncationWarning
+from edgeclip.images import IMAGE_SUFFIXES
 from edgeclip.progress import ProgressBar, is_wanted
-
-# What --images takes from a folder; --image takes anything.
-IMAGE_SUFFIXES = frozenset((".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
 _BLOCK = 256
 

@@ -1,0 +1,89 @@
+"""What searches found, laid out as one picture: a row for each query, its best hits side by side."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+_THUMB_PX = 150
+_GAP_PX = 14
+_FRAME_PX = 4
+_LABEL_PX = 300  # the column that says what was asked
+_LINE_PX = 20
+_PAPER, _INK, _PALE, _RIGHT = "#ffffff", "#1d2126", "#7a828c", "#1f9d55"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hit:
+    """A picture that was found, its cosine to the query, and whether it is the one that was meant."""
+
+    image: Path
+    cosine: float
+    is_right: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """A query and what it found, best first.
+
+    `asked` is the language; `label` says the query in Latin letters, for no font is sure to be there.
+    """
+
+    asked: str
+    label: str
+    hits: tuple[Hit, ...]
+
+
+def draw_contact_sheet(searches: Sequence[Search], *, title: str, note: str) -> Image.Image:
+    """The sheet, as wide as its longest row."""
+    columns = max(len(search.hits) for search in searches)
+    row_px = _THUMB_PX + _LINE_PX + 2 * _GAP_PX
+    head_px = 2 * _LINE_PX + 3 * _GAP_PX
+    width = _LABEL_PX + columns * (_THUMB_PX + _GAP_PX) + 2 * _GAP_PX
+    sheet = Image.new("RGB", (width, head_px + len(searches) * row_px + _GAP_PX), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((2 * _GAP_PX, _GAP_PX), title, fill=_INK, font=ImageFont.load_default(22))
+    pen.text((2 * _GAP_PX, _GAP_PX + 30), note, fill=_PALE, font=ImageFont.load_default(14))
+    for row, search in enumerate(searches):
+        top = head_px + row * row_px
+        pen.line((_GAP_PX, top, width - _GAP_PX, top), fill="#e4e7eb")
+        _draw_label(pen, search, top + _GAP_PX)
+        for column, hit in enumerate(search.hits):
+            _draw_hit(sheet, pen, hit, _LABEL_PX + column * (_THUMB_PX + _GAP_PX) + _GAP_PX, top + _GAP_PX)
+    return sheet
+
+
+def _draw_label(pen: ImageDraw.ImageDraw, search: Search, top: int) -> None:
+    pen.text((2 * _GAP_PX, top), search.asked, fill=_INK, font=ImageFont.load_default(18))
+    font = ImageFont.load_default(14)
+    for line, text in enumerate(_wrap(search.label, font, _LABEL_PX - 3 * _GAP_PX)):
+        pen.text((2 * _GAP_PX, top + 30 + line * _LINE_PX), text, fill=_INK, font=font)
+
+
+def _draw_hit(sheet: Image.Image, pen: ImageDraw.ImageDraw, hit: Hit, left: int, top: int) -> None:
+    with Image.open(hit.image) as file:
+        thumb = ImageOps.pad(file.convert("RGB"), (_THUMB_PX, _THUMB_PX), color="#f1f3f5")
+    sheet.paste(thumb, (left, top))
+    if hit.is_right:
+        box = (left - _FRAME_PX, top - _FRAME_PX, left + _THUMB_PX + _FRAME_PX - 1, top + _THUMB_PX + _FRAME_PX - 1)
+        pen.rectangle(box, outline=_RIGHT, width=_FRAME_PX)
+    colour = _RIGHT if hit.is_right else _PALE
+    pen.text(
+        (left, top + _THUMB_PX + 6),
+        f"{hit.cosine:.3f}  {hit.image.name}",
+        fill=colour,
+        font=ImageFont.load_default(13),
+    )
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> list[str]:
+    """Words on as few lines of `width_px` as they fit."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width_px:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines

@@ -1,0 +1,317 @@
+"""Two bundles of one model on the same data: what a smaller one costs, and where it shows.
+
+Figures of two runs differ by chance too, so queries are paired: the interval is of the difference on the same
+queries. A figure that stayed may hide that other things are found (agreement), and a mean cosine hides the
+inputs that went wrong: the worst are named, with what became of their ranks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeclip import Encoder, InputError
+from edgeclip.bundle import open_manifest
+from edgeclip.manifest import TowerName
+from edgeclip.progress import ProgressBar, is_wanted
+from edgeclip_bench.quality.datasets import Data, ImageTextData, StsData, TextRetrievalData
+from edgeclip_bench.quality.evaluate import (
+    CacheFolder,
+    DataScores,
+    Evaluation,
+    check_data,
+    choose_dims,
+    evaluation_of,
+    open_embedder,
+    score_data,
+    warn_of_cut,
+)
+from edgeclip_bench.quality.metrics import NEVER
+from edgeclip_bench.quality.samples import Sample, Values, agree, judge
+from edgeclip_bench.quality.searches import Direction, Embedded, Search, class_prompts, embed, label_of, searches
+
+# How many of each tower's inputs, those with the lowest cosines, are named.
+WORST = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A figure of the bundle less the reference's, in points (hundredths), with its paired 95 % interval."""
+
+    data: str
+    metric: str
+    direction: Direction | None
+    language: str | None
+    is_overall: bool
+    dim: int
+    value: float
+    reference: float
+    points: float
+    low: float
+    high: float
+    samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """The share of what a query finds first that both bundles find, as a mean over the queries.
+
+    `metric` is agreement@10, and where images search classes agreement@1.
+    """
+
+    data: str
+    metric: str
+    direction: Direction | None
+    language: str | None
+    is_overall: bool
+    dim: int
+    share: float
+    samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closeness:
+    """The cosines between both bundles' full-width vectors of each input of a tower."""
+
+    data: str
+    tower: TowerName
+    samples: int
+    worst: float
+    first_percentile: float
+    mean: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorstInput:
+    """An input that the bundles disagree about most, and the ranks (from 1) of its best right item.
+
+    An image has a rank in each language; here is the one that moved most. None where nothing is searched
+    with the input, or nothing is right for it.
+    """
+
+    data: str
+    tower: TowerName
+    input: str
+    cosine: float
+    direction: Direction | None
+    language: str | None
+    rank: int | None
+    reference_rank: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """`evaluation` is the bundle's, `reference` the other's, which it is held against."""
+
+    evaluation: Evaluation
+    reference: Evaluation
+    differences: tuple[Difference, ...]
+    agreements: tuple[Agreement, ...]
+    closeness: tuple[Closeness, ...]
+    worst: tuple[WorstInput, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The comparison as JSON has it."""
+        return asdict(self)
+
+
+def compare(
+    bundle: Path | Encoder,
+    other: Path | Encoder,
+    data: Sequence[Data],
+    *,
+    truncate_dims: Sequence[int] | None = None,
+    task: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    cache: CacheFolder = "default",
+    progress: bool | None = None,
+) -> Comparison:
+    """Both bundles through the same data, one after the other; arguments and errors as in `evaluate`.
+
+    Raises InputError also for bundles whose vectors have not the same width: they are of two models.
+    """
+    manifests = [
+        side.manifest if isinstance(side, Encoder) else open_manifest(Path(side)) for side in (bundle, other)
+    ]
+    widths = [manifest.embedding_dim for manifest in manifests]
+    if widths[0] != widths[1]:
+        raise InputError(f"vectors of {widths[0]} and of {widths[1]} dimensions: wanted two bundles of one model")
+    for manifest in manifests:
+        check_data(data, task, manifest)
+    dims = choose_dims(manifests[0], truncate_dims)
+    encoders, embedded = [], []
+    for side in (bundle, other):
+        with open_embedder(side, device=device, threads=threads, cache=cache, progress=progress) as embedder:
+            encoders.append(embedder.encoder)
+            embedded.append([embed(embedder, one, task) for one in data])
+    pairs = [_pair(mine, its, dims, task, is_wanted(progress)) for mine, its in zip(*embedded, strict=True)]
+    found = Comparison(
+        evaluation=evaluation_of(bundle, encoders[0], dims, tuple(pair.mine for pair in pairs)),
+        reference=evaluation_of(other, encoders[1], dims, tuple(pair.its for pair in pairs)),
+        differences=tuple(difference for pair in pairs for difference in pair.differences),
+        agreements=tuple(agreement for pair in pairs for agreement in pair.agreements),
+        closeness=tuple(closeness for pair in pairs for closeness in pair.closeness),
+        worst=tuple(worst for pair in pairs for worst in pair.worst),
+    )
+    warn_of_cut(found.evaluation)
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pair:
+    """Both bundles on one data set."""
+
+    mine: DataScores
+    its: DataScores
+    differences: list[Difference]
+    agreements: list[Agreement]
+    closeness: list[Closeness]
+    worst: list[WorstInput]
+
+
+def _pair(mine: Embedded, its: Embedded, dims: tuple[int, ...], task: str | None, is_shown: bool) -> _Pair:
+    label = label_of(mine.data)
+    samples: list[tuple[int, Sample, Sample]] = []
+    agreements = []
+    found: list[Search] = []
+    others: list[Search] = []
+    with ProgressBar(f"{label}: judging, dims", len(dims), is_shown=is_shown) as bar:
+        for dim in dims:  # the full width comes last, and its ranks are asked for again below
+            found, others = searches(mine, dim), searches(its, dim)
+            both = zip(judge(mine, dim, found), judge(its, dim, others), strict=True)
+            samples += ((dim, one, other) for one, other in both)
+            agreements += [_agreement(label, dim, sample) for sample in agree(found, others)]
+            bar.advance()
+    cosines = _cosines(mine, its)
+    return _Pair(
+        mine=score_data(mine, ((dim, one) for dim, one, _ in samples), task),
+        its=score_data(its, ((dim, other) for dim, _, other in samples), task),
+        differences=[_difference(label, *pair) for pair in samples],
+        agreements=agreements,
+        closeness=[_closeness(label, tower, of_tower) for tower, of_tower in cosines.items()],
+        worst=[
+            worst
+            for tower, of_tower in cosines.items()
+            for worst in _worst(mine, tower, of_tower, list(zip(found, others, strict=True)))
+        ],
+    )
+
+
+def _difference(label: str, dim: int, mine: Sample, its: Sample) -> Difference:
+    value, reference, interval = mine.figure(), its.figure(), mine.difference(its)
+    return Difference(
+        data=label,
+        metric=mine.metric,
+        direction=mine.direction,
+        language=mine.language,
+        is_overall=mine.is_overall,
+        dim=dim,
+        value=value,
+        reference=reference,
+        points=100 * (value - reference),
+        low=100 * interval.low,
+        high=100 * interval.high,
+        samples=len(mine.values),
+    )
+
+
+def _agreement(label: str, dim: int, sample: Sample) -> Agreement:
+    return Agreement(
+        data=label,
+        metric=sample.metric,
+        direction=sample.direction,
+        language=sample.language,
+        is_overall=sample.is_overall,
+        dim=dim,
+        share=sample.figure(),
+        samples=len(sample.values),
+    )
+
+
+def _cosines(mine: Embedded, its: Embedded) -> dict[TowerName, Values]:
+    """Of each tower's inputs, `queries` before `items`, in float64: at 1 float32 has steps of 6e-8."""
+    queries, items = (
+        np.einsum("nd,nd->n", first, second, dtype=np.float64)
+        for first, second in ((mine.queries, its.queries), (mine.items, its.items))
+    )
+    return (
+        {"text": np.concatenate((queries, items))}
+        if mine.item_tower == "text"
+        else {"text": queries, "vision": items}
+    )
+
+
+def _closeness(label: str, tower: TowerName, cosines: Values) -> Closeness:
+    return Closeness(
+        data=label,
+        tower=tower,
+        samples=len(cosines),
+        worst=float(cosines.min()),
+        first_percentile=float(np.percentile(cosines, 1)),
+        mean=float(cosines.mean()),
+    )
+
+
+def _worst(
+    embedded: Embedded, tower: TowerName, cosines: Values, pairs: Sequence[tuple[Search, Search]]
+) -> list[WorstInput]:
+    """The inputs with the lowest cosines, each once."""
+    found: dict[str, WorstInput] = {}
+    for place in np.argsort(cosines, kind="stable").tolist():
+        if len(found) == WORST:
+            break
+        is_item = tower == "vision" or place >= len(embedded.queries)
+        row = place - len(embedded.queries) if is_item and tower == "text" else place
+        name = _name(embedded.data, row, is_item)
+        if name not in found:
+            search, rank, reference_rank = _most_moved(pairs, row, is_item)
+            found[name] = WorstInput(
+                data=label_of(embedded.data),
+                tower=tower,
+                input=name,
+                cosine=float(cosines[place]),
+                direction=search.direction if search else None,
+                language=_language(search, row),
+                rank=rank,
+                reference_rank=reference_rank,
+            )
+    return list(found.values())
+
+
+def _name(data: Data, row: int, is_item: bool) -> str:
+    if isinstance(data, ImageTextData):
+        return str(data.images[row]) if is_item else data.captions[row].text
+    if isinstance(data, TextRetrievalData):
+        return f"document {data.corpus_ids[row]}" if is_item else data.queries[row]
+    if isinstance(data, StsData):
+        return data.second[row] if is_item else data.first[row]
+    return str(data.images[row]) if is_item else class_prompts(data)[row]
+
+
+def _most_moved(
+    pairs: Sequence[tuple[Search, Search]], row: int, is_item: bool
+) -> tuple[Search | None, int | None, int | None]:
+    """The search with this input in which its rank moved most, and both ranks from 1."""
+    ranks = []
+    for mine, its in pairs:
+        place = int(np.searchsorted(mine.rows, row))
+        is_in_it = mine.direction.startswith("image_") == is_item and place < len(mine.rows)
+        if is_in_it and mine.rows[place] == row:
+            ranks.append((mine, int(mine.ranks[place]), int(its.ranks[place])))
+    if not ranks:
+        return None, None, None
+    search, rank, reference_rank = max(ranks, key=lambda found: abs(found[1] - found[2]))
+    return search, _from_one(rank), _from_one(reference_rank)
+
+
+def _from_one(rank: int) -> int | None:
+    return None if rank == NEVER else rank + 1
+
+
+def _language(search: Search | None, row: int) -> str | None:
+    if search is None or search.languages is None:
+        return search.language if search else None
+    return str(search.languages[row])

@@ -1,0 +1,124 @@
+"""Zero-shot classification: a folder of images for each class, read into `ClassificationData`.
+
+DIR/<class>/*.jpg, or DIR/<split>/<class>/*.jpg, as torchvision's ImageFolder has it; classes are in the
+order of their folders' names. In a class's name underscores become spaces, for a prompt is a sentence.
+Better names stand in classes.txt (a line for each: folder, tab, name), prompts in templates.txt (a line
+each, with {} for the name), both beside the class folders or in DIR.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgeclip.errors import InputError
+from edgeclip_bench.quality.datasets import ClassificationData
+from edgeclip_bench.quality.image_files import is_image_file, tell_left_out
+from edgeclip_bench.quality.records import list_folder, read_lines
+from edgeclip_bench.quality.selection import Selection, choose_split
+
+
+def is_class_folders(folder: Path) -> bool:
+    """Whether folders in it, or folders in those, hold images."""
+    return any(_holds_images(sub) or _holds_classes(sub) for sub in _folders_in(folder))
+
+
+def read_class_folders(folder: Path, selection: Selection) -> ClassificationData:
+    """Images by class; of a `limit`, each class has its share (one of each in turn), not only the first.
+
+    A single class, a class without images, two classes of one name, or a class that classes.txt leaves out
+    or adds is an InputError; files that are no images by their suffix are counted in a warning.
+    """
+    selection.refuse(folder, "class folders", images="which hold the images", languages="which name no language")
+    top, folder = folder, _choose_split_folder(folder, selection)
+    of_class: list[list[Path]] = []
+    for sub in _folders_in(folder):
+        files = list_folder(sub)
+        of_class.append([file for file in files if is_image_file(file)])
+        if not of_class[-1]:
+            raise InputError(f"{sub}: holds no image; a class has some, and other folders do not belong here")
+        tell_left_out(sub, set(files) - set(of_class[-1]), "no image")
+    if len(of_class) < 2:
+        raise InputError(f"{folder}: holds one folder of images, wanted one for each of several classes")
+    shares = share_out([len(images) for images in of_class], selection.limit)
+    return ClassificationData(
+        name=selection.name,
+        images=tuple(image for images, share in zip(of_class, shares, strict=True) for image in images[:share]),
+        labels=tuple(label for label, share in enumerate(shares) for _ in range(share)),
+        classes=_read_classes(_beside(folder, top, "classes.txt"), [sub.name for sub in _folders_in(folder)], folder),
+        templates=_read_templates(_beside(folder, top, "templates.txt")),
+    )
+
+
+def share_out(sizes: Sequence[int], limit: int | None) -> list[int]:
+    """How many of each class make `limit` together, taking one of each in turn while there are any."""
+    if limit is None or limit >= sum(sizes):
+        return list(sizes)
+    shares = [0] * len(sizes)
+    while limit:
+        for index in [index for index, size in enumerate(sizes) if shares[index] < size][:limit]:
+            shares[index] += 1
+            limit -= 1
+    return shares
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return [path for path in list_folder(folder) if path.is_dir()]
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(is_image_file(path) for path in list_folder(folder))
+
+
+def _holds_classes(folder: Path) -> bool:
+    return any(_holds_images(sub) for sub in _folders_in(folder))
+
+
+def _choose_split_folder(folder: Path, selection: Selection) -> Path:
+    subs = _folders_in(folder)
+    if any(_holds_images(sub) for sub in subs):
+        selection.refuse(folder, "class folders", split="which are of no split")
+        return folder
+    splits = {sub.name: sub for sub in subs if _holds_classes(sub)}
+    return splits[choose_split(splits, selection.split, folder)]
+
+
+def _beside(folder: Path, top: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, top / name) if path.is_file()), None)
+
+
+def _read_classes(file: Path | None, folders: Sequence[str], folder: Path) -> tuple[str, ...]:
+    names = {name: name.replace("_", " ") for name in folders}
+    if file is not None:
+        names = {}
+        for where, line in read_lines(file):
+            if not line.strip():
+                continue
+            key, tab, name = line.partition("\t")
+            if not tab or not name.strip():
+                raise InputError(f"{where}: wanted a folder, a tab and the name of its class")
+            if key not in folders:
+                raise InputError(f"{where}: {key!r} is no folder of {folder}")
+            if key in names:
+                raise InputError(f"{where}: {key!r} is there twice")
+            names[key] = name.strip()
+    owners: dict[str, str] = {}
+    for key in folders:
+        if key not in names:
+            raise InputError(f"{file}: has no name for the folder {key!r}")
+        if (other := owners.setdefault(names[key], key)) != key:
+            raise InputError(f"{file or folder}: {other!r} and {key!r} are both called {names[key]!r}")
+    return tuple(names[key] for key in folders)
+
+
+def _read_templates(file: Path | None) -> tuple[str, ...]:
+    if file is None:
+        return ("{}",)
+    templates = []
+    for where, line in read_lines(file):
+        if line.strip():
+            before, _, after = line.strip().partition("{}")
+            if line.count("{}") != 1 or set("{}") & {*before, *after}:
+                raise InputError(f"{where}: wanted one {{}} for the class's name and no other brace")
+            templates.append(line.strip())
+    if not templates:
+        raise InputError(f"{file}: holds no prompt")
+    return tuple(templates)

@@ -1,0 +1,257 @@
+"""Every input of an evaluation as a full-width unit vector, computed once.
+
+Inputs are read a block at a time, so beside the vectors only a block of them is in memory. One that came
+before in this run, or that the cache holds from an earlier one, is not computed again. What the cache
+relies on is listed in `text_space` and `image_space`: change what decides a vector, and it must stand there.
+Two things move a vector by the order of a float's sum alone and do not: the number of threads, and which
+texts shared a batch.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+import onnxruntime
+import PIL
+import tokenizers
+from numpy.typing import NDArray
+
+from edgeclip import Encoder, InputError, Manifest, TruncationWarning, __version__
+from edgeclip.bundle import verify_hash
+from edgeclip.jina_clip import prompt
+from edgeclip.manifest import TOWERS, FileFacts, TowerName
+from edgeclip.progress import ProgressBar, is_wanted
+from edgeclip_bench.machine import graphics_cards, processor
+from edgeclip_bench.quality.cache import EmbeddingCache, Entry, Space
+
+Vectors = NDArray[np.float32]
+T = TypeVar("T")
+
+_TEXTS_AT_ONCE = 256
+_IMAGES_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Where the vectors came from: `inputs` = repeated + cached + computed. `cut` of them lost their tail."""
+
+    inputs: int = 0
+    repeated: int = 0
+    cached: int = 0
+    computed: int = 0
+    cut: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(**{name: count + getattr(other, name) for name, count in asdict(self).items()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way(Generic[T]):
+    """How inputs of one tower become entries: what names one, and what computes several."""
+
+    tower: TowerName
+    space: Space
+    block: int  # looked up together
+    at_once: int  # computed and kept together
+    digest: Callable[[T, int], bytes]
+    compute: Callable[[list[T]], list[Entry]]
+
+
+class Embedder:
+    """An Encoder and a cache.
+
+    With `folder`, the bundle's, a tower's files are hashed before it computes anything: what a damaged
+    file answers is not kept under a whole one's name.
+    """
+
+    def __init__(
+        self, encoder: Encoder, cache: EmbeddingCache, *, folder: Path | None = None, progress: bool | None = None
+    ) -> None:
+        self.encoder = encoder
+        self._counts = Counts()
+        self._cache, self._folder = cache, folder
+        self._is_shown = is_wanted(progress)
+        self._proved: set[TowerName] = set()
+
+    def texts(self, texts: Iterable[str], count: int, *, task: str | None = None, label: str = "texts") -> Vectors:
+        """Unit vectors (count, D) float32 of `count` texts, each behind its task's instruction.
+
+        Raises InputError for an unknown task, a text that is none, and texts that are more or fewer.
+        """
+        instructions = self.encoder.manifest.tokenizer.instructions
+        prompt("", task, instructions)  # an unknown task is one without texts too
+
+        def digest(text: str, row: int) -> bytes:
+            try:
+                return hashlib.sha256(prompt(text, task, instructions).encode()).digest()
+            except UnicodeEncodeError as error:
+                raise InputError(f"{label}: number {row} holds a lone surrogate, so it is no Unicode text") from error
+
+        way: _Way[str] = _Way(
+            tower="text",
+            space=text_space(self.encoder.manifest, self.encoder.device),
+            block=_TEXTS_AT_ONCE,
+            at_once=_TEXTS_AT_ONCE,
+            digest=digest,
+            compute=lambda texts: self._encode_texts(texts, task),
+        )
+        return self._embed(way, texts, count, label)
+
+    def images(self, paths: Sequence[Path], *, label: str = "images") -> Vectors:
+        """Unit vectors (N, D) float32 of image files; InputError names one that cannot be read."""
+        way: _Way[Path] = _Way(
+            tower="vision",
+            space=image_space(self.encoder.manifest, self.encoder.device),
+            block=_IMAGES_AT_ONCE,
+            at_once=1,  # a second each where hardware is small: a killed run loses one
+            digest=lambda path, row: _hash_file(path),
+            compute=lambda paths: [
+                Entry(self.encoder.encode_image(path, progress=False), is_cut=False) for path in paths
+            ],
+        )
+        return self._embed(way, paths, len(paths), label)
+
+    def take_counts(self) -> Counts:
+        """The counts of all inputs since this was last asked."""
+        counts, self._counts = self._counts, Counts()
+        return counts
+
+    def _embed(self, way: _Way[T], inputs: Iterable[T], total: int, label: str) -> Vectors:
+        vectors = np.empty((total, way.space.dim), np.float32)
+        rows: dict[bytes, int] = {}  # where each input came first
+        cut: set[bytes] = set()
+        counts = Counts()
+        with ProgressBar(label, total, is_shown=self._is_shown) as bar:
+            for block in _blocks(inputs, way.block):
+                start = counts.inputs
+                if start + len(block) > total:
+                    raise InputError(f"{label}: found more than the {total} expected; did a file change?")
+                keys = [way.digest(item, row) for row, item in enumerate(block, start)]
+                new = {}
+                for row, (key, item) in enumerate(zip(keys, block, strict=True), start):
+                    if key not in rows:
+                        rows[key], new[key] = row, item
+                counts += Counts(inputs=len(block), repeated=len(block) - len(new))
+                for entries, came in self._find(way, new):
+                    for key, entry in entries.items():
+                        vectors[rows[key]] = entry.vector
+                    cut.update(key for key, entry in entries.items() if entry.is_cut)
+                    counts += came
+                    shown = f"{label}: {counts.cached} cached, {counts.computed} new,"
+                    bar.show(shown, counts.repeated + counts.cached + counts.computed, total)
+                for row, key in enumerate(keys, start):
+                    if rows[key] != row:
+                        vectors[row] = vectors[rows[key]]
+                counts += Counts(cut=sum(key in cut for key in keys))
+        if counts.inputs != total:
+            raise InputError(f"{label}: found {counts.inputs}, expected {total}; did a file change?")
+        self._counts += counts
+        return vectors
+
+    def _find(self, way: _Way[T], new: dict[bytes, T]) -> Iterator[tuple[dict[bytes, Entry], Counts]]:
+        """The entries of these inputs: first what the cache has, then the rest as it is computed."""
+        kept = self._cache.read(way.space, list(new))
+        yield kept, Counts(cached=len(kept))
+        missing = [key for key in new if key not in kept]
+        if missing:
+            self._prove(way.tower)
+        for keys in _blocks(missing, way.at_once):
+            entries = dict(zip(keys, way.compute([new[key] for key in keys]), strict=True))
+            self._cache.write(way.space, entries)
+            yield entries, Counts(computed=len(entries))
+
+    def _encode_texts(self, texts: list[str], task: str | None) -> list[Entry]:
+        """An encoder says how many texts were cut, not which: one that may be goes alone."""
+        limit = self.encoder.manifest.tokenizer.max_length
+        is_long = [len(text.encode()) > limit // 2 for text in texts]
+        short = iter(self._encode([text for text, alone in zip(texts, is_long, strict=True) if not alone], task))
+        return [
+            self._encode([text], task)[0] if alone else next(short)
+            for text, alone in zip(texts, is_long, strict=True)
+        ]
+
+    def _encode(self, texts: list[str], task: str | None) -> list[Entry]:
+        if not texts:
+            return []
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", TruncationWarning)
+            vectors = self.encoder.encode_text(texts, task=task, progress=False)
+        cut = 0
+        for warning in caught:
+            if isinstance(warning.message, TruncationWarning):
+                cut += warning.message.cut
+            else:
+                warnings.warn(warning.message, stacklevel=2)
+        if cut in (0, len(texts)):
+            return [Entry(vector, is_cut=cut > 0) for vector in vectors]
+        half = len(texts) // 2  # a tokenizer that makes many tokens of few bytes
+        return self._encode(texts[:half], task) + self._encode(texts[half:], task)
+
+    def _prove(self, tower: TowerName) -> None:
+        if self._folder is not None and tower not in self._proved:
+            for file in tower_files(self.encoder.manifest, tower):
+                verify_hash(self._folder, file)
+        self._proved.add(tower)
+
+
+def text_space(manifest: Manifest, device: str) -> Space:
+    """What decides a text's vector besides its prompt."""
+    facts = manifest.tokenizer
+    return _space(
+        manifest,
+        "text",
+        device,
+        tokenizer=manifest.file(facts.file).sha256,
+        tokens=[facts.max_length, facts.bos_id, facts.eos_id, facts.pad_id],
+        tokenizers=tokenizers.__version__,
+    )
+
+
+def image_space(manifest: Manifest, device: str) -> Space:
+    """What decides an image's vector besides the bytes of its file."""
+    return _space(manifest, "vision", device, image=asdict(manifest.image), pillow=PIL.__version__)
+
+
+def tower_files(manifest: Manifest, tower: TowerName) -> list[FileFacts]:
+    """The files a tower is made of: the bundle's, less the tokenizer, the self-test and the other tower's."""
+    others = (manifest.tokenizer.file, manifest.selftest)
+    graphs = [manifest.tower(name).file for name in TOWERS if name != tower]
+    return [
+        file
+        for file in manifest.files
+        if file.name not in others and not any(file.name.startswith(graph) for graph in graphs)
+    ]
+
+
+def _space(manifest: Manifest, tower: TowerName, device: str, **facts: object) -> Space:
+    known = {
+        "tower": tower,
+        "dim": manifest.embedding_dim,
+        "files": {file.name: file.sha256 for file in tower_files(manifest, tower)},
+        "edgeclip": __version__,
+        "onnxruntime": onnxruntime.__version__,
+        "device": device,
+        "hardware": [processor()] if device == "cpu" else [processor(), *graphics_cards()],
+        **facts,
+    }
+    return Space(json.dumps(known, sort_keys=True), manifest.embedding_dim)
+
+
+def _hash_file(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _blocks(inputs: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(inputs)
+    while block := list(islice(iterator, size)):
+        yield block

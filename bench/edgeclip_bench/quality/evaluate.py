@@ -1,0 +1,324 @@
+"""The quality of a bundle on a user's data, at several truncate_dims in one pass.
+
+Every input is embedded once, at full width (`embeddings`); a smaller truncate_dim is a cut of that. What is
+measured, and what "overall" means, stands in `searches` and `samples`; comparing two bundles is `against`.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime
+import PIL
+import tokenizers
+
+from edgeclip import Encoder, InputError, Manifest, TruncationWarning, __version__
+from edgeclip.jina_clip import prompt
+from edgeclip.manifest import TOWERS
+from edgeclip.progress import ProgressBar, is_wanted
+from edgeclip_bench.machine import machine
+from edgeclip_bench.quality.cache import EmbeddingCache, default_folder
+from edgeclip_bench.quality.datasets import ClassificationData, Data, ImageTextData, StsData, TextRetrievalData
+from edgeclip_bench.quality.embeddings import Counts, Embedder
+from edgeclip_bench.quality.published import PUBLISHED, Published, published_for
+from edgeclip_bench.quality.samples import Sample, judge
+from edgeclip_bench.quality.searches import Direction, Embedded, embed, label_of, languages_of, searches, takes_task
+
+CacheFolder = Path | Literal["default"] | None
+
+_KINDS = {
+    ImageTextData: "image-text retrieval",
+    TextRetrievalData: "text retrieval",
+    StsData: "text similarity",
+    ClassificationData: "zero-shot classification",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleIdentity:
+    """Which bundle it was: where its checkpoint came from, how it was made, and the hashes of its files."""
+
+    name: str
+    source: str
+    revision: str | None
+    checkpoint_sha256: str
+    target: str
+    precision: Mapping[str, str]
+    max_length: int
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """One figure with its 95 % interval, over `samples` queries.
+
+    `language` is None over several languages or where none is named. `kept` is the share of the full width's
+    figure. Where the model's authors published one of the same kind, `difference` is ours less theirs.
+    """
+
+    metric: str
+    direction: Direction | None
+    language: str | None
+    is_overall: bool
+    dim: int
+    value: float
+    low: float
+    high: float
+    samples: int
+    kept: float | None
+    published: float | None
+    published_source: str | None
+    difference: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataScores:
+    """What was found on one data set.
+
+    `label` is its name, with its language where it has one. `task` is the instruction that its queries or
+    captions had.
+    """
+
+    name: str
+    label: str
+    kind: str
+    sizes: Mapping[str, int]
+    languages: tuple[str, ...]
+    task: str | None
+    embedded: Counts
+    scores: tuple[Score, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """A bundle's figures, and what they depend on."""
+
+    bundle: BundleIdentity
+    device: str
+    versions: Mapping[str, str]
+    machine: Mapping[str, str | int]
+    dims: tuple[int, ...]
+    data: tuple[DataScores, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The evaluation as JSON has it."""
+        return asdict(self)
+
+
+def evaluate(
+    bundle: Path | Encoder,
+    data: Sequence[Data],
+    *,
+    truncate_dims: Sequence[int] | None = None,
+    task: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    cache: CacheFolder = "default",
+    progress: bool | None = None,
+) -> Evaluation:
+    """Every metric of the bundle on each data set, at each of `truncate_dims` and at full width.
+
+    Without `truncate_dims`, at those the model was trained for. `task` goes before captions and queries.
+    `device` and `threads` as in Encoder.open; an Encoder brings its own. `cache` is the folder that keeps
+    vectors between evaluations (`cache.default_folder` unless given), None for none. `progress=None` shows
+    bars when stderr is a terminal.
+
+    Raises InputError for options and data that cannot be, and what Encoder.open raises. Texts that were cut
+    to the model's length are counted in one TruncationWarning; a cache that fails is a CacheWarning.
+    """
+    with open_embedder(bundle, device=device, threads=threads, cache=cache, progress=progress) as embedder:
+        manifest = embedder.encoder.manifest
+        check_data(data, task, manifest)
+        dims = choose_dims(manifest, truncate_dims)
+        # Mapped, not looped over: a loop's name would hold one set's vectors while the next one's are made.
+        embedded = map(partial(embed, embedder, task=task), data)
+        scored = map(partial(_judge, dims=dims, task=task, is_shown=is_wanted(progress)), embedded)
+        found = evaluation_of(bundle, embedder.encoder, dims, tuple(scored))
+    warn_of_cut(found)
+    return found
+
+
+@contextmanager
+def open_embedder(
+    bundle: Path | Encoder, *, device: str, threads: int | None, cache: CacheFolder, progress: bool | None
+) -> Iterator[Embedder]:
+    """The bundle opened, with its cache; an Encoder stays open, and its files are taken as they are."""
+    with ExitStack() as stack:
+        folder = None if isinstance(bundle, Encoder) else Path(bundle)
+        if isinstance(bundle, Encoder):
+            encoder = bundle
+        else:
+            encoder = stack.enter_context(Encoder.open(bundle, device=device, threads=threads))
+        kept = stack.enter_context(EmbeddingCache(default_folder() if cache == "default" else cache))
+        yield Embedder(encoder, kept, folder=folder, progress=progress)
+
+
+def evaluation_of(
+    bundle: Path | Encoder, encoder: Encoder, dims: tuple[int, ...], scored: tuple[DataScores, ...]
+) -> Evaluation:
+    """The scores with what they depend on."""
+    manifest = encoder.manifest
+    return Evaluation(
+        bundle=BundleIdentity(
+            name=manifest.source.name if isinstance(bundle, Encoder) else str(bundle),
+            source=manifest.source.name,
+            revision=manifest.source.revision,
+            checkpoint_sha256=manifest.source.weights_sha256,
+            target=manifest.target,
+            precision={tower: manifest.tower(tower).precision for tower in TOWERS},
+            max_length=manifest.tokenizer.max_length,
+            files={file.name: file.sha256 for file in manifest.files},
+        ),
+        device=encoder.device,
+        versions={
+            "edgeclip": __version__,
+            "onnxruntime": onnxruntime.__version__,
+            "tokenizers": tokenizers.__version__,
+            "numpy": np.__version__,
+            "pillow": PIL.__version__,
+        },
+        machine=machine(),
+        dims=dims,
+        data=scored,
+    )
+
+
+def score_data(embedded: Embedded, samples: Iterable[tuple[int, Sample]], task: str | None) -> DataScores:
+    """The scores of one data set, from its samples (dim, sample) in any order, the full width among them.
+
+    Raises InputError for data that no figure can be made of.
+    """
+    data, full = embedded.data, embedded.queries.shape[1]
+    try:
+        scores = [_score(data, dim, sample) for dim, sample in samples]
+    except InputError as error:  # scores that are all the same, too few pairs
+        raise InputError(f"{label_of(data)}: {error}") from error
+    whole = {_kind(score): score.value for score in scores if score.dim == full}
+    scores = [replace(score, kept=_share(score.value, whole[_kind(score)])) for score in scores]
+    return DataScores(
+        name=data.name,
+        label=label_of(data),
+        kind=_KINDS[type(data)],
+        sizes=sizes_of(data),
+        languages=languages_of(data),
+        task=task if takes_task(data) else None,
+        embedded=embedded.counts,
+        scores=tuple(sorted(scores, key=lambda score: score.dim)),
+    )
+
+
+def warn_of_cut(found: Evaluation) -> None:
+    """One TruncationWarning for all texts that were cut."""
+    if cut := sum(data.embedded.cut for data in found.data):
+        told = TruncationWarning(f"{cut} texts were cut to {found.bundle.max_length} tokens", cut=cut)
+        warnings.warn(told, stacklevel=3)
+
+
+def choose_dims(manifest: Manifest, truncate_dims: Sequence[int] | None) -> tuple[int, ...]:
+    """The dimensions to evaluate at, ascending, each once: those asked for, or trained for, and the full width.
+
+    Raises InputError for one that is no int from 1 to the full width.
+    """
+    full = manifest.embedding_dim
+    dims = manifest.matryoshka_dims if truncate_dims is None else truncate_dims
+    for dim in dims:
+        if type(dim) is not int or not 1 <= dim <= full:
+            raise InputError(f"truncate_dim is {dim!r}, wanted an int from 1 to {full}")
+    return tuple(sorted({*dims, full}))
+
+
+def check_data(data: Sequence[Data], task: str | None, manifest: Manifest) -> None:
+    """InputError for no data, two sets of one label, one without inputs, and a task that is unknown or idle."""
+    prompt("", task, manifest.tokenizer.instructions)  # says which tasks there are
+    if not data:
+        raise InputError("no data to evaluate on")
+    label, times = Counter(map(label_of, data)).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{times} data sets are called {label}; name them, or evaluate one at a time")
+    for one in data:
+        if empty := [what for what, count in sizes_of(one).items() if not count]:
+            raise InputError(f"{label_of(one)}: holds no {empty[0]}")
+    if task is not None and not any(map(takes_task, data)):
+        raise InputError(
+            f"task {task!r} goes before captions and queries; {', '.join(map(label_of, data))} has neither"
+        )
+
+
+def sizes_of(data: Data) -> dict[str, int]:
+    """What a data set holds, in numbers."""
+    if isinstance(data, ImageTextData):
+        return {"images": len(data.images), "captions": len(data.captions)}
+    if isinstance(data, TextRetrievalData):
+        judged = len({query for query, _, _ in data.grades})
+        return {"documents": len(data.corpus), "queries": len(data.queries), "judged queries": judged}
+    if isinstance(data, StsData):
+        return {"pairs": len(data.scores)}
+    return {"images": len(data.images), "classes": len(data.classes), "templates": len(data.templates)}
+
+
+def _judge(embedded: Embedded, dims: tuple[int, ...], task: str | None, is_shown: bool) -> DataScores:
+    def samples() -> Iterator[tuple[int, Sample]]:
+        for dim in dims:
+            for sample in judge(embedded, dim, searches(embedded, dim)):
+                yield dim, sample
+            bar.advance()
+
+    with ProgressBar(f"{label_of(embedded.data)}: judging, dims", len(dims), is_shown=is_shown) as bar:
+        return score_data(embedded, samples(), task)
+
+
+def _score(data: Data, dim: int, sample: Sample) -> Score:
+    figure, interval = sample.figure(), sample.interval()
+    known = _published(data, dim, sample)
+    return Score(
+        metric=sample.metric,
+        direction=sample.direction,
+        language=sample.language,
+        is_overall=sample.is_overall,
+        dim=dim,
+        value=figure,
+        low=interval.low,
+        high=interval.high,
+        samples=len(sample.values),
+        kept=None,
+        published=known.value if known else None,
+        published_source=known.source if known else None,
+        difference=figure - known.value if known else None,
+    )
+
+
+def _published(data: Data, dim: int, sample: Sample) -> Published | None:
+    """The makers' figure of the same kind.
+
+    One without a language is the mean over those that they list. Ours is that too if it is over the same
+    languages, and where captions search, which are taken all together, each language has as many of them.
+    Captions without a language are taken for English, as `published_for` does.
+    """
+    direction = sample.direction
+    if direction == "query_to_document" or direction == "image_to_class":
+        direction = None
+    known = published_for(data.name, sample.metric, direction, sample.language, dim)
+    if known is None or sample.language is not None or not isinstance(data, ImageTextData):
+        return known
+    ours = Counter(caption.language for caption in data.captions if caption.language)
+    theirs = {
+        figure.language
+        for figure in PUBLISHED
+        if (figure.dataset, figure.metric, figure.direction) == (data.name, sample.metric, direction)
+    } - {None}
+    is_even = direction == "image_to_text" or len(set(ours.values())) <= 1
+    return known if is_even and (set(ours) or {"en"}) == theirs else None
+
+
+def _kind(score: Score) -> tuple[object, ...]:
+    return score.metric, score.direction, score.language, score.is_overall
+
+
+def _share(value: float, whole: float) -> float | None:
+    return value / whole if whole > 0 else None

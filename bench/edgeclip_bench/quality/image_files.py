@@ -1,0 +1,59 @@
+"""Finding the image files that a dataset names, and only those.
+
+Names come from files that others wrote, so an image must lie under the folder that the user named (or
+that the file lies in): an absolute name, or one that climbs out with `..`, is refused unless it ends up
+there. Symbolic links are the user's own and are followed.
+"""
+
+import os
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeclip.errors import InputError
+from edgeclip.images import IMAGE_SUFFIXES
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether it is called an image; whether it is one shows when it is decoded."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFinder:
+    """Looks for an image in `base`, in `folders` in `base`, then in `beside`, folders that the layout fixes."""
+
+    base: Path
+    folders: tuple[str, ...] = ()
+    beside: tuple[Path, ...] = ()
+
+    def find(self, where: str, *names: str) -> Path:
+        """The first file that has one of the names; InputError, begun with `where`, if none has or may have."""
+        roots = [(self.base, self.base)]  # each with the folder that it must not leave
+        roots += [(self.base / folder, self.base) for folder in self.folders]
+        roots += [(folder, folder) for folder in self.beside]
+        for root, home in roots:
+            for name in names:
+                path = Path(os.path.normpath(root / name))
+                if not _is_under(path, home):
+                    if root == self.base:
+                        raise InputError(
+                            f"{where}: image {name!r} lies outside {home}; --images names the folder that may be read"
+                        )
+                elif os.path.isfile(path):
+                    return path
+        there = f", nor there in {', '.join(self.folders)}" if self.folders else ""
+        beside = f", nor in such folders in {self.beside[0].parent}" if self.beside else ""
+        raise InputError(f"{where}: image {names[0]!r} is not in {self.base}{there}{beside}")
+
+
+def _is_under(path: Path, folder: Path) -> bool:
+    """By the names alone: where a link leads is the affair of whoever made it."""
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+
+
+def tell_left_out(folder: Path, paths: Iterable[Path], what: str) -> None:
+    """Warn, with the number and the first of them, about what is left out for being `what`."""
+    if left := sorted(path.name for path in paths):
+        warnings.warn(f"{folder}: {len(left)} left out, being {what} ({left[0]})", stacklevel=2)

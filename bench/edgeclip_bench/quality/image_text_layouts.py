@@ -1,0 +1,285 @@
+"""Images with captions as users have them on disk, read into `ImageTextData`.
+
+Captions lose the space round them (COCO's end in spaces and newlines) and are otherwise what the file
+says; all of an image's captions are kept, also where papers take the first five. An image that has none
+in the languages asked for stays: it is still one that a text may find, so that what is measured for a
+language does not depend on which others were asked for.
+"""
+
+import itertools
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeclip.errors import InputError
+from edgeclip_bench.quality.datasets import Caption, ImageTextData
+from edgeclip_bench.quality.image_files import ImageFinder, is_image_file, tell_left_out
+from edgeclip_bench.quality.records import (
+    as_list,
+    as_object,
+    as_text,
+    list_folder,
+    read_lines,
+    read_records,
+    take,
+    take_id,
+    take_list,
+    take_text,
+)
+from edgeclip_bench.quality.selection import Selection, choose_split
+
+# Where people unpack what the layout's authors publish, beside its file.
+_FLICKR_AND_COCO = ("images", "flickr30k_images", "flickr30k-images", "val2014", "train2014", "val2017", "train2017")
+# The folders of the XTD10 repository: MIC's English, German and French, and STAIR's Japanese, lie apart.
+_XTD10_FOLDERS = ("", "XTD10", "MIC", "STAIR")
+_XTD10_NAMES = "test_image_names.txt"
+_XTD10_CAPTIONS = "test_1kcaptions_"
+# The only code there that is no ISO 639-1.
+_XTD10_LANGUAGES = {"jp": "ja"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Item:
+    """An image as a file names it (the likelier name first), its captions and their languages."""
+
+    where: str
+    names: tuple[str, ...]
+    captions: tuple[tuple[str, str | None], ...]
+
+
+def read_captions(path: Path, selection: Selection) -> ImageTextData:
+    """edgeclip's own layout, JSON lines: {"image": "a.jpg", "caption": "..."}.
+
+    "captions" may stand instead: a list, or an object of lists or single captions by language. "language"
+    names a line's. An image may stand on several lines. Images lie in the file's folder or in its images/.
+    """
+    selection.refuse(path, "a list of captions", split="which has no splits")
+    items = (
+        _Item(where=where, names=(take_text(record, "image", where),), captions=_captions_of(record, where))
+        for where, record in read_records(path)
+    )
+    finder = ImageFinder(base=selection.images or path.parent, folders=("images",))
+    return _gather(items, finder, path, selection, is_split_up=True)
+
+
+def read_image_folder(folder: Path, selection: Selection) -> ImageTextData:
+    """A folder of images, each with a .txt of the same name beside it: a caption on each line."""
+    layout = "a folder of images with a .txt beside each"
+    selection.refuse(folder, layout, images="which holds the images", split="which has no splits")
+    paths = list_folder(folder)
+    images = [path for path in paths if is_image_file(path)]
+    texts = {image.with_suffix(".txt"): image for image in images}
+    if len(texts) < len(images):
+        twin = next(image for image in images if texts[image.with_suffix(".txt")] != image)
+        raise InputError(f"{twin}: another image has the same name but for the suffix, so the same .txt")
+    used = {*images, *texts}
+    tell_left_out(folder, (path for path in paths if path not in used), "neither image nor caption")
+    items = (_read_text_beside(image, text) for text, image in texts.items())
+    return _gather(items, ImageFinder(base=folder), folder, selection)
+
+
+def read_karpathy(path: Path, document: dict[str, Any], selection: Selection) -> ImageTextData:
+    """Karpathy's split of Flickr8k, Flickr30k or COCO (dataset_flickr30k.json), by default its test split.
+
+    {"images": [{"filename", "filepath" (COCO: "val2014"), "split", "sentences": [{"raw"}]}]} from
+    cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip. "restval", the part of COCO's
+    validation images that all train on, counts as train.
+    """
+    entries = []
+    for index, value in enumerate(take_list(document, "images", str(path))):
+        where = f"{path}: images[{index}]"
+        entry = as_object(value, where)
+        split = take_text(entry, "split", where)
+        entries.append((where, "train" if split == "restval" else split, entry))
+    if not entries:
+        raise InputError(f"{path}: 'images' is empty")
+    split = choose_split({split for _, split, _ in entries}, selection.split, path)
+    items = (_karpathy_item(entry, where) for where, of, entry in entries if of == split)
+    finder = ImageFinder(base=selection.images or path.parent, folders=_FLICKR_AND_COCO)
+    return _gather(items, finder, path, selection)
+
+
+def read_coco(path: Path, document: dict[str, Any], selection: Selection) -> ImageTextData:
+    """COCO's own captions (captions_val2017.json), or another dataset's in that format.
+
+    {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}, from cocodataset.org. The
+    file usually lies in annotations/, the images in val2017/ beside that folder.
+    """
+    selection.refuse(path, "COCO captions", split="of which each split is a file")
+    files: dict[str, tuple[str, str]] = {}
+    for index, value in enumerate(take_list(document, "images", str(path))):
+        where = f"{path}: images[{index}]"
+        entry = as_object(value, where)
+        key = take_id(entry, "id", where)
+        if key in files:
+            raise InputError(f"{where}: id {key} is there twice")
+        files[key] = where, take_text(entry, "file_name", where)
+    captions: dict[str, list[tuple[str, None]]] = {key: [] for key in files}
+    for index, value in enumerate(take_list(document, "annotations", str(path))):
+        where = f"{path}: annotations[{index}]"
+        entry = as_object(value, where)
+        key = take_id(entry, "image_id", where)
+        if key not in captions:
+            raise InputError(f"{where}: image_id {key} is not among the images")
+        captions[key].append((take_text(entry, "caption", where), None))
+    items = (_Item(where=where, names=(name,), captions=tuple(captions[key])) for key, (where, name) in files.items())
+    is_apart = selection.images is None and path.absolute().parent.name == "annotations"
+    beside = tuple(path.parent / ".." / name for name in _FLICKR_AND_COCO) if is_apart else ()
+    finder = ImageFinder(base=selection.images or path.parent, folders=_FLICKR_AND_COCO, beside=beside)
+    return _gather(items, finder, path, selection)
+
+
+def read_crossmodal(path: Path, selection: Selection) -> ImageTextData:
+    """Crossmodal-3600: captions.jsonl of captions.zip, and `<key>.jpg` of images.tgz, in images/ or beside.
+
+    {"image/key": "...", "image/locale": "en", "en": {"caption": [...], "caption/tokenized": [...], ...},
+    "de": ...}, one line an image, 36 languages; from google.github.io/crossmodal-3600 and as
+    google-research/big_vision reads it. "image/locale" says where the image is from, not what is captioned.
+    """
+    selection.refuse(path, "Crossmodal-3600", split="which has no splits")
+    items = (_crossmodal_item(record, where) for where, record in read_records(path))
+    finder = ImageFinder(base=selection.images or path.parent, folders=("images",))
+    return _gather(items, finder, path, selection)
+
+
+def is_xtd10(folder: Path) -> bool:
+    """Whether the folder is XTD10's or holds it."""
+    files = (folder / part / _XTD10_NAMES for part in _XTD10_FOLDERS)
+    return any(file.is_file() for file in files) or bool(_xtd10_captions(folder))
+
+
+def read_xtd10(folder: Path, selection: Selection) -> ImageTextData:
+    """XTD10: 1000 COCO images, one caption of each in every language whose file is there.
+
+    test_image_names.txt and test_1kcaptions_<language>.txt, line for line, as in the repository
+    adobe-research/Cross-lingual-Test-Dataset-XTD10: its XTD10/, MIC/ and STAIR/, or all in one folder
+    (XTD200 has that too). Images (COCO's train2014 and val2014) lie in the folder or in one so named.
+    """
+    selection.refuse(folder, "XTD10", split="which has no splits")
+    lists = [file for part in _XTD10_FOLDERS if (file := folder / part / _XTD10_NAMES).is_file()]
+    texts = _xtd10_captions(folder)
+    if len(lists) != 1 or not texts:
+        found = f"{len(lists)} of {_XTD10_NAMES} and {len(texts)} of {_XTD10_CAPTIONS}*.txt"
+        raise InputError(f"{folder}: holds {found}; XTD10 has one of the first and one of the second a language")
+    selection.check_languages(texts, folder)
+    names = _read_column(lists[0])
+    columns = []
+    for language, file in sorted(texts.items()):
+        if selection.wants(language):
+            columns.append([(text, language) for _, text in _read_column(file)])
+            if len(columns[-1]) != len(names):
+                raise InputError(f"{file}: {len(columns[-1])} lines, but {lists[0]} has {len(names)}")
+    items = (
+        _Item(where=where, names=(name,), captions=tuple(captions))
+        for (where, name), *captions in zip(names, *columns, strict=True)
+    )
+    finder = ImageFinder(base=selection.images or folder, folders=_FLICKR_AND_COCO)
+    return _gather(items, finder, folder, selection)
+
+
+def _gather(
+    items: Iterable[_Item], finder: ImageFinder, path: Path, selection: Selection, *, is_split_up: bool = False
+) -> ImageTextData:
+    """The data that the items are: the first `limit` images, and their captions in the languages asked for.
+
+    An image that comes twice is an error, unless `is_split_up`.
+    """
+    images: dict[Path, int] = {}
+    indices: dict[str, int] = {}  # by name, so that a file is looked for once
+    captions: list[Caption] = []
+    languages: dict[str | None, None] = {}
+    for item in items:
+        if not item.captions:
+            raise InputError(f"{item.where}: image {item.names[0]!r} has no caption")
+        name = os.path.normpath(item.names[0])
+        if name not in indices:
+            if len(images) == selection.limit:
+                if is_split_up:  # a later line may have another caption of an image that is taken
+                    continue
+                break
+            indices[name] = images.setdefault(finder.find(item.where, *item.names), len(images))
+        elif not is_split_up:
+            raise InputError(f"{item.where}: image {item.names[0]!r} is there twice")
+        for text, language in item.captions:
+            languages[language] = None
+            if selection.wants(language):
+                captions.append(Caption(text=text.strip(), image=indices[name], language=language))
+    if not images:
+        raise InputError(f"{path}: holds no image with captions")
+    selection.check_languages(languages, path)
+    return ImageTextData(name=selection.name, images=tuple(images), captions=tuple(captions))
+
+
+def _captions_of(record: dict[str, Any], where: str) -> tuple[tuple[str, str | None], ...]:
+    language = take_text(record, "language", where) if record.get("language") is not None else None
+    if ("caption" in record) == ("captions" in record):
+        both = "both" if "caption" in record else "neither"
+        raise InputError(f"{where}: has {both} of 'caption' and 'captions', wanted one")
+    value = record.get("caption", record.get("captions"))
+    if not isinstance(value, dict) or "caption" in record:
+        return _texts(value, where, language)
+    if language is not None:
+        raise InputError(f"{where}: 'captions' are by language, so 'language' must not be there")
+    by_language = [
+        _texts(texts, f"{where}: 'captions'", as_text(key, where, "a language")) for key, texts in value.items()
+    ]
+    return tuple(itertools.chain.from_iterable(by_language))
+
+
+def _texts(value: object, where: str, language: str | None) -> tuple[tuple[str, str | None], ...]:
+    """One caption or a list of them, with their language."""
+    values = value if isinstance(value, list) else [value]
+    return tuple((as_text(text, where, "a caption"), language) for text in values)
+
+
+def _read_text_beside(image: Path, text: Path) -> _Item:
+    if not text.is_file():
+        raise InputError(f"{image}: {text.name} with its captions is not beside it")
+    captions = tuple((line, None) for _, line in read_lines(text) if line.strip())
+    return _Item(where=str(text), names=(image.name,), captions=captions)
+
+
+def _karpathy_item(entry: dict[str, Any], where: str) -> _Item:
+    name = take_text(entry, "filename", where)
+    folder = take_text(entry, "filepath", where) if "filepath" in entry else ""
+    sentences = (as_object(value, f"{where}: 'sentences'") for value in take_list(entry, "sentences", where))
+    return _Item(
+        where=where,
+        names=(f"{folder}/{name}", name) if folder else (name,),
+        captions=tuple((take_text(sentence, "raw", where), None) for sentence in sentences),
+    )
+
+
+def _crossmodal_item(record: dict[str, Any], where: str) -> _Item:
+    name = f"{take_text(record, 'image/key', where)}.jpg"
+    captions: list[tuple[str, str | None]] = []
+    for language, value in record.items():
+        if isinstance(value, dict):
+            texts = as_list(take(value, "caption", f"{where}: {language!r}"), f"{where}: {language!r}")
+            captions += _texts(texts, f"{where}: {language!r}", language)
+    return _Item(where=where, names=(name,), captions=tuple(captions))
+
+
+def _xtd10_captions(folder: Path) -> dict[str, Path]:
+    """The file of each language."""
+    files: dict[str, Path] = {}
+    for part in _XTD10_FOLDERS:
+        for file in sorted((folder / part).glob(f"{_XTD10_CAPTIONS}*.txt")):
+            code = file.stem.removeprefix(_XTD10_CAPTIONS)
+            language = _XTD10_LANGUAGES.get(code, code)
+            if language in files:
+                raise InputError(f"{file}: {files[language]} has the captions in {language!r} too; keep one")
+            files[language] = file
+    return files
+
+
+def _read_column(file: Path) -> list[tuple[str, str]]:
+    """The lines, after `file:number`; InputError for a blank one, unless only such follow."""
+    lines = [(where, line.strip()) for where, line in read_lines(file)]
+    while lines and not lines[-1][1]:
+        lines.pop()
+    for where, line in lines:
+        as_text(line, where, "the line")
+    return lines

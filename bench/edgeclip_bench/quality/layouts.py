@@ -1,0 +1,160 @@
+"""Evaluation data as users have it on disk, opened by what is there.
+
+Detection reads names and first records, never a dataset's name; where nothing fits, or two things do, the
+message lists what was found. The layouts, and the sources they were read from, stand with their readers:
+`image_text_layouts`, `text_layouts`, `class_folders`. Nothing is fetched, nothing is unpacked but .gz.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from edgeclip.errors import InputError
+from edgeclip_bench.quality.class_folders import is_class_folders, read_class_folders
+from edgeclip_bench.quality.datasets import Data
+from edgeclip_bench.quality.image_files import is_image_file
+from edgeclip_bench.quality.image_text_layouts import (
+    is_xtd10,
+    read_captions,
+    read_coco,
+    read_crossmodal,
+    read_image_folder,
+    read_karpathy,
+    read_xtd10,
+)
+from edgeclip_bench.quality.records import (
+    as_object,
+    list_folder,
+    plain_stem,
+    plain_suffix,
+    read_head,
+    read_json,
+    read_records,
+)
+from edgeclip_bench.quality.selection import Selection
+from edgeclip_bench.quality.text_layouts import choose_sts, is_retrieval, is_sts, read_retrieval, read_sts
+
+_UNDERSTOOD = (
+    "captions.jsonl of edgeclip or Crossmodal-3600, images with a .txt beside each, a .json of Karpathy's splits or "
+    "COCO's captions, XTD10, a BEIR or MTEB corpus.jsonl with queries and qrels, sentence pairs in .jsonl, .tsv or "
+    ".csv, a folder of images for each class"
+)
+# How much of what was found a message lists.
+_LISTED = 8
+# Karpathy's and COCO's files name their "images" before that.
+_HEAD_BYTES = 4096
+
+
+def open_data(
+    path: Path,
+    *,
+    images: Path | None = None,
+    split: str | None = None,
+    languages: Sequence[str] | None = None,
+    name: str | None = None,
+    limit: int | None = None,
+) -> tuple[Data, ...]:
+    """What `path`, a file or a folder, holds: mostly one dataset, several where languages or parts are kept apart.
+
+    `images` is the folder of the image files, where they do not lie with the captions; no image outside it
+    is read. `split` is test unless given (see `selection.choose_split`). `languages` keeps those, each of
+    which must be there. `limit` keeps the first images with their captions, the first queries (with the whole
+    corpus), the first pairs of each language, or an even share of each class. `name` is otherwise the
+    path's. Raises InputError, naming file and line, for whatever is missing, damaged or contradictory; an
+    option that the layout cannot follow is one too.
+    """
+    selection = Selection(
+        name=name or _name_of(path),
+        images=images,
+        split=split,
+        languages=None if languages is None else tuple(languages),
+        limit=limit,
+    )
+    if path.is_dir():
+        return _open_folder(path, selection)
+    if path.is_file():
+        return _open_file(path, selection)
+    raise InputError(f"{path}: no such file or folder")
+
+
+def _name_of(path: Path) -> str:
+    path = Path(os.path.abspath(path))  # "." and ".." have a name too
+    return path.name if path.is_dir() else plain_stem(path)
+
+
+def _open_file(path: Path, selection: Selection) -> tuple[Data, ...]:
+    suffix = plain_suffix(path)
+    if suffix == ".json":
+        return _open_json(path, selection)
+    if suffix in (".tsv", ".csv"):
+        return _open_pairs(path, selection)
+    if suffix == ".jsonl":
+        return _open_json_lines(path, selection)
+    raise _not_understood(path, f"is {suffix or 'without a suffix'}")
+
+
+def _open_json_lines(path: Path, selection: Selection) -> tuple[Data, ...]:
+    """By the first line's fields."""
+    _, first = next(read_records(path), ("", None))
+    if first is None:
+        raise InputError(f"{path}: is empty")
+    if "image/key" in first:
+        return (read_crossmodal(path, selection),)
+    if "image" in first:
+        return (read_captions(path, selection),)
+    if "sentence1" in first:
+        return _open_pairs(path, selection)
+    raise _not_understood(path, f"its first line has {', '.join(map(repr, first)) or 'no fields'}")
+
+
+def _open_json(path: Path, selection: Selection) -> tuple[Data, ...]:
+    document = as_object(read_json(path), str(path))
+    if "annotations" in document:
+        return (read_coco(path, document, selection),)
+    if "images" in document:
+        return (read_karpathy(path, document, selection),)
+    raise _not_understood(path, f"has {', '.join(map(repr, list(document)[:_LISTED])) or 'no fields'}")
+
+
+def _open_pairs(path: Path, selection: Selection) -> tuple[Data, ...]:
+    selection.refuse(path, "a file of sentence pairs", split="which is one")
+    return read_sts(path, selection)
+
+
+def _open_folder(folder: Path, selection: Selection) -> tuple[Data, ...]:
+    """Files that describe a dataset go before folders of images, which may be theirs."""
+    paths = list_folder(folder)
+    files = [path for path in paths if path.is_file()]
+    found: dict[str, Callable[[], tuple[Data, ...]]] = {}
+    if is_retrieval(folder):
+        found["a corpus"] = lambda: (read_retrieval(folder, selection),)
+    if is_xtd10(folder):
+        found["XTD10"] = lambda: (read_xtd10(folder, selection),)
+    for file in files:
+        if plain_stem(file) == "captions" and plain_suffix(file) == ".jsonl":
+            found[file.name] = partial(_open_json_lines, file, selection)
+        if plain_suffix(file) == ".json" and b'"images"' in read_head(file, _HEAD_BYTES):
+            found[file.name] = partial(_open_json, file, selection)
+    if len(found) > 1:
+        raise InputError(f"{folder}: holds {', '.join(found)}; name the file that is meant, or keep them apart")
+    for read in found.values():
+        return read()
+    if any(is_image_file(file) for file in files):
+        return (read_image_folder(folder, selection),)
+    if is_class_folders(folder):
+        return (read_class_folders(folder, selection),)
+    if pairs := [file for file in files if plain_suffix(file) in (".jsonl", ".tsv", ".csv") and is_sts(file)]:
+        return read_sts(choose_sts(pairs, selection, folder), selection)
+    # BEIR's cqadupstack is twelve datasets.
+    if parts := [path for path in paths if path.is_dir() and is_retrieval(path)]:
+        return tuple(read_retrieval(part, selection.named(f"{selection.name}/{part.name}")) for part in parts)
+    names = [f"{path.name}/" if path.is_dir() else path.name for path in paths]
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    raise _not_understood(folder, f"holds {', '.join(names[:_LISTED]) or 'nothing'}{more}")
+
+
+def _not_understood(path: Path, found: str) -> InputError:
+    is_parquet = path.suffix == ".parquet" or (path.is_dir() and next(path.glob("**/*.parquet"), None) is not None)
+    hint = "; parquet is not read: write it as JSON lines (to_json of datasets does)" if is_parquet else ""
+    return InputError(f"{path}: no layout that is known: {found}{hint}; understood are: {_UNDERSTOOD}")

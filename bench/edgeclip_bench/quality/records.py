@@ -1,0 +1,184 @@
+"""Files of records as the internet has them, read a line at a time.
+
+Text is UTF-8, with or without a byte order mark, with either line end, and gzipped where the name ends
+in .gz (as the Hub has many). What is wrong with a line is an InputError that begins with the file and the
+line's number. Nothing is held but the line; only `read_json` holds its file.
+"""
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from edgeclip.errors import InputError
+
+# A line of a file that holds none would fill the memory, and gzip makes such a file of a few megabytes.
+LONGEST_LINE_BYTES = 64 << 20
+
+
+def plain_suffix(path: Path) -> str:
+    """The suffix in lower case, of x.jsonl.gz too: ".jsonl"."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def plain_stem(path: Path) -> str:
+    """The name without its suffix, of x.jsonl.gz too: "x"."""
+    return Path(path.stem).stem if path.name.lower().endswith(".gz") else path.stem
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Each line without its end, after `file:number` for messages; InputError where it cannot be read."""
+    try:
+        with _open(path) as file:
+            number = 0
+            while line := file.readline(LONGEST_LINE_BYTES + 1):
+                number += 1
+                where = f"{path}:{number}"
+                if len(line) > LONGEST_LINE_BYTES:
+                    raise InputError(f"{where}: the line is longer than {LONGEST_LINE_BYTES >> 20} MiB")
+                yield where, _decode(line, where, "utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, error) from error
+
+
+def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The JSON object of each line that is not blank, after `file:number`."""
+    for where, line in read_lines(path):
+        if line and not line.isspace():
+            yield where, as_object(_parse_json(line, where), where)
+
+
+def read_table(path: Path, *, delimiter: str, quoting: int = csv.QUOTE_MINIMAL) -> Iterator[tuple[str, list[str]]]:
+    """The fields of each row that is not blank, after `file:number` (of the row's last line)."""
+    lines = (f"{line}\n" for _, line in read_lines(path))
+    rows = csv.reader(lines, delimiter=delimiter, quoting=cast("Any", quoting), strict=True)
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise InputError(f"{path}:{rows.line_num}: not a row of a table ({error})") from error
+        if row is None:
+            return
+        if row:
+            yield f"{path}:{rows.line_num}", row
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value that the file is, as a whole."""
+    try:
+        with _open(path) as file:
+            data = file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, error) from error
+    return _parse_json(_decode(data, str(path), "utf-8-sig"), str(path))
+
+
+def read_head(path: Path, size_bytes: int) -> bytes:
+    """The file's first bytes, to see what it is."""
+    try:
+        with _open(path) as file:
+            return file.read(size_bytes)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, error) from error
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """What is in the folder, by name, without what is hidden."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed ({error.strerror})") from error
+
+
+def as_object(value: object, where: str) -> dict[str, Any]:
+    """`value`, checked to be a JSON object."""
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: wanted a JSON object, found {_kind(value)}")
+    return value
+
+
+def as_list(value: object, where: str) -> list[Any]:
+    """`value`, checked to be a JSON array."""
+    if not isinstance(value, list):
+        raise InputError(f"{where}: wanted a JSON array, found {_kind(value)}")
+    return value
+
+
+def as_text(value: object, where: str, what: str, *, may_be_empty: bool = False) -> str:
+    """`value`, checked to be text that can be encoded; `what` names it in the message."""
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {what} is {_kind(value)}, wanted a string")
+    if not may_be_empty and not value.strip():
+        raise InputError(f"{where}: {what} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}: {what} holds a lone surrogate, so it is no Unicode text") from error
+    return value
+
+
+def take(record: Mapping[str, Any], key: str, where: str) -> Any:
+    """What the record has under `key`, which it must have."""
+    if key not in record:
+        raise InputError(f"{where}: {key!r} is missing; there are: {', '.join(map(repr, record)) or 'no fields'}")
+    return record[key]
+
+
+def take_text(record: Mapping[str, Any], key: str, where: str, *, may_be_empty: bool = False) -> str:
+    """The text that the record must have under `key`."""
+    return as_text(take(record, key, where), where, repr(key), may_be_empty=may_be_empty)
+
+
+def take_id(record: Mapping[str, Any], key: str, where: str) -> str:
+    """The id under `key`: a string, or a whole number as its digits."""
+    value = take(record, key, where)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return as_text(value, where, repr(key))
+
+
+def take_list(record: Mapping[str, Any], key: str, where: str) -> list[Any]:
+    """The JSON array that the record must have under `key`."""
+    return as_list(take(record, key, where), f"{where}: {key!r}")
+
+
+def as_number(value: object, where: str, what: str) -> float:
+    """A JSON number, or a string that is one; not necessarily finite."""
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (ValueError, OverflowError):
+            pass
+    raise InputError(f"{where}: {what} is {value!r:.50}, wanted a number")
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast("BinaryIO", gzip.open(path)) if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})")
+
+
+def _decode(data: bytes, where: str, encoding: str) -> str:
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def _parse_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON ({error.msg} at character {error.pos})") from error
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, or thousands of brackets
+        raise InputError(f"{where}: JSON that cannot be read ({error})") from error
+
+
+def _kind(value: object) -> str:
+    kinds = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return kinds.get(type(value), "a number")

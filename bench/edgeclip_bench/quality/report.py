@@ -1,0 +1,281 @@
+"""An evaluation or a comparison as tables to read and as the JSON document that holds everything.
+
+Figures are per cent with two decimals, as the model's authors print them, with their 95 % interval in
+brackets. The JSON has them as they are, from 0 to 1.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from edgeclip.cli.format import format_table
+from edgeclip_bench.quality.against import Agreement, Comparison, Difference
+from edgeclip_bench.quality.evaluate import BundleIdentity, DataScores, Evaluation, Score
+from edgeclip_bench.quality.published import FULL_DIM, kept_share_for
+from edgeclip_bench.quality.searches import Direction
+
+Row = TypeVar("Row", Score, Difference)
+
+WAYS: dict[Direction | None, str] = {
+    "text_to_image": "text to image",
+    "image_to_text": "image to text",
+    "query_to_document": "queries to documents",
+    "image_to_class": "images to classes",
+    None: "pairs of sentences",
+}
+# What "overall" is over where there are several languages.
+_OVERALL: dict[Direction | None, str] = {
+    "text_to_image": "all captions together",
+    "image_to_text": "mean over languages",
+}
+_INTERVALS = "In brackets: 95 % intervals, from resampling the queries (all captions of an image at once)."
+_SEARCHED = "An image searches the captions of one language at a time and is found with any of its own."
+_PAIRED = "Differences are this bundle's less the other's on the same queries; intervals that hold 0 show none."
+_AGREEMENT = "agreement@k: the share of the first k found that both bundles find."
+_RANKS = "Ranks are of the best right one, from 1; before is the other bundle's."
+_PUBLISHED = "published figures are jina-clip-v2's on the whole test split; a part of it is another test"
+_SHOWN = 56  # characters of an input in a table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Rows of words under a title, and notes to stand below."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What is said first, tables, and notes on all of them."""
+
+    title: str
+    facts: tuple[str, ...]
+    tables: tuple[Table, ...]
+    notes: tuple[str, ...]
+
+
+def make_report(found: Evaluation | Comparison) -> Report:
+    """The report of an evaluation, or of a comparison with the bundle's own figures first."""
+    if isinstance(found, Evaluation):
+        tables = [table for data in found.data for table in _score_tables(data, found.dims)]
+        has_images = any(score.direction == "image_to_text" for data in found.data for score in data.scores)
+        return Report(
+            title=f"Quality of {found.bundle.name}",
+            facts=_facts(found),
+            tables=tuple(tables),
+            notes=(_INTERVALS, _SEARCHED) if has_images else (_INTERVALS,),
+        )
+    own = make_report(found.evaluation)
+    reference = found.reference.bundle
+    return Report(
+        title=f"{own.title} against {reference.name}",
+        facts=(*own.facts, f"against {_describe(reference)}"),
+        tables=(*own.tables, *_difference_tables(found), *_closeness_tables(found)),
+        notes=(*own.notes, _PAIRED, _AGREEMENT, _RANKS),
+    )
+
+
+def render_text(report: Report) -> str:
+    """For a terminal."""
+    parts = ["\n".join((report.title, *report.facts))]
+    for table in report.tables:
+        parts.append(
+            "\n".join((table.title, format_table(table.header, table.rows), *(f"  {note}" for note in table.notes)))
+        )
+    return "\n\n".join((*parts, "\n".join(report.notes))) + "\n"
+
+
+def render_markdown(report: Report) -> str:
+    """For a page."""
+    parts = [f"# {report.title}", "\n".join(f"- {fact}" for fact in report.facts)]
+    for table in report.tables:
+        lines = [table.header, ("---", *("---:" for _ in table.header[1:])), *table.rows]
+        parts += [f"## {table.title}", "\n".join(f"| {' | '.join(map(_escape, line))} |" for line in lines)]
+        parts += [f"*{note}*" for note in table.notes]
+    return "\n\n".join((*parts, *report.notes)) + "\n"
+
+
+def render_json(found: Evaluation | Comparison) -> str:
+    """Everything: what was measured, on what, with what."""
+    document = {"benchmark": "edgeclip_bench.quality", **found.as_dict()}
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _facts(found: Evaluation) -> tuple[str, ...]:
+    versions = ", ".join(f"{name} {number}" for name, number in found.versions.items())
+    data = [
+        f"{data.label}: {data.kind}, {_sizes(data)}; {_origins(data)}" + (f"; task {data.task}" if data.task else "")
+        for data in found.data
+    ]
+    ran = f"on {found.device}, {found.machine['processor']}, {found.machine['threads']} processors; {versions}"
+    return _describe(found.bundle), ran, *data
+
+
+def _describe(bundle: BundleIdentity) -> str:
+    revision = f" at {bundle.revision}" if bundle.revision else ""
+    precisions = ", ".join(f"{tower} {precision}" for tower, precision in bundle.precision.items())
+    return f"{bundle.name}: {bundle.source}{revision}, {precisions}, for {bundle.target}"
+
+
+def _sizes(data: DataScores) -> str:
+    languages = f" in {', '.join(sorted(data.languages))}" if data.languages else ""
+    return ", ".join(f"{count} {what}" for what, count in data.sizes.items()) + languages
+
+
+def _origins(data: DataScores) -> str:
+    counts = data.embedded
+    repeated = f", {counts.repeated} repeated" if counts.repeated else ""
+    cut = f", {counts.cut} cut to the model's length" if counts.cut else ""
+    return f"of {counts.inputs} inputs {counts.computed} embedded, {counts.cached} from the cache{repeated}{cut}"
+
+
+def _score_tables(data: DataScores, dims: Sequence[int]) -> Iterator[Table]:
+    """For each direction: the languages at full width, where there are several; overall at every dim."""
+    known = [share for dim in dims if dims[-1] == FULL_DIM and (share := kept_share_for(dim))]
+    kept = tuple(f"published: {k.dim} keep at least {k.at_least:.0%} on {k.tasks} ({k.source})" for k in known)
+    for direction in dict.fromkeys(score.direction for score in data.scores):
+        scores = [score for score in data.scores if score.direction == direction]
+        overall = [score for score in scores if score.is_overall]
+        title, over = f"{data.label}, {WAYS[direction]}", ""
+        if len(scores) > len(overall):
+            over = f", {_OVERALL[direction]}"
+            rows = _rows([score for score in scores if score.dim == dims[-1]], key=_language)
+            languages = f"{title}: languages at {dims[-1]} dimensions, per cent"
+            yield _score_table(languages, "language", rows, (f"overall: {_OVERALL[direction]}",))
+        of_what = f"{overall[0].samples} {'queries' if direction else 'pairs'}"
+        rows = _rows(overall, key=lambda score: str(score.dim))
+        yield _score_table(f"{title}: {of_what}{over}, by truncate_dim, per cent", "dim", rows, kept)
+
+
+def _score_table(title: str, label: str, rows: dict[str, list[Score]], notes: tuple[str, ...]) -> Table:
+    """Each row has one score of every metric, in the same order."""
+    by_metric = list(zip(*rows.values(), strict=True))
+    is_by_dim = label == "dim"
+    columns: list[tuple[str, list[str]]] = []
+    for scores in by_metric:
+        columns.append((scores[0].metric, [_with_interval(score.value, score.low, score.high) for score in scores]))
+        if any(score.published is not None for score in scores):
+            columns.append(("published", [_percent(score.published) for score in scores]))
+            columns.append(("difference", [_points(score.difference) for score in scores]))
+        if is_by_dim:
+            columns.append(("kept", ["-" if score.kept is None else f"{score.kept:.1%}" for score in scores]))
+    if not is_by_dim:
+        columns.insert(0, ("samples", [str(scores[0].samples) for scores in rows.values()]))
+    sources = dict.fromkeys(
+        score.published_source for scores in rows.values() for score in scores if score.published_source
+    )
+    published = (f"published: {', '.join(sources)}", _PUBLISHED) if sources else ()
+    return Table(
+        title=title,
+        header=(label, *(name for name, _ in columns)),
+        rows=tuple(zip(rows, *(cells for _, cells in columns), strict=True)),
+        notes=(*notes, *published),
+    )
+
+
+def _difference_tables(found: Comparison) -> Iterator[Table]:
+    """As the tables of scores, with the agreement of what is found as the last column."""
+    full = found.evaluation.dims[-1]
+    for name, direction in dict.fromkeys((one.data, one.direction) for one in found.differences):
+        of_way = [one for one in found.differences if (one.data, one.direction) == (name, direction)]
+        agreements = [one for one in found.agreements if (one.data, one.direction) == (name, direction)]
+        overall = [one for one in of_way if one.is_overall]
+        title, over = f"{name}, {WAYS[direction]}: difference", ""
+        if len(of_way) > len(overall):
+            over = f", {_OVERALL[direction]}"
+            rows = _rows([one for one in of_way if one.dim == full], key=_language)
+            of_row = {_language(one): one for one in agreements if one.dim == full}
+            yield _difference_table(f"{title} at {full} dimensions, in points", "language", rows, of_row)
+        rows = _rows(overall, key=lambda one: str(one.dim))
+        of_row = {str(one.dim): one for one in agreements if one.is_overall}
+        yield _difference_table(f"{title}{over}, by truncate_dim, in points", "dim", rows, of_row)
+
+
+def _difference_table(
+    title: str, label: str, rows: dict[str, list[Difference]], agreements: dict[str, Agreement]
+) -> Table:
+    header = [label, *(one.metric for one in next(iter(rows.values())))]
+    header += list(dict.fromkeys(agreement.metric for agreement in agreements.values()))
+    lines = [
+        (name, *map(_with_signs, of_row), *([f"{agreements[name].share:.2%}"] if agreements else []))
+        for name, of_row in rows.items()
+    ]
+    return Table(title=title, header=tuple(header), rows=tuple(lines))
+
+
+def _closeness_tables(found: Comparison) -> Iterator[Table]:
+    yield Table(
+        title="Cosine between both bundles' vectors of one input",
+        header=("data", "tower", "inputs", "worst", "1st percentile", "mean"),
+        rows=tuple(
+            (
+                one.data,
+                one.tower,
+                str(one.samples),
+                *(f"{x:.6f}" for x in (one.worst, one.first_percentile, one.mean)),
+            )
+            for one in found.closeness
+        ),
+    )
+    for name, tower in dict.fromkeys((one.data, one.tower) for one in found.worst):
+        of_tower = [one for one in found.worst if (one.data, one.tower) == (name, tower)]
+        yield Table(
+            title=f"{name}, {tower}: inputs with the lowest cosines",
+            header=("input", "language", "cosine", "rank before", "rank now"),
+            rows=tuple(
+                (
+                    _shorten(one.input),
+                    one.language or "-",
+                    f"{one.cosine:.6f}",
+                    *map(_rank, (one.reference_rank, one.rank)),
+                )
+                for one in of_tower
+            ),
+        )
+
+
+def _rows(found: Iterable[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:
+    """By label: languages by name, dims as they come, overall last."""
+    rows: dict[str, list[Row]] = {}
+    for one in sorted(found, key=lambda one: (one.dim, one.is_overall, one.language or "")):
+        rows.setdefault(key(one), []).append(one)
+    return rows
+
+
+def _language(one: Score | Difference | Agreement) -> str:
+    return "overall" if one.is_overall else str(one.language)
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    return f"{_percent(value)} [{_percent(low)}, {_percent(high)}]"
+
+
+def _with_signs(one: Difference) -> str:
+    return f"{one.points:+.2f} [{one.low:+.2f}, {one.high:+.2f}]"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _points(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:+.2f}"
+
+
+def _rank(rank: int | None) -> str:
+    return "-" if rank is None else str(rank)
+
+
+def _shorten(words: str) -> str:
+    """One line with room beside it; of a long one the beginning and the end."""
+    line = " ".join(words.split())
+    half = _SHOWN // 2
+    return line if len(line) <= _SHOWN else f"{line[:half]} … {line[-half:]}"
+
+
+def _escape(cell: str) -> str:
+    return cell.replace("\\", "\\\\").replace("|", "\\|")

@@ -1,0 +1,215 @@
+"""A data set embedded, and the ways it is searched.
+
+In an image-text set a caption searches all images. An image searches the captions of one language at a time,
+as in XTD10 and Crossmodal-3600, and is found with any caption of its own, as in Flickr30k and COCO.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip.manifest import TowerName
+from edgeclip_bench.quality.datasets import ClassificationData, Data, ImageTextData, StsData, TextRetrievalData
+from edgeclip_bench.quality.embeddings import Counts, Embedder, Vectors
+from edgeclip_bench.quality.metrics import NEVER, Positives, class_vectors, first_hit_ranks, top_k, truncate
+
+Direction = Literal["text_to_image", "image_to_text", "query_to_document", "image_to_class"]
+Indices = NDArray[np.int64]
+
+# What is kept of a search's results: BEIR's recall looks at 100 documents, all else at 10.
+_DOCUMENTS, _OTHERS = 100, 10
+# The language of a caption that has none, beside captions that have one (ISO 639-2).
+UNDETERMINED = "und"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Embedded:
+    """A data set's inputs as unit vectors of the bundle's full width.
+
+    `queries` are the captions, the queries, the first sentences, or the prompts (class by class); `items` are
+    the images, the documents or the second sentences.
+    """
+
+    data: Data
+    queries: Vectors
+    items: Vectors
+    counts: Counts
+
+    @property
+    def item_tower(self) -> TowerName:
+        """The tower that made `items`; `queries` are always the text tower's."""
+        return "vision" if isinstance(self.data, ImageTextData | ClassificationData) else "text"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Search:
+    """Rows of one matrix search rows of another, at one truncate_dim.
+
+    `pairs` (P, 2) are the right ones, by their place among `rows` and `item_rows`. Queries of one group are
+    of one image. `languages` tell the queries' languages apart where they have several; `language` is the
+    one they have.
+    """
+
+    direction: Direction
+    query_vectors: Vectors
+    item_vectors: Vectors
+    rows: Indices
+    item_rows: Indices
+    pairs: Indices
+    groups: Indices
+    language: str | None = None
+    languages: NDArray[np.str_] | None = None
+
+    @cached_property
+    def ranks(self) -> Indices:
+        """The rank from 0 of each query's best right item, (Q,); NEVER where none is right."""
+        of_query, items = self.pairs.T
+        has_right = np.bincount(of_query, minlength=len(self.rows)) > 0  # (Q,)
+        place = np.cumsum(has_right) - 1
+        positives = Positives.from_pairs(place[of_query], items, int(has_right.sum()))
+        ranks = np.full(len(self.rows), NEVER)
+        ranks[has_right] = first_hit_ranks(_take(self.query_vectors, self.rows[has_right]), self._items(), positives)
+        return ranks
+
+    @cached_property
+    def top(self) -> Indices:
+        """The places in `item_rows` of what each query finds, best first, (Q, 100 documents or 10 others)."""
+        k = _DOCUMENTS if self.direction == "query_to_document" else _OTHERS
+        return top_k(_take(self.query_vectors, self.rows), self._items(), k)[0]
+
+    def _items(self) -> Vectors:
+        return _take(self.item_vectors, self.item_rows)
+
+
+def embed(embedder: Embedder, data: Data, task: str | None) -> Embedded:
+    """Embed all of a data set's inputs. `task` goes before captions and queries, and before nothing else."""
+    name = label_of(data)
+    if isinstance(data, ImageTextData):
+        captions = [caption.text for caption in data.captions]
+        queries = embedder.texts(captions, len(captions), task=task, label=f"{name}: captions")
+        items = embedder.images(data.images, label=f"{name}: images")
+    elif isinstance(data, TextRetrievalData):
+        queries = embedder.texts(data.queries, len(data.queries), task=task, label=f"{name}: queries")
+        items = embedder.texts(data.corpus, len(data.corpus), label=f"{name}: documents")
+    elif isinstance(data, StsData):
+        queries = embedder.texts(data.first, len(data.first), label=f"{name}: first sentences")
+        items = embedder.texts(data.second, len(data.second), label=f"{name}: second sentences")
+    else:
+        prompts = class_prompts(data)
+        queries = embedder.texts(prompts, len(prompts), label=f"{name}: prompts")
+        items = embedder.images(data.images, label=f"{name}: images")
+    return Embedded(data=data, queries=queries, items=items, counts=embedder.take_counts())
+
+
+def class_prompts(data: ClassificationData) -> list[str]:
+    """Every template with every class's name, class by class."""
+    return [template.replace("{}", name) for name in data.classes for template in data.templates]
+
+
+def takes_task(data: Data) -> bool:
+    """Whether `embed` puts a task's instruction before any of its texts."""
+    return isinstance(data, ImageTextData | TextRetrievalData)
+
+
+def languages_of(data: Data) -> tuple[str, ...]:
+    """The languages of a data set in the order they come in; none where none is named."""
+    if isinstance(data, ImageTextData):
+        found = dict.fromkeys(caption.language for caption in data.captions)
+        return () if set(found) <= {None} else tuple(language or UNDETERMINED for language in found)
+    if isinstance(data, ClassificationData) or data.language is None:
+        return ()
+    return (data.language,)
+
+
+def label_of(data: Data) -> str:
+    """The name of a data set, with its language where it has one: sentence pairs come as a set for each."""
+    languages = languages_of(data)
+    return f"{data.name} ({languages[0]})" if len(languages) == 1 else data.name
+
+
+def searches(embedded: Embedded, dim: int) -> list[Search]:
+    """The ways a data set is searched at one truncate_dim; none for pairs of sentences."""
+    data = embedded.data
+    if isinstance(data, StsData):
+        return []
+    queries, items = cut(embedded.queries, dim), cut(embedded.items, dim)
+    if isinstance(data, ImageTextData):
+        return list(_image_text_searches(data, queries, items))
+    if isinstance(data, TextRetrievalData):
+        return [_document_search(data, queries, items)]
+    return [_class_search(data, queries, items)]
+
+
+def cut(vectors: Vectors, dim: int) -> Vectors:
+    """The first `dim` columns, normalised; the vectors themselves at their full width."""
+    return vectors if vectors.shape[1] == dim else truncate(vectors, dim)
+
+
+def _image_text_searches(data: ImageTextData, captions: Vectors, images: Vectors) -> Iterator[Search]:
+    languages = languages_of(data)
+    of_caption = np.array([caption.image for caption in data.captions], np.int64)
+    spoken = np.array([caption.language or UNDETERMINED for caption in data.captions])
+    rows = np.arange(len(of_caption))
+    yield Search(
+        direction="text_to_image",
+        query_vectors=captions,
+        item_vectors=images,
+        rows=rows,
+        item_rows=np.arange(len(images)),
+        pairs=np.column_stack((rows, of_caption)),
+        groups=of_caption,
+        language=languages[0] if len(languages) == 1 else None,
+        languages=spoken if len(languages) > 1 else None,
+    )
+    for language in languages or (None,):
+        candidates = rows if language is None else np.flatnonzero(spoken == language)
+        described, place = np.unique(of_caption[candidates], return_inverse=True)
+        yield Search(
+            direction="image_to_text",
+            query_vectors=images,
+            item_vectors=captions,
+            rows=described,
+            item_rows=candidates,
+            pairs=np.column_stack((place, np.arange(len(candidates)))),
+            groups=described,
+            language=language,
+        )
+
+
+def _document_search(data: TextRetrievalData, queries: Vectors, documents: Vectors) -> Search:
+    """Of the queries that were judged: the others are none (`metrics.ndcg_at`)."""
+    grades = np.array(data.grades, np.int64).reshape(-1, 3)
+    judged, place = np.unique(grades[:, 0], return_inverse=True)
+    is_right = (grades[:, 2] > 0) & (grades[:, 1] < len(documents))
+    return Search(
+        direction="query_to_document",
+        query_vectors=queries,
+        item_vectors=documents,
+        rows=judged,
+        item_rows=np.arange(len(documents)),
+        pairs=np.column_stack((place, grades[:, 1]))[is_right],
+        groups=judged,
+        language=data.language,
+    )
+
+
+def _class_search(data: ClassificationData, prompts: Vectors, images: Vectors) -> Search:
+    rows = np.arange(len(images))
+    return Search(
+        direction="image_to_class",
+        query_vectors=images,
+        item_vectors=class_vectors(prompts.reshape(len(data.classes), len(data.templates), -1)),  # (C, T, D)
+        rows=rows,
+        item_rows=np.arange(len(data.classes)),
+        pairs=np.column_stack((rows, np.array(data.labels, np.int64))),
+        groups=rows,
+    )
+
+
+def _take(vectors: Vectors, rows: Indices) -> Vectors:
+    """Rows that are sorted and distinct; no copy where they are all."""
+    return vectors if len(rows) == len(vectors) else vectors[rows]

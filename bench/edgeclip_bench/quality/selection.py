@@ -1,0 +1,66 @@
+"""What of a dataset is wanted (a split, some languages, the first few) and where its images lie."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgeclip.errors import InputError
+
+# What stands for "test" where there is none, as BEIR's msmarco has only dev.
+_HELD_OUT = ("test", "dev", "val", "valid", "validation")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What `open_data` was asked for; None where it was not asked."""
+
+    name: str
+    images: Path | None = None
+    split: str | None = None
+    languages: tuple[str, ...] | None = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"--limit is {self.limit}, wanted 1 or more")
+        if self.images is not None and not self.images.is_dir():
+            raise InputError(f"{self.images}: is no folder, wanted the one that holds the images")
+        if self.languages is not None and not self.languages:
+            raise InputError("--languages is empty, wanted one or more")
+
+    def named(self, name: str) -> "Selection":
+        """The same of another dataset."""
+        return replace(self, name=name)
+
+    def wants(self, language: str | None) -> bool:
+        """Whether texts of this language are kept."""
+        return self.languages is None or language in self.languages
+
+    def refuse(self, path: Path, layout: str, **unused: str) -> None:
+        """InputError for an option that was given though the layout cannot follow it; `unused` says why."""
+        for option, why in unused.items():
+            if getattr(self, option) is not None:
+                raise InputError(f"{path}: --{option} does not go with {layout}, {why}")
+
+    def check_languages(self, found: Iterable[str | None], path: Path) -> None:
+        """InputError unless every language that was asked for was found."""
+        known = sorted({language for language in found if language is not None})
+        for language in self.languages or ():
+            if language not in known:
+                there = f"there are: {', '.join(known)}" if known else "its texts name no language"
+                raise InputError(f"{path}: nothing in language {language!r}; {there}")
+
+
+def choose_split(splits: Collection[str], asked: str | None, path: Path) -> str:
+    """The split to read: the one asked for; else test, or the only one, or what is held out besides."""
+    there = f"there are: {', '.join(sorted(splits))}"
+    if asked is not None:
+        if asked not in splits:
+            raise InputError(f"{path}: no split {asked!r}; {there}")
+        return asked
+    if len(splits) == 1:
+        return next(iter(splits))
+    for split in _HELD_OUT:
+        if split in splits:
+            return split
+    raise InputError(f"{path}: several splits and none of them test; name one with --split; {there}")

@@ -1,0 +1,315 @@
+"""Texts with judgements as users have them on disk: retrieval (BEIR, MTEB) and pairs of sentences (STS).
+
+Queries and sentences are kept as the file has them. Ids are held, the corpus is not: its files are read
+once for the ids and again each time its texts are wanted.
+"""
+
+import csv
+import math
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeclip.errors import InputError
+from edgeclip_bench.quality.datasets import StsData, TextRetrievalData
+from edgeclip_bench.quality.records import (
+    as_number,
+    as_text,
+    plain_stem,
+    plain_suffix,
+    read_lines,
+    read_records,
+    read_table,
+    take,
+    take_id,
+    take_text,
+)
+from edgeclip_bench.quality.selection import Selection, choose_split
+
+_GRADES_HEADER = ["query-id", "corpus-id", "score"]
+_STS_FIELDS = ("sentence1", "sentence2", "score")
+# genre, file, year, number, score, sentence1, sentence2; some rows add where they are from.
+_STS_BENCHMARK_COLUMNS = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """The texts of a corpus, read from its files again at each iteration.
+
+    A text is title, a space and text, stripped, as BEIR (SentenceBERT.encode_corpus) and MTEB join them.
+    Iterating raises InputError if the files are no longer those that `ids` were read from.
+    """
+
+    files: tuple[Path, ...]
+    ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[str]:
+        ids = iter(self.ids)
+        for where, key, record in _read_documents(self.files):
+            if key != next(ids, None):
+                raise InputError(f"{where}: the corpus has changed since its ids were read; start again")
+            title = "" if record.get("title") is None else take_text(record, "title", where, may_be_empty=True)
+            yield f"{title} {take_text(record, 'text', where, may_be_empty=True)}".strip()
+        if next(ids, None) is not None:
+            raise InputError(f"{self.files[-1]}: the corpus is shorter than when its ids were read; start again")
+
+
+def is_retrieval(folder: Path) -> bool:
+    """Whether the folder holds a corpus in JSON lines."""
+    return bool(_record_files(folder, "corpus"))
+
+
+def read_retrieval(folder: Path, selection: Selection) -> TextRetrievalData:
+    """A retrieval dataset of BEIR, or of MTEB as JSON lines: a corpus, queries, and graded pairs.
+
+    corpus.jsonl {"_id", "title", "text"}, queries.jsonl {"_id", "text"} ("id" will do, as MTEB calls it;
+    or several .jsonl in corpus/ and queries/), and qrels/<split>.tsv with the header query-id, corpus-id,
+    score, or .jsonl with these fields (the .tsv where there are both), or a single qrels.tsv or .jsonl; as
+    beir/datasets/data_loader.py reads them. Queries without a judgement are left out, as there. A judged
+    document that the corpus does not hold has an index past its end, and of two grades of a pair the last
+    counts, as there, both with a warning; a judged query that is nowhere is an InputError.
+    """
+    selection.refuse(
+        folder, "a retrieval dataset", images="which has no images", languages="which names no languages"
+    )
+    files = _record_files(folder, "corpus")
+    query_files = _record_files(folder, "queries")
+    if not query_files:
+        raise InputError(f"{folder}: has a corpus but no queries.jsonl")
+    judgements_file = _choose_judgements(folder, selection)
+    documents = _index_documents(files)
+    texts = _read_queries(query_files)
+    grades: dict[tuple[str, str], int] = {}
+    changed = 0
+    for where, query, document, grade in _read_judgements(judgements_file):
+        if query not in texts:
+            raise InputError(f"{where}: query {query!r} is not in {query_files[0].name}")
+        changed += grades.get((query, document), grade) != grade
+        grades[query, document] = grade
+    if not grades:
+        raise InputError(f"{judgements_file}: holds no judgement")
+    if changed:
+        warnings.warn(
+            f"{judgements_file}: {changed} judgements contradict an earlier one of the same pair; the last counts, "
+            "as in BEIR",
+            stacklevel=2,
+        )
+    judged = {query for query, _ in grades}
+    query_ids = tuple(query for query in texts if query in judged)[: selection.limit]
+    for query in query_ids:
+        as_text(texts[query], f"{query_files[0]}: query {query!r}", "its text")
+    ids = tuple(documents)
+    numbers = {query: number for number, query in enumerate(query_ids)}
+    graded = []
+    absent = []
+    for (query, document), grade in grades.items():
+        if query in numbers:
+            if documents.setdefault(document, len(documents)) >= len(ids):
+                absent.append(document)
+            graded.append((numbers[query], documents[document], grade))
+    if absent:
+        warnings.warn(
+            f"{judgements_file}: {len(absent)} of {len(graded)} judgements are of documents that the corpus does not "
+            f"hold ({absent[0]!r}); nothing can find them, which lowers scores here as in BEIR and MTEB",
+            stacklevel=2,
+        )
+    return TextRetrievalData(
+        name=selection.name,
+        corpus_ids=ids,
+        corpus=Corpus(files, ids),
+        query_ids=query_ids,
+        queries=tuple(texts[query] for query in query_ids),
+        grades=tuple(graded),
+    )
+
+
+def is_sts(file: Path) -> bool:
+    """Whether the first record of a .jsonl, .tsv or .csv is a pair of sentences with a score."""
+    try:
+        if plain_suffix(file) == ".jsonl":
+            _, record = next(read_records(file))
+            return all(field in record for field in _STS_FIELDS)
+        where, row = next(_read_rows(file))
+        _choose_columns(row, where)
+    except (StopIteration, InputError):
+        return False
+    return True
+
+
+def choose_sts(files: list[Path], selection: Selection, folder: Path) -> Path:
+    """The file of the split among several: test.jsonl, or sts-test.csv."""
+    splits: dict[str, Path] = {}
+    for file in files:
+        split = re.split(r"[-_.]", plain_stem(file))[-1]
+        if split in splits:
+            raise InputError(f"{folder}: {splits[split].name} and {file.name} are both of {split!r}; name the file")
+        splits[split] = file
+    return splits[choose_split(splits, selection.split, folder)]
+
+
+def read_sts(file: Path, selection: Selection) -> tuple[StsData, ...]:
+    """Pairs of sentences with a score, one dataset for each language that is named.
+
+    JSON lines with sentence1, sentence2, score, and perhaps "lang" or "language" (MTEB: "en", "en-de"); a
+    table with that header; the STS benchmark's own files (sts-test.csv of Stsbenchmark.tar.gz: no header,
+    seven columns or more); or three columns without a header (stsb-multi-mt). A table with tabs has no
+    quoting, as the STS benchmark and GLUE write it; one with commas has.
+    """
+    selection.refuse(file, "a file of sentence pairs", images="which has no images")
+    read = _read_pairs if plain_suffix(file) == ".jsonl" else _read_pairs_table
+    pairs: dict[str | None, list[tuple[str, str, float]]] = {}
+    for where, first, second, value, language in read(file):
+        score = as_number(value, where, "the score")
+        if not math.isfinite(score):
+            raise InputError(f"{where}: the score is {score}")
+        pair = as_text(first, where, "sentence 1"), as_text(second, where, "sentence 2"), score
+        of_language = pairs.setdefault(language, [])
+        if selection.wants(language) and len(of_language) != selection.limit:
+            of_language.append(pair)
+    if not pairs:
+        raise InputError(f"{file}: holds no pair of sentences")
+    selection.check_languages(pairs, file)
+    return tuple(
+        StsData(
+            name=selection.name,
+            first=tuple(first for first, _, _ in of_language),
+            second=tuple(second for _, second, _ in of_language),
+            scores=tuple(score for _, _, score in of_language),
+            language=language,
+        )
+        for language, of_language in pairs.items()
+        if of_language
+    )
+
+
+def _record_files(folder: Path, what: str) -> tuple[Path, ...]:
+    """`what`.jsonl, or every .jsonl in the folder `what`; each may be gzipped."""
+    for name in (f"{what}.jsonl", f"{what}.jsonl.gz"):
+        if (folder / name).is_file():
+            return (folder / name,)
+    return tuple(sorted(file for file in (folder / what).glob("*") if plain_suffix(file) == ".jsonl"))
+
+
+def _choose_judgements(folder: Path, selection: Selection) -> Path:
+    alone = [file for file in sorted(folder.glob("qrels.*")) if plain_suffix(file) in (".tsv", ".jsonl")]
+    if alone:
+        selection.refuse(alone[0], "the only list of judgements", split="which names no splits")
+        return alone[0]
+    files = [file for file in sorted((folder / "qrels").glob("*")) if plain_suffix(file) in (".tsv", ".jsonl")]
+    if not files:
+        raise InputError(f"{folder}: has a corpus but no judgements (qrels/test.tsv or .jsonl, or qrels.jsonl)")
+    splits = {plain_stem(file): file for file in files}
+    return splits[choose_split(splits, selection.split, folder)]
+
+
+def _read_documents(files: tuple[Path, ...]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for file in files:
+        for where, record in read_records(file):
+            yield where, take_id(record, "id" if "_id" not in record and "id" in record else "_id", where), record
+
+
+def _index_documents(files: tuple[Path, ...]) -> dict[str, int]:
+    documents: dict[str, int] = {}
+    for where, key, _ in _read_documents(files):
+        if key in documents:
+            raise InputError(f"{where}: document {key!r} is there twice")
+        documents[key] = len(documents)
+    if not documents:
+        raise InputError(f"{files[0]}: holds no document")
+    return documents
+
+
+def _read_queries(files: tuple[Path, ...]) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for where, key, record in _read_documents(files):
+        if key in texts:
+            raise InputError(f"{where}: query {key!r} is there twice")
+        texts[key] = take_text(record, "text", where, may_be_empty=True)
+    return texts
+
+
+def _read_judgements(file: Path) -> Iterator[tuple[str, str, str, int]]:
+    if plain_suffix(file) == ".jsonl":
+        for where, record in read_records(file):
+            query, document = take_id(record, "query-id", where), take_id(record, "corpus-id", where)
+            yield where, query, document, _as_grade(take(record, "score", where), where)
+        return
+    rows = read_table(file, delimiter="\t")
+    where, header = next(rows, (f"{file}:1", []))
+    if header != _GRADES_HEADER:
+        raise InputError(f"{where}: wanted the header {', '.join(_GRADES_HEADER)} between tabs, found {header}")
+    for where, row in rows:
+        if len(row) != len(_GRADES_HEADER):
+            raise InputError(f"{where}: {len(row)} columns, wanted {', '.join(_GRADES_HEADER)}")
+        yield where, row[0], row[1], _as_grade(row[2], where)
+
+
+def _as_grade(value: object, where: str) -> int:
+    number = as_number(value, where, "the score")
+    if not number.is_integer():
+        raise InputError(f"{where}: the score is {number}, wanted a whole number")
+    return int(number)
+
+
+def _read_pairs(file: Path) -> Iterator[tuple[str, object, object, object, str | None]]:
+    for where, record in read_records(file):
+        first, second, score = (take(record, field, where) for field in _STS_FIELDS)
+        named = next((field for field in ("language", "lang") if record.get(field) is not None), None)
+        yield where, first, second, score, take_text(record, named, where) if named else None
+
+
+def _read_pairs_table(file: Path) -> Iterator[tuple[str, object, object, object, str | None]]:
+    columns: _Columns | None = None
+    for where, row in _read_rows(file):
+        if columns is None:
+            columns = _choose_columns(row, where)
+            if columns.has_header:
+                continue
+        if len(row) < columns.fewest or (len(row) > columns.fewest and not columns.may_be_more):
+            raise InputError(f"{where}: {len(row)} columns, wanted {columns.fewest}")
+        first, second, score = (row[index] for index in columns.indices)
+        yield where, first, second, score, None
+
+
+def _read_rows(file: Path) -> Iterator[tuple[str, list[str]]]:
+    _, line = next(read_lines(file), ("", ""))
+    if "\t" in line:
+        return read_table(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return read_table(file, delimiter=",")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Columns:
+    """Where a table has sentence1, sentence2 and score, and how many columns its rows have."""
+
+    indices: tuple[int, int, int]
+    fewest: int
+    may_be_more: bool = False
+    has_header: bool = False
+
+
+def _choose_columns(row: list[str], where: str) -> _Columns:
+    """By the table's first row."""
+    if set(_STS_FIELDS) <= set(row):
+        first, second, score = (row.index(field) for field in _STS_FIELDS)
+        return _Columns(indices=(first, second, score), fewest=len(row), has_header=True)
+    if len(row) >= _STS_BENCHMARK_COLUMNS and _is_number(row[4]):
+        return _Columns(indices=(5, 6, 4), fewest=_STS_BENCHMARK_COLUMNS, may_be_more=True)
+    if len(row) == len(_STS_FIELDS) and _is_number(row[2]):
+        return _Columns(indices=(0, 1, 2), fewest=len(row))
+    wanted = f"a header with {', '.join(_STS_FIELDS)}, these three without one, or the STS benchmark's seven"
+    raise InputError(f"{where}: columns that say no pair of sentences; wanted {wanted}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

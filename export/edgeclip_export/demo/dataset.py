@@ -1,0 +1,95 @@
+"""Scenes as files: pictures and a captions.jsonl in every language, as `edgeclip eval` reads them.
+
+python -m edgeclip_export.demo.dataset OUT [--split test] [--images 500] [--family 10] [--seed 0]
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from PIL import Image
+
+from edgeclip.errors import BuildError
+from edgeclip_export.demo.captions import LANGUAGES, caption
+from edgeclip_export.demo.pictures import draw_picture
+from edgeclip_export.demo.scenes import SPLITS, Scene, Split, draw_scenes
+
+CAPTIONS = "captions.jsonl"
+IMAGES = 500
+# So many pictures of one family: to find one among the first five means to tell half of its nearest apart.
+FAMILY = 20
+_SHORT_SIDE_PX = (116, 256)
+_MAX_ASPECT = 1.6
+
+
+def write_dataset(
+    out: Path,
+    *,
+    split: Split = "test",
+    images: int = IMAGES,
+    family: int = FAMILY,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> list[Scene]:
+    """Write `images` PNG files and captions.jsonl, one caption per language each; the scenes in order.
+
+    Pictures are larger than what the model sees and seldom square, so resizing and cropping count. The
+    same arguments give the same files. Raises BuildError when `out` exists or cannot be written, or
+    `images` is no multiple of `family`.
+    """
+    if images < 1 or family < 1 or images % family:
+        raise BuildError(f"{images} images are no whole families of {family}")
+    try:
+        out.mkdir(parents=True)
+        return _write(out, split, images, family, seed, progress)
+    except OSError as error:
+        raise BuildError(f"{out}: cannot be written ({error.strerror or error})") from error
+
+
+def _write(
+    out: Path, split: Split, images: int, family: int, seed: int, progress: Callable[[str, int, int], None]
+) -> list[Scene]:
+    draw = np.random.default_rng((seed, 0, SPLITS.index(split)))
+    source = draw_scenes(split, draw, family=family)
+    scenes = [next(source) for _ in range(images)]
+    with (out / CAPTIONS).open("x", encoding="utf-8") as lines:
+        for index, scene in enumerate(scenes):
+            name = f"{index:05}.png"
+            side = int(draw.integers(_SHORT_SIDE_PX[0], _SHORT_SIDE_PX[1] + 1))
+            long = round(side * float(draw.uniform(1, _MAX_ASPECT)))
+            width, height = (long, side) if draw.random() < 0.7 else (side, long)
+            pixels = draw_picture(scene, draw, side_px=side, width_px=width, height_px=height)
+            Image.fromarray(pixels).save(out / name, compress_level=1)
+            captions = {language: [caption(scene, language, draw)] for language in LANGUAGES}
+            lines.write(json.dumps({"image": name, "captions": captions}, ensure_ascii=False) + "\n")
+            progress("drawing pictures", index + 1, images)
+    return scenes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write a data set where the command line says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m edgeclip_export.demo.dataset", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    parser.add_argument("--split", choices=get_args(Split), default="test", help="which combinations (test)")
+    parser.add_argument("--images", type=int, default=IMAGES, help=f"how many ({IMAGES})")
+    parser.add_argument("--family", type=int, default=FAMILY, help=f"how many differ in one attribute ({FAMILY})")
+    parser.add_argument("--seed", type=int, default=0, help="of the scenes (0)")
+    options = parser.parse_args(arguments)
+    try:
+        write_dataset(
+            options.out, split=options.split, images=options.images, family=options.family, seed=options.seed
+        )
+    except BuildError as error:
+        print(f"edgeclip: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,89 @@
+"""The small model's tokenizer: XLM-R's pipeline over a Unigram vocabulary counted on its captions.
+
+The pieces are the captions' words, runs of up to three signs where a language writes no spaces, and
+every letter, each with the logarithm of its share. Counting beats the usual trainer here: that one seeds
+its pieces with what different words share, so it cuts up a short word that is frequent but like no
+other, and its result differs from run to run.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from edgeclip_export.demo.captions import LANGUAGES, caption
+from edgeclip_export.demo.scenes import draw_scenes
+
+_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
+_UNKNOWN = 3
+_CAPTIONS_PER_LANGUAGE = 4000
+_WITHOUT_SPACES = ("zh", "ja")
+_MARKS = ",.،。"
+_MAX_RUN = 3
+_RUNS = 400
+
+
+def train_tokenizer(seed: int) -> Tokenizer:
+    """The tokenizer of captions of training scenes; the same seed gives the same file."""
+    draw = np.random.default_rng((seed, 1))
+    scenes = draw_scenes("train", draw, family=1)
+
+    def captions(languages: Sequence[str]) -> list[str]:
+        return [
+            caption(next(scenes), language, draw) for language in languages for _ in range(_CAPTIONS_PER_LANGUAGE)
+        ]
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace("▁", prepend_scheme="always", split=True)]
+    )
+    words = _count_words(tokenizer, captions([name for name in LANGUAGES if name not in _WITHOUT_SPACES]))
+    strings = _count_words(tokenizer, captions(_WITHOUT_SPACES))
+    pieces = words + _count_runs(strings)
+    for letter, count in (_count_letters(words + strings) + Counter(_MARKS)).items():
+        pieces.setdefault(letter, count)
+    total = sum(pieces.values())
+    # A letter alone must never be likelier than the word it stands in.
+    scores = {piece: math.log(count / total) - (12.0 if len(piece) == 1 else 0.0) for piece, count in pieces.items()}
+    ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+    tokenizer.model = models.Unigram([*((special, 0.0) for special in _SPECIALS), *ranked], _UNKNOWN, False)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    tokenizer.add_special_tokens([AddedToken(piece, normalized=False) for piece in _SPECIALS])
+    tokenizer.add_special_tokens([AddedToken("<mask>", normalized=False, lstrip=True)])
+    # As the official file, which truncates and pads unless that is reset.
+    tokenizer.enable_truncation(77)
+    tokenizer.enable_padding(length=77, pad_id=1, pad_token="<pad>")
+    return tokenizer
+
+
+def _count_words(tokenizer: Tokenizer, texts: Sequence[str]) -> Counter[str]:
+    """What the pipeline cuts texts into before the model sees them: ▁words, here without the mark behind."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        normal = tokenizer.normalizer.normalize_str(text)
+        counts.update(word.rstrip(_MARKS) for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal))
+    return counts
+
+
+def _count_runs(strings: Counter[str]) -> Counter[str]:
+    """The runs of up to `_MAX_RUN` signs that save the most pieces."""
+    counts: Counter[str] = Counter()
+    for string, times in strings.items():
+        for length in range(2, _MAX_RUN + 1):
+            for start in range(len(string) - length + 1):
+                counts[string[start : start + length]] += times
+    saved = sorted(counts, key=lambda run: (-counts[run] * (len(run) - 1), run))
+    return Counter({run: counts[run] for run in saved[:_RUNS]})
+
+
+def _count_letters(strings: Counter[str]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for string, times in strings.items():
+        for letter in string:
+            counts[letter] += times
+    return counts

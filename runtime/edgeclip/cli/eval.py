@@ -1,0 +1,77 @@
+"""`edgeclip eval`: the quality of a bundle on a user's data, and beside another bundle."""
+
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgeclip.cli.loading import load_extra
+from edgeclip.errors import InputError
+from edgeclip.session import import_onnxruntime
+
+
+def run(options: argparse.Namespace) -> None:
+    """Evaluate or compare; the report on stdout, and in the folder of --out."""
+    import_onnxruntime()  # without it, this says what to install, and not the bench extra
+    layouts = load_extra("edgeclip_bench.quality.layouts", "bench")
+    against = load_extra("edgeclip_bench.quality.against", "bench")
+    evaluate = load_extra("edgeclip_bench.quality.evaluate", "bench")
+    reports = load_extra("edgeclip_bench.quality.report", "bench")
+    curves = load_extra("edgeclip_bench.quality.curves", "bench") if options.out else None
+    if options.name and len(options.data) > 1:
+        raise InputError(f"--name {options.name} for {len(options.data)} data sets; evaluate one at a time")
+    selection = {name: getattr(options, name) for name in ("images", "split", "languages", "name", "limit")}
+    data = [one for path in options.data for one in layouts.open_data(path, **selection)]
+    if options.out:
+        _make_folder(options.out)
+    settings = {
+        "truncate_dims": options.truncate_dims,
+        "task": options.task,
+        "device": options.device,
+        "threads": options.threads,
+        "cache": None if options.no_cache else options.cache or "default",
+    }
+    if options.against:
+        found = against.compare(options.bundle, options.against, data, **settings)
+    else:
+        found = evaluate.evaluate(options.bundle, data, **settings)
+    report, document = reports.make_report(found), reports.render_json(found)
+    print(document if options.json else reports.render_text(report), end="")
+    if curves is not None:
+        pages = {"report.json": document, "report.md": reports.render_markdown(report)}
+        written = _write(options.out, pages, lambda folder: curves.save_curves(found, folder))
+        print(f"{options.out}: {', '.join(written)}", file=sys.stderr)
+
+
+def _make_folder(out: Path) -> None:
+    """Before the work, so that it is not done in vain."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: no folder can be made there ({error.strerror})") from error
+    if not os.access(out, os.W_OK):
+        raise InputError(f"--out {out}: cannot be written to")
+
+
+def _write(out: Path, pages: dict[str, str], draw: Callable[[Path], Any]) -> list[str]:
+    """Every file under its name when all of them are complete."""
+    stage = out / f".{os.getpid()}.tmp"
+    try:
+        stage.mkdir()
+        for name, text in pages.items():
+            # Of a file name that is not UTF-8 the escape that JSON has for it.
+            (stage / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+        draw(stage)
+        paths = sorted(stage.iterdir())
+        for path in paths:
+            path.replace(out / path.name)
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(stage)
+    return [path.name for path in paths]

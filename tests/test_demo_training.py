@@ -1,0 +1,440 @@
+"""What is trained is what an export reads, and a run that was interrupted ends as one that was not."""
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from edgeclip import Encoder
+from edgeclip.errors import BuildError
+from edgeclip_export import export_checkpoint
+from edgeclip_export.checkpoint import FILES, hash_file, open_tensors
+from edgeclip_export.demo import layout, tokenizer, train
+from edgeclip_export.demo.captions import LANGUAGES, caption, captions
+from edgeclip_export.demo.layout import MATRYOSHKA_DIMS, checkpoint_config
+from edgeclip_export.demo.loss import contrastive_loss, matryoshka_loss
+from edgeclip_export.demo.pictures import draw_picture
+from edgeclip_export.demo.scenes import Scene, draw_scenes
+from edgeclip_export.demo.towers import LOGIT_SCALE, RawTowers
+from edgeclip_export.demo.train import Recipe, draw_batch, validate
+from edgeclip_export.jina_clip.config import parse_config
+from edgeclip_export.jina_clip.tensors import tensor_shapes
+
+# Of unit vectors of 128: the same fp32 arithmetic in another order. Measured: 1.5e-7.
+FP32_PARITY = 2e-6
+# The same with GEMMs in bfloat16, whose 8 bits round by 4e-3 of a value. Measured: 1.4e-3.
+BF16_PARITY = 4e-3
+# Of losses around 3, fp32 against a loop in fp64. Measured: 2e-7.
+LOSS_TOLERANCE = 2e-6
+
+RECIPE = Recipe(steps=6, batch=8, family=2)
+WORD_TABLE = "text_model.transformer.roberta.embeddings.word_embeddings.parametrizations.weight."
+
+
+@pytest.fixture(autouse=True, scope="module")
+def is_quick() -> Iterator[None]:
+    """Fewer layers, fewer captions counted, fewer pictures validated, a state saved every other step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout, "TEXT_LAYERS", 1)
+        patch.setattr(layout, "VISION_LAYERS", 2)
+        patch.setattr(tokenizer, "_CAPTIONS_PER_LANGUAGE", 100)
+        patch.setattr(train, "validate", partial(validate, count=10, family=2))
+        patch.setattr(train, "_SAVE_EVERY", 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, is_quick: None) -> Path:
+    """A checkpoint of a run that was not interrupted. Read only."""
+    out = tmp_path_factory.mktemp("trained") / "made" / "model"
+    train.train(out, RECIPE)
+    return out
+
+
+@pytest.fixture(scope="module")
+def plain(trained: Path) -> Tokenizer:
+    """The checkpoint's tokenizer, not padding or cutting."""
+    opened = Tokenizer.from_file(str(trained / "tokenizer.json"))
+    opened.no_padding()
+    opened.no_truncation()
+    return opened
+
+
+@pytest.fixture(scope="module")
+def towers(trained: Path) -> RawTowers:
+    """The trained towers, with the fp16 weights of the checkpoint."""
+    config = parse_config(json.loads((trained / "config.json").read_text()))
+    loaded = RawTowers(config, seed=9)
+    loaded.load(load_file(trained / "model.safetensors"))
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def learnt(plain: Tokenizer) -> tuple[RawTowers, list[float]]:
+    """Towers after twelve steps on one batch, and the losses on the way."""
+    fresh = RawTowers(parse_config(checkpoint_config(plain.get_vocab_size())), seed=0)
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(fresh.matrices(), adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(fresh.others()),
+    ]
+    recipe = Recipe(steps=100, batch=8, warmup=0.01, learning_rate=3e-3)
+    batch = draw_batch(plain, "train", (0,), count=8, family=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "draw_batch", lambda *arguments, **options: batch)
+        return fresh, [train._step(fresh, optimizers, plain, recipe, step) for step in range(12)]
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Interrupts the next run inside of a step, after its picture was drawn and encoded."""
+
+    def inside(step: int) -> None:
+        steps = iter(range(step))
+
+        def loss(*arguments: Any) -> Tensor:
+            if next(steps, None) is None:
+                monkeypatch.setattr(train, "matryoshka_loss", matryoshka_loss)
+                raise KeyboardInterrupt
+            return matryoshka_loss(*arguments)
+
+        monkeypatch.setattr(train, "matryoshka_loss", loss)
+
+    return inside
+
+
+def log_of(folder: Path) -> dict[str, Any]:
+    log: dict[str, Any] = json.loads((folder / train.LOG).read_text())
+    return log
+
+
+def unit_rows(*shape: int, seed: int) -> Tensor:
+    rows = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(rows, dim=1)
+
+
+def largest_difference(found: Tensor | NDArray[Any], wanted: Tensor | NDArray[Any]) -> float:
+    return float(np.abs(np.asarray(found) - np.asarray(wanted)).max())
+
+
+# loss
+
+
+def loop_contrastive(a: NDArray[np.float64], b: NDArray[np.float64], scale: float) -> float:
+    """-log of the share of the own one, of each row among all columns and of each column among all rows."""
+    total = 0.0
+    for own in range(len(a)):
+        of_row = [np.exp(scale * sum(a[own] * b[other])) for other in range(len(b))]
+        of_column = [np.exp(scale * sum(a[other] * b[own])) for other in range(len(a))]
+        total -= np.log(of_row[own] / sum(of_row)) + np.log(of_column[own] / sum(of_column))
+    return total / (2 * len(a))
+
+
+def loop_matryoshka(views: tuple[Tensor, Tensor, Tensor], scale: float, dims: tuple[int, ...]) -> float:
+    """Two captions of a picture count half as much as a picture and its caption."""
+    losses = []
+    for dim in dims:
+        images, first, second = (view.double().numpy()[:, :dim] for view in views)
+        images, first, second = (
+            np.array([row / np.sqrt(sum(row * row)) for row in view]) for view in (images, first, second)
+        )
+        pairs = (((images, first), 1.0), ((images, second), 1.0), ((first, second), 0.5))
+        losses.append(sum(weight * loop_contrastive(*pair, scale) for pair, weight in pairs) / 2.5)
+    return float(np.mean(losses))
+
+
+@pytest.mark.parametrize("scale", [1.0, 14.3])
+@pytest.mark.parametrize("dims", [(16,), (4, 16), (2, 3, 8)])
+def test_the_loss_is_what_a_loop_in_fp64_gives(dims: tuple[int, ...], scale: float) -> None:
+    views = unit_rows(5, 16, seed=1), unit_rows(5, 16, seed=2), unit_rows(5, 16, seed=3)
+    found = matryoshka_loss(*views, torch.tensor(scale), dims).item()
+    assert found == pytest.approx(loop_matryoshka(views, scale, dims), abs=LOSS_TOLERANCE)
+
+
+def test_the_loss_looks_at_the_dims_alone() -> None:
+    images, first, second = unit_rows(5, 16, seed=1), unit_rows(5, 16, seed=2), unit_rows(5, 16, seed=3)
+    scale = torch.tensor(10.0)
+    cut = torch.cat((images[:, :8], torch.randn(5, 8)), dim=1)
+    assert matryoshka_loss(images, first, second, scale, (4, 8)) == matryoshka_loss(cut, first, second, scale, (4, 8))
+    assert matryoshka_loss(images, first, second, scale, (8, 9)) != matryoshka_loss(cut, first, second, scale, (8, 9))
+
+
+def test_a_match_costs_less_than_a_mismatch() -> None:
+    rows, scale = unit_rows(8, 16, seed=1), torch.tensor(10.0)
+    matched = matryoshka_loss(rows, rows, rows, scale, (4, 16))
+    assert matched < 0.5
+    for views in ((rows.roll(1, 0), rows, rows), (rows, rows.roll(1, 0), rows), (rows, rows, rows.roll(1, 0))):
+        assert matryoshka_loss(*views, scale, (4, 16)) > matched + 1
+
+
+def test_nothing_known_costs_the_logarithm_of_the_batch() -> None:
+    alike = torch.ones(8, 16) / 4
+    assert contrastive_loss(alike, alike, torch.tensor(10.0)).item() == pytest.approx(np.log(8), abs=LOSS_TOLERANCE)
+
+
+# towers
+
+
+@pytest.mark.parametrize("has_bfloat16", [False, True])
+def test_every_raw_tensor_learns(plain: Tokenizer, monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool) -> None:
+    """In the layout's full depth. Rows of the token table that no text has, padding's among them, cannot."""
+    monkeypatch.setattr(layout, "TEXT_LAYERS", 3)
+    monkeypatch.setattr(layout, "VISION_LAYERS", 4)
+    fresh = RawTowers(parse_config(checkpoint_config(plain.get_vocab_size())), seed=0)
+    fresh._has_bfloat16 = has_bfloat16
+    batch = draw_batch(plain, "train", (0, 1), count=4, family=2)
+    images, texts = fresh.encode(batch.pixels, batch.ids)
+    first, second = texts.chunk(2)
+    loss = matryoshka_loss(images, first, second, fresh.tensors[LOGIT_SCALE].exp(), MATRYOSHKA_DIMS)
+    torch.autograd.backward(loss)
+    gradients = {name: tensor.grad for name, tensor in fresh.tensors.items()}
+    assert len(gradients) == 159
+    for name, gradient in gradients.items():
+        assert gradient is not None and gradient.isfinite().all(), name
+        # Measured: the least of a tensor's largest gradients is 2e-3, of a q_bias.
+        assert gradient.abs().max() > 1e-4, name
+        rows = gradient.flatten(1).abs().sum(dim=1) if gradient.ndim > 1 else gradient.abs()
+        # In bfloat16 a bias's gradients may add up to nothing, once in a while.
+        assert name.startswith(WORD_TABLE) or (rows > 0).float().mean() >= (0.98 if has_bfloat16 else 1), name
+    for part, axis in (("original", 1), ("0.lora_A", 2)):
+        learnt = gradients[WORD_TABLE + part].abs().sum(dim=axis).flatten().nonzero().flatten()  # type: ignore[union-attr]
+        assert set(learnt.tolist()) == set(batch.ids.flatten().tolist()) - {1}
+
+
+def test_raw_tensors_are_those_of_the_layout_in_two_parts(towers: RawTowers, trained: Path) -> None:
+    """Muon takes the matrices that multiply, AdamW the rest; none is in both or in neither."""
+    shapes = tensor_shapes(parse_config(json.loads((trained / "config.json").read_text())))
+    assert {name: tuple(tensor.shape) for name, tensor in towers.tensors.items()} == shapes
+    names = {id(tensor): name for name, tensor in towers.tensors.items()}
+    matrices, others = ({names[id(tensor)] for tensor in part} for part in (towers.matrices(), towers.others()))
+    assert matrices | others == set(shapes) and not matrices & others
+    assert all(len(shapes[name]) == 2 for name in matrices)
+    assert {name for name in others if len(shapes[name]) == 2} == {
+        name for name in shapes if name.endswith("embeddings.parametrizations.weight.original")
+    }
+
+
+def test_towers_begin_as_their_seed_says(trained: Path) -> None:
+    config = parse_config(json.loads((trained / "config.json").read_text()))
+    one, same, other = (RawTowers(config, seed).tensors for seed in (0, 0, 1))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not any(torch.equal(one[name], other[name]) for name in one if one[name].ndim > 1)
+
+
+def test_towers_give_unit_vectors_of_the_models_width(towers: RawTowers, plain: Tokenizer) -> None:
+    batch = draw_batch(plain, "train", (0, 1), count=4, family=2)
+    with torch.no_grad():
+        images, texts = towers.encode(batch.pixels, batch.ids)
+    assert (images.shape, texts.shape) == ((4, 128), (8, 128))
+    assert images.dtype == texts.dtype == torch.float32
+    assert largest_difference(torch.cat((images, texts)).norm(dim=1), torch.ones(12)) < 1e-6
+
+
+def test_what_is_trained_is_what_is_exported(trained: Path, towers: RawTowers, tmp_path: Path) -> None:
+    """Tokenizer, preprocessing and both towers: pictures and captions to vectors, here and by the runtime."""
+    draw = np.random.default_rng(0)
+    scenes = list(islice(draw_scenes("test", draw, family=4), 8))
+    pictures = [draw_picture(scene, draw, side_px=116, width_px=116, height_px=116) for scene in scenes]
+    told = [captions(scene, language)[2] for scene in scenes[:3] for language in LANGUAGES]
+    official = Tokenizer.from_file(str(trained / "tokenizer.json"))  # pads to 77, which must not matter
+    ids = torch.tensor([encoding.ids for encoding in official.encode_batch(told)])
+    export_checkpoint(trained, tmp_path / "bundle")
+    with Encoder.open(tmp_path / "bundle", device="cpu") as encoder:
+        wanted = encoder.encode_image(pictures), encoder.encode_text(told)
+    for has_bfloat16, parity in ((False, FP32_PARITY), (True, BF16_PARITY)):
+        towers._has_bfloat16 = has_bfloat16
+        with torch.no_grad():
+            found = towers.encode(torch.from_numpy(np.stack(pictures)), ids)
+        assert max(map(largest_difference, found, wanted)) <= parity
+
+
+# batches and the rate
+
+
+def test_a_batch_is_of_its_seed_alone(plain: Tokenizer) -> None:
+    one, same, other = (draw_batch(plain, "train", (0, 2, step), count=4, family=2) for step in (7, 7, 8))
+    assert torch.equal(one.pixels, same.pixels) and torch.equal(one.ids, same.ids)
+    assert not torch.equal(one.pixels, other.pixels)
+
+
+@pytest.mark.parametrize("language", [None, "ru"])
+def test_a_batch_tells_each_picture_twice(plain: Tokenizer, language: str | None) -> None:
+    """In two languages, unless one is asked for; the second tellings follow all the first ones."""
+    batch = draw_batch(plain, "validation", (5,), count=6, family=3, language=language)
+    assert (batch.pixels.shape, batch.pixels.dtype) == ((6, 116, 116, 3), torch.uint8)
+    assert (len(batch.ids), batch.ids.dtype) == (12, torch.int64)
+    lengths = (batch.ids != 1).sum(dim=1)
+    assert lengths.max() == batch.ids.shape[1]
+    rows = [row[:length].tolist() for row, length in zip(batch.ids, lengths, strict=True)]
+    draw = np.random.default_rng((5,))
+    scenes = draw_scenes("validation", draw, family=3)
+    for index, pixels in enumerate(batch.pixels.numpy()):
+        scene = next(scenes)
+        assert np.array_equal(pixels, draw_picture(scene, draw, side_px=116, width_px=116, height_px=116))
+        if language is None:
+            draw.choice(len(LANGUAGES), 2, False)
+        told = [language_of(row, scene, plain) for row in (rows[index], rows[index + 6])]
+        assert told == [language] * 2 if language else len(set(told)) == 2
+        for name in told:
+            caption(scene, name, draw)
+
+
+def language_of(ids: list[int], scene: Scene, plain: Tokenizer) -> str:
+    """The only language that the ids tell the scene in."""
+    told = [name for name in LANGUAGES if ids in [plain.encode(text).ids for text in captions(scene, name)]]
+    assert len(told) == 1
+    return told[0]
+
+
+def test_the_rate_warms_up_stays_and_falls_to_nothing() -> None:
+    recipe = Recipe(steps=100, warmup=0.04, decay_from=0.4)
+    rates = [recipe.rate(step) for step in range(100)]
+    full = recipe.learning_rate
+    assert rates[:4] == pytest.approx([full / 4, full / 2, full * 3 / 4, full])
+    assert rates[3:41] == pytest.approx([full] * 38)
+    assert rates[41:] == sorted(rates[41:], reverse=True) and rates[41] < full
+    assert 0 < rates[-1] < 0.02 * full
+
+
+def test_at_a_rate_of_nothing_nothing_is_learnt(tmp_path: Path) -> None:
+    """So it is the recipe's rate that both optimizers go by."""
+    train.train(tmp_path, Recipe(steps=1, batch=2, family=2, learning_rate=0.0))
+    fresh = RawTowers(parse_config(json.loads((tmp_path / "config.json").read_text())), seed=0)
+    for name, tensor in load_file(tmp_path / "model.safetensors").items():
+        assert torch.equal(tensor, fresh.tensors[name].detach().half()), name
+
+
+def test_every_tensor_is_learnt(trained: Path, towers: RawTowers) -> None:
+    """But the tokens no caption of these steps had, and what decays alike."""
+    fresh = RawTowers(parse_config(json.loads((trained / "config.json").read_text())), seed=0)
+    for name, tensor in towers.tensors.items():
+        assert not torch.equal(tensor.detach(), fresh.tensors[name].detach().half().float()), name
+
+
+def test_a_batch_can_be_learnt_by_heart(learnt: tuple[RawTowers, list[float]]) -> None:
+    """Which nobody could who was shown another picture's captions; the logarithm of 8 is 2.08."""
+    losses = learnt[1]
+    assert losses[-1] < 1 < 2 < losses[0], losses
+
+
+# runs
+
+
+def test_a_run_leaves_a_checkpoint_and_its_log(trained: Path) -> None:
+    assert {path.name for path in trained.iterdir()} == {*FILES, train.LOG}
+    log = log_of(trained)
+    assert log["weights_sha256"] == hash_file(trained / "model.safetensors")
+    assert Recipe(**log["recipe"]) == RECIPE
+    assert len(log["loss"]) == RECIPE.steps and all(0 < loss < 20 for loss in log["loss"])
+    assert log["seconds"] >= 0 and log["machine"]["torch"] == torch.__version__
+    assert list(log["validation"]) == list(LANGUAGES)
+    names = {
+        f"{direction} recall@{k} at {dim}"
+        for direction in ("text_to_image", "image_to_text")
+        for k in (1, 5)
+        for dim in MATRYOSHKA_DIMS
+    }
+    for recall in log["validation"].values():
+        assert set(recall) == names
+        assert all(0 <= value <= 1 for value in recall.values())
+
+
+def test_weights_are_half_precision_of_the_official_layout(trained: Path) -> None:
+    weights = load_file(trained / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+    shapes = tensor_shapes(parse_config(json.loads((trained / "config.json").read_text())))
+    with open_tensors(trained / "model.safetensors", shapes) as read:  # refuses what is missing, extra or not finite
+        assert read(LOGIT_SCALE).item() == pytest.approx(np.log(1 / 0.07), abs=0.1)
+
+
+def test_recall_is_what_numpy_counts(learnt: tuple[RawTowers, list[float]], plain: Tokenizer) -> None:
+    """Of pictures kept for validation; the first of the two captions searches and is found."""
+    towers = learnt[0]
+    found = validate(towers, plain, 4, "en", count=30, family=5)
+    batch = draw_batch(plain, "validation", (4, 3), count=30, family=5, language="en")
+    with torch.no_grad():
+        images, texts = (vectors.numpy() for vectors in towers.encode(batch.pixels, batch.ids[:30]))
+    wanted = {}
+    for dim in MATRYOSHKA_DIMS:
+        cut_images, cut_texts = (
+            rows[:, :dim] / np.linalg.norm(rows[:, :dim], axis=1, keepdims=True) for rows in (images, texts)
+        )
+        for direction, queries, found_ones in (
+            ("text_to_image", cut_texts, cut_images),
+            ("image_to_text", cut_images, cut_texts),
+        ):
+            cosines = queries @ found_ones.T
+            ranks = [int((row > row[own]).sum()) for own, row in enumerate(cosines)]
+            for k in (1, 5):
+                wanted[f"{direction} recall@{k} at {dim}"] = round(np.mean([rank < k for rank in ranks]), 4)
+    assert found == pytest.approx(wanted, abs=1e-4)
+    assert len(set(wanted.values())) > 3  # else directions and dimensions could be mixed up
+
+
+def test_an_interrupted_run_ends_as_one_that_was_not(
+    trained: Path, tmp_path: Path, interrupt: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Interrupted before anything was saved, then inside step 5; two steps of that are done again."""
+    for step in (1, 5):
+        interrupt(step)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(tmp_path, RECIPE)
+        assert [path.name for path in tmp_path.iterdir()] == ([train.STATE] if step > 1 else [])
+    capsys.readouterr()
+    train.train(tmp_path, RECIPE)
+    assert capsys.readouterr().err == "going on from step 4 of 6\n"
+    for name in FILES:
+        assert (tmp_path / name).read_bytes() == (trained / name).read_bytes(), name
+    found, wanted = log_of(tmp_path), log_of(trained)
+    assert found.pop("seconds") >= 0 and wanted.pop("seconds") >= 0
+    assert found == wanted
+    assert {path.name for path in tmp_path.iterdir()} == {*FILES, train.LOG}
+
+
+def test_another_recipe_does_not_go_on(tmp_path: Path, interrupt: Callable[[int], None]) -> None:
+    interrupt(2)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(tmp_path, RECIPE)
+    state = (tmp_path / train.STATE).read_bytes()
+    with pytest.raises(BuildError) as caught:
+        train.train(tmp_path, Recipe(steps=6, batch=4, family=2))
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / train.STATE}: was begun with ") and "\n" not in message
+    assert "'batch': 8" in message
+    assert (tmp_path / train.STATE).read_bytes() == state
+
+
+def test_a_finished_checkpoint_is_not_trained_on(trained: Path) -> None:
+    before = hash_file(trained / "model.safetensors")
+    with pytest.raises(BuildError, match="holds a trained checkpoint already"):
+        train.train(trained, RECIPE)
+    assert hash_file(trained / "model.safetensors") == before
+
+
+def test_the_command_line(
+    tmp_path: Path, interrupt: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """130 when it is interrupted, 0 when it is done, 1 and a line when there is nothing to do or to write to."""
+    out = tmp_path / "model"
+    arguments = [str(out), "--steps", "3", "--batch", "4", "--seed", "5"]
+    interrupt(2)
+    assert train.main(arguments) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert train.main(arguments) == 0
+    assert "going on from step 2 of 3" in capsys.readouterr().err
+    assert Recipe(**log_of(out)["recipe"]) == Recipe(steps=3, batch=4, seed=5)
+    (tmp_path / "file").touch()
+    for target, message in ((out, "holds a trained checkpoint already"), (tmp_path / "file", "cannot be made")):
+        assert train.main([str(target), *arguments[1:]]) == 1
+        out_text, err = capsys.readouterr()
+        assert out_text == ""
+        assert err.startswith(f"edgeclip: {target}: {message}") and err.count("\n") == 1
