@@ -193,21 +193,6 @@ def test_a_missing_package_names_the_extra(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_goes_the_whole_way(tmp_path: Path, capsys: Captured) -> None:
-    """And says that its similarities mean nothing; --keep leaves what it made."""
-    keep = tmp_path / "demo"
-    status, out, err = run("demo", "--keep", keep, "--threads", 1, capsys=capsys)
-    assert status == 0
-    assert "the similarities below mean nothing" in out
-    assert "running on cpu" in out
-    for word in ("cosine similarity", "三角形 verde", "circle.png", "where the time went", "embed 4 texts"):
-        assert word in out
-    assert err == f"\ncheckpoint, bundle and pictures are in {keep}\n"
-    assert {path.name for path in keep.iterdir()} == {"checkpoint", "bundle", "pictures"}
-    assert run("check", keep / "bundle", capsys=capsys)[0] == 0
-    assert "cannot be made (File exists)" in refusal("demo", "--keep", keep, capsys=capsys)
-
-
 @pytest.mark.parametrize(
     ("count", "text"),
     [(0, "0 bytes"), (999, "999 bytes"), (1000, "1 kB"), (326_088, "326 kB"), (1_730_556_954, "1.73 GB")],

@@ -11,7 +11,8 @@ _GAP_PX = 14
 _FRAME_PX = 4
 _LABEL_PX = 300  # the column that says what was asked
 _LINE_PX = 20
-_PAPER, _INK, _PALE, _RIGHT = "#ffffff", "#1d2126", "#7a828c", "#1f9d55"
+_PAPER, _INK, _PALE = "#ffffff", "#1d2126", "#7a828c"
+RIGHT = "#1f9d55"  # the frame of what was meant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +68,8 @@ def _draw_hit(sheet: Image.Image, pen: ImageDraw.ImageDraw, hit: Hit, left: int,
     sheet.paste(thumb, (left, top))
     if hit.is_right:
         box = (left - _FRAME_PX, top - _FRAME_PX, left + _THUMB_PX + _FRAME_PX - 1, top + _THUMB_PX + _FRAME_PX - 1)
-        pen.rectangle(box, outline=_RIGHT, width=_FRAME_PX)
-    colour = _RIGHT if hit.is_right else _PALE
+        pen.rectangle(box, outline=RIGHT, width=_FRAME_PX)
+    colour = RIGHT if hit.is_right else _PALE
     pen.text(
         (left, top + _THUMB_PX + 6),
         f"{hit.cosine:.3f}  {hit.image.name}",

@@ -19,8 +19,7 @@ _METRIC = "recall@5"
 
 def run(options: argparse.Namespace) -> None:
     """Go the whole way in a temporary folder, or in the one to keep, and leave the contact sheet."""
-    if options.sheet.is_dir():
-        raise InputError(f"--sheet {options.sheet}: is a folder")
+    _check_sheet(options.sheet)
     demo = load_extra("edgeclip_bench.demo", "bench")
     with _folder(options.keep) as folder:
         found = demo.run_demo(folder, threads=options.threads)
@@ -28,7 +27,10 @@ def run(options: argparse.Namespace) -> None:
     _print(found)
     print(f"\n{options.sheet}: what the questions found, as pictures", file=sys.stderr)
     if options.keep:
-        print(f"{options.keep}: bundle and pictures; try `edgeclip eval {options.keep}/bundle ...`", file=sys.stderr)
+        print(
+            f"{options.keep}: bundle and pictures; try `edgeclip eval {options.keep}/bundle {options.keep}/pictures`",
+            file=sys.stderr,
+        )
 
 
 def _print(found: Any) -> None:
@@ -66,6 +68,13 @@ def _folder(keep: Path | None) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"--keep {keep}: cannot be made ({error.strerror})") from error
     yield keep
+
+
+def _check_sheet(sheet: Path) -> None:
+    if sheet.is_dir():
+        raise InputError(f"--sheet {sheet}: is a folder")
+    if not sheet.parent.is_dir():
+        raise InputError(f"--sheet {sheet}: there is no folder {sheet.parent}")
 
 
 def _copy(source: Path, sheet: Path) -> None:
