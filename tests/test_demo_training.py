@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -24,9 +25,9 @@ from edgeclip_export.demo.captions import LANGUAGES, caption, captions
 from edgeclip_export.demo.layout import MATRYOSHKA_DIMS, checkpoint_config
 from edgeclip_export.demo.loss import contrastive_loss, matryoshka_loss
 from edgeclip_export.demo.pictures import draw_picture
-from edgeclip_export.demo.scenes import Scene, draw_scenes
+from edgeclip_export.demo.scenes import Scene, Split, draw_scenes
 from edgeclip_export.demo.towers import LOGIT_SCALE, RawTowers
-from edgeclip_export.demo.train import Recipe, draw_batch, validate
+from edgeclip_export.demo.train import Batch, Recipe, draw_batch, validate
 from edgeclip_export.jina_clip.config import parse_config
 from edgeclip_export.jina_clip.tensors import tensor_shapes
 
@@ -37,7 +38,7 @@ BF16_PARITY = 4e-3
 # Of losses around 3, fp32 against a loop in fp64. Measured: 2e-7.
 LOSS_TOLERANCE = 2e-6
 
-RECIPE = Recipe(steps=6, batch=8, family=2)
+RECIPE = Recipe(steps=6, batch=8, family=2, family_from=0.5)
 WORD_TABLE = "text_model.transformer.roberta.embeddings.word_embeddings.parametrizations.weight."
 
 
@@ -53,12 +54,36 @@ def is_quick() -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What a batch was drawn by."""
+
+    split: str
+    seed: tuple[int, ...]
+    count: int
+    family: int
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, is_quick: None) -> Path:
-    """A checkpoint of a run that was not interrupted. Read only."""
+def run(tmp_path_factory: pytest.TempPathFactory, is_quick: None) -> tuple[Path, list[Drawn]]:
+    """A run that was not interrupted: its folder, read only, and the batches it drew."""
     out = tmp_path_factory.mktemp("trained") / "made" / "model"
-    train.train(out, RECIPE)
-    return out
+    batches: list[Drawn] = []
+
+    def draw(tokenizer: Tokenizer, split: Split, seed: tuple[int, ...], **options: Any) -> Batch:
+        batches.append(Drawn(split, seed, options["count"], options["family"]))
+        return draw_batch(tokenizer, split, seed, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "draw_batch", draw)
+        train.train(out, RECIPE)
+    return out, batches
+
+
+@pytest.fixture(scope="module")
+def trained(run: tuple[Path, list[Drawn]]) -> Path:
+    """The checkpoint of the run that was not interrupted. Read only."""
+    return run[0]
 
 
 @pytest.fixture(scope="module")
@@ -348,6 +373,14 @@ def test_a_run_leaves_a_checkpoint_and_its_log(trained: Path) -> None:
         assert all(0 <= value <= 1 for value in recall.values())
 
 
+def test_every_step_sees_pictures_of_its_own_and_families_later(run: tuple[Path, list[Drawn]]) -> None:
+    steps, validations = run[1][: RECIPE.steps], run[1][RECIPE.steps :]
+    assert [(one.split, one.count, one.family) for one in steps] == [("train", 8, 1)] * 3 + [("train", 8, 2)] * 3
+    assert len({one.seed for one in steps}) == RECIPE.steps
+    assert {one.split for one in validations} == {"validation"}
+    assert len({one.seed for one in validations}) == 1  # every language is judged by the same pictures
+
+
 def test_weights_are_half_precision_of_the_official_layout(trained: Path) -> None:
     weights = load_file(trained / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
@@ -406,7 +439,7 @@ def test_another_recipe_does_not_go_on(tmp_path: Path, interrupt: Callable[[int]
         train.train(tmp_path, RECIPE)
     state = (tmp_path / train.STATE).read_bytes()
     with pytest.raises(BuildError) as caught:
-        train.train(tmp_path, Recipe(steps=6, batch=4, family=2))
+        train.train(tmp_path, Recipe(steps=6, batch=4, family=2, family_from=0.5))
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / train.STATE}: was begun with ") and "\n" not in message
     assert "'batch': 8" in message

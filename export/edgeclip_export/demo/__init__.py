@@ -6,6 +6,6 @@ of them, `dataset` writes them as files to evaluate on.
 
 from pathlib import Path
 
-CHECKPOINT = Path(__file__).parent / "checkpoint"
+CHECKPOINT = Path(__file__).parent / "edgeclip-scenes"
 
 __all__ = ["CHECKPOINT"]
