@@ -204,11 +204,51 @@ def test_the_space_longest_unused_makes_room(tmp_path: Path) -> None:
     assert file_of(tmp_path).stat().st_size < 1.2 * size
 
 
-def test_a_space_in_use_is_never_dropped(tmp_path: Path) -> None:
-    with EmbeddingCache(tmp_path, limit_bytes=1) as cache:
-        for name in ("a", "b"):
-            cache.write(Space(name, DIM), entries(50))
-        assert all(len(cache.read(Space(name, DIM), list(entries(50)))) == 50 for name in ("a", "b"))
+def test_what_is_in_use_fills_it_and_stays(tmp_path: Path) -> None:
+    """More is not kept, and that is said once."""
+    limit = 100_000
+    with EmbeddingCache(tmp_path, limit_bytes=limit) as cache:
+        for start in range(0, 2000, 50):
+            cache.write(SPACE, entries(50, start=start))
+        kept = cache.read(SPACE, list(entries(2000)))
+        cache.write(other := Space("other", DIM), entries(10))
+        assert cache.read(other, list(entries(10))) == {}
+        assert_equal(kept, entries(len(kept)))
+        assert 0 < len(kept) < 2000
+        with pytest.warns(CacheWarning) as told:
+            cache.close()
+    (warning,) = told
+    assert f"is full (0.0001 GB), so {2010 - len(kept)} vectors were not kept" in str(warning.message)
+    assert file_of(tmp_path).stat().st_size < 1.5 * limit
+
+
+def test_a_full_one_takes_what_is_new_in_the_next_run(tmp_path: Path) -> None:
+    cache = EmbeddingCache(tmp_path, limit_bytes=50_000)
+    for start in range(0, 500, 50):
+        cache.write(Space("old", DIM), entries(50, start=start))
+    with pytest.warns(CacheWarning, match="is full"):
+        cache.close()
+    with EmbeddingCache(tmp_path, limit_bytes=50_000) as cache:
+        cache.write(SPACE, entries(10))
+        assert_equal(cache.read(SPACE, list(entries(10))), entries(10))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs permissions")
+def test_a_folder_made_here_is_its_owners_alone(tmp_path: Path) -> None:
+    """One that was there keeps what its owner chose."""
+    umask = os.umask(0o022)
+    try:
+        (tmp_path / "there").mkdir()
+        for name in ("parent/new", "there"):
+            with EmbeddingCache(tmp_path / name) as cache:
+                cache.write(SPACE, entries(2))
+                files = sorted((tmp_path / name).iterdir())
+                assert [file.suffix for file in files] == [".sqlite3", ".sqlite3-shm", ".sqlite3-wal"]
+                modes = {file.stat().st_mode & 0o777 for file in files}
+                mode = (tmp_path / name).stat().st_mode & 0o777
+            assert (mode, modes) == ((0o755, {0o644}) if name == "there" else (0o700, {0o600}))
+    finally:
+        os.umask(umask)
 
 
 def test_it_lies_where_xdg_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

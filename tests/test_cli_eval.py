@@ -122,7 +122,9 @@ def test_mistakes_are_one_line(bundle: Path, pairs: Path, pictures: Path, tmp_pa
         (bundle, pairs, "--truncate-dim", 65): "truncate_dim is 65, wanted an int from 1 to 64",
         (bundle, pairs, "--against", missing): f"{missing}: no such bundle",
         (bundle, pairs, pictures, "--name", "x"): "--name x for 2 data sets; evaluate one at a time",
-        (bundle, pairs, pairs): "2 data sets are called pairs; name them, or evaluate one at a time",
+        (bundle, pairs, pairs): (
+            "2 data sets are called pairs; evaluate one at a time, or rename the file or folder of one"
+        ),
         (bundle, pictures, "--task", "x"): "task is 'x', wanted None or one that the model knows: 'retrieval.query'",
         (
             bundle,

@@ -151,7 +151,13 @@ def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("images", "family"), [(3, 2), (2, 4), (0, 2), (-2, 2), (2, 0), (2, -2)])
 def test_images_are_whole_families(tmp_path: Path, images: int, family: int) -> None:
     message = refusal(tmp_path / "out", images=images, family=family)
-    assert message == f"{images} images are no whole families of {family}"
+    assert message == f"{images} images are no whole families of {family}, of which one has at most 20"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_seed_is_not_negative(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="seed is -1, wanted one from 0"):
+        write_dataset(tmp_path / "out", images=2, family=2, seed=-1)
     assert not (tmp_path / "out").exists()
 
 
@@ -169,4 +175,4 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(arguments) == 1
     assert capsys.readouterr() == ("", f"edgeclip: {tmp_path / 'out'}: cannot be written (File exists)\n")
     assert main([str(tmp_path / "uneven"), "--images", "5", "--family", "2"]) == 1
-    assert capsys.readouterr() == ("", "edgeclip: 5 images are no whole families of 2\n")
+    assert capsys.readouterr() == ("", "edgeclip: 5 images are no whole families of 2, of which one has at most 20\n")

@@ -47,7 +47,7 @@ NAMED: dict[str, tuple[int, int, int]] = {
 }
 # Distance in RGB within which a pixel has a colour: half of that of the two NAMED that are nearest.
 NEAR = 40.0
-# Levels by which an object's two tones differ at least: three deviations of the noise.
+# Levels that two tones of an object differ by where its texture shows: more than twice the noise.
 VISIBLE = 36
 
 each_shape = pytest.mark.parametrize("shape", SHAPES)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -49,9 +48,15 @@ def is_quick() -> Iterator[None]:
         patch.setattr(layout, "TEXT_LAYERS", 1)
         patch.setattr(layout, "VISION_LAYERS", 2)
         patch.setattr(tokenizer, "_CAPTIONS_PER_LANGUAGE", 100)
-        patch.setattr(train, "validate", partial(validate, count=10, family=2))
+        patch.setattr(train, "validate", validate_few)
         patch.setattr(train, "_SAVE_EVERY", 2)
         yield
+
+
+def validate_few(towers: RawTowers, *arguments: Any) -> dict[str, float]:
+    """What is validated is what is written: fp16."""
+    assert all(torch.equal(tensor, tensor.half().float()) for tensor in towers.tensors.values())
+    return validate(towers, *arguments, count=10, family=2)
 
 
 @dataclass(frozen=True)
@@ -215,7 +220,7 @@ def test_every_raw_tensor_learns(plain: Tokenizer, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(layout, "TEXT_LAYERS", 3)
     monkeypatch.setattr(layout, "VISION_LAYERS", 4)
     fresh = RawTowers(parse_config(checkpoint_config(plain.get_vocab_size())), seed=0)
-    fresh._has_bfloat16 = has_bfloat16
+    fresh.has_bfloat16 = has_bfloat16
     batch = draw_batch(plain, "train", (0, 1), count=4, family=2)
     images, texts = fresh.encode(batch.pixels, batch.ids)
     first, second = texts.chunk(2)
@@ -276,7 +281,7 @@ def test_what_is_trained_is_what_is_exported(trained: Path, towers: RawTowers, t
     with Encoder.open(tmp_path / "bundle", device="cpu") as encoder:
         wanted = encoder.encode_image(pictures), encoder.encode_text(told)
     for has_bfloat16, parity in ((False, FP32_PARITY), (True, BF16_PARITY)):
-        towers._has_bfloat16 = has_bfloat16
+        towers.has_bfloat16 = has_bfloat16
         with torch.no_grad():
             found = towers.encode(torch.from_numpy(np.stack(pictures)), ids)
         assert max(map(largest_difference, found, wanted)) <= parity
@@ -444,6 +449,21 @@ def test_another_recipe_does_not_go_on(tmp_path: Path, interrupt: Callable[[int]
     assert message.startswith(f"{tmp_path / train.STATE}: was begun with ") and "\n" not in message
     assert "'batch': 8" in message
     assert (tmp_path / train.STATE).read_bytes() == state
+
+
+def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+    (tmp_path / train.STATE).write_bytes(b"no state")
+    with pytest.raises(BuildError) as caught:
+        train.train(tmp_path, RECIPE)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / train.STATE}: ") and message.endswith("; remove it to begin anew")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("options", [{"seed": -1}, {"steps": 0}, {"batch": 1}])
+def test_a_recipe_that_cannot_be_followed_is_refused(options: dict[str, int]) -> None:
+    with pytest.raises(BuildError, match="wanted a seed from 0, steps from 1 and batches from 2"):
+        Recipe(**options)
 
 
 def test_a_finished_checkpoint_is_not_trained_on(trained: Path) -> None:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import io
+import json
 import shutil
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,16 @@ import pytest
 from edgeclip import BundleError, Encoder, InputError, TruncationWarning
 from edgeclip.manifest import Manifest
 from edgeclip_bench.quality.cache import EmbeddingCache
-from edgeclip_bench.quality.embeddings import Counts, Embedder, Vectors, image_space, text_space, tower_files
+from edgeclip_bench.quality.embeddings import (
+    DECIDING_SOURCES,
+    Counts,
+    Embedder,
+    Vectors,
+    hash_sources,
+    image_space,
+    text_space,
+    tower_files,
+)
 from tests.damage import flip_byte, reseal
 from tests.evaluation_data import draw_images
 
@@ -193,6 +204,19 @@ def test_devices_and_versions_do_not_share(encoder: Encoder, monkeypatch: pytest
     assert len(spaces) == 12
 
 
+@pytest.mark.parametrize("name", [*DECIDING_SOURCES, "progress.py"])
+def test_code_that_decides_a_vector_is_told_without_a_new_version(name: str, tmp_path: Path) -> None:
+    shutil.copytree(str(files("edgeclip")), tmp_path / "edgeclip", ignore=shutil.ignore_patterns("__pycache__"))
+    before = hash_sources(tmp_path / "edgeclip")
+    flip_byte(tmp_path / "edgeclip" / name, 0)
+    assert (hash_sources(tmp_path / "edgeclip") != before) is (name in DECIDING_SOURCES)
+
+
+def test_the_code_is_part_of_both_spaces(encoder: Encoder) -> None:
+    for space in (text_space, image_space):
+        assert json.loads(space(encoder.manifest, "cpu").facts)["code"] == hash_sources(files("edgeclip"))
+
+
 def test_each_file_of_a_bundle_is_a_towers_the_tokenizer_or_the_selftest(encoder: Encoder) -> None:
     manifest = encoder.manifest
     text, vision = ({file.name for file in tower_files(manifest, tower)} for tower in ("text", "vision"))
@@ -211,6 +235,24 @@ def test_a_damaged_bundle_keeps_nothing(copied_bundle: Path, folder: Path) -> No
         assert cache.read(text_space(manifest, "cpu"), []) == {}
         with pytest.raises(BundleError, match="text_model.onnx_data is not what was exported"):
             embedder.texts(["a"], 1)
+
+
+def test_a_damaged_bundle_is_not_given_the_whole_ones_vectors(
+    bundle: Path, copied_bundle: Path, folder: Path, tmp_path: Path
+) -> None:
+    """Its manifest, and so its space, is the same. A tower that is not asked is not hashed."""
+    paths = draw_images(tmp_path / "images", 3)
+    flip_byte(copied_bundle / f"{Manifest.read(bundle).vision.file}_data", 1000)
+    for path in (bundle, copied_bundle):
+        with Encoder.open(path, device="cpu") as encoder, EmbeddingCache(folder) as cache:
+            embedder = Embedder(encoder, cache, folder=path)
+            embedder.texts(TEXTS, len(TEXTS))
+            if path == bundle:
+                embedder.images(paths)
+                continue
+            with pytest.raises(BundleError, match="vision_model.onnx_data is not what was exported"):
+                embedder.images(paths)
+            assert embedder.take_counts() == Counts(inputs=6, repeated=2, cached=4)
 
 
 def test_an_image_that_cannot_be_read_is_named_and_those_before_it_are_kept(

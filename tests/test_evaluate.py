@@ -15,7 +15,7 @@ from edgeclip_bench.quality.cache import CacheWarning
 from edgeclip_bench.quality.datasets import Caption, Data, ImageTextData
 from edgeclip_bench.quality.embeddings import Counts
 from edgeclip_bench.quality.evaluate import Evaluation, Score, evaluate, score_data
-from edgeclip_bench.quality.published import published_for
+from edgeclip_bench.quality.published import PUBLISHED, published_for
 from edgeclip_bench.quality.samples import judge
 from edgeclip_bench.quality.searches import Embedded, searches
 from tests.evaluation_data import PICTURES, classification, image_text, sts, text_retrieval
@@ -165,6 +165,22 @@ def test_documents_are_judged_as_beir_does(encoder: Encoder, dim: int) -> None:
     assert found.data[0].sizes == {"documents": 30, "queries": 7, "judged queries": 6}
 
 
+def test_how_many_queries_leave_their_own_document_out_is_said(encoder: Encoder) -> None:
+    """d3 and d4 are right for the queries of their ids, so they stay."""
+    data = dataclasses.replace(text_retrieval(), query_ids=("d20", "d21", "q2", "d3", "d4", "q5", "q6"))
+    found = evaluate(encoder, [data], truncate_dims=[], cache=None)
+    assert found.data[0].sizes["queries that leave out the document of their own id"] == 2
+
+
+def test_a_single_set_is_not_held_against_an_average_over_many(encoder: Encoder) -> None:
+    data: list[Data] = [
+        dataclasses.replace(sts(), name="mteb-sts"),
+        dataclasses.replace(text_retrieval(), name="mteb-retrieval"),
+    ]
+    found = evaluate(encoder, data, truncate_dims=[], cache=None)
+    assert {score.published for one in found.data for score in one.scores} == {None}
+
+
 def test_a_task_goes_before_queries_and_captions_alone(encoder: Encoder, pictures: ImageTextData) -> None:
     data = text_retrieval()
     found = evaluate(encoder, [data, pictures, sts()], truncate_dims=[], task=TASK, cache=None)
@@ -283,7 +299,11 @@ def test_a_dim_that_cannot_be_is_refused(encoder: Encoder, dim: object) -> None:
     ("make", "options", "message"),
     [
         (lambda: [], {}, "no data to evaluate on"),
-        (lambda: [sts(), sts()], {}, r"2 data sets are called pairs \(en\); name them, or evaluate one at a time"),
+        (
+            lambda: [sts(), sts()],
+            {},
+            r"2 data sets are called pairs \(en\); evaluate one at a time, or rename the file or folder of one",
+        ),
         (lambda: [ImageTextData(name="x", images=(), captions=())], {}, "x: holds no images"),
         (lambda: [dataclasses.replace(text_retrieval(), grades=())], {}, "documents: holds no judged queries"),
         (lambda: [sts()], {"task": TASK}, r"goes before captions and queries; pairs \(en\) has neither"),
@@ -313,7 +333,7 @@ def test_cut_texts_are_one_warning(encoder: Encoder) -> None:
     assert [one.embedded.cut for one in found.data] == [1, 1]
 
 
-def wide(languages: dict[str | None, int], name: str) -> list[Score]:
+def wide(languages: dict[str | None, int], name: str | None) -> list[Score]:
     """Scores of random vectors as wide as jina-clip-v2's, with so many captions in each language."""
     captions = tuple(
         Caption(text="", image=index, language=language)
@@ -322,12 +342,15 @@ def wide(languages: dict[str | None, int], name: str) -> list[Score]:
     )
     draw = np.random.default_rng(0)
     queries, items = (draw.standard_normal((count, 1024)).astype(np.float32) for count in (len(captions), 4))
-    data = ImageTextData(name=name, images=tuple(map(Path, "abcd")), captions=captions)
+    data = ImageTextData(name="mine", images=tuple(map(Path, "abcd")), captions=captions, benchmark=name)
     embedded = Embedded(data=data, queries=queries, items=items, counts=Counts())
     samples = ((dim, sample) for dim in (128, 1024) for sample in judge(embedded, dim, searches(embedded, dim)))
     return list(score_data(embedded, samples, None).scores)
 
 
+XM3600 = dict.fromkeys(
+    (figure.language for figure in PUBLISHED if figure.dataset == "xm3600" and figure.language is not None), 4
+)
 XTD10 = dict.fromkeys(("de", "en", "es", "fr", "it", "ko", "pl", "ru", "tr", "zh"), 4)
 
 
@@ -342,10 +365,13 @@ XTD10 = dict.fromkeys(("de", "en", "es", "fr", "it", "ko", "pl", "ru", "tr", "zh
         ("flickr30k", {None: 4}, 0, True),
         ("flickr30k", {"de": 4, "en": 4}, 1, False),
         ("mine", XTD10, 0, False),
+        (None, XTD10, 0, False),
+        ("xm3600", XM3600, 26, True),
+        ("xm3600", XM3600 | {"fil": 4}, 26, False),  # the file's 36 languages are not the 26 of the mean
     ],
 )
 def test_a_published_figure_stands_beside_one_of_its_kind(
-    name: str, languages: dict[str | None, int], of_languages: int, is_overall: bool
+    name: str | None, languages: dict[str | None, int], of_languages: int, is_overall: bool
 ) -> None:
     scores = [score for score in wide(languages, name) if score.direction == "text_to_image"]
     known = [score for score in scores if score.published is not None]

@@ -11,11 +11,12 @@ from edgeclip_bench.quality.intervals import Interval, bootstrap_difference, boo
 from edgeclip_bench.quality.metrics import spearman
 
 SIMULATIONS = 300
-# 300 draws of a 95 % event: 4 standard deviations, and the percentile interval's own few per cent (it is known
-# to be a little short on small samples).
-COVERAGE = (0.90, 0.98)
+# 300 draws of a 95 % event: 2 standard deviations below; above, the interval is on the safe side by design.
+COVERAGE = (0.925, 0.995)
 # The ends scatter with the draw: of 20 seeds the worst was 5 % of the width from scipy's, 4000 resamples each.
 SCIPY_SHARE_OF_WIDTH = 0.08
+# Where only the unseen group counts: between two points of a grid of 1000. Measured: 6e-6.
+GRID = 2e-5
 
 
 def width(interval: Interval) -> float:
@@ -55,6 +56,41 @@ def test_the_interval_of_graded_values_covers_the_truth() -> None:
         return interval.low <= 2 / 3 <= interval.high
 
     assert COVERAGE[0] <= coverage(covers) <= COVERAGE[1]
+
+
+@pytest.mark.parametrize("misses", [3.8, 5.7])
+def test_the_interval_of_few_misses_covers_the_truth(misses: float) -> None:
+    """The percentile interval covers 88 and 90 % of these. 1500 draws: 2 standard deviations."""
+    p = 1 - misses / 200
+
+    def covers(seed: int) -> bool:
+        interval = bootstrap_mean(hits(200, p, seed), resamples=400, seed=seed)
+        return interval.low <= p <= interval.high
+
+    assert np.mean([covers(seed) for seed in range(1500)]) > 0.939
+
+
+@pytest.mark.parametrize("misses", [1, 2, 5, 30, 100])
+def test_the_interval_of_hits_is_that_of_clopper_and_pearson(misses: int) -> None:
+    wanted = stats.binomtest(200 - misses, 200).proportion_ci(confidence_level=0.95, method="exact")
+    found = bootstrap_mean(np.arange(200) >= misses, resamples=20_000)
+    scatter = 0.02 * (wanted.high - wanted.low)
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=scatter)
+
+
+@pytest.mark.parametrize(("size", "is_nested"), [(1, False), (5, True)], ids=["any hits", "one by one, in groups"])
+def test_no_end_rises_when_a_hit_is_lost(size: int, is_nested: bool) -> None:
+    """Not the first either: a model that equals another is not less sure to be no worse than one that is worse."""
+    whole, groups = np.ones(500), np.arange(500) // size
+    ends = []
+    for lost in range(120):
+        values = whole.copy()
+        values[np.random.default_rng(0 if is_nested else lost).permutation(500)[:lost]] = 0
+        ends.append((bootstrap_difference(values, whole, groups), bootstrap_mean(values, groups)))
+    for kind in zip(*ends, strict=True):
+        assert (np.diff([[interval.low, interval.high] for interval in kind], axis=0) <= 0).all()
+    same, one = ends[0][0], ends[1][0]
+    assert one.low < same.low < 0 < one.high < same.high
 
 
 def test_the_interval_of_groups_covers_the_truth_and_one_without_does_not() -> None:
@@ -111,7 +147,7 @@ def test_the_seed_decides() -> None:
 
 
 def test_memory_does_not_grow_with_the_resamples() -> None:
-    """All draws at once would be 3000 x 200,000 counts, 4.8 GB."""
+    """All draws at once would be 1000 x 200,000 weights, 1.6 GB."""
     values = np.random.default_rng(0).random(200_000)
     tracemalloc.start()
     bootstrap_mean(values, resamples=42)
@@ -136,9 +172,9 @@ def test_all_hits_leave_room_for_misses_that_were_not_drawn(n: int) -> None:
     """Clopper and Pearson's bound, by scipy."""
     wanted = stats.binomtest(n, n).proportion_ci(confidence_level=0.95, method="exact")
     found = bootstrap_mean(np.ones(n))
-    assert (found.low, found.high) == pytest.approx((wanted.low, 1.0))
+    assert (found.low, found.high) == (pytest.approx(wanted.low, rel=GRID), 1.0)
     none = bootstrap_mean(np.zeros(n))
-    assert (none.low, none.high) == pytest.approx((0.0, 1 - wanted.low))
+    assert (none.low, none.high) == (0.0, pytest.approx(1 - wanted.low, rel=GRID))
 
 
 def test_all_hits_of_groups_count_the_groups() -> None:
@@ -149,14 +185,14 @@ def test_models_that_never_differed_may_still_differ() -> None:
     values = hits(200, 0.7)
     found = bootstrap_difference(values, values)
     unseen = 1 - 0.025 ** (1 / 200)
-    assert (found.low, found.high) == pytest.approx((-unseen, unseen))
+    assert (found.low, found.high) == pytest.approx((-unseen, unseen), rel=GRID)
 
 
 def test_one_value_that_is_no_proportion_may_still_be_another() -> None:
     """Groups of one mean, though their sums are rounded differently."""
     found = bootstrap_mean(np.full(12, 0.7), [0] * 3 + [1] * 9)
     unseen = 1 - 0.025 ** (1 / 2)
-    assert (found.low, found.high) == pytest.approx((0.7 * (1 - unseen), 0.7 + 0.3 * unseen))
+    assert (found.low, found.high) == pytest.approx((0.7 * (1 - unseen), 0.7 + 0.3 * unseen), rel=GRID)
 
 
 # --- bootstrap_difference ---

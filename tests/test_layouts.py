@@ -155,6 +155,16 @@ def test_two_datasets_in_one_folder_are_not_guessed_between(tmp_path: Path) -> N
     assert isinstance(only(open_data(tmp_path / "captions.jsonl")), ImageTextData)
 
 
+@pytest.mark.parametrize("image", ["a.png", "images/a.png"])
+def test_captions_under_another_name_are_not_guessed_at(tmp_path: Path, image: str) -> None:
+    """Else the images beside them would be taken for ones with a .txt each, or for a class."""
+    write_images(tmp_path, image)
+    file = write_lines(tmp_path / "data.jsonl", [CAPTION])
+    wanted = "holds data.jsonl; name the file that is meant, or call it captions.jsonl"
+    assert refusal(tmp_path) == f"{tmp_path}: {wanted}"
+    assert isinstance(only(open_data(file)), ImageTextData)
+
+
 def test_files_of_other_kinds_do_not_matter(tmp_path: Path) -> None:
     """A README, a licence and the Hub's own JSON lie beside most datasets."""
     write_images(tmp_path, "a.png")
@@ -170,7 +180,7 @@ def test_files_of_other_kinds_do_not_matter(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"limit": 0}, "--limit is 0, wanted 1 or more"),
-        ({"languages": ()}, "--languages is empty, wanted one or more"),
+        ({"languages": ()}, "no --language is given, wanted one or more"),
         ({"images": Path("none")}, "none: is no folder, wanted the one that holds the images"),
         ({"split": "test"}, "{file}: --split does not go with a list of captions, which has no splits"),
         ({"languages": ["en"]}, "{file}: nothing in language 'en'; its texts name no language"),

@@ -108,7 +108,7 @@ def test_class_folders_refuse(pets: Path, name: str, lines: list[object], messag
 
 def test_folders_that_are_no_classes(pets: Path) -> None:
     assert "--images does not go with class folders, which hold the images" in refusal(pets, images=pets)
-    assert "--languages does not go with class folders" in refusal(pets, languages=["en"])
+    assert "--language does not go with class folders" in refusal(pets, languages=["en"])
     (pets / "annotations").mkdir()
     no_image = "holds no image; a class has some, and other folders do not belong here"
     assert refusal(pets) == f"{pets}/annotations: {no_image}"

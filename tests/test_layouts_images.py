@@ -171,7 +171,8 @@ def test_what_is_no_file_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "a.png").mkdir()
     assert refusal(file) == f"{file}:1: image 'a.png' is not in {tmp_path}, nor there in images"
     write_lines(file, [{"image": "x" * 5000, "caption": "a"}])
-    assert "is not in" in refusal(file)
+    message = refusal(file)
+    assert f"image '{'x' * 97}...{'x' * 98}' is not in" in message and len(message) < 500
 
 
 # Images with a .txt beside each
@@ -314,13 +315,34 @@ def test_cocos_captions(tmp_path: Path, place: str) -> None:
     assert data.images == (tmp_path / "val2017" / "07.jpg", tmp_path / "val2017" / "05.jpg")
     assert captions(data) == [("A bicycle", 0, None), ("A black Honda.", 1, None), ("A motorcycle.", 1, None)]
     assert read(file, images=tmp_path / "val2017") == data
-    assert read(file.parent, name=file.stem) == data
+    assert captions(read(file.parent)) == captions(data)
     assert captions(read(file, limit=1)) == [("A bicycle", 0, None)]
     assert "--split does not go with COCO captions, of which each split is a file" in refusal(file, split="val")
     (tmp_path / "val2017" / "05.jpg").unlink()
     assert refusal(file).startswith(
         f"{file}: images[1]: image '05.jpg' is not in {file.parent}, nor there in images,"
     )
+
+
+def test_coco_as_it_unzips(tmp_path: Path) -> None:
+    """annotations/ beside the images; its other files are of other tasks, and the split is what is held out."""
+    write_images(tmp_path, "val2017/05.jpg", "val2017/07.jpg", "train2017/01.jpg")
+    write_coco(tmp_path / "annotations" / "captions_val2017.json", IMAGES, ANNOTATIONS)
+    write_coco(tmp_path / "annotations" / "instances_val2017.json", IMAGES, [{"image_id": 5, "bbox": []}])
+    whole = read(tmp_path)
+    assert (whole.name, [path.name for path in whole.images]) == (tmp_path.name, ["07.jpg", "05.jpg"])
+    train = [{"id": 1, "file_name": "01.jpg"}], [{"image_id": 1, "caption": "a"}]
+    write_coco(tmp_path / "annotations" / "captions_train2017.json", *train)
+    assert read(tmp_path) == read(tmp_path, split="val") == read(tmp_path, split="val2017") == whole
+    assert [path.name for path in read(tmp_path, split="train").images] == ["01.jpg"]
+    assert refusal(tmp_path, split="test") == f"{tmp_path}: no split 'test'; there are: train, val"
+    write_coco(tmp_path / "annotations" / "captions_val2014.json", IMAGES, ANNOTATIONS)
+    there = "there are: train2017, val2014, val2017"
+    assert refusal(tmp_path, split="val") == f"{tmp_path}: no split 'val'; {there}"
+    assert refusal(tmp_path).endswith(f"name one with --split; {there}")
+    assert read(tmp_path, split="val2017") == whole
+    write_lines(tmp_path / "captions.jsonl", [{"image": "val2017/05.jpg", "caption": "a"}])
+    assert "holds annotations/captions_*.json, captions.jsonl; name the file" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -496,3 +518,46 @@ def test_xtd10s_names_are_checked_too(xtd10: Path) -> None:
     assert refusal(xtd10).startswith(f"{names}:1: image '../secret.jpg' lies outside {xtd10}")
     write_lines(names, ["train2014/COCO_train2014_000000061844.jpg"] * 2)
     assert refusal(xtd10) == f"{names}:2: image 'train2014/COCO_train2014_000000061844.jpg' is there twice"
+
+
+# Which known test it is
+
+
+def test_files_that_say_what_they_are_need_no_name(flickr: Path, tmp_path: Path) -> None:
+    """The whole test split alone: another split, or fewer images, is another test."""
+    for name in (None, "mine", "coco"):
+        assert read(flickr, name=name).benchmark == "flickr30k"
+    assert read(flickr, split="train").benchmark is None
+    assert read(flickr, limit=1).benchmark is None
+    document = json.loads(flickr.read_text())
+    write_lines(flickr, [{**document, "dataset": "COCO"}])
+    assert read(flickr).benchmark == "coco"
+    write_lines(flickr, [{"images": document["images"]}])
+    assert read(flickr, name="Flickr30k").benchmark == "flickr30k"
+
+
+def test_crossmodal_3600_is_known_by_its_layout(xm3600: Path) -> None:
+    assert read(xm3600).benchmark == read(xm3600, languages=["de"]).benchmark == "xm3600"
+    assert read(xm3600, limit=1).benchmark is None
+
+
+def test_xtd10_is_known_by_its_layout(xtd10: Path) -> None:
+    assert read(xtd10).benchmark == "xtd10"
+    assert read(xtd10, limit=1).benchmark is None
+
+
+def test_other_captions_are_what_they_are_called(own: Path, tmp_path: Path) -> None:
+    assert read(own, name="XTD10").benchmark == "xtd10"
+    write_images(tmp_path, "Flickr30k/a.png")
+    write_lines(tmp_path / "Flickr30k" / "a.txt", ["a"])
+    assert read(tmp_path / "Flickr30k").benchmark == "flickr30k"
+    assert read(tmp_path / "Flickr30k", limit=1).benchmark is None
+
+
+def test_cocos_own_splits_are_no_known_test_unless_that_is_said(tmp_path: Path) -> None:
+    """val2017 is not the 5000 images of Karpathy's test split, though its folder is called coco."""
+    write_images(tmp_path, "coco/val2017/05.jpg", "coco/val2017/07.jpg")
+    write_coco(tmp_path / "coco" / "annotations" / "captions_val2017.json", IMAGES, ANNOTATIONS)
+    assert read(tmp_path / "coco").name == "coco"
+    assert read(tmp_path / "coco").benchmark is None
+    assert read(tmp_path / "coco", name="COCO").benchmark == "coco"

@@ -162,7 +162,7 @@ def test_retrieval_refuses(tmp_path: Path, name: str, lines: list[object], messa
 def test_retrieval_whose_parts_are_missing(tmp_path: Path) -> None:
     write_beir(tmp_path)
     assert "--images does not go with a retrieval dataset" in refusal(tmp_path, images=tmp_path)
-    assert "--languages does not go with a retrieval dataset" in refusal(tmp_path, languages=["en"])
+    assert "--language does not go with a retrieval dataset" in refusal(tmp_path, languages=["en"])
     (tmp_path / "qrels" / "test.tsv").unlink()
     wanted = "has a corpus but no judgements (qrels/test.tsv or .jsonl, or qrels.jsonl)"
     assert refusal(tmp_path) == f"{tmp_path}: {wanted}"

@@ -1,16 +1,7 @@
-"""Writing a bundle: beside its target under a name that ends in `.tmp`, proved, its manifest last, renamed.
-
-Whatever goes wrong on the way (a bad checkpoint, a full disk, Ctrl-C) leaves nothing that opens.
-One tower is in memory at a time.
-"""
+"""Writing a bundle: staged, each graph proved, the manifest last. One tower is in memory at a time."""
 
 import gc
 import math
-import os
-import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +17,6 @@ from edgeclip.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
     TOWERS,
-    FileFacts,
     Manifest,
     Measurement,
     Source,
@@ -34,14 +24,8 @@ from edgeclip.manifest import (
     TowerFacts,
     TowerName,
 )
-from edgeclip_export.checkpoint import (
-    CONFIG,
-    PREPROCESSOR,
-    TOKENIZER,
-    WEIGHTS,
-    hash_file,
-    read_json,
-)
+from edgeclip.staging import file_facts, staged
+from edgeclip_export.checkpoint import CONFIG, PREPROCESSOR, TOKENIZER, WEIGHTS, read_json
 from edgeclip_export.jina_clip import FAMILY
 from edgeclip_export.jina_clip.config import JinaClipConfig, parse_config
 from edgeclip_export.jina_clip.family import Progress, answer, load_tower, trace_tower
@@ -71,7 +55,7 @@ def write_bundle(folder: Path, source: Source, out: Path, target: Target, progre
     image = image_facts(read_json(folder / PREPROCESSOR), config)
     tokenizer = reset_tokenizer((folder / TOKENIZER).read_bytes(), config.text)
     selftest = make_selftest(Tokenizer.from_str(tokenizer), config.text, image)
-    with _staged(out, needed_bytes=_fp32_bytes(config) + _SPARE_BYTES) as stage:
+    with staged(out, needed_bytes=_fp32_bytes(config) + _SPARE_BYTES) as stage:
         (stage / TOKENIZER).write_text(tokenizer, encoding="utf-8")
         answers, facts, measured = {}, {}, []
         for name in TOWERS:
@@ -110,7 +94,7 @@ def write_bundle(folder: Path, source: Source, out: Path, target: Target, progre
             tokenizer=tokenizer_facts(TOKENIZER, config.text),
             image=image,
             selftest=SELFTEST,
-            files=_hash_files(stage, progress),
+            files=file_facts(stage, progress),
             measured=tuple(measured),
             built_with={name: version(name) for name in ("edgeclip", "torch", "onnx-ir", "onnxscript")},
         )
@@ -157,59 +141,6 @@ def _prove(
         mean_cosine=float(cosines.mean()),
         largest_difference=difference,
     )
-
-
-def _hash_files(stage: Path, progress: Progress) -> tuple[FileFacts, ...]:
-    paths = sorted(stage.iterdir())
-    facts = []
-    for done, path in enumerate(paths):
-        progress("hashing", done, len(paths))
-        facts.append(FileFacts(name=path.name, size_bytes=path.stat().st_size, sha256=hash_file(path)))
-    return tuple(facts)
-
-
-@contextmanager
-def _staged(out: Path, needed_bytes: int) -> Iterator[Path]:
-    """A folder beside `out` that becomes `out` when all went well and disappears when not."""
-    if out.exists() or out.is_symlink():
-        raise BuildError(f"{out}: exists already; remove it or choose another name")
-    stage = out.with_name(f"{out.name}.{os.getpid()}.tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for left in _left_behind(out):
-            shutil.rmtree(left, ignore_errors=True)
-        free = shutil.disk_usage(out.parent).free
-        if free < needed_bytes:
-            raise BuildError(
-                f"{out}: the bundle needs {needed_bytes / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free"
-            )
-        stage.mkdir()
-        yield stage
-        stage.rename(out)
-    except OSError as error:
-        raise BuildError(f"{out}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def _left_behind(out: Path) -> list[Path]:
-    """The stages of exports to `out` that were killed: their process is gone."""
-    stages = [
-        (path, re.fullmatch(r"\.(\d+)\.tmp", path.name.removeprefix(out.name))) for path in out.parent.iterdir()
-    ]
-    return [path for path, match in stages if match and path.is_dir() and not _is_running(int(match[1]))]
-
-
-def _is_running(process: int) -> bool:
-    if os.name != "posix":  # elsewhere os.kill cannot ask without harm
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
 
 
 def _fp32_bytes(config: JinaClipConfig) -> int:

@@ -5,6 +5,7 @@ queries. A figure that stayed may hide that other things are found (agreement), 
 inputs that went wrong: the worst are named, with what became of their ranks.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from edgeclip import Encoder, InputError
+from edgeclip import Encoder, InputError, TruncationWarning
 from edgeclip.bundle import open_manifest
 from edgeclip.manifest import TowerName
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip_bench.quality.datasets import Data, ImageTextData, StsData, TextRetrievalData
+from edgeclip_bench.quality.embeddings import Vectors
 from edgeclip_bench.quality.evaluate import (
     CacheFolder,
     DataScores,
@@ -26,7 +28,6 @@ from edgeclip_bench.quality.evaluate import (
     evaluation_of,
     open_embedder,
     score_data,
-    warn_of_cut,
 )
 from edgeclip_bench.quality.metrics import NEVER
 from edgeclip_bench.quality.samples import Sample, Values, agree, judge
@@ -34,6 +35,10 @@ from edgeclip_bench.quality.searches import Direction, Embedded, Search, class_p
 
 # How many of each tower's inputs, those with the lowest cosines, are named.
 WORST = 10
+
+
+class CheckpointWarning(UserWarning):
+    """The bundles were made from two checkpoints: their difference is not what export or precision costs alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,9 +117,14 @@ class Comparison:
     closeness: tuple[Closeness, ...]
     worst: tuple[WorstInput, ...]
 
+    @property
+    def is_one_checkpoint(self) -> bool:
+        """Whether both bundles were made from the same weights."""
+        return self.evaluation.bundle.checkpoint_sha256 == self.reference.bundle.checkpoint_sha256
+
     def as_dict(self) -> dict[str, Any]:
         """The comparison as JSON has it."""
-        return asdict(self)
+        return {"is_one_checkpoint": self.is_one_checkpoint, **asdict(self)}
 
 
 def compare(
@@ -131,7 +141,8 @@ def compare(
 ) -> Comparison:
     """Both bundles through the same data, one after the other; arguments and errors as in `evaluate`.
 
-    Raises InputError also for bundles whose vectors have not the same width: they are of two models.
+    Raises InputError also for bundles whose vectors have not the same width: they are of two models. Bundles
+    of two checkpoints are a CheckpointWarning; the texts that either cut are one TruncationWarning.
     """
     manifests = [
         side.manifest if isinstance(side, Encoder) else open_manifest(Path(side)) for side in (bundle, other)
@@ -156,8 +167,28 @@ def compare(
         closeness=tuple(closeness for pair in pairs for closeness in pair.closeness),
         worst=tuple(worst for pair in pairs for worst in pair.worst),
     )
-    warn_of_cut(found.evaluation)
+    if not found.is_one_checkpoint:
+        sources = " and ".join(f"{side.bundle.name} ({side.bundle.source})" for side in _sides(found))
+        warnings.warn(CheckpointWarning(f"two checkpoints are compared: {sources}"), stacklevel=2)
+    _warn_of_cut(found)
     return found
+
+
+def _sides(found: Comparison) -> tuple[Evaluation, Evaluation]:
+    """The bundle's, then the reference's."""
+    return found.evaluation, found.reference
+
+
+def _warn_of_cut(found: Comparison) -> None:
+    """One TruncationWarning for all texts that either bundle cut."""
+    cuts = [
+        (cut, f"{cut} texts were cut to {side.bundle.max_length} tokens by {side.bundle.name}")
+        for side in _sides(found)
+        if (cut := sum(data.embedded.cut for data in side.data))
+    ]
+    if cuts:
+        told = TruncationWarning("; ".join(said for _, said in cuts), cut=sum(cut for cut, _ in cuts))
+        warnings.warn(told, stacklevel=3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,9 +263,17 @@ def _agreement(label: str, dim: int, sample: Sample) -> Agreement:
 
 
 def _cosines(mine: Embedded, its: Embedded) -> dict[TowerName, Values]:
-    """Of each tower's inputs, `queries` before `items`, in float64: at 1 float32 has steps of 6e-8."""
+    """Of each tower's inputs, `queries` before `items`, in float64: at 1 float32 has steps of 6e-8.
+
+    A float32 unit vector is as far from length 1, so the lengths are divided out.
+    """
+
+    def dots(first: Vectors, second: Vectors) -> Values:
+        found: Values = np.einsum("nd,nd->n", first, second, dtype=np.float64)
+        return found
+
     queries, items = (
-        np.einsum("nd,nd->n", first, second, dtype=np.float64)
+        dots(first, second) / np.sqrt(dots(first, first) * dots(second, second))
         for first, second in ((mine.queries, its.queries), (mine.items, its.items))
     )
     return (

@@ -1,12 +1,14 @@
 """Vectors kept between evaluations, in one sqlite file.
 
 A vector is found again by what decided it and by nothing else: its *space* (weights, tokenizer or resize,
-versions, device: `embeddings` lists them) and the sha256 of its input. A row is sealed with a checksum
+code, versions, device: `embeddings` lists them) and the sha256 of its input. A row is sealed with a checksum
 over all of it, so what a damaged file gives is computed again and never returned.
 
 The cache is a convenience: when its file is damaged, locked, unwritable or the disk is full, one
 CacheWarning says so and the evaluation goes on without it. Each write is a transaction of its own (WAL),
 so a run that is killed keeps what it had, and several may run at once.
+
+Vectors of private data are private: a folder that is made here, and the file in it, are its owner's alone.
 """
 
 import hashlib
@@ -22,7 +24,8 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-# A million vectors of 1024 dimensions. Above it the spaces longest unused are dropped, never one in use.
+# A million vectors of 1024 dimensions; looked at before each write. Above it the spaces longest unused are
+# dropped, never one in use: when those fill it alone, nothing more is kept.
 LIMIT_BYTES = 5 * 10**9
 _FILE = "vectors-1.sqlite3"  # another layout takes another name
 _SEAL_BYTES = 8
@@ -83,11 +86,15 @@ class EmbeddingCache:
         self._database: sqlite3.Connection | None = None
         self._entered: set[bytes] = set()
         self._damaged = 0
+        self._is_full = False
+        self._left_out = 0
         if folder is None:
             return
         self._path = folder / _FILE
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            if not folder.exists():
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                (folder / _FILE).touch(mode=0o600)  # sqlite gives what it lays beside it the same mode
             self._database = sqlite3.connect(self._path, timeout=_BUSY_S)
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = NORMAL")  # safe in WAL; a power cut loses the last writes
@@ -115,13 +122,16 @@ class EmbeddingCache:
             rows.append((space.key, key, entry.is_cut, blob, _seal(space, key, blob, entry.is_cut)))
         try:
             self._enter(space)
+            if not self._make_room():
+                self._left_out += len(rows)
+                return
             with self._database:
                 self._database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?, ?)", rows)
         except sqlite3.Error as error:
             self._give_up(error)
 
     def close(self) -> None:
-        """Close the file; what was damaged in it is said here, once."""
+        """Close the file; what was damaged in it, and what it had no room for, is said here, once."""
         if self._database is not None:
             with suppress(sqlite3.Error):
                 self._database.close()
@@ -129,6 +139,9 @@ class EmbeddingCache:
         if self._damaged:
             self._warn(f"{self._damaged} vectors in it were damaged and were computed again")
             self._damaged = 0
+        if self._left_out:
+            self._warn(f"is full ({self._limit_bytes / 1e9:.2g} GB), so {self._left_out} vectors were not kept")
+            self._left_out = 0
 
     def __enter__(self) -> Self:
         return self
@@ -150,7 +163,7 @@ class EmbeddingCache:
                 self._damaged += 1
 
     def _enter(self, space: Space) -> None:
-        """Note that the space is in use, and make room before it grows. Counted in turns, not in time."""
+        """Note that the space is in use. Counted in turns, not in time."""
         if self._database is None or space.key in self._entered:
             return
         self._entered.add(space.key)
@@ -160,10 +173,18 @@ class EmbeddingCache:
                 "ON CONFLICT (space) DO UPDATE SET used = excluded.used",
                 (space.key, space.facts),
             )
-        while self._size_bytes() > self._limit_bytes and (oldest := self._oldest()) is not None:
+
+    def _make_room(self) -> bool:
+        """Drop other spaces while the file is above its limit; whether there is room then."""
+        assert self._database is not None
+        while not self._is_full and self._size_bytes() > self._limit_bytes:
+            if (oldest := self._oldest()) is None:
+                self._is_full = True  # not asked for again: the query reads the whole index
+                break
             with self._database:
                 self._database.execute("DELETE FROM vectors WHERE space = ?", (oldest,))
                 self._database.execute("DELETE FROM spaces WHERE space = ?", (oldest,))
+        return not self._is_full
 
     def _oldest(self) -> bytes | None:
         """The space longest unused that holds vectors, those first that another run dropped while one wrote."""
@@ -178,11 +199,11 @@ class EmbeddingCache:
     def _size_bytes(self) -> int:
         """Of the file, less what is free in it to be written again."""
         assert self._database is not None
-        pages, free, size = (
-            self._database.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("page_count", "freelist_count", "page_size")
+        query = (
+            "SELECT (page_count - freelist_count) * page_size "
+            "FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
         )
-        return int((pages - free) * size)
+        return int(self._database.execute(query).fetchone()[0])
 
     def _give_up(self, error: Exception) -> None:
         if self._database is not None:

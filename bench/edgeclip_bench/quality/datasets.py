@@ -27,12 +27,14 @@ class Caption:
 class ImageTextData:
     """Images and their captions: retrieval in both directions.
 
-    An image may have no caption, or none in some language: texts search it, it searches none.
+    An image may have no caption, or none in some language: texts search it, it searches none. `benchmark` is the
+    test that all these images are said to be, as `published` calls it; None where that is not said.
     """
 
     name: str
     images: tuple[Path, ...]
     captions: tuple[Caption, ...]
+    benchmark: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,9 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from itertools import islice
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -35,6 +38,15 @@ T = TypeVar("T")
 
 _TEXTS_AT_ONCE = 256
 _IMAGES_AT_ONCE = 16
+# What edgeclip does between an input and its vector; a change in them may come without a new version.
+DECIDING_SOURCES = (
+    "encoder.py",
+    "images.py",
+    "jina_clip.py",
+    "resample.py",
+    "session.py",
+    "tokenization.py",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +78,8 @@ class _Way(Generic[T]):
 class Embedder:
     """An Encoder and a cache.
 
-    With `folder`, the bundle's, a tower's files are hashed before it computes anything: what a damaged
-    file answers is not kept under a whole one's name.
+    With `folder`, the bundle's, a tower's files are hashed before any of its vectors is used: what a damaged
+    file answers is not kept under a whole one's name, and a whole one's vectors do not pass for a damaged one's.
     """
 
     def __init__(
@@ -156,11 +168,10 @@ class Embedder:
 
     def _find(self, way: _Way[T], new: dict[bytes, T]) -> Iterator[tuple[dict[bytes, Entry], Counts]]:
         """The entries of these inputs: first what the cache has, then the rest as it is computed."""
+        self._prove(way.tower)
         kept = self._cache.read(way.space, list(new))
         yield kept, Counts(cached=len(kept))
         missing = [key for key in new if key not in kept]
-        if missing:
-            self._prove(way.tower)
         for keys in _blocks(missing, way.at_once):
             entries = dict(zip(keys, way.compute([new[key] for key in keys]), strict=True))
             self._cache.write(way.space, entries)
@@ -229,12 +240,26 @@ def tower_files(manifest: Manifest, tower: TowerName) -> list[FileFacts]:
     ]
 
 
+def hash_sources(package: Traversable) -> str:
+    """sha256 over the names and bytes of edgeclip's DECIDING_SOURCES in `package`."""
+    digest = hashlib.sha256()
+    for name in DECIDING_SOURCES:
+        digest.update(f"{name}\0{hashlib.sha256((package / name).read_bytes()).hexdigest()}".encode())
+    return digest.hexdigest()
+
+
+@cache
+def _code() -> str:
+    return hash_sources(files("edgeclip"))
+
+
 def _space(manifest: Manifest, tower: TowerName, device: str, **facts: object) -> Space:
     known = {
         "tower": tower,
         "dim": manifest.embedding_dim,
         "files": {file.name: file.sha256 for file in tower_files(manifest, tower)},
         "edgeclip": __version__,
+        "code": _code(),
         "onnxruntime": onnxruntime.__version__,
         "device": device,
         "hardware": [processor()] if device == "cpu" else [processor(), *graphics_cards()],

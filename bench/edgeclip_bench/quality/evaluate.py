@@ -28,7 +28,16 @@ from edgeclip_bench.quality.datasets import ClassificationData, Data, ImageTextD
 from edgeclip_bench.quality.embeddings import Counts, Embedder
 from edgeclip_bench.quality.published import PUBLISHED, Published, published_for
 from edgeclip_bench.quality.samples import Sample, judge
-from edgeclip_bench.quality.searches import Direction, Embedded, embed, label_of, languages_of, searches, takes_task
+from edgeclip_bench.quality.searches import (
+    Direction,
+    Embedded,
+    embed,
+    label_of,
+    languages_of,
+    own_documents,
+    searches,
+    takes_task,
+)
 
 CacheFolder = Path | Literal["default"] | None
 
@@ -240,7 +249,9 @@ def check_data(data: Sequence[Data], task: str | None, manifest: Manifest) -> No
         raise InputError("no data to evaluate on")
     label, times = Counter(map(label_of, data)).most_common(1)[0]
     if times > 1:
-        raise InputError(f"{times} data sets are called {label}; name them, or evaluate one at a time")
+        raise InputError(
+            f"{times} data sets are called {label}; evaluate one at a time, or rename the file or folder of one"
+        )
     for one in data:
         if empty := [what for what, count in sizes_of(one).items() if not count]:
             raise InputError(f"{label_of(one)}: holds no {empty[0]}")
@@ -256,7 +267,9 @@ def sizes_of(data: Data) -> dict[str, int]:
         return {"images": len(data.images), "captions": len(data.captions)}
     if isinstance(data, TextRetrievalData):
         judged = len({query for query, _, _ in data.grades})
-        return {"documents": len(data.corpus), "queries": len(data.queries), "judged queries": judged}
+        sizes = {"documents": len(data.corpus), "queries": len(data.queries), "judged queries": judged}
+        own = int(np.count_nonzero(own_documents(data) >= 0))
+        return {**sizes, "queries that leave out the document of their own id": own} if own else sizes
     if isinstance(data, StsData):
         return {"pairs": len(data.scores)}
     return {"images": len(data.images), "classes": len(data.classes), "templates": len(data.templates)}
@@ -301,16 +314,18 @@ def _published(data: Data, dim: int, sample: Sample) -> Published | None:
     Captions without a language are taken for English, as `published_for` does.
     """
     direction = sample.direction
-    if direction == "query_to_document" or direction == "image_to_class":
-        direction = None
-    known = published_for(data.name, sample.metric, direction, sample.language, dim)
-    if known is None or sample.language is not None or not isinstance(data, ImageTextData):
+    if not isinstance(data, ImageTextData) or data.benchmark is None:
+        return None
+    if direction != "text_to_image" and direction != "image_to_text":
+        return None
+    known = published_for(data.benchmark, sample.metric, direction, sample.language, dim)
+    if known is None or sample.language is not None:
         return known
     ours = Counter(caption.language for caption in data.captions if caption.language)
     theirs = {
         figure.language
         for figure in PUBLISHED
-        if (figure.dataset, figure.metric, figure.direction) == (data.name, sample.metric, direction)
+        if (figure.dataset, figure.metric, figure.direction) == (known.dataset, sample.metric, direction)
     } - {None}
     is_even = direction == "image_to_text" or len(set(ours.values())) <= 1
     return known if is_even and (set(ours) or {"en"}) == theirs else None

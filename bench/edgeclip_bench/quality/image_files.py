@@ -6,6 +6,7 @@ there. Symbolic links are the user's own and are followed.
 """
 
 import os
+import reprlib
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from pathlib import Path
 
 from edgeclip.errors import InputError
 from edgeclip.images import IMAGE_SUFFIXES
+
+_QUOTED = 200  # characters
 
 
 def is_image_file(path: Path) -> bool:
@@ -38,14 +41,20 @@ class ImageFinder:
                 path = Path(os.path.normpath(root / name))
                 if not _is_under(path, home):
                     if root == self.base:
-                        raise InputError(
-                            f"{where}: image {name!r} lies outside {home}; --images names the folder that may be read"
-                        )
+                        wanted = "--images names the folder that may be read"
+                        raise InputError(f"{where}: image {quote(name)} lies outside {home}; {wanted}")
                 elif os.path.isfile(path):
                     return path
         there = f", nor there in {', '.join(self.folders)}" if self.folders else ""
         beside = f", nor in such folders in {self.beside[0].parent}" if self.beside else ""
-        raise InputError(f"{where}: image {names[0]!r} is not in {self.base}{there}{beside}")
+        raise InputError(f"{where}: image {quote(names[0])} is not in {self.base}{there}{beside}")
+
+
+def quote(name: str) -> str:
+    """The name as a message has it: of one too long for a line, the beginning and the end."""
+    quoting = reprlib.Repr()
+    quoting.maxstring = _QUOTED
+    return quoting.repr(name)
 
 
 def _is_under(path: Path, folder: Path) -> bool:

@@ -8,6 +8,7 @@ language does not depend on which others were asked for.
 
 import itertools
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from edgeclip.errors import InputError
 from edgeclip_bench.quality.datasets import Caption, ImageTextData
-from edgeclip_bench.quality.image_files import ImageFinder, is_image_file, tell_left_out
+from edgeclip_bench.quality.image_files import ImageFinder, is_image_file, quote, tell_left_out
 from edgeclip_bench.quality.records import (
     as_list,
     as_object,
@@ -56,12 +57,13 @@ def read_captions(path: Path, selection: Selection) -> ImageTextData:
     names a line's. An image may stand on several lines. Images lie in the file's folder or in its images/.
     """
     selection.refuse(path, "a list of captions", split="which has no splits")
+    benchmark = selection.name.lower()  # nothing else says what it is
     items = (
         _Item(where=where, names=(take_text(record, "image", where),), captions=_captions_of(record, where))
         for where, record in read_records(path)
     )
     finder = ImageFinder(base=selection.images or path.parent, folders=("images",))
-    return _gather(items, finder, path, selection, is_split_up=True)
+    return _gather(items, finder, path, selection, benchmark=benchmark, is_split_up=True)
 
 
 def read_image_folder(folder: Path, selection: Selection) -> ImageTextData:
@@ -77,7 +79,7 @@ def read_image_folder(folder: Path, selection: Selection) -> ImageTextData:
     used = {*images, *texts}
     tell_left_out(folder, (path for path in paths if path not in used), "neither image nor caption")
     items = (_read_text_beside(image, text) for text, image in texts.items())
-    return _gather(items, ImageFinder(base=folder), folder, selection)
+    return _gather(items, ImageFinder(base=folder), folder, selection, benchmark=selection.name.lower())
 
 
 def read_karpathy(path: Path, document: dict[str, Any], selection: Selection) -> ImageTextData:
@@ -85,7 +87,7 @@ def read_karpathy(path: Path, document: dict[str, Any], selection: Selection) ->
 
     {"images": [{"filename", "filepath" (COCO: "val2014"), "split", "sentences": [{"raw"}]}]} from
     cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip. "restval", the part of COCO's
-    validation images that all train on, counts as train.
+    validation images that all train on, counts as train. "dataset" says what the test split is a test of.
     """
     entries = []
     for index, value in enumerate(take_list(document, "images", str(path))):
@@ -98,14 +100,30 @@ def read_karpathy(path: Path, document: dict[str, Any], selection: Selection) ->
     split = choose_split({split for _, split, _ in entries}, selection.split, path)
     items = (_karpathy_item(entry, where) for where, of, entry in entries if of == split)
     finder = ImageFinder(base=selection.images or path.parent, folders=_FLICKR_AND_COCO)
-    return _gather(items, finder, path, selection)
+    benchmark = str(document.get("dataset", selection.name)).lower() if split == "test" else None
+    return _gather(items, finder, path, selection, benchmark=benchmark)
+
+
+def is_coco(folder: Path) -> bool:
+    """Whether COCO's captions were unpacked there: annotations/captions_val2017.json."""
+    return bool(_coco_captions(folder))
+
+
+def choose_coco(folder: Path, selection: Selection) -> Path:
+    """The captions of the split among those in annotations/: "val" of captions_val2017.json, or "val2017"."""
+    files = {file.stem.removeprefix("captions_"): file for file in _coco_captions(folder)}
+    splits = {re.sub(r"\d+$", "", name): file for name, file in files.items()}
+    if len(splits) < len(files) or selection.split in files:  # val2014 and val2017 are both "val"
+        splits = files
+    return splits[choose_split(splits, selection.split, folder)]
 
 
 def read_coco(path: Path, document: dict[str, Any], selection: Selection) -> ImageTextData:
     """COCO's own captions (captions_val2017.json), or another dataset's in that format.
 
     {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}, from cocodataset.org. The
-    file usually lies in annotations/, the images in val2017/ beside that folder.
+    file usually lies in annotations/, the images in val2017/ beside that folder. COCO's splits are not
+    Karpathy's, of which figures are published, so only a name that was asked for makes it a known test.
     """
     selection.refuse(path, "COCO captions", split="of which each split is a file")
     files: dict[str, tuple[str, str]] = {}
@@ -128,7 +146,8 @@ def read_coco(path: Path, document: dict[str, Any], selection: Selection) -> Ima
     is_apart = selection.images is None and path.absolute().parent.name == "annotations"
     beside = tuple(path.parent / ".." / name for name in _FLICKR_AND_COCO) if is_apart else ()
     finder = ImageFinder(base=selection.images or path.parent, folders=_FLICKR_AND_COCO, beside=beside)
-    return _gather(items, finder, path, selection)
+    benchmark = selection.name.lower() if selection.is_named else None
+    return _gather(items, finder, path, selection, benchmark=benchmark)
 
 
 def read_crossmodal(path: Path, selection: Selection) -> ImageTextData:
@@ -141,7 +160,7 @@ def read_crossmodal(path: Path, selection: Selection) -> ImageTextData:
     selection.refuse(path, "Crossmodal-3600", split="which has no splits")
     items = (_crossmodal_item(record, where) for where, record in read_records(path))
     finder = ImageFinder(base=selection.images or path.parent, folders=("images",))
-    return _gather(items, finder, path, selection)
+    return _gather(items, finder, path, selection, benchmark="xm3600")
 
 
 def is_xtd10(folder: Path) -> bool:
@@ -176,15 +195,22 @@ def read_xtd10(folder: Path, selection: Selection) -> ImageTextData:
         for (where, name), *captions in zip(names, *columns, strict=True)
     )
     finder = ImageFinder(base=selection.images or folder, folders=_FLICKR_AND_COCO)
-    return _gather(items, finder, folder, selection)
+    return _gather(items, finder, folder, selection, benchmark="xtd10")
 
 
 def _gather(
-    items: Iterable[_Item], finder: ImageFinder, path: Path, selection: Selection, *, is_split_up: bool = False
+    items: Iterable[_Item],
+    finder: ImageFinder,
+    path: Path,
+    selection: Selection,
+    *,
+    benchmark: str | None,
+    is_split_up: bool = False,
 ) -> ImageTextData:
     """The data that the items are: the first `limit` images, and their captions in the languages asked for.
 
-    An image that comes twice is an error, unless `is_split_up`.
+    Fewer images are an easier test, so a `limit` makes it no known one. An image that comes twice is an error,
+    unless `is_split_up`.
     """
     images: dict[Path, int] = {}
     indices: dict[str, int] = {}  # by name, so that a file is looked for once
@@ -192,7 +218,7 @@ def _gather(
     languages: dict[str | None, None] = {}
     for item in items:
         if not item.captions:
-            raise InputError(f"{item.where}: image {item.names[0]!r} has no caption")
+            raise InputError(f"{item.where}: image {quote(item.names[0])} has no caption")
         name = os.path.normpath(item.names[0])
         if name not in indices:
             if len(images) == selection.limit:
@@ -201,7 +227,7 @@ def _gather(
                 break
             indices[name] = images.setdefault(finder.find(item.where, *item.names), len(images))
         elif not is_split_up:
-            raise InputError(f"{item.where}: image {item.names[0]!r} is there twice")
+            raise InputError(f"{item.where}: image {quote(item.names[0])} is there twice")
         for text, language in item.captions:
             languages[language] = None
             if selection.wants(language):
@@ -209,7 +235,12 @@ def _gather(
     if not images:
         raise InputError(f"{path}: holds no image with captions")
     selection.check_languages(languages, path)
-    return ImageTextData(name=selection.name, images=tuple(images), captions=tuple(captions))
+    return ImageTextData(
+        name=selection.name,
+        images=tuple(images),
+        captions=tuple(captions),
+        benchmark=benchmark if selection.limit is None else None,
+    )
 
 
 def _captions_of(record: dict[str, Any], where: str) -> tuple[tuple[str, str | None], ...]:
@@ -260,6 +291,10 @@ def _crossmodal_item(record: dict[str, Any], where: str) -> _Item:
             texts = as_list(take(value, "caption", f"{where}: {language!r}"), f"{where}: {language!r}")
             captions += _texts(texts, f"{where}: {language!r}", language)
     return _Item(where=where, names=(name,), captions=tuple(captions))
+
+
+def _coco_captions(folder: Path) -> list[Path]:
+    return sorted(file for file in (folder / "annotations").glob("captions_*.json") if file.is_file())
 
 
 def _xtd10_captions(folder: Path) -> dict[str, Path]:

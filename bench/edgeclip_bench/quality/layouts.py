@@ -7,6 +7,7 @@ message lists what was found. The layouts, and the sources they were read from, 
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from edgeclip_bench.quality.class_folders import is_class_folders, read_class_fo
 from edgeclip_bench.quality.datasets import Data
 from edgeclip_bench.quality.image_files import is_image_file
 from edgeclip_bench.quality.image_text_layouts import (
+    choose_coco,
+    is_coco,
     is_xtd10,
     read_captions,
     read_coco,
@@ -66,6 +69,7 @@ def open_data(
     """
     selection = Selection(
         name=name or _name_of(path),
+        is_named=bool(name),
         images=images,
         split=split,
         languages=None if languages is None else tuple(languages),
@@ -131,6 +135,10 @@ def _open_folder(folder: Path, selection: Selection) -> tuple[Data, ...]:
         found["a corpus"] = lambda: (read_retrieval(folder, selection),)
     if is_xtd10(folder):
         found["XTD10"] = lambda: (read_xtd10(folder, selection),)
+    if is_coco(folder):
+        found["annotations/captions_*.json"] = lambda: _open_json(
+            choose_coco(folder, selection), replace(selection, split=None)
+        )
     for file in files:
         if plain_stem(file) == "captions" and plain_suffix(file) == ".jsonl":
             found[file.name] = partial(_open_json_lines, file, selection)
@@ -140,6 +148,10 @@ def _open_folder(folder: Path, selection: Selection) -> tuple[Data, ...]:
         raise InputError(f"{folder}: holds {', '.join(found)}; name the file that is meant, or keep them apart")
     for read in found.values():
         return read()
+    if lists := [file.name for file in files if plain_suffix(file) == ".jsonl" and _names_images(file)]:
+        raise InputError(
+            f"{folder}: holds {', '.join(lists)}; name the file that is meant, or call it captions.jsonl"
+        )
     if any(is_image_file(file) for file in files):
         return (read_image_folder(folder, selection),)
     if is_class_folders(folder):
@@ -152,6 +164,14 @@ def _open_folder(folder: Path, selection: Selection) -> tuple[Data, ...]:
     names = [f"{path.name}/" if path.is_dir() else path.name for path in paths]
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     raise _not_understood(folder, f"holds {', '.join(names[:_LISTED]) or 'nothing'}{more}")
+
+
+def _names_images(file: Path) -> bool:
+    try:
+        _, first = next(read_records(file))
+    except (StopIteration, InputError):
+        return False
+    return "image" in first or "image/key" in first
 
 
 def _not_understood(path: Path, found: str) -> InputError:

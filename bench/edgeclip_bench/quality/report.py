@@ -12,7 +12,7 @@ from typing import TypeVar
 from edgeclip.cli.format import format_table
 from edgeclip_bench.quality.against import Agreement, Comparison, Difference
 from edgeclip_bench.quality.evaluate import BundleIdentity, DataScores, Evaluation, Score
-from edgeclip_bench.quality.published import FULL_DIM, kept_share_for
+from edgeclip_bench.quality.published import AVERAGES, FULL_DIM, kept_share_for
 from edgeclip_bench.quality.searches import Direction
 
 Row = TypeVar("Row", Score, Difference)
@@ -135,7 +135,7 @@ def _origins(data: DataScores) -> str:
 
 def _score_tables(data: DataScores, dims: Sequence[int]) -> Iterator[Table]:
     """For each direction: the languages at full width, where there are several; overall at every dim."""
-    known = [share for dim in dims if dims[-1] == FULL_DIM and (share := kept_share_for(dim))]
+    known = [share for dim in dims if (share := kept_share_for(dim))]
     kept = tuple(f"published: {k.dim} keep at least {k.at_least:.0%} on {k.tasks} ({k.source})" for k in known)
     for direction in dict.fromkeys(score.direction for score in data.scores):
         scores = [score for score in data.scores if score.direction == direction]
@@ -148,7 +148,16 @@ def _score_tables(data: DataScores, dims: Sequence[int]) -> Iterator[Table]:
             yield _score_table(languages, "language", rows, (f"overall: {_OVERALL[direction]}",))
         of_what = f"{overall[0].samples} {'queries' if direction else 'pairs'}"
         rows = _rows(overall, key=lambda score: str(score.dim))
-        yield _score_table(f"{title}: {of_what}{over}, by truncate_dim, per cent", "dim", rows, kept)
+        notes = (*kept, *_averages(overall)) if dims[-1] == FULL_DIM else ()
+        yield _score_table(f"{title}: {of_what}{over}, by truncate_dim, per cent", "dim", rows, notes)
+
+
+def _averages(scores: Sequence[Score]) -> Iterator[str]:
+    """What was published over many data sets of these metrics."""
+    for average in AVERAGES:
+        if any(score.metric == average.metric for score in scores):
+            over = f"the average over {average.sets} sets, comparable with no single one"
+            yield f"published: {average.metric} {_percent(average.value)}, {over} ({average.source})"
 
 
 def _score_table(title: str, label: str, rows: dict[str, list[Score]], notes: tuple[str, ...]) -> Table:

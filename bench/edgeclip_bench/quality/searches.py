@@ -1,7 +1,8 @@
 """A data set embedded, and the ways it is searched.
 
 In an image-text set a caption searches all images. An image searches the captions of one language at a time,
-as in XTD10 and Crossmodal-3600, and is found with any caption of its own, as in Flickr30k and COCO.
+as in XTD10 and Crossmodal-3600, and is found with any caption of its own, as in Flickr30k and COCO. A query does
+not find the document of its own id (`own_documents`).
 """
 
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ Indices = NDArray[np.int64]
 
 # What is kept of a search's results: BEIR's recall looks at 100 documents, all else at 10.
 _DOCUMENTS, _OTHERS = 100, 10
+_NONE = -1  # among a query's own items, for one that has none
 # The language of a caption that has none, beside captions that have one (ISO 639-2).
 UNDETERMINED = "und"
 
@@ -51,7 +53,7 @@ class Search:
 
     `pairs` (P, 2) are the right ones, by their place among `rows` and `item_rows`. Queries of one group are
     of one image. `languages` tell the queries' languages apart where they have several; `language` is the
-    one they have.
+    one they have. `own` (Q,) is the place of the item that is the query itself, -1 for none: it is not searched.
     """
 
     direction: Direction
@@ -63,6 +65,7 @@ class Search:
     groups: Indices
     language: str | None = None
     languages: NDArray[np.str_] | None = None
+    own: Indices | None = None
 
     @cached_property
     def ranks(self) -> Indices:
@@ -73,13 +76,34 @@ class Search:
         positives = Positives.from_pairs(place[of_query], items, int(has_right.sum()))
         ranks = np.full(len(self.rows), NEVER)
         ranks[has_right] = first_hit_ranks(_take(self.query_vectors, self.rows[has_right]), self._items(), positives)
+        for query in np.flatnonzero((self._own() != _NONE) & (ranks != NEVER)).tolist():
+            ranks[query] -= self._own_is_ahead(query)
         return ranks
 
     @cached_property
     def top(self) -> Indices:
         """The places in `item_rows` of what each query finds, best first, (Q, 100 documents or 10 others)."""
         k = _DOCUMENTS if self.direction == "query_to_document" else _OTHERS
-        return top_k(_take(self.query_vectors, self.rows), self._items(), k)[0]
+        own = self._own()
+        has_own = own != _NONE
+        found, _ = top_k(_take(self.query_vectors, self.rows), self._items(), k + bool(has_own.any()))
+        if not has_own.any():
+            return found
+        is_left_out = (found == own[:, None]) & has_own[:, None]  # (Q, k + 1)
+        is_left_out[:, -1] |= ~is_left_out.any(axis=1)
+        kept: Indices = found[~is_left_out].reshape(len(found), k)
+        return kept
+
+    def _own(self) -> Indices:
+        return np.full(len(self.rows), _NONE) if self.own is None else self.own
+
+    def _own_is_ahead(self, query: int) -> bool:
+        """Whether a query's own item was counted among those that score at least as its best right one."""
+        right = self.pairs[self.pairs[:, 0] == query, 1]
+        items = self.item_vectors[self.item_rows[[self._own()[query], *right]]]
+        positives = Positives.from_pairs(np.zeros(len(right), np.int64), np.arange(1, len(items)), 1)
+        row = self.rows[query]
+        return bool(first_hit_ranks(self.query_vectors[row : row + 1], items, positives)[0])
 
     def _items(self) -> Vectors:
         return _take(self.item_vectors, self.item_rows)
@@ -180,6 +204,24 @@ def _image_text_searches(data: ImageTextData, captions: Vectors, images: Vectors
         )
 
 
+def own_documents(data: TextRetrievalData) -> Indices:
+    """The document of each query's own id, which it does not search, or -1: (queries,).
+
+    ArguAna and Quora take their queries from the corpus, where each finds itself first: BEIR leaves the document
+    of the query's id out of what was found (ignore_identical_ids), MTEB does so on these. One that is judged
+    right for its query is no such copy and stays: there ids coincide because both are numbered.
+    """
+    number = {query: index for index, query in enumerate(data.query_ids)}  # not of the corpus, which is large
+    own = np.full(len(number), _NONE)
+    for index, document in enumerate(data.corpus_ids):
+        if document in number:
+            own[number[document]] = index
+    for row, item, grade in data.grades:
+        if grade > 0 and own[row] == item:
+            own[row] = _NONE
+    return own
+
+
 def _document_search(data: TextRetrievalData, queries: Vectors, documents: Vectors) -> Search:
     """Of the queries that were judged: the others are none (`metrics.ndcg_at`)."""
     grades = np.array(data.grades, np.int64).reshape(-1, 3)
@@ -194,6 +236,7 @@ def _document_search(data: TextRetrievalData, queries: Vectors, documents: Vecto
         pairs=np.column_stack((place, grades[:, 1]))[is_right],
         groups=judged,
         language=data.language,
+        own=own_documents(data)[judged],
     )
 
 

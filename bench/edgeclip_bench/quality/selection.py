@@ -8,13 +8,19 @@ from edgeclip.errors import InputError
 
 # What stands for "test" where there is none, as BEIR's msmarco has only dev.
 _HELD_OUT = ("test", "dev", "val", "valid", "validation")
+# Options of the command line that are not called as the field.
+_OPTIONS = {"languages": "language"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """What `open_data` was asked for; None where it was not asked."""
+    """What `open_data` was asked for; None where it was not asked.
+
+    `is_named` says that the name was asked for, not taken from the path.
+    """
 
     name: str
+    is_named: bool = False
     images: Path | None = None
     split: str | None = None
     languages: tuple[str, ...] | None = None
@@ -26,7 +32,7 @@ class Selection:
         if self.images is not None and not self.images.is_dir():
             raise InputError(f"{self.images}: is no folder, wanted the one that holds the images")
         if self.languages is not None and not self.languages:
-            raise InputError("--languages is empty, wanted one or more")
+            raise InputError("no --language is given, wanted one or more")
 
     def named(self, name: str) -> "Selection":
         """The same of another dataset."""
@@ -40,7 +46,7 @@ class Selection:
         """InputError for an option that was given though the layout cannot follow it; `unused` says why."""
         for option, why in unused.items():
             if getattr(self, option) is not None:
-                raise InputError(f"{path}: --{option} does not go with {layout}, {why}")
+                raise InputError(f"{path}: --{_OPTIONS.get(option, option)} does not go with {layout}, {why}")
 
     def check_languages(self, found: Iterable[str | None], path: Path) -> None:
         """InputError unless every language that was asked for was found."""

@@ -16,11 +16,11 @@ from PIL import Image
 from edgeclip.errors import BuildError
 from edgeclip_export.demo.captions import LANGUAGES, caption
 from edgeclip_export.demo.pictures import draw_picture
-from edgeclip_export.demo.scenes import SPLITS, Scene, Split, draw_scenes
+from edgeclip_export.demo.scenes import MAX_FAMILY, SPLITS, Scene, Split, draw_scenes
 
 CAPTIONS = "captions.jsonl"
 IMAGES = 500
-# So many pictures of one family: to find one among the first five means to tell half of its nearest apart.
+# So many pictures of one family: to find one among the first five means to tell three quarters of them apart.
 FAMILY = 20
 _SHORT_SIDE_PX = (116, 256)
 _MAX_ASPECT = 1.6
@@ -38,11 +38,13 @@ def write_dataset(
     """Write `images` PNG files and captions.jsonl, one caption per language each; the scenes in order.
 
     Pictures are larger than what the model sees and seldom square, so resizing and cropping count. The
-    same arguments give the same files. Raises BuildError when `out` exists or cannot be written, or
-    `images` is no multiple of `family`.
+    same arguments give the same files. Raises BuildError when `out` exists or cannot be written,
+    `images` is no multiple of `family`, or `seed` is negative.
     """
-    if images < 1 or family < 1 or images % family:
-        raise BuildError(f"{images} images are no whole families of {family}")
+    if images < 1 or not 1 <= family <= MAX_FAMILY or images % family:
+        raise BuildError(f"{images} images are no whole families of {family}, of which one has at most {MAX_FAMILY}")
+    if seed < 0:
+        raise BuildError(f"seed is {seed}, wanted one from 0")
     try:
         out.mkdir(parents=True)
         return _write(out, split, images, family, seed, progress)

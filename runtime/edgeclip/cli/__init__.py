@@ -62,6 +62,21 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--target", choices=TARGETS, default="cpu", help="what the graphs are shaped for (cpu)")
     export.add_argument("--revision", help="a commit, branch or tag of the Hub id")
 
+    quantize = add_verb("quantize", help="an fp32 bundle for the CPU -> an int8 bundle, proved against it")
+    _add_bundle(quantize)
+    quantize.add_argument("out", metavar="OUT", type=Path, help="the bundle to write; must not exist")
+    quantize.add_argument("--to", choices=("int8",), required=True, help="the precision of both towers")
+    quantize.add_argument(
+        "--calibrate", type=Path, metavar="DIR", help="images, and .txt files with a text per line (made-up inputs)"
+    )
+    quantize.add_argument(
+        "--worst-cosine",
+        type=float,
+        default=0.99,
+        metavar="C",
+        help="write nothing if a vector is further from the source's (0.99)",
+    )
+
     embed = add_verb("embed", help="texts and images -> vectors, as JSON lines or .npy")
     _add_bundle(embed)
     embed.add_argument("--text", action="append", default=[], metavar="T", help="a text; may be repeated")
@@ -88,11 +103,16 @@ def build_parser() -> argparse.ArgumentParser:
     _add_bundle(evaluate)
     evaluate.add_argument("data", metavar="DATA", type=Path, nargs="+", help="a file or folder in a known layout")
     evaluate.add_argument("--images", type=Path, metavar="DIR", help="where the images lie, if not with the captions")
-    evaluate.add_argument("--split", metavar="S", help="the split to take (test)")
+    evaluate.add_argument("--split", metavar="S", help="the split to take (test, else what is held out)")
     evaluate.add_argument(
         "--language", action="append", dest="languages", metavar="L", help="only this one; may be repeated"
     )
-    evaluate.add_argument("--name", metavar="N", help="the data set's name, by which published figures are found")
+    evaluate.add_argument(
+        "--name",
+        metavar="N",
+        help="the data set's name; published figures are known of coco and flickr30k (Karpathy's test splits), "
+        "xm3600, xtd10",
+    )
     evaluate.add_argument("--limit", type=int, metavar="N", help="only the first N images, queries or pairs")
     evaluate.add_argument(
         "--truncate-dim",

@@ -1,0 +1,91 @@
+"""What a tower's linear layers see: the graph run on samples, with their inputs looked at.
+
+Two things are kept of every layer: the largest magnitude of each input channel over all samples, which is
+what smoothing divides by, and some rows of the input as they are, on which kernels are tried.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
+
+from edgeclip_quant.linear import LinearLayer, constant, linear_layers
+
+Progress = Callable[[str, int, int], None]
+
+# Rows kept of each layer: enough for an error to be known within a few per cent.
+ROWS = 256
+_ROWS_OF_SAMPLE = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """Of one layer's input: `largest` (in,), the greatest magnitude by channel, and `rows` (R, in)."""
+
+    largest: NDArray[np.float32]
+    rows: NDArray[np.float32]
+
+
+def observe(
+    model: ir.Model, samples: Sequence[NDArray[Any]], folder: Path, progress: Progress, threads: int | None = None
+) -> Mapping[str, Observation]:
+    """Run a plain graph on every sample (a batch of its input) and say what each linear layer saw.
+
+    `folder` is where a copy of the graph with more outputs may lie meanwhile; it takes as much room as the
+    weights. The graph itself is not changed.
+    """
+    copy = model.clone()
+    layers = linear_layers(copy.graph)
+    outputs = _look_at_inputs(copy.graph, layers)
+    largest: dict[str, NDArray[np.float32]] = {}
+    rows: dict[str, list[NDArray[np.float32]]] = {layer.name: [] for layer in layers}
+    with tempfile.TemporaryDirectory(dir=folder, prefix="calibration-") as place:
+        path = Path(place) / "observed.onnx"
+        ir.save(copy, path, external_data=f"{path.name}_data")
+        del copy
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        for done, sample in enumerate(samples):
+            progress("calibrating", done, len(samples))
+            found = session.run(outputs, {session.get_inputs()[0].name: sample})
+            for layer, top, some in zip(layers, found[::2], found[1::2], strict=True):
+                before = largest.get(layer.name)
+                largest[layer.name] = top if before is None else np.maximum(before, top)
+                rows[layer.name].append(_some(some, _ROWS_OF_SAMPLE))
+    return {
+        layer.name: Observation(largest=largest[layer.name], rows=_some(np.concatenate(rows[layer.name]), ROWS))
+        for layer in layers
+    }
+
+
+def _some(rows: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """At most `count` rows, evenly spaced."""
+    if len(rows) <= count:
+        return rows
+    some: NDArray[np.float32] = rows[np.linspace(0, len(rows) - 1, count).astype(int)]
+    return some
+
+
+def _look_at_inputs(graph: ir.Graph, layers: Iterable[LinearLayer]) -> list[str]:
+    """Two more outputs of the graph for each layer: its channels' largest magnitudes, and its rows."""
+    names = []
+    tape = ir.tape.Tape()
+    first = constant(graph, "observed_axis", np.array([0], np.int64))
+    for number, layer in enumerate(layers):
+        width = len(layer.weight)
+        shape = constant(graph, f"observed_shape_{width}", np.array([-1, width], np.int64))
+        rows = tape.op("Reshape", [layer.x, shape])
+        top = tape.op("ReduceMax", [tape.op("Abs", [rows]), first], {"keepdims": 0})
+        for value, name in ((top, f"observed_largest_{number}"), (rows, f"observed_rows_{number}")):
+            value.name, value.dtype = name, ir.DataType.FLOAT
+            graph.outputs.append(value)
+            names.append(name)
+    graph.extend(tape.nodes)
+    return names

@@ -1,0 +1,125 @@
+"""A bundle's graph in the form that everything here starts from: linear layers as MatMul and Add.
+
+An fp32 graph for the CPU reads its text weights in place, in two ways chosen by the number of rows, because
+reading 1.2 GB is what a short text costs there. Integer weights are a quarter of that and have a kernel of
+their own, so the choice is undone: one way, with a mask only where something is hidden.
+"""
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError, common
+
+from edgeclip_quant.linear import constant
+
+CONTRIB = "com.microsoft"
+_PRODUCT, _ATTENTION = "FusedMatMul", "MultiHeadAttention"
+# What the reference adds to the score of a masked key.
+_MASKED_SCORE = -10000.0
+
+
+class MakePlain(InPlacePass):
+    """The choice by rows undone: its unmasked way inlined, each product a MatMul with weights (in, out).
+
+    An attention becomes a choice between one without a mask, which is the flash kernel, and one with.
+    A graph without that choice is left as it is. Postcondition: no product with weights in place is left.
+    """
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Inline the way for many rows."""
+        choice = _choice(model)
+        if choice is None:
+            return PassResult(model, modified=False)
+        mask = _mask(choice)
+        many = choice.attributes["else_branch"].as_graph()
+        nodes, (result,) = list(many), many.outputs
+        many.outputs.clear()
+        many.remove(nodes)
+        model.graph.extend(nodes)
+        (output,) = choice.outputs
+        result.name, output.name = output.name, None
+        model.graph.outputs[0] = result
+        model.graph.remove(choice, safe=True)
+        _let_go(choice.attributes["then_branch"].as_graph())
+        for node in nodes:
+            if node.op_type == _PRODUCT:
+                _turn(model.graph, node)
+        _mask_attentions(model.graph, mask)
+        common.RemoveUnusedNodesPass()(model)
+        common.TopologicalSortPass()(model)
+        return PassResult(model, modified=True)
+
+    def ensures(self, model: ir.Model) -> None:
+        """No product with weights in place."""
+        if left := [node for node in model.graph.all_nodes() if node.op_type == _PRODUCT]:
+            raise PostconditionError(f"{len(left)} {_PRODUCT} left in the graph")
+
+
+def _choice(model: ir.Model) -> ir.Node | None:
+    """The If whose ways multiply, None in a graph without one."""
+    for node in model.graph:
+        if node.op_type == "If":
+            inner = node.attributes["else_branch"].as_graph()
+            if any(one.op_type == _PRODUCT for one in inner):
+                return node
+    return None
+
+
+def _mask(choice: ir.Node) -> ir.Value:
+    """What the choice is made by: True at the tokens that are not padding."""
+    waiting = [value for value in choice.inputs if value is not None]
+    while waiting:
+        producer = waiting.pop().producer()
+        if producer is None:
+            continue
+        needed = [value for value in producer.inputs if value is not None]
+        if producer.op_type == "Size":
+            return needed[0]
+        waiting.extend(needed)
+    raise PreconditionError("the choice by rows does not ask for a mask's size")
+
+
+def _let_go(branch: ir.Graph) -> None:
+    """Take a way apart, so that the weights which only it reads are known to be unused."""
+    branch.outputs.clear()
+    branch.remove(list(branch), safe=True)
+
+
+def _turn(graph: ir.Graph, product: ir.Node) -> None:
+    """x times (1, out, in)^T, squeezed -> x times (in, out)."""
+    (squeeze,) = (user for user, _ in product.outputs[0].uses())
+    x, stored = product.inputs[0], product.inputs[1]
+    if squeeze.op_type != "Squeeze" or stored is None or stored.const_value is None:
+        raise PreconditionError(f"{_PRODUCT} {product.name} is no linear layer of rows")
+    array = np.ascontiguousarray(stored.const_value.numpy()[0].T)
+    weight = constant(graph, str(stored.name).removesuffix("_in_place"), array)
+    matmul = ir.node("MatMul", [x, weight])
+    ir.convenience.replace_nodes_and_values(
+        graph, squeeze, [squeeze, product], [matmul], [squeeze.outputs[0]], [matmul.outputs[0]]
+    )
+
+
+def _mask_attentions(graph: ir.Graph, mask: ir.Value) -> None:
+    tape = ir.tape.Tape()
+    seen = tape.op("Cast", [mask], {"to": ir.DataType.INT32})
+    axes = constant(graph, "mask_axes", np.array([0, 1], np.int64))
+    smallest = tape.op("ReduceMin", [seen, axes], {"keepdims": 0})
+    all_seen = tape.op("Cast", [smallest], {"to": ir.DataType.BOOL})
+    graph.insert_before(graph[0], tape.nodes)
+    for node in [node for node in graph if node.op_type == _ATTENTION]:
+        output = node.outputs[0]
+        plain, masked = (_way(node, name, seen if name == "masked" else None) for name in ("unmasked", "masked"))
+        choice = ir.node("If", [all_seen], {"then_branch": plain, "else_branch": masked})
+        choice.outputs[0].type, choice.outputs[0].shape = output.type, output.shape
+        ir.convenience.replace_nodes_and_values(graph, node, [node], [choice], [output], [choice.outputs[0]])
+
+
+def _way(node: ir.Node, name: str, seen: ir.Value | None) -> ir.Graph:
+    """A graph of one attention on values of the graph outside."""
+    attributes = dict(node.attributes.items())
+    if seen is not None:
+        attributes["mask_filter_value"] = ir.AttrFloat32("mask_filter_value", _MASKED_SCORE)
+    inputs = [*node.inputs[:3], *([None, seen] if seen is not None else [])]
+    attention = ir.Node(CONTRIB, _ATTENTION, inputs, attributes.values(), num_outputs=1)
+    result, output = attention.outputs[0], node.outputs[0]
+    result.name, result.type, result.shape = f"{output.name}_{name}", output.type, output.shape
+    return ir.Graph([], [result], nodes=[attention], name=name)

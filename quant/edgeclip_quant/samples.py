@@ -1,0 +1,66 @@
+"""Inputs made up where there are no data: texts of random tokens, pictures of random patches and slopes.
+
+They show what a tower's layers do to inputs of every length and contrast, not what a user's data look like:
+calibrating on those is better.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from edgeclip.manifest import Manifest, TowerName
+
+Batches = tuple[NDArray[Any], ...]
+
+_LENGTHS = (3, 64)
+_CELLS = (2, 4, 8, 16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """Inputs of both towers as their graphs take them: ids (B, T) and pixels (B, S, S, 3). `name` says what."""
+
+    name: str
+    text: Batches
+    vision: Batches
+
+    def of(self, tower: TowerName) -> Batches:
+        """One tower's."""
+        return self.text if tower == "text" else self.vision
+
+    def halves(self) -> tuple["Samples", "Samples"]:
+        """Every other one, to calibrate on, and the rest, to prove on."""
+        first, second = (
+            Samples(name=self.name, text=self.text[start::2], vision=self.vision[start::2]) for start in (0, 1)
+        )
+        return first, second
+
+
+def made_up_samples(bundle: Path, manifest: Manifest, *, texts: int, images: int, seed: int = 0) -> Samples:
+    """So many of each for the bundle in this folder; the same arguments give the same samples."""
+    draw = np.random.default_rng(seed)
+    vocabulary = Tokenizer.from_file(str(bundle / manifest.tokenizer.file)).get_vocab_size()
+    facts = manifest.tokenizer
+    allowed = np.setdiff1d(np.arange(vocabulary), [facts.pad_id, facts.bos_id, facts.eos_id])
+    rows = [
+        np.concatenate(([facts.bos_id], draw.choice(allowed, draw.integers(*_LENGTHS)), [facts.eos_id]))[None]
+        for _ in range(texts)
+    ]
+    return Samples(
+        name="made-up inputs",
+        text=tuple(row.astype(np.int64) for row in rows),
+        vision=tuple(_picture(manifest.image.size_px, draw)[None] for _ in range(images)),
+    )
+
+
+def _picture(size_px: int, draw: np.random.Generator) -> NDArray[np.uint8]:
+    """Flat cells of one of four sizes under a slope of light."""
+    cells = int(draw.choice(_CELLS))
+    side = -(-size_px // cells)
+    flat = np.kron(draw.uniform(0, 255, (cells, cells, 3)), np.ones((side, side, 1)))[:size_px, :size_px]
+    slope = np.linspace(-60, 60, size_px)[:, None, None] * draw.uniform(-1, 1)
+    return (flat + slope + draw.normal(0, 8, flat.shape)).clip(0, 255).astype(np.uint8)

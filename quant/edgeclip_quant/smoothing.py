@@ -1,0 +1,59 @@
+"""Outlier channels moved from a layer's input into its weights, exactly (SmoothQuant, arXiv:2211.10438).
+
+    x W = (x / s) (s W),      s_j = max|x_j|^a / max|W_j|^(1-a)
+
+A row is rounded with one scale, so one channel a hundred times larger than the rest leaves the rest one level
+of 127. Divided by s, all channels are about alike. Where the input comes from a
+norm that feeds this layer alone, 1/s goes into the norm's own scale and shift and costs nothing; elsewhere it
+is one multiplication of the input.
+"""
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeclip_quant.linear import constant
+
+# Half of the spread stays with the activations. The paper's default for most models.
+STRENGTH = 0.5
+_SMALLEST = 1e-5
+
+
+def smoothing_factors(
+    largest: NDArray[np.float32], weight: NDArray[np.float32], strength: float = STRENGTH
+) -> NDArray[np.float32]:
+    """s (in,) for inputs with these largest magnitudes (in,) and a weight (in, out).
+
+    Scaled so that their geometric mean is 1; a channel that is always 0 gets 1.
+    """
+    inputs = np.maximum(largest.astype(np.float64), _SMALLEST)
+    weights = np.maximum(np.abs(weight).max(axis=1).astype(np.float64), _SMALLEST)
+    factors = inputs**strength / weights ** (1 - strength)
+    factors /= np.exp(np.log(factors).mean())
+    factors[largest == 0] = 1.0
+    rounded: NDArray[np.float32] = factors.astype(np.float32)
+    return rounded
+
+
+def is_fed_by_norm(x: ir.Value) -> bool:
+    """x is the output of a LayerNormalization with a shift, and goes to one node."""
+    producer = x.producer()
+    return (
+        producer is not None
+        and producer.op_type == "LayerNormalization"
+        and len(producer.inputs) == 3
+        and len(list(x.uses())) == 1
+    )
+
+
+def fold_into_norm(graph: ir.Graph, x: ir.Value, factors: NDArray[np.float32]) -> None:
+    """Divide the output of the norm that gives x by `factors` (in,)."""
+    norm = x.producer()
+    assert norm is not None
+    for index in (1, 2):
+        value = norm.inputs[index]
+        assert value is not None
+        assert value.const_value is not None
+        array = (value.const_value.numpy() / factors).astype(np.float32)
+        smoothed = constant(graph, f"{value.name}_smoothed", array)
+        norm.replace_input_with(index, smoothed)
