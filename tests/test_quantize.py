@@ -233,6 +233,17 @@ def test_another_target_is_refused(bundles: dict[Target, Path], target: Target, 
         quantize_bundle(bundles[target], tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["vision_model.onnx_data", "text_model.onnx", "tokenizer.json", "selftest.npz"])
+def test_a_damaged_source_is_refused(copied_bundle: Path, tmp_path: Path, name: str) -> None:
+    """Else it would be signed anew, and agree with itself in every proof."""
+    content = bytearray((copied_bundle / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copied_bundle / name).write_bytes(content)
+    with pytest.raises(BuildError, match=f"{name} is not what was exported"):
+        quantize_bundle(copied_bundle, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_int8_of_int8_and_a_taken_name_are_refused(int8: Path, bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="is int8/int8 for cpu"):
         quantize_bundle(int8, tmp_path / "out")

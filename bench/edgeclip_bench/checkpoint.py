@@ -21,18 +21,19 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from edgeclip_export import jina_clip_tensor_shapes
+from edgeclip_export.jina_clip.documents import config_document, preprocessor_document
 
 Config = dict[str, Any]
 
 _SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
-_PROMPT = "Represent the query for retrieving evidence documents: "
 
 
 def full_config() -> Config:
     """The official config.json's values."""
-    return _config(
+    return config_document(
         width=1024,
-        layers=24,
+        text_layers=24,
+        vision_layers=24,
         head_width=64,
         text_mlp=4096,
         vocab_size=250002,
@@ -43,9 +44,10 @@ def full_config() -> Config:
 
 def tiny_config() -> Config:
     """The same towers with small numbers: two layers, 64 wide, 56 px."""
-    return _config(
+    return config_document(
         width=64,
-        layers=2,
+        text_layers=2,
+        vision_layers=2,
         head_width=16,
         text_mlp=160,
         vocab_size=2000,
@@ -62,14 +64,7 @@ def write_checkpoint(out: Path, config: Config, *, seed: int = 0, dtype: str = "
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     vocab_size = config["text_config"]["hf_model_config_kwargs"]["vocab_size"]
     synthetic_tokenizer(vocab_size).save(str(out / "tokenizer.json"))
-    preprocessor = {
-        "size": config["vision_config"]["image_size"],
-        "resize_mode": "shortest",
-        "interpolation": "bicubic",
-        "fill_color": 0,
-        "mean": [0.48145466, 0.4578275, 0.40821073],
-        "std": [0.26862954, 0.26130258, 0.27577711],
-    }
+    preprocessor = preprocessor_document(config["vision_config"]["image_size"])
     (out / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
@@ -138,75 +133,6 @@ def _pieces() -> Iterator[str]:
     for word in words:
         for syllable in syllables:
             yield f"▁{word}{syllable}"
-
-
-def _config(
-    *,
-    width: int,
-    layers: int,
-    head_width: int,
-    text_mlp: int,
-    vocab_size: int,
-    image_size: int,
-    matryoshka_dims: list[int],
-) -> Config:
-    return {
-        "model_type": "jina_clip",
-        "architectures": ["JinaCLIPModel"],
-        "add_projections": False,
-        "projection_dim": width,
-        "logit_scale_init_value": 2.6592,
-        "matryoshka_dimensions": matryoshka_dims,
-        "torch_dtype": "float16",
-        "truncate_dim": None,
-        "text_config": {
-            "default_instruction_task": None,
-            "default_lora_task": "retrieval.query",
-            "embed_dim": width,
-            "hf_model_name_or_path": "jinaai/jina-embeddings-v3",
-            "model_type": "jina_clip_text",
-            "pooler_type": "mean_pooler",
-            "proj_bias": False,
-            "proj_type": None,
-            "hf_model_config_kwargs": {
-                "load_trained_adapters": False,
-                "lora_adaptations": ["retrieval.query"],
-                "lora_alpha": 4,
-                "lora_dropout_p": 0.0,
-                "lora_main_params_trainable": False,
-                "lora_rank": 4,
-                "task_instructions": {"retrieval.query": _PROMPT},
-                "use_flash_attn": True,
-                "hidden_size": width,
-                "num_hidden_layers": layers,
-                "num_attention_heads": width // head_width,
-                "intermediate_size": text_mlp,
-                "vocab_size": vocab_size,
-            },
-        },
-        "vision_config": {
-            "embed_dim": width,
-            "fused_layer_norm": False,
-            "head_width": head_width,
-            "image_size": image_size,
-            "intp_freq": True,
-            "layers": layers,
-            "ls_init_value": None,
-            "mlp_ratio": 2.6667,
-            "model_type": "jina_clip_vision",
-            "naive_swiglu": True,
-            "patch_dropout": 0.1,
-            "patch_size": 14,
-            "post_norm": False,
-            "proj_type": None,
-            "pt_hw_seq_len": 16,
-            "qkv_bias": True,
-            "rope_embeddings": True,
-            "subln": True,
-            "width": width,
-            "x_attention": True,
-        },
-    }
 
 
 def main(arguments: list[str] | None = None) -> int:

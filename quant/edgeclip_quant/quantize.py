@@ -58,6 +58,7 @@ def quantize(
     if manifest.target != "cpu" or any(manifest.tower(name).precision != "fp32" for name in TOWERS):
         precisions = "/".join(manifest.tower(name).precision for name in TOWERS)
         raise BuildError(f"{bundle}: is {precisions} for {manifest.target}; int8 is made of an fp32 bundle for cpu")
+    _check_source(bundle, manifest, progress)
     with staged(out, needed_bytes=2 * manifest.weight_bytes) as stage:
         facts: dict[TowerName, TowerFacts] = {}
         measured = []
@@ -76,6 +77,17 @@ def quantize(
         )
         (stage / MANIFEST_NAME).write_text(smaller.to_json(), encoding="utf-8")
     return smaller
+
+
+def _check_source(bundle: Path, manifest: Manifest, progress: Progress) -> None:
+    """A damaged source would be signed anew, and agree with itself in every proof."""
+    found = {file.name: file for file in file_facts(bundle, progress)}
+    for file in manifest.files:
+        if found.get(file.name) != file:
+            raise BuildError(
+                f"{bundle}: {file.name} is not what was exported (its sha256 differs from the manifest's); "
+                "export or copy the bundle again"
+            )
 
 
 def _plan(weight: NDArray[np.float32], seen: Observation) -> Plan:

@@ -43,9 +43,9 @@ def staged(out: Path, needed_bytes: int) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def file_facts(stage: Path, progress: Callable[[str, int, int], None]) -> tuple[FileFacts, ...]:
-    """Size and hash of every file in the stage, by name."""
-    paths = sorted(stage.iterdir())
+def file_facts(folder: Path, progress: Callable[[str, int, int], None]) -> tuple[FileFacts, ...]:
+    """Size and hash of every file in a folder, by name."""
+    paths = sorted(path for path in folder.iterdir() if path.is_file())
     facts = []
     for done, path in enumerate(paths):
         progress("hashing", done, len(paths))
