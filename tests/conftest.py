@@ -1,4 +1,4 @@
-"""What the tests share: the golden checkpoint, its bundles (one per target), a copy to damage, an Encoder."""
+"""What tests share: the golden checkpoint, its bundles (one per target, and int8), copies to damage, an Encoder."""
 
 import shutil
 from collections.abc import Iterator
@@ -33,6 +33,22 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Target, Path]:
 def bundle(bundles: dict[Target, Path]) -> Path:
     """The bundle for the CPU."""
     return bundles["cpu"]
+
+
+@pytest.fixture(scope="session")
+def int8_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle for the CPU as int8. Read only."""
+    from edgeclip_quant import quantize_bundle
+
+    out = tmp_path_factory.mktemp("int8") / "bundle"
+    quantize_bundle(bundle, out)
+    return out
+
+
+@pytest.fixture
+def copied_int8(int8_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of it, to damage."""
+    return shutil.copytree(int8_bundle, tmp_path / "int8")
 
 
 @pytest.fixture

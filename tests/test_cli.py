@@ -1,7 +1,9 @@
 """The command line: data on stdout, words on stderr, one line for an error, and the exit status that it promises."""
 
+import dataclasses
 import json
 import os
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +16,7 @@ from edgeclip.cli import main
 from edgeclip.cli.format import format_bytes, format_table
 from tests.command import NEEDS_SHELL, Captured, refusal, run, run_process, run_shell
 from tests.conftest import CHECKPOINT
-from tests.damage import flip_byte, replace_graph
+from tests.damage import flip_byte, replace_graph, reseal
 
 
 @pytest.mark.parametrize(
@@ -120,6 +122,44 @@ def test_json_holds_what_was_found(bundle: Path, capsys: Captured) -> None:
     assert all(tower["largest_difference"] <= 5e-6 < tower["worst_cosine"] for tower in found["selftest"])
 
 
+def test_check_repeats_the_proof_beside_what_was_recorded(int8_bundle: Path, capsys: Captured) -> None:
+    status, out, err = run("check", int8_bundle, capsys=capsys)
+    assert (status, err) == (0, "")
+    assert "7 files" in out and "s, against the fp32 checkpoint:" in out
+    proof = out.partition("proof on cpu in ")[2]
+    manifest = Manifest.read(int8_bundle)
+    for tower, line in zip(("text", "vision"), proof.splitlines()[2:], strict=True):
+        recorded = manifest.measurement(tower, "fp32 bundle", "made-up inputs")
+        assert recorded is not None
+        name, samples, was, here, _ = line.split()
+        assert (name, samples, was) == (tower, str(recorded.samples), f"{recorded.worst_cosine:.7f}")
+        assert float(here) == pytest.approx(recorded.worst_cosine, abs=1e-6)
+
+
+def test_check_as_json_holds_the_repeated_figures(bundle: Path, int8_bundle: Path, capsys: Captured) -> None:
+    found = json.loads(run("check", int8_bundle, "--json", capsys=capsys)[1])
+    assert [(one["tower"], one["data"]) for one in found["proof"]] == [
+        ("text", "made-up inputs"),
+        ("vision", "made-up inputs"),
+    ]
+    assert all(0.99 < one["recorded_cosine"] < 0.99999 and one["worst_cosine"] < 0.99999 for one in found["proof"])
+    assert found["proof_s"] > 0
+    out = run("check", bundle, "--json", capsys=capsys)[1]
+    assert json.loads(out)["proof"] == []
+
+
+def test_check_fails_where_the_proof_does(copied_int8: Path, capsys: Captured) -> None:
+    """The self-test still passes: its record is its own."""
+    measured = [
+        dataclasses.replace(one, worst_cosine=1.0) if one.against == "fp32 bundle" else one
+        for one in Manifest.read(copied_int8).measured
+    ]
+    reseal(copied_int8, measured=tuple(measured))
+    message = refusal("check", copied_int8, capsys=capsys)
+    assert message.startswith("proof: the text tower on cpu has a worst cosine of 0.999")
+    assert "wanted 0.999990 or more: 1.000000 was measured" in message
+
+
 @pytest.mark.parametrize("name", ["text_model.onnx", "vision_model.onnx_data", "tokenizer.json", "selftest.npz"])
 def test_one_changed_byte_is_one_line(copied_bundle: Path, capsys: Captured, name: str) -> None:
     flip_byte(copied_bundle / name, 1234)
@@ -157,6 +197,25 @@ def test_tables_name_files_operators_and_measurements(bundle: Path, capsys: Capt
     manifest = Manifest.read(bundle)
     for word in [file.name for file in manifest.files] + list(manifest.text.operators) + ["fp32", "self-test"]:
         assert word in out
+
+
+def test_inspect_shows_what_was_measured(bundle: Path, int8_bundle: Path, capsys: Captured) -> None:
+    manifest = Manifest.read(int8_bundle)
+    status, out, err = run("inspect", int8_bundle, capsys=capsys)
+    assert (status, err) == (0, "")
+    lines = [line.split() for line in out.splitlines()]
+    layers = manifest.text.kernels["int8 per row"]
+    assert ["text", "int8", f"{manifest.text.parameters:,}"] == next(line for line in lines if "int8" in line)[:3]
+    assert f"{layers} int8 per row" in out and "0 fp32" not in out
+    for one in manifest.measured:
+        row = [one.tower, *one.against.split(), *one.data.split(), str(one.samples), f"{one.worst_cosine:.6f}"]
+        (line,) = [line for line in lines if line[: len(row)] == row]
+        assert one.sqnr_db is not None
+        assert line[-4:-1] == [f"{one.p1_cosine:.6f}", f"{one.mean_cosine:.6f}", f"{one.sqnr_db:.1f}"]
+    assert re.search(r"images with texts +made-up inputs +the source's first answers +32 +recall@5 +\d+\.\d%", out)
+    assert re.search(r"texts with images +made-up inputs .* [+-]\d+\.\d\d \(-\d+\.\d\d to \+\d+\.\d\d\)\n", out)
+    assert re.search(r"vision +\d+ kB +0\.\d{3} +\d+\.\d{3} +1 image +\d+ .*threads\n", out)
+    assert "searched" not in run("inspect", bundle, capsys=capsys)[1]
 
 
 def test_it_needs_no_onnxruntime(bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeclip import BundleError, DeviceError, Encoder, InputError, Manifest, TruncationWarning
+from edgeclip import BundleError, DeviceError, Encoder, InputError, Manifest, TruncationWarning, UnprovedWarning
 from tests.conftest import DATA
 from tests.damage import replace_graph, reseal
 
@@ -396,3 +396,41 @@ def test_progress_is_drawn_only_where_it_is_seen(encoder: Encoder, capfd: pytest
     encoder.encode_text(TEXTS)
     encoder.encode_image(IMAGES)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_tower_takes_what_is_prepared_already(bundle: Path, encoder: Encoder) -> None:
+    with np.load(bundle / encoder.manifest.selftest) as arrays:
+        ids, pixels = arrays["input_ids_1"], arrays["pixel_values"]
+        assert largest_difference(encoder.run_tower("text", ids)[0], arrays["text_embeds"][1]) <= SAME
+        assert largest_difference(encoder.run_tower("vision", pixels), arrays["image_embeds"]) <= SAME
+    assert "the text graph failed on cpu" in refusal(lambda: encoder.run_tower("text", pixels), DeviceError)
+
+
+def test_a_proved_bundle_opens_in_silence(int8_bundle: Path) -> None:
+    with Encoder.open(int8_bundle, device="cpu") as opened:
+        assert opened.manifest.proof == "proof.npz"
+
+
+@pytest.mark.parametrize("gone", [["text"], ["vision"], ["text", "vision"]], ids="-".join)
+def test_a_bundle_without_proof_is_a_warning_that_names_the_tower(copied_int8: Path, gone: list[str]) -> None:
+    """Its self-test is none: two images prove no retrieval."""
+    measured = tuple(
+        one
+        for one in Manifest.read(copied_int8).measured
+        if one.against == "fp32 checkpoint" or one.tower not in gone
+    )
+    reseal(copied_int8, measured=measured)
+    with pytest.warns(UnprovedWarning) as told, Encoder.open(copied_int8, device="cpu"):
+        pass
+    named = " and ".join(f"the {tower} tower (int8)" for tower in gone)
+    assert [str(warning.message) for warning in told] == [
+        f"{copied_int8}: nobody measured what {named} lost against the fp32 bundle; make it with "
+        "`edgeclip quantize`, or see with `edgeclip eval --against`"
+    ]
+    assert told[0].filename == __file__
+
+
+def test_an_fp32_tower_needs_no_proof(copied_bundle: Path) -> None:
+    reseal(copied_bundle, measured=())
+    with Encoder.open(copied_bundle, device="cpu") as opened:
+        assert opened.manifest.measured == ()

@@ -29,7 +29,13 @@ def test_the_manifest_says_where_the_bundle_came_from_and_what_was_measured(bund
     assert manifest.text.precision == manifest.vision.precision == "fp32"
     assert {measured.tower for measured in manifest.measured} == {"text", "vision"}
     for measured in manifest.measured:
-        assert measured.worst_cosine > 0.999999
+        assert measured.p1_cosine >= measured.worst_cosine > 0.999999
+        assert (measured.against, measured.data) == ("fp32 checkpoint", "self-test")
+        assert measured.sqnr_db is None or measured.sqnr_db > 100
+        graph = manifest.tower(measured.tower).file
+        files = [file.size_bytes for file in manifest.files if file.name.startswith(graph)]
+        assert len(files) == 2 and measured.weight_bytes == sum(files)
+        assert measured.size_ratio is measured.latency_ratio is measured.retrieval is None
         assert measured.largest_difference <= bundle_module.PARITY
     assert str(CHECKPOINT.parent) not in manifest.to_json()
 

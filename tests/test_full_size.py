@@ -13,15 +13,19 @@ import torch
 
 from edgeclip import Encoder
 from edgeclip_bench.checkpoint import full_config, write_checkpoint
-from edgeclip_bench.full_size import ExportCost, measure_export
+from edgeclip_bench.full_size import ExportCost, measure_export, measure_quantisation
 from edgeclip_bench.latency import measure_in_process
 from edgeclip_bench.plain import load_plain_text
 from edgeclip_export.passes import census
+from edgeclip_quant import quantize_bundle
 from tests.test_parity import largest_difference
 
 pytestmark = pytest.mark.full_size
 
 EXPORT_BYTES, EXPORT_S = 8e9, 180
+QUANTISE_BYTES, QUANTISE_S = 10e9, 600
+# One byte for each of 865 M parameters, a tokenizer of 17 MB, what stays fp32.
+INT8_BYTES, INT4_BYTES = 900e6, 500e6
 LONG_TEXT_BYTES = 1.5e9
 # Unit vectors of 1024 dimensions. Measured: 2e-7.
 PARITY = 5e-6
@@ -75,3 +79,19 @@ def test_one_text_of_8192_tokens_stays_within_its_memory(exported: tuple[Path, E
         image = encoder.manifest.image
     memory = measure_in_process(exported[0] / "text_model.onnx", "bundle", "text", image, 8192)
     assert memory.peak_above_loaded_bytes <= LONG_TEXT_BYTES
+
+
+def test_int8_keeps_its_bounds(exported: tuple[Path, ExportCost]) -> None:
+    bundle, _ = exported
+    cost = measure_quantisation(bundle, bundle.parent / "int8")
+    assert cost.peak_resident_bytes <= QUANTISE_BYTES
+    assert cost.seconds <= QUANTISE_S
+    assert cost.size_bytes <= INT8_BYTES
+    assert all(one.worst_cosine >= 0.995 for one in cost.measured)
+
+
+def test_int4_is_small(exported: tuple[Path, ExportCost]) -> None:
+    bundle, _ = exported
+    manifest = quantize_bundle(bundle, bundle.parent / "int4", to="int4")
+    assert manifest.weight_bytes <= INT4_BYTES
+    assert set(manifest.text.kernels) | set(manifest.vision.kernels) == {"int4 blocks"}

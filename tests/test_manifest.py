@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgeclip.errors import BundleError
-from edgeclip.manifest import MANIFEST_NAME, SCHEMA_VERSION, TOWERS, FileFacts, Manifest
+from edgeclip.manifest import MANIFEST_NAME, SCHEMA_VERSION, TOWERS, FileFacts, Manifest, RetrievalChange
 
 Document = dict[str, Any]
 
@@ -33,6 +33,24 @@ def test_writing_and_reading_gives_the_same_manifest(bundle: Path) -> None:
     manifest = Manifest.read(bundle)
     assert Manifest.from_json(manifest.to_json()) == manifest
     assert (bundle / MANIFEST_NAME).read_text(encoding="utf-8") == manifest.to_json()
+
+
+def test_what_was_measured_survives_too(int8_bundle: Path) -> None:
+    """Searches and timings, and where there are none, null."""
+    manifest = Manifest.read(int8_bundle)
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    proved = manifest.measurement("text", "fp32 bundle", "made-up inputs")
+    assert proved is not None and isinstance(proved.retrieval, RetrievalChange)
+    assert '"retrieval": null' in manifest.to_json() and '"kernels": {\n' in manifest.to_json()
+
+
+def test_of_two_measurements_with_one_name_the_first_is_given(int8_bundle: Path) -> None:
+    """The bundle's own: a user's folder may be called as its data is."""
+    manifest = Manifest.read(int8_bundle)
+    (own,) = [one for one in manifest.measured if (one.tower, one.against) == ("vision", "fp32 bundle")]
+    twice = dataclasses.replace(manifest, measured=(*manifest.measured, dataclasses.replace(own, samples=3)))
+    assert twice.measurement("vision", "fp32 bundle", own.data) == own
+    assert twice.measurement("vision", "fp32 checkpoint", own.data) is None
 
 
 def test_json_numbers_become_the_types_of_the_fields(document: Document) -> None:
@@ -130,6 +148,15 @@ def put(value: object, *path: str | int) -> Callable[[Document], None]:
         (put("other.onnx", "text", "file"), "manifest: other.onnx named but not among its files"),
         (put("other.json", "tokenizer", "file"), "manifest: other.json named but not among its files"),
         (put("other.npz", "selftest"), "manifest: other.npz named but not among its files"),
+        (put("other.npz", "proof"), "manifest: other.npz named but not among its files"),
+        (drop("proof"), "manifest: proof missing"),
+        (drop("text", "kernels"), "manifest.text: kernels missing"),
+        (put({"int8": 1.5}, "text", "kernels"), "manifest.text.kernels.int8: wanted int, found 1.5"),
+        (put("fp16 bundle", "measured", 0, "against"), "is none of fp32 checkpoint, fp32 bundle"),
+        (drop("measured", 0, "retrieval"), "manifest.measured[0]: retrieval missing"),
+        (put({}, "measured", 0, "retrieval"), "manifest.measured[0].retrieval: high, low, metric"),
+        (put(float("nan"), "measured", 1, "sqnr_db"), "manifest.measured[1].sqnr_db: wanted a finite number"),
+        (put(None, "measured", 1, "worst_cosine"), "manifest.measured[1].worst_cosine: wanted float, found null"),
         (drop("files", 0), "named but not among its files"),
     ],
 )

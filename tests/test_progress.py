@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 import sys
 
 import pytest
@@ -71,6 +72,17 @@ def test_a_shorter_line_covers_the_longer_one_before(clock: Clock) -> None:
         assert shown(stream) == "hashing [############............]  50% 1/2 2 s"
 
 
+def test_something_else_is_said_at_once(clock: Clock) -> None:
+    """What comes last before a long silence is what it is about."""
+    stream = io.StringIO()
+    with ProgressBar("proving", 1, is_shown=True, stream=stream) as bar:
+        clock.now += 1
+        bar.show("proving", 499, 500)
+        clock.now += 0.001
+        bar.show("timing", 0, 1)
+        assert shown(stream) == "timing [........................]   0% 0/1 1 s"
+
+
 @pytest.mark.parametrize("is_failing", [False, True])
 def test_it_leaves_an_empty_line(clock: Clock, is_failing: bool) -> None:
     """Also after an error, whose message then stands at the beginning of the line."""
@@ -108,6 +120,36 @@ def test_nothing_is_cleaned_up_that_was_not_drawn(clock: Clock) -> None:
 )
 def test_a_line_has_label_bar_share_count_and_time(done: int, total: int, elapsed_s: float, line: str) -> None:
     assert render("images", done, total, elapsed_s) == line
+
+
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        (47, "images [########................]  33% 1/3 2 s"),
+        (46, "images [#######................]  33% 1/3 2 s"),
+        (27, "images [#...]  33% 1/3 2 s"),
+        (26, "images  33% 1/3 2 s"),
+        (10, "images  3"),
+    ],
+)
+def test_a_line_is_narrower_than_the_terminal(columns: int, line: str) -> None:
+    assert render("images", 1, 3, 1.6, columns) == line
+    assert len(line) < columns
+
+
+def test_a_narrow_terminal_is_asked_for_its_width(clock: Clock) -> None:
+    pty, fcntl = pytest.importorskip("pty"), pytest.importorskip("fcntl")
+    termios = pytest.importorskip("termios")
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 30, 0, 0))
+    with (
+        os.fdopen(master, "rb"),
+        os.fdopen(slave, "w") as terminal,
+        ProgressBar("images", 3, is_shown=True, stream=terminal) as bar,
+    ):
+        clock.now += 1
+        bar.advance()
+        assert os.read(master, 99) == b"\rimages [##.....]  33% 1/3 1 s"
 
 
 def test_without_a_wish_a_terminal_decides() -> None:

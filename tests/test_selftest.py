@@ -12,18 +12,20 @@ import pytest
 
 from edgeclip import Encoder
 from edgeclip.errors import BundleError, DeviceError, EdgeclipError, InputError
+from edgeclip.jina_clip import preprocess_image
 from edgeclip.manifest import TARGETS, Manifest, Target, TowerName
-from edgeclip.selftest import TOLERANCE, run_selftest
+from edgeclip.selftest import TOLERANCE, least_cosine, repeat_proof, run_selftest
+from edgeclip.tokenization import TextTokenizer
 from tests.damage import replace_graph, reseal
 
 DIM = 64
 TOWERS: tuple[TowerName, ...] = ("text", "vision")
 
 
-def refusal(folder: Path, kind: type[EdgeclipError]) -> str:
-    """The one line that a bundle's self-test ends with."""
+def refusal(folder: Path, kind: type[EdgeclipError], test: Callable[..., object] = run_selftest) -> str:
+    """The one line that a bundle's test ends with."""
     with Encoder.open(folder, device="cpu") as encoder, pytest.raises(kind) as caught:
-        run_selftest(encoder, folder)
+        test(encoder, folder)
     message = str(caught.value)
     assert len(message.splitlines()) == 1
     return message
@@ -37,6 +39,7 @@ def test_every_targets_bundle_passes_on_the_cpu(bundles: dict[Target, Path], tar
     for result in results:
         assert 1 - 1e-5 < result.worst_cosine < 1 + 1e-5
         assert 0 <= result.largest_difference <= TOLERANCE["fp32"]
+        assert result.recorded_cosine == pytest.approx(1)
 
 
 def test_its_answers_are_those_of_different_inputs(bundle: Path) -> None:
@@ -97,15 +100,130 @@ def test_a_resize_that_is_not_what_it_was_is_seen(copied_bundle: Path) -> None:
     assert "the vision tower on cpu differs from the checkpoint" in refusal(copied_bundle, DeviceError)
 
 
-def test_a_precision_without_a_tolerance(copied_bundle: Path) -> None:
-    reseal(copied_bundle, vision=replace(Manifest.read(copied_bundle).vision, precision="int4"))
-    message = refusal(copied_bundle, BundleError)
-    assert message == "self-test: the vision tower on cpu is int4, which this edgeclip cannot judge; upgrade it"
+def test_it_holds_its_inputs_as_the_runtime_prepares_them(bundle: Path) -> None:
+    """Those that another precision is measured with, where there is neither Pillow nor this runtime."""
+    manifest = Manifest.read(bundle)
+    with np.load(bundle / manifest.selftest) as arrays:
+        tokenizer = TextTokenizer(bundle / manifest.tokenizer.file, manifest.tokenizer)
+        rows, _ = tokenizer.encode([str(text) for text in arrays["texts"]], None)
+        for index, row in enumerate(rows):
+            np.testing.assert_array_equal(arrays[f"input_ids_{index}"], row[None])
+        for index, pixels in enumerate(arrays["pixel_values"]):
+            np.testing.assert_array_equal(
+                preprocess_image(arrays[f"image_{index}"], manifest.image, label="image"), pixels
+            )
 
 
-def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Rewrite the self-test with something changed in it."""
-    path = folder / "selftest.npz"
+@pytest.mark.parametrize(
+    ("recorded", "least"), [(0.99, 0.98), (0.5, 0.0), (1.0, 1 - 1e-5), (1.0000002, 1 - 1e-5), (0.999999, 1 - 1e-5)]
+)
+def test_a_loss_may_be_twice_what_was_recorded_or_harmless(recorded: float, least: float) -> None:
+    assert least_cosine(recorded) == pytest.approx(least, abs=1e-12)
+
+
+def test_an_int8_bundle_repeats_what_was_recorded(int8_bundle: Path) -> None:
+    with Encoder.open(int8_bundle, device="cpu") as encoder:
+        selftest, proof = run_selftest(encoder, int8_bundle), repeat_proof(encoder, int8_bundle)
+    assert [(one.tower, one.against, one.data, one.samples) for one in (*selftest, *proof)] == [
+        ("text", "fp32 checkpoint", "self-test", 6),
+        ("vision", "fp32 checkpoint", "self-test", 2),
+        ("text", "fp32 bundle", "made-up inputs", 32),
+        ("vision", "fp32 bundle", "made-up inputs", 8),
+    ]
+    for one in (*selftest, *proof):
+        assert 0.99 < one.worst_cosine < 0.99999
+        assert one.worst_cosine == pytest.approx(one.recorded_cosine, abs=1e-6)
+        assert one.largest_difference > 1e-4
+
+
+def test_an_fp32_bundle_has_no_proof_to_repeat(bundle: Path, encoder: Encoder) -> None:
+    assert repeat_proof(encoder, bundle) == ()
+
+
+def rerecord(folder: Path, tower: TowerName, against: str, **changes: Any) -> None:
+    """A record that says something else."""
+    measured = [
+        replace(one, **changes) if (one.tower, one.against) == (tower, against) else one
+        for one in Manifest.read(folder).measured
+    ]
+    reseal(folder, measured=tuple(measured))
+
+
+@pytest.mark.parametrize(
+    ("against", "test", "name"),
+    [("fp32 checkpoint", run_selftest, "self-test"), ("fp32 bundle", repeat_proof, "proof")],
+)
+def test_a_device_that_loses_more_than_twice_as_much(
+    copied_int8: Path, against: str, test: Callable[..., object], name: str
+) -> None:
+    """As a kernel that saturates would. Three quarters of the loss recorded pass, a third does not."""
+    recorded = min(
+        one.worst_cosine
+        for one in Manifest.read(copied_int8).measured
+        if (one.against, one.tower) == (against, "text")
+    )
+    rerecord(copied_int8, "text", against, worst_cosine=1 - 0.75 * (1 - recorded))
+    with Encoder.open(copied_int8, device="cpu") as encoder:
+        test(encoder, copied_int8)
+    rerecord(copied_int8, "text", against, worst_cosine=1 - (1 - recorded) / 3)
+    message = refusal(copied_int8, DeviceError, test)
+    assert message == (
+        f"{name}: the text tower on cpu has a worst cosine of {recorded:.6f} to the {against}, wanted "
+        f"{1 - 2 / 3 * (1 - recorded):.6f} or more: {1 - (1 - recorded) / 3:.6f} was measured when it was written; "
+        "another device or onnxruntime version may do better"
+    )
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_an_int8_tower_that_answers_wrongly(copied_int8: Path, tower: TowerName) -> None:
+    scale = np.random.default_rng(0).normal(size=DIM) * 1e-3
+    replace_graph(copied_int8, tower, scale=scale, offset=np.zeros(DIM))
+    for test, name in ((run_selftest, "self-test"), (repeat_proof, "proof")):
+        assert refusal(copied_int8, DeviceError, test).startswith(f"{name}: the {tower} tower on cpu has a worst")
+    replace_graph(copied_int8, tower, scale=np.zeros(DIM), offset=np.zeros(DIM))
+    for test in (run_selftest, repeat_proof):
+        assert refusal(copied_int8, DeviceError, test).endswith("gives one constant vector for different inputs")
+
+
+@pytest.mark.parametrize("test", [run_selftest, repeat_proof])
+def test_a_narrowed_tower_without_a_record(copied_int8: Path, test: Callable[..., object]) -> None:
+    for against in ("fp32 checkpoint", "fp32 bundle"):
+        rerecord(copied_int8, "text", against, data="something else")
+    assert "the text tower on cpu is int8, and the manifest does not say what it gave when written" in refusal(
+        copied_int8, BundleError, test
+    )
+
+
+def test_only_what_is_narrowed_is_proved_again(copied_int8: Path) -> None:
+    reseal(copied_int8, text=replace(Manifest.read(copied_int8).text, precision="fp32"))
+    with Encoder.open(copied_int8, device="cpu") as encoder:
+        assert [one.tower for one in repeat_proof(encoder, copied_int8)] == ["vision"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda arrays: arrays.pop("input_ids_3"), "cannot be read"),
+        (lambda arrays: arrays.pop("pixel_values"), "cannot be read"),
+        (lambda arrays: arrays.update(text_embeds=arrays["text_embeds"][:, :5]), "(32, 5) answers of the text tower"),
+        (
+            lambda arrays: arrays.update(pixel_values=arrays["pixel_values"][:3]),
+            "(8, 64) answers of the vision tower",
+        ),
+        (lambda arrays: arrays.update(image_embeds=np.zeros((0, 64), np.float32)), "(0, 64) answers of the vision"),
+    ],
+)
+def test_a_proof_with_something_missing(
+    copied_int8: Path, change: Callable[[dict[str, Any]], object], told: str
+) -> None:
+    edit(copied_int8, change, "proof.npz")
+    message = refusal(copied_int8, BundleError, repeat_proof)
+    assert message.startswith(f"{copied_int8 / 'proof.npz'}: ") and told in message
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object], name: str = "selftest.npz") -> None:
+    """Rewrite the self-test, or the proof, with something changed in it."""
+    path = folder / name
     with np.load(path) as arrays:
         changed = dict(arrays)
     change(changed)

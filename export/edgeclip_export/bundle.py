@@ -16,6 +16,7 @@ from edgeclip.errors import BuildError
 from edgeclip.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
+    SELFTEST_DATA,
     TOWERS,
     Manifest,
     Measurement,
@@ -68,18 +69,20 @@ def write_bundle(folder: Path, source: Source, out: Path, target: Target, progre
             del tower
             _save(model, stage / GRAPHS[name], f"writing the {name} graph", progress)
             facts[name] = TowerFacts(
-                file=GRAPHS[name], precision="fp32", parameters=parameters, operators=census(model)
+                file=GRAPHS[name], precision="fp32", parameters=parameters, operators=census(model), kernels={}
             )
             del model
             gc.collect()
             measured.append(_prove(name, stage, selftest, answers[name], progress))
-        pictures: dict[str, Any] = {f"image_{index}": picture for index, picture in enumerate(selftest.images)}
+        inputs: dict[str, Any] = {f"image_{index}": picture for index, picture in enumerate(selftest.images)}
+        inputs |= {f"input_ids_{index}": row for index, row in enumerate(selftest.ids)}
         np.savez_compressed(
             stage / SELFTEST,
             texts=np.array(TEXTS),
             text_embeds=answers["text"],
             image_embeds=answers["vision"],
-            **pictures,
+            pixel_values=selftest.pixels,
+            **inputs,
         )
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
@@ -94,6 +97,7 @@ def write_bundle(folder: Path, source: Source, out: Path, target: Target, progre
             tokenizer=tokenizer_facts(TOKENIZER, config.text),
             image=image,
             selftest=SELFTEST,
+            proof=None,
             files=file_facts(stage, progress),
             measured=tuple(measured),
             built_with={name: version(name) for name in ("edgeclip", "torch", "onnx-ir", "onnxscript")},
@@ -132,14 +136,18 @@ def _prove(
             f"the {name} graph differs from the torch tower by {difference:.1e}, allowed is {PARITY:.0e}"
         )
     cosines = (found.astype(np.float64) * answers).sum(axis=1)
+    power, noise = (float((array.astype(np.float64) ** 2).sum()) for array in (answers, found - answers))
     return Measurement(
         tower=name,
-        against="fp32 torch tower",
-        data="self-test",
+        against="fp32 checkpoint",
+        data=SELFTEST_DATA,
         samples=len(batches),
         worst_cosine=float(cosines.min()),
+        p1_cosine=float(np.percentile(cosines, 1)),
         mean_cosine=float(cosines.mean()),
         largest_difference=difference,
+        sqnr_db=10 * math.log10(power / noise) if noise else None,
+        weight_bytes=sum(path.stat().st_size for path in stage.glob(f"{GRAPHS[name]}*")),
     )
 
 

@@ -1,52 +1,139 @@
 """Bundle in, smaller bundle out, with the proof of what that cost.
 
-`quantize_bundle` is the whole way. The modules behind it, in the order a tower passes them: `samples`, `plain`,
-`linear`, `calibration`, `smoothing`, `kernels`, `table`, `quantize`.
+`quantize_bundle` is the whole way, and `quantize` is where it can be followed. What it calls, by what is made:
+
+- integers for the CPU: `plain`, `linear`, `calibration`, `smoothing`, `kernels`, `blocks`, `plan`, `table`,
+  `integers`;
+- fp16 for CUDA: `signatures`, `ranges`, `half`, and `emulation`, which runs it on a CPU;
+- int8 for TensorRT: `qdq`;
+- the proof of any: `samples`, `retrieval`, `proof`, `budget`;
+- the recipes for the CPU, which there are, side by side, and the pair to take: `recipes`, `comparison`, `choice`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeclip.errors import MissingExtraError
-from edgeclip.manifest import Manifest
+from edgeclip.errors import BuildError, MissingExtraError
+from edgeclip.manifest import TOWERS, Manifest, Precision
+from edgeclip.staging import check_place
 
 if TYPE_CHECKING:
+    from edgeclip_quant.budget import Budget
+    from edgeclip_quant.choice import Comparison
     from edgeclip_quant.samples import Samples
 
-# What proves an int8 bundle unless more is asked for.
-WORST_COSINE = 0.99
-_TEXTS, _IMAGES = 64, 16
+_TEXTS, _IMAGES = 32, 8
 
 
 def quantize_bundle(
     bundle: str | Path,
     out: str | Path,
     *,
+    to: Precision = "int8",
     samples: "Samples | None" = None,
-    worst_cosine: float = WORST_COSINE,
+    budget: "Budget | None" = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Manifest:
-    """Write the int8 bundle of an fp32 bundle for the CPU to `out`, and leave the source as it is.
+    """Write an fp32 bundle as `to` to `out`, and leave the source as it is.
 
-    Every other one of `samples` (made up without any) calibrates, the rest proves: each of a tower's vectors has a
-    cosine of at least `worst_cosine` to the source's. Raises BuildError, with nothing left at `out`, when one has
-    not, when the source is not fp32 for cpu, or when `out` exists or cannot be written; MissingExtraError when
-    the extra `quant`, or an onnxruntime, is missing.
+    int8 and int4 for the CPU, fp16 for CUDA, int8 for TensorRT: what is made follows the source's target.
+    Every other one of `samples` calibrates, the rest proves. Without samples, made-up ones do both. `budget` None is
+    the precision's own (`edgeclip_quant.budget`).
+
+    Raises BuildError, with nothing left at `out`, when the bundle lost more than its budget, when the source is not
+    fp32 or its target has no such precision, or when `out` exists or cannot be written; MissingExtraError when the
+    extra `quant`, or an onnxruntime, is missing.
     """
-    try:
-        from edgeclip_quant.quantize import quantize
+    with _named_extras():
+        from edgeclip_quant.budget import DEFAULT_BUDGETS
+        from edgeclip_quant.quantize import Order, quantize
+        from edgeclip_quant.recipes import DEFAULT_RECIPES
+
+    calibration, proof = calibration_and_proof(Path(bundle), samples)
+    order = Order(
+        to=dict.fromkeys(TOWERS, to),
+        recipes=dict.fromkeys(TOWERS, DEFAULT_RECIPES[to]) if to in DEFAULT_RECIPES else {},
+        calibration=calibration,
+        is_made_up=samples is None,
+        proof=proof,
+        budget=budget or DEFAULT_BUDGETS[to],
+    )
+    return quantize(Path(bundle), Path(out), order, progress or (lambda what, done, total: None))
+
+
+def quantize_automatically(
+    bundle: str | Path,
+    out: str | Path,
+    *,
+    samples: "Samples | None" = None,
+    budget: "Budget | None" = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    comparison: "Comparison | None" = None,
+) -> Manifest:
+    """Try the recipes for the CPU on each tower, take the fastest pair within the budget, and write its bundle.
+
+    `comparison` is what `edgeclip_quant.comparison.compare_recipes` gave for the same samples and the budget's
+    cosine; None: it is made now, of the recipes that a bundle may be made by. Options and errors as in
+    `quantize_bundle`; the budget's default is int8's. BuildError also when no pair is within it: what came nearest.
+    """
+    with _named_extras():
+        from edgeclip_quant.budget import DEFAULT_BUDGETS
+        from edgeclip_quant.choice import nearest, pick
+        from edgeclip_quant.comparison import compare_recipes
+        from edgeclip_quant.quantize import Order, quantize
+        from edgeclip_quant.recipes import usable_recipes
+
+    report = progress or (lambda what, done, total: None)
+    budget, is_made_up = budget or DEFAULT_BUDGETS["int8"], samples is None
+    check_place(Path(out), 2 * Manifest.read(bundle).weight_bytes)
+    calibration, proof = calibration_and_proof(Path(bundle), samples)
+    comparison = comparison or compare_recipes(
+        Path(bundle),
+        calibration,
+        proof,
+        report,
+        is_made_up=is_made_up,
+        cosine=budget.cosine,
+        recipes=usable_recipes(is_made_up=is_made_up),
+    )
+    picked = pick(comparison, budget)
+    if picked is None:
+        raise BuildError(
+            f"no pair of recipes is within the budget: {nearest(comparison, budget)}; allow more (--budget)"
+        )
+    recipes = {one.tower: one.recipe for one in picked.pair.towers}
+    order = Order(
+        to={name: recipe.precision for name, recipe in recipes.items()},
+        recipes=recipes,
+        calibration=calibration,
+        is_made_up=is_made_up,
+        proof=proof,
+        budget=budget,
+        kept={one.tower: one.kept for one in picked.pair.towers},
+    )
+    return quantize(Path(bundle), Path(out), order, report)
+
+
+def calibration_and_proof(bundle: Path, samples: "Samples | None") -> "tuple[Samples, Samples | None]":
+    """The halves of a user's samples; without any, made-up ones and None."""
+    with _named_extras():
         from edgeclip_quant.samples import made_up_samples
+    if samples is not None:
+        return samples.halves()
+    return made_up_samples(bundle, Manifest.read(bundle), texts=_TEXTS, images=_IMAGES), None
+
+
+@contextmanager
+def _named_extras() -> Iterator[None]:
+    """A package that is missing is told by the extra that brings it."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         package = str(error.name).split(".")[0]
         extra = "cpu" if package == "onnxruntime" else "quant"
         raise MissingExtraError(f"{package} is not installed: `pip install edgeclip[{extra}]`") from error
 
-    if samples is None:
-        samples = made_up_samples(Path(bundle), Manifest.read(bundle), texts=_TEXTS, images=_IMAGES)
-    calibration, proof = samples.halves()
-    report = progress or (lambda what, done, total: None)
-    return quantize(Path(bundle), Path(out), calibration, proof, worst_cosine, report)
 
-
-__all__ = ["WORST_COSINE", "quantize_bundle"]
+__all__ = ["calibration_and_proof", "quantize_automatically", "quantize_bundle"]

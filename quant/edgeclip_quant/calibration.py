@@ -34,15 +34,16 @@ class Observation:
 
 def observe(
     model: ir.Model, samples: Sequence[NDArray[Any]], folder: Path, progress: Progress, threads: int | None = None
-) -> Mapping[str, Observation]:
-    """Run a plain graph on every sample (a batch of its input) and say what each linear layer saw.
+) -> tuple[Mapping[str, Observation], NDArray[np.float32]]:
+    """Run a plain graph on every sample (a batch of its input): what each linear layer saw, and the vectors (N, D).
 
     `folder` is where a copy of the graph with more outputs may lie meanwhile; it takes as much room as the
     weights. The graph itself is not changed.
     """
     copy = model.clone()
     layers = linear_layers(copy.graph)
-    outputs = _look_at_inputs(copy.graph, layers)
+    outputs = [str(copy.graph.outputs[0].name), *_look_at_inputs(copy.graph, layers)]
+    vectors = []
     largest: dict[str, NDArray[np.float32]] = {}
     rows: dict[str, list[NDArray[np.float32]]] = {layer.name: [] for layer in layers}
     with tempfile.TemporaryDirectory(dir=folder, prefix="calibration-") as place:
@@ -54,15 +55,17 @@ def observe(
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         for done, sample in enumerate(samples):
             progress("calibrating", done, len(samples))
-            found = session.run(outputs, {session.get_inputs()[0].name: sample})
+            answer, *found = session.run(outputs, {session.get_inputs()[0].name: sample})
+            vectors.append(answer)
             for layer, top, some in zip(layers, found[::2], found[1::2], strict=True):
                 before = largest.get(layer.name)
                 largest[layer.name] = top if before is None else np.maximum(before, top)
                 rows[layer.name].append(_some(some, _ROWS_OF_SAMPLE))
-    return {
+    seen = {
         layer.name: Observation(largest=largest[layer.name], rows=_some(np.concatenate(rows[layer.name]), ROWS))
         for layer in layers
     }
+    return seen, np.concatenate(vectors)
 
 
 def _some(rows: NDArray[np.float32], count: int) -> NDArray[np.float32]:

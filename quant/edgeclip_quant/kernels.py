@@ -1,72 +1,200 @@
-"""Integer linear layers: int8 weights with a scale per output, inputs rounded to 8 bits with a scale per row.
+"""The kernels a linear layer can go to, and what each then computes.
 
-    y = r (round(x / r * 127) Q) s / 127 + b,      r = max|x| of the row, s = max|W| of the output / 127
+| kernel        | operators                              | weights                    | scale of the input         |
+| ------------- | -------------------------------------- | -------------------------- | -------------------------- |
+| int8 static   | QuantizeLinear, MatMulIntegerToFloat   | int8, a scale per output   | one, fixed by calibration  |
+| int8 per row  | the same GEMM, elementwise round it    | int8, a scale per output   | a row's own                |
+| int8 per call | DynamicQuantizeMatMul                  | int8, a scale per output   | the whole input's own      |
+| int8 blocks   | MatMulNBits                            | 8 bit, a scale per block   | one per block of a row     |
+| int4 blocks   | MatMulNBits                            | 4 bit, a scale per block   | one per block of a row     |
+| fp32          | MatMul, Add                            | as they are                | none                       |
 
-DynamicQuantizeMatMul has one scale for its whole input: a row's answer then depends on the rows beside it, and
-one token far out takes the precision of all others. A scale per row costs a few elementwise operators round
-the same GEMM and, measured on two cores with AVX-512 VNNI (1024 to 4096), no time: 25.6 ms against 26.9 at
-1297 rows, 0.52 against 0.50 at 16. Its error on Gaussian data is 1.1e-2 against 1.2e-2 to 1.4e-2.
+On two cores with AVX-512 VNNI, 1024 to 4096, of fp32's time: at 16 rows 0.30 static, 0.34 per row, 0.36 blocks; at
+1297 rows 0.31, 0.39 and 0.6. Per call is as quick as static and has no place in a bundle of ours: a vector would
+depend on what else is in its batch, and one token far out takes the precision of all others. It is here to be
+compared with. `static` is for inputs that a norm gives: their rows are of one length, so a fixed scale fits them,
+and nothing that calibration never saw lies far outside.
 """
+
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgeclip_quant.blocks import blocks_product, matmul_blocks
 from edgeclip_quant.linear import LinearLayer, constant
 from edgeclip_quant.plain import CONTRIB
 from edgeclip_quant.smoothing import fold_into_norm, is_fed_by_norm
 
+Kernel = Literal["int8 static", "int8 per row", "int8 per call", "int8 blocks", "int4 blocks", "fp32"]
+Array = NDArray[np.float32]
+
 LEVELS = 127
+_ALL_LEVELS = 255
 _ZERO = 128  # of the unsigned input
+# The least value of x Phi(x) is -0.16997, at -0.7518.
+GELU_LOWEST = 0.17
 _SMALLEST_ROW = 1e-12
 
 
-def quantize_columns(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How one layer is computed.
+
+    `factors` (in,) divide its input and multiply its weights first (`smoothing`), None without. `largest` is what
+    a static scale reaches to. `shift` is added to an input that is never below its negative, so that all 256 levels
+    of a row's scale are used; the bias takes it back. `error` is the output's, |y' - y| / |y|, on what the layer saw.
+    """
+
+    kernel: Kernel
+    factors: Array | None = None
+    largest: float = 0.0
+    shift: float = 0.0
+    error: float = 0.0
+
+
+def quantize_columns(weight: Array) -> tuple[NDArray[np.int8], Array]:
     """(in, out) -> int8 of the same shape and a scale per output (out,); symmetric, round to nearest."""
     scales = np.abs(weight).max(axis=0) / LEVELS
     scales[scales == 0] = 1.0
     return np.rint(weight / scales).astype(np.int8), scales.astype(np.float32)
 
 
-def quantized_product(rows: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What the integer layer gives for rows (R, in) and a weight (in, out), without its bias; in numpy."""
+def lowest(x: ir.Value) -> float:
+    """The greatest magnitude below zero that x can have, 0 where nothing is known of it."""
+    producer = x.producer()
+    return GELU_LOWEST if producer is not None and producer.op_type == "Gelu" else 0.0
+
+
+def product(kernel: Kernel, rows: Array, weight: Array, *, largest: float = 0.0, shift: float = 0.0) -> Array:
+    """What a kernel gives for rows (R, in) and a weight (in, out), without the bias; in numpy."""
+    if kernel == "fp32":
+        return rows @ weight
+    if kernel == "int8 blocks" or kernel == "int4 blocks":
+        return blocks_product(rows, weight, 8 if kernel == "int8 blocks" else 4)
+    if kernel == "int8 per call":
+        low, high = min(float(rows.min()), 0.0), max(float(rows.max()), 0.0)
+        step = (high - low) / 255 or 1.0
+        rounded = (np.clip(np.rint(rows / step) - np.rint(low / step), 0, 255) + np.rint(low / step)) * step
+    elif shift:
+        step = (rows + shift).max(axis=1, keepdims=True) / _ALL_LEVELS
+        rounded = np.rint((rows + shift) / step) * step - shift
+    else:
+        reach = np.abs(rows).max(axis=1, keepdims=True) if kernel == "int8 per row" else np.array(largest)
+        step = np.maximum(reach, _SMALLEST_ROW) / LEVELS
+        rounded = np.clip(np.rint(rows / step), -LEVELS - 1, LEVELS) * step
     levels, scales = quantize_columns(weight)
-    largest = np.maximum(np.abs(rows).max(axis=1, keepdims=True), _SMALLEST_ROW)
-    rounded = np.rint(rows / largest * LEVELS) / LEVELS * largest
-    product: NDArray[np.float32] = (rounded @ (levels * scales)).astype(np.float32)
-    return product
+    found: Array = (rounded.astype(np.float32) @ levels.astype(np.float32)) * scales
+    return found
 
 
-def replace_layer(graph: ir.Graph, layer: LinearLayer, factors: NDArray[np.float32] | None) -> None:
-    """Make the layer an integer one; with `factors` (in,) its input is divided by them, its weights multiplied."""
+def replace_layer(graph: ir.Graph, layer: LinearLayer, plan: Plan, *, separates: bool = False) -> None:
+    """Compute the layer as planned.
+
+    `separates` makes of a layer whose output is split at once (q, k and v; gate and up) one product for each part
+    of one rounded input. That costs a few operators and saves the copies: 46 ms of 1400 for an image at full size.
+    """
+    if plan.kernel == "fp32":
+        return
     x, weight, name = layer.x, layer.weight, layer.name
     tape = ir.tape.Tape()
-    if factors is not None:
-        weight = weight * factors[:, None]
+    if plan.factors is not None:
+        weight = weight * plan.factors[:, None]
         if is_fed_by_norm(x):
-            fold_into_norm(graph, x, factors)
+            fold_into_norm(graph, x, plan.factors)
         else:
-            x = tape.op("Mul", [x, constant(graph, f"{name}_inverse_factors", (1 / factors).astype(np.float32))])
-    levels, scales = quantize_columns(weight)
-    last = constant(graph, "int8_last_axis", np.array([-1], np.int64))
-    smallest = constant(graph, "int8_smallest_row", np.array(_SMALLEST_ROW, np.float32))
-    step = constant(graph, "int8_step", np.array(1 / LEVELS, np.float32))
-    zero = constant(graph, "int8_zero", np.array(_ZERO, np.uint8))
-    largest = tape.op("Max", [tape.op("ReduceMax", [tape.op("Abs", [x]), last], {"keepdims": 1}), smallest])
-    rounded = tape.op("QuantizeLinear", [tape.op("Div", [x, largest]), step, zero])
-    product = tape.op(
-        "MatMulIntegerToFloat",
-        [
-            rounded,
-            constant(graph, f"{name}_int8", levels),
-            step,
-            constant(graph, f"{name}_scales", scales),
-            zero,
-        ],
-        domain=CONTRIB,
-    )
-    output = tape.op("Add", [tape.op("Mul", [product, largest]), layer.bias_value])
+            inverse = constant(graph, f"{name}_inverse_factors", (1 / plan.factors).astype(np.float32))
+            x = tape.op("Mul", [x, inverse])
+    removed, replaced = [layer.add, layer.matmul], [layer.output]
+    if plan.kernel == "int8 blocks" or plan.kernel == "int4 blocks":
+        bits = 8 if plan.kernel == "int8 blocks" else 4
+        outputs = [matmul_blocks(graph, tape, x, weight, layer.bias_value, name, bits)]
+    elif plan.kernel == "int8 per call":
+        levels, scales = quantize_columns(weight)
+        stored = constant(graph, f"{name}_int8", levels), constant(graph, f"{name}_scales", scales)
+        outputs = [tape.op("DynamicQuantizeMatMul", [x, *stored, None, layer.bias_value], domain=CONTRIB)]
+    else:
+        rounded = _round(graph, tape, x, plan, name)
+        split = _split_of(layer.output) if separates else None
+        if split is None:
+            outputs = [_multiply(graph, tape, rounded, weight, layer.bias, name)]
+        else:
+            removed, replaced = [split, *removed], list(split.outputs)
+            ends = np.cumsum([_width(value) for value in replaced])[:-1]
+            parts = zip(np.split(weight, ends, axis=1), np.split(layer.bias, ends), strict=True)
+            outputs = [
+                _multiply(graph, tape, rounded, part, bias, f"{name}_{number}")
+                for number, (part, bias) in enumerate(parts)
+            ]
     graph.opset_imports.setdefault(CONTRIB, 1)
-    ir.convenience.replace_nodes_and_values(
-        graph, layer.add, [layer.add, layer.matmul], tape.nodes, [layer.output], [output]
-    )
+    ir.convenience.replace_nodes_and_values(graph, removed[0], removed, tape.nodes, replaced, outputs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rounded:
+    """An input as integers: (levels - zero) step, times its row's largest if there is one, less the shift."""
+
+    levels: ir.Value
+    step: ir.Value
+    zero: ir.Value
+    largest: ir.Value | None
+    shift: float
+
+
+def _round(graph: ir.Graph, tape: ir.tape.Tape, x: ir.Value, plan: Plan, name: str) -> _Rounded:
+    """Static: x / step. Per row: x / r in steps of 1/127, r = max|x|; shifted: (x + c) / r in 1/255, r of x + c."""
+    zero = constant(graph, "int8_zero", np.array(_ZERO, np.uint8))
+    if plan.kernel == "int8 static":
+        step = constant(graph, f"{name}_step", np.array(max(plan.largest, _SMALLEST_ROW) / LEVELS, np.float32))
+        levels = tape.op("QuantizeLinear", [x, step, zero])
+        return _Rounded(levels=levels, step=step, zero=zero, largest=None, shift=0.0)
+    last = constant(graph, "int8_last_axis", np.array([-1], np.int64))
+    if plan.shift:
+        step = constant(graph, "uint8_step", np.array(1 / _ALL_LEVELS, np.float32))
+        zero = constant(graph, "uint8_zero", np.array(0, np.uint8))
+        x = tape.op("Add", [x, constant(graph, "int8_shift", np.array(plan.shift, np.float32))])
+        largest = tape.op("ReduceMax", [x, last], {"keepdims": 1})
+    else:
+        step = constant(graph, "int8_step", np.array(1 / LEVELS, np.float32))
+        # A row of zeros becomes 0 / 0, whatever integers that gives, and those times its largest, which is 0.
+        largest = tape.op("ReduceMax", [tape.op("Abs", [x]), last], {"keepdims": 1})
+    levels = tape.op("QuantizeLinear", [tape.op("Div", [x, largest]), step, zero])
+    return _Rounded(levels=levels, step=step, zero=zero, largest=largest, shift=plan.shift)
+
+
+def _multiply(
+    graph: ir.Graph, tape: ir.tape.Tape, rounded: _Rounded, weight: Array, bias: Array, name: str
+) -> ir.Value:
+    """The product with a weight (in, out) and a bias (out,), from which the shift is taken back."""
+    levels, scales = quantize_columns(weight)
+    if rounded.shift:
+        bias = (bias - rounded.shift * (levels.astype(np.float64).sum(axis=0) * scales)).astype(np.float32)
+    inputs = [
+        rounded.levels,
+        constant(graph, f"{name}_int8", levels),
+        rounded.step,
+        constant(graph, f"{name}_scales", scales),
+        rounded.zero,
+    ]
+    added = constant(graph, f"{name}_bias", bias)
+    if rounded.largest is None:
+        return tape.op("MatMulIntegerToFloat", [*inputs, None, added], domain=CONTRIB)
+    product = tape.op("MatMulIntegerToFloat", inputs, domain=CONTRIB)
+    return tape.op("Add", [tape.op("Mul", [product, rounded.largest]), added])
+
+
+def _split_of(value: ir.Value) -> ir.Node | None:
+    """The Split along the last axis that alone takes the value, if that is so and the widths are known."""
+    users = [user for user, _ in value.uses()]
+    if len(users) != 1 or users[0].op_type != "Split" or not all(map(_width, users[0].outputs)):
+        return None
+    axis = users[0].attributes["axis"].as_int() if "axis" in users[0].attributes else 0
+    return users[0] if axis in (-1, len(value.shape or ()) - 1) else None
+
+
+def _width(value: ir.Value) -> int:
+    """Of the last axis; 0 where it is not known."""
+    width = value.shape[-1] if value.shape else None
+    return width if isinstance(width, int) else 0

@@ -28,6 +28,11 @@ class LinearLayer:
         return _array(_given(self.matmul, 1))
 
     @property
+    def bias(self) -> NDArray[np.float32]:
+        """(out,)."""
+        return _array(self.bias_value)
+
+    @property
     def bias_value(self) -> ir.Value:
         """(out,)."""
         return _given(self.add, _bias_at(self.add))

@@ -1,86 +1,109 @@
 """A bundle to a smaller bundle: every tower narrowed, held against what it was, and written only if it kept enough.
 
-One tower is in memory at a time. What a layer sees on the calibration samples decides whether its input is smoothed
-and whether it can be int8 at all; the proof is on other samples.
+What a tower is narrowed to depends on what its graph was shaped for (`WAYS`). One tower is in memory at a time.
 """
 
 import gc
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 import onnxruntime
-from numpy.typing import NDArray
-from onnx_ir.passes import PassError, common
+from onnx_ir.passes import InvariantError, PassError
 
 from edgeclip.errors import BuildError
-from edgeclip.manifest import MANIFEST_NAME, TOWERS, Manifest, Measurement, TowerFacts, TowerName
+from edgeclip.manifest import (
+    MANIFEST_NAME,
+    PROOF_DATA,
+    TOWERS,
+    Manifest,
+    Measurement,
+    Precision,
+    Target,
+    TowerFacts,
+    TowerName,
+)
 from edgeclip.staging import file_facts, staged
-from edgeclip_quant.calibration import Observation, observe
-from edgeclip_quant.kernels import quantized_product, replace_layer
+from edgeclip_quant.budget import Budget, judge
+from edgeclip_quant.calibration import observe
+from edgeclip_quant.half import narrow_to_half
+from edgeclip_quant.integers import Narrowed, census, narrow_to_integers, prepare
 from edgeclip_quant.linear import linear_layers
-from edgeclip_quant.plain import MakePlain
-from edgeclip_quant.samples import Batches, Samples
-from edgeclip_quant.smoothing import smoothing_factors
-from edgeclip_quant.table import replace_table
+from edgeclip_quant.proof import PROOF, prove
+from edgeclip_quant.qdq import MAX_ERROR, quantize_for_tensorrt
+from edgeclip_quant.ranges import measure_ranges
+from edgeclip_quant.recipes import Recipe
+from edgeclip_quant.samples import Batches, Samples, padded_pair
 
 Progress = Callable[[str, int, int], None]
 
-# Relative error (Frobenius) of a layer's output up to which it becomes int8; Gaussian data give 1.1e-2.
-_MAX_ERROR = 4e-2
-# Smoothing costs a multiplication where no norm takes it in, so it must be worth it.
-_WORTH_SMOOTHING = 0.8
+WAYS: Mapping[Precision, tuple[Target, ...]] = {
+    # A tensorrt graph can be narrowed too. It waits until an engine was built of it: onnxruntime's provider may
+    # choose types of its own.
+    "fp16": ("cuda",),
+    "int8": ("cpu", "tensorrt"),
+    "int4": ("cpu",),
+}
 _NAMED = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """A layer's error as int8 on what it saw, and the factors that smooth its input, None without."""
+class Order:
+    """What is asked for: `to` and `recipes` (for the CPU) by tower; the user's own `proof` beside the made-up one.
 
-    error: float
-    factors: NDArray[np.float32] | None
+    `is_made_up` says that `calibration` resembles nothing that will come. `kept` is the cosine to which a tower is
+    held on it, by tower, None where it is written as its recipe has it; without `kept`, all are held to the budget's.
+    """
 
-    @property
-    def is_int8(self) -> bool:
-        """Or fp32."""
-        return self.error <= _MAX_ERROR
+    to: Mapping[TowerName, Precision]
+    recipes: Mapping[TowerName, Recipe]
+    calibration: Samples
+    is_made_up: bool
+    proof: Samples | None
+    budget: Budget
+    kept: Mapping[TowerName, float | None] | None = None
 
 
-def quantize(
-    bundle: Path, out: Path, calibration: Samples, proof: Samples, worst_cosine: float, progress: Progress
-) -> Manifest:
+def quantize(bundle: Path, out: Path, order: Order, progress: Progress) -> Manifest:
     """`edgeclip_quant.quantize_bundle`, after the imports."""
     manifest = Manifest.read(bundle)
-    if manifest.target != "cpu" or any(manifest.tower(name).precision != "fp32" for name in TOWERS):
-        precisions = "/".join(manifest.tower(name).precision for name in TOWERS)
-        raise BuildError(f"{bundle}: is {precisions} for {manifest.target}; int8 is made of an fp32 bundle for cpu")
-    _check_source(bundle, manifest, progress)
+    for name in TOWERS:
+        check_way(bundle, manifest, order.to[name])
+    check_source(bundle, manifest, progress)
     with staged(out, needed_bytes=2 * manifest.weight_bytes) as stage:
-        facts: dict[TowerName, TowerFacts] = {}
-        measured = []
-        for name in TOWERS:
-            facts[name], plans = _narrow(name, bundle, manifest, stage, calibration.of(name), progress)
-            measured.append(_prove(name, bundle, manifest, stage, proof, plans, worst_cosine, progress))
+        narrowed = {name: narrow(name, bundle, manifest, stage, order, progress) for name in TOWERS}
         for copied in (manifest.tokenizer.file, manifest.selftest):
             shutil.copyfile(bundle / copied, stage / copied)
+        measured = prove(bundle, manifest, stage, order.proof, progress, precisions=order.to)
+        _check_budget(order, measured, narrowed, stage)
         smaller = replace(
             manifest,
-            text=facts["text"],
-            vision=facts["vision"],
+            text=_facts(manifest.text, order.to["text"], narrowed["text"]),
+            vision=_facts(manifest.vision, order.to["vision"], narrowed["vision"]),
             files=file_facts(stage, progress),
-            measured=(*manifest.measured, *measured),
-            built_with={**manifest.built_with, "onnxruntime": version("onnxruntime")},
+            proof=PROOF,
+            measured=tuple(measured),
+            built_with={**manifest.built_with, "onnxruntime": onnxruntime.__version__},
         )
         (stage / MANIFEST_NAME).write_text(smaller.to_json(), encoding="utf-8")
     return smaller
 
 
-def _check_source(bundle: Path, manifest: Manifest, progress: Progress) -> None:
-    """A damaged source would be signed anew, and agree with itself in every proof."""
+def check_way(bundle: Path, manifest: Manifest, to: Precision) -> None:
+    """BuildError for a source that is not fp32, or whose target has no such precision."""
+    precisions = "/".join(manifest.tower(name).precision for name in TOWERS)
+    targets = WAYS[to]
+    if precisions != "fp32/fp32" or manifest.target not in targets:
+        raise BuildError(
+            f"{bundle}: is {precisions} for {manifest.target}; "
+            f"{to} is made of an fp32 bundle for {' or '.join(targets)}"
+        )
+
+
+def check_source(bundle: Path, manifest: Manifest, progress: Progress) -> None:
+    """BuildError for a damaged source: it would be signed anew, and agree with itself in every proof."""
     found = {file.name: file for file in file_facts(bundle, progress)}
     for file in manifest.files:
         if found.get(file.name) != file:
@@ -90,102 +113,83 @@ def _check_source(bundle: Path, manifest: Manifest, progress: Progress) -> None:
             )
 
 
-def _plan(weight: NDArray[np.float32], seen: Observation) -> Plan:
-    factors = smoothing_factors(seen.largest, weight)
-    exact = seen.rows @ weight
-    plain = _relative(quantized_product(seen.rows, weight), exact)
-    smoothed = _relative(quantized_product(seen.rows / factors, weight * factors[:, None]), exact)
-    if smoothed < _WORTH_SMOOTHING * plain:
-        return Plan(error=smoothed, factors=factors)
-    return Plan(error=plain, factors=None)
-
-
-def _relative(found: NDArray[np.float32], exact: NDArray[np.float32]) -> float:
-    size = float(np.linalg.norm(exact))
-    return float(np.linalg.norm(found - exact)) / size if size else 0.0
-
-
-def _narrow(
-    name: TowerName, bundle: Path, manifest: Manifest, stage: Path, samples: Batches, progress: Progress
-) -> tuple[TowerFacts, dict[str, Plan]]:
-    facts = manifest.tower(name)
+def narrow(
+    name: TowerName, bundle: Path, manifest: Manifest, stage: Path, order: Order, progress: Progress
+) -> Narrowed:
+    """Write one tower's graph to `stage`. BuildError for a graph that is not as an export leaves it."""
+    source, out = (folder / manifest.tower(name).file for folder in (bundle, stage))
+    samples = order.calibration.of(name)
     try:
-        model = ir.load(bundle / facts.file)
-        model = MakePlain()(model).model
-        seen = observe(model, samples, stage, lambda what, done, total: progress(f"{what}, {name}", done, total))
-        plans = {}
-        layers = linear_layers(model.graph)
-        for done, layer in enumerate(layers):
-            progress(f"quantising the {name} tower", done, len(layers))
-            plan = plans[layer.name] = _plan(layer.weight, seen[layer.name])
-            if plan.is_int8:
-                replace_layer(model.graph, layer, plan.factors)
+        if manifest.target == "cpu":
+            tower = prepare(name, source, samples, stage, progress)
+            cosine = order.budget.cosine if order.kept is None else order.kept[name]
+            may_fix = not order.is_made_up
+            return narrow_to_integers(tower, out, order.recipes[name], cosine, progress, may_fix=may_fix)
         if name == "text":
-            replace_table(model.graph)
-        for step in (common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass(), common.NameFixPass()):
-            model = step(model).model
-        common.TopologicalSortPass()(model)
-    except (ir.passes.InvariantError, PassError) as error:
+            samples = (*samples, padded_pair(samples, manifest.tokenizer.pad_id))
+        return _narrow_for_gpu(name, source, out, order.to[name], samples, progress)
+    except (InvariantError, PassError) as error:
         raise BuildError(f"{bundle}: the {name} graph cannot be quantised ({error.__cause__ or error})") from error
-    ir.save(model, stage / facts.file, external_data=f"{facts.file}_data")
-    operators = _census(model)
-    del model
-    gc.collect()
-    return replace(facts, precision="int8", operators=operators), plans
+    finally:
+        gc.collect()
 
 
-def _census(model: ir.Model) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for node in model.graph.all_nodes():
-        operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        counts[operator] = counts.get(operator, 0) + 1
-    return dict(sorted(counts.items()))
+def _narrow_for_gpu(
+    name: TowerName, source: Path, out: Path, to: Precision, samples: Batches, progress: Progress
+) -> Narrowed:
+    def report(what: str, done: int, total: int) -> None:
+        progress(f"{what}, {name}", done, total)
 
-
-def _prove(
-    name: TowerName,
-    bundle: Path,
-    manifest: Manifest,
-    stage: Path,
-    proof: Samples,
-    plans: Mapping[str, Plan],
-    worst_cosine: float,
-    progress: Progress,
-) -> Measurement:
-    """Hold the narrowed tower against the source's; BuildError names the worst layers when it lost too much."""
-    file = manifest.tower(name).file
-    wanted = _run(bundle / file, proof.of(name), f"asking the {name} tower", progress)
-    found = _run(stage / file, proof.of(name), f"proving the {name} tower", progress)
-    cosines = (found.astype(np.float64) * wanted).sum(axis=1)
-    worst = float(cosines.min())
-    if not worst >= worst_cosine:  # NaN fails too
-        ranked = sorted(plans.items(), key=lambda item: -item[1].error)[:_NAMED]
-        named = ", ".join(f"{layer} {plan.error:.1%}" for layer, plan in ranked)
-        raise BuildError(
-            f"the {name} tower as int8 has a worst cosine of {worst:.4f} on {proof.name}, wanted {worst_cosine}; "
-            f"layers with the largest errors: {named}; calibrate on data like yours (--calibrate), or allow more"
-        )
-    return Measurement(
-        tower=name,
-        against="fp32 bundle",
-        data=proof.name,
-        samples=len(cosines),
-        worst_cosine=worst,
-        mean_cosine=float(cosines.mean()),
-        largest_difference=float(np.abs(found - wanted).max()),
+    model = ir.load(source)
+    errors: Mapping[str, float] = {}
+    if to == "fp16":
+        narrow_to_half(model, measure_ranges(model, samples, out.parent, report))
+        wide = sum(_is_wide(node) for node in model.graph)
+        products = sum(_is_product(node) for node in model.graph)
+        kernels = {"fp16": products - wide, "fp32": wide}
+    else:
+        layers = len(linear_layers(model.graph))
+        seen, _ = observe(model, samples, out.parent, report)
+        errors = quantize_for_tensorrt(model, seen)
+        integers = sum(error <= MAX_ERROR for error in errors.values())
+        kernels = {"int8 static": integers, "fp32": layers - integers}
+    progress(f"writing the {name} tower", 0, 1)
+    ir.save(model, out, external_data=f"{out.name}_data")
+    return Narrowed(
+        kernels={kernel: count for kernel, count in kernels.items() if count},
+        errors=errors,
+        operators=census(model),
     )
 
 
-def _run(path: Path, batches: Batches, what: str, progress: Progress) -> NDArray[np.float32]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what it would print, it raises
-    rows = []
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        for done, batch in enumerate(batches):
-            progress(what, done, len(batches))
-            rows.append(session.run(None, {session.get_inputs()[0].name: batch})[0])
-    except Exception as error:  # onnxruntime's share no base class
-        words = str(error).strip().split("\n")[0]
-        raise BuildError(f"onnxruntime cannot run {path.name} ({words})") from error
-    return np.concatenate(rows)
+def _is_product(node: ir.Node) -> bool:
+    weight = node.inputs[1] if node.op_type == "MatMul" else None
+    return weight is not None and weight.is_initializer() and len(weight.shape or ()) == 2
+
+
+def _is_wide(node: ir.Node) -> bool:
+    return _is_product(node) and node.inputs[1] is not None and node.inputs[1].dtype == ir.DataType.FLOAT
+
+
+def _facts(facts: TowerFacts, to: Precision, narrowed: Narrowed) -> TowerFacts:
+    return replace(facts, precision=to, operators=narrowed.operators, kernels=narrowed.kernels)
+
+
+def _check_budget(
+    order: Order, measured: Sequence[Measurement], narrowed: Mapping[TowerName, Narrowed], stage: Path
+) -> None:
+    """BuildError, naming the worst layers, when the bundle lost more than it may; a user's own data alone decide."""
+    data = order.proof.name if order.proof else PROOF_DATA
+    of_source = [one for one in measured if one.against == "fp32 bundle" and one.data == data]
+    size_bytes = sum(path.stat().st_size for path in stage.iterdir())
+    broken = judge(order.budget, of_source, size_bytes)
+    if not broken:
+        return
+    errors = {f"{name} {layer}": error for name in TOWERS for layer, error in narrowed[name].errors.items()}
+    ranked = sorted(errors.items(), key=lambda item: -item[1])[:_NAMED]
+    worst = f"; layers with the largest errors: {', '.join(f'{layer} {error:.1%}' for layer, error in ranked)}"
+    advice = "calibrate on data like yours (--calibrate)" if order.is_made_up else "calibrate on more data"
+    raise BuildError(
+        f"as {'/'.join(dict.fromkeys(order.to.values()))} {'; '.join(broken)}{worst if ranked else ''}; {advice}, "
+        "or allow more (--budget), or try another precision"
+    )

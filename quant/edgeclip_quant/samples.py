@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from edgeclip.errors import BuildError
 from edgeclip.manifest import Manifest, TowerName
 
 Batches = tuple[NDArray[Any], ...]
@@ -22,28 +23,44 @@ _CELLS = (2, 4, 8, 16)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Samples:
-    """Inputs of both towers as their graphs take them: ids (B, T) and pixels (B, S, S, 3). `name` says what."""
+    """Inputs of both towers as their graphs take them: ids (B, T) and pixels (B, S, S, 3). `name` says what.
+
+    `pairs` gives for each text the index of the image that it describes, None where nobody says.
+    """
 
     name: str
     text: Batches
     vision: Batches
+    pairs: tuple[int, ...] | None = None
 
     def of(self, tower: TowerName) -> Batches:
         """One tower's."""
         return self.text if tower == "text" else self.vision
 
     def halves(self) -> tuple["Samples", "Samples"]:
-        """Every other one, to calibrate on, and the rest, to prove on."""
-        first, second = (
-            Samples(name=self.name, text=self.text[start::2], vision=self.vision[start::2]) for start in (0, 1)
+        """Every other image, to calibrate on, and the rest, to prove on; texts go with their images, or alternate."""
+        return self._half(0), self._half(1)
+
+    def _half(self, which: int) -> "Samples":
+        vision = self.vision[which::2]
+        if self.pairs is None:
+            return Samples(name=self.name, text=self.text[which::2], vision=vision)
+        kept = [index for index, image in enumerate(self.pairs) if image % 2 == which]
+        return Samples(
+            name=self.name,
+            text=tuple(self.text[index] for index in kept),
+            vision=vision,
+            pairs=tuple(self.pairs[index] // 2 for index in kept),
         )
-        return first, second
 
 
 def made_up_samples(bundle: Path, manifest: Manifest, *, texts: int, images: int, seed: int = 0) -> Samples:
-    """So many of each for the bundle in this folder; the same arguments give the same samples."""
+    """So many of each for the bundle in this folder; the same arguments give the same samples.
+
+    Raises BuildError for a bundle without a tokenizer.
+    """
     draw = np.random.default_rng(seed)
-    vocabulary = Tokenizer.from_file(str(bundle / manifest.tokenizer.file)).get_vocab_size()
+    vocabulary = _vocabulary(bundle / manifest.tokenizer.file)
     facts = manifest.tokenizer
     allowed = np.setdiff1d(np.arange(vocabulary), [facts.pad_id, facts.bos_id, facts.eos_id])
     rows = [
@@ -55,6 +72,24 @@ def made_up_samples(bundle: Path, manifest: Manifest, *, texts: int, images: int
         text=tuple(row.astype(np.int64) for row in rows),
         vision=tuple(_picture(manifest.image.size_px, draw)[None] for _ in range(images)),
     )
+
+
+def padded_pair(texts: Batches, pad_id: int) -> NDArray[np.int64]:
+    """The shortest and the longest text as one batch (2, T): the masked way, which single texts never take."""
+    rows = sorted((batch[0] for batch in texts), key=len)
+    pair = np.full((2, len(rows[-1])), pad_id, np.int64)
+    for index, row in enumerate((rows[0], rows[-1])):
+        pair[index, : len(row)] = row
+    return pair
+
+
+def _vocabulary(path: Path) -> int:
+    try:
+        return Tokenizer.from_file(str(path)).get_vocab_size()
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException as error:  # tokenizers raises bare Exception, and its panics are no Exception at all
+        raise BuildError(f"{path}: not a tokenizer ({error}); export or copy the bundle again") from error
 
 
 def _picture(size_px: int, draw: np.random.Generator) -> NDArray[np.uint8]:

@@ -35,15 +35,16 @@ def smoothing_factors(
     return rounded
 
 
-def is_fed_by_norm(x: ir.Value) -> bool:
-    """x is the output of a LayerNormalization with a shift, and goes to one node."""
+def stems_from_norm(x: ir.Value) -> bool:
+    """x is the output of a LayerNormalization."""
     producer = x.producer()
-    return (
-        producer is not None
-        and producer.op_type == "LayerNormalization"
-        and len(producer.inputs) == 3
-        and len(list(x.uses())) == 1
-    )
+    return producer is not None and producer.op_type == "LayerNormalization"
+
+
+def is_fed_by_norm(x: ir.Value) -> bool:
+    """x is the output of a LayerNormalization with a shift, and goes to one node: the norm can be changed."""
+    producer = x.producer()
+    return producer is not None and stems_from_norm(x) and len(producer.inputs) == 3 and len(list(x.uses())) == 1
 
 
 def fold_into_norm(graph: ir.Graph, x: ir.Value, factors: NDArray[np.float32]) -> None:

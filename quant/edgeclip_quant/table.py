@@ -1,6 +1,6 @@
-"""The token table as int8 rows with a scale each: a quarter of its size, and of what a text reads of it.
+"""The token table as int8 rows with a scale each, or in 4 bits with a scale per block.
 
-Gather, Cast, Mul: only the rows of the text's tokens are widened.
+Only the rows of a text's tokens are widened: by Gather, Cast and Mul, or by GatherBlockQuantized.
 """
 
 import numpy as np
@@ -8,7 +8,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import PreconditionError
 
+from edgeclip_quant.blocks import gather_blocks
 from edgeclip_quant.linear import constant
+from edgeclip_quant.plain import CONTRIB
 
 
 def quantize_rows(table: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -18,7 +20,7 @@ def quantize_rows(table: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray
     return np.rint(table / scales).astype(np.int8), scales.astype(np.float32)
 
 
-def replace_table(graph: ir.Graph) -> None:
+def replace_table(graph: ir.Graph, bits: int = 8) -> None:
     """Narrow the one table that tokens are gathered from."""
     gathers = [
         node
@@ -31,10 +33,16 @@ def replace_table(graph: ir.Graph) -> None:
     (gather,) = gathers
     table, ids = gather.inputs
     assert table is not None
+    assert ids is not None
     assert table.const_value is not None
-    rows, scales = quantize_rows(table.const_value.numpy())
+    array, name = table.const_value.numpy(), str(table.name)
     tape = ir.tape.Tape()
-    values = [constant(graph, f"{table.name}_int8", rows), constant(graph, f"{table.name}_scales", scales)]
-    narrow, scale = (tape.op("Gather", [value, ids], {"axis": 0}) for value in values)
-    wide = tape.op("Mul", [tape.op("Cast", [narrow], {"to": ir.DataType.FLOAT}), scale])
+    if bits == 4:
+        wide = gather_blocks(graph, tape, array, ids, name)
+        graph.opset_imports.setdefault(CONTRIB, 1)
+    else:
+        rows, scales = quantize_rows(array)
+        values = [constant(graph, f"{name}_int8", rows), constant(graph, f"{name}_scales", scales)]
+        narrow, scale = (tape.op("Gather", [value, ids], {"axis": 0}) for value in values)
+        wide = tape.op("Mul", [tape.op("Cast", [narrow], {"to": ir.DataType.FLOAT}), scale])
     ir.convenience.replace_nodes_and_values(graph, gather, [gather], tape.nodes, [gather.outputs[0]], [wide])

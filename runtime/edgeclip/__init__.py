@@ -19,6 +19,7 @@ from edgeclip.errors import (
     InputError,
     MissingExtraError,
     TruncationWarning,
+    UnprovedWarning,
 )
 from edgeclip.manifest import Manifest
 
@@ -34,5 +35,6 @@ __all__ = [
     "Manifest",
     "MissingExtraError",
     "TruncationWarning",
+    "UnprovedWarning",
     "__version__",
 ]

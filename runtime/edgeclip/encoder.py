@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgeclip.batching import plan_images, plan_texts
 from edgeclip.bundle import open_manifest, verify_hash
 from edgeclip.devices import Device, choose_device, usable_cpus
-from edgeclip.errors import BundleError, DeviceError, InputError, TruncationWarning
+from edgeclip.errors import BundleError, DeviceError, InputError, TruncationWarning, UnprovedWarning
 from edgeclip.images import ImageInput, is_image
 from edgeclip.jina_clip import preprocess_image, prompt
 from edgeclip.manifest import TOWERS, Manifest, TowerName
@@ -54,7 +54,8 @@ class Encoder:
         """Open the bundle in a folder.
 
         `device` is "auto", "cpu", "cuda[:n]" or "tensorrt[:n]"; anything but "auto" is that or an
-        error. `threads=None` takes every processor the process may use (cgroup and affinity).
+        error. `threads=None` takes every processor the process may use (cgroup and affinity). A tower that is
+        narrowed without a proof of what it cost is an UnprovedWarning.
 
         Raises BundleError for a folder that holds no complete bundle, DeviceError for a device that
         is unknown or not there, MissingExtraError without onnxruntime, InputError for bad threads.
@@ -63,6 +64,8 @@ class Encoder:
             raise InputError(f"threads is {threads!r}, wanted an int from 1 to {_MOST_THREADS}")
         folder = Path(bundle)
         manifest = open_manifest(folder)
+        if unproved := _unproved(manifest):
+            warnings.warn(UnprovedWarning(f"{folder}: {unproved}"), stacklevel=2)
         chosen = choose_device(device, import_onnxruntime().get_available_providers(), manifest.target)
         encoder = cls(folder, manifest, chosen, threads or usable_cpus())
         if chosen.kind != "cpu":  # a GPU is proved by starting it
@@ -148,6 +151,13 @@ class Encoder:
                 bar.advance(len(batch))
         return vectors[0] if is_single else vectors
 
+    def run_tower(self, tower: TowerName, batch: NDArray[Any]) -> Vectors:
+        """Unit vectors (B, dim) of inputs as the graph takes them: ids (B, T) int64, or pixels (B, S, S, 3) uint8.
+
+        Nothing is tokenised, padded or resized. Raises DeviceError for what the graph cannot take.
+        """
+        return self._run(tower, batch, self.manifest.embedding_dim)
+
     def close(self) -> None:
         """Free the towers. Closing twice is harmless; encoding afterwards is an error."""
         self._is_closed = True
@@ -210,6 +220,19 @@ class Encoder:
                 f"truncate_dim is {truncate_dim!r}, wanted an int from 1 to {full} (the model was trained for {dims})"
             )
         return truncate_dim
+
+
+def _unproved(manifest: Manifest) -> str | None:
+    """The words for towers that are narrowed and were never held against the fp32 bundle."""
+    proved = {one.tower for one in manifest.measured if one.against == "fp32 bundle"}
+    missing = [name for name in TOWERS if manifest.tower(name).precision != "fp32" and name not in proved]
+    if not missing:
+        return None
+    named = " and ".join(f"the {name} tower ({manifest.tower(name).precision})" for name in missing)
+    return (
+        f"nobody measured what {named} lost against the fp32 bundle; make it with `edgeclip quantize`, "
+        "or see with `edgeclip eval --against`"
+    )
 
 
 def _check_texts(texts: Iterable[str]) -> list[str]:

@@ -36,6 +36,10 @@ class BuildError(EdgeclipError):
     """An export or a quantisation found something wrong and wrote nothing."""
 
 
+class UnprovedWarning(UserWarning):
+    """A bundle is narrowed, and nobody measured what that cost it."""
+
+
 class TruncationWarning(UserWarning):
     """Some texts, `cut` of them, were longer than max_length and lost their tail."""
 

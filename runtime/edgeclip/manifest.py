@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 
 from edgeclip.errors import BundleError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 TowerName = Literal["text", "vision"]
@@ -28,6 +28,10 @@ TARGETS: tuple[Target, ...] = ("cpu", "cuda", "tensorrt")
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 ResizeMode = Literal["shortest", "longest", "squash"]
 Interpolation = Literal["bicubic", "bilinear"]
+# What a tower is held against: the checkpoint's own answers, or the graph that it was narrowed from.
+Reference = Literal["fp32 checkpoint", "fp32 bundle"]
+# What every bundle is measured on: `selftest` by export and quantize, `proof` by quantize.
+SELFTEST_DATA, PROOF_DATA = "self-test", "made-up inputs"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +62,16 @@ class Source:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TowerFacts:
-    """One graph: its file, precision, number of parameters, and how often each operator stands in it."""
+    """One graph: its file, precision, number of parameters, and how often each operator stands in it.
+
+    `kernels` says how many linear layers are computed how, as {"int8 per row": 96, "fp32": 0}; an export's is empty.
+    """
 
     file: str
     precision: Precision
     parameters: int
     operators: Mapping[str, int]
+    kernels: Mapping[str, int]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,21 +113,57 @@ class ImageFacts:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RetrievalChange:
+    """What became of searches: `recall` of the bundle, `reference` of the source, both from 0 to 1.
+
+    `points` is their difference in hundredths, `low` and `high` its paired 95 % interval. `truth` says what had to be
+    found: "captions", where the data say which text belongs to which image, else "the source's first answers".
+    """
+
+    metric: str
+    truth: str
+    queries: int
+    recall: float
+    reference: float
+    points: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What a bundle's tower answered on `data`, beside what `against` answers for it."""
+    """What a bundle's tower answered on `data`, beside what `against` answers for it.
+
+    `p1_cosine` is the 1st percentile of the cosines. `sqnr_db` is 10 log10 of |wanted|^2 / |found - wanted|^2 over
+    all vectors, None where both are the same. `weight_bytes` is the size of the tower's files. The ratios are to the
+    source bundle's, timed in one run on `machine` with `latency_input`; None where it was not timed. `retrieval` is
+    of searches with this tower's vectors among the other's; None where nothing was searched.
+    """
 
     tower: TowerName
-    against: str
+    against: Reference
     data: str
     samples: int
     worst_cosine: float
+    p1_cosine: float
     mean_cosine: float
     largest_difference: float
+    sqnr_db: float | None
+    weight_bytes: int
+    size_ratio: float | None = None
+    latency_ratio: float | None = None
+    latency_input: str | None = None
+    latency_samples: int | None = None
+    machine: str | None = None
+    retrieval: RetrievalChange | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A bundle's facts; `Manifest.read(folder)` gives them or says why not."""
+    """A bundle's facts; `Manifest.read(folder)` gives them or says why not.
+
+    `selftest` is the file of its self-test, `proof` that of its proof against the fp32 bundle: None for an export.
+    """
 
     schema_version: int
     family: str
@@ -133,13 +177,14 @@ class Manifest:
     tokenizer: TokenizerFacts
     image: ImageFacts
     selftest: str
+    proof: str | None
     files: tuple[FileFacts, ...]
     measured: tuple[Measurement, ...]
     built_with: Mapping[str, str]
 
     def __post_init__(self) -> None:
         listed = {file.name for file in self.files}
-        named = {self.text.file, self.vision.file, self.tokenizer.file, self.selftest}
+        named = {self.text.file, self.vision.file, self.tokenizer.file, self.selftest, self.proof or self.selftest}
         if missing := named - listed:
             raise BundleError(f"manifest: {', '.join(sorted(missing))} named but not among its files")
         if self.embedding_dim < 1:
@@ -157,6 +202,11 @@ class Manifest:
     def tower(self, name: TowerName) -> TowerFacts:
         """The facts of one tower."""
         return self.text if name == "text" else self.vision
+
+    def measurement(self, tower: TowerName, against: Reference, data: str) -> Measurement | None:
+        """What was measured of a tower, None where it was not; of two of one name, the bundle's own comes first."""
+        found = (one for one in self.measured if (one.tower, one.against, one.data) == (tower, against, data))
+        return next(found, None)
 
     def to_json(self) -> str:
         """The manifest as the text of manifest.json."""

@@ -1,8 +1,10 @@
 """A progress bar on stderr for work that takes a while, and none where nobody looks.
 
-Nothing is drawn before the work has taken half a second, nor when stderr is no terminal.
+Nothing is drawn before the work has taken half a second, nor when stderr is no terminal. A line is never wider than
+that: what wraps cannot be drawn over.
 """
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -10,7 +12,7 @@ from typing import Self, TextIO
 
 _DELAY_S = 0.5
 _INTERVAL_S = 0.1
-_BAR_WIDTH = 24
+_BAR_WIDTH, _LEAST_BAR_WIDTH = 24, 4
 
 
 def is_wanted(progress: bool | None, stream: TextIO | None = None) -> bool:
@@ -35,12 +37,13 @@ class ProgressBar:
         self.show(self._label, self._done + steps, self._total)
 
     def show(self, label: str, done: int, total: int) -> None:
-        """Say what is being done and how much of it is done."""
-        self._label, self._done, self._total = label, done, total
+        """Say what is being done and how much of it is done; something else is said at once."""
         now = time.monotonic()
-        if self._is_shown and now - self._drawn_at >= _INTERVAL_S:
+        is_new = label != self._label and now - self._started >= _DELAY_S
+        self._label, self._done, self._total = label, done, total
+        if self._is_shown and (is_new or now - self._drawn_at >= _INTERVAL_S):
             self._drawn_at = now
-            self._draw(render(label, done, total, now - self._started))
+            self._draw(render(label, done, total, now - self._started, _columns(self._stream)))
 
     def __enter__(self) -> Self:
         return self
@@ -59,9 +62,20 @@ class ProgressBar:
         self._drawn_width = len(line)
 
 
-def render(label: str, done: int, total: int, elapsed_s: float) -> str:
-    """One line: label, bar, share, count, time so far."""
+def render(label: str, done: int, total: int, elapsed_s: float, columns: int | None = None) -> str:
+    """One line: label, bar, share, count, time so far; below `columns` wide, by a shorter bar, none, or a cut."""
     share = min(1.0, done / total) if total else 1.0
-    filled = int(share * _BAR_WIDTH)
-    bar = "#" * filled + "." * (_BAR_WIDTH - filled)
-    return f"{label} [{bar}] {share:4.0%} {done}/{total} {elapsed_s:.0f} s"
+    figures = f"{share:4.0%} {done}/{total} {elapsed_s:.0f} s"
+    room = _BAR_WIDTH if columns is None else min(_BAR_WIDTH, columns - 1 - len(f"{label} [] {figures}"))
+    if room < _LEAST_BAR_WIDTH:
+        return f"{label} {figures}"[: None if columns is None else columns - 1]
+    filled = int(share * room)
+    return f"{label} [{'#' * filled}{'.' * (room - filled)}] {figures}"
+
+
+def _columns(stream: TextIO) -> int | None:
+    """The width of a terminal; None of what is none, or does not say."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except (OSError, ValueError):
+        return None

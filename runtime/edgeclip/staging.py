@@ -16,29 +16,42 @@ from edgeclip.errors import BuildError
 from edgeclip.manifest import FileFacts
 
 
+def check_place(out: Path, needed_bytes: int) -> None:
+    """Find out before the work what `staged` would find after it; makes the folders above `out`.
+
+    Raises BuildError when `out` exists, cannot be written, or the disk has not `needed_bytes` free.
+    """
+    if out.exists() or out.is_symlink():
+        raise BuildError(f"{out}: exists already; remove it or choose another name")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for left in _left_behind(out):
+            shutil.rmtree(left, ignore_errors=True)
+        free = shutil.disk_usage(out.parent).free
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+    if not os.access(out.parent, os.W_OK):
+        raise BuildError(f"{out}: cannot be written (no right to write in {out.parent})")
+    if free < needed_bytes:
+        raise BuildError(
+            f"{out}: the bundle needs {needed_bytes / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free"
+        )
+
+
 @contextmanager
 def staged(out: Path, needed_bytes: int) -> Iterator[Path]:
     """A folder beside `out` that becomes `out` when all went well and disappears when not.
 
     Raises BuildError when `out` exists, cannot be written, or the disk has not `needed_bytes` free.
     """
-    if out.exists() or out.is_symlink():
-        raise BuildError(f"{out}: exists already; remove it or choose another name")
+    check_place(out, needed_bytes)
     stage = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for left in _left_behind(out):
-            shutil.rmtree(left, ignore_errors=True)
-        free = shutil.disk_usage(out.parent).free
-        if free < needed_bytes:
-            raise BuildError(
-                f"{out}: the bundle needs {needed_bytes / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free"
-            )
         stage.mkdir()
         yield stage
         stage.rename(out)
     except OSError as error:
-        raise BuildError(f"{out}: cannot be written ({error.strerror or error})") from error
+        raise _cannot_write(out, error) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
@@ -53,6 +66,10 @@ def file_facts(folder: Path, progress: Callable[[str, int, int], None]) -> tuple
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         facts.append(FileFacts(name=path.name, size_bytes=path.stat().st_size, sha256=digest))
     return tuple(facts)
+
+
+def _cannot_write(out: Path, error: OSError) -> BuildError:
+    return BuildError(f"{out}: cannot be written ({error.strerror or error})")
 
 
 def _left_behind(out: Path) -> list[Path]:

@@ -62,20 +62,37 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--target", choices=TARGETS, default="cpu", help="what the graphs are shaped for (cpu)")
     export.add_argument("--revision", help="a commit, branch or tag of the Hub id")
 
-    quantize = add_verb("quantize", help="an fp32 bundle for the CPU -> an int8 bundle, proved against it")
+    quantize = add_verb("quantize", help="an fp32 bundle -> a smaller one, proved against it")
     _add_bundle(quantize)
-    quantize.add_argument("out", metavar="OUT", type=Path, help="the bundle to write; must not exist")
-    quantize.add_argument("--to", choices=("int8",), required=True, help="the precision of both towers")
+    quantize.add_argument("out", metavar="OUT", type=Path, nargs="?", help="the bundle to write; must not exist")
     quantize.add_argument(
-        "--calibrate", type=Path, metavar="DIR", help="images, and .txt files with a text per line (made-up inputs)"
+        "--to",
+        choices=("fp16", "int8", "int4", "auto"),
+        help="int8 or int4 of a bundle for the cpu, fp16 for cuda, int8 for tensorrt; auto: the fastest "
+        "recipe for the cpu within the budget",
     )
     quantize.add_argument(
-        "--worst-cosine",
-        type=float,
-        default=0.99,
-        metavar="C",
-        help="write nothing if a vector is further from the source's (0.99)",
+        "--calibrate",
+        type=Path,
+        metavar="DIR",
+        help="your images, and texts in .txt files, or both in captions.jsonl (made-up inputs)",
     )
+    quantize.add_argument(
+        "--budget",
+        metavar="B",
+        help="what may be lost: cosine=0.99,recall=0.5,size_mb=900 (of recall@5, points); else nothing is written "
+        "(int8: cosine 0.99, recall 0.5; fp16: 0.9995, 0.5; int4: 0.8, 5)",
+    )
+    quantize.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        nargs="?",
+        const=Path("quantize-report"),
+        help="compare the recipes for the cpu: a table, and recipes.json, .png and .svg in DIR (quantize-report)",
+    )
+    _add_json(quantize)
+    quantize.set_defaults(usage_error=quantize.error)
 
     embed = add_verb("embed", help="texts and images -> vectors, as JSON lines or .npy")
     _add_bundle(embed)

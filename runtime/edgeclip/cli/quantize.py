@@ -1,64 +1,118 @@
-"""`edgeclip quantize`: a bundle to a smaller bundle that is proved against it."""
+"""`edgeclip quantize`: a bundle to a smaller bundle that is proved against it, and the recipes side by side."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from edgeclip.bundle import open_manifest
+from edgeclip.cli.calibration import read_samples
 from edgeclip.cli.format import format_bytes
 from edgeclip.cli.loading import load_extra
-from edgeclip.errors import InputError
-from edgeclip.images import IMAGE_SUFFIXES
-from edgeclip.jina_clip import preprocess_image
-from edgeclip.manifest import Manifest
+from edgeclip.cli.recipe_table import format_recipes
+from edgeclip.manifest import TOWERS, Manifest
 from edgeclip.progress import ProgressBar, is_wanted
-from edgeclip.tokenization import TextTokenizer
+from edgeclip.session import import_onnxruntime
+from edgeclip.staging import check_place
 
 
 def run(options: argparse.Namespace) -> None:
-    """Quantise, then say in one line what was written and what it cost."""
+    """Compare, quantise, or both; whatever can be known to be wrong is found before the work.
+
+    A report is written before the bundle, for it shows why a budget allows none.
+    """
+    _check_usage(options)
+    import_onnxruntime()  # without it, this says what to install, and not the quant extra
     quantizer = load_extra("edgeclip_quant", "quant")
+    budgets = load_extra("edgeclip_quant.budget", "quant")
     source = open_manifest(options.bundle)
-    samples = _read_samples(options.calibrate, options.bundle, source) if options.calibrate else None
+    is_auto = options.to == "auto"
+    budget = budgets.parse_budget(options.budget, "int8" if is_auto else options.to) if options.to else None
+    if options.report or is_auto:
+        load_extra("edgeclip_quant.comparison", "quant").check_comparable(options.bundle, source)
+    if options.to and not is_auto:
+        load_extra("edgeclip_quant.quantize", "quant").check_way(options.bundle, source, options.to)
+    if options.report:
+        load_extra("edgeclip_bench.recipe_curves", "bench").prepare_folder(options.report)
+    if options.to:
+        check_place(options.out, 2 * source.weight_bytes)
+    samples = read_samples(options.calibrate, options.bundle, source) if options.calibrate else None
+    comparison = _compare(options, samples, budget) if options.report or is_auto else None
+    if not options.to:
+        return
+    arguments = {"samples": samples, "budget": budget}
     with ProgressBar("quantise", 1, is_shown=is_wanted(None)) as bar:
-        manifest = quantizer.quantize_bundle(
-            options.bundle, options.out, samples=samples, worst_cosine=options.worst_cosine, progress=bar.show
+        if is_auto:
+            arguments["comparison"] = comparison
+            manifest = quantizer.quantize_automatically(options.bundle, options.out, progress=bar.show, **arguments)
+        else:
+            manifest = quantizer.quantize_bundle(
+                options.bundle, options.out, to=options.to, progress=bar.show, **arguments
+            )
+    print(_summary(options.out, source, manifest), file=sys.stderr)
+
+
+def _check_usage(options: argparse.Namespace) -> None:
+    """Status 2 for what cannot be meant, as argparse has it for what it knows itself."""
+    if options.out and not options.to:
+        options.usage_error(f"OUT {options.out} without --to: what is to be written there?")
+    if options.to and not options.out:
+        options.usage_error(f"--to {options.to} without OUT: where is the bundle to be written?")
+    if not options.to and not options.report:
+        options.usage_error("nothing to do: give OUT and --to, or --report, or all of them")
+    if options.budget is not None and not options.to:
+        options.usage_error("--budget is for a bundle that is written: give OUT and --to")
+    if options.json and not options.report:
+        options.usage_error("--json is for --report")
+    if options.to and options.report and options.report.resolve().is_relative_to(options.out.resolve()):
+        options.usage_error(f"--report {options.report} would lie in OUT: choose another folder")
+
+
+def _compare(options: argparse.Namespace, samples: Any, budget: Any) -> Any:
+    """Recipes side by side: a table or JSON on stdout, files where a report is asked for, words on stderr."""
+    quantizer = load_extra("edgeclip_quant", "quant")
+    choice = load_extra("edgeclip_quant.choice", "quant")
+    recipes = load_extra("edgeclip_quant.recipes", "quant")
+    is_made_up, is_auto = samples is None, options.to == "auto"
+    with ProgressBar("compare", 1, is_shown=is_wanted(None)) as bar:
+        halves = quantizer.calibration_and_proof(options.bundle, samples)
+        comparison = load_extra("edgeclip_quant.comparison", "quant").compare_recipes(
+            options.bundle,
+            *halves,
+            bar.show,
+            is_made_up=is_made_up,
+            cosine=budget.cosine if is_auto else None,
+            # What is never picked only costs time where nobody reads of it.
+            recipes=recipes.COMPARED if options.report else recipes.usable_recipes(is_made_up=is_made_up),
         )
-    proved = manifest.measured[-2:]
+    picked = choice.pick(comparison, budget) if is_auto else None
+    document = None
+    if options.report:
+        curves = load_extra("edgeclip_bench.recipe_curves", "bench")
+        document = curves.report_document(comparison, budget, picked)
+        paths = curves.save_report(options.report, comparison, budget, picked)
+        print(f"{options.report}: {', '.join(path.name for path in paths)}", file=sys.stderr)
+    print(json.dumps(document, indent=2, allow_nan=False) if options.json else format_recipes(comparison, picked))
+    if picked:
+        print(
+            f"picked {picked.pair}: of {picked.within} pairs within {budget}, {picked.pairs} compared, the fastest, "
+            f"or within {choice.ALIKE_TIME:.0%} of its time and losing least",
+            file=sys.stderr,
+        )
+    return comparison
+
+
+def _summary(out: Path, source: Manifest, manifest: Manifest) -> str:
+    """One line; of the user's own data where there are, for they come last."""
+    proved = [one for one in manifest.measured if one.against == "fp32 bundle"][-len(TOWERS) :]
     cosines = ", ".join(f"{one.tower} {one.worst_cosine:.4f}" for one in proved)
-    print(
-        f"{options.out}: {format_bytes(manifest.weight_bytes)}, was {format_bytes(source.weight_bytes)}; "
-        f"worst cosine on {proved[0].data}: {cosines}",
-        file=sys.stderr,
+    changes = [one.retrieval for one in proved if one.retrieval]
+    recall = "".join(
+        f"; {one.metric} {one.points:+.2f} points [{one.low:.2f}, {one.high:.2f}] of {one.queries} queries"
+        for one in changes
     )
-
-
-def _read_samples(folder: Path, bundle: Path, manifest: Manifest) -> Any:
-    """The images of a folder, and the lines of its .txt files as texts."""
-    sampling = load_extra("edgeclip_quant.samples", "quant")
-    try:
-        paths = sorted(folder.iterdir())
-        lines = [
-            line
-            for path in paths
-            if path.suffix == ".txt"
-            for line in path.read_text(encoding="utf-8-sig").splitlines()
-            if line.strip()
-        ]
-    except OSError as error:
-        raise InputError(f"--calibrate {folder}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"--calibrate {folder}: a .txt is not UTF-8 ({error.reason})") from error
-    images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
-    if len(lines) < 2 or len(images) < 2:
-        raise InputError(
-            f"--calibrate {folder}: {len(images)} images and {len(lines)} lines in .txt files, "
-            "wanted 2 of each or more"
-        )
-    rows, _ = TextTokenizer(bundle / manifest.tokenizer.file, manifest.tokenizer).encode(lines, None)
-    return sampling.Samples(
-        name=folder.name,
-        text=tuple(row[None] for row in rows),
-        vision=tuple(preprocess_image(str(path), manifest.image, label=str(path))[None] for path in images),
+    return (
+        f"{out}: {format_bytes(manifest.weight_bytes)}, was {format_bytes(source.weight_bytes)}; "
+        f"worst cosine on {proved[0].data}: {cosines}{recall}"
     )

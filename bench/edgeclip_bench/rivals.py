@@ -1,0 +1,457 @@
+"""A quantised bundle against what others make of the same towers, in one run on one machine.
+
+    python -m edgeclip_bench.rivals CHECKPOINT BUNDLE [SMALLER ...] [--rivals NAMES] [--work DIR] [--out FILE.json]
+
+BUNDLE is the checkpoint's fp32 bundle for the CPU, every SMALLER one of its quantised ones. Of each contender:
+latency, size on disk, resident memory in a process of its own, and the cosines of its vectors to BUNDLE's on made-up
+inputs that none was calibrated on. The contenders take turns in every round, each round with another one first, so
+what else the machine does meets all alike; the figure to quote is the median over the rounds of one time divided by
+another. Only compute is timed.
+
+A rival whose package is not installed, or whose tool fails, is left out: a line on stderr says so, and the JSON.
+What was prepared in --work is taken from there. `--prepare` prepares and stops: where packages do not go together,
+once in each environment.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip import Manifest
+from edgeclip.cli.format import format_bytes, format_table
+from edgeclip.devices import usable_cpus
+from edgeclip.errors import EdgeclipError, InputError
+from edgeclip.manifest import TOWERS, ImageFacts, TowerName
+from edgeclip.progress import ProgressBar, is_wanted
+from edgeclip_bench.machine import machine
+from edgeclip_bench.rival_recipes import RIVALS, LeftOut, Made, Material, installed, prepare, same_graphs
+from edgeclip_bench.rival_runs import Contender, Resident, Run, feed, measure_resident, open_run
+from edgeclip_quant.samples import Batches, Samples, made_up_samples
+
+if TYPE_CHECKING:  # it loads torch, and every process that opens one graph imports this module anew
+    from edgeclip_bench.latency import Case
+
+LONG_TOKENS = 512
+# Calibration draws with seed 0.
+_SEED = 1
+# onnxruntime's threads spin for a moment after a run, and would take a core from whoever is next.
+_SETTLE_S = 0.02
+_PACKAGES = (
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "optimum-onnx",
+    "optimum",
+    "transformers",
+    "onnx",
+    "onnxscript",
+    "torch",
+)
+
+Times = NDArray[np.float64]  # (rounds,) in milliseconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A bundle that takes part, under its folder's name."""
+
+    name: str
+    folder: Path
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """One time divided by another, round by round: the median and the quartiles."""
+
+    median: float
+    low: float
+    high: float
+    samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """What a contender took for a case; `to_fp32` is to the fp32 bundle's times."""
+
+    case: str
+    contender: str
+    samples: int
+    median_ms: float
+    p90_ms: float
+    to_fp32: Ratio
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Against:
+    """A smaller bundle's times divided by a rival's."""
+
+    case: str
+    bundle: str
+    rival: str
+    ratio: Ratio
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closeness:
+    """The cosines of a contender's vectors to the fp32 bundle's."""
+
+    samples: int
+    worst: float
+    first_percentile: float
+    mean: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """A contender's tower apart from its latencies. `recipe` says in a line how it was made, `made_with` by what."""
+
+    contender: str
+    tower: TowerName
+    recipe: str
+    made_with: Mapping[str, str]
+    size_bytes: int
+    resident: Resident
+    closeness: Closeness
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Absence:
+    """A rival's tower that was left out, and why."""
+
+    rival: str
+    tower: TowerName
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Twin:
+    """A rival's tower with the very files of another's, whose figures are its own."""
+
+    rival: str
+    tower: TowerName
+    same_as: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """Everything that was measured of a tower."""
+
+    tower: TowerName
+    standings: tuple[Standing, ...]
+    latencies: tuple[Latency, ...]
+    against: tuple[Against, ...]
+    twins: tuple[Twin, ...]
+    left_out: tuple[Absence, ...]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prepare, measure, print the tables, write the JSON."""
+    parser = argparse.ArgumentParser(prog="python -m edgeclip_bench.rivals", description=__doc__.split("\n")[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("bundle", type=Path, help="its fp32 bundle for the CPU")
+    parser.add_argument("smaller", type=Path, nargs="*", help="quantised bundles of it, told apart by their names")
+    parser.add_argument("--rivals", default=",".join(RIVALS), help=f"comma-separated, of {', '.join(RIVALS)} (all)")
+    parser.add_argument("--work", type=Path, help="keep the rivals' graphs in this folder, or take them from it")
+    parser.add_argument("--prepare", action="store_true", help="prepare the rivals' graphs in --work, and stop")
+    parser.add_argument("--rounds", type=int, default=1, help="multiplies the rounds of every case (1)")
+    parser.add_argument("--texts", type=int, default=64, help="texts that the cosines are of (64)")
+    parser.add_argument("--images", type=int, default=16, help="images that the cosines are of (16)")
+    parser.add_argument("--out", type=Path, help="write the JSON here")
+    options = parser.parse_args(arguments)
+    names = list(dict.fromkeys(options.rivals.split(",")))
+    if unknown := set(names) - set(RIVALS):
+        parser.error(f"--rivals: unknown {', '.join(sorted(unknown))}; wanted some of {', '.join(RIVALS)}")
+    if min(options.rounds, options.texts, options.images) < 1:
+        parser.error("--rounds, --texts and --images want 1 or more")
+    if options.prepare and not options.work:
+        parser.error("--prepare wants --work, the folder to prepare in")
+    try:
+        entries = open_bundles(options.checkpoint, [options.bundle, *options.smaller])
+        with contextlib.ExitStack() as stack:
+            work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            made, left_out = prepare_all(names, options.checkpoint, entries[0], work)
+            if options.prepare:
+                return 0
+            facts = entries[0].manifest
+            samples = made_up_samples(options.bundle, facts, texts=options.texts, images=options.images, seed=_SEED)
+            results = [measure(tower, entries, made, work, samples, options.rounds) for tower in TOWERS]
+    except EdgeclipError as error:
+        parser.exit(1, f"rivals: {error}\n")
+    print("\n\n".join(table for result in results for table in tables(result)))
+    if options.out:
+        report = {
+            "benchmark": "edgeclip_bench.rivals",
+            "machine": machine(),
+            "versions": {package: version(package) for package in _PACKAGES if installed(package)},
+            "source": facts.source.name,
+            "parameters": facts.text.parameters + facts.vision.parameters,
+            "fp32": entries[0].name,
+            "samples": {"name": samples.name, "text": options.texts, "vision": options.images, "seed": _SEED},
+            **{
+                part: [asdict(row) for result in results for row in getattr(result, part)]
+                for part in ("standings", "latencies", "against", "twins")
+            },
+            "left_out": [asdict(one) for one in (*left_out, *(one for each in results for one in each.left_out))],
+        }
+        options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def open_bundles(checkpoint: Path, folders: Sequence[Path]) -> list[Entry]:
+    """The bundles in these folders, the fp32 one first; InputError when they are not all of this checkpoint."""
+    from edgeclip_export.checkpoint import WEIGHTS, hash_file, require_files
+
+    require_files(checkpoint)
+    weights = hash_file(checkpoint / WEIGHTS)
+    entries: list[Entry] = []
+    for folder in folders:
+        name, manifest = folder.resolve().name, Manifest.read(folder)
+        precisions = "/".join(manifest.tower(tower).precision for tower in TOWERS)
+        if manifest.target != "cpu" or (not entries and precisions != "fp32/fp32"):
+            wanted = "one for the CPU" if entries else "the fp32 bundle for the CPU first"
+            raise InputError(f"{folder}: is {precisions} for {manifest.target}; wanted {wanted}")
+        if manifest.source.weights_sha256 != weights:
+            raise InputError(f"{folder}: was made from other weights than {checkpoint / WEIGHTS}")
+        if name in RIVALS or name in {entry.name for entry in entries}:
+            raise InputError(f"{folder}: another contender is called {name} too; rename the folder")
+        entries.append(Entry(name=name, folder=folder, manifest=manifest))
+    return entries
+
+
+def prepare_all(names: Sequence[str], checkpoint: Path, fp32: Entry, work: Path) -> tuple[list[Made], list[Absence]]:
+    """The rivals' towers under `work`, and those that could not be made."""
+    weights = fp32.manifest.source.weights_sha256
+    material = Material(checkpoint=checkpoint, bundle=fp32.folder, weights_sha256=weights)
+    made: list[Made] = []
+    left_out: list[Absence] = []
+    towers = [(name, tower) for tower in TOWERS for name in names]
+    with ProgressBar("preparing", len(towers), is_shown=is_wanted(None)) as bar:
+        for done, (name, tower) in enumerate(towers):
+            bar.show(f"preparing {name}, {tower}", done, len(towers))
+            try:
+                made.append(prepare(name, material, tower, work))
+            except LeftOut as error:
+                left_out.append(_leave_out(name, tower, str(error)))
+    return made, left_out
+
+
+def measure(
+    tower: TowerName, entries: Sequence[Entry], made: Sequence[Made], work: Path, samples: Samples, rounds: int
+) -> Result:
+    """One tower of every contender. A graph that cannot be opened is left out; a twin is not measured again."""
+    facts, threads = entries[0].manifest, usable_cpus()
+    of_tower = [one for one in made if one.tower == tower]
+    same = same_graphs(of_tower)
+    made_with = {entry.name: entry.manifest.built_with for entry in entries}
+    made_with |= {one.rival: one.made_with for one in of_tower}
+    contenders = [_bundle(entry, tower) for entry in entries]
+    contenders += [_rival(one, work) for one in of_tower if one.rival not in same]
+    residents, left_out = _weigh(contenders, samples.of(tower)[0], facts.image, threads)
+    contenders = [contender for contender in contenders if contender.name in residents]
+    runs = {contender.name: open_run(contender, threads) for contender in contenders}
+    vectors = {
+        contender.name: np.concatenate(
+            [runs[contender.name](feed(contender, batch, facts.image)) for batch in samples.of(tower)]
+        )
+        for contender in contenders
+    }
+    times = {}
+    for case in cases(tower, facts.tokenizer.max_length):
+        batch = case_batch(case, samples.of(tower))
+        batches = {contender.name: feed(contender, batch, facts.image) for contender in contenders}
+        times[case.name] = take_turns(case.name, runs, batches, case.rounds * rounds)
+    fp32, smaller = entries[0].name, [entry.name for entry in entries[1:]]
+    return Result(
+        tower=tower,
+        standings=tuple(
+            Standing(
+                contender=contender.name,
+                tower=tower,
+                recipe=contender.recipe,
+                made_with=made_with[contender.name],
+                size_bytes=contender.size_bytes,
+                resident=residents[contender.name],
+                closeness=closeness(vectors[contender.name], vectors[fp32]),
+            )
+            for contender in contenders
+        ),
+        latencies=tuple(
+            Latency(
+                case=case,
+                contender=name,
+                samples=len(its),
+                median_ms=float(np.median(its)),
+                p90_ms=float(np.percentile(its, 90)),
+                to_fp32=paired(its, of_case[fp32]),
+            )
+            for case, of_case in times.items()
+            for name, its in of_case.items()
+        ),
+        against=tuple(
+            Against(case=case, bundle=bundle, rival=rival, ratio=paired(of_case[bundle], its))
+            for case, of_case in times.items()
+            for bundle in smaller
+            for rival, its in of_case.items()
+            if rival in RIVALS
+        ),
+        twins=tuple(Twin(rival=name, tower=tower, same_as=other) for name, other in same.items()),
+        left_out=tuple(left_out),
+    )
+
+
+def cases(tower: TowerName, longest: int) -> "list[Case]":
+    """What is timed of a tower; no text has more than `longest` tokens."""
+    from edgeclip_bench.latency import SHORT_TOKENS, Case
+
+    if tower == "vision":
+        return [Case(tower=tower, batch=1, tokens=0, rounds=12)]
+    shapes = ((1, SHORT_TOKENS, 40), (1, LONG_TOKENS, 8), (16, SHORT_TOKENS, 8))
+    return [Case(tower=tower, batch=batch, tokens=min(tokens, longest), rounds=n) for batch, tokens, n in shapes]
+
+
+def case_batch(case: "Case", batches: Batches) -> NDArray[Any]:
+    """Ids or pixels of a case, as a bundle takes them: the samples' tokens in a row, or the first picture."""
+    if case.tower == "text":
+        return np.resize(np.concatenate(batches, axis=1), (case.batch, case.tokens))
+    return np.repeat(batches[0], case.batch, axis=0)
+
+
+def take_turns(
+    label: str, runs: Mapping[str, Run], batches: Mapping[str, NDArray[Any]], rounds: int
+) -> dict[str, Times]:
+    """Every contender once in each round, and once before the first to warm up."""
+    names = list(runs)
+    times = np.zeros((rounds + 1, len(names)))
+    with ProgressBar(label, rounds + 1, is_shown=is_wanted(None)) as bar:
+        for turn in range(rounds + 1):
+            for place in range(len(names)):
+                column = (turn + place) % len(names)
+                name = names[column]
+                time.sleep(_SETTLE_S)
+                runs[name](batches[name])  # does not count: the pause alone is not always enough
+                started = time.perf_counter()
+                runs[name](batches[name])
+                times[turn, column] = (time.perf_counter() - started) * 1000
+            bar.advance()
+    return {name: times[1:, column] for column, name in enumerate(names)}
+
+
+def paired(times: Times, others: Times) -> Ratio:
+    """`times` divided by `others` of the same rounds."""
+    low, median, high = (float(found) for found in np.percentile(times / others, [25, 50, 75]))
+    return Ratio(median=median, low=low, high=high, samples=len(times))
+
+
+def closeness(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> Closeness:
+    """The cosines of two times (N, D) vectors row by row, in float64 and whatever the lengths."""
+    mine, its = (vectors.astype(np.float64) for vectors in (found, wanted))
+    lengths = np.linalg.norm(mine, axis=1) * np.linalg.norm(its, axis=1)
+    cosines = (mine * its).sum(axis=1) / lengths
+    return Closeness(
+        samples=len(cosines),
+        worst=float(cosines.min()),
+        first_percentile=float(np.percentile(cosines, 1)),
+        mean=float(cosines.mean()),
+    )
+
+
+def tables(result: Result) -> Iterator[str]:
+    """What a terminal shows: how each contender stands, then each case with the smaller bundles' ratios."""
+    rows = [
+        (
+            f"{result.tower}, {standing.contender}",
+            format_bytes(standing.size_bytes),
+            format_bytes(standing.resident.loaded_bytes),
+            format_bytes(standing.resident.anonymous_bytes),
+            f"{standing.resident.open_s:.2f}",
+            f"{standing.closeness.worst:.5f}",
+            f"{standing.closeness.first_percentile:.5f}",
+            f"{standing.closeness.mean:.5f}",
+        )
+        for standing in result.standings
+    ]
+    header = ("contender", "on disk", "resident", "anonymous", "open s", "worst cosine", "1st percentile", "mean")
+    twins = [f"{result.tower}, {twin.rival}: the very files of {twin.same_as}" for twin in result.twins]
+    yield "\n".join((format_table(header, rows), *twins))
+    bundles = list(dict.fromkeys(one.bundle for one in result.against))
+    against = {(one.case, one.bundle, one.rival): one.ratio for one in result.against}
+    for case in dict.fromkeys(latency.case for latency in result.latencies):
+        of_case = [latency for latency in result.latencies if latency.case == case]
+        yield format_table(
+            (case, "median ms", "p90 ms", "to fp32", "quartiles", *(f"{bundle} to it" for bundle in bundles)),
+            [
+                (
+                    latency.contender,
+                    f"{latency.median_ms:.1f}",
+                    f"{latency.p90_ms:.1f}",
+                    f"{latency.to_fp32.median:.3f}",
+                    f"{latency.to_fp32.low:.3f}-{latency.to_fp32.high:.3f}",
+                    *(_cell(against.get((case, bundle, latency.contender))) for bundle in bundles),
+                )
+                for latency in of_case
+            ],
+        )
+
+
+def _cell(ratio: Ratio | None) -> str:
+    return f"{ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f})" if ratio else "-"
+
+
+def _bundle(entry: Entry, tower: TowerName) -> Contender:
+    facts = entry.manifest.tower(tower)
+    return Contender(
+        name=entry.name,
+        recipe=f"edgeclip, {facts.precision} for {entry.manifest.target}",
+        engine="bundle",
+        tower=tower,
+        graph=entry.folder / facts.file,
+        size_bytes=sum(file.size_bytes for file in entry.manifest.files if file.name.startswith(facts.file)),
+    )
+
+
+def _rival(made: Made, work: Path) -> Contender:
+    return Contender(
+        name=made.rival,
+        recipe=made.recipe,
+        engine=RIVALS[made.rival].engine,
+        tower=made.tower,
+        graph=work / made.rival / made.tower / made.graph,
+        size_bytes=made.size_bytes,
+    )
+
+
+def _weigh(
+    contenders: Sequence[Contender], batch: NDArray[Any], image: ImageFacts, threads: int
+) -> tuple[dict[str, Resident], list[Absence]]:
+    """What each holds in memory, by name, and the rivals that cannot be opened."""
+    residents: dict[str, Resident] = {}
+    left_out: list[Absence] = []
+    with ProgressBar("opening", len(contenders), is_shown=is_wanted(None)) as bar:
+        for done, contender in enumerate(contenders):
+            bar.show(f"opening {contender.name}, {contender.tower}", done, len(contenders))
+            try:
+                residents[contender.name] = measure_resident(contender, feed(contender, batch, image), threads)
+            except LeftOut as error:
+                left_out.append(_leave_out(contender.name, contender.tower, str(error)))
+    return residents, left_out
+
+
+def _leave_out(rival: str, tower: TowerName, why: str) -> Absence:
+    print(f"rivals: {rival}, {tower}: left out: {why}", file=sys.stderr)
+    return Absence(rival=rival, tower=tower, why=why)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

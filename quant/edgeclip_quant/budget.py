@@ -1,0 +1,110 @@
+"""How much a narrowed bundle may have lost, and whether it lost more: decided on figures, nothing is run here."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from edgeclip.errors import InputError
+from edgeclip.manifest import Measurement, Precision, RetrievalChange
+
+_SEARCHES = {"text": "texts that search images", "vision": "images that search texts"}
+
+
+# A bound's name on the command line, its field, and what it may be.
+_BOUNDS: Mapping[str, tuple[str, float, float]] = {
+    "cosine": ("cosine", -1, 1),
+    "recall": ("recall_points", 0, 100),
+    "size_mb": ("size_mb", 0, 1e6),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """`cosine`: the least that a vector may keep; `recall_points`: what recall@5 may fall by; `size_mb` of 1e6 bytes.
+
+    None is no bound. InputError for a cosine outside -1 to 1, points outside 0 to 100, a size outside 0 to 1e6.
+    """
+
+    cosine: float | None
+    recall_points: float | None
+    size_mb: float | None
+
+    def __post_init__(self) -> None:
+        for name, (field, low, high) in _BOUNDS.items():
+            value = getattr(self, field)
+            if value is not None and not low <= value <= high:  # NaN neither
+                raise InputError(f"budget: {name} is {value:g}, wanted {low:g} to {high:g}")
+
+    def __str__(self) -> str:
+        """As `parse_budget` reads it."""
+        bounds = {name: getattr(self, field) for name, (field, _, _) in _BOUNDS.items()}
+        return ",".join(f"{name}={value:g}" for name, value in bounds.items() if value is not None)
+
+
+# int8 and fp16 are to be taken for the source itself. int4 is not: 15 levels leave an error of a tenth in every
+# layer, so its bounds only tell a small model that works from one that does not, and the manifest says the rest.
+DEFAULT_BUDGETS: Mapping[Precision, Budget] = {
+    "fp16": Budget(cosine=0.9995, recall_points=0.5, size_mb=None),
+    "int8": Budget(cosine=0.99, recall_points=0.5, size_mb=None),
+    "int4": Budget(cosine=0.8, recall_points=5.0, size_mb=None),
+}
+
+
+def parse_budget(text: str | None, precision: Precision) -> Budget:
+    """The default budget of a precision, with the bounds of "cosine=0.99,recall=0.5,size_mb=900" instead of its own.
+
+    No bound can be switched off by a word: whoever wants none says a number that is none, as cosine=-1, and it stands
+    to be read. Raises InputError for a name that is unknown or repeated, and for what is no number or no bound.
+    """
+    bounds: dict[str, float] = {}
+    for part in text.split(",") if text is not None else ():
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or name not in _BOUNDS:
+            raise InputError(
+                f"budget: {part.strip()!r} is no bound; wanted some of cosine=C, recall=POINTS, size_mb=MB, "
+                "with commas between"
+            )
+        field = _BOUNDS[name][0]
+        if field in bounds:
+            raise InputError(f"budget: {name} stands there twice")
+        try:
+            bounds[field] = float(value)
+        except ValueError as error:
+            raise InputError(f"budget: {name} is {value!r}, wanted a number") from error
+    return replace(DEFAULT_BUDGETS[precision], **bounds)
+
+
+def judge(budget: Budget, measurements: Sequence[Measurement], size_bytes: int) -> list[str]:
+    """A sentence for each bound that `measurements` or the bundle's size break; none when all hold.
+
+    NaN breaks a budget whatever its bounds.
+    """
+    broken = []
+    for one in measurements:
+        if math.isnan(one.worst_cosine):
+            broken.append(f"the {one.tower} tower answers with NaN or zeros on {one.data}")
+        elif budget.cosine is not None and one.worst_cosine < budget.cosine:
+            broken.append(
+                f"the {one.tower} tower has a worst cosine of {one.worst_cosine:.4f} on {one.data}, "
+                f"wanted {budget.cosine:g}"
+            )
+        found = one.retrieval
+        if found is not None and budget.recall_points is not None and is_loss(found, budget.recall_points):
+            broken.append(
+                f"{found.metric} of {found.queries} {_SEARCHES[one.tower]} on {one.data} fell by {-found.points:.2f} "
+                f"points ({found.reference:.1%} to {found.recall:.1%}), wanted {budget.recall_points:g} at most"
+            )
+    if budget.size_mb is not None and size_bytes > budget.size_mb * 1e6:
+        broken.append(f"the bundle has {size_bytes / 1e6:.1f} MB, wanted {budget.size_mb:g} at most")
+    return broken
+
+
+def is_loss(change: RetrievalChange, points: float) -> bool:
+    """Whether recall fell by more than `points`, as far as so many queries can tell.
+
+    One query is 100 / queries points. Where that is no more than the budget, the figure itself is held to it. With
+    fewer queries a single near-tie that turned over is more than the budget, and says nothing: there the whole
+    interval must lie below it.
+    """
+    is_fine_enough = change.queries * points >= 100
+    return change.high < -points or (is_fine_enough and change.points < -points)

@@ -1,0 +1,118 @@
+"""One tower of a bundle for the CPU in integers: each layer by the fastest kernel it bears, and all of them together.
+
+What a layer sees on the calibration samples decides where it begins (`plan`). Then the tower answers for those
+samples; while its worst cosine is below what is asked for, more of its worst layers move to a finer kernel.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common
+
+from edgeclip.manifest import TowerName
+from edgeclip_quant.calibration import Observation, observe
+from edgeclip_quant.kernels import Plan, replace_layer
+from edgeclip_quant.linear import linear_layers
+from edgeclip_quant.plain import MakePlain
+from edgeclip_quant.plan import plan_layer, raise_worst
+from edgeclip_quant.recipes import Recipe
+from edgeclip_quant.running import answer
+from edgeclip_quant.samples import Batches
+from edgeclip_quant.table import replace_table
+
+Progress = Callable[[str, int, int], None]
+Plans = Mapping[str, Sequence[Plan]]
+
+# Shares of the layers that move on when a tower is not good enough yet, round by round; then all, until it is fp32.
+_ROUNDS = (0.125, 0.25, 0.5)
+# Of what a cosine may lack of 1, so much may be used up here; the proof is on other samples.
+_USED_UP = 0.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Narrowed:
+    """A tower's graph as it was written: how many layers have which kernel, each layer's error, the operators."""
+
+    kernels: Mapping[str, int]
+    errors: Mapping[str, float]
+    operators: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prepared:
+    """A tower looked at: its plain graph, what each layer saw on the samples, and what the tower answered (N, D)."""
+
+    name: TowerName
+    model: ir.Model
+    samples: Batches
+    seen: Mapping[str, Observation]
+    wanted: NDArray[np.float32]
+
+
+def prepare(name: TowerName, source: Path, samples: Batches, folder: Path, progress: Progress) -> Prepared:
+    """Look at the graph at `source`; `folder` takes a copy of it meanwhile.
+
+    Raises PassError or InvariantError of onnx_ir for a graph that is not as an export leaves it.
+    """
+    model = MakePlain()(ir.load(source)).model
+    seen, wanted = observe(model, samples, folder, lambda what, done, total: progress(f"{what}, {name}", done, total))
+    return Prepared(name=name, model=model, samples=samples, seen=seen, wanted=wanted)
+
+
+def narrow_to_integers(
+    tower: Prepared, out: Path, recipe: Recipe, cosine: float | None, progress: Progress, *, may_fix: bool
+) -> Narrowed:
+    """Write the tower as `recipe` has it to `out`; `cosine` None: whatever it costs. `may_fix` as in `plan_layer`."""
+    layers = linear_layers(tower.model.graph)
+    plans: dict[str, Sequence[Plan]] = {}
+    for done, layer in enumerate(layers):
+        progress(f"planning the {tower.name} tower", done, len(layers))
+        plans[layer.name] = plan_layer(layer, tower.seen[layer.name], recipe, may_fix=may_fix)
+    for share in itertools.chain(_ROUNDS, itertools.repeat(1.0)):
+        operators = _write(tower, out, plans, recipe, progress)
+        if cosine is None:
+            break
+        found = answer(out, tower.samples, f"trying the {tower.name} tower", progress)
+        if _worst(found, tower.wanted) >= 1 - _USED_UP * (1 - cosine):
+            break
+        further = raise_worst(plans, share)
+        if further == plans:
+            break
+        plans = further
+    return Narrowed(
+        kernels=dict(Counter(left[0].kernel for left in plans.values())),
+        errors={layer: left[0].error for layer, left in plans.items()},
+        operators=operators,
+    )
+
+
+def _write(tower: Prepared, out: Path, plans: Plans, recipe: Recipe, progress: Progress) -> dict[str, int]:
+    progress(f"writing the {tower.name} tower", 0, 1)
+    copy = tower.model.clone()
+    for layer in linear_layers(copy.graph):
+        # An image has a thousand rows, so copies count; a short text has few, so operators do.
+        replace_layer(copy.graph, layer, plans[layer.name][0], separates=tower.name == "vision")
+    if tower.name == "text":
+        replace_table(copy.graph, recipe.table_bits)
+    for step in (common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass(), common.NameFixPass()):
+        copy = step(copy).model
+    common.TopologicalSortPass()(copy)
+    ir.save(copy, out, external_data=f"{out.name}_data")
+    return census(copy)
+
+
+def census(model: ir.Model) -> dict[str, int]:
+    """How often each operator stands in the graph and its subgraphs."""
+    names = (f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.all_nodes())
+    return dict(sorted(Counter(names).items()))
+
+
+def _worst(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    worst = float((found.astype(np.float64) * wanted).sum(axis=1).min())
+    return worst if np.isfinite(worst) else -1.0

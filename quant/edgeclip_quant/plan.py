@@ -1,0 +1,87 @@
+"""Which kernel each layer goes to: the fastest whose error, tried on what the layer really sees, is small enough.
+
+A layer's error alone does not say what a tower loses. So a layer has a row of plans, from the fastest to fp32,
+and starts at the first that is good enough by itself; when the whole tower lost too much, the layers with the
+largest errors move one plan on (`raise_worst`), and it is tried again.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip_quant.calibration import Observation
+from edgeclip_quant.kernels import Kernel, Plan, lowest, product
+from edgeclip_quant.linear import LinearLayer
+from edgeclip_quant.recipes import Recipe
+from edgeclip_quant.smoothing import is_fed_by_norm, smoothing_factors, stems_from_norm
+
+Array = NDArray[np.float32]
+
+# What smoothing must bring a layer's error down to. With samples that are like what will come, anything where a norm
+# takes it in, for then it is free, and 0.8 where it costs a multiplication. Made-up samples overrate it (worst cosine
+# on pictures 0.9992 where they found 0.8, 0.9997 without), but never by the tenfold that it saves with real outliers.
+_WORTH_FREE, _WORTH_PAID, _WORTH_MADE_UP = 1.0, 0.8, 0.5
+# What a static scale's error may be of a row's own: 1.1 where rows are alike, 1.4 on the products inside SwiGLU,
+# which have long tails and most of a tower's error.
+_SLACK = 1.25
+
+
+def plan_layer(layer: LinearLayer, seen: Observation, recipe: Recipe, *, may_fix: bool) -> list[Plan]:
+    """The plans left to a layer, the one to begin with first, the last fp32.
+
+    `may_fix` lets inputs that a norm gives have a fixed scale. What lies beyond it is cut, so that is for samples
+    that are like what will come, not for made-up ones. For the same reason a fixed scale is never smoothed: a channel
+    would be cut where samples did not happen to fill it (on the trained small model, made-up samples and pictures
+    of another kind, that took the worst cosine from 0.9988 to 0.97).
+    """
+    weight = layer.weight
+    exact = seen.rows @ weight
+    worth = (_WORTH_FREE if is_fed_by_norm(layer.x) else _WORTH_PAID) if may_fix else _WORTH_MADE_UP
+    shift = lowest(layer.x)
+    plans: list[Plan] = []
+    for kernel in reversed(recipe.kernels):
+        is_static = kernel == "int8 static"
+        if is_static and not recipe.static_anywhere and not (may_fix and stems_from_norm(layer.x)):
+            continue
+        plan = _tried(kernel, layer, exact, seen, shift=shift if kernel == "int8 per row" else 0.0)
+        if recipe.smooths and not is_static:
+            smoothed = _tried(kernel, layer, exact, seen, factors=smoothing_factors(seen.largest, weight))
+            plan = smoothed if smoothed.error < worth * plan.error else plan
+        is_near = not is_static or not plans or plan.error <= _SLACK * plans[0].error
+        if plan.error <= recipe.max_error and is_near:
+            plans.insert(0, plan)
+    return [*plans, Plan(kernel="fp32")]
+
+
+def raise_worst(plans: Mapping[str, Sequence[Plan]], share: float) -> dict[str, Sequence[Plan]]:
+    """`share` of the layers, those with the largest errors, moved on to their next plan."""
+    ranked = sorted(plans, key=lambda name: -plans[name][0].error)
+    raised = set(ranked[: max(1, round(share * len(ranked)))])
+    return {name: left[1:] if name in raised and len(left) > 1 else left for name, left in plans.items()}
+
+
+def _tried(
+    kernel: Kernel,
+    layer: LinearLayer,
+    exact: Array,
+    seen: Observation,
+    *,
+    factors: Array | None = None,
+    shift: float = 0.0,
+) -> Plan:
+    rows, top, weight, bias = seen.rows, seen.largest, layer.weight, layer.bias
+    if factors is not None:
+        rows, top, weight = rows / factors, top / factors, weight * factors[:, None]
+    largest = float(top.max()) if kernel == "int8 static" else 0.0
+    found = product(kernel, rows, weight, largest=largest, shift=shift)
+    # A channel that is far from zero whatever the input, as post-norm towers have some, makes the product large, and
+    # the bias takes that back: beside the product an error looks small that is most of what is left.
+    error = max(relative_error(found, exact), relative_error(found + bias, exact + bias))
+    return Plan(kernel=kernel, factors=factors, largest=largest, shift=shift, error=error)
+
+
+def relative_error(found: Array, exact: Array) -> float:
+    """|found - exact| / |exact|, Frobenius."""
+    size = float(np.linalg.norm(exact))
+    return float(np.linalg.norm(found - exact)) / size if size else 0.0

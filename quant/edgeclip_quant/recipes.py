@@ -1,0 +1,140 @@
+"""What a tower may be made of: kernels for its linear layers, in the order they are tried, and bits for its table."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from edgeclip.manifest import Precision, TowerName
+from edgeclip_quant.kernels import Kernel
+
+# Relative error of a layer's output up to which a kernel is taken. Gaussian inputs and weights give 1.1e-2 in 8 bits,
+# 1.1e-1 in 4; a layer that outliers spoil has several times that.
+_MAX_ERROR_8 = 4e-2
+_MAX_ERROR_4 = 2e-1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How the towers of a bundle for the CPU are narrowed.
+
+    A layer takes the first of `kernels` whose error is at most `max_error`, fp32 when none is. `smooths` lets outlier
+    channels move into the weights where that helps, `static_anywhere` lets inputs have a fixed scale that no norm
+    bounds. `table_bits` is for the token table. `describes` is what a report says of it.
+    """
+
+    name: str
+    precision: Precision
+    kernels: tuple[Kernel, ...]
+    smooths: bool
+    table_bits: int
+    max_error: float
+    describes: str
+    static_anywhere: bool = False
+
+    @property
+    def is_independent(self) -> bool:
+        """No vector depends on what else is in its batch."""
+        return "int8 per call" not in self.kernels
+
+    def objection(self, *, is_made_up: bool) -> str | None:
+        """Why no bundle is made by it, calibrated on made-up inputs or on a user's; None when one may be."""
+        if not self.is_independent:
+            return "a vector depends on its batch"
+        if is_made_up and self.static_anywhere:
+            return "made-up inputs cannot fix scales"
+        return None
+
+
+INT8 = Recipe(
+    name="int8",
+    precision="int8",
+    kernels=("int8 static", "int8 per row", "int8 blocks"),
+    smooths=True,
+    table_bits=8,
+    max_error=_MAX_ERROR_8,
+    describes="the fastest kernel that each layer bears",
+)
+INT4 = Recipe(
+    name="int4",
+    precision="int4",
+    kernels=("int4 blocks", "int8 blocks"),
+    smooths=False,
+    table_bits=4,
+    max_error=_MAX_ERROR_4,
+    describes="4-bit blocks, the token table too",
+)
+DEFAULT_RECIPES: Mapping[Precision, Recipe] = {"int8": INT8, "int4": INT4}
+# What the two above were chosen from, for `comparison`.
+COMPARED = (
+    INT8,
+    Recipe(
+        name="int8-per-row",
+        precision="int8",
+        kernels=("int8 per row", "int8 blocks"),
+        smooths=True,
+        table_bits=8,
+        max_error=_MAX_ERROR_8,
+        describes="a scale for each row of an input, smoothed",
+    ),
+    Recipe(
+        name="int8-static",
+        precision="int8",
+        kernels=("int8 static",),
+        smooths=False,
+        table_bits=8,
+        max_error=math.inf,
+        describes="every input with a scale fixed by calibration",
+        static_anywhere=True,
+    ),
+    Recipe(
+        name="int8-dynamic",
+        precision="int8",
+        kernels=("int8 per call",),
+        smooths=False,
+        table_bits=8,
+        max_error=math.inf,
+        describes="one scale per call",
+    ),
+    Recipe(
+        name="int8-dynamic-smooth",
+        precision="int8",
+        kernels=("int8 per call",),
+        smooths=True,
+        table_bits=8,
+        max_error=math.inf,
+        describes="one scale per call, smoothed",
+    ),
+    Recipe(
+        name="int8-blocks",
+        precision="int8",
+        kernels=("int8 blocks",),
+        smooths=False,
+        table_bits=8,
+        max_error=math.inf,
+        describes="8-bit blocks",
+    ),
+    Recipe(
+        name="int8-table4",
+        precision="int8",
+        kernels=INT8.kernels,
+        smooths=True,
+        table_bits=4,
+        max_error=_MAX_ERROR_8,
+        describes="int8, the token table in 4 bits",
+    ),
+    INT4,
+)
+
+
+def recipes_for(tower: TowerName, recipes: Sequence[Recipe] = COMPARED) -> list[Recipe]:
+    """Those that make different things of a tower, the first of each: a vision tower has no table."""
+    found: dict[object, Recipe] = {}
+    for one in recipes:
+        makes = (one.kernels, one.smooths, one.max_error, one.static_anywhere)
+        found.setdefault((makes, one.table_bits if tower == "text" else None), one)
+    return list(found.values())
+
+
+def usable_recipes(*, is_made_up: bool) -> list[Recipe]:
+    """Those that a bundle may be made by."""
+    return [one for one in COMPARED if one.objection(is_made_up=is_made_up) is None]

@@ -1,0 +1,70 @@
+"""A graph on the CPU, opened as the runtime opens it, so that what is measured here is what will run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from edgeclip.devices import usable_cpus
+from edgeclip.errors import BuildError
+from edgeclip.session import adds_in_16_bits
+from edgeclip_quant.samples import Batches
+
+Run = Callable[[NDArray[Any]], NDArray[np.float32]]
+
+# Both as in `edgeclip.session`, which says why.
+_SLOWER_FUSIONS = ["SkipLayerNormFusion"]
+_RIGHT_WITHOUT_VNNI = ("session.x64quantprecision", "1")
+_FATAL_ONLY = 4
+
+
+def open_tower(path: Path) -> Run:
+    """A graph on the CPU; BuildError, when it is opened or run, says what onnxruntime has against it."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = usable_cpus()
+    options.log_severity_level = _FATAL_ONLY  # what it would print, it raises
+    if adds_in_16_bits():
+        options.add_session_config_entry(*_RIGHT_WITHOUT_VNNI)
+    try:
+        session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOWER_FUSIONS
+        )
+    except Exception as error:  # onnxruntime's share no base class
+        raise _cannot_run(path, error) from error
+    return run_of(session, path)
+
+
+def run_of(session: onnxruntime.InferenceSession, path: Path) -> Run:
+    """A session as a function of a batch; BuildError when it fails."""
+    name = session.get_inputs()[0].name
+
+    def run(batch: NDArray[Any]) -> NDArray[np.float32]:
+        try:
+            output: NDArray[np.float32] = session.run(None, {name: batch})[0]
+        except Exception as error:
+            raise _cannot_run(path, error) from error
+        return output
+
+    return run
+
+
+def answers(run: Run, batches: Batches, what: str, progress: Callable[[str, int, int], None]) -> NDArray[np.float32]:
+    """The vectors for all batches (N, D)."""
+    rows = []
+    for done, batch in enumerate(batches):
+        progress(what, done, len(batches))
+        rows.append(run(batch))
+    return np.concatenate(rows)
+
+
+def answer(path: Path, batches: Batches, what: str, progress: Callable[[str, int, int], None]) -> NDArray[np.float32]:
+    """The same, of a graph that is opened for it alone."""
+    return answers(open_tower(path), batches, what, progress)
+
+
+def _cannot_run(path: Path, error: Exception) -> BuildError:
+    words = str(error).strip().split("\n")[0]
+    return BuildError(f"onnxruntime cannot run {path.name} ({words})")

@@ -1,0 +1,64 @@
+"""The recipes of `edgeclip quantize` side by side, as they stand in a terminal."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from edgeclip.cli.format import format_table
+from edgeclip.cli.loading import load_extra
+from edgeclip.manifest import TOWERS, TowerName
+
+_WHAT = {"text": "texts", "vision": "images"}
+
+
+def format_recipes(comparison: Any, picked: Any) -> str:
+    """A table for each tower of an `edgeclip_quant.choice.Comparison`, and below what the marks mean."""
+    choice = load_extra("edgeclip_quant.choice", "quant")
+    default = load_extra("edgeclip_quant.recipes", "quant").INT8.name
+    front = choice.front(comparison)
+    never: dict[str, list[str]] = {}
+    for one in comparison.candidates:
+        if objection := comparison.objection(one):
+            never.setdefault(objection, []).append(one.recipe.name)
+    notes = [
+        "* on the Pareto front: no other has less size, time or loss (1 - worst cosine) without more of another",
+        f"  ({choice.alike_words()} count as the same)",
+        *(f"- never taken: {', '.join(dict.fromkeys(names))} ({objection})" for objection, names in never.items()),
+        f"  default: what --to {default} makes; time: of fp32's; recall@5: in points, the other tower in fp32",
+    ]
+    tables = [_table(comparison, front, picked, name, default) for name in TOWERS]
+    return "\n\n".join([*tables, "\n".join(notes)])
+
+
+def _table(comparison: Any, front: Sequence[Any], picked: Any, tower: TowerName, default: str) -> str:
+    mine, source_bytes = comparison.of(tower), comparison.source_bytes[tower]
+    decimals = 2 if source_bytes < 1e7 else 1 if source_bytes < 1e8 else 0
+    rows = [("  fp32", f"{source_bytes / 1e6:.{decimals}f}", "1.00", "1", "1", "")]
+    words = ["", "as it was"]
+    for one in mine:
+        mark = "*" if one in front else "-" if comparison.objection(one) else " "
+        tags = [", default"] * (one.recipe.name == default)
+        tags += [", picked"] * (picked is not None and one in picked.pair.towers)
+        measured = one.measured
+        rows.append(
+            (
+                f"{mark} {one.recipe.name}{''.join(tags)}",
+                f"{measured.weight_bytes / 1e6:.{decimals}f}",
+                f"{one.latency:.2f}",
+                f"{measured.worst_cosine:.5f}",
+                f"{measured.mean_cosine:.5f}",
+                f"{measured.retrieval.points:+.2f}" if measured.retrieval else "-",
+            )
+        )
+        finer = "" if one.kept is None else f"; layers finer, for a cosine of {one.kept:g}"
+        words.append(one.recipe.describes + finer)
+    header = ("  recipe", "MB", "time", "worst cosine", "mean cosine", "recall@5")
+    lines = format_table(header, rows).split("\n")
+    width = max(map(len, lines))
+    first = mine[0].measured
+    return "\n".join(
+        [
+            f"{tower} tower of {comparison.model}: {first.samples} {_WHAT[tower]} ({first.data}), "
+            f"time of {first.latency_input} on {first.machine}",
+            *(f"{line.ljust(width)}  {word}".rstrip() for line, word in zip(lines, words, strict=True)),
+        ]
+    )

@@ -1,0 +1,450 @@
+"""fp16 graphs answer as the fp32 ones do, because what fp16 cannot hold stays fp32; without the ranges they fall."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnx.shape_inference
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx_ir.passes import PostconditionError, PreconditionError
+
+from edgeclip import Manifest
+from edgeclip.manifest import TOWERS, Target, TowerName
+from edgeclip_export import export_checkpoint
+from edgeclip_export.demo import CHECKPOINT
+from edgeclip_quant.emulation import emulating_session
+from edgeclip_quant.half import LARGEST, NarrowToHalf, narrow_to_half, to_half
+from edgeclip_quant.ranges import measure_ranges, scores_of
+from edgeclip_quant.samples import made_up_samples
+from edgeclip_quant.signatures import FillTypes
+
+GPU: tuple[Target, ...] = ("cuda", "tensorrt")
+# 1 - cosine of a vector to the fp32 graph's. Measured worst: 4.4e-6 (golden, padded texts), 4.1e-6 (the small trained
+# model); 11 bits lose 1e-8 at once, and 50 roundings in a row about this.
+WORST = 2e-5
+# Vectors keep their length: the L2 norm is fp32.
+LENGTH = 1e-6
+# So the outlier's graphs may differ from their own fp32: the same, and the checkpoint is the golden one.
+FALLEN = 1e-3
+
+Batches = Sequence[NDArray[Any]]
+HALF, FULL = ir.DataType.FLOAT16, ir.DataType.FLOAT
+
+
+@pytest.fixture(scope="module")
+def sources(bundles: dict[Target, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, Target], Path]:
+    """The golden checkpoint's bundles and the small trained model's."""
+    folder = tmp_path_factory.mktemp("demo")
+    for target in GPU:
+        export_checkpoint(CHECKPOINT, folder / target, target=target)
+    return {
+        **{("golden", target): bundles[target] for target in GPU},
+        **{("demo", target): folder / target for target in GPU},
+    }
+
+
+def padded(rows: Batches, pad_id: int) -> NDArray[np.int64]:
+    """Texts (1, T) as one batch."""
+    width = max(row.shape[1] for row in rows)
+    return np.concatenate([np.pad(row, ((0, 0), (0, width - row.shape[1])), constant_values=pad_id) for row in rows])
+
+
+def inputs(bundle: Path, tower: TowerName, *, seed: int) -> list[NDArray[Any]]:
+    """Texts of 3 to 64 tokens, one at a time and then together; pictures, with an all but white one."""
+    manifest = Manifest.read(bundle)
+    rows = list(made_up_samples(bundle, manifest, texts=12, images=4, seed=seed).of(tower))
+    if tower == "text":
+        return [*rows, padded(rows, manifest.tokenizer.pad_id)]
+    white = np.full_like(rows[0], 250) + np.random.default_rng(seed).integers(-5, 6, rows[0].shape).astype(np.uint8)
+    return [*rows, white]
+
+
+def ranges_of(model: ir.Model, batches: Batches, folder: Path) -> dict[str, float]:
+    return dict(measure_ranges(model, batches, folder, lambda what, done, total: None, threads=1))
+
+
+def save(model: ir.Model, path: Path) -> Path:
+    ir.save(model, path, external_data=f"{path.name}_data")
+    return path
+
+
+def plain(path: Path, batches: Batches) -> NDArray[np.float32]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run(None, {session.get_inputs()[0].name: batch})[0] for batch in batches])
+
+
+def emulated(path: Path, batches: Batches) -> NDArray[np.float32]:
+    with emulating_session(path, path.parent, threads=1) as session:
+        name = session.get_inputs()[0].name
+        return np.concatenate([session.run(None, {name: batch})[0] for batch in batches])
+
+
+def lost(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    """1 - cosine of the worst row; NaN if there is one."""
+    return float((1 - (found.astype(np.float64) * wanted).sum(axis=1)).max())
+
+
+def full_nodes(model: ir.Model) -> list[str]:
+    """The operators that an fp32 value goes into or comes out of, in their order."""
+    return [
+        node.op_type
+        for node in model.graph.all_nodes()
+        if any(value and value.dtype == FULL for value in (*node.inputs, *node.outputs))
+    ]
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("target", GPU)
+@pytest.mark.parametrize("checkpoint", ["golden", "demo"])
+def test_a_tower_answers_as_its_source(
+    sources: dict[tuple[str, Target], Path], checkpoint: str, target: Target, tower: TowerName, tmp_path: Path
+) -> None:
+    bundle = sources[checkpoint, target]
+    source = bundle / Manifest.read(bundle).tower(tower).file
+    model = ir.load(source)
+    kept = narrow_to_half(model, ranges_of(model, inputs(bundle, tower, seed=1), tmp_path))
+    path = save(model, tmp_path / "half.onnx")
+    unseen = inputs(bundle, tower, seed=2)
+    wanted, found = plain(source, unseen), emulated(path, unseen)
+    assert lost(found, wanted) < WORST
+    assert np.abs(np.linalg.norm(found, axis=1) - 1).max() < LENGTH
+    assert (found != wanted).any()
+    assert kept == []
+    weights, before = (one.with_name(f"{one.name}_data").stat().st_size for one in (path, source))
+    assert weights < 0.61 * before  # the golden model's patch embedding, fp32, is a fifth of its vision tower
+    # onnxruntime's and onnx's own type checks, and types outside as they were.
+    session, was = (onnxruntime.InferenceSession(one, providers=["CPUExecutionProvider"]) for one in (path, source))
+    for now, then in ((session.get_inputs(), was.get_inputs()), (session.get_outputs(), was.get_outputs())):
+        assert [(one.name, one.type, one.shape) for one in now] == [(one.name, one.type, one.shape) for one in then]
+    if target == "tensorrt":
+        onnx.checker.check_model(path, full_check=True)
+
+
+IMAGE_SUM = ["Cast", "Slice", "Slice", "Reshape", "Transpose", "Reshape", "Pad", "MatMul", "Add", "Cast"]
+LENGTH_ONE = ["ReduceL2", "Clip", "Div"]
+POOLING = ["Cast", "Unsqueeze", "Cast", "MatMul", "Squeeze", "ReduceSum", "Div"]
+SOFTMAX = ["Cast", "Softmax", "Cast"]
+
+
+@pytest.mark.parametrize(
+    ("target", "tower", "full"),
+    [
+        ("cuda", "text", [*POOLING, *LENGTH_ONE]),
+        ("cuda", "vision", [*IMAGE_SUM, "Cast", *LENGTH_ONE]),
+        ("tensorrt", "text", [*SOFTMAX * 3, *POOLING, *LENGTH_ONE]),
+        ("tensorrt", "vision", [*IMAGE_SUM, *SOFTMAX * 3, "Cast", *LENGTH_ONE]),
+    ],
+)
+def test_only_sums_softmax_and_the_norm_are_fp32(
+    bundles: dict[Target, Path], target: Target, tower: TowerName, full: list[str], tmp_path: Path
+) -> None:
+    """With one Cast where the types meet."""
+    bundle = bundles[target]
+    model = ir.load(bundle / Manifest.read(bundle).tower(tower).file)
+    before = sum(node.op_type == "Cast" for node in model.graph.all_nodes())
+    narrow_to_half(model, ranges_of(model, inputs(bundle, tower, seed=1), tmp_path))
+    assert full_nodes(model) == full
+    # Text: Casts of the mask to int32 and to bool, before and after.
+    casts = full.count("Cast") + (2 if (target, tower) == ("cuda", "text") else 0)
+    assert sum(node.op_type == "Cast" for node in model.graph.all_nodes()) == casts > before
+
+
+def test_every_length_and_any_company(sources: dict[tuple[str, Target], Path], tmp_path: Path) -> None:
+    """Lengths that no sample had too, up to the longest; alone, and padded beside longer ones."""
+    bundle = sources["demo", "cuda"]
+    manifest = Manifest.read(bundle)
+    source = bundle / manifest.text.file
+    model = ir.load(source)
+    narrow_to_half(model, ranges_of(model, inputs(bundle, "text", seed=1), tmp_path))
+    path = save(model, tmp_path / "half.onnx")
+    draw = np.random.default_rng(0)
+    lengths = [*range(1, 40), 64, 100, 511, manifest.tokenizer.max_length]
+    rows = [draw.integers(5, 100, (1, length)) for length in lengths]
+    wanted = plain(source, rows)
+    assert lost(emulated(path, rows), wanted) < WORST
+    assert lost(emulated(path, [padded(rows[:-1], manifest.tokenizer.pad_id)]), wanted[:-1]) < WORST
+
+
+def scaled(model: ir.Model, factor: float, names: Callable[[str], bool], columns: slice = slice(None)) -> None:
+    """Weights times a power of two, so that nothing is rounded."""
+    found = [value for name, value in model.graph.initializers.items() if names(name)]
+    assert found
+    for value in found:
+        assert value.const_value is not None
+        array = value.const_value.numpy().copy()
+        array[..., columns] *= np.float32(factor)
+        value.const_value = ir.tensor(array, name=value.name)
+
+
+def with_a_large_stream(model: ir.Model, factor: float) -> None:
+    """The vision tower's residual stream, larger from end to end: all that reads it begins with a norm."""
+    ends = ("attention_out.out.weight", "attention_out.out.bias", "mlp.down.weight", "mlp.down.bias")
+    scaled(model, factor, lambda name: name in ("patch", "position") or name.endswith(ends))
+
+
+def with_large_values(model: ir.Model, factor: float) -> None:
+    """The text tower's attention values, larger, and the weights that read what attention makes of them, smaller."""
+    width = model.graph.initializers["norm.weight"].shape
+    assert width is not None
+    columns = slice(2 * int(width[0]), None)
+    scaled(model, factor, lambda name: name.endswith(("qkv.weight", "qkv.bias")), columns)
+    scaled(model, 1 / factor, lambda name: name.endswith("out.weight"))
+
+
+OUTLIERS: Mapping[str, tuple[TowerName, Callable[[ir.Model, float], None], float]] = {
+    "stream beyond 65504": ("vision", with_a_large_stream, 2.0**17),
+    "values beyond 65504": ("text", with_large_values, 2.0**18),
+    "values below 6e-8": ("text", with_large_values, 2.0**-26),
+}
+
+
+@pytest.mark.parametrize("target", GPU)
+@pytest.mark.parametrize("case", OUTLIERS)
+def test_outliers_keep_fp32_and_without_their_ranges_the_graph_falls(
+    bundles: dict[Target, Path], target: Target, case: str, tmp_path: Path
+) -> None:
+    tower, change, factor = OUTLIERS[case]
+    bundle = bundles[target]
+    original = bundle / Manifest.read(bundle).tower(tower).file
+    model = ir.load(original)
+    change(model, factor)
+    source = save(model.clone(), tmp_path / "source.onnx")
+    seen, unseen = inputs(bundle, tower, seed=1), inputs(bundle, tower, seed=2)
+    wanted = plain(source, unseen)
+    assert lost(wanted, plain(original, unseen)) < 1e-6
+
+    ranges = ranges_of(model, seen, tmp_path)
+    if factor > 1:
+        assert max(ranges.values()) > 65504
+    blind = model.clone()
+    kept = narrow_to_half(model, ranges)
+    assert len(kept) > 6
+    assert all(name in ranges or name in blind.graph.initializers for name in kept)
+    found = emulated(save(model, tmp_path / "half.onnx"), unseen)
+    assert lost(found, wanted) < WORST
+
+    narrow_to_half(blind, dict.fromkeys(ranges, 1.0))
+    fallen = emulated(save(blind, tmp_path / "blind.onnx"), unseen)
+    assert not lost(fallen, wanted) < FALLEN
+
+
+def test_half_of_the_products_stay_fp16_beside_a_large_stream(bundles: dict[Target, Path], tmp_path: Path) -> None:
+    """fp32 where it is needed, not from there on."""
+    bundle = bundles["cuda"]
+    model = ir.load(bundle / Manifest.read(bundle).vision.file)
+    with_a_large_stream(model, 2.0**17)
+    narrow_to_half(model, ranges_of(model, inputs(bundle, "vision", seed=1), tmp_path))
+    products = [node.outputs[0].dtype == HALF for node in model.graph if node.op_type == "MatMul"]
+    attentions = [node.outputs[0].dtype == HALF for node in model.graph if node.op_type == "MultiHeadAttention"]
+    assert sum(products) == len(products) - 1 - 2 * 3  # the image sum, and what two of each block give the stream
+    assert all(attentions)
+
+
+def test_scores_beyond_fp16_keep_both_ways_of_a_choice_fp32(bundles: dict[Target, Path], tmp_path: Path) -> None:
+    """Only the masked way's are stored, but an If gives one type."""
+    bundle = bundles["cuda"]
+    path = bundle / Manifest.read(bundle).text.file
+    model = FillTypes()(ir.load(path)).model
+    batches = inputs(bundle, "text", seed=1)
+    ranges = ranges_of(model, batches, tmp_path)
+    (name, *_) = [name for name in ranges if name.endswith("_masked/scores")]
+    kept = narrow_to_half(model, {**ranges, name: 2 * LARGEST})
+    assert kept == [name]
+    first, *others = [node for node in model.graph if node.op_type == "If"]
+    assert first.outputs[0].dtype == FULL
+    assert {node.outputs[0].dtype for node in others} == {HALF}
+    for branch in ("then_branch", "else_branch"):
+        (attention,) = first.attributes[branch].as_graph()
+        assert {value.dtype for value in attention.inputs[:3] if value} == {FULL}
+    found = emulated(save(model, tmp_path / "half.onnx"), batches)
+    assert lost(found, plain(path, batches)) < WORST
+
+
+def graph(text: str, **weights: NDArray[np.float32]) -> ir.Model:
+    """A small graph in onnx's own notation, some of its inputs made weights."""
+    header = '<ir_version: 10, opset_import: ["": 23, "com.microsoft": 1]> g '
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(header + text)))
+    for name, array in weights.items():
+        (value,) = [one for one in model.graph.inputs if one.name == name]
+        model.graph.inputs.remove(value)
+        value.const_value = ir.tensor(array, name=name)
+        model.graph.register_initializer(value)
+    return model
+
+
+def narrowed(model: ir.Model, **ranges: float) -> tuple[dict[str, ir.DataType | None], list[str]]:
+    """The type of every value, and what was kept; a range is 1 where nothing else is said."""
+    names = [str(value.name) for node in model.graph.all_nodes() for value in (*node.inputs, *node.outputs) if value]
+    kept = narrow_to_half(model, {**dict.fromkeys(names, 1.0), **ranges})
+    return {str(value.name): value.dtype for node in model.graph for value in node.outputs}, kept
+
+
+PRODUCT = "(float[2,3] x, float[3,3] w, float[3] b) => (float[2,3] y) { p = MatMul(x, w)\n y = Add(p, b) }"
+WEIGHT, BIAS = np.full((3, 3), 0.5, np.float32), np.ones(3, np.float32)
+
+
+def test_inputs_and_outputs_keep_types_and_names() -> None:
+    model = graph(PRODUCT, w=WEIGHT, b=BIAS)
+    types, kept = narrowed(model)
+    assert types == {"x_fp16": HALF, "p": HALF, "y_fp16": HALF, "y": FULL}
+    assert kept == []
+    assert [(value.name, value.dtype) for value in model.graph.outputs] == [("y", FULL)]
+    assert {name: value.dtype for name, value in model.graph.initializers.items()} == {"w_fp16": HALF, "b_fp16": HALF}
+
+
+@pytest.mark.parametrize(
+    ("weight", "x", "y", "is_kept"),
+    [
+        (1e5, 1.0, 1e4, True),  # would be infinite
+        (1.0, 1.0, 3.0, False),
+        (2.0**-20, 1e4, 0.03, False),  # exact, if small
+        (1.01e-6, 1e4, 0.03, True),  # 17 steps of fp16, less 1 %: against the output's largest, 1 %
+        (1.01e-6, 1.0, 1.0, False),  # the same, where it does not count
+        (1e-8, 1e4, 3e-3, True),  # would be nothing
+    ],
+)
+def test_weights_that_fp16_cannot_hold_keep_fp32(weight: float, x: float, y: float, is_kept: bool) -> None:
+    model = graph(
+        "(float[2,3] x, float[3,3] w, float[3,3] v) => (float[2,3] z) { y = MatMul(x, w)\n z = MatMul(y, v) }",
+        w=np.full((3, 3), weight, np.float32),
+        v=WEIGHT,
+    )
+    types, kept = narrowed(model, x=x, y=y)
+    assert kept == (["w"] if is_kept else [])
+    assert types["y"] == (FULL if is_kept else HALF)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-9])
+def test_a_scale_of_small_weights_keeps_fp32(scale: float) -> None:
+    """Small ones beside large ones may be flushed: it is the largest that they add up with."""
+    model = graph(
+        """(float[2,3] x, float[3] s, float[3,3] w) => (float[2,3] y) {
+            n = LayerNormalization(x, s)
+            y = MatMul(n, w)
+        }""",
+        s=np.array([scale, scale, 1e-10], np.float32),
+        w=WEIGHT,
+    )
+    types, kept = narrowed(model)
+    assert kept == (["s"] if scale == 1e-9 else [])
+    assert types["n"] == (FULL if scale == 1e-9 else HALF)
+
+
+def test_one_cast_serves_all_who_want_the_type() -> None:
+    model = graph(
+        """(float[2,3] x, float[3,3] w) => (float[2,3] y) {
+            p = MatMul(x, w)
+            q = Neg(p)
+            a = MatMul(q, w)
+            b = MatMul(q, w)
+            y = Add(a, b)
+        }""",
+        w=WEIGHT,
+    )
+    types, kept = narrowed(model, p=1e5)
+    assert kept == ["p"]
+    assert [name for name in types if name.endswith("_fp16")] == ["q_fp16", "y_fp16"]
+    assert (types["p"], types["q"], types["a"]) == (FULL, FULL, HALF)
+
+
+def test_cheap_nodes_between_fp32_ones_are_fp32_and_cost_no_cast() -> None:
+    model = graph(
+        """(float[2,3] x, float[3,3] w) => (float[2,3] y) {
+            p = MatMul(x, w)
+            n = ReduceL2<keepdims = 1>(p)
+            t = Transpose(n)
+            u = Transpose(t)
+            y = Div(p, u)
+        }""",
+        w=WEIGHT,
+    )
+    types, _ = narrowed(model)
+    assert types == {"x_fp16": HALF, "p": HALF, "p_fp32": FULL, "n": FULL, "t": FULL, "u": FULL, "y": FULL}
+
+
+def test_weights_that_both_types_read_are_there_twice() -> None:
+    model = graph(
+        """(float[2,3] x, float[3,3] w) => (float[2,3] y) {
+            p = MatMul(x, w)
+            y = MatMul(p, w)
+        }""",
+        w=WEIGHT,
+    )
+    narrowed(model, y=1e5)
+    assert {name: value.dtype for name, value in model.graph.initializers.items()} == {"w": FULL, "w_fp16": HALF}
+
+
+def test_statistics_that_are_not_fp32_by_themselves_keep_the_norm_fp32() -> None:
+    text = """(float[2,3] x, float[3] s, float[3,3] w) => (float[2,3] y) {{
+        n = LayerNormalization<stash_type = {stash}>(x, s)
+        y = MatMul(n, w)
+    }}"""
+    for stash, dtype in ((1, HALF), (16, FULL)):
+        types, _ = narrowed(graph(text.format(stash=stash), s=BIAS, w=WEIGHT))
+        assert types["n"] == dtype
+
+
+def test_what_a_schema_does_not_know_as_fp16_keeps_fp32() -> None:
+    model = graph(
+        """(float[2,3] x, int8[2,3] i, float s, float[3,3] w) => (float[2,3] y) {
+            d = DequantizeLinear(i, s)
+            a = Add(d, x)
+            y = MatMul(a, w)
+        }""",
+        w=WEIGHT,
+        s=np.array(0.1, np.float32),
+    )
+    types, kept = narrowed(model)
+    assert (types["d"], types["a_fp16"], kept) == (FULL, HALF, [])
+
+
+def refused(model: ir.Model, ranges: Mapping[str, float]) -> str:
+    with pytest.raises((PreconditionError, PostconditionError)) as raised:
+        narrow_to_half(model, ranges)
+    return str(raised.value)
+
+
+def test_what_cannot_be_narrowed_is_refused() -> None:
+    ones = dict.fromkeys("xpya", 1.0)
+    assert refused(graph(PRODUCT, w=WEIGHT, b=BIAS), {"x": 1.0}) == "no range was measured for p"
+    large = dict.fromkeys("xpy", 1e6)
+    assert refused(graph(PRODUCT, w=WEIGHT, b=BIAS), large) == "no product of the graph could be made fp16"
+    twice = graph(PRODUCT, w=WEIGHT, b=BIAS)
+    narrow_to_half(twice, ones)
+    assert "is fp16 already" in refused(twice, ones)
+    loop = "(float[2,3] x, float[3,3] w) => (float[2,3] y) { p = MatMul(x, w)\n y = com.microsoft.Other(p) }"
+    model = graph(loop, w=WEIGHT)
+    model.graph.outputs[0].dtype = FULL
+    assert "no schema is known of com.microsoft.Other" in refused(model, ones)
+
+
+def test_a_cast_that_undoes_another_is_not_left() -> None:
+    model = graph(
+        """(float[2,3] x, float[3,3] w) => (float[2,3] y) {
+            a = Cast<to = 11>(x)
+            p = Cast<to = 1>(a)
+            y = MatMul(p, w)
+        }""",
+        w=WEIGHT,
+    )
+    with pytest.raises(PostconditionError, match="undoes"):
+        NarrowToHalf(dict.fromkeys("xapy", 1.0))(model)
+
+
+def test_rounding_is_to_the_nearest_and_says_nothing_of_overflow() -> None:
+    found = to_half(np.array([1 + 2**-11, 1 + 3 * 2**-11, 65520, 2**-25 * 1.01, 2**-26], np.float32))
+    assert found.tolist() == [1.0, 1 + 2**-9, float("inf"), 2**-24, 0.0]
+
+
+def test_scores_have_a_name_of_their_own(bundles: dict[Target, Path]) -> None:
+    bundle = bundles["cuda"]
+    model = ir.load(bundle / Manifest.read(bundle).vision.file)
+    names = {scores_of(node) for node in model.graph if node.op_type == "MultiHeadAttention"}
+    assert len(names) == 3
+    assert not names & {str(value.name) for node in model.graph for value in node.outputs}

@@ -1,0 +1,200 @@
+"""What is measured of a narrowed tower is what happened to its vectors, and what proves it again is kept."""
+
+import io
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeclip import BuildError, Encoder, Manifest
+from edgeclip.manifest import TOWERS
+from edgeclip_quant import proof
+from edgeclip_quant.proof import (
+    Timing,
+    measure,
+    proof_samples,
+    prove,
+    read_selftest,
+    time_ratio,
+    time_tower,
+)
+from edgeclip_quant.retrieval import Vectors
+from edgeclip_quant.running import open_tower
+from edgeclip_quant.samples import Samples
+
+MOST_BYTES = 2_000_000  # of proof.npz at 512 px
+
+
+def figures(wanted: Any, found: Any, **rest: Any) -> Any:
+    arrays = {"wanted": np.array(wanted, np.float32), "found": np.array(found, np.float32)}
+    return measure("text", against="fp32 bundle", data="photos", weight_bytes=30, **arrays, **rest)
+
+
+def test_cosines_are_of_directions() -> None:
+    """An answer of another length is as near as its direction: half precision gives such."""
+    one = figures([[1, 0], [0, 1], [1, 0]], [[2, 0], [0.3, 0.4], [-1, 0]])
+    assert one.worst_cosine == -1
+    assert one.mean_cosine == pytest.approx((1 + 0.8 - 1) / 3)
+    assert one.samples == 3 and one.largest_difference == 2
+    assert (one.size_ratio, one.latency_ratio, one.machine, one.retrieval) == (None,) * 4
+
+
+def test_the_first_percentile_is_not_the_worst_of_many() -> None:
+    angles = np.zeros(201)
+    angles[7] = 0.5
+    found = np.stack((np.cos(angles), np.sin(angles)), axis=1)
+    one = figures(np.tile([1.0, 0.0], (201, 1)), found)
+    assert one.worst_cosine == pytest.approx(math.cos(0.5)) and one.p1_cosine == 1
+
+
+def test_noise_is_in_decibels_of_the_whole() -> None:
+    assert figures([[1, 0], [0, 1]], [[0.9, 0], [0, 0.9]]).sqnr_db == pytest.approx(20, abs=1e-5)
+    assert figures([[1, 0], [0, 1]], [[1, 0], [0, 0.9]]).sqnr_db == pytest.approx(20 + 10 * math.log10(2), abs=1e-5)
+    assert figures([[1, 0]], [[1, 0]]).sqnr_db is None
+
+
+@pytest.mark.parametrize("bad", [[0.0, 0.0], [np.nan, 1.0]])
+def test_what_is_no_vector_makes_the_worst_cosine_nan(bad: list[float]) -> None:
+    assert math.isnan(figures([[1, 0], [1, 0]], [[1, 0], bad]).worst_cosine)
+
+
+def test_ratios_are_to_the_source() -> None:
+    timing = Timing(ratio=0.4, samples=12, input="1 image", machine="a machine")
+    one = figures([[1, 0]], [[1, 0]], source_bytes=120, timing=timing)
+    assert (one.size_ratio, one.latency_ratio, one.latency_samples) == (0.25, 0.4, 12)
+    assert (one.latency_input, one.machine) == ("1 image", "a machine")
+
+
+def sleeping(seconds: float) -> Any:
+    return lambda batch: time.sleep(seconds)
+
+
+def test_a_time_is_the_narrowed_ones_over_the_sources() -> None:
+    batch = np.zeros(1)
+    ratio, pairs = time_ratio(sleeping(0.004), sleeping(0.001), batch, rounds=7)
+    assert 0.1 < ratio < 0.9 and pairs == 7
+    ratio, pairs = time_ratio(sleeping(0.001), sleeping(0.004), batch, rounds=40, seconds=0)
+    assert ratio > 1.1 and pairs == 5
+
+
+def test_both_take_turns_in_going_first() -> None:
+    calls: list[str] = []
+    time_ratio(lambda batch: calls.append("s"), lambda batch: calls.append("n"), np.zeros(1), rounds=3)  # type: ignore[arg-type,return-value,func-returns-value]
+    assert "".join(calls) == "nnss" + "ssnn" + "nnss"  # the first of two does not count
+
+
+def test_a_tower_is_timed_on_16_tokens_or_an_image(bundle: Path) -> None:
+    manifest = Manifest.read(bundle)
+    seen: list[Any] = []
+    made_up = proof_samples(bundle, manifest)
+    facts = manifest.tokenizer
+    for name in TOWERS:
+        timing = time_tower(name, seen.append, seen.append, made_up)  # type: ignore[arg-type]
+        assert timing.input == {"text": "16 tokens", "vision": "1 image"}[name]
+        assert timing.machine.endswith("threads") and timing.samples >= 5
+        shape = (1, 16) if name == "text" else made_up.vision[0].shape
+        assert {batch.shape for batch in seen} == {shape}
+        seen[:-1] = []
+        if name == "text":
+            (ids,) = seen.pop()
+            assert (ids[0], ids[-1]) == (facts.bos_id, facts.eos_id) and len(set(ids.tolist())) > 8
+
+
+def test_made_up_inputs_are_always_the_same_and_small(bundle: Path) -> None:
+    manifest = Manifest.read(bundle)
+    once, again = (proof_samples(bundle, manifest) for _ in range(2))
+    for name in TOWERS:
+        for one, other in zip(once.of(name), again.of(name), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert len({row.shape for row in once.text}) > 10
+    pictures = [proof._picture(512, draw) for draw in [np.random.default_rng(1)] for _ in range(8)]
+    file = io.BytesIO()
+    np.savez_compressed(file, pixel_values=np.stack(pictures))
+    assert len(file.getvalue()) < MOST_BYTES
+    assert min(picture.std() for picture in pictures) > 30
+
+
+def test_a_proof_holds_the_sources_answers_to_what_it_asks(bundle: Path, int8_bundle: Path) -> None:
+    with Encoder.open(bundle, device="cpu") as encoder, np.load(int8_bundle / "proof.npz") as arrays:
+        texts = np.concatenate([encoder.run_tower("text", arrays[f"input_ids_{index}"]) for index in range(32)])
+        assert np.abs(texts - arrays["text_embeds"]).max() < 1e-6
+        assert np.abs(encoder.run_tower("vision", arrays["pixel_values"]) - arrays["image_embeds"]).max() < 1e-6
+        assert len(arrays.files) == 32 + 3
+    assert (int8_bundle / "proof.npz").stat().st_size < MOST_BYTES
+
+
+def test_an_int8_bundle_holds_its_whole_proof(bundle: Path, int8_bundle: Path) -> None:
+    source, manifest = Manifest.read(bundle), Manifest.read(int8_bundle)
+    assert manifest.proof == "proof.npz" and manifest.file("proof.npz").size_bytes > 0
+    assert [(one.tower, one.against, one.data) for one in manifest.measured] == [
+        ("text", "fp32 checkpoint", "self-test"),
+        ("vision", "fp32 checkpoint", "self-test"),
+        ("text", "fp32 bundle", "made-up inputs"),
+        ("vision", "fp32 bundle", "made-up inputs"),
+    ]
+    for one in manifest.measured:
+        files = {
+            name: [file.size_bytes for file in facts.files if file.name.startswith(facts.tower(one.tower).file)]
+            for name, facts in (("source", source), ("int8", manifest))
+        }
+        assert len(files["int8"]) == 2 and one.weight_bytes == sum(files["int8"])
+        assert 0.99 < one.worst_cosine <= one.p1_cosine <= one.mean_cosine < 1
+        assert one.sqnr_db is not None and 20 < one.sqnr_db < 60
+        if one.against == "fp32 checkpoint":
+            assert one.size_ratio is one.latency_ratio is one.retrieval is None
+            continue
+        assert one.size_ratio == sum(files["int8"]) / sum(files["source"]) < 0.8
+        assert one.latency_ratio is not None and one.latency_ratio > 0
+        assert one.latency_samples is not None and 5 <= one.latency_samples <= 30
+        assert one.retrieval is not None
+        assert (one.retrieval.queries, one.retrieval.reference) == (one.samples, 1.0)
+        assert one.retrieval.truth == "the source's first answers"
+
+
+def test_what_a_user_gives_is_measured_and_not_stored(bundle: Path, int8_bundle: Path, tmp_path: Path) -> None:
+    manifest = Manifest.read(bundle)
+    own = proof_samples(bundle, manifest)
+    own = Samples(
+        name="photos",
+        text=own.text[:12],
+        vision=tuple(255 - pixels for pixels in own.vision[:6]),
+        pairs=tuple(index // 2 for index in range(12)),
+    )
+    stage = shutil.copytree(int8_bundle, tmp_path / "stage")
+    measured = prove(bundle, manifest, stage, own, lambda *_: None, precisions=dict.fromkeys(TOWERS, "int8"))
+    assert (stage / "proof.npz").read_bytes() == (int8_bundle / "proof.npz").read_bytes()
+    of_user = measured[-2:]
+    assert [(one.tower, one.data, one.samples) for one in of_user] == [
+        ("text", "photos", 12),
+        ("vision", "photos", 6),
+    ]
+    for one, queries in zip(of_user, (12, 6), strict=True):
+        assert one.retrieval is not None and (one.retrieval.truth, one.retrieval.queries) == ("captions", queries)
+        assert one.size_ratio is one.latency_ratio is None
+        assert 0.9 < one.worst_cosine < 1
+    made_up = [one.retrieval for one in measured[2:4]]
+    assert [change.truth for change in made_up if change] == ["the source's first answers"] * 2
+
+
+def test_the_self_test_is_measured_against_the_checkpoint(bundle: Path, int8_bundle: Path) -> None:
+    samples, wanted = read_selftest(bundle / "selftest.npz")
+    assert isinstance(wanted, Vectors) and (len(samples.text), len(samples.vision)) == (6, 2)
+    run = open_tower(int8_bundle / "text_model.onnx")
+    found = np.concatenate([run(batch) for batch in samples.text]).astype(np.float64)
+    recorded = Manifest.read(int8_bundle).measured[0]
+    assert (found * wanted.text).sum(axis=1).min() == pytest.approx(recorded.worst_cosine, abs=1e-6)
+
+
+def test_what_cannot_be_read_or_run_is_one_line(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "selftest.npz").write_bytes(b"nothing")
+    with pytest.raises(BuildError, match=r"selftest.npz: cannot be read \(.*\); export the bundle again$"):
+        read_selftest(tmp_path / "selftest.npz")
+    (tmp_path / "text_model.onnx").write_bytes(b"nothing")
+    with pytest.raises(BuildError, match=r"onnxruntime cannot run text_model.onnx \(.*\)$"):
+        open_tower(tmp_path / "text_model.onnx")
+    with pytest.raises(BuildError, match=r"onnxruntime cannot run text_model.onnx \(.*\)$"):
+        open_tower(bundle / "text_model.onnx")(np.zeros((1, 2, 3), np.int64))
