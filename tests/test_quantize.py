@@ -248,32 +248,6 @@ def test_what_lost_too_much_is_not_written(bundle: Path, tmp_path: Path, samples
     assert told.startswith("as int8 the text tower has a worst cosine of ") and "wanted 1" in told
 
 
-def test_a_users_own_data_decide(
-    bundle: Path, narrow: dict[str, Path], precision: Precision, tmp_path: Path, samples: Samples
-) -> None:
-    """Made-up inputs are measured too, and may lose more. Nothing is mended here, as `auto` has it."""
-    manifest = Manifest.read(narrow["calibrated"])
-    lost = {data: min(one.worst_cosine for one in of_source(manifest, data)) for data in ("made-up inputs", "photos")}
-    between = (lost["made-up inputs"] + lost["photos"]) / 2
-    assert lost["made-up inputs"] < between < lost["photos"]
-    calibration, judged = samples.halves()
-    order = Order(
-        to=dict.fromkeys(TOWERS, precision),
-        recipes=dict.fromkeys(TOWERS, DEFAULT_RECIPES[precision]),
-        calibration=calibration,
-        is_made_up=False,
-        proof=judged,
-        budget=Budget(cosine=between, recall_points=None, size_mb=None),
-        kept=dict.fromkeys(TOWERS),
-    )
-    quantize(bundle, tmp_path / "out", order, lambda *_: None)
-    assert Manifest.read(tmp_path / "out").files == manifest.files
-    above = replace(order, budget=replace(order.budget, cosine=(1 + lost["photos"]) / 2))
-    with pytest.raises(BuildError, match=rf"as {precision} the (text|vision) tower has .* on photos"):
-        quantize(bundle, tmp_path / "none", above, lambda *_: None)
-    assert not (tmp_path / "none").exists()
-
-
 @pytest.mark.parametrize(
     ("target", "to", "targets"),
     [
@@ -437,8 +411,8 @@ def test_what_captions_search_is_found_as_before(
         assert one.retrieval.reference > 0.9
         assert one.retrieval.points >= -points and abs(one.retrieval.points) <= max(points, 100 / queries)
         assert one.size_ratio is None
-    for one, ratio in zip(of_source(manifest, "made-up inputs"), RATIOS[to], strict=True):
-        assert one.size_ratio == pytest.approx(ratio, abs=0.02)
+    for one in of_source(manifest, "made-up inputs"):
+        assert one.size_ratio is not None and one.size_ratio < MOST_OF_SIZE[to]
     if to == "int8":
         assert min(text.worst_cosine, vision.worst_cosine) > 0.999
         assert "int8 static" in manifest.vision.kernels or "int8 static" in manifest.text.kernels

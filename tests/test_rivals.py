@@ -234,7 +234,8 @@ def test_turns_begin_with_another_one_each_round_and_the_first_round_is_not_coun
 
     names = ("a", "b", "c")
     times = take_turns("case", {name: note(name) for name in names}, {name: name.upper() for name in names}, 3)
-    assert asked == ["aA", "bB", "cC", "bB", "cC", "aA", "cC", "aA", "bB", "aA", "bB", "cC"]
+    assert asked[::2] == asked[1::2]  # the first of two runs does not count
+    assert asked[::2] == ["aA", "bB", "cC", "bB", "cC", "aA", "cC", "aA", "bB", "aA", "bB", "cC"]
     assert {name: (len(its), bool((its > 0).all())) for name, its in times.items()} == dict.fromkeys(names, (3, True))
 
 
