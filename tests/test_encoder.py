@@ -434,3 +434,18 @@ def test_an_fp32_tower_needs_no_proof(copied_bundle: Path) -> None:
     reseal(copied_bundle, measured=())
     with Encoder.open(copied_bundle, device="cpu") as opened:
         assert opened.manifest.measured == ()
+
+
+def test_the_steps_taken_apart_give_the_same_vectors(encoder: Encoder) -> None:
+    tokenized = encoder.tokenize(["a red bicycle", "dog " * 40], task="retrieval.query", max_length=30)
+    assert [len(row) for row in tokenized.rows][1] == 30
+    assert tokenized.cut == (1,)
+    with pytest.warns(TruncationWarning, match="1 of 2 texts"):
+        whole = encoder.encode_text(["a red bicycle", "dog " * 40], task="retrieval.query", max_length=30)
+    apart = [encoder.run_tower("text", row[None])[0] for row in tokenized.rows]
+    np.testing.assert_allclose(apart, whole, atol=1e-6)
+    picture = np.random.default_rng(3).integers(0, 256, (90, 140, 3), dtype=np.uint8)
+    pixels = encoder.preprocess(picture)
+    np.testing.assert_array_equal(encoder.run_tower("vision", pixels[None])[0], encoder.encode_image(picture))
+    with pytest.raises(InputError, match="^poster"):
+        encoder.preprocess(b"no image", label="poster")

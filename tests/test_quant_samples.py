@@ -7,9 +7,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from edgeclip import Manifest
-from edgeclip.errors import InputError
+from edgeclip.errors import BuildError, InputError
 from edgeclip_quant.retrieval import Vectors, retrieval_changes
-from edgeclip_quant.samples import Samples, made_up_samples
+from edgeclip_quant.samples import Samples, made_up_samples, padded_pair
 
 
 def numbered(texts: int, images: int, pairs: tuple[int, ...] | None = None) -> Samples:
@@ -97,3 +97,20 @@ def test_made_up_samples_are_what_the_graphs_take(bundle: Path) -> None:
     assert {pixels.shape for pixels in samples.vision} == {(1, side, side, 3)}
     assert {pixels.dtype for pixels in samples.vision} == {np.dtype(np.uint8)}
     assert min(pixels.std() for pixels in samples.vision) > 20
+
+
+def test_a_padded_pair_is_the_shortest_and_the_longest_text() -> None:
+    texts = tuple(np.arange(10, 10 + length)[None] for length in (4, 2, 7, 3))
+    np.testing.assert_array_equal(padded_pair(texts, 1), [[10, 11, 1, 1, 1, 1, 1], [10, 11, 12, 13, 14, 15, 16]])
+    assert padded_pair(texts[:1], 1).tolist() == [[10, 11, 12, 13]] * 2
+
+
+def test_a_bundle_without_a_tokenizer_is_told(copied_bundle: Path) -> None:
+    manifest = Manifest.read(copied_bundle)
+    path = copied_bundle / manifest.tokenizer.file
+    for content in (b"{", None):
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(
+            BuildError, match=r"tokenizer.json: not a tokenizer \(.*\); export or copy the bundle again"
+        ):
+            made_up_samples(copied_bundle, manifest, texts=1, images=1)

@@ -90,6 +90,14 @@ def test_default_and_pick_have_a_ring_and_a_word() -> None:
     assert not any("picked" in text.get_text() for axes in panels(found) for text in axes.texts)
 
 
+def test_one_that_is_default_and_pick_says_both_beside_its_figures() -> None:
+    found = comparison()
+    places, _, sizes, _ = panels(found, BUDGET, picked(found))
+    assert "1 default, picked" in [text.get_text() for text in places.texts]
+    row = {text.get_text(): text.get_window_extent() for text in sizes.texts if text.get_position()[1] == 1}
+    assert row["default, picked"].x0 > row["0.99900"].x1
+
+
 def test_axes_are_named_and_the_losses_are_told_as_cosines() -> None:
     text, vision, *_ = panels(all_recipes())
     assert (text.get_title(loc="left"), vision.get_title(loc="left")) == ("text tower", "vision tower")

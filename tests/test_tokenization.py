@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from edgeclip.errors import BundleError, InputError
 from edgeclip.manifest import Manifest, TokenizerFacts
-from edgeclip.tokenization import TextTokenizer
+from edgeclip.tokenization import TextTokenizer, TokenizedTexts
 from tests.conftest import CHECKPOINT, GOLDEN
 
 BOS, PAD, EOS = 0, 1, 2
@@ -37,62 +37,63 @@ def golden_rows() -> list[list[int]]:
 
 def test_ids_equal_the_references(tokenizer: TextTokenizer) -> None:
     """Empty and blank texts, four scripts, full width, unknown signs, literal specials, 512 tokens and more."""
-    rows, cut = tokenizer.encode(SENTENCES, 512)
-    assert [row.tolist() for row in rows] == golden_rows()
-    assert all(row.dtype == np.int64 for row in rows)
-    assert cut == sum(len(row) == 512 for row in rows) == 1
+    found = tokenizer.encode(SENTENCES, 512)
+    assert [row.tolist() for row in found.rows] == golden_rows()
+    assert all(row.dtype == np.int64 for row in found.rows)
+    assert found.cut == tuple(index for index, row in enumerate(found.rows) if len(row) == 512)
+    assert len(found.cut) == 1
 
 
 def test_the_limit_of_a_file_is_reset(facts: TokenizerFacts) -> None:
     """The official file cuts and pads at 77; whoever puts it into a bundle still gets whole texts."""
     official = CHECKPOINT / "tokenizer.json"
     assert len(Tokenizer.from_file(str(official)).encode(LONG)) == 77
-    rows, cut = TextTokenizer(official, facts).encode([LONG, "the"], None)
-    assert len(rows[0]) > 300
-    assert len(rows[1]) == 3
-    assert cut == 0
+    found = TextTokenizer(official, facts).encode([LONG, "the"], None)
+    assert len(found.rows[0]) > 300
+    assert len(found.rows[1]) == 3
+    assert found.cut == ()
 
 
 @pytest.mark.parametrize("limit", [2, 3, 20, 77, 511])
 def test_a_cut_text_keeps_its_beginning_and_the_closing_token(tokenizer: TextTokenizer, limit: int) -> None:
-    rows, cut = tokenizer.encode(SENTENCES, limit)
-    whole, _ = tokenizer.encode(SENTENCES, None)
-    assert cut == sum(len(row) > limit for row in whole) > 0
-    for found, row in zip(rows, whole, strict=True):
+    found = tokenizer.encode(SENTENCES, limit)
+    whole = tokenizer.encode(SENTENCES, None).rows
+    assert found.cut == tuple(index for index, row in enumerate(whole) if len(row) > limit) != ()
+    for cut, row in zip(found.rows, whole, strict=True):
         expected = row.tolist() if len(row) <= limit else [*row[: limit - 1].tolist(), EOS]
-        assert found.tolist() == expected
+        assert cut.tolist() == expected
 
 
 def test_a_text_that_just_fits_is_not_cut(tokenizer: TextTokenizer) -> None:
-    (row,), _ = tokenizer.encode([LONG], None)
-    for limit, expected in ((len(row) - 1, 1), (len(row), 0), (len(row) + 1, 0)):
-        (found,), cut = tokenizer.encode([LONG], limit)
-        assert (len(found), cut) == (min(limit, len(row)), expected)
+    (row,) = tokenizer.encode([LONG], None).rows
+    for limit, expected in ((len(row) - 1, (0,)), (len(row), ()), (len(row) + 1, ())):
+        found = tokenizer.encode([LONG], limit)
+        assert (len(found.rows[0]), found.cut) == (min(limit, len(row)), expected)
 
 
 def test_without_a_limit_the_models_own_holds(bundle: Path, facts: TokenizerFacts) -> None:
     short = TextTokenizer(bundle / facts.file, dataclasses.replace(facts, max_length=50))
-    rows, cut = short.encode([LONG, "the"], None)
-    assert [len(row) for row in rows] == [50, 3]
-    assert cut == 1
+    found = short.encode([LONG, "the"], None)
+    assert [len(row) for row in found.rows] == [50, 3]
+    assert found.cut == (0,)
 
 
 def test_empty_and_blank_texts_are_the_two_special_tokens(tokenizer: TextTokenizer) -> None:
-    rows, cut = tokenizer.encode(["", " ", "\n\t ", "\u3000"], None)
-    assert [row.tolist() for row in rows] == [[BOS, EOS]] * 4
-    assert cut == 0
+    found = tokenizer.encode(["", " ", "\n\t ", "\u3000"], None)
+    assert [row.tolist() for row in found.rows] == [[BOS, EOS]] * 4
+    assert found.cut == ()
 
 
 def test_literal_specials_are_the_specials(tokenizer: TextTokenizer) -> None:
     """As in the reference: who writes <pad> has a padding token in the middle of a text."""
-    rows, _ = tokenizer.encode(["<pad> in text", "<s> literal </s>"], None)
+    rows = tokenizer.encode(["<pad> in text", "<s> literal </s>"], None).rows
     assert rows[0][1] == PAD
     assert rows[1][:2].tolist() == [BOS, BOS]
     assert rows[1][-2:].tolist() == [EOS, EOS]
 
 
 def test_no_texts_have_no_ids(tokenizer: TextTokenizer) -> None:
-    assert tokenizer.encode([], None) == ([], 0)
+    assert tokenizer.encode([], None) == TokenizedTexts(rows=(), cut=())
 
 
 @pytest.mark.parametrize("limit", [-1, 0, 1, 8193, True, "20", 20.0, np.int64(20)])

@@ -303,9 +303,9 @@ def _draw_sizes(axes: Axes, comparison: Comparison, picked: Pick | None, tower: 
     for spine in axes.spines.values():
         spine.set_visible(False)
     columns = (
-        (0.57, "MB", [_megabytes(size) for size in sizes]),
-        (0.67, "time", [f"{time:.2f}" for time in times]),
-        (0.84, "worst cosine", cosines),
+        (0.5, "MB", [_megabytes(size) for size in sizes]),
+        (0.59, "time", [f"{time:.2f}" for time in times]),
+        (0.75, "worst cosine", cosines),
         (1.0, "", marks),
     )
     across = axes.get_yaxis_transform()
@@ -381,7 +381,7 @@ def _number(comparison: Comparison, one: Candidate) -> int:
 
 
 def _label(comparison: Comparison, picked: Pick | None, one: Candidate) -> str:
-    return " ".join([str(_number(comparison, one)), *_tags(one, picked)])
+    return f"{_number(comparison, one)} {', '.join(_tags(one, picked))}".rstrip()
 
 
 def _tags(one: Candidate, picked: Pick | None) -> list[str]:

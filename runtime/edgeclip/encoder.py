@@ -26,7 +26,7 @@ from edgeclip.jina_clip import preprocess_image, prompt
 from edgeclip.manifest import TOWERS, Manifest, TowerName
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip.session import TowerSession, import_onnxruntime
-from edgeclip.tokenization import TextTokenizer
+from edgeclip.tokenization import TextTokenizer, TokenizedTexts
 
 Vectors = NDArray[np.float32]
 
@@ -101,14 +101,9 @@ class Encoder:
         is_single = isinstance(texts, str)
         dim = self._dimension(truncate_dim)
         _check_batch_size(batch_size)
-        prompts = [
-            prompt(text, task, self.manifest.tokenizer.instructions)
-            for text in _check_texts([texts] if isinstance(texts, str) else texts)
-        ]
-        if not prompts:
-            prompt("", task, self.manifest.tokenizer.instructions)  # an unknown task is one all the same
-        rows, cut = self._tokenizer.encode(prompts, max_length)
-        if cut:
+        tokenized = self.tokenize(texts, task=task, max_length=max_length)
+        rows = tokenized.rows
+        if cut := len(tokenized.cut):
             limit = max_length or self.manifest.tokenizer.max_length
             told = TruncationWarning(f"{cut} of {len(rows)} texts were cut to {limit} tokens", cut=cut)
             warnings.warn(told, stacklevel=2)
@@ -142,14 +137,31 @@ class Encoder:
         with ProgressBar("images", len(items), is_shown=is_wanted(progress)) as bar:
             for batch in plan_images(len(items), batch_size):
                 pixels = [
-                    preprocess_image(
-                        items[index], self.manifest.image, label="image" if is_single else f"image {index}"
-                    )
-                    for index in batch
+                    self.preprocess(items[index], label="image" if is_single else f"image {index}") for index in batch
                 ]
                 vectors[batch.start : batch.stop] = self._run("vision", np.stack(pixels), dim)
                 bar.advance(len(batch))
         return vectors[0] if is_single else vectors
+
+    def tokenize(
+        self, texts: str | Iterable[str], *, task: str | None = None, max_length: int | None = None
+    ) -> TokenizedTexts:
+        """The ids that the text tower takes for each text, (T,) int64, and which texts were cut.
+
+        The first step of `encode_text`, for whoever forms batches elsewhere; raises what it raises.
+        """
+        instructions = self.manifest.tokenizer.instructions
+        prompt("", task, instructions)  # an unknown task is one without texts, too
+        checked = _check_texts([texts] if isinstance(texts, str) else texts)
+        return self._tokenizer.encode([prompt(text, task, instructions) for text in checked], max_length)
+
+    def preprocess(self, image: ImageInput, *, label: str = "image") -> NDArray[np.uint8]:
+        """The pixels that the vision tower takes for an image: (size_px, size_px, 3) uint8.
+
+        The first step of `encode_image`, for whoever forms batches elsewhere. Any number of threads may decode at
+        once. Raises InputError, which calls the image `label`.
+        """
+        return preprocess_image(image, self.manifest.image, label=label)
 
     def run_tower(self, tower: TowerName, batch: NDArray[Any]) -> Vectors:
         """Unit vectors (B, dim) of inputs as the graph takes them: ids (B, T) int64, or pixels (B, S, S, 3) uint8.

@@ -1,10 +1,11 @@
 """Texts to token ids, as the reference's tokenizer gives them.
 
 The tokenizer file carries the whole pipeline; what is left to do here is cutting at max_length (the
-first max_length - 1 ids and the closing one) and counting the texts that were cut.
+first max_length - 1 ids and the closing one) and telling which texts were cut.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,14 @@ from tokenizers import Tokenizer
 
 from edgeclip.errors import BundleError, InputError
 from edgeclip.manifest import TokenizerFacts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizedTexts:
+    """The ids of each text, (T,) int64, and the indices of the texts that were cut."""
+
+    rows: tuple[NDArray[np.int64], ...]
+    cut: tuple[int, ...]
 
 
 class TextTokenizer:
@@ -30,18 +39,19 @@ class TextTokenizer:
         self._tokenizer.no_padding()
         self._facts = facts
 
-    def encode(self, texts: Sequence[str], max_length: int | None) -> tuple[list[NDArray[np.int64]], int]:
-        """The ids of each text, at most max_length of them, and how many texts were cut.
+    def encode(self, texts: Sequence[str], max_length: int | None) -> TokenizedTexts:
+        """Each text as at most max_length ids.
 
         `max_length` counts the opening and the closing token; None is the model's own.
         """
         limit = self._facts.max_length if max_length is None else max_length
         if type(limit) is not int or not 2 <= limit <= self._facts.max_length:
             raise InputError(f"max_length is {limit!r}, wanted an int from 2 to {self._facts.max_length}")
-        rows, cut = [], 0
-        for encoding in self._tokenizer.encode_batch_fast(list(texts)):
+        rows, cut = [], []
+        for index, encoding in enumerate(self._tokenizer.encode_batch_fast(list(texts))):
             ids = encoding.ids
             if len(ids) > limit:
-                ids, cut = [*ids[: limit - 1], self._facts.eos_id], cut + 1
+                ids = [*ids[: limit - 1], self._facts.eos_id]
+                cut.append(index)
             rows.append(np.array(ids, dtype=np.int64))
-        return rows, cut
+        return TokenizedTexts(rows=tuple(rows), cut=tuple(cut))

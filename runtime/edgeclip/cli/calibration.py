@@ -50,8 +50,8 @@ def read_samples(folder: Path, bundle: Path, manifest: Manifest) -> Any:
         )
     found = len(images), len(texts)
     images, texts, pairs = _choose(images, texts, pairs)
-    rows, cut = TextTokenizer(bundle / manifest.tokenizer.file, manifest.tokenizer).encode(texts, None)
-    if cut:
+    tokenized = TextTokenizer(bundle / manifest.tokenizer.file, manifest.tokenizer).encode(texts, None)
+    if cut := len(tokenized.cut):
         told = f"{cut} of {len(texts)} texts were cut to {manifest.tokenizer.max_length} tokens"
         warnings.warn(TruncationWarning(told, cut=cut), stacklevel=2)
     pictures = []
@@ -63,7 +63,7 @@ def read_samples(folder: Path, bundle: Path, manifest: Manifest) -> Any:
     name = folder.resolve().name
     return sampling.Samples(
         name=name if is_all else f"{name} ({len(images)} of {found[0]} images, {len(texts)} of {found[1]} texts)",
-        text=tuple(row[None] for row in rows),
+        text=tuple(row[None] for row in tokenized.rows),
         vision=tuple(pictures),
         pairs=None if pairs is None else tuple(pairs),
     )
@@ -113,12 +113,11 @@ def _check_captions(captions: list[str], where: str) -> None:
 
 def _find_image(folder: Path, name: str, where: str) -> Path:
     """By the names alone: where a link leads is the affair of whoever made it."""
-    home = os.path.abspath(folder)
-    if not Path(os.path.abspath(folder / name)).is_relative_to(home):
+    if not Path(os.path.abspath(folder / name)).is_relative_to(os.path.abspath(folder)):
         raise InputError(f"{where}: image {name!r:.200} lies outside the folder; put it there, or link it")
     for root in (folder, folder / "images"):
         path = Path(os.path.normpath(root / name))
-        if Path(os.path.abspath(path)).is_relative_to(home) and os.path.isfile(path):
+        if os.path.isfile(path):
             return path
     raise InputError(f"{where}: there is no image {name!r:.200}")
 
