@@ -51,7 +51,7 @@ def inputs(folder: Path, tower: TowerName) -> tuple[str, NDArray[np.generic]]:
     manifest = Manifest.read(folder)
     if tower == "vision":
         return "pixel_values", np.stack([preprocess_image(picture, manifest.image) for picture in pictures()])
-    rows, _ = TextTokenizer(folder / manifest.tokenizer.file, manifest.tokenizer).encode(TEXTS, None)
+    rows = TextTokenizer(folder / manifest.tokenizer.file, manifest.tokenizer).encode(TEXTS, None).rows
     width = max(map(len, rows))
     padded = [np.pad(row, (0, width - len(row)), constant_values=manifest.tokenizer.pad_id) for row in rows]
     return "input_ids", np.stack(padded).astype(np.int64)

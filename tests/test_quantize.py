@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from edgeclip import BuildError, Encoder, Manifest
-from edgeclip.manifest import TOWERS, Measurement, Precision, Target, TowerName
+from edgeclip.manifest import PROOF_DATA, TOWERS, Measurement, Precision, Target, TowerName
 from edgeclip.selftest import run_selftest
 from edgeclip_export import demo, export_checkpoint
 from edgeclip_export.demo.dataset import write_dataset
@@ -246,6 +246,46 @@ def test_what_lost_too_much_is_not_written(bundle: Path, tmp_path: Path, samples
     strict = Budget(cosine=1.0, recall_points=None, size_mb=None)
     told = refusal(bundle, tmp_path / "out", budget=strict)
     assert told.startswith("as int8 the text tower has a worst cosine of ") and "wanted 1" in told
+
+
+def test_a_users_own_data_alone_decide(bundle: Path, tmp_path: Path) -> None:
+    """Made-up inputs are measured too, but a bundle that keeps what its user has is written, and only that one."""
+    manifest = Manifest.read(bundle)
+    made_up = proof_samples(bundle, manifest)
+    quantize(bundle, tmp_path / "first", order_of(made_up, None, None), lambda *_: None)
+    rows: dict[TowerName, list[float]] = {}
+    for name in TOWERS:
+        before, after = (open_tower(folder / manifest.tower(name).file) for folder in (bundle, tmp_path / "first"))
+        rows[name] = [float(cosines(after(batch), before(batch))[0]) for batch in made_up.of(name)]
+    best, worst = (
+        replace(
+            made_up,
+            name="mine",
+            text=(made_up.text[pick(range(len(rows["text"])), key=rows["text"].__getitem__)],),
+            vision=(made_up.vision[pick(range(len(rows["vision"])), key=rows["vision"].__getitem__)],),
+        )
+        for pick in (max, min)
+    )
+    bound = (min(map(max, rows.values())) + min(map(min, rows.values()))) / 2
+    written = quantize(bundle, tmp_path / "best", order_of(made_up, best, bound), lambda *_: None)
+    assert min(one.worst_cosine for one in of_source(written, PROOF_DATA)) < bound
+    assert min(one.worst_cosine for one in of_source(written, "mine")) > bound
+    with pytest.raises(BuildError, match="worst cosine"):
+        quantize(bundle, tmp_path / "worst", order_of(made_up, worst, bound), lambda *_: None)
+    assert not (tmp_path / "worst").exists()
+
+
+def order_of(calibration: Samples, proof: Samples | None, cosine: float | None) -> Order:
+    """int8 by the default recipes, on these inputs."""
+    return Order(
+        to={name: "int8" for name in TOWERS},
+        recipes={name: DEFAULT_RECIPES["int8"] for name in TOWERS},
+        calibration=calibration,
+        is_made_up=True,
+        proof=proof,
+        budget=Budget(cosine=cosine, recall_points=None, size_mb=None),
+        kept={name: None for name in TOWERS},
+    )
 
 
 @pytest.mark.parametrize(
