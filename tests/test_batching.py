@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeclip.batching import IMAGES_AT_ONCE, TOKEN_BUDGET, TextBatch, plan_images, plan_texts
+from edgeclip.batching import IMAGES_AT_ONCE, TOKEN_BUDGET, TextBatch, is_oversized, plan_images, plan_texts
 
 PAD = 1
 
@@ -93,3 +93,21 @@ def test_no_texts_are_no_batches() -> None:
 )
 def test_images_go_in_their_order(count: int, batch_size: int | None, batches: list[range]) -> None:
     assert list(plan_images(count, batch_size)) == batches
+
+
+def test_another_device_has_its_own_sizes() -> None:
+    rows = [np.full(10, 5)] * 10 + [np.full(20, 5)] * 3
+    batches = list(plan_texts(rows, PAD, None, at_once=lambda length: 40 // length))
+    assert [len(batch.indices) for batch in batches] == [2, 1, 4, 4, 2]
+    assert list(plan_images(5, None, at_once=2)) == [range(0, 2), range(2, 4), range(4, 5)]
+    assert list(plan_images(5, 4, at_once=2)) == [range(0, 4), range(4, 5)]
+
+
+def test_what_is_planned_is_never_oversized() -> None:
+    """So the memory that it takes may be kept."""
+    for batch in plan(make_rows(500, 60, seed=3)):
+        assert not is_oversized("text", batch.input_ids.shape)
+    assert not is_oversized("vision", (IMAGES_AT_ONCE, 512, 512, 3))
+    assert is_oversized("text", (1, TOKEN_BUDGET + 1))
+    assert is_oversized("text", (2, TOKEN_BUDGET // 2 + 1))
+    assert is_oversized("vision", (IMAGES_AT_ONCE + 1, 512, 512, 3))

@@ -68,7 +68,7 @@ def test_texts_equal_the_plain_tower(checkpoint: Path, exported: tuple[Path, Exp
     with Encoder.open(exported[0], device="cpu") as encoder:
         texts = ["a red bicycle", "<pad> ein rotes Fahrrad", "word " * 700]
         found = encoder.encode_text(texts)
-        rows, _ = encoder._tokenizer.encode(texts, None)
+        rows = encoder.tokenize(texts).rows
     with torch.inference_mode():
         wanted = np.concatenate([tower(torch.from_numpy(row)[None]).numpy() for row in rows])
     assert largest_difference(found, wanted) <= PARITY

@@ -127,7 +127,7 @@ def test_the_trained_model_keeps_its_answers_even_if_calibrated_on_other_inputs(
     write_dataset(data, images=40)
     lines = [json.loads(line) for line in (data / "captions.jsonl").read_text(encoding="utf-8").splitlines()]
     texts = [text for line in lines for said in line["captions"].values() for text in said]
-    rows, _ = TextTokenizer(bundle / manifest.tokenizer.file, manifest.tokenizer).encode(texts, None)
+    rows = TextTokenizer(bundle / manifest.tokenizer.file, manifest.tokenizer).encode(texts, None).rows
     images = [preprocess_image(str(path), manifest.image, label=path.name) for path in sorted(data.glob("*.png"))]
     real = Samples(
         name="real", text=tuple(row[None] for row in rows), vision=tuple(image[None] for image in images)

@@ -278,13 +278,13 @@ def test_a_users_own_data_alone_decide(bundle: Path, tmp_path: Path) -> None:
 def order_of(calibration: Samples, proof: Samples | None, cosine: float | None) -> Order:
     """int8 by the default recipes, on these inputs."""
     return Order(
-        to={name: "int8" for name in TOWERS},
-        recipes={name: DEFAULT_RECIPES["int8"] for name in TOWERS},
+        to=dict.fromkeys(TOWERS, "int8"),
+        recipes=dict.fromkeys(TOWERS, DEFAULT_RECIPES["int8"]),
         calibration=calibration,
         is_made_up=True,
         proof=proof,
         budget=Budget(cosine=cosine, recall_points=None, size_mb=None),
-        kept={name: None for name in TOWERS},
+        kept=dict.fromkeys(TOWERS),
     )
 
 

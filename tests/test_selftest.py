@@ -105,7 +105,7 @@ def test_it_holds_its_inputs_as_the_runtime_prepares_them(bundle: Path) -> None:
     manifest = Manifest.read(bundle)
     with np.load(bundle / manifest.selftest) as arrays:
         tokenizer = TextTokenizer(bundle / manifest.tokenizer.file, manifest.tokenizer)
-        rows, _ = tokenizer.encode([str(text) for text in arrays["texts"]], None)
+        rows = tokenizer.encode([str(text) for text in arrays["texts"]], None).rows
         for index, row in enumerate(rows):
             np.testing.assert_array_equal(arrays[f"input_ids_{index}"], row[None])
         for index, pixels in enumerate(arrays["pixel_values"]):

@@ -113,3 +113,14 @@ def test_a_file_that_is_no_tokenizer(tmp_path: Path, facts: TokenizerFacts, cont
     message = str(caught.value)
     assert message.startswith(f"{path}: not a tokenizer (")
     assert len(message.splitlines()) == 1
+
+
+def test_many_texts_are_tokenised_a_part_at_a_time(tokenizer: TextTokenizer) -> None:
+    """And numbered through: the texts of the second part are not those of the first."""
+    texts = [SENTENCES[index % len(SENTENCES)] for index in range(2500)]
+    found = tokenizer.encode(texts, 20)
+    once = tokenizer.encode(SENTENCES, 20)
+    assert len(found.rows) == 2500
+    for index in range(2500):
+        assert found.rows[index].tolist() == once.rows[index % len(SENTENCES)].tolist()
+    assert found.cut == tuple(index for index in range(2500) if index % len(SENTENCES) in once.cut)

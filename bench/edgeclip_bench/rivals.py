@@ -170,43 +170,71 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=16, help="images that the cosines are of (16)")
     parser.add_argument("--out", type=Path, help="write the JSON here")
     options = parser.parse_args(arguments)
-    names = list(dict.fromkeys(options.rivals.split(",")))
-    if unknown := set(names) - set(RIVALS):
-        parser.error(f"--rivals: unknown {', '.join(sorted(unknown))}; wanted some of {', '.join(RIVALS)}")
     if min(options.rounds, options.texts, options.images) < 1:
         parser.error("--rounds, --texts and --images want 1 or more")
     if options.prepare and not options.work:
         parser.error("--prepare wants --work, the folder to prepare in")
     try:
+        names = parse_names(options.rivals)
+    except InputError as error:
+        parser.error(str(error))
+    try:
         entries = open_bundles(options.checkpoint, [options.bundle, *options.smaller])
-        with contextlib.ExitStack() as stack:
-            work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            made, left_out = prepare_all(names, options.checkpoint, entries[0], work)
-            if options.prepare:
-                return 0
-            facts = entries[0].manifest
-            samples = made_up_samples(options.bundle, facts, texts=options.texts, images=options.images, seed=_SEED)
-            results = [measure(tower, entries, made, work, samples, options.rounds) for tower in TOWERS]
+        if options.prepare:
+            prepare_all(names, options.checkpoint, entries[0], options.work)
+            return 0
+        counts = {"texts": options.texts, "images": options.images}
+        results, report = run_rivals(
+            names, options.checkpoint, entries, options.work, rounds=options.rounds, **counts
+        )
     except EdgeclipError as error:
         parser.exit(1, f"rivals: {error}\n")
     print("\n\n".join(table for result in results for table in tables(result)))
     if options.out:
-        report = {
-            "benchmark": "edgeclip_bench.rivals",
-            "machine": machine(),
-            "versions": {package: version(package) for package in _PACKAGES if installed(package)},
-            "source": facts.source.name,
-            "parameters": facts.text.parameters + facts.vision.parameters,
-            "fp32": entries[0].name,
-            "samples": {"name": samples.name, "text": options.texts, "vision": options.images, "seed": _SEED},
-            **{
-                part: [asdict(row) for result in results for row in getattr(result, part)]
-                for part in ("standings", "latencies", "against", "twins")
-            },
-            "left_out": [asdict(one) for one in (*left_out, *(one for each in results for one in each.left_out))],
-        }
         options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 0
+
+
+def parse_names(words: str) -> list[str]:
+    """Rivals with commas between them, or "all"; InputError for a name that is none."""
+    names = list(RIVALS) if words == "all" else list(dict.fromkeys(words.split(",")))
+    if unknown := set(names) - set(RIVALS):
+        raise InputError(f"--rivals: unknown {', '.join(sorted(unknown))}; wanted some of {', '.join(RIVALS)}")
+    return names
+
+
+def run_rivals(
+    names: Sequence[str],
+    checkpoint: Path,
+    entries: Sequence[Entry],
+    work: Path | None,
+    *,
+    rounds: int = 1,
+    texts: int = 64,
+    images: int = 16,
+) -> tuple[list[Result], dict[str, Any]]:
+    """Prepare the rivals in `work` (a folder that goes again for None), measure both towers; the document besides."""
+    with contextlib.ExitStack() as stack:
+        place = work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        made, left_out = prepare_all(names, checkpoint, entries[0], place)
+        facts = entries[0].manifest
+        samples = made_up_samples(entries[0].folder, facts, texts=texts, images=images, seed=_SEED)
+        results = [measure(tower, entries, made, place, samples, rounds) for tower in TOWERS]
+    report = {
+        "benchmark": "edgeclip_bench.rivals",
+        "machine": machine(),
+        "versions": {package: version(package) for package in _PACKAGES if installed(package)},
+        "source": facts.source.name,
+        "parameters": facts.text.parameters + facts.vision.parameters,
+        "fp32": entries[0].name,
+        "samples": {"name": samples.name, "text": texts, "vision": images, "seed": _SEED},
+        **{
+            part: [asdict(row) for result in results for row in getattr(result, part)]
+            for part in ("standings", "latencies", "against", "twins")
+        },
+        "left_out": [asdict(one) for one in (*left_out, *(one for each in results for one in each.left_out))],
+    }
+    return results, report
 
 
 def open_bundles(checkpoint: Path, folders: Sequence[Path]) -> list[Entry]:

@@ -6,11 +6,14 @@ budget of tokens, which bounds the memory whatever batch_size says; a bigger bat
 GEMMs have rows enough.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgeclip.manifest import TowerName
 
 # Texts of 16 tokens at full size on two cores: 574 tokens a second with 256 at once, 595 with 1024
 # (bench/results/cpu_full_size.json).
@@ -27,9 +30,21 @@ class TextBatch:
     input_ids: NDArray[np.int64]
 
 
-def plan_texts(rows: Sequence[NDArray[np.int64]], pad_id: int, batch_size: int | None) -> Iterator[TextBatch]:
+def texts_at_once(length: int) -> int:
+    """How many texts of `length` tokens a CPU is given at once: as many as fit TOKEN_BUDGET, at least one."""
+    return max(1, TOKEN_BUDGET // length)
+
+
+def plan_texts(
+    rows: Sequence[NDArray[np.int64]],
+    pad_id: int,
+    batch_size: int | None,
+    *,
+    at_once: Callable[[int], int] = texts_at_once,
+) -> Iterator[TextBatch]:
     """Batches of rows of one length, the longest first so that a lack of memory shows at once.
 
+    A batch has at most `batch_size` rows and, of a length, at most at_once(length).
     A text with a literal padding token needs a mask and goes with its like, so that no other text
     pays for it.
     """
@@ -37,14 +52,24 @@ def plan_texts(rows: Sequence[NDArray[np.int64]], pad_id: int, batch_size: int |
     for index, row in enumerate(rows):
         groups.setdefault((len(row), bool((row == pad_id).any())), []).append(index)
     for (length, _), members in sorted(groups.items(), reverse=True):
-        size = min(batch_size or len(members), max(1, TOKEN_BUDGET // length))
+        size = min(batch_size or len(members), at_once(length))
         for start in range(0, len(members), size):
             indices = tuple(members[start : start + size])
             yield TextBatch(indices=indices, input_ids=np.stack([rows[index] for index in indices]))
 
 
-def plan_images(count: int, batch_size: int | None) -> Iterator[range]:
-    """Consecutive indices, at most batch_size at once."""
-    size = batch_size or IMAGES_AT_ONCE
+def plan_images(count: int, batch_size: int | None, *, at_once: int = IMAGES_AT_ONCE) -> Iterator[range]:
+    """Consecutive indices, at most batch_size at once, or `at_once` where nobody said."""
+    size = batch_size or at_once
     for start in range(0, count, size):
         yield range(start, min(start + size, count))
+
+
+def is_oversized(tower: TowerName, shape: tuple[int, ...]) -> bool:
+    """Whether a batch is larger than those planned here by default: a long text, or what somebody else formed.
+
+    `shape` is (B, T) of ids or (B, S, S, 3) of pixels. The memory that such a one takes is given back after it.
+    """
+    if tower == "text":
+        return math.prod(shape) > TOKEN_BUDGET
+    return shape[0] > IMAGES_AT_ONCE

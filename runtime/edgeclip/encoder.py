@@ -6,10 +6,11 @@
 Pooling, LoRA, mean and std, and the first normalisation are inside the graphs (`edgeclip_export`).
 """
 
+import contextlib
 import os
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,49 +18,72 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip.batching import plan_images, plan_texts
+from edgeclip.batching import IMAGES_AT_ONCE, plan_images, plan_texts, texts_at_once
+from edgeclip.buckets import GPU_IMAGES_AT_ONCE, texts_in_profile
+from edgeclip.buckets import texts_at_once as gpu_texts_at_once
 from edgeclip.bundle import open_manifest, verify_hash
 from edgeclip.devices import Device, choose_device, usable_cpus
 from edgeclip.errors import BundleError, DeviceError, InputError, TruncationWarning, UnprovedWarning
 from edgeclip.images import ImageInput, is_image
 from edgeclip.jina_clip import preprocess_image, prompt
 from edgeclip.manifest import TOWERS, Manifest, TowerName
+from edgeclip.pipeline import stage_images
 from edgeclip.progress import ProgressBar, is_wanted
+from edgeclip.selftest import run_selftest
 from edgeclip.session import TowerSession, import_onnxruntime
 from edgeclip.tokenization import TextTokenizer, TokenizedTexts
 
 Vectors = NDArray[np.float32]
 
 _MOST_THREADS = 1024
+# Loading a tower holds Python's lock for a few milliseconds at its beginning, parsing 250,000 pieces for 200 on end:
+# without this start the tower would wait for the pieces, with it the two go on side by side.
+_HEAD_START_S = 0.02
 
 
 class Encoder:
     """A bundle, opened on a device. `Encoder.open` makes one; it is a context manager.
 
-    On the CPU a tower is loaded when it is first used, so whoever only searches never pays for the
-    vision tower. Any number of threads may call one Encoder.
+    On the CPU a tower is loaded when it is first used, and the tokenizer with the first text, so whoever only
+    searches never pays for the vision tower. Any number of threads may call one Encoder, and one may close it while
+    others encode: those finish, or are told that it is closed.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, device: Device, threads: int) -> None:
         self.manifest = manifest
         self._folder, self._device, self._threads = folder, device, threads
         verify_hash(folder, manifest.file(manifest.tokenizer.file))  # a damaged one makes tokenizers panic
-        self._tokenizer = TextTokenizer(folder / manifest.tokenizer.file, manifest.tokenizer)
+        self._parsed: TextTokenizer | None = None
+        self._parsing = threading.Lock()
         self._sessions: dict[TowerName, TowerSession] = {}
         self._locks = {tower: threading.Lock() for tower in TOWERS}
         self._is_closed = False
 
     @classmethod
-    def open(cls, bundle: str | os.PathLike[str], *, device: str = "auto", threads: int | None = None) -> Self:
+    def open(
+        cls,
+        bundle: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        selftest: bool | None = None,
+    ) -> Self:
         """Open the bundle in a folder.
 
-        `device` is "auto", "cpu", "cuda[:n]" or "tensorrt[:n]"; anything but "auto" is that or an
-        error. `threads=None` takes every processor the process may use (cgroup and affinity). A tower that is
-        narrowed without a proof of what it cost is an UnprovedWarning.
+        `device` is "auto", "cpu", "cuda[:n]", "tensorrt[:n]" or "openvino[:CPU|GPU|NPU]"; anything but "auto" is that
+        or an error. `threads=None` takes every processor the process may use (cgroup and affinity); as many threads
+        decode images beside the tower's. A tower that is narrowed without a proof of what it cost is an
+        UnprovedWarning.
 
-        Raises BundleError for a folder that holds no complete bundle, DeviceError for a device that
-        is unknown or not there, MissingExtraError without onnxruntime, InputError for bad threads.
+        `selftest` encodes the bundle's self-test before anything else (`edgeclip.selftest.run_selftest`). None does
+        so on every device but the CPU: drivers and compiled kernels go wrong in silence, and a GPU is quick to ask,
+        while a CPU would load both towers and compute two images first, seconds for whoever wants one text.
+
+        Raises BundleError for a folder that holds no complete bundle, DeviceError for a device that is unknown, not
+        there or answers wrongly, MissingExtraError without onnxruntime, InputError for bad threads or selftest.
         """
+        if selftest is not None and type(selftest) is not bool:
+            raise InputError(f"selftest is {selftest!r}, wanted True, False or None")
         if threads is not None and (type(threads) is not int or not 1 <= threads <= _MOST_THREADS):
             raise InputError(f"threads is {threads!r}, wanted an int from 1 to {_MOST_THREADS}")
         folder = Path(bundle)
@@ -68,14 +92,20 @@ class Encoder:
             warnings.warn(UnprovedWarning(f"{folder}: {unproved}"), stacklevel=2)
         chosen = choose_device(device, import_onnxruntime().get_available_providers(), manifest.target)
         encoder = cls(folder, manifest, chosen, threads or usable_cpus())
-        if chosen.kind != "cpu":  # a GPU is proved by starting it
-            for tower in TOWERS:
+        is_lazy = chosen.kind == "cpu"  # another device is proved by starting it
+        try:
+            for tower in () if is_lazy else TOWERS:
                 encoder._session(tower)
+            if not is_lazy if selftest is None else selftest:
+                run_selftest(encoder, folder)
+        except BaseException:
+            encoder.close()
+            raise
         return encoder
 
     @property
     def device(self) -> str:
-        """What runs the towers: "cpu", "cuda:0", "tensorrt:0"."""
+        """What runs the towers: "cpu", "cuda:0", "tensorrt:0", "openvino:CPU"."""
         return str(self._device)
 
     def encode_text(
@@ -101,7 +131,10 @@ class Encoder:
         is_single = isinstance(texts, str)
         dim = self._dimension(truncate_dim)
         _check_batch_size(batch_size)
-        tokenized = self.tokenize(texts, task=task, max_length=max_length)
+        checked = _check_texts([texts] if isinstance(texts, str) else texts)
+        if checked and self._parsed is None:
+            self._load_ahead("text")
+        tokenized = self.tokenize(checked, task=task, max_length=max_length)
         rows = tokenized.rows
         if cut := len(tokenized.cut):
             limit = max_length or self.manifest.tokenizer.max_length
@@ -109,7 +142,8 @@ class Encoder:
             warnings.warn(told, stacklevel=2)
         vectors = np.empty((len(rows), dim), dtype=np.float32)
         with ProgressBar("texts", len(rows), is_shown=is_wanted(progress)) as bar:
-            for batch in plan_texts(rows, self.manifest.tokenizer.pad_id, batch_size):
+            pad_id = self.manifest.tokenizer.pad_id
+            for batch in plan_texts(rows, pad_id, batch_size, at_once=self._texts_at_once):
                 vectors[list(batch.indices)] = self._run("text", batch.input_ids, dim)
                 bar.advance(len(batch.indices))
         return vectors[0] if is_single else vectors
@@ -133,15 +167,35 @@ class Encoder:
         dim = self._dimension(truncate_dim)
         _check_batch_size(batch_size)
         items = _check_images([images] if is_single else images)
+        if len(items) == 1:  # nothing to do meanwhile
+            pixels = self.preprocess(items[0], label="image" if is_single else "image 0")
+            vectors = self._run("vision", pixels[None], dim)
+            return vectors[0] if is_single else vectors
         vectors = np.empty((len(items), dim), dtype=np.float32)
         with ProgressBar("images", len(items), is_shown=is_wanted(progress)) as bar:
-            for batch in plan_images(len(items), batch_size):
-                pixels = [
-                    self.preprocess(items[index], label="image" if is_single else f"image {index}") for index in batch
-                ]
-                vectors[batch.start : batch.stop] = self._run("vision", np.stack(pixels), dim)
+            for batch, found in self.iter_images(items, truncate_dim=truncate_dim, batch_size=batch_size):
+                vectors[batch.start : batch.stop] = found
                 bar.advance(len(batch))
-        return vectors[0] if is_single else vectors
+        return vectors
+
+    def iter_images(
+        self, images: Sequence[ImageInput], *, truncate_dim: int | None = None, batch_size: int | None = None
+    ) -> Iterator[tuple[range, Vectors]]:
+        """The vectors of images as they come: the indices of a batch and its (B, dim) float32, in order.
+
+        For more images than their vectors should be held of. The next are decoded in threads while one batch
+        computes, a few and no more. Options and errors as in `encode_image`.
+        """
+        dim = self._dimension(truncate_dim)
+        _check_batch_size(batch_size)
+        at_once = GPU_IMAGES_AT_ONCE if self._device.kind in ("cuda", "tensorrt") else IMAGES_AT_ONCE
+        batches = list(plan_images(len(images), batch_size, at_once=at_once))
+        size = self.manifest.image.size_px
+        with contextlib.closing(
+            stage_images(batches, self._preparing(images), (size, size, 3), self._threads)
+        ) as ahead:
+            for batch, pixels in ahead:
+                yield batch, self._run("vision", pixels, dim)
 
     def tokenize(
         self, texts: str | Iterable[str], *, task: str | None = None, max_length: int | None = None
@@ -153,7 +207,7 @@ class Encoder:
         instructions = self.manifest.tokenizer.instructions
         prompt("", task, instructions)  # an unknown task is one without texts, too
         checked = _check_texts([texts] if isinstance(texts, str) else texts)
-        return self._tokenizer.encode([prompt(text, task, instructions) for text in checked], max_length)
+        return self._tokenizer().encode([prompt(text, task, instructions) for text in checked], max_length)
 
     def preprocess(self, image: ImageInput, *, label: str = "image") -> NDArray[np.uint8]:
         """The pixels that the vision tower takes for an image: (size_px, size_px, 3) uint8.
@@ -203,6 +257,46 @@ class Encoder:
         unit: Vectors = vectors / lengths.clip(min=1e-12).astype(np.float32)
         return unit
 
+    def _texts_at_once(self, length: int) -> int:
+        """How many texts of `length` tokens this device is given together."""
+        if self._device.kind == "tensorrt":
+            return texts_in_profile(length, self.manifest)
+        return gpu_texts_at_once(length) if self._device.kind == "cuda" else texts_at_once(length)
+
+    def _preparing(self, items: Sequence[ImageInput]) -> Callable[[int], NDArray[np.uint8]]:
+        """`preprocess` of an item by its index, for several threads at once."""
+        loading = threading.Lock()
+
+        def prepare(index: int) -> NDArray[np.uint8]:
+            item = items[index]
+            if hasattr(item, "load"):
+                # A PIL image reads its file when first used and may stand in the list twice: Pillow loads one in one
+                # thread alone. Of what fails here `preprocess` tells.
+                with loading, contextlib.suppress(Exception):
+                    item.load()
+            return self.preprocess(item, label=f"image {index}")
+
+        return prepare
+
+    def _load_ahead(self, tower: TowerName) -> None:
+        """Begin to load a tower in a thread of its own. What goes wrong there is raised where the tower is used."""
+
+        def load() -> None:
+            with contextlib.suppress(Exception):
+                self._session(tower)
+
+        thread = threading.Thread(target=load, name=f"edgeclip-load-{tower}")
+        thread.start()
+        thread.join(_HEAD_START_S)
+
+    def _tokenizer(self) -> TextTokenizer:
+        """The tokenizer, parsed by whoever comes first."""
+        with self._parsing:
+            if self._parsed is None:
+                facts = self.manifest.tokenizer
+                self._parsed = TextTokenizer(self._folder / facts.file, facts)
+            return self._parsed
+
     def _session(self, tower: TowerName) -> TowerSession:
         """The tower, loaded by whoever comes first; one tower's loading does not hold up the other's work."""
         if session := self._sessions.get(tower):
@@ -210,17 +304,20 @@ class Encoder:
         with self._locks[tower]:
             if self._is_closed:
                 raise InputError("the encoder is closed; open the bundle again")
-            if tower not in self._sessions:
-                graph = self.manifest.tower(tower).file
-                verify_hash(self._folder, self.manifest.file(graph))
-                session = TowerSession(self._folder / graph, tower, self._device, self._threads)
-                if tower == "text":
-                    # Its weights are mapped, not read (`edgeclip_export.passes.gemm`): the first text would
-                    # wait for the disk. Two tokens read them all.
-                    facts = self.manifest.tokenizer
-                    session.run(np.array([[facts.bos_id, facts.eos_id]], dtype=np.int64))
-                self._sessions[tower] = session
-            return self._sessions[tower]
+            if session := self._sessions.get(tower):
+                return session
+            graph = self.manifest.tower(tower).file
+            verify_hash(self._folder, self.manifest.file(graph))
+            session = TowerSession(self._folder / graph, tower, self._device, self._threads, self.manifest)
+            if tower == "text":
+                # Its weights are mapped, not read (`edgeclip_export.passes.gemm`): the first text would
+                # wait for the disk. Two tokens read them all.
+                facts = self.manifest.tokenizer
+                session.run(np.array([[facts.bos_id, facts.eos_id]], dtype=np.int64))
+            self._sessions[tower] = session
+            if self._is_closed:  # meanwhile: `close` says so first and frees then
+                self._sessions.clear()
+            return session
 
     def _dimension(self, truncate_dim: int | None) -> int:
         full = self.manifest.embedding_dim

@@ -8,14 +8,16 @@ pixels that they were proved on; its answers are the fp32 bundle's.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip.encoder import Encoder
 from edgeclip.errors import BundleError, DeviceError
 from edgeclip.manifest import PROOF_DATA, SELFTEST_DATA, TOWERS, Precision, Reference, TowerName
+
+if TYPE_CHECKING:
+    from edgeclip.encoder import Encoder
 
 # Largest difference of a unit vector's elements. fp32: measured 4e-7, and other processors sum in
 # other orders; the smallest known mistake (tanh for erf in GELU) moves them by 1e-4.
@@ -47,7 +49,7 @@ class Repeated:
     largest_difference: float
 
 
-def run_selftest(encoder: Encoder, folder: Path) -> tuple[Repeated, ...]:
+def run_selftest(encoder: "Encoder", folder: Path) -> tuple[Repeated, ...]:
     """Encode the bundle's self-test; DeviceError for NaN, a constant or a wrong vector.
 
     fp32 is wrong beyond TOLERANCE, a precision that rounds below `least_cosine` of what was recorded. Raises
@@ -71,7 +73,7 @@ def run_selftest(encoder: Encoder, folder: Path) -> tuple[Repeated, ...]:
     )
 
 
-def repeat_proof(encoder: Encoder, folder: Path) -> tuple[Repeated, ...]:
+def repeat_proof(encoder: "Encoder", folder: Path) -> tuple[Repeated, ...]:
     """Run the narrowed towers on what they were proved on; none in a bundle without a proof.
 
     DeviceError for a tower that answers worse than `least_cosine` of what was recorded, BundleError for a proof that
@@ -108,7 +110,7 @@ def least_cosine(recorded: float) -> float:
 
 
 def _judge(
-    encoder: Encoder,
+    encoder: "Encoder",
     tower: TowerName,
     against: Reference,
     data: str,

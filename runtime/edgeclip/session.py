@@ -1,11 +1,15 @@
 """One tower in onnxruntime: open it, ask what really runs, run it.
 
-The thin shell round the decisions of `edgeclip.devices`. onnxruntime is imported here, on first use.
+The thin shell round the decisions of `edgeclip.devices` and `edgeclip.providers`. onnxruntime is imported here, on
+first use.
 """
 
 import contextlib
+import dataclasses
 import functools
+import os
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,17 +17,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip.devices import Device
+from edgeclip.batching import is_oversized
+from edgeclip.binding import GATE
+from edgeclip.buckets import profile_shapes
+from edgeclip.cuda import CudaStream
+from edgeclip.cuda_tower import CudaTower, CudaWay
+from edgeclip.devices import Device, check_index, check_unit
+from edgeclip.engines import engine_folder
 from edgeclip.errors import BundleError, DeviceError, MissingExtraError
-from edgeclip.manifest import TowerName
+from edgeclip.manifest import Manifest, TowerName
+from edgeclip.nvidia import Driver, read_driver, tensorrt_version
+from edgeclip.providers import EngineFacts, Node, Plan, cache_root, cached_engines, check_nodes, plan_session
 
-# Add and LayerNormalization as two nodes beat the fused one on the CPU: 2.1 ms against 2.4 for the 48 of
-# a 16-token text, 30 against 135 for 47 at 1297 tokens (onnxruntime 1.31).
-_SLOWER_FUSIONS = ["SkipLayerNormFusion"]
-# Without VNNI, x86 adds pairs of products of unsigned inputs and signed weights in 16 bits, which overflow; with this
-# onnxruntime makes the weights unsigned, slower and right (onnxruntime #5644). It does so wherever x86 has AVX2, with
-# VNNI too, where it takes twice the time for nothing: 3.8 ms for 256 rows of 1024 to 4096, 8.0 with it.
-_RIGHT_WITHOUT_VNNI = ("session.x64quantprecision", "1")
 # y = MatMulInteger(x, w) as a model: x (1, 4) uint8, w (4, 4) int8, all 127.
 _PRODUCT = (
     b'\x08\x08:f\n\x1a\n\x01x\n\x01w\x12\x01y"\rMatMulInteger:\x00\x12\x01g*\x1b\x08\x04\x08\x04\x10\x03*\x10'
@@ -31,8 +36,11 @@ _PRODUCT = (
     + b"B\x01wZ\x13\n\x01x\x12\x0e\n\x0c\x08\x02\x12\x08\n\x02\x08\x01\n\x02\x08\x04"
     b"b\x13\n\x01y\x12\x0e\n\x0c\x08\x06\x12\x08\n\x02\x08\x01\n\x02\x08\x04B\x04\n\x00\x10\r"
 )
+_INPUTS = {"text": "input_ids", "vision": "pixel_values"}
 # onnxruntime prints an error that it then raises; what it raises is told, once.
 _FATAL_ONLY = 4
+# Its exceptions that say what is wrong with a file, whatever the device.
+_ABOUT_THE_GRAPH = ("InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NoModel")
 
 
 def import_onnxruntime() -> ModuleType:
@@ -71,49 +79,152 @@ def adds_in_16_bits() -> bool:
 class TowerSession:
     """A graph with one input and one output, on the device that was asked for or not at all.
 
-    Calling it from several threads at once is safe.
+    `manifest` says the tower's precision (fp32 without one), and to TensorRT its shapes. Opening it there builds an
+    engine, for minutes, the first time; stderr says so. `way` is how CUDA runs it (`edgeclip.cuda_tower`). Raises
+    DeviceError when the device cannot run it or leaves a node that matters to another, BundleError for what is no
+    graph. Calling it from several threads at once is safe.
     """
 
-    def __init__(self, path: Path, tower: TowerName, device: Device, threads: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        tower: TowerName,
+        device: Device,
+        threads: int,
+        manifest: Manifest | None = None,
+        *,
+        way: CudaWay = "graphs",
+    ) -> None:
+        self._tower, self._device = tower, device
+        driver = _load_nvidia(device) if device.kind in ("cuda", "tensorrt") else None
+        if device.kind == "openvino" and device.provider in import_onnxruntime().get_available_providers():
+            check_unit(device, import_onnxruntime().capi._pybind_state.get_available_openvino_device_ids())
+        is_listed = device.provider in import_onnxruntime().get_available_providers()  # else `_start` says so
+        stream = CudaStream(device.index) if device.kind == "cuda" and way != "plain" and is_listed else None
+        cuda = CudaTower(path, tower, stream, captures=way == "graphs") if stream else None
+        plan = plan_session(
+            device,
+            manifest.tower(tower).precision if manifest else "fp32",
+            threads=threads,
+            adds_in_16_bits=device.kind == "cpu" and adds_in_16_bits(),
+            profiles=_profiles(tower, manifest) if manifest and device.kind == "tensorrt" else None,
+            stream=stream.handle if stream else None,
+        )
+        if manifest and device.kind == "tensorrt":
+            self._session = self._build(path, plan, threads, manifest, driver)
+        elif cuda:
+            with GATE.together():
+                with_weights = dataclasses.replace(plan, entries=plan.entries + cuda.entries)
+                self._session = self._start(path, with_weights, threads, cuda.model)
+        else:
+            self._session = self._start(path, plan, threads)
+        if device.kind != "cpu":
+            check_nodes(_nodes(self._session), device, tower)
+        self._input = self._session.get_inputs()[0].name
+        masked = functools.partial(TowerSession, path, tower, device, threads, manifest, way="plain")
+        self._lane = cuda.bind(self._session, lambda: masked().run) if cuda else None
+        # The CPU's arena keeps what the largest batch took: 240 MB of a text of 2048 tokens. Giving it back after
+        # every run costs some 10 % at 300 and 512 tokens, so that is done after those that are larger than planned.
+        # No arena at all is no answer: malloc keeps as much, and an image takes 10 % longer.
+        self._shrinking = None
+        if device.kind == "cpu":
+            self._shrinking = import_onnxruntime().RunOptions()
+            self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+    def _start(self, path: Path, plan: Plan, threads: int, model: Path | bytes | None = None) -> Any:
         onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = _FATAL_ONLY
-        if adds_in_16_bits():
-            options.add_session_config_entry(*_RIGHT_WITHOUT_VNNI)
-        provider: Any = device.provider
-        if device.kind != "cpu":
-            provider = (device.provider, {"device_id": str(device.index)})
-            with contextlib.redirect_stdout(sys.stderr):  # where it tells what it did not find
-                onnxruntime.preload_dlls()
+        # A pattern is kept for every shape ever seen (onnxruntime #13500), and texts have many.
+        options.enable_mem_pattern = False
+        for entry in plan.entries:
+            options.add_session_config_entry(*entry)
         try:
-            self._session = onnxruntime.InferenceSession(
-                path,
+            session = onnxruntime.InferenceSession(
+                model or path,
                 options,
-                providers=[provider],
-                disabled_optimizers=_SLOWER_FUSIONS,
+                providers=[(name, dict(settings)) for name, settings in plan.providers],
+                disabled_optimizers=list(plan.without),
                 enable_fallback=0,  # else it prints on stdout and tries other providers
             )
-        except RuntimeError as error:  # onnxruntime's about a provider
-            raise DeviceError(f"device {device} cannot be started ({_first_line(error)})") from error
-        except Exception as error:  # its others, about the graph, share no base class
-            raise BundleError(f"{path}: onnxruntime cannot load the {tower} graph ({_first_line(error)})") from error
+        except Exception as error:  # onnxruntime's own share no base class
+            if isinstance(error, RuntimeError) or (  # about a provider
+                self._device.kind != "cpu" and type(error).__name__ not in _ABOUT_THE_GRAPH
+            ):
+                raise DeviceError(f"device {self._device} cannot be started ({_first_line(error)})") from error
+            raise BundleError(
+                f"{path}: onnxruntime cannot load the {self._tower} graph ({_first_line(error)})"
+            ) from error
         # A provider whose libraries are missing is left out with a word in the log only.
-        if (running := self._session.get_providers()[0]) != device.provider:
-            raise DeviceError(f"device {device} asked for, but onnxruntime could start only {running}")
-        self._input = self._session.get_inputs()[0].name
-        self._tower, self._device = tower, device
+        if (running := session.get_providers()[0]) != self._device.provider:
+            raise DeviceError(
+                f"device {self._device} asked for, but onnxruntime could start only {running}; "
+                "`edgeclip doctor` says why"
+            )
+        return session
+
+    def _build(self, path: Path, plan: Plan, threads: int, manifest: Manifest, driver: Driver | None) -> Any:
+        """With TensorRT: from engines on disk, or by building and keeping them."""
+        facts = EngineFacts(
+            files=tuple(file.sha256 for file in manifest.files if file.name.startswith(path.name)),
+            onnxruntime=import_onnxruntime().__version__,
+            tensorrt=tensorrt_version() or "unknown",
+            gpu=driver.gpus[self._device.index] if driver and driver.gpus else "unknown",
+            options=plan.providers[0][1],
+        )
+        with engine_folder(cache_root(os.environ, Path.home()) / "engines", facts.key) as (folder, is_built):
+            started = time.monotonic()
+            if not is_built:
+                print(
+                    f"edgeclip: TensorRT builds the {self._tower} engine for {facts.gpu}: minutes, this once",
+                    file=sys.stderr,
+                )
+            session = self._start(path, cached_engines(plan, folder), threads)
+            if not is_built:
+                print(f"edgeclip: built in {time.monotonic() - started:.0f} s", file=sys.stderr)
+        return session
+
+    def allocate(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Memory for pixels (B, S, S, 3) that the device takes without another copy: page-locked for CUDA."""
+        return self._lane.bound.allocate(shape) if self._lane else np.empty(shape, np.uint8)
 
     def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """The tower's unit vectors for a batch (B, ...): (B, D) float32."""
         try:
-            output: NDArray[np.float32] = self._session.run(None, {self._input: batch})[0]
+            if self._lane:
+                return self._lane.run(batch)
+            options = self._shrinking if is_oversized(self._tower, batch.shape) else None
+            output: NDArray[np.float32] = self._session.run(None, {self._input: batch}, options)[0]
         except Exception as error:
             raise DeviceError(
                 f"the {self._tower} graph failed on {self._device} with a batch of shape {batch.shape} "
                 f"({_first_line(error)})"
             ) from error
         return output
+
+
+def _load_nvidia(device: Device) -> Driver | None:
+    """CUDA's libraries, from their wheels too; DeviceError when the GPU of that number is not there."""
+    with contextlib.redirect_stdout(sys.stderr):  # where it tells what it did not find
+        import_onnxruntime().preload_dlls()
+    driver = read_driver()
+    check_index(device, driver.gpus if driver else ())
+    return driver
+
+
+def _profiles(tower: TowerName, manifest: Manifest) -> dict[str, str]:
+    profiles, name = profile_shapes(tower, manifest), _INPUTS[tower]
+    return {f"trt_profile_{which}_shapes": profiles.option(which, name) for which in ("min", "opt", "max")}
+
+
+def _nodes(session: Any) -> list[Node]:
+    """What each node was given to, as the session recorded it."""
+    return [
+        Node(operator=".".join(filter(None, (node.domain, node.op_type))), provider=part.ep_name)
+        for part in session.get_provider_graph_assignment_info()
+        for node in part.get_nodes()
+    ]
 
 
 def _first_line(error: Exception) -> str:

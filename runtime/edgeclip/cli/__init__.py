@@ -17,7 +17,8 @@ from pathlib import Path
 
 from edgeclip import __version__
 from edgeclip.errors import EdgeclipError
-from edgeclip.manifest import TARGETS
+from edgeclip.manifest import TARGETS, TOWERS
+from edgeclip.serve.settings import add_settings
 
 _INTERRUPTED = 130
 
@@ -28,10 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = _show_warning
     _prepare_stdout()
     try:
-        verb = import_module(f"edgeclip.cli.{options.verb}")
-        verb.run(options)
+        verb = import_module(f"edgeclip.cli.{options.verb.replace('-', '_')}")
+        status = verb.run(options) or 0
         sys.stdout.flush()
-        return 0
+        return int(status)
     except EdgeclipError as error:
         _say(error)
         status = 1
@@ -94,6 +95,11 @@ def build_parser() -> argparse.ArgumentParser:
     _add_json(quantize)
     quantize.set_defaults(usage_error=quantize.error)
 
+    triton = add_verb("export-triton", help="a bundle -> a Triton Inference Server model repository")
+    _add_bundle(triton)
+    triton.add_argument("out", metavar="OUT", type=Path, help="the repository to write; must not exist")
+    triton.add_argument("--threads", type=int, metavar="N", help="threads of each tower on the CPU (one per core)")
+
     embed = add_verb("embed", help="texts and images -> vectors, as JSON lines or .npy")
     _add_bundle(embed)
     embed.add_argument("--text", action="append", default=[], metavar="T", help="a text; may be repeated")
@@ -115,6 +121,9 @@ def build_parser() -> argparse.ArgumentParser:
     inspect = add_verb("inspect", help="manifest, sizes, op counts")
     _add_bundle(inspect)
     _add_json(inspect)
+
+    doctor = add_verb("doctor", help="which providers really run here, and what mends those that do not")
+    _add_json(doctor)
 
     evaluate = add_verb("eval", help="retrieval quality on your data, or beside another bundle")
     _add_bundle(evaluate)
@@ -153,6 +162,12 @@ def build_parser() -> argparse.ArgumentParser:
     _add_device(evaluate)
     _add_json(evaluate)
 
+    serve = add_verb("serve", help="the HTTP service: Jina's and OpenAI's embedding APIs on one bundle")
+    add_settings(serve)
+
+    bench = add_verb("bench", help="latency and throughput; `bench compare` of two runs")
+    _add_bench(bench)
+
     demo = add_verb("demo", help="the whole way on the small model that ships with the package")
     demo.add_argument(
         "--sheet",
@@ -168,12 +183,55 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "bundle", metavar="BUNDLE", nargs="+", help="folders of bundles; or `compare BEFORE.json AFTER.json`"
+    )
+    parser.add_argument("--tower", choices=(*TOWERS, "both"), default="both", help="what is measured (both)")
+    parser.add_argument(
+        "--scenario",
+        metavar="S",
+        default="single-stream,offline",
+        help="MLPerf's single-stream, multi-stream, server, offline (single-stream,offline)",
+    )
+    parser.add_argument("--batch", metavar="N", default="1", help="samples a query, as 1,8 (1)")
+    parser.add_argument("--tokens", metavar="N", default="16,64,512", help="lengths of the texts (16,64,512)")
+    parser.add_argument("--image-px", metavar="N", default="1080", help="sides of the images on disk (1080)")
+    parser.add_argument("--threads", metavar="N", help="numbers of threads, as 1,2 (all that may be used)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda[:n], ... (auto)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        metavar="S",
+        default=3.0,
+        help="for each case, about; to five times that where slow (3)",
+    )
+    parser.add_argument("--p99-ms", type=float, metavar="MS", help="the bound of the server scenario")
+    parser.add_argument("--rivals", metavar="NAMES", help="others' graphs of --checkpoint too; fp32 BUNDLE first")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="what the bundles were made from")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="keep the rivals' graphs here")
+    parser.add_argument(
+        "--attach",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="put another benchmark's JSON into the document, as cold start's or soak's",
+    )
+    parser.add_argument("--json", action="store_true", help="the JSON document instead of tables")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON document")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write perf_analyzer's columns")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots")
+    parser.add_argument("--fail-over", metavar="P", default="5%", help="of compare: exit 1 over this and noise (5%%)")
+
+
 def _add_bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the folder of a bundle")
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda[:n] or tensorrt[:n] (auto)")
+    devices = "auto, cpu, cuda[:n], tensorrt[:n] or openvino[:CPU|GPU|NPU] (auto)"
+    parser.add_argument("--device", default="auto", help=devices)
     parser.add_argument("--threads", type=int, metavar="N", help="threads (all that may be used)")
 
 

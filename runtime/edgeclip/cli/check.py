@@ -15,7 +15,12 @@ from edgeclip.selftest import Repeated, repeat_proof, run_selftest
 
 def run(options: argparse.Namespace) -> None:
     """Check, and print what was found; an error says what is wrong."""
-    with Encoder.open(options.bundle, device=options.device, threads=options.threads) as encoder:
+    with Encoder.open(
+        options.bundle,
+        device=options.device,
+        threads=options.threads,
+        selftest=False,  # it is run below
+    ) as encoder:
         manifest = encoder.manifest
         with ProgressBar("hashing", manifest.weight_bytes, is_shown=is_wanted(None)) as bar:
             verify_hashes(options.bundle, manifest, bar.advance)

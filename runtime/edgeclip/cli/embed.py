@@ -47,18 +47,10 @@ def run(options: argparse.Namespace) -> None:
                 block = texts[start : start + _BLOCK]
                 write("text", block, _encode_texts(encoder, block, options))
                 bar.advance(len(block))
-            size = options.batch_size or 1
-            for start in range(0, len(images), size):
-                block = images[start : start + size]
-                vectors = encoder.encode_image(
-                    # A single one has no number in a message; beside others it has its block's.
-                    block[0] if len(block) == 1 else block,
-                    truncate_dim=options.truncate_dim,
-                    batch_size=options.batch_size,
-                    progress=False,
-                )
-                write("image", block, vectors.reshape(len(block), dim))
-                bar.advance(len(block))
+            found = encoder.iter_images(images, truncate_dim=options.truncate_dim, batch_size=options.batch_size)
+            for batch, vectors in found:
+                write("image", images[batch.start : batch.stop], vectors)
+                bar.advance(len(batch))
         if options.out:
             print(
                 f"{options.out}: {len(texts)} texts, {len(images)} images, {dim} dimensions, on {encoder.device}",

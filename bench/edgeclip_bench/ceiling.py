@@ -1,0 +1,319 @@
+"""How much of the machine a tower uses: its work, and what a bare GEMM and a bare copy give on the same machine.
+
+The work is counted, not estimated: onnxruntime's profile of one run tells the shape that every node really had, also
+behind branches and for the last block that computes one token alone. Counted are products of matrices (2 M N K) and
+attention (4 B S T H for queries S, keys T and heads H wide together); the rest is small beside them, and its time is
+part of what keeps the share below 1. The bytes are those of the weights, which every run reads whole (of the token
+table only some rows, so it is left out); a tower small enough for the cache reads them faster than a copy, above 1.
+
+    floor = max(FLOPs / GEMM's rate, bytes / copy's rate)
+
+A long text or an image is bound by the first, a short query by the second. GEMMs of the tower's own two heaviest
+shapes are measured, in its own arithmetic, and the faster rate counts. Its attention stays fp32 where the layers are
+int8, so an int8 tower cannot reach 1.
+"""
+
+import functools
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from edgeclip.errors import BuildError
+from edgeclip.manifest import Manifest, Precision, TowerName
+
+GemmKind = Literal["fp32", "fp16", "int8"]
+
+_PRODUCTS = frozenset(
+    (
+        "MatMul",
+        "Gemm",
+        "FusedMatMul",
+        "FusedGemm",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul",
+        "QLinearMatMul",
+        "QGemm",
+        "MatMulNBits",
+    )
+)
+_ATTENTIONS = frozenset(("MultiHeadAttention", "Attention"))
+# They multiply too, and their shapes say something else: better no ceiling than a wrong one.
+_UNCOUNTED = frozenset(("Conv", "FusedConv", "ConvInteger", "QLinearConv", "PackedMultiHeadAttention", "QAttention"))
+_SHAPES_TRIED = 2
+_GEMM_S = 0.4
+_GEMM_RUNS = 5
+_PAUSE_S = 0.03
+_COPY_BYTES = 256 * 2**20
+_COPIES = 6
+_OPERATORS_KEPT = 8
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "CUDAExecutionProvider"}
+
+Shape = tuple[int, ...]
+Product = tuple[int, int, int]  # M, K, N
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRun:
+    """One node of a profiled run."""
+
+    operator: str
+    inputs: tuple[Shape, ...]
+    outputs: tuple[Shape, ...]
+    parameter_bytes: int
+    ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a run of a tower asks of a machine, with the products by shape, heaviest first."""
+
+    flops: int
+    attention_flops: int
+    weight_bytes: int
+    products: tuple[tuple[Product, int], ...]
+    operators_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gemm:
+    """A bare product that was measured."""
+
+    kind: GemmKind
+    m: int
+    k: int
+    n: int
+    gflop_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ceiling:
+    """A tower's compute beside the machine's own limits; None where this machine was not asked.
+
+    `share` is the floor divided by what was measured; `share_of_gemm` the reached GFLOP/s by the GEMM's.
+    """
+
+    gflop: float
+    attention_gflop: float
+    weight_bytes: int
+    compute_ms: float
+    gflop_per_s: float
+    gemm: Gemm
+    share_of_gemm: float
+    weights_gb_per_s: float
+    copy_gb_per_s: float | None
+    floor_ms: float
+    bound: Literal["compute", "memory"]
+    share: float
+    operators_ms: Mapping[str, float]
+
+
+def count_work(nodes: Sequence[NodeRun], file_bytes: int) -> Work:
+    """The work in the nodes of one run; `file_bytes` is the size of the tower's files.
+
+    BuildError for an operator whose work is not known here.
+    """
+    if unknown := sorted({node.operator for node in nodes} & _UNCOUNTED):
+        raise BuildError(f"the work of {', '.join(unknown)} cannot be counted")
+    products: Counter[Product] = Counter()
+    attention = table_bytes = 0
+    times: Counter[str] = Counter()
+    for node in nodes:
+        times[node.operator] += node.ms  # type: ignore[assignment]
+        if node.operator in _PRODUCTS:
+            out, k = node.outputs[0], node.inputs[0][-1]
+            products[prod(out[:-1]), k, out[-1]] += 1
+        elif node.operator in _ATTENTIONS:
+            attention += _attention_flops(node.inputs[0], node.inputs[1])
+        elif node.operator == "Gather":
+            table_bytes += node.parameter_bytes
+    weighed = sorted(((shape, 2 * prod(shape) * count) for shape, count in products.items()), key=lambda one: -one[1])
+    return Work(
+        flops=sum(flops for _, flops in weighed) + attention,
+        attention_flops=attention,
+        weight_bytes=max(0, file_bytes - table_bytes),
+        products=tuple(weighed),
+        operators_ms={name: round(ms, 3) for name, ms in times.most_common(_OPERATORS_KEPT)},
+    )
+
+
+def _attention_flops(query: Shape, key: Shape) -> int:
+    """Scores and their sum: queries (B, S, H) or (B, heads, S, D), keys (B, T, H) or (B, heads, T, D)."""
+    return 4 * prod(query) * key[-2]
+
+
+def make_ceiling(work: Work, compute_ms: float, gemm: Gemm, copy_gb_per_s: float | None) -> Ceiling:
+    """The work against the machine."""
+    seconds = compute_ms / 1000
+    compute_floor_s = work.flops / (gemm.gflop_per_s * 1e9)
+    memory_floor_s = work.weight_bytes / (copy_gb_per_s * 1e9) if copy_gb_per_s else 0.0
+    floor_s = max(compute_floor_s, memory_floor_s)
+    reached = work.flops / seconds / 1e9
+    return Ceiling(
+        gflop=work.flops / 1e9,
+        attention_gflop=work.attention_flops / 1e9,
+        weight_bytes=work.weight_bytes,
+        compute_ms=compute_ms,
+        gflop_per_s=reached,
+        gemm=gemm,
+        share_of_gemm=reached / gemm.gflop_per_s,
+        weights_gb_per_s=work.weight_bytes / seconds / 1e9,
+        copy_gb_per_s=copy_gb_per_s,
+        floor_ms=floor_s * 1000,
+        bound="memory" if memory_floor_s > compute_floor_s else "compute",
+        share=floor_s / seconds,
+        operators_ms=work.operators_ms,
+    )
+
+
+def gemm_kind(precision: Precision, device: str) -> GemmKind:
+    """The arithmetic of a tower's layers on a device; int8 for TensorRT is held to fp16."""
+    if device.partition(":")[0] in ("cuda", "tensorrt"):
+        return "fp32" if precision == "fp32" else "fp16"
+    return "int8" if precision in ("int8", "int4") else "fp32"
+
+
+def profile_tower(folder: Path, manifest: Manifest, tower: TowerName, batch: NDArray[Any], threads: int) -> Work:
+    """The work of one run of a bundle's tower with this batch, told by the CPU whatever device runs it otherwise."""
+    import onnxruntime
+
+    facts = manifest.tower(tower)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    options.enable_profiling = True
+    with tempfile.TemporaryDirectory() as scratch:
+        options.profile_file_prefix = str(Path(scratch) / "profile")
+        try:
+            session = onnxruntime.InferenceSession(folder / facts.file, options, providers=["CPUExecutionProvider"])
+            for _ in range(2):  # the last is read
+                session.run(None, {session.get_inputs()[0].name: batch})
+        except Exception as error:  # onnxruntime's have no class in common
+            raise BuildError(f"onnxruntime cannot profile it ({str(error).splitlines()[0]})") from error
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    size = sum(file.size_bytes for file in manifest.files if file.name.startswith(facts.file))
+    return count_work(list(read_profile(events)), size)
+
+
+def read_profile(events: Iterable[Mapping[str, Any]]) -> Iterable[NodeRun]:
+    """The nodes of the last run in onnxruntime's profile."""
+    listed = list(events)
+    began = max(event["ts"] for event in listed if event.get("name") == "model_run")
+    for event in listed:
+        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time") or event["ts"] < began:
+            continue
+        details = event["args"]
+        yield NodeRun(
+            operator=details["op_name"],
+            inputs=_shapes(details["input_type_shape"]),
+            outputs=_shapes(details["output_type_shape"]),
+            parameter_bytes=int(details.get("parameter_size", 0)),
+            ms=event["dur"] / 1000,
+        )
+
+
+def _shapes(listed: Sequence[Mapping[str, Sequence[int]]]) -> tuple[Shape, ...]:
+    return tuple(tuple(next(iter(one.values()), ())) for one in listed)
+
+
+def best_gemm(work: Work, kind: GemmKind, device: str, threads: int) -> Gemm:
+    """The faster of the work's two heaviest products, measured bare."""
+    tried = [
+        Gemm(kind=kind, m=m, k=k, n=n, gflop_per_s=measure_gemm(kind, (m, k, n), device, threads))
+        for (m, k, n), _ in work.products[:_SHAPES_TRIED]
+    ]
+    if not tried:
+        raise BuildError("the graph holds no product of matrices")
+    return max(tried, key=lambda gemm: gemm.gflop_per_s)
+
+
+@functools.cache
+def measure_gemm(kind: GemmKind, shape: Product, device: str, threads: int) -> float:
+    """GFLOP/s of one product (M, K) x (K, N) by onnxruntime on a device, the best of many runs, without copies."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    name, _, index = device.partition(":")
+    provider: Any = _PROVIDERS.get(name, _PROVIDERS["cpu"])
+    place, number = ("cuda", int(index or 0)) if provider != _PROVIDERS["cpu"] else ("cpu", 0)
+    session = onnxruntime.InferenceSession(_gemm_model(kind, shape), options, providers=[provider])
+    draw = np.random.default_rng(0)
+    m, k, n = shape
+    rows: NDArray[Any] = draw.standard_normal((m, k), dtype=np.float32)
+    rows = draw.integers(0, 255, (m, k), dtype=np.uint8) if kind == "int8" else rows
+    rows = rows.astype(np.float16) if kind == "fp16" else rows
+    binding = session.io_binding()
+    binding.bind_ortvalue_input("a", onnxruntime.OrtValue.ortvalue_from_numpy(rows, place, number))
+    binding.bind_output("y", place, number)
+    time.sleep(_PAUSE_S)  # the threads of the tower's session spin for a while
+    best, runs, began = float("inf"), 0, time.perf_counter()
+    while runs <= _GEMM_RUNS or time.perf_counter() - began < _GEMM_S:
+        started = time.perf_counter()
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        if runs:  # the first warms up
+            best = min(best, time.perf_counter() - started)
+        runs += 1
+    return 2 * m * k * n / best / 1e9
+
+
+def _gemm_model(kind: GemmKind, shape: Product) -> bytes:
+    from onnx import TensorProto, helper, numpy_helper
+
+    m, k, n = shape
+    draw = np.random.default_rng(1)
+    if kind == "int8":  # as the int8 bundle's layers
+        weights = draw.integers(-127, 128, (k, n), dtype=np.int8)
+        constants = {"b": weights, "s": np.float32(0.01), "t": np.full(n, 0.01, np.float32), "z": np.uint8(128)}
+        node = helper.make_node("MatMulIntegerToFloat", ["a", *constants], ["y"], domain="com.microsoft")
+        types = (TensorProto.UINT8, TensorProto.FLOAT)
+    else:
+        half = kind == "fp16"
+        product = draw.standard_normal((k, n), dtype=np.float32) / 100
+        constants = {"b": product.astype(np.float16) if half else product}
+        node = helper.make_node("MatMul", ["a", "b"], ["y"])
+        types = (TensorProto.FLOAT16,) * 2 if half else (TensorProto.FLOAT,) * 2
+    graph = helper.make_graph(
+        [node],
+        "gemm",
+        [helper.make_tensor_value_info("a", types[0], [m, k])],
+        [helper.make_tensor_value_info("y", types[1], [m, n])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    imports = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    model: bytes = helper.make_model(graph, opset_imports=imports, ir_version=9).SerializeToString()
+    return model
+
+
+@functools.cache
+def measure_copy(threads: int) -> float:
+    """GB/s of a copy in memory by so many threads, bytes read and written both counted, the best of several."""
+    size = int(min(_COPY_BYTES, psutil.virtual_memory().available // 8))
+    source, target = np.ones(size, np.uint8), np.empty(size, np.uint8)
+    bounds = np.linspace(0, size, threads + 1, dtype=int)
+
+    def copy(part: int) -> None:
+        span = slice(bounds[part], bounds[part + 1])
+        np.copyto(target[span], source[span])
+
+    best = float("inf")
+    with ThreadPoolExecutor(threads) as pool:
+        for turn in range(_COPIES):
+            started = time.perf_counter()
+            list(pool.map(copy, range(threads)))
+            if turn:
+                best = min(best, time.perf_counter() - started)
+    return 2 * size / best / 1e9

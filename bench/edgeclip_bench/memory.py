@@ -1,0 +1,43 @@
+"""What a process holds of memory, and the most it ever held.
+
+Linux tells the peak and lets it be set back; elsewhere the present figure stands for it.
+"""
+
+import contextlib
+import shutil
+import subprocess
+from pathlib import Path
+
+import psutil
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def reset_peak() -> None:
+    """Let the peak begin anew; where that cannot be done it is the process's own."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """The most resident memory since the start or the last `reset_peak`."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = status.read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+    return resident_bytes()
+
+
+def gpu_bytes(index: int) -> int | None:
+    """Memory in use on an NVIDIA GPU, all processes together; None where nvidia-smi does not say."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", f"--id={index}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+        return int(done.stdout.split()[0]) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None

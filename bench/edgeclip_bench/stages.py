@@ -1,0 +1,120 @@
+"""Where a query's time goes: each step on the way of a text or an image, measured apart.
+
+    text    tokenise -> queue -> host-to-device -> compute -> device-to-host
+    image   read -> decode -> resize -> queue -> host-to-device -> compute -> device-to-host
+
+The steps are called one after another in one thread, so they may add up to more than a query takes that overlaps
+them. A step that there is not is None: a lone query has no queue, and the CPU copies nothing, for onnxruntime reads
+numpy's memory. On a GPU the copies are those of the same bytes by onnxruntime, and compute is what is left.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip.encoder import Encoder
+from edgeclip.images import decode_image
+from edgeclip.manifest import TowerName
+
+STAGES = ("read", "decode", "resize", "tokenise", "queue", "host_to_device", "compute", "device_to_host")
+LEAST_ROUNDS, MOST_ROUNDS = 3, 200
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stages:
+    """The median of each step in milliseconds, of `rounds` rounds; None for a step that there is not."""
+
+    rounds: int
+    read_ms: float | None = None
+    decode_ms: float | None = None
+    resize_ms: float | None = None
+    tokenise_ms: float | None = None
+    queue_ms: float | None = None
+    host_to_device_ms: float | None = None
+    compute_ms: float | None = None
+    device_to_host_ms: float | None = None
+
+    def of(self, stage: str) -> float | None:
+        """The median of the step of that name."""
+        found: float | None = getattr(self, f"{stage}_ms")
+        return found
+
+
+class _Watch:
+    """Times by the name of a step."""
+
+    def __init__(self) -> None:
+        self.times: dict[str, list[float]] = {}
+
+    def time(self, stage: str, work: Callable[[], _Value]) -> _Value:
+        started = time.perf_counter()
+        value = work()
+        self.times.setdefault(stage, []).append((time.perf_counter() - started) * 1000)
+        return value
+
+
+def measure_text_stages(encoder: Encoder, texts: Sequence[str], seconds: float) -> tuple[Stages, NDArray[Any]]:
+    """The steps of texts of one length that go to the tower together, and the ids (B, T) that go."""
+
+    def once(watch: _Watch) -> NDArray[Any]:
+        rows = watch.time("tokenise", lambda: encoder.tokenize(list(texts))).rows
+        return _run(watch, encoder, "text", np.stack(rows))
+
+    return _measure(once, seconds)
+
+
+def measure_image_stages(encoder: Encoder, paths: Sequence[Path], seconds: float) -> tuple[Stages, NDArray[Any]]:
+    """The steps of image files that go to the tower together, and the pixels (B, S, S, 3) that go."""
+
+    def once(watch: _Watch) -> NDArray[Any]:
+        files = watch.time("read", lambda: [path.read_bytes() for path in paths])
+        pictures = watch.time("decode", lambda: [decode_image(data, label="image") for data in files])
+        pixels = watch.time("resize", lambda: [encoder.preprocess(picture) for picture in pictures])
+        return _run(watch, encoder, "vision", np.stack(pixels))
+
+    return _measure(once, seconds)
+
+
+def medians(times: Mapping[str, Sequence[float]]) -> Stages:
+    """The steps' medians; compute is the tower's run less the copies in it."""
+    found: dict[str, float] = {stage: float(np.median(values)) for stage, values in times.items()}
+    run = found.pop("run")
+    copies = found.get("host_to_device", 0.0) + found.get("device_to_host", 0.0)
+    rounds = len(times["run"])
+    return Stages(
+        rounds=rounds,
+        **{f"{stage}_ms": value for stage, value in (found | {"compute": max(0.0, run - copies)}).items()},
+    )
+
+
+def _run(watch: _Watch, encoder: Encoder, tower: TowerName, batch: NDArray[Any]) -> NDArray[Any]:
+    vectors = watch.time("run", lambda: encoder.run_tower(tower, batch))
+    kind, _, index = encoder.device.partition(":")
+    if kind in ("cuda", "tensorrt"):
+        from onnxruntime import OrtValue
+
+        def copy_in(array: NDArray[Any]) -> Any:
+            return OrtValue.ortvalue_from_numpy(array, "cuda", int(index or 0))
+
+        watch.time("host_to_device", lambda: copy_in(batch))
+        held = copy_in(vectors)
+        watch.time("device_to_host", held.numpy)
+    return batch
+
+
+def _measure(once: Callable[[_Watch], NDArray[Any]], seconds: float) -> tuple[Stages, NDArray[Any]]:
+    batch = once(_Watch())  # warms up
+    watch = _Watch()
+    started = time.perf_counter()
+    rounds = 0
+    while rounds < LEAST_ROUNDS or (rounds < MOST_ROUNDS and time.perf_counter() - started < seconds):
+        once(watch)
+        rounds += 1
+    return medians(watch.times), batch

@@ -1,0 +1,17 @@
+"""`edgeclip serve`: the HTTP service on one bundle."""
+
+import argparse
+import os
+
+from edgeclip.cli.format import format_table
+from edgeclip.serve.run import serve, with_key_file
+from edgeclip.serve.settings import describe_settings, read_settings
+
+
+def run(options: argparse.Namespace) -> None:
+    """Serve until a signal comes; or print every setting, and where it is from."""
+    settings, sources = read_settings(vars(options), os.environ, needs_bundle=not options.print_config)
+    if options.print_config:
+        print(format_table(("variable", "flag", "value", "from"), describe_settings(settings, sources)))
+        return
+    serve(with_key_file(settings))

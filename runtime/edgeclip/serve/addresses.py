@@ -1,0 +1,87 @@
+"""Which addresses a URL from a stranger may lead to: values in, values out.
+
+The public internet, and nothing that this machine reaches and the stranger does not: no private, loopback,
+link-local, shared, multicast or reserved address, no metadata service of a cloud, and none of these behind IPv6's
+ways of writing IPv4. The ranges are IANA's special-purpose registries (RFC 6890 and its updates), as Python's
+ipaddress has them, and what it leaves out in some version.
+"""
+
+import re
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+
+Address = IPv4Address | IPv6Address
+
+_WEB_PORTS = (80, 443)
+_CLOSED_V4 = tuple(
+    map(
+        IPv4Network,
+        (
+            "0.0.0.0/8",  # this network; 0.0.0.0 is this machine
+            "10.0.0.0/8",
+            "100.64.0.0/10",  # carriers' NAT; 100.100.100.200 is Alibaba's metadata
+            "127.0.0.0/8",
+            "168.63.129.16/32",  # Azure's host, at an address that is public by its looks
+            "169.254.0.0/16",  # link-local; 169.254.169.254 is most clouds' metadata
+            "172.16.0.0/12",
+            "192.0.0.0/24",  # protocol assignments; 192.0.0.192 is Oracle's metadata
+            "192.0.2.0/24",
+            "192.31.196.0/24",
+            "192.52.193.0/24",
+            "192.88.99.0/24",  # 6to4 relays
+            "192.168.0.0/16",
+            "192.175.48.0/24",
+            "198.18.0.0/15",
+            "198.51.100.0/24",
+            "203.0.113.0/24",
+            "224.0.0.0/3",  # multicast, reserved, broadcast
+        ),
+    )
+)
+_GLOBAL_V6 = IPv6Network("2000::/3")
+_CLOSED_V6 = tuple(
+    map(
+        IPv6Network,
+        (
+            "2001::/23",  # protocol assignments, Teredo among them
+            "2001:db8::/32",
+            "2620:4f:8000::/48",
+            "3fff::/20",
+        ),
+    )
+)
+# Where an IPv4 address is written in the last 32 bits. NAT64 is how hosts without IPv4 reach all of it.
+_NAT64 = IPv6Network("64:ff9b::/96")
+_SIX_TO_FOUR = IPv6Network("2002::/16")
+
+
+def is_public(address: Address) -> bool:
+    """Whether everyone reaches the same thing at this address."""
+    if isinstance(address, IPv4Address):
+        return address.is_global and not any(address in network for network in _CLOSED_V4)
+    if address.scope_id is not None:
+        return False
+    if address in _NAT64:
+        return is_public(IPv4Address(int(address) & 0xFFFFFFFF))
+    if address in _SIX_TO_FOUR:
+        return is_public(IPv4Address(int(address) >> 80 & 0xFFFFFFFF))
+    # Outside 2000::/3 lie ::1, ::ffff:127.0.0.1, fc00::/7, fe80::/10, ff00::/8 and local NAT64.
+    return address in _GLOBAL_V6 and address.is_global and not any(address in network for network in _CLOSED_V6)
+
+
+def is_public_web(address: Address, port: int) -> bool:
+    """Whether a URL of a stranger may lead there: a public address, and a port of the web."""
+    return port in _WEB_PORTS and is_public(address)
+
+
+def is_plain_host(host: str) -> bool:
+    """Whether a URL's host is a name, or an address in its one normal form.
+
+    The resolvers of some systems read 0x7f.1, 017700000001 and 2130706433 as 127.0.0.1. What ends in a number is an
+    address (WHATWG URL, "ends in a number"), and here only in dotted decimals, or IPv6.
+    """
+    try:
+        ip_address(host)
+        return True
+    except ValueError:
+        last = host.rstrip(".").rpartition(".")[2]
+        return bool(last) and re.fullmatch(r"\d+|0[xX][0-9a-fA-F]*", last) is None and ":" not in host

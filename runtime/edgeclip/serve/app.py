@@ -1,0 +1,451 @@
+"""The HTTP of the service: routes, limits on what is read, and one shell round all of them.
+
+Thin: what a request means is `edgeclip.serve.dialects`' work, what becomes of it `edgeclip.serve.service`'s. API keys
+guard /v1; the page, the documents, health and metrics hold nothing that a key protects.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeclip import __version__
+from edgeclip.batching import IMAGES_AT_ONCE, TOKEN_BUDGET
+from edgeclip.encoder import Encoder
+from edgeclip.manifest import TOWERS, TowerName
+from edgeclip.serve.dialects import EmbeddingRequest, parse_request
+from edgeclip.serve.errors import ApiError, retry_later, without_paths
+from edgeclip.serve.fetch import FetchPolicy
+from edgeclip.serve.fetch import fetch as fetch_url
+from edgeclip.serve.keys import KeyRing
+from edgeclip.serve.lanes import Lane, LaneLimits
+from edgeclip.serve.metrics import Metrics
+from edgeclip.serve.openapi import ASSETS, DOCS_PAGE, START_SCRIPT, describe, read_asset
+from edgeclip.serve.pictures import PictureDecoder, PictureLimits
+from edgeclip.serve.readiness import Readiness
+from edgeclip.serve.service import EmbeddingService, Fetch, Stages
+from edgeclip.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.requests import Request
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_log = logging.getLogger("edgeclip.serve")
+_WEB = Path(__file__).with_name("web")
+_WEB_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".ico": "image/x-icon",
+}
+_POLICY = (
+    "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'"
+)
+_DOCS_POLICY = _POLICY + "; style-src 'self' 'unsafe-inline'"  # Swagger sets styles as it draws
+_SECURITY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+]
+# nginx's word for a client that went away; no client sees it.
+_CLIENT_GONE = 499
+# On a GPU batches pay; on the CPU they cost memory (`edgeclip.batching`).
+_GPU_IMAGES_AT_ONCE = 16
+_GPU_TOKEN_BUDGET = 16_384
+# A bulk image job takes what queries leave of the cores (`edgeclip.serve.priorities`).
+_VISION_NICENESS = 10
+
+
+def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = None) -> "FastAPI":
+    """The service as an ASGI application. Its lifespan starts and ends the lanes; the encoder stays its caller's.
+
+    `settings.api_keys` are all the keys: whoever has a file of them has read it already. `fetch` gets an image's URL
+    in place of `edgeclip.serve.fetch`, which follows the settings.
+    """
+    from fastapi import FastAPI
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+    manifest = encoder.manifest
+    model = settings.model_name or manifest.source.name.rpartition("/")[2]
+    metrics = Metrics(
+        version=__version__,
+        model=model,
+        device=encoder.device,
+        precisions=[manifest.tower(tower).precision for tower in TOWERS],
+    )
+    lanes = {tower: _lane(tower, settings, encoder, metrics) for tower in TOWERS}
+    decoder = PictureDecoder(
+        encoder.preprocess,
+        PictureLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels),
+        threads=settings.decode_threads,
+    )
+    policy = FetchPolicy(
+        is_allowed=settings.allow_urls,
+        allow_http=settings.allow_http_urls,
+        max_bytes=settings.max_image_bytes,
+        timeout_s=settings.fetch_timeout_s,
+        max_redirects=settings.max_redirects,
+    )
+    service = EmbeddingService(
+        settings,
+        encoder,
+        lanes=lanes,
+        decoder=decoder,
+        fetch=fetch or (lambda url: fetch_url(url, policy)),
+        metrics=metrics,
+    )
+    readiness = Readiness(
+        encoder,
+        settings.bundle,
+        lanes,
+        ready_s=settings.ready_s,
+        timeout_s=settings.request_timeout_s + settings.wedged_s,
+    )
+    keys = KeyRing(settings.api_keys)
+    pending = _PendingBytes(settings.max_pending_bytes, metrics)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        for tower, lane in lanes.items():
+            await lane.start()
+            metrics.watch_depth(tower, lambda lane=lane: lane.depth)  # type: ignore[misc]
+        await asyncio.to_thread(encoder.tokenize, "")  # parses the tokenizer, which the first text would wait for
+        readiness.renew()
+        try:
+            yield
+        finally:
+            await readiness.close()
+            await asyncio.gather(*(lane.close() for lane in lanes.values()))
+            service.close()
+            decoder.close()
+
+    app = FastAPI(title="edgeclip", version=__version__, lifespan=lifespan, openapi_url=None, docs_url=None)
+    document = describe(
+        version=__version__,
+        model=model,
+        limits=service.limits,
+        is_key_needed=keys.is_needed,
+        allow_urls=settings.allow_urls,
+    )
+    app.openapi = lambda: document  # type: ignore[method-assign]
+
+    @app.post("/v1/embeddings")
+    async def embeddings(request: Request) -> Response:
+        started, stages = time.perf_counter(), Stages()
+        with pending.room() as room:
+            with stages.measure("read"):
+                body = await _read_body(request, settings, room)
+            with stages.measure("parse"):
+                parsed = _parse(body, service)
+            del body
+            asked = parsed.model or model
+            if settings.is_model_checked and asked != model:
+                message = f"the model that was asked for is not served here; {model} is"
+                raise ApiError(404, message, param="model", code="model_not_found")
+            answer = await _while_connected(request, service.embed(parsed, asked, stages))
+        for stage, seconds in stages.seconds.items():
+            metrics.stage_seconds.labels(stage).observe(seconds)
+        stages.seconds["total"] = time.perf_counter() - started
+        timing = ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in stages.seconds.items())
+        return Response(answer, media_type="application/json", headers={"Server-Timing": timing})
+
+    @app.get("/v1/models")
+    @app.get("/v1/models/{name:path}")
+    async def models(name: str | None = None) -> JSONResponse:
+        entry = {
+            "id": model,
+            "object": "model",
+            "created": 0,
+            "owned_by": manifest.source.name.rpartition("/")[0] or "edgeclip",
+            "dimensions": list(manifest.matryoshka_dims),
+            "tasks": list(service.limits.tasks),
+        }
+        if name is not None and name != model:
+            raise ApiError(404, f"the model is not served here; {model} is", param="model", code="model_not_found")
+        return JSONResponse(entry if name is not None else {"object": "list", "data": [entry]})
+
+    @app.get("/health/live")
+    async def live() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/health/ready")
+    async def ready() -> JSONResponse:
+        verdict = await readiness.check()
+        metrics.ready.set(verdict.is_ready)
+        if verdict.is_ready:
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "unavailable", "reason": verdict.reason}, 503)
+
+    @app.get("/metrics")
+    async def show_metrics() -> Response:
+        return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/openapi.json")
+    async def openapi() -> JSONResponse:
+        return JSONResponse(document)
+
+    @app.get("/docs")
+    async def docs() -> Response:
+        return Response(DOCS_PAGE, media_type="text/html", headers={"Content-Security-Policy": _DOCS_POLICY})
+
+    @app.get("/docs/{name}")
+    async def docs_asset(name: str) -> Response:
+        if name == "start.js":
+            return Response(START_SCRIPT, media_type="text/javascript")
+        if name not in ASSETS:
+            raise HTTPException(404)
+        data = await asyncio.to_thread(read_asset, name)
+        return Response(data, media_type=ASSETS[name], headers={"Cache-Control": "max-age=86400"})
+
+    pages = _read_pages(_WEB)
+
+    @app.get("/")
+    @app.get("/web/{name}")
+    async def page(name: str = "index.html") -> Response:
+        if name not in pages:
+            raise HTTPException(404)
+        data, kind = pages[name]
+        return Response(data, media_type=kind, headers={"Cache-Control": "no-cache"})
+
+    @app.exception_handler(ApiError)
+    async def api_error(request: Request, error: ApiError) -> Response:
+        request.scope["edgeclip.code"] = error.code or ""
+        return JSONResponse(error.body(), error.status, headers=dict(error.headers))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        wanted = {404: "there is nothing at this path", 405: "this path does not take this method"}
+        answer = ApiError(error.status_code, wanted.get(error.status_code, "the request cannot be answered"))
+        return JSONResponse(answer.body(), error.status_code, headers=error.headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def client_gone(request: Request, error: ClientDisconnect) -> Response:
+        return PlainTextResponse("", _CLIENT_GONE)
+
+    app.add_middleware(_Shell, metrics=metrics, keys=keys)
+    if settings.cors_origins:
+        from starlette.middleware.cors import CORSMiddleware
+
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Retry-After", "Server-Timing"],
+        )
+    return app
+
+
+class _Shell:
+    """Keys, security headers, metrics and a log line round every request; and 500 in the API's shape for a bug."""
+
+    def __init__(self, app: Any, *, metrics: Metrics, keys: KeyRing) -> None:
+        self._app, self._metrics, self._keys = app, metrics, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        from starlette.responses import JSONResponse
+
+        started, status = time.perf_counter(), 0
+
+        async def sent(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = message.setdefault("headers", [])
+                headers.extend(_SECURITY_HEADERS)
+                if not any(name == b"content-security-policy" for name, _ in headers):
+                    headers.append((b"content-security-policy", _POLICY.encode()))
+            await send(message)
+
+        self._metrics.in_progress.inc()
+        try:
+            if scope["path"].startswith("/v1/") and not self._keys.opens(_header(scope, b"authorization")):
+                refusal = ApiError(
+                    401, 'a valid API key is needed: "Authorization: Bearer KEY"', code="invalid_api_key",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )  # fmt: skip
+                scope["edgeclip.code"] = refusal.code
+                answer = JSONResponse(refusal.body(), refusal.status, headers=dict(refusal.headers))
+                await answer(scope, receive, sent)
+            else:
+                await self._app(scope, receive, sent)
+        except asyncio.CancelledError:  # the time to finish what was accepted is up
+            if not status:
+                ending = ApiError(503, "the service is ending; ask again", code="shutting_down")
+                scope["edgeclip.code"] = ending.code
+                await JSONResponse(ending.body(), ending.status)(scope, receive, sent)
+        except Exception as error:
+            _log_bug(error)
+            if not status:
+                bug = ApiError(500, "the service failed; its log says where", code="internal_error")
+                scope["edgeclip.code"] = bug.code
+                await JSONResponse(bug.body(), bug.status)(scope, receive, sent)
+        finally:
+            self._metrics.in_progress.dec()
+            self._record(scope, status or _CLIENT_GONE, time.perf_counter() - started)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "unknown")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._metrics.requests.labels(route, method, str(status)).inc()
+        self._metrics.request_seconds.labels(route).observe(seconds)
+        if status >= 400:
+            self._metrics.errors.labels(str(status), scope.get("edgeclip.code", "")).inc()
+        _log.debug("%s %s %d in %.1f ms", method, route, status, seconds * 1000)
+
+
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+
+
+class _PendingBytes:
+    """The bytes of all bodies in progress, bounded: many large requests at once are memory too."""
+
+    def __init__(self, most: int, metrics: Metrics) -> None:
+        self._most, self._held, self._gauge = most, 0, metrics.pending_bytes
+
+    @contextlib.contextmanager
+    def room(self) -> "Any":
+        """A function that takes room for so many bytes, or raises 429; all of it is free again afterwards."""
+        taken = 0
+
+        def take(count: int) -> None:
+            nonlocal taken
+            if self._held + count > self._most:
+                raise retry_later("too many large requests are in progress; try again later", 1)
+            taken += count
+            self._held += count
+            self._gauge.set(self._held)
+
+        try:
+            yield take
+        finally:
+            self._held -= taken
+            self._gauge.set(self._held)
+
+
+async def _read_body(request: "Request", settings: Settings, take: Callable[[int], None]) -> bytes:
+    """The body, refused before it is read where its header says that it is too large, else as soon as it is."""
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise ApiError(
+            415, "the body must be JSON: send Content-Type: application/json", code="unsupported_media_type"
+        )
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ApiError(415, "compressed bodies are not taken", code="unsupported_encoding")
+    too_large = ApiError(
+        413, f"the body has more than {settings.max_body_bytes} bytes; send several requests", code="body_too_large"
+    )
+    stated = request.headers.get("content-length", "")
+    if stated.isdecimal() and int(stated[:20]) > settings.max_body_bytes:
+        raise too_large
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > settings.max_body_bytes:
+                    raise too_large
+                take(len(chunk))
+                chunks.append(chunk)
+    except TimeoutError as error:
+        message = f"the request was not sent within {settings.body_timeout_s:.0f} s"
+        raise ApiError(408, message, code="request_timeout", headers={"Connection": "close"}) from error
+    return b"".join(chunks)
+
+
+def _parse(body: bytes, service: EmbeddingService) -> EmbeddingRequest:
+    import orjson
+
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, f"the body is not JSON (at character {error.pos})", code="invalid_json") from error
+    return parse_request(document, service.limits)
+
+
+async def _while_connected(request: "Request", work: Any) -> bytes:
+    """The result of `work`, which is cancelled when the client goes away."""
+    from starlette.requests import ClientDisconnect
+
+    async def until_gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(until_gone())
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            answer: bytes = working.result()
+            return answer
+        raise ClientDisconnect
+    finally:
+        for task in (working, gone):
+            task.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
+
+
+def _lane(tower: TowerName, settings: Settings, encoder: Encoder, metrics: Metrics) -> Lane:
+    return Lane(
+        tower,
+        lambda batch: encoder.run_tower(tower, batch),
+        limits=lane_limits(tower, settings, is_gpu=encoder.device.startswith(("cuda", "tensorrt"))),
+        observer=metrics.towers[tower],
+        pad_id=encoder.manifest.tokenizer.pad_id if tower == "text" else None,
+        niceness=_VISION_NICENESS if tower == "vision" else 0,
+    )
+
+
+def lane_limits(tower: TowerName, settings: Settings, *, is_gpu: bool) -> LaneLimits:
+    """What a tower's lane may hold and take at once."""
+    if tower == "text":
+        queued, batch = settings.max_queued_texts, settings.max_queued_texts
+    else:
+        queued, batch = settings.max_queued_images, _GPU_IMAGES_AT_ONCE if is_gpu else IMAGES_AT_ONCE
+    return LaneLimits(
+        max_queued=queued,
+        max_batch=settings.max_batch or batch,
+        token_budget=_GPU_TOKEN_BUDGET if is_gpu else TOKEN_BUDGET,
+        wedged_s=settings.wedged_s,
+    )
+
+
+def _read_pages(folder: Path) -> dict[str, tuple[bytes, str]]:
+    """The files of the web page by name; none where the folder is not there."""
+    if not folder.is_dir():
+        return {}
+    return {
+        path.name: (path.read_bytes(), _WEB_TYPES[path.suffix])
+        for path in sorted(folder.iterdir())
+        if path.suffix in _WEB_TYPES
+    }
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
+
+
+def _log_bug(error: Exception) -> None:
+    """Where it is, not with what: a message may hold an input. The traceback is for --log-level debug."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = "?" if trace is None else f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
+    _log.error("a request failed: %s at %s", type(error).__name__, where)
+    _log.debug("%s", without_paths(str(error)), exc_info=error)

@@ -1,0 +1,52 @@
+"""What the service answers when it cannot: a status, and OpenAI's error object.
+
+Jina's clients look for `detail` where OpenAI's look for `error`, so both are there. A message says what was found and
+what was wanted; it holds no input and nothing of the machine, for it goes to whoever asked.
+"""
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+    504: "server_error",
+}
+
+
+class ApiError(Exception):
+    """An answer that is no embedding. `param` is the field of the request, `code` a word for programs."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers
+
+    def body(self) -> dict[str, Any]:
+        """The JSON of the answer."""
+        kind = _TYPES.get(self.status, "invalid_request_error")
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": error, "detail": self.message}
+
+
+def retry_later(message: str, seconds: float) -> ApiError:
+    """429, with the whole seconds after which it is worth another try."""
+    wait = max(1, min(3600, round(seconds + 0.5)))
+    return ApiError(429, message, code="queue_full", headers={"Retry-After": str(wait)})
+
+
+def without_paths(text: str) -> str:
+    """`text` with every absolute path replaced: messages of libraries name files of this machine."""
+    return re.sub(r"(?<![\w.])(?:[A-Za-z]:)?[\\/][^\s'\"`:;,()]+", "<path>", text)

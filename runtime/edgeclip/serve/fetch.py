@@ -1,0 +1,170 @@
+"""Fetching an image by its URL, for a stranger who must not reach through this server what he cannot reach himself.
+
+A host is resolved once, every address it has is judged (`edgeclip.serve.addresses`), and the connection goes to those
+very addresses, so that a name cannot change its meaning between the two (DNS rebinding). Redirects are followed by
+hand, each judged like the first. No proxy, cookie, password or compression: what a proxy resolves nobody judges, and
+a compressed body has no size. What is told of a failure says nothing of the network behind this server.
+"""
+
+import asyncio
+import functools
+import socket
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+from edgeclip import __version__
+from edgeclip.errors import InputError, MissingExtraError
+from edgeclip.serve.addresses import Address, is_plain_host, is_public_web
+
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse, ClientSession, TCPConnector
+    from yarl import URL
+
+# Resolving blocks a thread for as long as a stranger's name server likes; theirs are not the loop's own.
+_RESOLVERS = 8
+_CHUNK_BYTES = 1 << 16
+_REDIRECTS = (301, 302, 303, 307, 308)
+_NOT_PUBLIC = "the URL does not lead to a web server on the public internet"
+_HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": f"edgeclip/{__version__}"}
+
+
+class FetchError(InputError):
+    """A URL gave nothing. The message may be shown to whoever sent the URL, and does not hold it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchPolicy:
+    """What may be fetched. `timeout_s` and `max_bytes` are of the whole, redirects included."""
+
+    is_allowed: bool
+    allow_http: bool
+    max_bytes: int
+    timeout_s: float
+    max_redirects: int
+
+
+async def fetch(
+    url: str, policy: FetchPolicy, *, is_reachable: Callable[[Address, int], bool] = is_public_web
+) -> bytes:
+    """The bytes that an https URL gives, with `policy.allow_http` an http one too. FetchError when it gives none.
+
+    `is_reachable` judges every address and port before a connection.
+    """
+    if not policy.is_allowed:
+        raise FetchError("URLs are not fetched here; send the image as base64")
+    try:
+        from aiohttp import ClientError
+        from yarl import URL
+    except ImportError as error:
+        raise MissingExtraError("fetching URLs needs aiohttp; `pip install edgeclip[serve]`") from error
+    try:
+        async with asyncio.timeout(policy.timeout_s):
+            target = URL(url)
+            for _ in range(policy.max_redirects + 1):
+                answer = await _visit(target, policy, is_reachable)
+                if isinstance(answer, bytes):
+                    return answer
+                target = target.join(answer)
+            raise FetchError(f"the URL redirects more than {policy.max_redirects} times")
+    except TimeoutError as error:
+        raise FetchError(f"the URL gave no image within {policy.timeout_s:g} s") from error
+    except (ClientError, OSError) as error:
+        raise FetchError("the URL's server could not be reached, or broke off") from error
+    except ValueError as error:  # what yarl and aiohttp find wrong with a URL
+        raise error if isinstance(error, FetchError) else FetchError("the URL is malformed") from error
+
+
+async def _visit(url: "URL", policy: FetchPolicy, is_reachable: Callable[[Address, int], bool]) -> "bytes | URL":
+    """What a URL gives: an image's bytes, or where it redirects to."""
+    schemes = ("https", "http") if policy.allow_http else ("https",)
+    if url.scheme not in schemes:
+        raise FetchError(f"the URL is not {' or '.join(schemes)}")
+    if url.raw_user is not None or url.raw_password is not None:
+        raise FetchError("the URL holds a user or password")
+    host, port = url.raw_host, url.port
+    if not host or not port or not is_plain_host(host):
+        raise FetchError(_NOT_PUBLIC)
+    addresses = await _resolve(host, port)
+    if not addresses or not all(is_reachable(address, port) for address in addresses):
+        raise FetchError(_NOT_PUBLIC)  # the same words for both: else they tell which internal names there are
+    async with _session(_connector_to(addresses)) as session, session.get(url, allow_redirects=False) as response:
+        return await _read(response, policy.max_bytes)
+
+
+async def _read(response: "ClientResponse", max_bytes: int) -> "bytes | URL":
+    from yarl import URL
+
+    if response.status in _REDIRECTS and (location := response.headers.get("Location")):
+        return URL(location)
+    if response.status != 200:
+        raise FetchError(f"the URL's server answered with status {response.status}")
+    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise FetchError("the URL's server compresses what was asked for plain")
+    too_large = FetchError(f"the URL gives more than {max_bytes} bytes")
+    if (response.content_length or 0) > max_bytes:
+        raise too_large
+    body = bytearray()
+    async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+        body += chunk
+        if len(body) > max_bytes:
+            raise too_large
+    return bytes(body)
+
+
+@functools.cache
+def _resolvers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=_RESOLVERS, thread_name_prefix="edgeclip-resolve")
+
+
+async def _resolve(host: str, port: int) -> list[Address]:
+    """Every address of a host; none for one that has none."""
+    try:
+        found = await asyncio.get_running_loop().run_in_executor(
+            _resolvers(), functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        )
+    except (OSError, UnicodeError):
+        return []
+    return list({ip_address(str(where[0])): None for *_, where in found})
+
+
+def _session(connector: "TCPConnector") -> "ClientSession":
+    """A session for one request: no cookie or connection outlives it."""
+    from aiohttp import ClientSession, ClientTimeout
+
+    return ClientSession(
+        connector=connector,
+        headers=_HEADERS,
+        auto_decompress=False,
+        timeout=ClientTimeout(total=None),  # `fetch` has one for the whole
+        trust_env=False,
+    )
+
+
+def _connector_to(addresses: Sequence[Address]) -> "TCPConnector":
+    """Connections to these addresses, whatever the name means by now."""
+    from aiohttp import TCPConnector
+    from aiohttp.abc import AbstractResolver, ResolveResult
+
+    class Judged(AbstractResolver):
+        async def resolve(
+            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+        ) -> list[ResolveResult]:
+            return [
+                ResolveResult(
+                    hostname=host,
+                    host=str(address),
+                    port=port,
+                    family=socket.AF_INET if address.version == 4 else socket.AF_INET6,
+                    proto=socket.IPPROTO_TCP,
+                    flags=socket.AI_NUMERICHOST,
+                )
+                for address in addresses
+            ]
+
+        async def close(self) -> None:
+            pass
+
+    return TCPConnector(resolver=Judged(), use_dns_cache=False, force_close=True)

@@ -1,0 +1,115 @@
+"""Which queued items make a tower's next batch: values in, values out, no clock and no threads.
+
+Items of one shape share a batch, as in `edgeclip.batching`: nothing is padded. Whose turn it is, weighted fair
+queueing decides (Demers, Keshav and Shenker 1989), with a request as the flow and tokens as the bytes: each waiting
+request is owed an equal share of the tower, so two thousand texts delay a single one by no more than the batch that
+runs, and are themselves never starved by a stream of single ones. What is short goes first among equals.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Kind(NamedTuple):
+    """What items must have in common to share a batch, and what one of them costs.
+
+    `cost` is tokens for a text, 1 for an image. A text with a literal padding token needs a mask.
+    """
+
+    cost: int
+    shape: tuple[int, ...]
+    needs_mask: bool = False
+
+
+def kind_of(item: NDArray[np.generic], pad_id: int | None) -> Kind:
+    """The kind of ids (T,) or of pixels (S, S, 3)."""
+    if item.ndim != 1:
+        return Kind(cost=1, shape=item.shape)
+    needs_mask = pad_id is not None and bool((item == pad_id).any())
+    return Kind(cost=max(1, len(item)), shape=item.shape, needs_mask=needs_mask)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Waiting:
+    """A request's items that no batch has taken: its place in virtual time, and indices by kind."""
+
+    arrival: int
+    start: float
+    cost: int
+    by_kind: dict[Kind, deque[int]] = field(default_factory=dict)
+
+    def rank(self, kind: Kind) -> tuple[float, int, int]:
+        """When its next item of that kind would be done, were all served at once; then who has least to do."""
+        return self.start + kind.cost, self.cost, self.arrival
+
+
+class FairQueue:
+    """Requests of one tower. Not safe for several threads: whoever owns it holds a lock."""
+
+    def __init__(self, *, max_batch: int, token_budget: int) -> None:
+        self._max_batch, self._token_budget = max_batch, token_budget
+        self._waiting: dict[int, _Waiting] = {}
+        self._now = 0.0  # virtual: the tokens each request would have got, had all been served alike
+        self._depth = self._cost = 0
+
+    @property
+    def depth(self) -> int:
+        """Items that wait."""
+        return self._depth
+
+    @property
+    def cost(self) -> int:
+        """What they cost together."""
+        return self._cost
+
+    def add(self, request: int, kinds: Sequence[Kind]) -> None:
+        """Queue a request's items; `request` grows from call to call."""
+        cost = sum(kind.cost for kind in kinds)
+        waiting = _Waiting(arrival=request, start=self._now, cost=cost)
+        for index, kind in enumerate(kinds):
+            waiting.by_kind.setdefault(kind, deque()).append(index)
+        self._waiting[request] = waiting
+        self._depth += len(kinds)
+        self._cost += cost
+
+    def remove(self, request: int) -> None:
+        """Forget what of a request still waits; nothing of it need be left."""
+        if waiting := self._waiting.pop(request, None):
+            self._depth -= sum(map(len, waiting.by_kind.values()))
+            self._cost -= waiting.cost
+
+    def take(self) -> list[tuple[int, int]]:
+        """The next batch, (request, index) each, all of one kind; empty when nothing waits.
+
+        The request whose turn it is names the kind; the others with items of that kind fill the batch, by turns.
+        """
+        if not self._waiting:
+            return []
+        _, kind = min(
+            (waiting.rank(shortest := min(waiting.by_kind)), shortest) for waiting in self._waiting.values()
+        )
+        turns = [(waiting.rank(kind), waiting) for waiting in self._waiting.values() if kind in waiting.by_kind]
+        heapq.heapify(turns)
+        sharers, size = len(self._waiting), min(self._max_batch, max(1, self._token_budget // kind.cost))
+        taken: list[tuple[int, int]] = []
+        while turns and len(taken) < size:
+            _, waiting = heapq.heappop(turns)
+            taken.append((waiting.arrival, waiting.by_kind[kind].popleft()))
+            waiting.start += kind.cost
+            waiting.cost -= kind.cost
+            if waiting.by_kind[kind]:
+                heapq.heappush(turns, (waiting.rank(kind), waiting))
+                continue
+            del waiting.by_kind[kind]
+            if not waiting.by_kind:
+                del self._waiting[waiting.arrival]
+        self._depth -= len(taken)
+        self._cost -= kind.cost * len(taken)
+        self._now += kind.cost * len(taken) / sharers
+        return taken

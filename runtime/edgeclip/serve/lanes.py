@@ -1,0 +1,316 @@
+"""A lane per tower: a bounded queue and one worker thread, so that a bulk image job delays no text.
+
+The event loop submits and awaits; the tower's calls run in the lane's own thread. No timer holds anything back: an
+idle lane runs what comes at once, and what came while a batch ran makes the next ones (`edgeclip.serve.forming`).
+On two cores a timer could only add its own wait, for the GEMMs of a batch of one are compute bound already.
+
+A request that times out or whose client goes away takes its queued items with it; a batch that runs is finished and
+its rows for that request dropped. The worker outlives every failure of the tower.
+"""
+
+import asyncio
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip.errors import InputError
+from edgeclip.manifest import TowerName
+from edgeclip.serve.forming import FairQueue, kind_of
+from edgeclip.serve.priorities import lower_this_thread
+
+Run = Callable[[NDArray[Any]], NDArray[np.float32]]
+
+# How much of the throughput's record one more batch leaves standing, so that it tells of the last 20 or so.
+_DECAY = 0.95
+_UNKNOWN_RETRY_S = 1.0
+_LEAST_RETRY_S = 0.1
+_CLOSE_S = 30.0
+_OUT_OF_MEMORY = ("failed to allocate", "out of memory", "bad_alloc", "bad allocation", "allocation failed")
+
+_log = logging.getLogger(__name__)
+
+
+class QueueFull(Exception):  # noqa: N818 - a state of the lane, not a fault
+    """No room for the request now; after `retry_after_s` there should be, as fast as the lane works."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__(f"the queue is full; try again in {retry_after_s:.1f} s")
+        self.retry_after_s = retry_after_s
+
+
+class TimedOut(Exception):  # noqa: N818
+    """The request was not answered in its time; what of it waited is gone."""
+
+
+class LaneFailed(Exception):  # noqa: N818
+    """The tower failed on the request, or the lane is closed. The reason is the `__cause__`, and is for the log."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneLimits:
+    """How much a lane holds and does at once.
+
+    `max_queued` and `max_batch` are items; `token_budget` is for texts, tokens in a batch; a batch that runs longer
+    than `wedged_s` makes the lane wedged.
+    """
+
+    max_queued: int
+    max_batch: int
+    token_budget: int
+    wedged_s: float
+
+    def __post_init__(self) -> None:
+        if min(self.max_queued, self.max_batch, self.token_budget) < 1 or not self.wedged_s > 0:
+            raise InputError(f"{self}: wanted all of them positive")
+
+
+class LaneObserver(Protocol):
+    """Who is told of every batch, in the lane's thread."""
+
+    def batch(self, size: int, waits_s: Sequence[float], compute_s: float) -> None:
+        """`size` items that had waited so long were computed; `compute_s` includes what a split cost."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Request:
+    """What was submitted, and what of it is done. The lane's thread writes, until it hands over the future."""
+
+    items: Sequence[NDArray[Any]]
+    answer: asyncio.Future[NDArray[np.float32]]
+    since_s: float
+    missing: int
+    vectors: NDArray[np.float32] | None = None
+    failure: BaseException | None = None
+
+    def put(self, index: int, vector: NDArray[np.float32]) -> None:
+        if self.vectors is None:
+            self.vectors = np.empty((len(self.items), len(vector)), np.float32)
+        self.vectors[index] = vector
+        self.missing -= 1
+
+
+class _Pace:
+    """What an item's cost took lately."""
+
+    def __init__(self) -> None:
+        self._seconds = self._cost = 0.0
+
+    def add(self, cost: int, seconds: float) -> None:
+        self._seconds = self._seconds * _DECAY + seconds
+        self._cost = self._cost * _DECAY + cost
+
+    def seconds(self, cost: float) -> float | None:
+        """What `cost` will take; None when nothing was ever computed."""
+        return cost * self._seconds / self._cost if self._cost else None
+
+
+class Lane:
+    """One tower's queue and its worker. Used from the event loop that started it.
+
+    `run` gets a batch (B, ...) of one shape and gives (B, D) unit vectors, always in the lane's thread. `pad_id`
+    keeps texts that need a mask apart. `niceness` (Linux) lowers the thread, and with it those that a tower starts
+    which is opened by `run`: whoever wants them lowered must not have opened it elsewhere.
+    """
+
+    def __init__(
+        self,
+        tower: TowerName,
+        run: Run,
+        *,
+        limits: LaneLimits,
+        observer: LaneObserver | None = None,
+        pad_id: int | None = None,
+        niceness: int = 0,
+    ) -> None:
+        self.tower = tower
+        self._run, self._limits, self._observer = run, limits, observer
+        self._pad_id, self._niceness = pad_id, niceness
+        self._changed = threading.Condition()  # guards all below; held for microseconds
+        self._queue = FairQueue(max_batch=limits.max_batch, token_budget=limits.token_budget)
+        self._requests: dict[int, _Request] = {}
+        self._numbers = itertools.count()
+        self._pace = _Pace()
+        self._running_since_s: float | None = None
+        self._is_open = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def depth(self) -> int:
+        """Items that wait; those of the running batch do not."""
+        return self._queue.depth
+
+    @property
+    def is_wedged(self) -> bool:
+        """Whether the running batch has taken longer than any should."""
+        since_s = self._running_since_s
+        return since_s is not None and time.monotonic() - since_s > self._limits.wedged_s
+
+    async def start(self) -> None:
+        """Take work from now on."""
+        assert self._thread is None, "a lane starts once"
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        # A daemon, for a wedged device must not keep the process from ending.
+        self._thread = threading.Thread(target=self._work, name=f"edgeclip-{self.tower}", daemon=True)
+        self._is_open = True
+        self._thread.start()
+
+    async def close(self, *, within_s: float = _CLOSE_S) -> None:
+        """Take no more work, and finish what was accepted; what is not done `within_s` fails. Harmless twice."""
+        with self._changed:
+            self._is_open = False
+            self._changed.notify()
+        if self._thread is None:
+            return
+        try:
+            async with asyncio.timeout(within_s):
+                await self._ended.wait()
+        except TimeoutError:
+            with self._changed:
+                left = list(self._requests)
+                for number in left:
+                    self._queue.remove(number)
+            for number in left:
+                _settle(self._requests[number], LaneFailed("the service is shutting down"))
+
+    async def submit(self, items: Sequence[NDArray[Any]], *, timeout_s: float) -> NDArray[np.float32]:
+        """Vectors (N, D) of the items, in their order: ids (T,) int64, or pixels (S, S, 3) uint8.
+
+        Raises QueueFull, TimedOut, LaneFailed; InputError for no items, or more than the queue will ever hold.
+        Cancelling it removes the items that wait.
+        """
+        if not 1 <= len(items) <= self._limits.max_queued:
+            raise InputError(f"found {len(items)} inputs, wanted 1 to {self._limits.max_queued} at once")
+        kinds = [kind_of(item, self._pad_id) for item in items]
+        with self._changed:
+            if not self._is_open:
+                raise LaneFailed("the service is shutting down")
+            if (excess := self._queue.depth + len(items) - self._limits.max_queued) > 0:
+                raise QueueFull(self._room_after_s(excess))
+            number = next(self._numbers)
+            request = _Request(
+                items=items, answer=self._loop.create_future(), since_s=time.monotonic(), missing=len(items)
+            )
+            self._requests[number] = request
+            self._queue.add(number, kinds)
+            self._changed.notify()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await request.answer
+        except TimeoutError as error:
+            raise TimedOut(f"not answered in {timeout_s:g} s") from error
+        finally:
+            with self._changed:
+                self._queue.remove(number)
+                del self._requests[number]
+
+    def _room_after_s(self, excess: int) -> float:
+        """When `excess` items of the queue will have been computed, were they as long as the others."""
+        seconds = self._pace.seconds(self._queue.cost * excess / max(1, self._queue.depth))
+        return _UNKNOWN_RETRY_S if seconds is None else max(_LEAST_RETRY_S, seconds)
+
+    def _work(self) -> None:
+        """The thread's life."""
+        lower_this_thread(self._niceness)
+        while batch := self._next_batch():
+            try:
+                self._answer(batch)
+            except BaseException as error:  # a worker that dies leaves everyone waiting
+                _log.exception("the %s lane failed outside its tower", self.tower)
+                self._hand_over([request for request, _ in batch], error)
+            self._running_since_s = None
+        self._tell(self._ended.set)
+
+    def _next_batch(self) -> list[tuple[_Request, int]]:
+        """What to compute next, as soon as there is something; nothing once the lane is closed and empty."""
+        with self._changed:
+            while not (taken := self._queue.take()) and self._is_open:
+                self._changed.wait()
+            if taken:
+                self._running_since_s = time.monotonic()
+            return [(self._requests[number], index) for number, index in taken]
+
+    def _answer(self, batch: list[tuple[_Request, int]]) -> None:
+        began_s = time.monotonic()
+        for part, outcome in self._compute(batch):
+            if isinstance(outcome, BaseException):
+                self._hand_over([request for request, _ in part], outcome)
+                continue
+            for (request, index), vector in zip(part, outcome, strict=True):
+                request.put(index, vector)
+            self._hand_over([request for request, _ in part if not request.missing])
+        compute_s = time.monotonic() - began_s
+        self._pace.add(sum(kind_of(request.items[index], None).cost for request, index in batch), compute_s)
+        if self._observer is not None:
+            self._observer.batch(len(batch), [began_s - request.since_s for request, _ in batch], compute_s)
+
+    def _compute(
+        self, batch: list[tuple[_Request, int]]
+    ) -> list[tuple[list[tuple[_Request, int]], NDArray[np.float32] | BaseException]]:
+        """The batch's vectors, or why there are none; where that helps, of parts of it, each tried once."""
+        outcome = self._try(batch)
+        parts = _parts(batch, outcome) if isinstance(outcome, BaseException) else []
+        if len(parts) < 2:
+            return [(batch, outcome)]
+        return [(part, self._try(part)) for part in parts]
+
+    def _try(self, batch: list[tuple[_Request, int]]) -> NDArray[np.float32] | BaseException:
+        try:
+            vectors = self._run(np.stack([request.items[index] for request, index in batch]))
+            if vectors.ndim != 2 or len(vectors) != len(batch):
+                raise ValueError(f"the {self.tower} tower gave {vectors.shape} for {len(batch)} inputs")
+            return vectors
+        except BaseException as error:  # whatever it is, it is the request's, not the worker's
+            return error
+
+    def _hand_over(self, requests: Sequence[_Request], error: BaseException | None = None) -> None:
+        """Settle requests in the event loop, once each."""
+        failure = None
+        if error is not None:
+            failure = LaneFailed(f"the {self.tower} tower failed")
+            failure.__cause__ = error
+        distinct = list({id(request): request for request in requests}.values())
+        self._tell(lambda: _settle_all(distinct, failure))
+
+    def _tell(self, what: Callable[[], Any]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(what)
+        except RuntimeError:  # the loop was closed, and nobody listens any more
+            self._is_open = False
+
+
+def _settle_all(requests: Sequence[_Request], failure: BaseException | None) -> None:
+    for request in requests:
+        _settle(request, failure)
+
+
+def _settle(request: _Request, failure: BaseException | None) -> None:
+    """Answer a request, unless it has an answer or its client is gone."""
+    if request.answer.done():
+        return
+    if failure is not None:
+        request.answer.set_exception(failure)
+    elif request.vectors is not None:
+        request.answer.set_result(request.vectors)
+
+
+def _parts(batch: list[tuple[_Request, int]], error: BaseException) -> list[list[tuple[_Request, int]]]:
+    """How to try a batch again that failed: in halves for want of memory, else by request, as one may be to blame."""
+    if _is_out_of_memory(error):
+        half = len(batch) // 2
+        return [part for part in (batch[:half], batch[half:]) if part]
+    by_request: dict[int, list[tuple[_Request, int]]] = {}
+    for request, index in batch:
+        by_request.setdefault(id(request), []).append((request, index))
+    return list(by_request.values())
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)

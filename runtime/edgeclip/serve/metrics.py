@@ -1,0 +1,106 @@
+"""What the service counts, for Prometheus, in a registry of its own.
+
+Requests and errors, what waits and how long, batches, where the time goes, tokens, memory. No label holds anything
+that a client chose: a route is the route's template, so a scan of paths makes no new series.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from edgeclip.manifest import TOWERS, TowerName
+
+if TYPE_CHECKING:
+    pass
+
+# From a short text on a GPU to a request of many images on a small CPU.
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+# How much a new batch counts in the running mean of the seconds that an input takes.
+_NEWEST = 0.2
+
+
+class TowerMetrics:
+    """One lane's observer: batch sizes, waits and compute times; and what an input takes at present."""
+
+    def __init__(self, metrics: "Metrics", tower: TowerName) -> None:
+        self._size = metrics.batch_size.labels(tower)
+        self._wait = metrics.wait_seconds.labels(tower)
+        self._compute = metrics.compute_seconds.labels(tower)
+        self.seconds_per_input: float | None = None
+
+    def batch(self, size: int, waits_s: Sequence[float], compute_s: float) -> None:
+        """One batch has run."""
+        self._size.observe(size)
+        self._compute.observe(compute_s)
+        for wait_s in waits_s:
+            self._wait.observe(wait_s)
+        each = compute_s / max(1, size)
+        known = each if self.seconds_per_input is None else self.seconds_per_input
+        self.seconds_per_input = known + _NEWEST * (each - known)
+
+
+class Metrics:
+    """Every metric, and the text that /metrics gives."""
+
+    def __init__(self, *, version: str, model: str, device: str, precisions: Sequence[str]) -> None:
+        from prometheus_client import (
+            CollectorRegistry,
+            Counter,
+            Gauge,
+            Histogram,
+            Info,
+            PlatformCollector,
+            ProcessCollector,
+        )
+
+        self.registry: CollectorRegistry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # resident memory, CPU time, open files
+        PlatformCollector(registry=self.registry)
+        registry = self.registry
+        facts = {"version": version, "model": model, "device": device, "precision": "/".join(precisions)}
+        Info("edgeclip", "What is served", registry=registry).info(facts)
+        self.requests = Counter("edgeclip_requests", "Answers", ["route", "method", "status"], registry=registry)
+        self.errors = Counter("edgeclip_errors", "Answers that are errors", ["status", "code"], registry=registry)
+        self.request_seconds = Histogram(
+            "edgeclip_request_seconds",
+            "From the head of a request to its answer",
+            ["route"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.in_progress = Gauge(
+            "edgeclip_requests_in_progress", "Requests that wait for their answer", registry=registry
+        )
+        self.pending_bytes = Gauge("edgeclip_pending_bytes", "Bodies of requests in progress", registry=registry)
+        self.queue_depth = Gauge("edgeclip_queue_depth", "Inputs that wait for a tower", ["tower"], registry=registry)
+        self.wait_seconds = Histogram(
+            "edgeclip_queue_wait_seconds",
+            "An input's wait for its batch",
+            ["tower"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.batch_size = Histogram(
+            "edgeclip_batch_size", "Inputs in a batch", ["tower"], buckets=_SIZES, registry=registry
+        )
+        self.compute_seconds = Histogram(
+            "edgeclip_compute_seconds", "A tower's time for a batch", ["tower"], buckets=_SECONDS, registry=registry
+        )
+        self.stage_seconds = Histogram(
+            "edgeclip_stage_seconds", "A request's time in a stage", ["stage"], buckets=_SECONDS, registry=registry
+        )
+        self.inputs = Counter("edgeclip_inputs", "Inputs that were embedded", ["kind"], registry=registry)
+        self.tokens = Counter("edgeclip_tokens", "Tokens, as usage counts them", ["kind"], registry=registry)
+        self.truncated = Counter("edgeclip_truncated", "Texts that were cut", registry=registry)
+        self.ready = Gauge("edgeclip_ready", "1 when the last self-test passed", registry=registry)
+        self.towers = {tower: TowerMetrics(self, tower) for tower in TOWERS}
+
+    def watch_depth(self, tower: TowerName, depth: Callable[[], float]) -> None:
+        """Ask `depth` when somebody looks."""
+        self.queue_depth.labels(tower).set_function(depth)
+
+    def render(self) -> bytes:
+        """Prometheus' text format."""
+        from prometheus_client import generate_latest
+
+        return generate_latest(self.registry)

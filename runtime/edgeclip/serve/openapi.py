@@ -1,0 +1,270 @@
+"""What the service says of itself: the OpenAPI document, and the page at /docs that shows it.
+
+The document is written by hand, since the request is read by `edgeclip.serve.dialects` and not by a model class: a
+union of both dialects says little, and wrongly, when it is derived. Swagger's files come from the package
+fastapi-offline, so the page works without a network; none of its script is inline, so the policy can forbid that.
+"""
+
+from functools import partial
+from importlib import resources
+from typing import Any
+
+from edgeclip.serve.dialects import FORMATS, OPENAI_FORMATS, RequestLimits
+
+ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon.png": "image/png"}
+START_SCRIPT = """SwaggerUIBundle({
+  url: "../openapi.json", dom_id: "#docs", deepLinking: true, tryItOutEnabled: true,
+  presets: [SwaggerUIBundle.presets.apis],
+});
+"""
+DOCS_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>edgeclip API</title>
+<link rel="stylesheet" href="docs/swagger-ui.css"><link rel="icon" href="docs/favicon.png">
+</head>
+<body>
+<div id="docs"></div>
+<script src="docs/swagger-ui-bundle.js"></script><script src="docs/start.js"></script>
+</body>
+</html>
+"""
+
+
+def read_asset(name: str) -> bytes:
+    """One of Swagger's files."""
+    return (resources.files("fastapi_offline") / "static" / name).read_bytes()
+
+
+def describe(
+    *, version: str, model: str, limits: RequestLimits, is_key_needed: bool, allow_urls: bool
+) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of a service of this model with these limits."""
+    security: list[dict[str, list[str]]] = [{"key": []}] if is_key_needed else []
+    json_of = partial(_json_of, "#/components/schemas/")
+    errors = {
+        status: {"description": text, **json_of("Error")}
+        for status, text in {
+            "400": "something in the request is wrong; the message names it",
+            "401": "an API key is needed",
+            "404": "another model was asked for, and the service was started with --check-model",
+            "408": "the request was not sent in time",
+            "413": "the body or an image is too large",
+            "415": "the body is not JSON",
+            "429": "too much is waiting; Retry-After says when to come back",
+            "500": "a bug",
+            "503": "the device failed, or the service is ending",
+            "504": "the answer was not ready in time",
+        }.items()
+        if is_key_needed or status != "401"
+    }
+    example = {"model": model, "input": [{"text": "a red bicycle"}], "dimensions": min(64, limits.embedding_dim)}
+    body = {"application/json": {"schema": {"$ref": "#/components/schemas/EmbeddingRequest"}, "example": example}}
+    embeddings = {
+        "operationId": "embed",
+        "summary": "Vectors of texts and images, in OpenAI's and in Jina's dialect",
+        "requestBody": {"required": True, "content": body},
+        "responses": {"200": {"description": "the vectors, in order", **json_of("EmbeddingResponse")}, **errors},
+        "security": security,
+    }
+    refused = {"401": errors["401"]} if is_key_needed else {}
+    models = {
+        "operationId": "models",
+        "summary": "The model that is served",
+        "responses": {"200": {"description": "a list of one", **json_of("Models")}, **refused},
+        "security": security,
+    }
+    health = json_of("Health")
+    text = {"text/plain": {"schema": {"type": "string"}}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "edgeclip", "version": version, "description": _DESCRIPTION},
+        "paths": {
+            "/v1/embeddings": {"post": embeddings},
+            "/v1/models": {"get": models},
+            "/health/live": {
+                "get": {
+                    "operationId": "live",
+                    "summary": "Whether the process answers",
+                    "responses": {"200": {"description": "it does", **health}},
+                }
+            },
+            "/health/ready": {
+                "get": {
+                    "operationId": "ready",
+                    "summary": "Whether the self-test passes on the device",
+                    "responses": {
+                        "200": {"description": "it does", **health},
+                        "503": {"description": "it does not, or not yet", **health},
+                    },
+                }
+            },
+            "/metrics": {
+                "get": {
+                    "operationId": "metrics",
+                    "summary": "Prometheus' metrics",
+                    "responses": {"200": {"description": "the text format", "content": text}},
+                }
+            },
+        },
+        "components": {
+            "schemas": {"EmbeddingRequest": _request(limits, allow_urls), **_ANSWERS},
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+_DESCRIPTION = (
+    "Text and image embeddings of one bundle. A drop-in for the hosted embedding APIs: change the client's base URL."
+)
+_USAGE = {
+    "type": "object",
+    "required": ["prompt_tokens", "total_tokens"],
+    "properties": {"prompt_tokens": {"type": "integer"}, "total_tokens": {"type": "integer"}},
+    "description": "tokens of texts; 4,000 for every 512 x 512 pixel tile of an image, partly filled ones counted",
+}
+_ONE_VECTOR = {
+    "anyOf": [
+        {"type": "array", "items": {"type": "number"}},
+        {"type": "string", "description": "base64 of little-endian float32"},
+    ]
+}
+_ANSWERS: dict[str, Any] = {
+    "Embedding": {
+        "type": "object",
+        "required": ["object", "index", "embedding"],
+        "properties": {
+            "object": {"const": "embedding"},
+            "index": {"type": "integer"},
+            "embedding": {
+                "anyOf": [
+                    *_ONE_VECTOR["anyOf"],
+                    {"type": "object", "additionalProperties": _ONE_VECTOR, "description": "one entry a format"},
+                ]
+            },
+            "truncated": {"const": True, "description": "the text was cut to the model's length"},
+        },
+    },
+    "EmbeddingResponse": {
+        "type": "object",
+        "required": ["object", "data", "model", "usage"],
+        "properties": {
+            "object": {"const": "list"},
+            "model": {"type": "string"},
+            "data": {"type": "array", "items": {"$ref": "#/components/schemas/Embedding"}},
+            "usage": _USAGE,
+        },
+    },
+    "Models": {
+        "type": "object",
+        "required": ["object", "data"],
+        "properties": {
+            "object": {"const": "list"},
+            "data": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["id", "object", "created", "owned_by"],
+                    "properties": {
+                        "id": {"type": "string"},
+                        "object": {"const": "model"},
+                        "created": {"type": "integer"},
+                        "owned_by": {"type": "string"},
+                        "dimensions": {"type": "array", "items": {"type": "integer"}},
+                        "tasks": {"type": "array", "items": {"type": "string"}},
+                    },
+                },
+            },
+        },
+    },
+    "Health": {
+        "type": "object",
+        "required": ["status"],
+        "properties": {"status": {"enum": ["ok", "unavailable"]}, "reason": {"type": "string"}},
+    },
+    "Error": {
+        "type": "object",
+        "required": ["error", "detail"],
+        "properties": {
+            "error": {
+                "type": "object",
+                "required": ["message", "type", "param", "code"],
+                "properties": {
+                    "message": {"type": "string"},
+                    "type": {"type": "string"},
+                    "param": {"type": ["string", "null"]},
+                    "code": {"type": ["string", "null"]},
+                },
+            },
+            "detail": {"type": "string", "description": "the message, where Jina's clients look for it"},
+        },
+    },
+}
+
+
+def _json_of(prefix: str, name: str) -> dict[str, Any]:
+    return {"content": {"application/json": {"schema": {"$ref": prefix + name}}}}
+
+
+def _request(limits: RequestLimits, allow_urls: bool) -> dict[str, Any]:
+    """The request of both dialects: what `parse_request` takes."""
+    text = {"type": "string", "minLength": 1, "maxLength": limits.max_text_chars}
+    ids = {
+        "type": "array",
+        "items": {"type": "integer", "minimum": 0, "maximum": limits.vocabulary - 1},
+        "minItems": 1,
+        "description": "token ids of this model's tokenizer",
+    }
+    image = {"type": "string", "minLength": 1}
+    url = "an https:// URL, " if allow_urls else ""
+    objects = [
+        _object_of("text", text),
+        _object_of("image", {**image, "description": f"{url}base64, or a data URI"}),
+        _object_of("url", {**image, "description": f"{url}or a data URI"}),
+        _object_of("bytes", {**image, "description": "base64"}),
+    ]
+    item = {"anyOf": [text, *objects]}
+    forms = {"enum": list(FORMATS)}
+    some_forms = {"anyOf": [{"enum": [*FORMATS, None]}, {"type": "array", "items": forms, "minItems": 1}]}
+    full = limits.embedding_dim
+    return {
+        "type": "object",
+        "required": ["input"],
+        "additionalProperties": False,
+        "properties": {
+            "model": {"type": ["string", "null"], "maxLength": 256, "description": "any name; it is echoed"},
+            "input": {
+                "anyOf": [
+                    item,
+                    {"type": "array", "items": item, "minItems": 1, "maxItems": limits.max_items},
+                    ids,
+                    {"type": "array", "items": ids, "minItems": 1, "maxItems": limits.max_items},
+                ]
+            },
+            "dimensions": {
+                "anyOf": [
+                    {"type": ["integer", "null"], "minimum": 1, "maximum": full},
+                    {"type": "string", "pattern": "^[0-9]{1,9}$"},
+                ],
+                "description": f"the first so many of {full}",
+            },
+            "encoding_format": {"enum": [*OPENAI_FORMATS, None], "description": "OpenAI's"},
+            "embedding_type": {**some_forms, "description": "Jina's"},
+            "encoding_type": {**some_forms, "description": "Jina's older name"},
+            "task": {"enum": [*limits.tasks, None]},
+            "normalized": {"type": ["boolean", "null"], "default": True},
+            "truncate": {
+                "type": ["boolean", "null"],
+                "default": True,
+                "description": "whether a text that is too long is cut (and marked) or an error",
+            },
+            "user": {"type": ["string", "null"]},
+            "late_chunking": {"enum": [False, None]},
+            "return_multivector": {"enum": [False, None]},
+        },
+    }
+
+
+def _object_of(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "required": [name], "properties": {name: schema}, "additionalProperties": False}

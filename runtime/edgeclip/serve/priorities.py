@@ -1,0 +1,30 @@
+"""Who waits for whom when two towers want the same cores.
+
+Both lanes' threads together outnumber the cores, and the scheduler shares those out evenly, which a short text pays
+with a multiple of its time. A nicer thread gets what the others leave, and on Linux niceness is a thread's own
+(setpriority(2), "C library/kernel differences") and passes to the threads that it starts: a lane lowers its thread
+before it opens its tower, and onnxruntime's pool comes out lowered.
+"""
+
+import logging
+import os
+import sys
+import threading
+
+_log = logging.getLogger(__name__)
+
+
+def lower_this_thread(niceness: int) -> bool:
+    """Whether the calling thread, and what it starts from now on, got nicer by `niceness` (0 to 19; no way back).
+
+    Only on Linux: elsewhere niceness is the whole process', and nothing is done.
+    """
+    if niceness == 0 or sys.platform != "linux":
+        return False
+    thread = threading.get_native_id()
+    try:
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + niceness)
+    except OSError as error:  # a sandbox that forbids it; the service works, less evenly
+        _log.warning("cannot lower a thread's priority (%s)", error.strerror)
+        return False
+    return True

@@ -1,0 +1,142 @@
+"""Starting and ending the service: the encoder, the socket, uvicorn.
+
+SIGTERM and Ctrl-C close the socket, finish what was accepted (`shutdown_timeout_s` at most) and end with status 0.
+"""
+
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from edgeclip.encoder import Encoder
+from edgeclip.errors import InputError, MissingExtraError
+from edgeclip.serve.keys import read_keys
+from edgeclip.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from uvicorn import Config
+
+_log = logging.getLogger("edgeclip.serve")
+# Longer than clients and proxies keep a connection, so they close it and not we, under a request.
+_KEEP_ALIVE_S = 75
+_BACKLOG = 2048
+
+
+def serve(settings: Settings) -> None:
+    """Serve until a signal comes.
+
+    Raises what `Encoder.open` raises, InputError for an address that cannot be had, MissingExtraError without the
+    packages.
+    """
+    try:
+        import uvicorn
+
+        from edgeclip.serve.app import create_app
+    except ImportError as error:
+        raise _missing(error) from error
+    _allow_open_files(settings.max_connections)
+    with (
+        _logging(settings.log_level),
+        contextlib.closing(listen(settings.host, settings.port)) as listener,
+        Encoder.open(settings.bundle, device=settings.device, threads=settings.threads) as encoder,
+        _ending_quietly(),
+    ):
+        app = create_app(settings, encoder)
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        _log.info("serving on http://%s:%d, towers on %s", shown, port, encoder.device)
+        if not settings.is_loopback and not settings.api_keys:
+            _log.warning("whoever reaches this address may use the service: no API keys are set")
+        uvicorn.Server(configure(settings, app)).run(sockets=[listener])
+        _log.info("ended")
+
+
+def configure(settings: Settings, app: "FastAPI") -> "Config":
+    """uvicorn's configuration: no access log (paths may hold inputs), no server header, no websockets."""
+    import uvicorn
+
+    logging.getLogger("uvicorn.access").disabled = True  # whatever handlers an application has set
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        lifespan="on",
+        limit_concurrency=settings.max_connections,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(settings.shutdown_timeout_s) or 1,
+        backlog=_BACKLOG,
+    )
+
+
+def with_key_file(settings: Settings) -> Settings:
+    """The settings, with the keys of the file among the keys."""
+    import dataclasses
+
+    if settings.api_keys_file is None:
+        return settings
+    keys = (*settings.api_keys, *read_keys(settings.api_keys_file))
+    return dataclasses.replace(settings, api_keys=keys)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; InputError for an address that is taken, not ours, or no address."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "no address"
+        raise InputError(f"cannot listen on {host} port {port} ({reason}); give --host or --port") from error
+
+
+@contextlib.contextmanager
+def _ending_quietly() -> Iterator[None]:
+    """uvicorn raises the signal that ended it again when it is done; it has done its work by then."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda *_: None)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _logging(level: str) -> Iterator[None]:
+    """Our lines on stderr, and uvicorn's warnings; as it was afterwards."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    least = {"edgeclip.serve": level, "uvicorn.error": level if level == "debug" else "warning"}
+    before = {name: logging.getLogger(name).level for name in least}
+    for name in least:
+        logging.getLogger(name).addHandler(handler)
+        logging.getLogger(name).setLevel(least[name].upper())
+    try:
+        yield
+    finally:
+        for name in least:
+            logging.getLogger(name).removeHandler(handler)
+            logging.getLogger(name).setLevel(before[name])
+
+
+def _allow_open_files(connections: int) -> None:
+    """As many open files as connections need, where the hard limit allows: the soft one is often 1024."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _missing(error: ImportError) -> MissingExtraError:
+    return MissingExtraError(f"the service needs {error.name or 'a package'}; `pip install edgeclip[serve]`")

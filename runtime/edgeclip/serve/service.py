@@ -1,0 +1,318 @@
+"""The way of a request through the service, from its normal form to the answer's JSON.
+
+    texts  -> tokenised (long ones in a thread) -> text lane   \\
+    images -> fetched -> base64 -> decoded, resized -> vision lane  -> cut, encoded
+
+Whatever computes runs in threads: the lanes', the decoder's, or the few of `_threads`. Cancelling `embed` (the client
+has gone, or time is up) takes its inputs out of every queue.
+"""
+
+import asyncio
+import base64
+import binascii
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip.encoder import Encoder
+from edgeclip.errors import InputError
+from edgeclip.manifest import TokenizerFacts, TowerName
+from edgeclip.serve.answers import encode_answer, shorten
+from edgeclip.serve.dialects import EmbeddingRequest, ImageItem, RequestLimits, TextItem, TokenItem, UrlItem
+from edgeclip.serve.errors import ApiError, retry_later, without_paths
+from edgeclip.serve.fetch import FetchError
+from edgeclip.serve.lanes import LaneFailed, QueueFull, TimedOut
+from edgeclip.serve.metrics import Metrics
+from edgeclip.serve.pictures import Picture
+from edgeclip.serve.settings import Settings
+from edgeclip.serve.usage import image_tokens
+
+_log = logging.getLogger("edgeclip.serve")
+# Letters that are tokenised, and numbers that are printed, on the event loop: half a millisecond's worth. More goes
+# to a thread, which costs 0.1 ms.
+_CHARS_AT_ONCE = 1000
+_NUMBERS_AT_ONCE = 16_384
+_BYTES_AT_ONCE = 64 << 10
+_FETCHES_AT_ONCE = 16
+
+_Result = TypeVar("_Result")
+
+
+class Lane(Protocol):
+    """What is asked of a tower's lane."""
+
+    async def submit(self, items: Sequence[NDArray[Any]], *, timeout_s: float) -> NDArray[np.float32]:
+        """The vectors (N, D) of inputs, in their order."""
+
+
+class Decoder(Protocol):
+    """What is asked of the decoder of images."""
+
+    async def decode(self, data: bytes, label: str) -> Picture:
+        """The pixels of a file; InputError."""
+
+
+Fetch = Callable[[str], Awaitable[bytes]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Stages:
+    """The seconds that a request spent in each stage; stages that ran at once each count in full."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Add the time of a block to a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Embedded:
+    """Some of a request's items: their vectors (N, D), tokens, and which of them were cut."""
+
+    indices: tuple[int, ...]
+    vectors: NDArray[np.float32]
+    tokens: int
+    cut: tuple[int, ...]
+
+
+class EmbeddingService:
+    """An encoder's towers behind their lanes. `lanes`, `decoder` and `fetch` are started by whoever made them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        encoder: Encoder,
+        *,
+        lanes: Mapping[TowerName, Lane],
+        decoder: Decoder,
+        fetch: Fetch,
+        metrics: Metrics,
+    ) -> None:
+        self._settings, self._encoder, self._metrics = settings, encoder, metrics
+        self._lanes, self._decoder, self._fetch_url = lanes, decoder, fetch
+        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="edgeclip-serve")
+        self._fetches = asyncio.Semaphore(_FETCHES_AT_ONCE)
+        self._images_in_progress = 0
+        manifest = encoder.manifest
+        self.limits = RequestLimits(
+            max_items=settings.max_items,
+            max_images=settings.max_images,
+            max_text_chars=settings.max_text_chars,
+            max_image_bytes=settings.max_image_bytes,
+            embedding_dim=manifest.embedding_dim,
+            vocabulary=count_token_ids((settings.bundle / manifest.tokenizer.file).read_bytes()),
+            tasks=tuple(manifest.tokenizer.instructions),
+        )
+
+    def close(self) -> None:
+        """Free the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def embed(self, request: EmbeddingRequest, model: str, stages: Stages) -> bytes:
+        """The answer's JSON, which names `model`; ApiError where there is none."""
+        deadline = time.monotonic() + self._settings.request_timeout_s
+        try:
+            async with asyncio.timeout(self._settings.request_timeout_s):
+                vectors, tokens, cut = await self._embed(request, deadline, stages)
+                with stages.measure("encode"):
+                    return await self._aside(
+                        lambda: encode_answer(
+                            shorten(vectors, request.dim, is_normalized=request.is_normalized),
+                            formats=request.formats,
+                            is_keyed=request.is_keyed,
+                            cut=cut,
+                            model=model,
+                            tokens=tokens,
+                        ),
+                        is_long=len(vectors) * request.dim * len(request.formats) > _NUMBERS_AT_ONCE,
+                    )
+        except (TimeoutError, TimedOut) as error:
+            limit = self._settings.request_timeout_s
+            message = f"the answer was not ready within {limit:.0f} s; send fewer inputs at once"
+            raise ApiError(504, message, code="timeout") from error
+
+    async def _embed(
+        self, request: EmbeddingRequest, deadline: float, stages: Stages
+    ) -> tuple[NDArray[np.float32], int, set[int]]:
+        texts = [index for index, item in enumerate(request.items) if isinstance(item, TextItem | TokenItem)]
+        images = [index for index, item in enumerate(request.items) if isinstance(item, ImageItem | UrlItem)]
+        if not images:  # the way of a query: no task is started
+            parts = [await self._embed_texts(request, texts, deadline, stages)]
+        elif not texts:
+            parts = [await self._embed_images(request, images, deadline, stages)]
+        else:
+            parts = await _all_or_none(
+                [
+                    self._embed_texts(request, texts, deadline, stages),
+                    self._embed_images(request, images, deadline, stages),
+                ]
+            )
+        if len(parts) == 1:
+            vectors = parts[0].vectors
+        else:
+            vectors = np.empty((len(request.items), parts[0].vectors.shape[1]), np.float32)
+            for part in parts:
+                vectors[list(part.indices)] = part.vectors
+        return vectors, sum(part.tokens for part in parts), {index for part in parts for index in part.cut}
+
+    async def _embed_texts(
+        self, request: EmbeddingRequest, indices: Sequence[int], deadline: float, stages: Stages
+    ) -> _Embedded:
+        facts = self._encoder.manifest.tokenizer
+        items = [request.items[index] for index in indices]
+        texts = [item.text for item in items if isinstance(item, TextItem)]
+        with stages.measure("tokenize"):
+            tokenized = await self._aside(
+                lambda: self._encoder.tokenize(texts, task=request.task),
+                is_long=sum(map(len, texts)) > _CHARS_AT_ONCE,
+            )
+        rows: list[NDArray[np.int64]] = []
+        cut: list[int] = []
+        of_texts = enumerate(tokenized.rows)
+        for index, item in zip(indices, items, strict=True):
+            if isinstance(item, TokenItem):
+                row, is_cut = frame_tokens(item.ids, facts)
+            else:
+                place, row = next(of_texts)
+                is_cut = place in tokenized.cut
+            rows.append(row)
+            if is_cut:
+                cut.append(index)
+        if cut and not request.is_cut:
+            raise ApiError(
+                400,
+                f"{_some(cut)} longer than {facts.max_length} tokens; shorten, or leave truncate out to have it cut",
+                param=f"input[{cut[0]}]",
+                code="context_length_exceeded",
+            )
+        vectors = await self._run("text", rows, deadline, stages)
+        tokens = sum(map(len, rows))
+        self._metrics.inputs.labels("text").inc(len(rows))
+        self._metrics.tokens.labels("text").inc(tokens)
+        self._metrics.truncated.inc(len(cut))
+        return _Embedded(indices=tuple(indices), vectors=vectors, tokens=tokens, cut=tuple(cut))
+
+    async def _embed_images(
+        self, request: EmbeddingRequest, indices: Sequence[int], deadline: float, stages: Stages
+    ) -> _Embedded:
+        with self._admitted(len(indices)):
+            with stages.measure("images"):
+                pictures = await _all_or_none([self._open(request.items[index], index) for index in indices])
+            vectors = await self._run("vision", [picture.pixels for picture in pictures], deadline, stages)
+        tokens = sum(image_tokens(picture.width, picture.height) for picture in pictures)
+        self._metrics.inputs.labels("image").inc(len(indices))
+        self._metrics.tokens.labels("image").inc(tokens)
+        return _Embedded(indices=tuple(indices), vectors=vectors, tokens=tokens, cut=())
+
+    @contextmanager
+    def _admitted(self, images: int) -> Iterator[None]:
+        """Room for so many decoded images, or 429: what waits for the lane is memory."""
+        if self._images_in_progress + images > self._settings.max_queued_images:
+            each = self._metrics.towers["vision"].seconds_per_input or 1.0
+            raise retry_later("too many images are waiting; try again later", each * self._images_in_progress)
+        self._images_in_progress += images
+        try:
+            yield
+        finally:
+            self._images_in_progress -= images
+
+    async def _open(self, item: object, index: int) -> Picture:
+        label = f"input[{index}]"
+        if isinstance(item, UrlItem):
+            try:
+                async with self._fetches:
+                    data = await self._fetch_url(item.url)
+            except FetchError as error:
+                raise ApiError(400, f"{label}: {error}", param=label, code="url_not_fetched") from error
+        else:
+            assert isinstance(item, ImageItem)
+            text = item.data
+            data = await self._aside(lambda: decode_base64(text, label), is_long=len(text) > _BYTES_AT_ONCE)
+        if len(data) > self._settings.max_image_bytes:
+            message = f"{label} has {len(data)} bytes, at most {self._settings.max_image_bytes} are taken"
+            raise ApiError(413, message, param=label, code="image_too_large")
+        try:
+            return await self._decoder.decode(data, label)
+        except InputError as error:
+            raise ApiError(400, str(error), param=label, code="invalid_image") from error
+
+    async def _run(
+        self, tower: TowerName, rows: Sequence[NDArray[Any]], deadline: float, stages: Stages
+    ) -> NDArray[np.float32]:
+        try:
+            with stages.measure(tower):
+                return await self._lanes[tower].submit(rows, timeout_s=max(0.001, deadline - time.monotonic()))
+        except QueueFull as error:
+            raise retry_later(f"the {tower} queue is full; try again later", error.retry_after_s) from error
+        except LaneFailed as error:
+            _log.error("the %s tower failed: %s", tower, without_paths(str(error.__cause__ or error)))
+            raise ApiError(503, f"the {tower} tower failed on its device", code="device_error") from error
+
+    async def _aside(self, work: Callable[[], _Result], *, is_long: bool) -> _Result:
+        """`work()`, in a thread when it is long."""
+        if not is_long:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def frame_tokens(ids: Sequence[int], facts: TokenizerFacts) -> tuple[NDArray[np.int64], bool]:
+    """Token ids as the tower takes them, (T,) int64, and whether they were cut.
+
+    The opening and the closing token are put round ids that have not both; what is longer than the model takes is cut
+    as a text is: its first ids and the closing one.
+    """
+    is_framed = len(ids) >= 2 and ids[0] == facts.bos_id and ids[-1] == facts.eos_id
+    framed = list(ids) if is_framed else [facts.bos_id, *ids, facts.eos_id]
+    if is_cut := len(framed) > facts.max_length:
+        framed = [*framed[: facts.max_length - 1], facts.eos_id]
+    return np.array(framed, dtype=np.int64), is_cut
+
+
+def decode_base64(text: str, label: str) -> bytes:
+    """The bytes of base64, in either alphabet, with or without white space and padding; ApiError 400."""
+    joined = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
+    try:
+        return base64.b64decode(joined + "=" * (-len(joined) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ApiError(400, f"{label}: neither base64 nor a URL", param=label, code="invalid_base64") from error
+
+
+async def _all_or_none(work: Iterable[Awaitable[_Result]]) -> list[_Result]:
+    """Every result in order; the first error cancels what has not finished and is raised as it is."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _some(cut: Sequence[int]) -> str:
+    shown = ", ".join(f"input[{index}]" for index in cut[:3])
+    rest = f" and {len(cut) - 3} more" if len(cut) > 3 else ""
+    return f"{shown}{rest} {'is' if len(cut) == 1 else 'are'}"
+
+
+def count_token_ids(tokenizer: bytes) -> int:
+    """How many token ids a tokenizer.json gives: one beyond them would fail a batch that others share."""
+    import orjson
+
+    document = orjson.loads(tokenizer)
+    pieces = document["model"]["vocab"]  # a list in the order of the ids, or an object of them
+    ids = pieces.values() if isinstance(pieces, dict) else range(len(pieces))
+    added = (token["id"] for token in document.get("added_tokens") or ())
+    return 1 + max((*ids, *added), default=-1)

@@ -1,0 +1,136 @@
+"""A record as tables, CSV and a page: the figures as they were measured, nothing where nothing may be said."""
+
+import csv
+import io
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from edgeclip_bench.bench_cases import Case
+from edgeclip_bench.bench_page import pareto_front, render_page
+from edgeclip_bench.bench_records import Absence, Memory, Record, Result, Subject
+from edgeclip_bench.bench_report import CSV_COLUMNS, duration, render_csv, render_text
+from edgeclip_bench.bench_run import RULES, counted, server_result
+from edgeclip_bench.ceiling import Gemm, Work, make_ceiling
+from edgeclip_bench.percentiles import summarize
+from edgeclip_bench.scenarios import VirtualClock, find_server_rate
+from edgeclip_bench.stability import Window
+from edgeclip_bench.stages import Stages
+
+NAME = "bundle <1> & \udcff"
+WORK = Work(flops=10**9, attention_flops=10**8, weight_bytes=10**6, products=(), operators_ms={"MatMul": 1.0})
+GEMM = Gemm(kind="int8", m=16, k=64, n=64, gflop_per_s=1000.0)
+
+
+def result(case: Case, latencies_ms: list[float]) -> Result:
+    """A measured case."""
+    latency = summarize(latencies_ms)
+    stages = Stages(rounds=3, tokenise_ms=0.5, compute_ms=4.0)
+    return Result(
+        bundle=NAME,
+        case=case,
+        device="cpu",
+        counts=counted("p90", latency),
+        per_second=200.0,
+        queries=len(latencies_ms),
+        samples=len(latencies_ms) * case.batch,
+        warm_up=2,
+        is_steady=True,
+        windows=(Window(queries=10, samples=10, seconds=0.05, median_ms=5.0),) * 3,
+        latency=latency,
+        samples_ms=tuple(latencies_ms),
+        stages=stages,
+        ceiling=make_ceiling(WORK, 4.0, GEMM, 10.0),
+    )
+
+
+@pytest.fixture
+def record() -> Record:
+    """Every scenario, one case too short for any percentile, one that was left out."""
+    short = Case(tower="text", scenario="single-stream", batch=1, threads=2, tokens=16)
+    image = Case(tower="vision", scenario="single-stream", batch=4, threads=2, image_px=512)
+    served = Case(tower="text", scenario="server", batch=1, threads=2, tokens=16)
+    offline = Case(tower="text", scenario="offline", batch=1, threads=2, tokens=16)
+    many = list(np.random.default_rng(0).normal(5, 0.2, 1000))
+    clock = VirtualClock()
+    server = server_result(NAME, served, "cpu", find_server_rate(lambda: clock.spend(0.01), [0.01], 40.0, clock))
+    assert isinstance(server, Result)
+    return Record(
+        machine={"processor": "P", "threads": 2, "memory_bytes": 10**9, "graphics_cards": []},
+        versions={"onnxruntime": "1.0"},
+        rules=RULES,
+        bundles=(
+            Subject(
+                name=NAME,
+                source="s",
+                target="cpu",
+                precision={"text": "int8", "vision": "fp32"},
+                parameters=10,
+                weight_bytes=1000,
+                worst_cosine={"text": 0.99, "vision": None},
+            ),
+        ),
+        results=(
+            result(short, many),
+            result(image, [1300.0, 1310.0, 1290.0]),
+            server,
+            replace(result(offline, [2.0] * 8), latency=None, stages=None, ceiling=None),
+        ),
+        memory=(Memory(bundle=NAME, threads=2, before_bytes=10**8, peak_bytes=10**9, gpu_bytes=None),),
+        left_out=(Absence(what="something", why="a reason"),),
+    )
+
+
+def test_the_table_has_the_metric_that_counts_and_the_samples(record: Record) -> None:
+    text = render_text(record)
+    row = next(line for line in text.splitlines() if line.startswith("text, 16 tokens  ") and "p90 " in line)
+    assert f"p90 {duration(record.results[0].counts.value)}" in row
+    assert "1,000" in row
+    assert "p90 wants 100 samples" in next(
+        line for line in text.splitlines() if line.startswith("image, 512 px, batch 4")
+    )
+    assert "one text of 16 tokens in 4.99 ms" in text.splitlines()[0]
+    assert "on cpu; worst cosine to fp32: text 0.9900" in text
+    assert "not measured: something: a reason" in text
+    assert "25% of compute" in text
+
+
+def test_csv_has_perf_analyzers_columns_in_microseconds(record: Record) -> None:
+    rows = list(csv.DictReader(io.StringIO(render_csv(record))))
+    assert tuple(rows[0])[: len(CSV_COLUMNS)] == CSV_COLUMNS
+    first, image, server, offline = rows
+    assert first["p50 latency"] == f"{np.median(record.results[0].samples_ms) * 1000:.0f}"
+    assert (first["Server Compute Input"], first["Server Compute Infer"]) == ("500", "4000")
+    assert (image["p99 latency"], image["Batch"], image["Image px"], image["Tokens"]) == ("", "4", "512", "")
+    assert float(server["Server Queue"]) > 0
+    assert (offline["p50 latency"], offline["Inferences/Second"]) == ("", "200.0000")
+
+
+def test_the_page_is_whole_in_itself(record: Record) -> None:
+    """Well-formed, no script, nothing from anywhere; three kinds of plots."""
+    page = render_page(record)
+    tree = ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>\n"))
+    assert "http" not in page and "url(" not in page and "@import" not in page
+    for element in tree.iter():
+        assert element.tag not in ("script", "link", "iframe", "img")
+        assert not {"src", "href"} & set(element.attrib)
+    titles = [heading.text for heading in tree.iter("h2")]
+    assert titles[:2] == ["Latency distributions", "Throughput and latency"]
+    assert titles[2] is not None and titles[2].startswith("Pareto")
+    assert len(list(tree.iter("svg"))) == 3 + 2 + 2
+    assert "bundle <1> & " in "".join(tree.itertext())
+    page.encode()
+
+
+def test_a_record_without_results_is_still_a_report(record: Record) -> None:
+    empty = replace(record, results=(), memory=())
+    assert "not measured: something" in render_text(empty)
+    ElementTree.fromstring(render_page(empty).removeprefix("<!DOCTYPE html>\n"))
+    assert render_csv(empty).count("\n") == 1
+
+
+def test_the_front_is_what_no_other_beats() -> None:
+    points = [(1.0, 10.0), (2.0, 5.0), (2.0, 20.0), (3.0, 20.0), (4.0, 21.0), (1.0, 9.0)]
+    assert pareto_front(points) == [(1.0, 10.0), (2.0, 20.0), (4.0, 21.0)]

@@ -1,0 +1,36 @@
+"""Every step from a process's start to its first vector is told, and they add up."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgeclip_bench.cold_start import STEPS, main, split
+
+
+def test_steps_are_between_the_moments() -> None:
+    found = split(10.0, [10.02, 10.12, 10.15, 10.65, 10.66])
+    assert {step: round(found[step]) for step in STEPS} == {
+        "python": 20,
+        "import": 100,
+        "open": 30,
+        "first_vector": 500,
+    }
+    assert round(found["total"]) == 650
+    assert round(found["second_vector"]) == 10
+
+
+def test_processes_are_measured_for_both_towers(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "cold.json"
+    assert main([str(bundle), "--rounds", "1", "--out", str(out)]) == 0
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert report["benchmark"] == "edgeclip_bench.cold_start"
+    assert list(report["towers"]) == ["text", "vision"]
+    for tower in report["towers"].values():
+        median = tower["median_ms"]
+        assert median["total"] == pytest.approx(sum(median[step] for step in STEPS))
+        assert min(median.values()) > 0
+        assert tower["slowest_total_ms"] == median["total"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()][-2:] == ["text", "vision"]

@@ -1,0 +1,43 @@
+"""The OpenVINO provider for real, where its wheel is installed: standard graphs run wholly there, as on the CPU."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from edgeclip import Encoder
+from edgeclip.devices import Device
+from edgeclip.errors import DeviceError
+from edgeclip.manifest import Target
+from edgeclip.session import TowerSession
+from tests.conftest import DATA
+
+pytestmark = pytest.mark.skipif(
+    "OpenVINOExecutionProvider" not in onnxruntime.get_available_providers(), reason="needs onnxruntime-openvino"
+)
+# Measured: 1e-7 of texts, 5e-7 of images; bf16 would be 1e-3.
+SAME = 5e-6
+
+
+def test_the_same_vectors_as_on_the_cpu(bundles: dict[Target, Path]) -> None:
+    texts, images = ["a red bicycle", "海滩上美丽", ""], sorted(DATA.glob("images/rgb_*.png"))[:2]
+    with Encoder.open(bundles["tensorrt"], device="openvino", threads=1) as found:
+        assert found.device == "openvino:CPU"
+        with Encoder.open(bundles["tensorrt"], device="cpu", threads=1) as wanted:
+            assert np.abs(found.encode_text(texts) - wanted.encode_text(texts)).max() <= SAME
+            assert np.abs(found.encode_image(images) - wanted.encode_image(images)).max() <= SAME
+
+
+def test_fused_operators_are_not_left_to_the_cpu(bundles: dict[Target, Path]) -> None:
+    with pytest.raises(
+        DeviceError, match=r"does not run \d+ of the \d+ nodes of the vision graph .*MultiHeadAttention"
+    ):
+        TowerSession(bundles["cpu"] / "vision_model.onnx", "vision", Device(kind="openvino"), 1)
+
+
+def test_a_unit_that_is_not_there(bundles: dict[Target, Path]) -> None:
+    if any(unit.startswith("GPU") for unit in onnxruntime.capi._pybind_state.get_available_openvino_device_ids()):
+        pytest.skip("an OpenVINO GPU is here")
+    with pytest.raises(DeviceError, match="openvino:GPU asked for, but OpenVINO finds only"):
+        Encoder.open(bundles["tensorrt"], device="openvino:GPU")

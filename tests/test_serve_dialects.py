@@ -1,0 +1,212 @@
+"""Requests of both dialects become one normal form; what is neither is named, and never repeated back."""
+
+import base64
+from typing import Any
+
+import pytest
+
+from edgeclip.serve.dialects import (
+    EmbeddingRequest,
+    ImageItem,
+    RequestLimits,
+    TextItem,
+    TokenItem,
+    UrlItem,
+    parse_request,
+)
+from edgeclip.serve.errors import ApiError
+
+LIMITS = RequestLimits(
+    max_items=4,
+    max_images=2,
+    max_text_chars=20,
+    max_image_bytes=300,
+    embedding_dim=64,
+    vocabulary=100,
+    tasks=("retrieval.query",),
+)
+PIXEL = base64.b64encode(b"GIF89a-not-really").decode()
+
+
+def parse(**fields: Any) -> EmbeddingRequest:
+    return parse_request({"input": "a", **fields}, LIMITS)
+
+
+def refusal(document: object) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        parse_request(document, LIMITS)
+    return caught.value
+
+
+def test_the_release_notes_example() -> None:
+    document = {
+        "model": "jina-clip-v2",
+        "dimensions": "48",
+        "input": [{"text": "海滩上美丽的日落"}, {"url": "https://i.ibb.co/nQNGqL0/beach1.jpg"}],
+    }
+    found = parse_request(document, LIMITS)
+    assert found == EmbeddingRequest(
+        items=(TextItem(text="海滩上美丽的日落"), UrlItem(url="https://i.ibb.co/nQNGqL0/beach1.jpg")),
+        model="jina-clip-v2",
+        dim=48,
+        formats=("float",),
+        is_keyed=False,
+        task=None,
+        is_normalized=True,
+        is_cut=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "items"),
+    [
+        ("a", (TextItem(text="a"),)),
+        (["a", "b"], (TextItem(text="a"), TextItem(text="b"))),
+        ("https://x.org/a.png", (TextItem(text="https://x.org/a.png"),)),
+        ({"text": "a"}, (TextItem(text="a"),)),
+        ([{"text": "a", "image": None}], (TextItem(text="a"),)),
+        ([1, 2, 3], (TokenItem(ids=(1, 2, 3)),)),
+        ([1, 2, 3, 4, 5, 6], (TokenItem(ids=(1, 2, 3, 4, 5, 6)),)),
+        ([[1, 2], [3]], (TokenItem(ids=(1, 2)), TokenItem(ids=(3,)))),
+        (["a", [3]], (TextItem(text="a"), TokenItem(ids=(3,)))),
+        ({"image": PIXEL}, (ImageItem(data=PIXEL),)),
+        ({"bytes": PIXEL}, (ImageItem(data=PIXEL),)),
+        ({"image": f"data:image/gif;base64,{PIXEL}"}, (ImageItem(data=PIXEL),)),
+        ({"url": f"DATA:image/gif;charset=x;base64,{PIXEL}"}, (ImageItem(data=PIXEL),)),
+        ({"bytes": f"data:image/gif;base64,{PIXEL}"}, (ImageItem(data=PIXEL),)),
+        ({"image": "HTTPS://x.org/a.png"}, (UrlItem(url="HTTPS://x.org/a.png"),)),
+        ({"url": "ftp://x.org/a.png"}, (UrlItem(url="ftp://x.org/a.png"),)),
+    ],
+    ids=repr,
+)
+def test_every_shape_of_input(given: object, items: tuple[object, ...]) -> None:
+    assert parse(input=given).items == items
+
+
+@pytest.mark.parametrize(
+    ("fields", "formats", "is_keyed"),
+    [
+        ({}, ("float",), False),
+        ({"embedding_type": None}, ("float",), False),
+        ({"encoding_format": "base64"}, ("base64",), False),
+        ({"embedding_type": "ubinary"}, ("ubinary",), False),
+        ({"encoding_type": "binary"}, ("binary",), False),
+        ({"embedding_type": ["float", "binary", "float"]}, ("float", "binary"), True),
+        ({"embedding_type": ["base64"]}, ("base64",), True),
+        ({"embedding_type": "base64", "encoding_format": "base64"}, ("base64",), False),
+    ],
+)
+def test_formats(fields: dict[str, Any], formats: tuple[str, ...], is_keyed: bool) -> None:
+    found = parse(**fields)
+    assert (found.formats, found.is_keyed) == (formats, is_keyed)
+
+
+@pytest.mark.parametrize(("given", "dim"), [(None, 64), (64, 64), ("16", 16), (1, 1), (7.0, 7)])
+def test_dimensions(given: object, dim: int) -> None:
+    assert parse(dimensions=given).dim == dim
+
+
+def test_flags_and_task() -> None:
+    found = parse(task="retrieval.query", normalized=False, truncate=False, user="u", late_chunking=False)
+    assert (found.task, found.is_normalized, found.is_cut) == ("retrieval.query", False, False)
+
+
+@pytest.mark.parametrize(
+    ("document", "param"),
+    [
+        ([], None),
+        (None, None),
+        ("text", None),
+        ({}, "input"),
+        ({"input": None}, "input"),
+        ({"input": []}, "input"),
+        ({"input": 3}, "input"),
+        ({"input": True}, "input"),
+        ({"input": ""}, "input[0]"),
+        ({"input": ["a", ""]}, "input[1]"),
+        ({"input": ["a", 3]}, "input[1]"),
+        ({"input": ["a", None]}, "input[1]"),
+        ({"input": [True]}, "input[0]"),
+        ({"input": ["a"] * 5}, "input"),
+        ({"input": "a" * 21}, "input[0]"),
+        ({"input": [[1], []]}, "input[1]"),
+        ({"input": [1, "a"]}, "input[1]"),
+        ({"input": [1, True]}, "input[1]"),
+        ({"input": [100]}, "input[0]"),
+        ({"input": [-1]}, "input[0]"),
+        ({"input": [10**40]}, "input[0]"),
+        ({"input": {}}, "input[0]"),
+        ({"input": {"text": "a", "image": PIXEL}}, "input[0]"),
+        ({"input": {"text": "a", "id": "b"}}, "input[0]"),
+        ({"input": {"text": 3}}, "input[0].text"),
+        ({"input": {"text": ""}}, "input[0].text"),
+        ({"input": {"image": ""}}, "input[0].image"),
+        ({"input": {"url": "x.org/a.png"}}, "input[0].url"),
+        ({"input": {"url": PIXEL}}, "input[0].url"),
+        ({"input": {"bytes": "https://x.org"}}, "input[0].bytes"),
+        ({"input": {"image": "data:text/html;base64,AAAA"}}, "input[0].image"),
+        ({"input": {"image": "data:image/png,AAAA"}}, "input[0].image"),
+        ({"input": {"image": "data:image/png;base64,"}}, "input[0].image"),
+        ({"input": f"data:image/gif;base64,{PIXEL}"[:20]}, "input[0]"),
+        ({"input": [{"image": PIXEL}] * 3}, "input"),
+        ({"input": "a", "dimensions": 0}, "dimensions"),
+        ({"input": "a", "dimensions": 65}, "dimensions"),
+        ({"input": "a", "dimensions": "x"}, "dimensions"),
+        ({"input": "a", "dimensions": "٣"}, "dimensions"),
+        ({"input": "a", "dimensions": 1.5}, "dimensions"),
+        ({"input": "a", "dimensions": True}, "dimensions"),
+        ({"input": "a", "dimensions": [1]}, "dimensions"),
+        ({"input": "a", "encoding_format": "binary"}, "encoding_format"),
+        ({"input": "a", "encoding_format": ["float"]}, "encoding_format"),
+        ({"input": "a", "embedding_type": "int8"}, "embedding_type"),
+        ({"input": "a", "embedding_type": []}, "embedding_type"),
+        ({"input": "a", "embedding_type": [["float"]]}, "embedding_type"),
+        ({"input": "a", "embedding_type": {}}, "embedding_type"),
+        ({"input": "a", "embedding_type": "float", "encoding_format": "base64"}, "embedding_type"),
+        ({"input": "a", "task": "x"}, "task"),
+        ({"input": "a", "task": ["retrieval.query"]}, "task"),
+        ({"input": [1], "task": "retrieval.query"}, "task"),
+        ({"input": "a", "normalized": "yes"}, "normalized"),
+        ({"input": "a", "truncate": 1}, "truncate"),
+        ({"input": "a", "model": 3}, "model"),
+        ({"input": "a", "model": "m" * 257}, "model"),
+        ({"input": "a", "late_chunking": True}, "late_chunking"),
+        ({"input": "a", "return_multivector": True}, "return_multivector"),
+        ({"input": "a", "dimension": 16}, "'dimension'"),
+    ],
+    ids=lambda value: repr(value)[:60],
+)
+def test_what_is_neither_is_named(document: object, param: str | None) -> None:
+    error = refusal(document)
+    assert (error.status, error.param) == (400, param)
+    assert error.message and "\n" not in error.message
+    body = error.body()
+    assert body["error"] == {
+        "message": error.message,
+        "type": "invalid_request_error",
+        "param": param,
+        "code": error.code,
+    }
+    assert body["detail"] == error.message
+
+
+def test_an_image_that_is_too_large_is_refused_before_it_is_decoded() -> None:
+    assert parse(input={"image": base64.b64encode(bytes(300)).decode()})
+    error = refusal({"input": {"image": base64.b64encode(bytes(306)).decode()}})
+    assert (error.status, error.code) == (413, "image_too_large")
+
+
+def test_no_message_repeats_an_input() -> None:
+    secret = "my-secret"
+    documents: list[dict[str, Any]] = [
+        {"input": f"data:image/{secret}"},
+        {"input": {"url": secret}},
+        {"input": {"image": f"data:{secret}"}},
+        {"input": secret, "task": secret},
+        {"input": secret, "dimensions": secret},
+        {"input": secret, "embedding_type": secret},
+        {"input": secret * 10},
+        {"input": {secret: 1}},
+    ]
+    for document in documents:
+        assert secret not in refusal(document).message

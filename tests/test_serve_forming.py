@@ -1,0 +1,128 @@
+"""Batches are of one kind, requests take turns by what they cost, and nothing is lost or starved."""
+
+import numpy as np
+import pytest
+
+from edgeclip.serve.forming import FairQueue, Kind, kind_of
+
+PAD_ID = 1
+
+
+def texts(*lengths: int) -> list[Kind]:
+    return [Kind(cost=length, shape=(length,)) for length in lengths]
+
+
+def queue(*, max_batch: int = 100, token_budget: int = 64) -> FairQueue:
+    return FairQueue(max_batch=max_batch, token_budget=token_budget)
+
+
+def test_a_kind_is_length_and_mask_of_a_text_and_the_shape_of_an_image() -> None:
+    assert kind_of(np.array([0, 5, 2]), PAD_ID) == Kind(cost=3, shape=(3,))
+    assert kind_of(np.array([0, PAD_ID, 2]), PAD_ID) == Kind(cost=3, shape=(3,), needs_mask=True)
+    assert kind_of(np.array([0, PAD_ID, 2]), None) == Kind(cost=3, shape=(3,))
+    assert kind_of(np.zeros((8, 8, 3), np.uint8), PAD_ID) == Kind(cost=1, shape=(8, 8, 3))
+
+
+def test_nothing_waits_nothing_is_taken() -> None:
+    assert queue().take() == []
+
+
+def test_texts_of_one_length_share_a_batch_up_to_the_budget_and_the_count() -> None:
+    waiting = queue(token_budget=64)
+    waiting.add(0, texts(*[16] * 5, 32))
+    assert waiting.take() == [(0, index) for index in range(4)]
+    assert waiting.take() == [(0, 4)]
+    assert waiting.take() == [(0, 5)]
+    few = queue(max_batch=2)
+    few.add(0, texts(1, 1, 1))
+    assert [len(few.take()) for _ in range(2)] == [2, 1]
+
+
+def test_a_text_longer_than_the_budget_goes_alone() -> None:
+    waiting = queue(token_budget=64)
+    waiting.add(0, texts(8192, 8192))
+    assert waiting.take() == [(0, 0)]
+
+
+def test_requests_share_a_batch() -> None:
+    waiting = queue()
+    waiting.add(0, texts(16))
+    waiting.add(1, texts(16))
+    assert waiting.take() == [(0, 0), (1, 0)]
+
+
+def test_masked_texts_share_with_none_but_their_like() -> None:
+    waiting = queue()
+    waiting.add(0, [Kind(cost=4, shape=(4,)), Kind(cost=4, shape=(4,), needs_mask=True)])
+    assert [waiting.take(), waiting.take()] == [[(0, 0)], [(0, 1)]]
+
+
+def test_a_single_text_is_next_however_many_wait_before_it() -> None:
+    waiting = queue()
+    waiting.add(0, texts(*[16] * 2000))
+    for _ in range(10):
+        waiting.take()
+    waiting.add(1, texts(12))
+    assert waiting.take() == [(1, 0)]
+
+
+def test_a_stream_of_single_texts_does_not_starve_a_large_request() -> None:
+    """Each round one request comes and one text is served."""
+    waiting = queue(max_batch=1)
+    waiting.add(0, texts(*[16] * 100))
+    served = []
+    for number in range(1, 101):
+        waiting.add(number, texts(16))
+        served += [request for request, _ in waiting.take()]
+    assert served.count(0) >= 5
+    gaps = np.diff([place for place, request in enumerate(served) if request == 0])
+    assert gaps.max() < 60
+
+
+def test_requests_get_equal_tokens_not_equal_batches() -> None:
+    """While both wait: one of long texts, one of short ones."""
+    waiting = queue(max_batch=1)
+    waiting.add(0, texts(*[64] * 50))
+    waiting.add(1, texts(*[16] * 200))
+    tokens = {0: 0, 1: 0}
+    for _ in range(100):
+        ((request, _),) = waiting.take()
+        tokens[request] += 64 if request == 0 else 16
+    assert abs(tokens[0] - tokens[1]) <= 64
+
+
+def test_the_shorter_of_two_that_came_together_is_first() -> None:
+    waiting = queue()
+    waiting.add(0, texts(512))
+    waiting.add(1, texts(16))
+    assert waiting.take() == [(1, 0)]
+
+
+def test_depth_and_cost_follow_what_is_taken_and_removed() -> None:
+    waiting = queue()
+    waiting.add(0, texts(16, 16, 32))
+    waiting.add(1, texts(8))
+    assert (waiting.depth, waiting.cost) == (4, 72)
+    assert waiting.take() == [(1, 0)]
+    assert waiting.take() == [(0, 0), (0, 1)]
+    assert (waiting.depth, waiting.cost) == (1, 32)
+    waiting.remove(0)
+    waiting.remove(0)
+    assert (waiting.depth, waiting.cost) == (0, 0)
+    assert waiting.take() == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_item_is_taken_once(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    waiting = queue(max_batch=int(random.integers(1, 9)))
+    wanted, got = set(), []
+    for number in range(40):
+        lengths = random.integers(1, 20, random.integers(1, 30))
+        waiting.add(number, texts(*map(int, lengths)))
+        wanted |= {(number, index) for index in range(len(lengths))}
+        got += waiting.take()
+    while taken := waiting.take():
+        got += taken
+    assert len(got) == len(wanted) and set(got) == wanted
+    assert (waiting.depth, waiting.cost) == (0, 0)

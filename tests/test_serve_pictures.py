@@ -1,0 +1,234 @@
+"""Pictures of strangers are decoded as the encoder would, or refused by a word: from the header, without decoding."""
+
+import asyncio
+import io
+import struct
+import sys
+import threading
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgeclip import Encoder
+from edgeclip.errors import InputError
+from edgeclip.serve.pictures import Picture, PictureDecoder, PictureLimits, judged_size
+
+SIZE = (60, 40)
+LIMITS = PictureLimits(max_bytes=1 << 20, max_pixels=60 * 40)
+TAKEN = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")
+NOT_TAKEN = ("JPEG2000", "PPM", "ICO", "TGA", "AVIF")
+
+
+def photo(size: tuple[int, int] = SIZE, mode: str = "RGB") -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    return Image.fromarray(noise).resize(size).convert(mode)
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def decoded(data: bytes, encoder: Encoder, limits: PictureLimits = LIMITS) -> Picture:
+    async def scene() -> Picture:
+        decoder = PictureDecoder(encoder.preprocess, limits, threads=1)
+        try:
+            return await decoder.decode(data, "input[3]")
+        finally:
+            decoder.close()
+
+    return asyncio.run(scene())
+
+
+def refusal(data: bytes, limits: PictureLimits = LIMITS) -> str:
+    """What is said of an image that is refused by its header."""
+    with pytest.raises(InputError) as caught:
+        judged_size(data, limits, "input[3]")
+    message = str(caught.value)
+    assert message.startswith("input[3]: found ") or message.startswith("input[3]: is no image")
+    assert "\n" not in message and "0x" not in message  # no line of a traceback, no address of an object
+    return message
+
+
+@pytest.mark.parametrize("kind", TAKEN)
+def test_pixels_are_the_encoder_s_and_the_size_is_the_file_s(kind: str, encoder: Encoder) -> None:
+    data = encoded(photo(), kind)
+    picture = decoded(data, encoder)
+    np.testing.assert_array_equal(picture.pixels, encoder.preprocess(data))
+    assert (picture.width, picture.height) == SIZE
+
+
+@pytest.mark.parametrize("kind", NOT_TAKEN)
+def test_formats_that_their_header_does_not_bound_are_refused(kind: str) -> None:
+    Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip(f"this Pillow has no {kind}")
+    assert "send JPEG" in refusal(encoded(photo(), kind))
+
+
+@pytest.mark.parametrize("kind", TAKEN)
+def test_the_limit_of_pixels_is_taken_and_one_row_more_is_not(kind: str) -> None:
+    width, height = SIZE
+    assert judged_size(encoded(photo(), kind), LIMITS, "a") == SIZE
+    message = refusal(encoded(photo((width, height + 1)), kind))
+    assert f"found {width} x {height + 1} pixels" in message and "2400" in message
+
+
+def test_the_limit_of_bytes_is_taken_and_one_more_is_not(encoder: Encoder) -> None:
+    data = encoded(photo(), "PNG")
+    limits = PictureLimits(max_bytes=len(data), max_pixels=2400)
+    assert decoded(data, encoder, limits).width == 60
+    with pytest.raises(InputError, match=rf"input\[3\]: found {len(data) + 1} bytes, wanted at most {len(data)}"):
+        decoded(data + b"\0", encoder, limits)
+
+
+def test_the_encoder_s_own_errors_name_the_input(encoder: Encoder) -> None:
+    with pytest.raises(InputError, match=r"input\[3\]: is damaged or cut short"):
+        decoded(encoded(photo(), "PNG")[:-60], encoder)
+
+
+def png(width: int, height: int, rows: bytes = b"") -> bytes:
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    end = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + end
+
+
+def tiff(width: int, height: int, *tags: tuple[int, int]) -> bytes:
+    """A header alone, of RGB in one strip, with more tags."""
+    entries = [(256, width), (257, height), (258, 8), (259, 8), (262, 2), (273, 8), (277, 3), (279, 4), *tags]
+    body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(entries))
+    return b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(entries)) + body + bytes(4)
+
+
+def patched(data: bytes, old: bytes, new: bytes) -> bytes:
+    assert old in data
+    return data.replace(old, new, 1)
+
+
+def bombs() -> dict[str, bytes]:
+    """Small files that say they are huge."""
+    gif = encoded(photo(), "GIF")
+    bmp = encoded(photo(), "BMP")
+    webp = encoded(photo(), "WEBP", lossless=True)
+    place = webp.index(b"VP8L") + 9
+    sides = struct.pack("<I", struct.unpack("<I", webp[place : place + 4])[0] | 0x0FFFFFFF)
+    return {
+        "png": png(30_000, 30_000),
+        "png, a line": png(1, 1_000_000),
+        "png, the largest": png(2**31 - 1, 2**31 - 1),
+        "png, no width": png(0, 10),
+        "gif": gif[:6] + b"\xff\xff\xff\xff" + gif[10:],
+        "jpeg": patched(
+            encoded(photo(), "JPEG"), struct.pack(">HH", *reversed(SIZE)), struct.pack(">HH", 65_500, 65_500)
+        ),
+        "bmp": bmp[:18] + struct.pack("<ii", 40_000, 40_000) + bmp[26:],
+        "bmp, negative": bmp[:18] + struct.pack("<ii", -5, 40_000) + bmp[26:],
+        "webp": webp[:place] + sides + webp[place + 4 :],
+        "tiff": tiff(60_000, 60_000),
+        "tiff of one huge tile": tiff(10, 10, (322, 20_000), (323, 20_000), (324, 8), (325, 4)),
+        "tiff of tiles of no size": tiff(10, 10, (322, 0), (323, 0), (324, 8), (325, 4)),
+    }
+
+
+@pytest.mark.parametrize("name", bombs())
+def test_bombs_are_refused_before_they_are_decoded(name: str) -> None:
+    """With the limits of a service, and by what reads headers alone."""
+    refusal(bombs()[name], PictureLimits(max_bytes=1 << 20, max_pixels=50_000_000 if "line" not in name else 10_000))
+
+
+def test_a_long_line_within_the_limit_is_decoded(encoder: Encoder) -> None:
+    """1 x 100000: resized to fit a square's width, it would be 10 million pixels high."""
+    data = encoded(Image.new("RGB", (1, 100_000), (9, 8, 7)), "PNG")
+    picture = decoded(data, encoder, PictureLimits(max_bytes=1 << 20, max_pixels=100_000))
+    assert (picture.width, picture.height) == (1, 100_000)
+    assert (picture.pixels == (9, 8, 7)).all()
+
+
+def test_a_run_length_bmp_is_refused() -> None:
+    bmp = encoded(photo(mode="P"), "BMP")
+    assert "compressed BMP" in refusal(bmp[:30] + struct.pack("<I", 1) + bmp[34:])
+
+
+def test_a_jpeg_of_many_scans_is_refused_and_a_progressive_one_is_not(encoder: Encoder) -> None:
+    data = encoded(Image.new("RGB", SIZE, (90, 8, 7)), "JPEG", progressive=True)
+    assert decoded(data, encoder).width == SIZE[0]
+    last = data[data.rindex(b"\xff\xda") : -2]
+    assert "scans" in refusal(data[:-2] + last * 20 + data[-2:])
+
+
+def test_an_animation_gives_its_first_frame(encoder: Encoder) -> None:
+    frames = [Image.new("RGB", SIZE, color) for color in ("red", "green", "blue")]
+    for kind in ("GIF", "WEBP", "PNG", "TIFF"):
+        options = {"lossless": True} if kind == "WEBP" else {}
+        data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+        assert (decoded(data, encoder).pixels == (255, 0, 0)).all(), kind
+
+
+def corpus(seed: int) -> list[bytes]:
+    """Files cut short, with bits turned, with bytes put in, one behind the other's beginning; and no files at all."""
+    random = np.random.default_rng(seed)
+    whole = [encoded(photo(), kind) for kind in TAKEN]
+    whole += [encoded(photo(), "JPEG", progressive=True), encoded(photo(mode="P"), "PNG", interlace=1)]
+    whole += [encoded(photo(), "TIFF", compression=name) for name in ("tiff_lzw", "tiff_adobe_deflate", "jpeg")]
+    broken = [b"", b"\0", b"GIF89a", b"\xff\xd8\xff", b"<svg/>", b"%PDF-1.7", b"PK\3\4", b"RIFF\0\0\0\0WEBP"]
+    for data in whole:
+        broken += [data[: int(cut)] for cut in random.integers(1, len(data), 6)]
+        for _ in range(12):
+            turned = bytearray(data)
+            for place in random.integers(0, min(len(data), 400), 4):
+                turned[place] ^= 1 << int(random.integers(8))
+            broken.append(bytes(turned))
+        broken.append(data[:20] + random.bytes(200))
+        broken.append(random.choice(whole)[:12] + data[12:])
+    return broken
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of what is odd and readable
+def test_broken_images_are_refused_or_decoded_and_nothing_else(seed: int, encoder: Encoder) -> None:
+    refused = 0
+    for data in corpus(seed):
+        try:
+            picture = decoded(data, encoder)
+        except InputError as error:
+            refused += 1
+            assert str(error).startswith("input[3]: ") and "\n" not in str(error)
+        else:
+            assert picture.pixels.dtype == np.uint8 and picture.width * picture.height <= LIMITS.max_pixels
+    assert refused > 50
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of this process")
+def test_bombs_take_no_memory_and_no_time_to_speak_of() -> None:
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for data in bombs().values():
+        with pytest.raises(InputError):
+            judged_size(data, PictureLimits(max_bytes=1 << 20, max_pixels=900_000), "a")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
+
+
+def test_decoding_is_not_done_in_the_event_loop_s_thread() -> None:
+    threads: list[str] = []
+
+    def preprocess(image: bytes, /, *, label: str) -> NDArray[np.uint8]:
+        threads.append(threading.current_thread().name)
+        return np.zeros((4, 4, 3), np.uint8)
+
+    async def scene() -> None:
+        decoder = PictureDecoder(preprocess, LIMITS, threads=2)
+        data = encoded(photo(), "PNG")
+        await asyncio.gather(*(decoder.decode(data, "a") for _ in range(8)))
+        decoder.close()
+
+    asyncio.run(scene())
+    assert len(threads) == 8 and all(name.startswith("edgeclip-decode") for name in threads)

@@ -1,0 +1,147 @@
+"""Settings: flags over variables over defaults, every one of them shown, nothing that cannot be."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from edgeclip.errors import InputError
+from edgeclip.serve.keys import KeyRing, read_keys
+from edgeclip.serve.settings import OPTIONS, Settings, add_settings, describe_settings, read_settings
+from tests.command import Captured, refusal, run, run_process
+
+
+def parse(*arguments: str, **environment: str) -> tuple[Settings, dict[str, str]]:
+    parser = argparse.ArgumentParser()
+    add_settings(parser)
+    return read_settings(vars(parser.parse_args(arguments)), environment)
+
+
+def test_a_flag_wins_over_its_variable_and_that_over_the_default() -> None:
+    settings, sources = parse("b", "--port", "1", EDGECLIP_PORT="2", EDGECLIP_HOST="::1")
+    assert (settings.port, settings.host, settings.max_items) == (1, "::1", 2048)
+    assert (sources["port"], sources["host"], sources["max_items"]) == ("--port", "EDGECLIP_HOST", "default")
+
+
+def test_every_field_is_an_option_and_is_shown() -> None:
+    assert [option.field for option in OPTIONS] == [field.name for field in dataclasses.fields(Settings)]
+    rows = describe_settings(*parse("b"))
+    assert [row[0] for row in rows] == [option.variable for option in OPTIONS]
+    assert len({option.variable for option in OPTIONS}) == len(OPTIONS)
+
+
+def test_every_variable_is_read() -> None:
+    """Each with a value that is not the default."""
+    given = {
+        "bool": ("on", True),
+        "str": ("cpu", "cpu"),
+        "Path": ("here", Path("here")),
+        "int": ("77", 77),
+        "float": ("1.5", 1.5),
+        "tuple": ("http://abcdefgh, http://bcdefghi", ("http://abcdefgh", "http://bcdefghi")),
+        "LogLevel": ("debug", "debug"),
+    }
+    environment, wanted = {"EDGECLIP_BUNDLE": "b"}, {}
+    for option, field in zip(OPTIONS, dataclasses.fields(Settings), strict=True):
+        kind = getattr(field.type, "__name__", str(field.type)).partition("[")[0].partition(" |")[0]
+        kind = kind.removeprefix("pathlib.")
+        kind = "LogLevel" if field.name == "log_level" else kind
+        environment[option.variable], wanted[field.name] = given[kind]
+    environment |= {"EDGECLIP_MAX_PENDING_BYTES": "78", "EDGECLIP_MAX_QUEUED_TEXTS": "79"}
+    wanted |= {"max_pending_bytes": 78, "max_queued_texts": 79}
+    settings, sources = parse(**environment)
+    assert dataclasses.asdict(settings) == wanted
+    assert "default" not in sources.values()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "told"),
+    [
+        ((), {}, "no bundle: give its folder, or set EDGECLIP_BUNDLE"),
+        (("b", "--port", "x"), {}, "--port: found 'x', wanted a whole number"),
+        (("b", "--port", "65536"), {}, "port is 65536, wanted 0 (any free one) to 65535"),
+        (("b",), {"EDGECLIP_PORT": "tcp://10.0.0.1:80"}, "`enableServiceLinks: false`"),
+        (("b",), {"EDGECLIP_ALLOW_URLS": "maybe"}, "EDGECLIP_ALLOW_URLS: found 'maybe', wanted true or false"),
+        (("b", "--max-items", "0"), {}, "max_items is 0, wanted 1 or more"),
+        (("b", "--request-timeout-s", "0"), {}, "request_timeout_s is 0.0, wanted more than 0"),
+        (("b", "--request-timeout-s", "nan"), {}, "wanted seconds"),
+        (("b", "--max-images", "300"), {}, "a request must fit into the queue"),
+        (("b", "--max-body-bytes", "999999999"), {}, "more than max_pending_bytes"),
+        (("b", "--allow-http-urls"), {}, "without allow_urls"),
+        (("b", "--cors", "example.org"), {}, "wanted https://host[:port], or *"),
+        (("b", "--log-level", "trace"), {}, "wanted one of debug, info, warning, error"),
+        (("b", "--max-redirects", "-1"), {}, "max_redirects is -1"),
+    ],
+)
+def test_what_cannot_be_is_one_line(arguments: tuple[str, ...], environment: dict[str, str], told: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse(*arguments, **environment)
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_bad_key_is_not_shown() -> None:
+    with pytest.raises(InputError) as caught:
+        parse("b", EDGECLIP_API_KEYS="long-enough-secret,secret")
+    assert "less than 8 characters" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_print_config_shows_everything_but_keys(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGECLIP_API_KEYS", "secret-number-1,secret-number-2")
+    status, out, err = run("serve", "--print-config", "--port", 9, capsys=capsys)
+    assert (status, err) == (0, "")
+    lines = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
+    assert lines["EDGECLIP_PORT"] == ["--port", "9", "--port"]
+    assert lines["EDGECLIP_API_KEYS"] == ["2", "keys", "EDGECLIP_API_KEYS"]
+    assert "secret" not in out
+    assert len(out.splitlines()) == 1 + len(OPTIONS)
+
+
+def test_an_address_that_is_taken_is_one_line(bundle: Path, capsys: Captured) -> None:
+    assert "cannot listen on 192.0.2.1 port 8000" in refusal("serve", bundle, "--host", "192.0.2.1", capsys=capsys)
+    assert "cannot listen on no..such port" in refusal("serve", bundle, "--host", "no..such", capsys=capsys)
+
+
+def test_no_bundle_is_one_line(tmp_path: Path, capsys: Captured) -> None:
+    assert "no such bundle" in refusal("serve", tmp_path / "x", "--port", 0, capsys=capsys)
+    (tmp_path / "keys").write_text("# none\n")
+    told = refusal("serve", tmp_path / "x", "--api-keys", tmp_path / "keys", capsys=capsys)
+    assert "holds no API key" in told
+
+
+def test_the_command_line_does_not_load_the_service() -> None:
+    assert run_process("serve", "--help").returncode == 0
+    done = run_process("serve", "--print-config")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_keys_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("one-two-three\n\n# a comment\n  four-five-six  # another\n")
+    assert read_keys(tmp_path / "keys") == ("one-two-three", "four-five-six")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_keys(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("header", "opens"),
+    [
+        ("Bearer one-two-three", True),
+        ("bearer  four-five-six ", True),
+        ("Bearer one-two-thre", False),
+        ("Bearer one-two-three-", False),
+        ("Basic one-two-three", False),
+        ("one-two-three", False),
+        ("Bearer ", False),
+        ("Bearer ü\udcff", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_only_a_whole_key_opens(header: str | None, opens: bool) -> None:
+    ring = KeyRing(("one-two-three", "four-five-six"))
+    assert ring.is_needed and ring.opens(header) is opens
+
+
+def test_without_keys_the_service_is_open() -> None:
+    assert not KeyRing(()).is_needed and KeyRing(()).opens(None)

@@ -1,0 +1,273 @@
+"""The page at /, in a real browser against a real server: what a user does, sees, and is told when it fails."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeclip import Encoder
+from tests.conftest import DATA
+from tests.serving import serving
+
+# Without the extra for the service there is neither a server nor a browser's WebSocket.
+browser_module = pytest.importorskip("tests.browser")
+Browser = browser_module.Browser
+
+WEB = Path(__file__).parents[1] / "runtime" / "edgeclip" / "serve" / "web"
+IMAGES = [DATA / "images" / name for name in ("gray.jpg", "rgb_odd.png")]
+TEXT = "ein rotes Fahrrad"
+KEY = "a-key-of-some-length"
+# A score is shown with three digits.
+SHOWN = 0.0006
+
+needs_browser = pytest.mark.skipif(browser_module.CHROMIUM is None, reason="no Chromium here")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Browser"]:
+    with browser_module.browsing(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def url(bundle: Path, encoder: Encoder) -> Iterator[str]:
+    with serving(bundle, encoder, max_image_pixels=1_000_000) as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser: "Browser", url: str) -> "Browser":
+    """The page, opened anew."""
+    return opened(browser, url)
+
+
+def opened(browser: "Browser", url: str) -> "Browser":
+    browser.errors.clear()
+    browser.requests.clear()
+    browser.resize(1200, 800)
+    browser.open(f"{url}/")
+    return browser
+
+
+def add(page: "Browser", paths: list[Path], count: int) -> None:
+    page.choose_files("#files", paths)
+    page.wait(
+        f"document.querySelectorAll('#results li').length === {count} && document.getElementById('work').hidden"
+    )
+
+
+def search(page: "Browser", text: str) -> list[tuple[str, float]]:
+    """What is found: names and scores, in their order."""
+    page.run("document.getElementById('query').focus(); document.getElementById('query').select()")
+    page.type(text)
+    page.press("Enter", 13)
+    page.wait(f"document.getElementById('status').textContent.includes({json.dumps(text)})")
+    rows = page.run(
+        "[...document.querySelectorAll('#results li p')].map((p) => [...p.children].map((s) => s.textContent))"
+    )
+    return [(name, float(score)) for name, score in rows]
+
+
+def test_nothing_comes_from_elsewhere_and_nothing_is_inline() -> None:
+    """Works offline, and under a content security policy without exceptions."""
+    for path in WEB.iterdir():
+        text = path.read_text(encoding="utf-8")
+        assert set(re.findall(r"https?://[^\s\"')]+", text)) <= {"http://www.w3.org/2000/svg"}, path.name
+    markup = (WEB / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r"\son\w+=|\sstyle=|<style|<script(?![^>]*\ssrc=)", markup)
+    named = re.findall(r'(?:href|src)="web/([^"]+)"', markup) + re.findall(
+        r'from "\./([^"]+)"', (WEB / "app.js").read_text()
+    )
+    assert {path.name for path in WEB.iterdir()} == {"index.html", *named}
+
+
+def test_every_field_has_a_label() -> None:
+    markup = (WEB / "index.html").read_text(encoding="utf-8")
+    fields = re.findall(r'<(?:input|select)[^>]*\sid="([^"]+)"', markup)
+    assert fields and set(re.findall(r'<label[^>]*\sfor="([^"]+)"', markup)) == set(fields)
+
+
+def test_every_element_that_the_script_wants_is_there() -> None:
+    wanted = set(re.findall(r'\bat\("([^"]+)"\)', (WEB / "app.js").read_text(encoding="utf-8")))
+    assert wanted <= set(re.findall(r'\sid="([^"]+)"', (WEB / "index.html").read_text(encoding="utf-8")))
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node here")
+def test_vectors_are_read_and_ranked(tmp_path: Path) -> None:
+    import base64
+
+    vectors = np.array([[0.6, 0.8], [0, 1], [1, 0]], "<f4")
+    rows = [base64.b64encode(vector.tobytes()).decode() for vector in vectors]
+    shutil.copy(WEB / "client.js", tmp_path / "client.mjs")
+    program = f"""
+        import {{ decodeVector, rank }} from "./client.mjs";
+        const [query, ...rest] = {json.dumps(rows)}.map(decodeVector);
+        const found = rank([{{ name: "a", vector: rest[1] }}, {{ name: "b", vector: rest[0] }}], query);
+        console.log(JSON.stringify(found.map(({{ picture, score }}) => [picture.name, score])));
+    """
+    (tmp_path / "run.mjs").write_text(program)
+    done = subprocess.run(["node", tmp_path / "run.mjs"], check=True, capture_output=True, text=True)
+    (first, high), (second, low) = json.loads(done.stdout)
+    assert (first, second) == ("b", "a") and (high, low) == (pytest.approx(0.8), pytest.approx(0.6))
+
+
+@needs_browser
+def test_what_is_found_is_what_the_encoder_finds(page: "Browser", url: str, encoder: Encoder) -> None:
+    """By the button of files and the keyboard; with the times, and without a complaint of the browser's."""
+    page.wait("document.title.startsWith('edgeclip · ')")
+    add(page, IMAGES, 2)
+    found = search(page, TEXT)
+    scores = encoder.encode_image(IMAGES) @ encoder.encode_text(TEXT)
+    wanted = sorted(zip([path.name for path in IMAGES], scores, strict=True), key=lambda pair: -pair[1])
+    assert [name for name, _ in found] == [name for name, _ in wanted]
+    assert max(abs(a - b) for (_, a), (_, b) in zip(found, wanted, strict=True)) <= SHOWN
+    assert re.search(r"2 pictures ranked .* [\d.]+ ms on the server, \d+ ms until here", page.text("#status"))
+    assert page.run("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
+    assert page.errors == []
+    assert all(request.startswith((url, "blob:", "data:")) for request in page.requests)
+
+
+@needs_browser
+def test_the_instruction_is_used_when_it_is_chosen(page: "Browser", encoder: Encoder) -> None:
+    page.wait("!document.getElementById('task-choice').hidden")
+    add(page, IMAGES[:1], 1)
+    page.run("document.getElementById('task').value = 'retrieval.query'")
+    ((_, score),) = search(page, TEXT)
+    image = encoder.encode_image(IMAGES[0])
+    plain, instructed = (float(image @ encoder.encode_text(TEXT, task=task)) for task in (None, "retrieval.query"))
+    assert abs(plain - instructed) > 2 * SHOWN
+    assert abs(score - instructed) <= SHOWN
+
+
+@needs_browser
+def test_right_to_left_text_is_written_so(page: "Browser") -> None:
+    add(page, IMAGES[:1], 1)
+    assert len(search(page, "دراجة حمراء")) == 1
+    assert page.run("getComputedStyle(document.getElementById('query')).direction") == "rtl"
+
+
+@needs_browser
+def test_pictures_are_dropped_and_pasted(page: "Browser") -> None:
+    """A file of another kind is named, and one that came before does not come twice."""
+    script = """(async () => {
+        const canvas = new OffscreenCanvas(8, 8);
+        canvas.getContext("2d").fillRect(0, 0, 4, 4);
+        const blob = await canvas.convertToBlob();
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([blob], "dropped.png", { type: "image/png", lastModified: 1 }));
+        transfer.items.add(new File(["a"], "notes.txt", { type: "text/plain" }));
+        const drop = { bubbles: true, cancelable: true, dataTransfer: transfer };
+        document.body.dispatchEvent(new DragEvent("drop", drop));
+        const pasted = new DataTransfer();
+        pasted.items.add(new File([blob], "pasted.png", { type: "image/png", lastModified: 1 }));
+        for (let times = 0; times < 2; times++)
+            document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: pasted }));
+    })()"""
+    page.run(script)
+    page.wait("document.querySelectorAll('#results li').length === 2 && document.getElementById('work').hidden")
+    names = page.run("[...document.querySelectorAll('#results .name')].map((name) => name.textContent).sort()")
+    assert names == ["dropped.png", "pasted.png"]
+    assert "notes.txt" in page.text("#problems") and "not a picture" in page.text("#problems")
+
+
+@needs_browser
+def test_a_bad_picture_is_named_and_its_company_is_taken(page: "Browser", tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
+    add(page, [IMAGES[0], tmp_path / "broken.png", IMAGES[1]], 2)
+    told = page.text("#problems")
+    assert "broken.png" in told and "damaged" in told and "input[" not in told
+
+
+@needs_browser
+def test_a_picture_finds_similar_ones_and_all_can_be_removed(page: "Browser") -> None:
+    add(page, IMAGES, 2)
+    page.run("document.querySelectorAll('#results button')[1].focus()")
+    page.press("Enter", 13)
+    page.wait("document.querySelectorAll('#results .score').length === 2")
+    assert page.run("document.querySelector('#results .score').textContent") == "1.000"
+    page.run("document.getElementById('clear').click()")
+    assert page.run("document.querySelectorAll('#results li').length") == 0
+
+
+@needs_browser
+def test_cancelling_keeps_what_was_read(page: "Browser", tmp_path: Path) -> None:
+    """After the first group; the server's next answer is held back."""
+    page.run(
+        "(() => { const real = fetch; let calls = 0; window.fetch = (path, options) => ++calls === 1 ? "
+        "real(path, options) : new Promise((_, reject) => options.signal.addEventListener('abort', "
+        "() => reject(new DOMException('', 'AbortError')))); })()"
+    )
+    copies = [tmp_path / f"{number}.png" for number in range(6)]
+    for copy in copies:
+        shutil.copy(IMAGES[1], copy)
+    page.choose_files("#files", copies)
+    page.wait("document.getElementById('progress-text').textContent === '4 of 6'")
+    page.run("document.getElementById('cancel').click()")
+    page.wait("document.getElementById('work').hidden")
+    assert page.run("document.querySelectorAll('#results li').length") == 4
+    assert page.text("#problems") == ""
+
+
+@needs_browser
+def test_a_key_is_asked_for_and_used(browser: "Browser", bundle: Path, encoder: Encoder) -> None:
+    with serving(bundle, encoder, api_keys=(KEY,)) as url:
+        page = opened(browser, url)
+        page.wait("!document.getElementById('key-form').hidden")
+        page.choose_files("#files", IMAGES)
+        for key, is_right in (("another-key", False), (KEY, True)):
+            page.run("document.getElementById('key').focus(); document.getElementById('key').select()")
+            page.type(key)
+            page.press("Enter", 13)
+            if not is_right:
+                page.wait("document.getElementById('problems').textContent.includes('does not take this key')")
+        page.wait("document.querySelectorAll('#results li').length === 2")
+        assert page.run("document.getElementById('key-form').hidden")
+        assert len(search(page, TEXT)) == 2
+        page.open("about:blank")
+
+
+@needs_browser
+def test_a_server_that_is_gone_is_told(browser: "Browser", bundle: Path, encoder: Encoder) -> None:
+    with serving(bundle, encoder) as url:
+        page = opened(browser, url)
+        page.wait("document.title.startsWith('edgeclip · ')")
+    page.choose_files("#files", IMAGES)
+    page.wait("document.getElementById('problems').textContent.includes('does not answer')")
+    assert page.run("document.getElementById('work').hidden")
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_small_screen_and_can_be_read(page: "Browser", scheme: str) -> None:
+    """No sideways scrolling at 360 pixels; a contrast of 4.5 (WCAG AA) in the light and in the dark."""
+    page.prefer(scheme)
+    page.resize(360, 700)
+    add(page, IMAGES, 2)
+    search(page, TEXT)
+    assert page.run("document.documentElement.scrollWidth") == 360
+    colours = page.run(
+        "['body', '#status', 'button[type=submit]', '#results .name', '#clear', 'a'].map((s) => { "
+        "const e = document.querySelector(s); let b = e; "
+        "while (getComputedStyle(b).backgroundColor === 'rgba(0, 0, 0, 0)') b = b.parentElement; "
+        "return [s, getComputedStyle(e).color, getComputedStyle(b).backgroundColor]; })"
+    )
+    for selector, ink, back in colours:
+        assert contrast(ink, back) >= 4.5, (selector, ink, back)
+    assert contrast(colours[0][2], "rgb(255, 255, 255)") < 2 or scheme == "dark"
+
+
+def contrast(first: str, second: str) -> float:
+    """WCAG 2's contrast of two CSS colours."""
+    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: str) -> float:
+    channels = np.array(re.findall(r"\d+", colour)[:3], float) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
