@@ -3,13 +3,15 @@
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import uvicorn
 
 from edgeclip import Encoder
+from edgeclip.manifest import TowerName
 from edgeclip.serve.app import create_app
 from edgeclip.serve.run import configure, listen
 from edgeclip.serve.settings import Settings
@@ -34,3 +36,35 @@ def serving(bundle: Path, encoder: Encoder, *, fetch: Any = None, **settings: An
         finally:
             server.should_exit = True
             thread.join()
+
+
+class Troubled(Encoder):
+    """A real encoder whose towers can be held up, or answer wrongly."""
+
+    def prepare(self) -> None:
+        self.may_run = threading.Event()
+        self.may_run.set()
+        self.batches: list[tuple[str, int]] = []
+        self.spoil: Callable[[TowerName, Any], Any] = lambda tower, vectors: vectors
+
+    def run_tower(self, tower: TowerName, batch: Any) -> Any:
+        assert self.may_run.wait(60)
+        self.batches.append((tower, len(batch)))
+        return self.spoil(tower, super().run_tower(tower, batch))
+
+
+def wait_for(claim: Callable[[], Any], within_s: float = 20) -> None:
+    deadline = time.monotonic() + within_s
+    while not claim():
+        assert time.monotonic() < deadline, "it did not come to be"
+        time.sleep(0.01)
+
+
+def until_ready(url: str) -> None:
+    wait_for(lambda: httpx.get(f"{url}/health/ready", timeout=60).status_code == 200)
+
+
+def depth(url: str, tower: str = "text") -> float:
+    line = next(line for line in httpx.get(f"{url}/metrics").text.splitlines()
+                if line.startswith(f'edgeclip_queue_depth{{tower="{tower}"}}'))  # fmt: skip
+    return float(line.rsplit(" ", 1)[1])

@@ -103,6 +103,10 @@ def test_another_device_has_its_own_sizes() -> None:
     assert list(plan_images(5, 4, at_once=2)) == [range(0, 4), range(4, 5)]
 
 
+def test_no_batch_size_asks_for_any_amount_of_memory() -> None:
+    assert list(plan_images(70, 10**9)) == [range(0, 32), range(32, 64), range(64, 70)]
+
+
 def test_what_is_planned_is_never_oversized() -> None:
     """So the memory that it takes may be kept."""
     for batch in plan(make_rows(500, 60, seed=3)):

@@ -90,6 +90,21 @@ def test_few_samples_are_not_judged() -> None:
     assert not found.regressions
 
 
+@pytest.mark.parametrize(
+    ("facts", "verdict"),
+    [({"is_steady": False}, "not steady"), ({"others_share": 0.3}, "others at work"), ({"others_share": 0.05}, None)],
+)
+def test_what_had_not_settled_or_had_company_is_not_judged(facts: dict[str, Any], verdict: str | None) -> None:
+    """On either side; a change within noise needs no excuse."""
+    draw = np.random.default_rng(5)
+    before, slow, alike = (document(latencies(draw, scale)) for scale in (1.0, 1.5, 1.0))
+    slow["results"][0] |= facts
+    alike["results"][0] |= facts
+    for found in (compare(before, slow, 0.05), compare(slow, before, 0.05)):
+        assert [change.verdict for change in found.unjudged] == ([verdict] if verdict else [])
+    assert compare(before, alike, 0.05).changes[0].verdict == "same"
+
+
 def test_a_server_is_judged_by_its_rate_and_its_brackets() -> None:
     def rated(rate: float, broken: float) -> dict[str, Any]:
         return document([1.0], server={"rate_per_s": rate, "broken_per_s": broken})
@@ -103,7 +118,9 @@ def test_what_only_one_has_and_what_differs_is_told() -> None:
     draw = np.random.default_rng(4)
     one = document(latencies(draw), latencies(draw))
     other = document(latencies(draw), machine={"processor": "q"}, versions={"onnxruntime": "9"})
-    found = compare(one, other, 0.05)
+    with pytest.raises(InputError, match=r"different machines \(processor: p before, q after\): measure both on one"):
+        compare(one, other, 0.05)
+    found = compare(one, other, 0.05, across_machines=True)
     assert found.only_before == ("single-stream, text, 9 tokens, batch 1, 2 threads",)
     assert found.only_after == ()
     assert found.differences == ("processor: p before, q after", "onnxruntime: None before, 9 after")

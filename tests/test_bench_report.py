@@ -11,7 +11,7 @@ import pytest
 from edgeclip_bench.bench_cases import Case
 from edgeclip_bench.bench_page import pareto_front, render_page
 from edgeclip_bench.bench_records import Absence, Memory, Record, Result, Subject
-from edgeclip_bench.bench_report import CSV_COLUMNS, duration, render_csv, render_text
+from edgeclip_bench.bench_report import CSV_COLUMNS, duration, notes, render_csv, render_text
 from edgeclip_bench.bench_run import RULES, counted, server_result
 from edgeclip_bench.ceiling import Gemm, Work, make_ceiling
 from edgeclip_bench.percentiles import summarize
@@ -119,9 +119,19 @@ def test_the_page_is_whole_in_itself(record: Record) -> None:
     titles = [heading.text for heading in tree.iter("h2")]
     assert titles[:2] == ["Latency distributions", "Throughput and latency"]
     assert titles[2] is not None and titles[2].startswith("Pareto")
-    assert len(list(tree.iter("svg"))) == 3 + 2 + 2
+    assert len(list(tree.iter("svg"))) == 3 + 1 + 1  # of the images there is one point only
     assert "bundle <1> & " in "".join(tree.itertext())
     page.encode()
+
+
+def test_other_processes_at_work_are_told_first(record: Record) -> None:
+    """Cases are measured one after another, so what came in between makes one look slower."""
+    told = "other processes took up to 45% of the processors"
+    quiet = replace(record, results=tuple(replace(one, others_share=0.04) for one in record.results))
+    busy = replace(quiet, results=(*quiet.results[:-1], replace(quiet.results[-1], others_share=0.45)))
+    assert told not in render_text(quiet) and "  4%\n" in render_text(quiet)
+    assert next(notes(busy)).startswith(told) and told in render_page(busy)
+    assert render_csv(busy).splitlines()[-1].endswith(",0.4500")
 
 
 def test_a_record_without_results_is_still_a_report(record: Record) -> None:

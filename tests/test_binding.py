@@ -3,6 +3,7 @@
 import itertools
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from edgeclip import binding
 from edgeclip.binding import BoundTower, CaptureGate, HostMemory
 from edgeclip.buckets import Shape
 
@@ -175,6 +177,59 @@ def test_the_lanes_own_memory_is_not_copied_once_more(session: Any) -> None:
     assert memory.sources == [own.ctypes.data, own[8:].ctypes.data]
     assert worst(tower.run(own[::2]), session.run(None, {"input_ids": np.asarray(own[::2])})[0]) <= SAME
     assert memory.sources[2] not in (own.ctypes.data, own[8:].ctypes.data)
+    tower.close()
+
+
+def test_memory_that_was_given_back_is_used_again(tower: BoundTower, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By who asks for the same shape; no more of it is kept than a limit, the newest."""
+    first, other = tower.allocate((2, 8)), tower.allocate((3, 8))
+    tower.recycle(first)
+    assert tower.allocate((3, 8)) is not other and tower.allocate((2, 8)) is first
+    assert tower.allocate((2, 8)) is not first  # it is in use
+    monkeypatch.setattr(binding, "MOST_IDLE_BYTES", other.nbytes)
+    for memory in (first, other):
+        tower.recycle(memory)
+    assert tower.allocate((2, 8)) is not first and tower.allocate((3, 8)) is other
+
+
+def test_a_callers_memory_is_let_go_when_it_was_run(tower: BoundTower) -> None:
+    own = tower.allocate((2, 4))
+    own[...] = ids(2, 4)
+    kept = weakref.ref(own)
+    tower.run(own)
+    del own
+    assert kept() is None
+
+
+def test_a_graph_that_failed_when_it_was_made_is_never_asked_for_again(session: Any) -> None:
+    """It was captured, and then the copy back failed: its number stands for buffers that are gone."""
+    seen: list[str] = []
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(session, name)
+
+        def run_with_iobinding(self, bound: Any, options: Any) -> None:
+            seen.append(options.get_run_config_entry("gpu_graph_id"))
+            session.run_with_iobinding(bound, options)
+
+    class Broken(HostMemory):
+        left = 2
+
+        def download(self, source: int, target: NDArray[np.uint8]) -> None:
+            self.left -= 1
+            if self.left >= 0:
+                raise RuntimeError("lost")
+            super().download(source, target)
+
+    tower = BoundTower(Watched(), Broken(), most_items=64, most_rows=8, is_captured=is_single)
+    for length in (4, 5):
+        with pytest.raises(RuntimeError, match="lost"):
+            tower.run(ids(1, length))
+    for length in (5, 4, 5):
+        tower.run(ids(1, length))
+    tower.run(ids(2, 4))
+    assert seen == ["1", "2", "3", "4", "3", "-1"]
     tower.close()
 
 

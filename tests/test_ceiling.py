@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from edgeclip import Encoder
@@ -24,7 +25,7 @@ GEMM = Gemm(kind="fp32", m=16, k=64, n=64, gflop_per_s=100.0)
 
 
 def node(operator: str, *inputs: tuple[int, ...], out: tuple[int, ...], parameters: int = 0) -> NodeRun:
-    return NodeRun(operator=operator, inputs=inputs, outputs=(out,), parameter_bytes=parameters, ms=1.0)
+    return NodeRun(operator=operator, inputs=inputs, outputs=(out,), table_bytes=parameters, ms=1.0)
 
 
 def test_products_and_attention_are_counted() -> None:
@@ -76,6 +77,10 @@ def test_a_text_towers_work_is_its_architectures(bundle: Path, encoder: Encoder,
     assert work.attention_flops == attention
     pooling = 2 * batch * tokens * width
     assert work.flops == linear + attention + pooling
+    initializers = ir.load(bundle / encoder.manifest.text.file).graph.initializers.values()
+    rows_of_table = max(int(one.shape[0]) for one in initializers if one.shape and one.shape[-1] == width)
+    sizes = [file.size_bytes for file in encoder.manifest.files if file.name.startswith("text_model")]
+    assert work.weight_bytes == sum(sizes) - 4 * width * rows_of_table
 
 
 def test_the_int8_bundles_work_is_the_same(bundle: Path, int8_bundle: Path, encoder: Encoder) -> None:

@@ -93,7 +93,7 @@ def test_a_full_disk_is_one_line(bundle: Path, verb: str) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_an_error_stays_one_line_when_the_disk_is_full_too(bundle: Path) -> None:
     done = run_shell('"$1" -m edgeclip embed "$2" --text a --image nowhere.png > /dev/full', bundle)
-    assert (done.returncode, done.stderr) == (1, "edgeclip: image (nowhere.png): no such file\n")
+    assert (done.returncode, done.stderr) == (1, "edgeclip: image 0 (nowhere.png): no such file\n")
 
 
 @NEEDS_SHELL

@@ -88,6 +88,7 @@ def rewritten(source: Path, target: Path, ms: float) -> Path:
     document = json.loads(source.read_text())
     for result in document["results"]:
         result["samples_ms"] = [ms * (1 + 0.01 * (place % 7)) for place in range(50)]
+        result |= {"is_steady": True, "others_share": 0.0}
     target.write_text(json.dumps(document))
     return target
 
@@ -105,6 +106,55 @@ def test_the_gate_passes_and_fails(measured: Path, tmp_path: Path, capsys: Captu
     assert run("bench", "compare", same, slow, "--fail-over", "25%", capsys=capsys)[0] == 0
     status, out, _ = run("bench", "compare", slow, same, capsys=capsys)
     assert (status, out.count("faster")) == (0, 12)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"machine": None}, 'the document is not whole (no "machine")'),
+        ({"results": [{}]}, "the document is not whole (result 0 lacks"),
+        ({"schema_version": 99}, "schema_version is 99, this edgeclip reads 1; measure again"),
+        ({"benchmark": "soak"}, "found 'soak', wanted a benchmark's document edgeclip_bench.bench"),
+        ({"machine": {"processor": "abacus"}}, "different machines (processor: "),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_compared_is_one_line(
+    measured: Path, tmp_path: Path, change: dict[str, object], told: str, capsys: Captured
+) -> None:
+    document = json.loads((measured / "a.json").read_text())
+    (tmp_path / "b.json").write_text(json.dumps(document | change))
+    assert told in refusal("bench", "compare", measured / "a.json", tmp_path / "b.json", capsys=capsys)
+
+
+def test_machines_are_compared_on_request(measured: Path, tmp_path: Path, capsys: Captured) -> None:
+    document = json.loads(rewritten(measured / "a.json", tmp_path / "a.json", 10).read_text())
+    (tmp_path / "b.json").write_text(json.dumps(document | {"machine": {"processor": "abacus"}}))
+    words = ("compare", tmp_path / "a.json", tmp_path / "b.json", "--across-machines")
+    status, out, _ = run("bench", *words, capsys=capsys)
+    assert status == 0
+    assert "differs: processor: " in out
+
+
+def test_rivals_are_measured_in_the_same_run(tmp_path: Path, capsys: Captured) -> None:
+    """In the tables with their ratios, cosines and memory, and on the page; what was left out with its reason."""
+    from edgeclip_export import export_checkpoint
+
+    export_checkpoint(CHECKPOINT, tmp_path / "fp32")
+    names = "torch,merged,plain,quantize_dynamic,fastembed"
+    words = ("--rivals", names, "--checkpoint", CHECKPOINT, "--tower", "text", "--scenario", "single-stream")
+    files = ("--out", tmp_path / "a.json", "--html", tmp_path / "a.html")
+    status, out, err = run("bench", tmp_path / "fp32", *QUICK, *words, *files, capsys=capsys)
+    assert status == 0, err
+    rivals = json.loads((tmp_path / "a.json").read_text())["rivals"]
+    measured = ["fp32", "torch", "merged", "plain", "quantize_dynamic"]
+    assert [one["contender"] for one in rivals["standings"]] == measured
+    assert {one["tower"] for one in rivals["standings"]} == {"text"}
+    assert [one["rival"] for one in rivals["left_out"]] == ["fastembed"]
+    page = (tmp_path / "a.html").read_text()
+    for table in ("rivals, text tower: ", "rivals, text, 16 tokens, batch 1", "rivals that were left out"):
+        assert table in out and table in page
+    assert all(f"<td>{name}</td>" in page for name in [*measured, "fastembed"])
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,11 @@ SOURCE = """
 #include <stdlib.h>
 #include <string.h>
 static __thread int device = 0;
+static __thread int mode = 0;
 static struct { void *dst; const void *src; size_t count; } copies[64];
 static int begun = 0;
 static char stream;
-int live = 0, failing = 0, last_kind = 0;
+int live = 0, failing = 0, last_kind = 0, freed_in_mode = -1;
 unsigned int stream_flags = 0, host_flags = 0;
 int cudaGetDevice(int *out) { *out = device; return 0; }
 int cudaSetDevice(int wanted) { if (wanted > 1) return 101; device = wanted; return 0; }
@@ -35,7 +36,10 @@ int cudaStreamCreateWithFlags(void **out, unsigned int flags) { stream_flags = f
 int cudaHostAlloc(void **out, size_t size, unsigned int flags) {
   host_flags = flags; live++; *out = malloc(size); return *out ? 0 : 2;
 }
-int cudaFreeHost(void *p) { live--; free(p); return 0; }
+int cudaThreadExchangeStreamCaptureMode(int *wanted) {
+  int before = mode; mode = *wanted; *wanted = before; return 0;
+}
+int cudaFreeHost(void *p) { freed_in_mode = mode; live--; free(p); return 0; }
 int cudaMemcpyAsync(void *dst, const void *src, size_t count, int kind, void *on) {
   if (on != &stream) return 400;
   if (device != 1) return 101;
@@ -106,6 +110,10 @@ def test_page_locked_memory_lives_as_long_as_its_views(library: ctypes.CDLL) -> 
     del view
     gc.collect()
     assert read(library, "live") == before
+    assert read(library, "freed_in_mode") == 2  # relaxed: another thread's capture goes on
+    mode = ctypes.c_int(0)
+    library.cudaThreadExchangeStreamCaptureMode(ctypes.byref(mode))
+    assert mode.value == 0  # as it was
 
 
 @needs_compiler

@@ -19,8 +19,9 @@ def test_what_was_built_is_found_again(tmp_path: Path) -> None:
         (folder / "one.engine").write_bytes(b"built")
     with engine_folder(tmp_path / "engines", "key") as (folder, is_built):
         assert is_built and (folder / "one.engine").read_bytes() == b"built"
-    with engine_folder(tmp_path / "engines", "other") as (_, is_built):
+    with engine_folder(tmp_path / "engines", "other") as (folder, is_built):
         assert not is_built
+        (folder / "one.engine").write_bytes(b"built")
     assert names(tmp_path / "engines") == ["key", "other"]
 
 
@@ -46,12 +47,14 @@ def test_what_a_killed_process_left_is_not_used(tmp_path: Path) -> None:
         assert not is_built and names(folder) == []
 
 
-def test_of_two_that_build_at_once_the_first_stays(tmp_path: Path) -> None:
-    with engine_folder(tmp_path, "key") as (folder, _):
-        (folder / "slow.engine").write_bytes(b"slow")
-        (tmp_path / "key").mkdir()
-        (tmp_path / "key" / "quick.engine").write_bytes(b"quick")
-    assert names(tmp_path) == ["key"] and names(tmp_path / "key") == ["quick.engine"]
+def test_of_two_that_build_at_once_the_first_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with engine_folder(tmp_path, "key") as (slow, _):
+        (slow / "slow.engine").write_bytes(b"slow")
+        with engine_folder(tmp_path, "key") as (quick, is_built):  # in another thread of this process
+            assert not is_built and quick != slow
+            (quick / "quick.engine").write_bytes(b"quick")
+    assert names(tmp_path) == ["key"] and names(tmp_path / "key") == ["files.json", "quick.engine"]
+    assert capsys.readouterr().err == ""
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
@@ -65,3 +68,51 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(DeviceError, match=r"cannot be kept there \(Permission denied\)"):
         engine_folder(tmp_path / "engines", "key").__enter__()
+
+
+def build(root: Path) -> None:
+    with engine_folder(root, "key") as (folder, is_built):
+        assert not is_built
+        (folder / "one.engine").write_bytes(b"built")
+        (folder / "one.timing").write_bytes(b"times")
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "list cut", "list missing", "list of nothing"])
+def test_half_a_cache_is_built_anew(tmp_path: Path, damage: str) -> None:
+    """As a copy that was broken off leaves it. Engines of other sizes are none; a timing cache may grow."""
+    build(tmp_path)
+    engine, listed = tmp_path / "key" / "one.engine", tmp_path / "key" / "files.json"
+    (tmp_path / "key" / "one.timing").write_bytes(b"more times")
+    with engine_folder(tmp_path, "key") as (_, is_built):
+        assert is_built
+    if damage == "missing":
+        engine.unlink()
+    elif damage == "cut":
+        engine.write_bytes(b"bui")
+    elif damage == "list missing":
+        listed.unlink()
+    else:
+        listed.write_text('{"one.eng' if damage == "list cut" else "[]")
+    build(tmp_path)
+    with engine_folder(tmp_path, "key") as (_, is_built):
+        assert is_built
+
+
+def test_engines_that_were_not_written_are_not_called_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TensorRT goes on when the disk is full, and says so in its log alone."""
+    for _ in range(2):
+        with engine_folder(tmp_path, "key") as (_, is_built):
+            assert not is_built
+        told = "the engines cannot be kept (none was written) and will be built again"
+        assert capsys.readouterr().err == f"edgeclip: {tmp_path}: {told}\n"
+    assert names(tmp_path) == []
+
+
+def test_a_file_in_the_folders_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is not ours to remove: the engines run, and it is said that they are not kept."""
+    (tmp_path / "key").write_bytes(b"")
+    build(tmp_path)
+    assert "the engines cannot be kept (Not a directory)" in capsys.readouterr().err
+    assert names(tmp_path) == ["key"]

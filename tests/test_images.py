@@ -18,6 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgeclip import images
 from edgeclip.errors import InputError, MissingExtraError
 from edgeclip.images import decode_image, is_image
 
@@ -198,6 +199,33 @@ def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
     decoded = decode_image(pipe, label="image 3")
     writer.join()
     np.testing.assert_array_equal(np.asarray(decoded), PIXELS)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_pipe_that_nobody_writes_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one whose writer sends a byte and no more."""
+    monkeypatch.setattr(images, "_PIPE_SILENCE_S", 0.1)
+    os.mkfifo(pipe := tmp_path / "pipe")
+    wanted = f"image 3 ({pipe}): is a pipe, and nothing was written into it for 0.1 s"
+    assert refusal(pipe) == wanted
+    with open(os.open(pipe, os.O_RDWR), "wb", buffering=0) as writer:
+        writer.write(PNG[:1])
+        assert refusal(pipe) == wanted
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_pipe_that_does_not_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_MOST_PIPE_BYTES", 1000)
+    os.mkfifo(pipe := tmp_path / "pipe")
+    with open(os.open(pipe, os.O_RDWR), "wb", buffering=0) as writer:
+        writer.write(bytes(2000))
+        assert refusal(pipe) == f"image 3 ({pipe}): is a pipe that gives more than 1000 bytes; pass a file"
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no devices here")
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/urandom", "/dev/null"])
+def test_a_device_without_end_is_refused_at_its_beginning(device: str) -> None:
+    assert refusal(device).startswith(f"image 3 ({device}): ")
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

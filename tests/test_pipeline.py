@@ -1,6 +1,7 @@
 """Images come out in their order, a few ahead and no more, and no thread outlives what went wrong."""
 
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -96,18 +97,22 @@ def test_a_buffer_is_left_alone_until_the_next_batch_is_asked_for() -> None:
             np.testing.assert_array_equal(pixels, [pixels_of(index) for index in batch])
 
 
-def test_buffers_are_made_once() -> None:
+@pytest.mark.parametrize("taken", [0, 2, 13])
+def test_buffers_are_made_once_and_given_back(taken: int) -> None:
+    """However many batches were taken; those that nobody asked for were never made."""
     made: list[tuple[int, ...]] = []
+    given_back: list[Pixels] = []
 
     def allocate(shape: tuple[int, ...]) -> Pixels:
         made.append(shape)
         return np.empty(shape, np.uint8)
 
     batches = list(plan_images(50, 4))
-    with contextlib.closing(stage_images(batches, pixels_of, SHAPE, 3, allocate)) as ahead:
-        owners = {id(pixels.base) for _, pixels in ahead}
-    assert made == [(4, *SHAPE)] * 2
-    assert len(owners) == 2
+    with contextlib.closing(stage_images(batches, pixels_of, SHAPE, 3, allocate, given_back.append)) as ahead:
+        owners = {id(pixels.base) for _, pixels in itertools.islice(ahead, taken)}
+        assert not given_back or taken == len(batches)
+    assert made == [(4, *SHAPE)] * (2 if taken else 0)
+    assert {id(buffer) for buffer in given_back} == owners and len(given_back) == len(made)
 
 
 def test_threads_work_at_once() -> None:

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from edgeclip import session
+from edgeclip.devices import Device
 from edgeclip.manifest import Manifest
+from edgeclip.providers import plan_session
 from edgeclip_quant import running
 from edgeclip_quant.proof import proof_samples
 from edgeclip_quant.running import answer, open_tower
@@ -16,8 +18,9 @@ from edgeclip_quant.running import answer, open_tower
 def test_whether_integers_overflow_is_found_out_alike_here_and_there() -> None:
     """onnxruntime's cure halves the speed, so it must not be taken where there is nothing to cure."""
     assert running.adds_in_16_bits() == session.adds_in_16_bits()
-    assert running._RIGHT_WITHOUT_VNNI == session._RIGHT_WITHOUT_VNNI
-    assert running._SLOWER_FUSIONS == session._SLOWER_FUSIONS
+    plan = plan_session(Device(kind="cpu"), "int8", threads=1, adds_in_16_bits=True)
+    assert plan.entries == (running._RIGHT_WITHOUT_VNNI,)
+    assert list(plan.without) == running._SLOWER_FUSIONS
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs a system that tells what its processor has")

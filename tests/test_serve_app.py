@@ -183,6 +183,33 @@ def test_other_media_types_paths_and_methods(client: httpx.Client) -> None:
     assert refusal(client.get("/docs/..%2f__init__.py"))[0] == 404
 
 
+@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/health/live", "/metrics", "/v1/models"])
+def test_head_is_get_without_its_body(client: httpx.Client, path: str) -> None:
+    answer = client.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-type"] == client.get(path).headers["content-type"]
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [("/", {"GET", "HEAD"}), ("/v1/models", {"GET", "HEAD"}), ("/v1/embeddings", {"POST"})],
+)
+def test_what_a_path_does_not_take_is_told_with_what_it_takes(
+    client: httpx.Client, path: str, allowed: set[str]
+) -> None:
+    for method in ("DELETE", "PUT", "TRACE", "BREW"):
+        answer = client.request(method, path)
+        if method == "BREW":  # no method that HTTP knows
+            assert refusal(answer)[0] in (400, 405)
+            continue
+        assert refusal(answer)[0] == 405
+        assert set(answer.headers["allow"].split(", ")) == allowed
+    answer = client.options(path)
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert set(answer.headers["allow"].split(", ")) == allowed
+    assert refusal(client.options("/nowhere"))[0] == 404
+
+
 def test_models(client: httpx.Client) -> None:
     listed = client.get("/v1/models").json()["data"]
     assert [entry["object"] for entry in listed] == ["model"]
@@ -234,7 +261,14 @@ def test_the_documents_work_offline(client: httpx.Client) -> None:
         assert client.get(f"/docs/{name}").status_code == 200
     document = client.get("/openapi.json").json()
     assert document["openapi"] == "3.1.0"
-    assert set(document["paths"]) == {"/v1/embeddings", "/v1/models", "/health/live", "/health/ready", "/metrics"}
+    assert set(document["paths"]) == {
+        "/v1/embeddings",
+        "/v1/models",
+        "/v1/models/{model}",
+        "/health/live",
+        "/health/ready",
+        "/metrics",
+    }
     for path in ("/v1/embeddings", "/docs"):
         assert client.get(path).headers["x-content-type-options"] == "nosniff"
 

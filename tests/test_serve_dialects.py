@@ -1,6 +1,7 @@
 """Requests of both dialects become one normal form; what is neither is named, and never repeated back."""
 
 import base64
+from array import array
 from typing import Any
 
 import pytest
@@ -30,6 +31,10 @@ PIXEL = base64.b64encode(b"GIF89a-not-really").decode()
 
 def parse(**fields: Any) -> EmbeddingRequest:
     return parse_request({"input": "a", **fields}, LIMITS)
+
+
+def tokens(*ids: int) -> TokenItem:
+    return TokenItem(ids=array("i", ids))
 
 
 def refusal(document: object) -> ApiError:
@@ -65,10 +70,10 @@ def test_the_release_notes_example() -> None:
         ("https://x.org/a.png", (TextItem(text="https://x.org/a.png"),)),
         ({"text": "a"}, (TextItem(text="a"),)),
         ([{"text": "a", "image": None}], (TextItem(text="a"),)),
-        ([1, 2, 3], (TokenItem(ids=(1, 2, 3)),)),
-        ([1, 2, 3, 4, 5, 6], (TokenItem(ids=(1, 2, 3, 4, 5, 6)),)),
-        ([[1, 2], [3]], (TokenItem(ids=(1, 2)), TokenItem(ids=(3,)))),
-        (["a", [3]], (TextItem(text="a"), TokenItem(ids=(3,)))),
+        ([1, 2, 3], (tokens(1, 2, 3),)),
+        ([1, 2, 3, 4, 5, 6], (tokens(1, 2, 3, 4, 5, 6),)),
+        ([[1, 2], [3]], (tokens(1, 2), tokens(3))),
+        (["a", [3]], (TextItem(text="a"), tokens(3))),
         ({"image": PIXEL}, (ImageItem(data=PIXEL),)),
         ({"bytes": PIXEL}, (ImageItem(data=PIXEL),)),
         ({"image": f"data:image/gif;base64,{PIXEL}"}, (ImageItem(data=PIXEL),)),

@@ -85,6 +85,9 @@ def test_a_bad_key_is_not_shown() -> None:
         parse("b", EDGECLIP_API_KEYS="long-enough-secret,secret")
     assert "less than 8 characters" in str(caught.value)
     assert "secret" not in str(caught.value)
+    with pytest.raises(InputError, match="no header carries") as caught:
+        parse("b", EDGECLIP_API_KEYS="geheimschlüssel")
+    assert "geheim" not in str(caught.value)
 
 
 def test_print_config_shows_everything_but_keys(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:

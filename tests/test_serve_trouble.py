@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +20,9 @@ import pytest
 from edgeclip import DeviceError, Encoder
 from edgeclip.manifest import TowerName
 from tests.conftest import DATA
-from tests.serving import serving
+from tests.serving import Troubled, depth, serving, until_ready, wait_for
 
 GRAY = DATA / "images" / "gray.jpg"
-
-
-class Troubled(Encoder):
-    """A real encoder whose towers can be held up, or answer wrongly."""
-
-    def prepare(self) -> None:
-        self.may_run = threading.Event()
-        self.may_run.set()
-        self.batches: list[tuple[str, int]] = []
-        self.spoil: Callable[[TowerName, Any], Any] = lambda tower, vectors: vectors
-
-    def run_tower(self, tower: TowerName, batch: Any) -> Any:
-        assert self.may_run.wait(60)
-        self.batches.append((tower, len(batch)))
-        return self.spoil(tower, super().run_tower(tower, batch))
 
 
 @pytest.fixture
@@ -46,23 +31,6 @@ def troubled(bundle: Path) -> Iterator[Troubled]:
         encoder.prepare()
         yield encoder
         encoder.may_run.set()
-
-
-def wait_for(claim: Callable[[], Any], within_s: float = 20) -> None:
-    deadline = time.monotonic() + within_s
-    while not claim():
-        assert time.monotonic() < deadline, "it did not come to be"
-        time.sleep(0.01)
-
-
-def until_ready(url: str) -> None:
-    wait_for(lambda: httpx.get(f"{url}/health/ready", timeout=60).status_code == 200)
-
-
-def depth(url: str, tower: str = "text") -> float:
-    line = next(line for line in httpx.get(f"{url}/metrics").text.splitlines()
-                if line.startswith(f'edgeclip_queue_depth{{tower="{tower}"}}'))  # fmt: skip
-    return float(line.rsplit(" ", 1)[1])
 
 
 def test_readiness_runs_the_self_test_on_the_towers(bundle: Path, troubled: Troubled) -> None:
@@ -255,6 +223,49 @@ def test_a_slow_sender_is_408(bundle: Path, encoder: Encoder) -> None:
         with socket.create_connection((host, int(port)), timeout=10) as client:
             client.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
             assert client.recv(4096).startswith(b"HTTP/1.1 408 ")
+
+
+def test_what_the_end_cuts_off_is_503_in_shape(bundle: Path, troubled: Troubled) -> None:
+    """A tower that does not come back in shutdown_timeout_s: its requests are told, and the end is not held up."""
+    answers: list[httpx.Response] = []
+    with serving(bundle, troubled, shutdown_timeout_s=1.0, ready_s=600) as url:
+        until_ready(url)
+        troubled.may_run.clear()
+        asking = [
+            threading.Thread(
+                target=lambda: answers.append(httpx.post(f"{url}/v1/embeddings", json={"input": "a"}, timeout=60))
+            )
+            for _ in range(3)
+        ]
+        for thread in asking:
+            thread.start()
+        wait_for(lambda: "edgeclip_requests_in_progress 4.0\n" in httpx.get(f"{url}/metrics").text)  # and this one
+        began = time.monotonic()
+    assert time.monotonic() - began < 15
+    for thread in asking:
+        thread.join()
+    assert len(answers) == 3
+    for answer in answers:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
+        assert answer.headers["connection"] == "close"
+
+
+def test_a_self_test_that_breaks_is_red(
+    bundle: Path, troubled: Troubled, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever it breaks with: the last verdict does not stand for ever, and no path is logged."""
+
+    def broken(*_: object) -> None:
+        raise KeyError("/some/where")
+
+    with serving(bundle, troubled, ready_s=0.01) as url:
+        until_ready(url)
+        caplog.set_level(logging.INFO)
+        monkeypatch.setattr("edgeclip.serve.readiness.run_selftest", broken)
+        wait_for(lambda: is_red(url, "the self-test failed: KeyError"))
+        assert "/some/where" not in caplog.text
+        monkeypatch.undo()
+        until_ready(url)
 
 
 def test_sigterm_finishes_what_was_accepted(bundle: Path) -> None:

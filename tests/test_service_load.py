@@ -19,6 +19,7 @@ from edgeclip_bench.service_load import (
     closed_loop,
     connect,
     main,
+    measure_overhead,
     mixed_bodies,
     open_loop,
     row,
@@ -142,3 +143,19 @@ def test_the_real_service_under_a_little_load(
     for one in report["rows"][:-1]:
         assert one["refused"] == {} and one["latency"]["samples"] > 0, one
         assert one["workload"] in shown
+
+
+def test_the_overhead_is_the_median_of_differences(bundle: Path, encoder: Encoder) -> None:
+    with serving(bundle, encoder) as url:
+        found = measure_overhead(url, bundle, key=None, turns=5)
+        assert [one.encoding for one in found] == ["float", "base64"]
+        for one in found:
+            assert one.service.samples == one.encoder.samples == 5
+            assert one.service.min_ms > 0 and one.encoder.min_ms > 0
+            lowest, highest = (
+                one.service.min_ms - one.encoder.max_ms,
+                one.service.max_ms - one.encoder.min_ms,
+            )
+            assert lowest <= one.median_difference_ms <= highest
+        with pytest.raises(SystemExit, match="the service answered 404"):
+            measure_overhead(f"{url}/nowhere", bundle, key=None, turns=1)

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 
 from edgeclip import Encoder
+from edgeclip.binding import GATE
 from edgeclip.devices import Device
 from edgeclip.errors import BundleError, DeviceError, MissingExtraError
 from edgeclip.session import TowerSession, import_onnxruntime
@@ -148,6 +149,17 @@ def test_several_threads_may_share_an_encoder(bundle: Path) -> None:
         again = [future.result() for future in [pool.submit(shared.encode_text, texts) for _ in range(8)]]
     assert np.abs(np.array(found) - np.array(wanted)).max() <= SAME
     assert max(np.abs(vectors - np.array(wanted[:12])).max() for vectors in again) <= SAME
+
+
+def test_a_gpu_that_is_not_driven_by_a_lane_waits_for_captures(bundle: Path) -> None:
+    """What allocates meanwhile breaks them: the session that padded texts take, beside the lane."""
+    session = TowerSession(bundle / "text_model.onnx", "text", CPU, 1)
+    session._device = Device(kind="cuda")
+    with ThreadPoolExecutor(1) as pool:
+        with GATE.alone():
+            running = pool.submit(session.run, IDS)
+            assert wait([running], timeout=0.2).not_done
+        assert running.result(timeout=60).shape == (2, 64)
 
 
 def test_the_vectors_are_float32_of_length_one(bundle: Path) -> None:

@@ -8,8 +8,8 @@ the ratio does not hold 1. Among many cases one would fall out of a 98 % interva
 wide as all of them together need (Bonferroni). The noise of a rate is the bisection's: between the highest that kept
 the bound and the lowest that did not.
 
-What differs between two runs as a whole (another machine, another load) is in no sample: measure both on one quiet
-machine. Machines that differ are told.
+What differs between two runs as a whole is in no sample. So a change is not judged where either side had not settled,
+or other processes took much of the processors, and runs of different machines are compared only on request.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.errors import InputError
+from edgeclip_bench.neighbours import MUCH
 
-Verdict = Literal["regression", "faster", "same", "too few samples"]
+Verdict = Literal["regression", "faster", "same", "too few samples", "not steady", "others at work"]
 
 # Of 60 comparisons of the same distribution 4 failed at 0.05: a bootstrap's intervals are a little narrow.
 CHANCE = 0.02
@@ -29,6 +30,8 @@ RESAMPLES = 2000
 # Of fewer, a bootstrap's interval is too narrow.
 LEAST_SAMPLES = 8
 _AT_ONCE = 200
+# What makes two machines two: a kernel's or Python's new version is what one may want to compare.
+_MACHINE = ("processor", "threads", "graphics_cards")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +59,11 @@ class Verdicts:
     differences: tuple[str, ...]
 
     @property
+    def unjudged(self) -> tuple[Change, ...]:
+        """What changed and could not be judged."""
+        return tuple(change for change in self.changes if change.verdict in ("not steady", "others at work"))
+
+    @property
     def regressions(self) -> tuple[Change, ...]:
         """What fails the gate."""
         return tuple(change for change in self.changes if change.verdict == "regression")
@@ -72,12 +80,29 @@ def parse_threshold(words: str) -> float:
     return value
 
 
-def compare(before: Mapping[str, Any], after: Mapping[str, Any], threshold: float, *, seed: int = 0) -> Verdicts:
+def compare(
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    threshold: float,
+    *,
+    across_machines: bool = False,
+    seed: int = 0,
+) -> Verdicts:
     """Hold one document of `edgeclip bench` against another.
 
     A bundle is recognised by its name, or, where both documents have one, taken for the other whatever its name.
-    InputError when no case is in both.
+    InputError when no case is in both, and for different machines unless `across_machines`.
     """
+    told = [
+        f"{name}: {old} before, {new} after"
+        for name in _MACHINE
+        if (old := before["machine"].get(name)) != (new := after["machine"].get(name))
+    ]
+    if told and not across_machines:
+        raise InputError(
+            f"the two were measured on different machines ({'; '.join(told)}): measure both on one, or give "
+            "--across-machines to compare the machines too"
+        )
     old, new = _by_case(before), _by_case(after)
     shared = [case for case in old if case in new]
     if not shared:
@@ -140,6 +165,11 @@ def _change(
         if min(len(mine), len(its)) < LEAST_SAMPLES:
             verdict = "too few samples"
         unit = "ms"
+    if verdict in ("regression", "faster"):
+        if any((one.get("others_share") or 0) > MUCH for one in (old, new)):
+            verdict = "others at work"
+        elif any(one.get("is_steady") is False for one in (old, new)):
+            verdict = "not steady"
     return Change(
         case=case, unit=unit, before=before, after=after, change=change, low=low, high=high, verdict=verdict
     )

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
 from edgeclip_bench.bench_records import Record, Result
-from edgeclip_bench.bench_report import Table, describe, headline, notes, tables
+from edgeclip_bench.bench_report import describe, headline, notes, tables
+from edgeclip_bench.report_table import Table
 from edgeclip_bench.svg_plot import Axis, Point, Series, draw
 
 _STYLE = """
@@ -20,10 +21,13 @@ svg .title { font-size: 14px; font-weight: 600; } svg .grid { stroke: #ddd; stro
 .table { overflow-x: auto; margin: 1.2rem 0; } table { border-collapse: collapse; font-size: 13px; }
 th, td { padding: 0.25rem 0.7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } ul { color: #444; }
-caption { text-align: left; font-weight: 600; padding: 0.3rem 0; }
+td.words { text-align: left; white-space: normal; min-width: 20rem; max-width: 34rem; }
+caption { white-space: nowrap; text-align: left; font-weight: 600; padding: 0.3rem 0; }
 """
 _MS = "latency of a query (ms)"
 _RATE = "samples a second"
+# Sentences among figures: such a cell may be broken.
+_LONG = 40
 
 
 def render_page(record: Record) -> str:
@@ -93,6 +97,8 @@ def _curves(record: Record) -> Iterator[str]:
                     label = f"{_label(record, result)}, server, {level}"
                     lines.setdefault(label, []).append((probe.rate_per_s * result.case.batch, value))
     for name, lines in groups.items():
+        if sum(map(len, lines.values())) < 2:  # a lone point is no curve, and its figures are in the tables
+            continue
         series = [Series(label=label, points=tuple(points)) for label, points in lines.items()]
         yield draw(_capital(name), Axis(label=_RATE, is_log=True), Axis(label=_MS, is_log=True), series)
 
@@ -106,6 +112,8 @@ def _fronts(record: Record) -> Iterator[str]:
             point = (result.latency.p50_ms, result.per_second)
             groups.setdefault(result.case.subject, {})[configuration] = point
     for name, configurations in groups.items():
+        if len(configurations) < 2:
+            continue
         front = pareto_front(configurations.values())
         series = [Series(label="front", points=tuple(front), is_dashed=True)]
         series += [
@@ -140,9 +148,14 @@ def _section(title: str, plots: Iterable[str]) -> Sequence[str]:
 
 def _table(table: Table) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
-    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n" for row in table.rows)
+    rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in table.rows)
     title = f"<caption>{escape(table.title)}</caption>"
     return f'<div class="table"><table>\n{title}<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>'
+
+
+def _cell(words: str) -> str:
+    kind = ' class="words"' if len(words) > _LONG else ""
+    return f"<td{kind}>{escape(words)}</td>"
 
 
 def _capital(text: str) -> str:

@@ -17,6 +17,7 @@ Times are milliseconds and end in `_ms`; null means not measured or not allowed 
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ class Result:
 
     `latency` is of queries; None in the offline scenario, which has none. `per_second` counts samples. `samples_ms`
     are the latencies in their order, in the offline scenario the time of each run divided by its samples.
-    `queries` is how many there were, `samples` how many texts or images in them.
+    `queries` is how many there were, `samples` how many texts or images in them. `others_share` is what other
+    processes took of all processors meanwhile (`edgeclip_bench.neighbours`).
     """
 
     bundle: str
@@ -102,6 +104,7 @@ class Result:
     server: ServerFigures | None = None
     stages: Stages | None = None
     ceiling: Ceiling | None = None
+    others_share: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +155,8 @@ class Record:
 def read_document(path: Path, *, benchmark: str | None = BENCHMARK) -> dict[str, Any]:
     """The JSON document of a benchmark; of any where `benchmark` is None.
 
-    InputError for a file that cannot be read, that is none, or whose schema this version does not know.
+    InputError for a file that cannot be read, that is none, whose schema this version does not know, or that is not
+    whole.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -169,4 +173,30 @@ def read_document(path: Path, *, benchmark: str | None = BENCHMARK) -> dict[str,
         raise InputError(
             f"{path}: schema_version is {version!r}, this edgeclip reads {SCHEMA_VERSION}; measure again"
         )
+    if benchmark and (missing := _missing(document)):
+        raise InputError(f"{path}: the document is not whole ({missing}); measure again")
     return dict(document)
+
+
+def _missing(document: Mapping[str, Any]) -> str | None:
+    """What of a comparison's needs a document has not, in words."""
+    for part, kind in (("machine", dict), ("versions", dict), ("bundles", list), ("results", list)):
+        if not isinstance(document.get(part), kind):
+            return f'no "{part}"'
+    for number, result in enumerate(document["results"]):
+        where = f"result {number}"
+        if not isinstance(result, dict) or not {"bundle", "case", "device", "samples_ms", "server"} <= set(result):
+            return f'{where} lacks "bundle", "case", "device", "samples_ms" or "server"'
+        case, samples, server = result["case"], result["samples_ms"], result["server"]
+        if not isinstance(case, dict) or not {field.name for field in dataclasses.fields(Case)} <= set(case):
+            return f'{where} has no complete "case"'
+        if not isinstance(samples, list) or not samples or not all(map(_is_positive, samples)):
+            return f'{where} has no "samples_ms", a list of positive numbers'
+        rates = [server.get(name) for name in ("rate_per_s", "broken_per_s")] if isinstance(server, dict) else []
+        if server is not None and not (rates and all(map(_is_positive, rates))):
+            return f'{where} has no rates in "server"'
+    return None
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and 0 < value < math.inf

@@ -6,12 +6,14 @@ The JSON is `edgeclip_bench.bench_records`, the HTML page `edgeclip_bench.bench_
 import csv
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from edgeclip.cli.format import format_bytes, format_table
+from edgeclip.cli.format import format_bytes
 from edgeclip.manifest import TOWERS
 from edgeclip_bench.bench_records import Metric, Record, Result
 from edgeclip_bench.ceiling import Ceiling
+from edgeclip_bench.neighbours import MUCH
+from edgeclip_bench.report_table import NONE, Table, render_table
+from edgeclip_bench.rival_report import rival_tables
 from edgeclip_bench.scenarios import MULTI_STREAM_SAMPLES, SCENARIOS, Scenario
 from edgeclip_bench.stages import STAGES
 
@@ -43,6 +45,7 @@ _OWN_COLUMNS = (
     "Device",
     "Samples",
     "Steady",
+    "Others",
 )
 _WHAT: dict[Scenario, str] = {
     "single-stream": "single-stream: the next query when the last is done; p90 counts",
@@ -51,22 +54,12 @@ _WHAT: dict[Scenario, str] = {
     "offline": "offline: all at once; samples a second count",
 }
 _INPUT_STAGES = ("read", "decode", "resize", "tokenise", "host_to_device")
-NONE = "-"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """Rows of words under a title; the first column says what a row is of."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 def render_text(record: Record) -> str:
     """For a terminal."""
     head = "\n".join((*headline(record), *describe(record)))
-    shown = (f"{table.title}\n{format_table(table.header, table.rows)}" for table in tables(record))
+    shown = (render_table(table) for table in tables(record))
     return "\n\n".join((head, *shown, "\n".join(notes(record)))) + "\n"
 
 
@@ -74,13 +67,23 @@ def tables(record: Record) -> Iterator[Table]:
     """Every table that has rows."""
     every = (*_scenario_tables(record), _stage_table(record), _ceiling_table(record), _memory_table(record))
     yield from (table for table in every if table.rows)
+    if record.rivals:
+        yield from rival_tables(record.rivals)
 
 
 def notes(record: Record) -> Iterator[str]:
     """What a reader must know of the figures, and what is missing among them."""
+    shares = [result.others_share or 0 for result in record.results]
+    most = max((*shares, (record.rivals or {}).get("others_share", 0)), default=0)
+    if most > MUCH:
+        yield (
+            f"other processes took up to {most:.0%} of the processors: cases that were measured at different moments "
+            "cannot be held against each other; measure again on a quiet machine"
+        )
     yield f"{NONE} in a percentile: {record.rules['percentiles']}"
     yield record.rules["steady"]
     yield record.rules["warm_up"]
+    yield record.rules["others"]
     if any(result.ceiling for result in record.results):
         yield record.rules["ceiling"]
     yield from (f"not measured: {one.what}: {one.why}" for one in record.left_out)
@@ -118,6 +121,7 @@ def render_csv(record: Record) -> str:
                 result.device,
                 result.samples,
                 "" if result.is_steady is None else str(result.is_steady).lower(),
+                "" if result.others_share is None else f"{result.others_share:.4f}",
             )
         )
     return out.getvalue()
@@ -195,12 +199,20 @@ def _scenario_tables(record: Record) -> Iterator[Table]:
             continue
         if scenario == "offline":
             rows = tuple(
-                (_label(record, one), rate(one.per_second), f"{one.samples:,}", str(one.queries), _steady(one))
+                (
+                    _label(record, one),
+                    rate(one.per_second),
+                    f"{one.samples:,}",
+                    str(one.queries),
+                    *_trust(one),
+                )
                 for one in results
             )
-            yield Table(title=_WHAT[scenario], header=("", "samples/s", "samples", "runs", "steady"), rows=rows)
+            yield Table(
+                title=_WHAT[scenario], header=("", "samples/s", "samples", "runs", "steady", "others"), rows=rows
+            )
             continue
-        header = ("", "counts", "p50", "p90", "p95", "p99", "p99.9", "samples/s", "queries", "steady")
+        header = ("", "counts", "p50", "p90", "p95", "p99", "p99.9", "samples/s", "queries", "steady", "others")
         yield Table(
             title=_WHAT[scenario], header=header, rows=tuple(_latency_row(record, result) for result in results)
         )
@@ -214,7 +226,7 @@ def _latency_row(record: Record, result: Result) -> tuple[str, ...]:
     levels = [duration(result.latency.level(name)) for name in ("p50", "p90", "p95", "p99", "p99.9")]
     counts = counted_text(result.counts)
     return (
-        _label(record, result), counts, *levels, rate(result.per_second), f"{result.queries:,}", _steady(result)
+        _label(record, result), counts, *levels, rate(result.per_second), f"{result.queries:,}", *_trust(result)
     )  # fmt: skip
 
 
@@ -291,8 +303,10 @@ def _memory_table(record: Record) -> Table:
     return Table(title="resident memory of the process", header=("", "before", "peak", "GPU"), rows=tuple(rows))
 
 
-def _steady(result: Result) -> str:
-    return NONE if result.is_steady is None else "yes" if result.is_steady else "no"
+def _trust(result: Result) -> tuple[str, str]:
+    """Whether it settled, and what others took of the processors."""
+    steady = NONE if result.is_steady is None else "yes" if result.is_steady else "no"
+    return steady, NONE if result.others_share is None else f"{result.others_share:.0%}"
 
 
 def _microseconds(ms: float | None) -> str:

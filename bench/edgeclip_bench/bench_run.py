@@ -5,6 +5,7 @@ tokenising, reading and decoding are in it; the steps are told apart besides (`e
 open at a time, so no other session's threads take the processor.
 """
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -25,6 +26,8 @@ from edgeclip_bench.bench_records import Absence, Memory, Metric, ProbeFigures, 
 from edgeclip_bench.ceiling import Ceiling, best_gemm, gemm_kind, make_ceiling, measure_copy, profile_tower
 from edgeclip_bench.machine import graphics_cards, machine
 from edgeclip_bench.memory import gpu_bytes, peak_bytes, reset_peak, resident_bytes
+from edgeclip_bench.neighbours import RULE as OTHERS
+from edgeclip_bench.neighbours import others_share, read_spent
 from edgeclip_bench.percentiles import RULE as PERCENTILES
 from edgeclip_bench.percentiles import Distribution, samples_wanted, summarize
 from edgeclip_bench.scenarios import (
@@ -46,6 +49,7 @@ RULES = {
     "percentiles": PERCENTILES,
     "steady": STEADY,
     "warm_up": WARM_UP_RULE,
+    "others": OTHERS,
     "latency": "of Encoder.encode_text(str) or encode_image(path), whole; a server's from the scheduled moment",
     "counts": "MLPerf Inference: p90 of single-stream, p99 of multi-stream, rate under a p99 bound of server, "
     "samples a second of offline",
@@ -94,10 +98,12 @@ def bench(bundles: Sequence[Path], plan: Plan, *, device: str = "auto", progress
                     for case in cases_for(plan, count):
                         if progress:
                             progress(f"{case.scenario}, {case.name}", done, total)
+                        spent = read_spent()
                         measured = bundle.measure(case)
+                        share = others_share(spent, read_spent(), os.cpu_count() or 1)
                         done += 1
                         if isinstance(measured, Result):
-                            results.append(measured)
+                            results.append(replace(measured, others_share=round(share, 4)))
                         else:
                             left_out.append(measured)
                     gpu_after = gpu_bytes(_index(encoder.device)) if encoder.device != "cpu" else None

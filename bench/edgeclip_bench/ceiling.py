@@ -64,6 +64,10 @@ Shape = tuple[int, ...]
 Product = tuple[int, int, int]  # M, K, N
 
 
+# By onnxruntime's names, of what a table may hold.
+_ITEM_BYTES = {"float": 4, "float16": 2, "int8": 1, "uint8": 1, "int32": 4}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeRun:
     """One node of a profiled run."""
@@ -71,7 +75,7 @@ class NodeRun:
     operator: str
     inputs: tuple[Shape, ...]
     outputs: tuple[Shape, ...]
-    parameter_bytes: int
+    table_bytes: int
     ms: float
 
 
@@ -137,7 +141,7 @@ def count_work(nodes: Sequence[NodeRun], file_bytes: int) -> Work:
         elif node.operator in _ATTENTIONS:
             attention += _attention_flops(node.inputs[0], node.inputs[1])
         elif node.operator == "Gather":
-            table_bytes += node.parameter_bytes
+            table_bytes += node.table_bytes
     weighed = sorted(((shape, 2 * prod(shape) * count) for shape, count in products.items()), key=lambda one: -one[1])
     return Work(
         flops=sum(flops for _, flops in weighed) + attention,
@@ -218,9 +222,16 @@ def read_profile(events: Iterable[Mapping[str, Any]]) -> Iterable[NodeRun]:
             operator=details["op_name"],
             inputs=_shapes(details["input_type_shape"]),
             outputs=_shapes(details["output_type_shape"]),
-            parameter_bytes=int(details.get("parameter_size", 0)),
+            # Not the profile's parameter_size, which is 0 for a table that is a mapped file (onnxruntime 1.31).
+            table_bytes=_bytes(details["input_type_shape"][0]) if details["op_name"] == "Gather" else 0,
             ms=event["dur"] / 1000,
         )
+
+
+def _bytes(one: Mapping[str, Sequence[int]]) -> int:
+    """Of a tensor {type: shape}."""
+    ((kind, shape),) = one.items()
+    return prod(shape) * _ITEM_BYTES.get(kind, 0)
 
 
 def _shapes(listed: Sequence[Mapping[str, Sequence[int]]]) -> tuple[Shape, ...]:

@@ -304,8 +304,8 @@ def _draw_sizes(axes: Axes, comparison: Comparison, picked: Pick | None, tower: 
         spine.set_visible(False)
     columns = (
         (0.5, "MB", [_megabytes(size) for size in sizes]),
-        (0.59, "time", [f"{time:.2f}" for time in times]),
-        (0.75, "worst cosine", cosines),
+        (0.57, "time", [f"{time:.2f}" for time in times]),
+        (0.76, "worst cosine", cosines),
         (1.0, "", marks),
     )
     across = axes.get_yaxis_transform()

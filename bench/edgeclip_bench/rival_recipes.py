@@ -1,6 +1,7 @@
 """The rivals' graphs: what others make of the same tower, each with their own tool and made once.
 
     WORK/<rival>/<tower>/    the graph, its weights, and made.json with what they were made of and with
+    WORK/<rival>/both/       the same for one graph of both towers
 
 A graph is taken again when checkpoint and recipe are still the same, by whichever interpreter it was made: so
 packages that do not go together can each prepare their own rivals in one folder. Each is made in a process of its
@@ -26,11 +27,12 @@ from numpy.typing import NDArray
 
 from edgeclip import Manifest
 from edgeclip.jina_clip import normalize_pixels
-from edgeclip.manifest import TowerName
+from edgeclip.manifest import TOWERS, TowerName
 from edgeclip.staging import file_facts, staged
 from edgeclip_quant.samples import made_up_samples
 
-Engine = Literal["onnxruntime", "openvino"]
+# What opens a graph, and how (`edgeclip_bench.rival_runs`).
+Engine = Literal["onnxruntime", "merged", "openvino", "openvino-bf16", "torch", "torch-bf16", "torch-compiled"]
 
 _RECORD = "made.json"
 # onnxruntime's quantizer would by default take every operator whose name it knows. It takes the Attention of opset
@@ -70,73 +72,93 @@ class Made:
     files: Mapping[str, str]
 
 
-# (material, tower, the plain graph, a folder) -> the file in the folder that is loaded
-Make = Callable[[Material, TowerName, Path, Path], Path]
+Graphs = Mapping[TowerName, Path]
+# (material, tower, the plain graphs, a folder) -> the file in the folder that is loaded
+Make = Callable[[Material, TowerName, Graphs, Path], Path]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rival:
-    """A tool's way with a tower: `recipe` says it in a line, `packages` must be installed to make it."""
+    """A tool's way with a tower: `recipe` says it in a line, `packages` must be installed to make it.
+
+    `taken_from` is the rival whose files it opens in another way. `is_of_plain` is what is made of the plain graph,
+    `is_joint` one graph for both towers.
+    """
 
     recipe: str
     engine: Engine
     packages: tuple[str, ...]
-    make: Make
+    make: Make | None = None
+    taken_from: str | None = None
+    is_of_plain: bool = True
+    is_joint: bool = False
 
 
-def make_plain(material: Material, tower: TowerName, plain: Path, folder: Path) -> Path:
+def make_plain(material: Material, tower: TowerName, plain: Graphs, folder: Path) -> Path:
     """The graph as torch.onnx.export leaves it; `plain` is not there yet."""
     from edgeclip_bench.latency import plain_graph
 
     return plain_graph(material.checkpoint, folder, tower)
 
 
+def _torch(material: Material, tower: TowerName, plain: Graphs, folder: Path) -> Path:
+    from edgeclip_bench.torch_rivals import save_tower
+
+    return save_tower(material.checkpoint, tower, folder)
+
+
+def _merged(material: Material, tower: TowerName, plain: Graphs, folder: Path) -> Path:
+    from edgeclip_bench.merged_graph import merge_graphs
+
+    return merge_graphs(plain, folder)
+
+
 def _quantize_dynamic(weight_type: str) -> Make:
-    def make(material: Material, tower: TowerName, plain: Path, folder: Path) -> Path:
+    def make(material: Material, tower: TowerName, plain: Graphs, folder: Path) -> Path:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         quantize_dynamic(
-            plain,
-            folder / plain.name,
+            plain[tower],
+            folder / plain[tower].name,
             op_types_to_quantize=_OPERATORS,
             per_channel=True,
             weight_type=QuantType[weight_type],
             use_external_data_format=True,
         )
-        return folder / plain.name
+        return folder / plain[tower].name
 
     return make
 
 
 def _optimum(preset: str) -> Make:
-    def make(material: Material, tower: TowerName, plain: Path, folder: Path) -> Path:
+    def make(material: Material, tower: TowerName, plain: Graphs, folder: Path) -> Path:
         from optimum.onnxruntime import AutoQuantizationConfig, ORTQuantizer
 
         config = getattr(AutoQuantizationConfig, preset)(
             is_static=False, per_channel=True, operators_to_quantize=_OPERATORS
         )
-        quantizer = ORTQuantizer.from_pretrained(plain.parent, file_name=plain.name)
+        quantizer = ORTQuantizer.from_pretrained(plain[tower].parent, file_name=plain[tower].name)
         quantizer.quantize(config, folder, file_suffix="", use_external_data_format=True)
         (folder / "ort_config.json").unlink()  # tells presets apart whose graphs are one
-        return folder / plain.name
+        return folder / plain[tower].name
 
     return make
 
 
-def _openvino(material: Material, tower: TowerName, plain: Path, folder: Path) -> Path:
+def _openvino(material: Material, tower: TowerName, plain: Graphs, folder: Path) -> Path:
     import openvino
 
-    openvino.save_model(openvino.convert_model(plain), folder / "model.xml", compress_to_fp16=False)
+    openvino.save_model(openvino.convert_model(plain[tower]), folder / "model.xml", compress_to_fp16=False)
     return folder / "model.xml"
 
 
-def _openvino_int8(material: Material, tower: TowerName, plain: Path, folder: Path) -> Path:
+def _openvino_int8(material: Material, tower: TowerName, plain: Graphs, folder: Path) -> Path:
     import nncf
     import openvino
 
     batches = _calibration(material, tower)
     model = nncf.quantize(
-        openvino.convert_model(plain),
+        openvino.convert_model(plain[tower]),
         nncf.Dataset(batches),
         subset_size=len(batches),
         model_type=nncf.ModelType.TRANSFORMER,
@@ -163,6 +185,33 @@ RIVALS: Mapping[str, Rival] = {
         engine="onnxruntime",
         packages=("torch", "onnxscript"),
         make=make_plain,
+        is_of_plain=False,
+    ),
+    "torch": Rival(
+        recipe="torch eager, fp32",
+        engine="torch",
+        packages=("torch", "safetensors"),
+        make=_torch,
+        is_of_plain=False,
+    ),
+    "torch-bf16": Rival(
+        recipe="torch eager, bfloat16",
+        engine="torch-bf16",
+        packages=("torch", "safetensors"),
+        taken_from="torch",
+    ),
+    "torch-compiled": Rival(
+        recipe="torch.compile, fp32",
+        engine="torch-compiled",
+        packages=("torch", "safetensors"),
+        taken_from="torch",
+    ),
+    "merged": Rival(
+        recipe="both plain graphs in one, a dummy for the other tower's input, fp32",
+        engine="merged",
+        packages=("onnx",),
+        make=_merged,
+        is_joint=True,
     ),
     **{
         name: Rival(
@@ -178,6 +227,12 @@ RIVALS: Mapping[str, Rival] = {
         engine="openvino",
         packages=("openvino",),
         make=_openvino,
+    ),
+    "openvino-bf16": Rival(
+        recipe="openvino.convert_model, fp32 weights, computed in bfloat16",
+        engine="openvino-bf16",
+        packages=("openvino",),
+        taken_from="openvino",
     ),
     "openvino-int8": Rival(
         recipe=f"nncf.quantize, transformer, attention fp32, calibrated on {_TEXTS} made-up texts, {_IMAGES} images",
@@ -197,23 +252,41 @@ RIVALS: Mapping[str, Rival] = {
 }
 
 
+# Who would be asked for next, and why they are not here.
+CANNOT: Mapping[str, str] = {
+    "sentence-transformers": "loads this model only by the Python code of its repository (trust_remote_code), which "
+    "a checkpoint does not hold and this benchmark does not run",
+    "fastembed": "opens the ONNX files that it knows, jina-clip-v1's among them (fastembed 0.9), and no checkpoint",
+}
+
+
+def place(name: str, tower: TowerName) -> Path:
+    """Where a rival's tower lies in the folder of all."""
+    owner = RIVALS[name].taken_from or name
+    return Path(owner, "both" if RIVALS[owner].is_joint else tower)
+
+
 def prepare(name: str, material: Material, tower: TowerName, work: Path) -> Made:
     """The rival's tower under `work`, made now unless it is there; LeftOut when it cannot be made here."""
-    rival, folder = RIVALS[name], work / name / tower
+    rival = RIVALS[name]
+    if rival.taken_from:
+        return dataclasses.replace(prepare(rival.taken_from, material, tower, work), rival=name, recipe=rival.recipe)
+    folder = work / place(name, tower)
     made = read_made(folder)
     if made and (made.weights_sha256, made.recipe) == (material.weights_sha256, rival.recipe):
-        return made
+        return dataclasses.replace(made, tower=tower)
     if missing := [package for package in rival.packages if not installed(package)]:
         raise LeftOut(f"not in {work}, and {' and '.join(missing)} not installed to make it")
-    plain = folder
-    if name != PLAIN:
-        plain = work / PLAIN / tower / prepare(PLAIN, material, tower, work).graph
+    plain: dict[TowerName, Path] = {}
+    if rival.is_of_plain:
+        for one in TOWERS if rival.is_joint else (tower,):
+            plain[one] = work / place(PLAIN, one) / prepare(PLAIN, material, one, work).graph
     shutil.rmtree(folder, ignore_errors=True)
     with staged(folder, needed_bytes=Manifest.read(material.bundle).weight_bytes) as stage:
         started = time.perf_counter()
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             try:
-                log = folder.with_name(f"{tower}.log")
+                log = folder.with_name(f"{folder.name}.log")
                 graph = pool.submit(_make, name, material, tower, plain, stage, log).result()
             except BrokenProcessPool as error:
                 raise LeftOut("the process that made it died; is there memory enough?") from error
@@ -252,13 +325,15 @@ def installed(package: str) -> bool:
     return True
 
 
-def _make(name: str, material: Material, tower: TowerName, plain: Path, folder: Path, log: Path) -> str:
+def _make(name: str, material: Material, tower: TowerName, plain: Graphs, folder: Path, log: Path) -> str:
     """In a process of its own. The tools' errors have no class in common, and not all can be sent back."""
     with log.open("wb") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
+    make = RIVALS[name].make
+    assert make is not None
     try:
-        return RIVALS[name].make(material, tower, plain, folder).name
+        return make(material, tower, plain, folder).name
     except Exception as error:
         raise LeftOut(first_line(error)) from None
 
@@ -269,11 +344,11 @@ def first_line(error: BaseException) -> str:
 
 
 def same_graphs(made: Sequence[Made]) -> dict[str, str]:
-    """Of one tower's graphs, each rival whose files are to the last bit those of one before it, and that one."""
-    first: dict[frozenset[tuple[str, str]], str] = {}
+    """Of one tower's graphs, each rival whose files and engine are to the last bit another's before it, and that."""
+    first: dict[tuple[Engine, frozenset[tuple[str, str]]], str] = {}
     same = {}
     for one in made:
-        known = first.setdefault(frozenset(one.files.items()), one.rival)
+        known = first.setdefault((RIVALS[one.rival].engine, frozenset(one.files.items())), one.rival)
         if known != one.rival:
             same[one.rival] = known
     return same

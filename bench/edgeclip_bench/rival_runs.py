@@ -1,9 +1,10 @@
-"""A contender's tower in memory: one way to open and to ask a bundle's, onnxruntime's and OpenVINO's graphs.
+"""A contender's tower in memory: one way to open and to ask a bundle's, onnxruntime's, OpenVINO's and torch's.
 
 All get the same number of threads. A bundle's vision tower takes uint8 pixels and the others the reference's floats;
 `feed` makes them, outside of what is timed.
 """
 
+import importlib
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -21,11 +22,16 @@ from edgeclip.devices import Device
 from edgeclip.jina_clip import normalize_pixels
 from edgeclip.manifest import ImageFacts, TowerName
 from edgeclip.session import TowerSession
-from edgeclip_bench.rival_recipes import LeftOut, first_line
+from edgeclip_bench.rival_recipes import Engine, LeftOut, first_line
 
 Run = Callable[[NDArray[Any]], NDArray[np.float32]]
 
 _ERRORS_ONLY = 3
+_MODULES = {
+    "merged": ("edgeclip_bench.merged_graph", "onnxruntime"),
+    "openvino": ("openvino",),
+    "torch": ("edgeclip_bench.torch_rivals",),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +40,7 @@ class Contender:
 
     name: str
     recipe: str
-    engine: Literal["bundle", "onnxruntime", "openvino"]
+    engine: Engine | Literal["bundle"]
     tower: TowerName
     graph: Path
     size_bytes: int
@@ -58,8 +64,17 @@ def open_run(contender: Contender, threads: int) -> Run:
     """The contender, ready to be asked; the errors are those of its engine."""
     if contender.engine == "bundle":
         return TowerSession(contender.graph, contender.tower, Device(kind="cpu"), threads).run
-    open_graph = _onnxruntime if contender.engine == "onnxruntime" else _openvino
-    return open_graph(contender.graph, threads)
+    if contender.engine == "onnxruntime":
+        return _onnxruntime(contender.graph, threads)
+    if contender.engine == "merged":
+        from edgeclip_bench.merged_graph import open_merged
+
+        return open_merged(contender.graph, contender.tower, threads)
+    if contender.engine == "openvino" or contender.engine == "openvino-bf16":
+        return _openvino(contender.graph, threads, "f32" if contender.engine == "openvino" else "bf16")
+    from edgeclip_bench.torch_rivals import open_on_cpu
+
+    return open_on_cpu(contender.graph, contender.tower, contender.engine, threads)
 
 
 def _onnxruntime(graph: Path, threads: int) -> Run:
@@ -78,7 +93,7 @@ def _onnxruntime(graph: Path, threads: int) -> Run:
     return run
 
 
-def _openvino(graph: Path, threads: int) -> Run:
+def _openvino(graph: Path, threads: int, precision: Literal["f32", "bf16"]) -> Run:
     import openvino
 
     settings = {
@@ -87,11 +102,13 @@ def _openvino(graph: Path, threads: int) -> Run:
         "ENABLE_HYPER_THREADING": True,  # else two threads of one core count as one
         # Pinned, its threads wait behind whoever has their core: up to 69 ms for a run of 0.3 (openvino 2026.4).
         "ENABLE_CPU_PINNING": False,
-        "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the processor has it
+        "INFERENCE_PRECISION_HINT": precision,  # else bfloat16 where the processor has it
     }
     compiled = openvino.Core().compile_model(graph, "CPU", settings)
     if (found := compiled.get_property("INFERENCE_NUM_THREADS")) != threads:
         raise LeftOut(f"openvino takes {found} threads, the others {threads}")
+    if (found := compiled.get_property("INFERENCE_PRECISION_HINT").to_string()) != precision:
+        raise LeftOut(f"openvino computes in {found} on this processor, whatever it is asked for")
 
     def run(batch: NDArray[Any]) -> NDArray[np.float32]:
         output: NDArray[np.float32] = compiled(batch, share_inputs=True)[0]
@@ -110,7 +127,8 @@ def measure_resident(contender: Contender, batch: NDArray[Any], threads: int) ->
 
 
 def _resident(contender: Contender, batch: NDArray[Any], threads: int) -> Resident:
-    __import__("openvino" if contender.engine == "openvino" else "onnxruntime")
+    for module in _MODULES.get(contender.engine.partition("-")[0], ("onnxruntime",)):
+        importlib.import_module(module)  # else its code counts as the graph's
     process = psutil.Process()
     before = process.memory_info()
     started = time.perf_counter()

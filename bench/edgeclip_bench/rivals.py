@@ -8,7 +8,8 @@ inputs that none was calibrated on. The contenders take turns in every round, ea
 what else the machine does meets all alike; the figure to quote is the median over the rounds of one time divided by
 another. Only compute is timed.
 
-A rival whose package is not installed, or whose tool fails, is left out: a line on stderr says so, and the JSON.
+A rival whose package is not installed, or whose tool fails, is left out: a line on stderr says so, and the JSON. So
+are those that cannot take a checkpoint at all, lest one look for them in vain.
 What was prepared in --work is taken from there. `--prepare` prepares and stops: where packages do not go together,
 once in each environment.
 """
@@ -16,10 +17,11 @@ once in each environment.
 import argparse
 import contextlib
 import json
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,13 +31,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip import Manifest
-from edgeclip.cli.format import format_bytes, format_table
 from edgeclip.devices import usable_cpus
 from edgeclip.errors import EdgeclipError, InputError
 from edgeclip.manifest import TOWERS, ImageFacts, TowerName
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip_bench.machine import machine
-from edgeclip_bench.rival_recipes import RIVALS, LeftOut, Made, Material, installed, prepare, same_graphs
+from edgeclip_bench.neighbours import others_share, read_spent
+from edgeclip_bench.percentiles import summarize
+from edgeclip_bench.report_table import render_tables
+from edgeclip_bench.rival_recipes import (
+    CANNOT,
+    RIVALS,
+    LeftOut,
+    Made,
+    Material,
+    installed,
+    place,
+    prepare,
+    same_graphs,
+)
+from edgeclip_bench.rival_report import rival_tables
 from edgeclip_bench.rival_runs import Contender, Resident, Run, feed, measure_resident, open_run
 from edgeclip_quant.samples import Batches, Samples, made_up_samples
 
@@ -83,13 +98,16 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """What a contender took for a case; `to_fp32` is to the fp32 bundle's times."""
+    """What a contender took for a case; `to_fp32` is to the fp32 bundle's times.
+
+    `p90_ms` is None of fewer rounds than `edgeclip_bench.percentiles` allows it from.
+    """
 
     case: str
     contender: str
     samples: int
     median_ms: float
-    p90_ms: float
+    p90_ms: float | None
     to_fp32: Ratio
 
 
@@ -162,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("bundle", type=Path, help="its fp32 bundle for the CPU")
     parser.add_argument("smaller", type=Path, nargs="*", help="quantised bundles of it, told apart by their names")
-    parser.add_argument("--rivals", default=",".join(RIVALS), help=f"comma-separated, of {', '.join(RIVALS)} (all)")
+    parser.add_argument("--rivals", default="all", help=f"comma-separated, of {', '.join(RIVALS)} (all)")
     parser.add_argument("--work", type=Path, help="keep the rivals' graphs in this folder, or take them from it")
     parser.add_argument("--prepare", action="store_true", help="prepare the rivals' graphs in --work, and stop")
     parser.add_argument("--rounds", type=int, default=1, help="multiplies the rounds of every case (1)")
@@ -184,21 +202,19 @@ def main(arguments: list[str] | None = None) -> int:
             prepare_all(names, options.checkpoint, entries[0], options.work)
             return 0
         counts = {"texts": options.texts, "images": options.images}
-        results, report = run_rivals(
-            names, options.checkpoint, entries, options.work, rounds=options.rounds, **counts
-        )
+        report = run_rivals(names, options.checkpoint, entries, options.work, rounds=options.rounds, **counts)
     except EdgeclipError as error:
         parser.exit(1, f"rivals: {error}\n")
-    print("\n\n".join(table for result in results for table in tables(result)))
+    print(render_tables(list(rival_tables(report))))
     if options.out:
         options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
 def parse_names(words: str) -> list[str]:
-    """Rivals with commas between them, or "all"; InputError for a name that is none."""
-    names = list(RIVALS) if words == "all" else list(dict.fromkeys(words.split(",")))
-    if unknown := set(names) - set(RIVALS):
+    """Rivals with commas between them, or "all", those that cannot take part too; InputError for any other name."""
+    names = [*RIVALS, *CANNOT] if words == "all" else list(dict.fromkeys(word.strip() for word in words.split(",")))
+    if unknown := set(names) - set(RIVALS) - set(CANNOT):
         raise InputError(f"--rivals: unknown {', '.join(sorted(unknown))}; wanted some of {', '.join(RIVALS)}")
     return names
 
@@ -212,17 +228,27 @@ def run_rivals(
     rounds: int = 1,
     texts: int = 64,
     images: int = 16,
-) -> tuple[list[Result], dict[str, Any]]:
-    """Prepare the rivals in `work` (a folder that goes again for None), measure both towers; the document besides."""
+    towers: Sequence[TowerName] = TOWERS,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Prepare the rivals in `work` (a folder that goes again for None) and measure these towers: the document.
+
+    All get `threads`, by default every processor that may be used.
+    """
+    count = threads or usable_cpus()
     with contextlib.ExitStack() as stack:
-        place = work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        made, left_out = prepare_all(names, checkpoint, entries[0], place)
+        folder = work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        made, left_out = prepare_all(names, checkpoint, entries[0], folder, towers)
         facts = entries[0].manifest
         samples = made_up_samples(entries[0].folder, facts, texts=texts, images=images, seed=_SEED)
-        results = [measure(tower, entries, made, place, samples, rounds) for tower in TOWERS]
-    report = {
+        spent = read_spent()
+        results = [measure(tower, entries, made, folder, samples, rounds, count) for tower in towers]
+        share = others_share(spent, read_spent(), os.cpu_count() or 1)
+    return {
         "benchmark": "edgeclip_bench.rivals",
         "machine": machine(),
+        "threads": count,
+        "others_share": round(share, 4),
         "versions": {package: version(package) for package in _PACKAGES if installed(package)},
         "source": facts.source.name,
         "parameters": facts.text.parameters + facts.vision.parameters,
@@ -234,7 +260,6 @@ def run_rivals(
         },
         "left_out": [asdict(one) for one in (*left_out, *(one for each in results for one in each.left_out))],
     }
-    return results, report
 
 
 def open_bundles(checkpoint: Path, folders: Sequence[Path]) -> list[Entry]:
@@ -258,16 +283,18 @@ def open_bundles(checkpoint: Path, folders: Sequence[Path]) -> list[Entry]:
     return entries
 
 
-def prepare_all(names: Sequence[str], checkpoint: Path, fp32: Entry, work: Path) -> tuple[list[Made], list[Absence]]:
+def prepare_all(
+    names: Sequence[str], checkpoint: Path, fp32: Entry, work: Path, towers: Sequence[TowerName] = TOWERS
+) -> tuple[list[Made], list[Absence]]:
     """The rivals' towers under `work`, and those that could not be made."""
     weights = fp32.manifest.source.weights_sha256
     material = Material(checkpoint=checkpoint, bundle=fp32.folder, weights_sha256=weights)
     made: list[Made] = []
-    left_out: list[Absence] = []
-    towers = [(name, tower) for tower in TOWERS for name in names]
-    with ProgressBar("preparing", len(towers), is_shown=is_wanted(None)) as bar:
-        for done, (name, tower) in enumerate(towers):
-            bar.show(f"preparing {name}, {tower}", done, len(towers))
+    left_out = [_leave_out(name, tower, CANNOT[name]) for name in names if name in CANNOT for tower in towers]
+    wanted = [(name, tower) for tower in towers for name in names if name in RIVALS]
+    with ProgressBar("preparing", len(wanted), is_shown=is_wanted(None)) as bar:
+        for done, (name, tower) in enumerate(wanted):
+            bar.show(f"preparing {name}, {tower}", done, len(wanted))
             try:
                 made.append(prepare(name, material, tower, work))
             except LeftOut as error:
@@ -276,10 +303,16 @@ def prepare_all(names: Sequence[str], checkpoint: Path, fp32: Entry, work: Path)
 
 
 def measure(
-    tower: TowerName, entries: Sequence[Entry], made: Sequence[Made], work: Path, samples: Samples, rounds: int
+    tower: TowerName,
+    entries: Sequence[Entry],
+    made: Sequence[Made],
+    work: Path,
+    samples: Samples,
+    rounds: int,
+    threads: int,
 ) -> Result:
     """One tower of every contender. A graph that cannot be opened is left out; a twin is not measured again."""
-    facts, threads = entries[0].manifest, usable_cpus()
+    facts = entries[0].manifest
     of_tower = [one for one in made if one.tower == tower]
     same = same_graphs(of_tower)
     made_with = {entry.name: entry.manifest.built_with for entry in entries}
@@ -321,7 +354,7 @@ def measure(
                 contender=name,
                 samples=len(its),
                 median_ms=float(np.median(its)),
-                p90_ms=float(np.percentile(its, 90)),
+                p90_ms=summarize(its).p90_ms,
                 to_fp32=paired(its, of_case[fp32]),
             )
             for case, of_case in times.items()
@@ -395,48 +428,6 @@ def closeness(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> Closen
     )
 
 
-def tables(result: Result) -> Iterator[str]:
-    """What a terminal shows: how each contender stands, then each case with the smaller bundles' ratios."""
-    rows = [
-        (
-            f"{result.tower}, {standing.contender}",
-            format_bytes(standing.size_bytes),
-            format_bytes(standing.resident.loaded_bytes),
-            format_bytes(standing.resident.anonymous_bytes),
-            f"{standing.resident.open_s:.2f}",
-            f"{standing.closeness.worst:.5f}",
-            f"{standing.closeness.first_percentile:.5f}",
-            f"{standing.closeness.mean:.5f}",
-        )
-        for standing in result.standings
-    ]
-    header = ("contender", "on disk", "resident", "anonymous", "open s", "worst cosine", "1st percentile", "mean")
-    twins = [f"{result.tower}, {twin.rival}: the very files of {twin.same_as}" for twin in result.twins]
-    yield "\n".join((format_table(header, rows), *twins))
-    bundles = list(dict.fromkeys(one.bundle for one in result.against))
-    against = {(one.case, one.bundle, one.rival): one.ratio for one in result.against}
-    for case in dict.fromkeys(latency.case for latency in result.latencies):
-        of_case = [latency for latency in result.latencies if latency.case == case]
-        yield format_table(
-            (case, "median ms", "p90 ms", "to fp32", "quartiles", *(f"{bundle} to it" for bundle in bundles)),
-            [
-                (
-                    latency.contender,
-                    f"{latency.median_ms:.1f}",
-                    f"{latency.p90_ms:.1f}",
-                    f"{latency.to_fp32.median:.3f}",
-                    f"{latency.to_fp32.low:.3f}-{latency.to_fp32.high:.3f}",
-                    *(_cell(against.get((case, bundle, latency.contender))) for bundle in bundles),
-                )
-                for latency in of_case
-            ],
-        )
-
-
-def _cell(ratio: Ratio | None) -> str:
-    return f"{ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f})" if ratio else "-"
-
-
 def _bundle(entry: Entry, tower: TowerName) -> Contender:
     facts = entry.manifest.tower(tower)
     return Contender(
@@ -455,7 +446,7 @@ def _rival(made: Made, work: Path) -> Contender:
         recipe=made.recipe,
         engine=RIVALS[made.rival].engine,
         tower=made.tower,
-        graph=work / made.rival / made.tower / made.graph,
+        graph=work / place(made.rival, made.tower) / made.graph,
         size_bytes=made.size_bytes,
     )
 

@@ -1,9 +1,11 @@
-"""PyTorch as a rival on a GPU: the plain towers at fp16, with scaled_dot_product_attention, eager and compiled.
+"""PyTorch as a rival: the plain towers with scaled_dot_product_attention, eager and compiled.
 
 The plain towers (`edgeclip_bench.plain`) without what would handicap them: no mask for texts without padding, so that
-the flash kernel is taken, and rotary tables made once.
+the flash kernel is taken, and rotary tables made once. On a GPU they are fp16 and read from the checkpoint; on the
+CPU they are rivals of `edgeclip_bench.rivals`, fp32 or bfloat16, with LoRA merged before.
 """
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -11,15 +13,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgeclip.jina_clip import normalize_pixels
 from edgeclip.manifest import ImageFacts, TowerName
 from edgeclip_bench.plain import PlainTextTower, PlainVisionTower, load_plain_text, load_plain_vision
+from edgeclip_export.checkpoint import CONFIG, read_json
+from edgeclip_export.jina_clip.config import parse_config
 
 Mode = Literal["eager", "compile", "compile, reduce-overhead"]
 MODES: tuple[Mode, ...] = ("eager", "compile, reduce-overhead", "compile")
+CpuWay = Literal["torch", "torch-bf16", "torch-compiled"]
+_TOWER = "tower.safetensors"
 
 
 class UnmaskedText(nn.Module):
@@ -110,3 +117,42 @@ def runner(run: Callable[[Tensor], Tensor], inputs: Tensor, device: str) -> Call
         return rows
 
     return call
+
+
+def save_tower(checkpoint: Path, tower: TowerName, folder: Path) -> Path:
+    """A tower's weights at fp32 in `folder`, LoRA merged, with the config beside them."""
+    load = load_plain_text if tower == "text" else load_plain_vision
+    weights = {name: weight.contiguous() for name, weight in load(checkpoint).state_dict().items()}
+    shutil.copyfile(checkpoint / CONFIG, folder / CONFIG)
+    save_file(weights, folder / _TOWER)
+    return folder / _TOWER
+
+
+def open_on_cpu(
+    weights: Path, tower: TowerName, way: CpuWay, threads: int
+) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+    """A tower of `save_tower`, as it takes ids (B, T) or normalised pixels (B, 3, S, S): rows (B, D).
+
+    torch's number of threads is the process's. What is compiled is compiled with the first batch, a text's for any
+    length: raises torch's errors where there is no C++ compiler.
+    """
+    torch.set_num_threads(threads)
+    config = parse_config(read_json(weights.with_name(CONFIG)))
+    module: nn.Module
+    with torch.device("meta"):
+        plain = PlainTextTower(config.text) if tower == "text" else PlainVisionTower(config.vision)
+    plain.load_state_dict(load_file(weights), assign=True)
+    module = UnmaskedText(plain, config.text.max_tokens) if isinstance(plain, PlainTextTower) else TabledVision(plain)
+    dtype = torch.bfloat16 if way == "torch-bf16" else torch.float32
+    module = module.eval().requires_grad_(False).to(dtype)
+    call: Callable[[Tensor], Tensor] = module
+    if way == "torch-compiled":
+        call = torch.compile(module, dynamic=tower == "text")
+
+    def run(batch: NDArray[Any]) -> NDArray[np.float32]:
+        inputs = torch.from_numpy(np.ascontiguousarray(batch))
+        with torch.inference_mode():
+            rows: NDArray[np.float32] = call(inputs if tower == "text" else inputs.to(dtype)).numpy()
+        return rows
+
+    return run

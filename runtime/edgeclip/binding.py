@@ -17,6 +17,7 @@ Everything here runs on ordinary memory too (`HostMemory`), which is how it is t
 
 import contextlib
 import ctypes
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ Rows = NDArray[np.float32]
 # One is filled, one is on the GPU, one is between: more only add latency and memory.
 SLOTS = 3
 _NO_GRAPH = "-1"
+# What `recycle` keeps at most; two batches of 32 images of 512 px are 50 MB.
+MOST_IDLE_BYTES = 128 << 20
 _ELEMENTS: dict[str, np.dtype[Any]] = {"tensor(int64)": np.dtype(np.int64), "tensor(uint8)": np.dtype(np.uint8)}
 
 
@@ -129,8 +132,9 @@ class CaptureGate:
         with self._changed:
             self._changed.wait_for(lambda: not self._is_closed)
             self._is_closed = True
-            self._changed.wait_for(lambda: self._running == 0)
         try:
+            with self._changed:
+                self._changed.wait_for(lambda: self._running == 0)
             yield
         finally:
             with self._changed:
@@ -185,10 +189,14 @@ class BoundTower:
         self._wanted, self._element, self.dim = tuple(source.shape), _ELEMENTS[source.type], int(target.shape[1])
         self._most_items, self._most_rows = most_items, most_rows
         self._graphs: dict[Shape, _Bound] = {}
+        # Never one twice: a first run that fails after its capture leaves a graph of buffers that are gone.
+        self._graph_ids = itertools.count(1)
         self._loose: _Bound | None = None
         self._free: queue.LifoQueue[Slot | None] = queue.LifoQueue()  # last in, first out: its memory is warm
         for _ in range(slots):
             self._free.put(None)  # made when first needed
+        self._idle: list[NDArray[Any]] = []
+        self._idle_lock = threading.Lock()
         self._lane = ThreadPoolExecutor(1, thread_name_prefix="edgeclip-lane", initializer=memory.enter)
 
     def run(self, batch: NDArray[Any]) -> Rows:
@@ -240,9 +248,21 @@ class BoundTower:
     def allocate(self, shape: Shape) -> NDArray[Any]:
         """Memory for inputs of this shape that `run` copies to the GPU as it lies; it may be filled again after.
 
-        Whatever `run` is given besides goes through a slot.
+        Whatever `run` is given besides goes through a slot. The driver is slow to page-lock, so what was given to
+        `recycle` is given out first.
         """
+        with self._idle_lock:
+            for at, idle in enumerate(self._idle):
+                if idle.shape == shape:
+                    return self._idle.pop(at)
         return self._host(int(np.prod(shape)) * self._element.itemsize).view(self._element).reshape(shape)
+
+    def recycle(self, memory: NDArray[Any]) -> None:
+        """Keep what `allocate` gave for who asks next; beyond MOST_IDLE_BYTES the oldest is let go."""
+        with self._idle_lock:
+            self._idle.append(memory)
+            while sum(idle.nbytes for idle in self._idle) > MOST_IDLE_BYTES:
+                self._idle.pop(0)
 
     @property
     def captured(self) -> tuple[Shape, ...]:
@@ -295,6 +315,7 @@ class BoundTower:
             with GATE.together():
                 return self._pass(slot, self._rebind(shape))
         finally:
+            slot.inputs = slot.answers  # the caller's memory is not held until the slot's next turn
             self._free.put(slot)
 
     def _replay(self, slot: Slot, shape: Shape) -> Rows:
@@ -324,7 +345,7 @@ class BoundTower:
         binding.bind_ortvalue_output(self._output, target)
         return _Bound(
             binding=binding,
-            options=_run_options(str(len(self._graphs) + 1)),
+            options=_run_options(str(next(self._graph_ids))),
             source=source.data_ptr(),
             target=target.data_ptr(),
             kept=(source, target),

@@ -11,6 +11,7 @@ Numbers here were chosen by reasoning, not measured on a GPU: `bench/gpu_check.s
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgeclip.batching import MOST_IMAGES_AT_ONCE
 from edgeclip.manifest import Manifest, TowerName
 
 Shape = tuple[int, ...]
@@ -21,7 +22,7 @@ GPU_TOKEN_BUDGET = 16384
 # A batch of shorter texts than this many tokens has no more rows than texts of this many would.
 _FEWEST_TOKENS = 16
 # Images of 1297 tokens each: 32 are 41504 rows.
-GPU_IMAGES_AT_ONCE = 32
+GPU_IMAGES_AT_ONCE = MOST_IMAGES_AT_ONCE
 # Texts up to this length, alone, get a CUDA graph.
 CAPTURED_TOKENS = 64
 # Batches of so many images get a CUDA graph.

@@ -21,6 +21,7 @@ _SUCCESS = 0
 _STREAM_NON_BLOCKING = 1
 _HOST_ALLOC_PORTABLE = 1  # page-locked for every device of the process
 _TO_DEVICE, _TO_HOST = 1, 2
+_CAPTURE_RELAXED = 2
 _WINDOWS, _LINUX = ("cudart64_13.dll", "cudart64_12.dll"), ("libcudart.so.13", "libcudart.so.12")
 _LIBRARIES = _WINDOWS if sys.platform == "win32" else _LINUX
 
@@ -124,7 +125,12 @@ class _PageLocked:
 
     def __del__(self) -> None:
         if self._address.value:  # at the process's end the driver may be gone already, and says so
+            # Whichever thread drops the last view, and whatever another captures just then: in the default mode this
+            # call would break that capture ("Stream Management", cudaThreadExchangeStreamCaptureMode).
+            mode = ctypes.c_int(_CAPTURE_RELAXED)
+            self._library.cudaThreadExchangeStreamCaptureMode(ctypes.byref(mode))
             self._library.cudaFreeHost(self._address)
+            self._library.cudaThreadExchangeStreamCaptureMode(ctypes.byref(mode))  # back to what it was
 
 
 @functools.cache

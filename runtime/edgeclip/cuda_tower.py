@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip.binding import GATE, BoundTower, Memory
+from edgeclip.binding import BoundTower, Memory
 from edgeclip.buckets import GPU_IMAGES_AT_ONCE, GPU_TOKEN_BUDGET, Shape, is_captured, most_rows
 from edgeclip.errors import BundleError
 from edgeclip.manifest import TowerName
@@ -78,8 +78,7 @@ class CudaLane:
         with self._lock:  # it holds the weights once more, so it is opened when it is needed, which is hardly ever
             if self._masked is None:
                 self._masked = self._open_masked()
-            with GATE.together():
-                return self._masked(batch)
+            return self._masked(batch)
 
 
 def _unmasked(path: Path) -> Unmasked | None:

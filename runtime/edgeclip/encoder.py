@@ -10,7 +10,8 @@ import contextlib
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -159,7 +160,8 @@ class Encoder:
         """Unit vectors of images: (dim,) for one image, (N, dim) float32 for several, in their order.
 
         An image is a path, the bytes of a file, a "data:image/...;base64," string, a PIL image, or an
-        RGB array (height, width, 3) uint8. URLs are not fetched. Options as in `encode_text`.
+        RGB array (height, width, 3) uint8. URLs are not fetched. Options as in `encode_text`; no more than 32 images
+        go to the tower together, whatever `batch_size` is.
 
         Raises InputError, naming the image, for one that cannot be read.
         """
@@ -173,27 +175,40 @@ class Encoder:
             return vectors[0] if is_single else vectors
         vectors = np.empty((len(items), dim), dtype=np.float32)
         with ProgressBar("images", len(items), is_shown=is_wanted(progress)) as bar:
-            for batch, found in self.iter_images(items, truncate_dim=truncate_dim, batch_size=batch_size):
+            for batch, found in self._iter_images(items, dim, batch_size):
                 vectors[batch.start : batch.stop] = found
                 bar.advance(len(batch))
         return vectors
 
     def iter_images(
-        self, images: Sequence[ImageInput], *, truncate_dim: int | None = None, batch_size: int | None = None
-    ) -> Iterator[tuple[range, Vectors]]:
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        *,
+        truncate_dim: int | None = None,
+        batch_size: int | None = None,
+    ) -> Generator[tuple[range, Vectors]]:
         """The vectors of images as they come: the indices of a batch and its (B, dim) float32, in order.
 
         For more images than their vectors should be held of. The next are decoded in threads while one batch
-        computes, a few and no more. Options and errors as in `encode_image`.
+        computes, a few and no more; so an array must stay as it is until its vector came. Whoever stops early closes
+        it (`contextlib.closing`), and no thread is left. Options and errors as in `encode_image`, the options' at
+        once.
         """
         dim = self._dimension(truncate_dim)
         _check_batch_size(batch_size)
+        return self._iter_images(_check_images([images] if is_image(images) else images), dim, batch_size)
+
+    def _iter_images(
+        self, images: Sequence[ImageInput], dim: int, batch_size: int | None
+    ) -> Generator[tuple[range, Vectors]]:
         at_once = GPU_IMAGES_AT_ONCE if self._device.kind in ("cuda", "tensorrt") else IMAGES_AT_ONCE
         batches = list(plan_images(len(images), batch_size, at_once=at_once))
         size = self.manifest.image.size_px
-        with contextlib.closing(
-            stage_images(batches, self._preparing(images), (size, size, 3), self._threads)
-        ) as ahead:
+        staged = partial(stage_images, batches, self._preparing(images), (size, size, 3), self._threads)
+        if batches and self._device.kind == "cuda":  # page-locked, and kept for the next call
+            session = self._session("vision")
+            staged = partial(staged, allocate=session.allocate, recycle=session.recycle)
+        with contextlib.closing(staged()) as ahead:
             for batch, pixels in ahead:
                 yield batch, self._run("vision", pixels, dim)
 

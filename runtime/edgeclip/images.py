@@ -18,8 +18,11 @@ import errno
 import io
 import os
 import re
+import select
+import stat
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO, TypeGuard, Union
@@ -49,6 +52,9 @@ _UNREAD = (  # what people pass most among the rest, by its first bytes
 )
 _WANTED = 'a path, bytes, a "data:image/...;base64," string, a PIL image or a uint8 RGB array'
 _SHOWN_CHARACTERS = 100
+# A pipe is read whole, for a decoder must go back in it: so much, and not for ever from one where nobody writes.
+_MOST_PIPE_BYTES = 1 << 30
+_PIPE_SILENCE_S = 30.0
 _quiet_lock = threading.Lock()
 
 
@@ -142,6 +148,8 @@ def _data_uri_bytes(uri: str, label: str) -> bytes:
 
 def _decode_path(path: str, label: str) -> "Image":
     label = f"{label} ({_shown(path)})"
+    if _is_pipe(path):
+        return _decode(io.BytesIO(_read_pipe(path, label)), label)
     if re.match(r"[a-z][a-z0-9+.-]+://|https?:", path, re.IGNORECASE):
         raise InputError(f"{label}: URLs are not fetched; download it and pass its path or bytes")
     try:
@@ -158,6 +166,38 @@ def _decode_path(path: str, label: str) -> "Image":
         raise InputError(f"{label}: cannot be opened ({_one_line(error)})") from error
     with file:
         return _decode(file if file.seekable() else io.BytesIO(file.read()), label)
+
+
+def _is_pipe(path: str) -> bool:
+    try:
+        return stat.S_ISFIFO(os.stat(path).st_mode)
+    except (OSError, ValueError):  # said when it is opened
+        return False
+
+
+def _read_pipe(path: str, label: str) -> bytes:
+    """All that is written into a pipe; InputError for one that is silent for long, or does not end."""
+    parts: list[bytes] = []
+    size_bytes = 0
+    try:
+        pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # else this waits for a writer, and nothing wakes it
+        with open(pipe, "rb", buffering=0) as file:
+            until = time.monotonic() + _PIPE_SILENCE_S
+            waiting = select.poll()
+            waiting.register(file, select.POLLIN)
+            while size_bytes <= _MOST_PIPE_BYTES:
+                if not waiting.poll(max(0.0, until - time.monotonic()) * 1000):
+                    raise InputError(f"{label}: is a pipe, and nothing was written into it for {_PIPE_SILENCE_S:g} s")
+                if (part := file.read(1 << 20)) is None:  # another reader was quicker
+                    continue
+                if not part:
+                    return b"".join(parts)
+                parts.append(part)
+                size_bytes += len(part)
+                until = time.monotonic() + _PIPE_SILENCE_S
+    except OSError as error:
+        raise InputError(f"{label}: cannot be read ({_one_line(error)})") from error
+    raise InputError(f"{label}: is a pipe that gives more than {_MOST_PIPE_BYTES} bytes; pass a file")
 
 
 def _decode(file: BinaryIO, label: str) -> "Image":

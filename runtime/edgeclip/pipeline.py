@@ -30,12 +30,14 @@ def stage_images(
     shape: tuple[int, ...],
     threads: int,
     allocate: Callable[[tuple[int, ...]], Pixels] = lambda shape: np.empty(shape, np.uint8),
+    recycle: Callable[[Pixels], None] = lambda buffer: None,
 ) -> Generator[tuple[range, Pixels]]:
     """The batches in their order, each with its pixels (len(batch), *shape) uint8.
 
     `prepare(index)` gives the pixels of one image, `shape` (height, width, 3), and is called from `threads` threads
     at once. The pixels that are yielded are good until the next batch is asked for: then their buffer is filled
-    anew. `allocate` makes the buffers, (B, *shape), where ordinary memory will not do.
+    anew. `allocate` makes the buffers, (B, *shape), where ordinary memory will not do, and `recycle` is given each
+    when no thread fills it any more.
 
     Raises what `prepare` raised for the first image that failed, in the order of the images, whichever thread came
     upon it first. Close it (`contextlib.closing`), and no thread is left, whatever happened.
@@ -61,3 +63,5 @@ def stage_images(
             yield batch, slots[number % len(slots)][: len(batch)]
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        for slot in slots:
+            recycle(slot)

@@ -11,7 +11,7 @@ because it would free what CUDA graphs point into (`edgeclip.binding`); growth b
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -123,11 +123,20 @@ def cached_engines(plan: Plan, folder: Path) -> Plan:
     return replace(plan, providers=((name, {**options, **kept}), *others))
 
 
-def cache_root(environment: Mapping[str, str], home: Path) -> Path:
-    """Where edgeclip keeps what it may build again: $XDG_CACHE_HOME/edgeclip, ~/.cache/edgeclip without it."""
+def cache_root(environment: Mapping[str, str], find_home: Callable[[], Path] = Path.home) -> Path:
+    """Where edgeclip keeps what it may build again: $XDG_CACHE_HOME/edgeclip, ~/.cache/edgeclip without it.
+
+    DeviceError where neither is known, as in a container whose user has no entry in /etc/passwd.
+    """
     named = environment.get("XDG_CACHE_HOME", "")
-    # A relative one is to be ignored: XDG Base Directory Specification 0.8.
-    return (Path(named) if Path(named).is_absolute() else home / ".cache") / "edgeclip"
+    if Path(named).is_absolute():  # a relative one is to be ignored: XDG Base Directory Specification 0.8
+        return Path(named) / "edgeclip"
+    try:
+        return find_home() / ".cache" / "edgeclip"
+    except RuntimeError as error:
+        raise DeviceError(
+            "no place to keep engines: this user has no home; set XDG_CACHE_HOME to a folder that may be written"
+        ) from error
 
 
 def check_nodes(nodes: Iterable[Node], device: Device, graph: str) -> None:
@@ -151,13 +160,6 @@ def check_nodes(nodes: Iterable[Node], device: Device, graph: str) -> None:
         )
     if not any(node.provider == device.provider for node in nodes):
         raise DeviceError(f"device {device} runs none of the {len(nodes)} nodes of the {graph} graph")
-    # The int8 token table keeps four numbers in an int32. OpenVINO (2025.4) divides integers as float32, so the last
-    # bits are lost: cosine 0.57. Words below 2**24 would let us delete this.
-    if device.kind == "openvino" and any(node.operator == "Mod" for node in nodes):
-        raise DeviceError(
-            f"device {device} divides integers as float32, so it cannot unpack the int8 token table of the {graph} "
-            "graph; take device cpu, or an fp32 bundle"
-        )
 
 
 def _cuda_options(device: Device, precision: Precision, stream: int | None) -> Options:

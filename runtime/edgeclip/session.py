@@ -112,12 +112,11 @@ class TowerSession:
         )
         if manifest and device.kind == "tensorrt":
             self._session = self._build(path, plan, threads, manifest, driver)
-        elif cuda:
-            with GATE.together():
-                with_weights = dataclasses.replace(plan, entries=plan.entries + cuda.entries)
-                self._session = self._start(path, with_weights, threads, cuda.model)
         else:
-            self._session = self._start(path, plan, threads)
+            if cuda:
+                plan = dataclasses.replace(plan, entries=plan.entries + cuda.entries)
+            with self._gate():
+                self._session = self._start(path, plan, threads, cuda.model if cuda else None)
         if device.kind != "cpu":
             check_nodes(_nodes(self._session), device, tower)
         self._input = self._session.get_inputs()[0].name
@@ -173,7 +172,7 @@ class TowerSession:
             gpu=driver.gpus[self._device.index] if driver and driver.gpus else "unknown",
             options=plan.providers[0][1],
         )
-        with engine_folder(cache_root(os.environ, Path.home()) / "engines", facts.key) as (folder, is_built):
+        with engine_folder(cache_root(os.environ) / "engines", facts.key) as (folder, is_built):
             started = time.monotonic()
             if not is_built:
                 print(
@@ -186,8 +185,16 @@ class TowerSession:
         return session
 
     def allocate(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """Memory for pixels (B, S, S, 3) that the device takes without another copy: page-locked for CUDA."""
+        """Memory for pixels (B, S, S, 3) that the device takes without another copy: page-locked for CUDA.
+
+        Given to `recycle`, it is used again.
+        """
         return self._lane.bound.allocate(shape) if self._lane else np.empty(shape, np.uint8)
+
+    def recycle(self, memory: NDArray[np.uint8]) -> None:
+        """Take back what `allocate` gave and nobody uses any more."""
+        if self._lane:
+            self._lane.bound.recycle(memory)
 
     def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """The tower's unit vectors for a batch (B, ...): (B, D) float32."""
@@ -195,13 +202,18 @@ class TowerSession:
             if self._lane:
                 return self._lane.run(batch)
             options = self._shrinking if is_oversized(self._tower, batch.shape) else None
-            output: NDArray[np.float32] = self._session.run(None, {self._input: batch}, options)[0]
+            with self._gate():
+                output: NDArray[np.float32] = self._session.run(None, {self._input: batch}, options)[0]
         except Exception as error:
             raise DeviceError(
                 f"the {self._tower} graph failed on {self._device} with a batch of shape {batch.shape} "
                 f"({_first_line(error)})"
             ) from error
         return output
+
+    def _gate(self) -> contextlib.AbstractContextManager[None]:
+        """What allocates on a GPU outside the lane must not do so while a lane captures (`CaptureGate`)."""
+        return GATE.together() if self._device.kind == "cuda" else contextlib.nullcontext()
 
 
 def _load_nvidia(device: Device) -> Driver | None:

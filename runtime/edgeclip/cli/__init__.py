@@ -223,6 +223,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write perf_analyzer's columns")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots")
     parser.add_argument("--fail-over", metavar="P", default="5%", help="of compare: exit 1 over this and noise (5%%)")
+    parser.add_argument("--across-machines", action="store_true", help="of compare: though the machines differ")
 
 
 def _add_bundle(parser: argparse.ArgumentParser) -> None:

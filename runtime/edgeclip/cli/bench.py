@@ -11,14 +11,14 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgeclip.cli.format import format_table
 from edgeclip.cli.loading import load_extra
 from edgeclip.errors import InputError
-from edgeclip.manifest import TOWERS
+from edgeclip.manifest import TOWERS, TowerName
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip.session import import_onnxruntime
 
@@ -53,14 +53,11 @@ def run(options: argparse.Namespace) -> int:
     for path in options.attach:
         document = records.read_document(path, benchmark=None)
         attached[document["benchmark"]] = document
-    rivals = _prepare_rivals(options)
+    rivals = _prepare_rivals(options, plan.towers, max(plan.threads or (0,)) or None)
     with ProgressBar("bench", 1, is_shown=is_wanted(None)) as bar:
         record = runs.bench(bundles, plan, device=options.device, progress=bar.show)
-    rival_tables, rival_document = rivals()
-    record = dataclasses.replace(record, rivals=rival_document, attached=attached)
+    record = dataclasses.replace(record, rivals=rivals(), attached=attached)
     print(record.to_json() if options.json else reports.render_text(record), end="")
-    if rival_tables and not options.json:
-        print("\n\n".join(("", *rival_tables)))
     for path, render in files.items():
         _write(path, render(record))
         print(f"{path}: written", file=sys.stderr)
@@ -73,26 +70,24 @@ def _renderers(options: argparse.Namespace, reports: Any, pages: Any) -> Iterato
     yield options.html, pages.render_page
 
 
-def _prepare_rivals(options: argparse.Namespace) -> Callable[[], tuple[list[str], Any]]:
+def _prepare_rivals(
+    options: argparse.Namespace, towers: Sequence[TowerName], threads: int | None
+) -> Callable[[], Any]:
     """What measures the rivals when the bundles are done; whatever can be known to be wrong is said before.
 
-    It gives tables and a document; none where no rivals are asked for.
+    It gives their document; None where no rivals are asked for.
     """
     if not options.rivals:
         if options.checkpoint or options.work:
             raise InputError("--checkpoint and --work are for --rivals: name some, or all")
-        return lambda: ([], None)
+        return lambda: None
     if not options.checkpoint:
         raise InputError("--rivals wants --checkpoint, the folder that the bundles were made from")
     rivals = load_extra("edgeclip_bench.rivals", "bench")
     names = rivals.parse_names(options.rivals)
     entries = rivals.open_bundles(options.checkpoint, [Path(name) for name in options.bundle])
 
-    def measure() -> tuple[list[str], Any]:
-        results, document = rivals.run_rivals(names, options.checkpoint, entries, options.work)
-        return [table for result in results for table in rivals.tables(result)], document
-
-    return measure
+    return lambda: rivals.run_rivals(names, options.checkpoint, entries, options.work, towers=towers, threads=threads)
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -102,7 +97,7 @@ def _compare(options: argparse.Namespace) -> int:
     records = load_extra("edgeclip_bench.bench_records", "bench")
     threshold = comparison.parse_threshold(options.fail_over)
     before, after = (records.read_document(Path(name)) for name in options.bundle[1:])
-    found = comparison.compare(before, after, threshold)
+    found = comparison.compare(before, after, threshold, across_machines=options.across_machines)
     rows = [
         (
             change.case,
@@ -121,6 +116,12 @@ def _compare(options: argparse.Namespace) -> int:
     for difference in found.differences:
         print(f"differs: {difference}")
     sys.stdout.flush()
+    if found.unjudged:
+        print(
+            f"edgeclip: {len(found.unjudged)} of {len(found.changes)} cases changed and were not judged (not steady, "
+            "or other processes at work): measure again on a quiet machine, or with more --seconds",
+            file=sys.stderr,
+        )
     for change in found.regressions:
         print(
             f"edgeclip: regression: {change.case}: {change.before:.4g} to {change.after:.4g} {change.unit}, "

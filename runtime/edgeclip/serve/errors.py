@@ -4,8 +4,10 @@ Jina's clients look for `detail` where OpenAI's look for `error`, so both are th
 what was wanted; it holds no input and nothing of the machine, for it goes to whoever asked.
 """
 
+import logging
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -45,6 +47,21 @@ def retry_later(message: str, seconds: float) -> ApiError:
     """429, with the whole seconds after which it is worth another try."""
     wait = max(1, min(3600, round(seconds + 0.5)))
     return ApiError(429, message, code="queue_full", headers={"Retry-After": str(wait)})
+
+
+def ending() -> ApiError:
+    """503: what a request gets whose time ran out because the service's did."""
+    return ApiError(503, "the service is ending; ask again", code="shutting_down", headers={"Connection": "close"})
+
+
+def log_bug(log: logging.Logger, what: str, error: BaseException) -> None:
+    """Where it is, not with what: a message may hold an input. The traceback is for --log-level debug."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = "?" if trace is None else f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
+    log.error("%s: %s at %s", what, type(error).__name__, where)
+    log.debug("%s", without_paths(str(error)), exc_info=error)
 
 
 def without_paths(text: str) -> str:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from edgeclip.errors import InputError
 from edgeclip.manifest import TowerName
+from edgeclip.serve.errors import log_bug
 from edgeclip.serve.forming import FairQueue, kind_of
 from edgeclip.serve.priorities import lower_this_thread
 
@@ -223,7 +224,7 @@ class Lane:
             try:
                 self._answer(batch)
             except BaseException as error:  # a worker that dies leaves everyone waiting
-                _log.exception("the %s lane failed outside its tower", self.tower)
+                log_bug(_log, f"the {self.tower} lane failed outside its tower", error)
                 self._hand_over([request for request, _ in batch], error)
             self._running_since_s = None
         self._tell(self._ended.set)

@@ -5,12 +5,8 @@ that a client chose: a route is the route's template, so a scan of paths makes n
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from edgeclip.manifest import TOWERS, TowerName
-
-if TYPE_CHECKING:
-    pass
 
 # From a short text on a GPU to a request of many images on a small CPU.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -98,6 +94,11 @@ class Metrics:
     def watch_depth(self, tower: TowerName, depth: Callable[[], float]) -> None:
         """Ask `depth` when somebody looks."""
         self.queue_depth.labels(tower).set_function(depth)
+
+    def refused(self, status: int, code: str) -> None:
+        """A connection was refused before there was a request."""
+        self.requests.labels("none", "other", str(status)).inc()
+        self.errors.labels(str(status), code).inc()
 
     def render(self) -> bytes:
         """Prometheus' text format."""

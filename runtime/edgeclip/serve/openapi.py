@@ -52,9 +52,10 @@ def describe(
             "408": "the request was not sent in time",
             "413": "the body or an image is too large",
             "415": "the body is not JSON",
+            "431": "the head of the request is too large",
             "429": "too much is waiting; Retry-After says when to come back",
             "500": "a bug",
-            "503": "the device failed, or the service is ending",
+            "503": "the device failed, the service is ending, or there are too many connections",
             "504": "the answer was not ready in time",
         }.items()
         if is_key_needed or status != "401"
@@ -75,6 +76,19 @@ def describe(
         "responses": {"200": {"description": "a list of one", **json_of("Models")}, **refused},
         "security": security,
     }
+    one_model = {
+        "operationId": "model",
+        "summary": "The model, by its name",
+        "parameters": [
+            {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}, "example": model}
+        ],
+        "responses": {
+            "200": {"description": "the model", **json_of("Model")},
+            "404": {"description": "another one is served", **json_of("Error")},
+            **refused,
+        },
+        "security": security,
+    }
     health = json_of("Health")
     text = {"text/plain": {"schema": {"type": "string"}}}
     return {
@@ -83,6 +97,7 @@ def describe(
         "paths": {
             "/v1/embeddings": {"post": embeddings},
             "/v1/models": {"get": models},
+            "/v1/models/{model}": {"get": one_model},
             "/health/live": {
                 "get": {
                     "operationId": "live",
@@ -161,21 +176,19 @@ _ANSWERS: dict[str, Any] = {
         "required": ["object", "data"],
         "properties": {
             "object": {"const": "list"},
-            "data": {
-                "type": "array",
-                "items": {
-                    "type": "object",
-                    "required": ["id", "object", "created", "owned_by"],
-                    "properties": {
-                        "id": {"type": "string"},
-                        "object": {"const": "model"},
-                        "created": {"type": "integer"},
-                        "owned_by": {"type": "string"},
-                        "dimensions": {"type": "array", "items": {"type": "integer"}},
-                        "tasks": {"type": "array", "items": {"type": "string"}},
-                    },
-                },
-            },
+            "data": {"type": "array", "items": {"$ref": "#/components/schemas/Model"}},
+        },
+    },
+    "Model": {
+        "type": "object",
+        "required": ["id", "object", "created", "owned_by"],
+        "properties": {
+            "id": {"type": "string"},
+            "object": {"const": "model"},
+            "created": {"type": "integer"},
+            "owned_by": {"type": "string"},
+            "dimensions": {"type": "array", "items": {"type": "integer"}},
+            "tasks": {"type": "array", "items": {"type": "string"}},
         },
     },
     "Health": {

@@ -21,7 +21,7 @@ from edgeclip.encoder import Encoder
 from edgeclip.errors import EdgeclipError
 from edgeclip.manifest import TowerName
 from edgeclip.selftest import run_selftest
-from edgeclip.serve.errors import without_paths
+from edgeclip.serve.errors import log_bug, without_paths
 from edgeclip.serve.lanes import LaneFailed, QueueFull, TimedOut
 
 _log = logging.getLogger("edgeclip.serve")
@@ -93,6 +93,9 @@ class Readiness:
             reason = f"the self-test did not come back within {self._timeout_s:.0f} s"
         except (EdgeclipError, LaneFailed) as error:
             reason = without_paths(str(error.__cause__ or error)) or type(error).__name__
+        except Exception as error:  # or the last verdict would stand for ever
+            log_bug(_log, "the self-test failed", error)
+            reason = f"the self-test failed: {type(error).__name__}"
         else:
             reason = ""
         if reason:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from edgeclip.encoder import Encoder
 from edgeclip.errors import InputError, MissingExtraError
+from edgeclip.serve.connections import Bounds, bounded_protocol
 from edgeclip.serve.keys import read_keys
 from edgeclip.serve.settings import Settings
 
@@ -56,18 +57,26 @@ def serve(settings: Settings) -> None:
 
 
 def configure(settings: Settings, app: "FastAPI") -> "Config":
-    """uvicorn's configuration: no access log (paths may hold inputs), no server header, no websockets."""
+    """uvicorn's configuration: no access log (paths may hold inputs), no server header, no websockets.
+
+    `app` is create_app's: connections that are refused before there is a request are counted there.
+    """
     import uvicorn
 
+    bounds = Bounds(
+        max_connections=settings.max_connections,
+        head_s=settings.head_timeout_s,
+        body_s=settings.body_timeout_s,
+    )
     logging.getLogger("uvicorn.access").disabled = True  # whatever handlers an application has set
     return uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         server_header=False,
+        http=bounded_protocol(bounds, app.state.refused),
         ws="none",
         lifespan="on",
-        limit_concurrency=settings.max_connections,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(settings.shutdown_timeout_s) or 1,
         backlog=_BACKLOG,

@@ -26,7 +26,7 @@ from edgeclip.errors import InputError
 from edgeclip.manifest import TokenizerFacts, TowerName
 from edgeclip.serve.answers import encode_answer, shorten
 from edgeclip.serve.dialects import EmbeddingRequest, ImageItem, RequestLimits, TextItem, TokenItem, UrlItem
-from edgeclip.serve.errors import ApiError, retry_later, without_paths
+from edgeclip.serve.errors import ApiError, ending, retry_later, without_paths
 from edgeclip.serve.fetch import FetchError
 from edgeclip.serve.lanes import LaneFailed, QueueFull, TimedOut
 from edgeclip.serve.metrics import Metrics
@@ -41,6 +41,10 @@ _CHARS_AT_ONCE = 1000
 _NUMBERS_AT_ONCE = 16_384
 _BYTES_AT_ONCE = 64 << 10
 _FETCHES_AT_ONCE = 16
+# A text with a literal padding token needs a mask, and attention with a mask holds T x T numbers for every head: one
+# of 8192 tokens took 1.2 GB in the demo's small model, and 0.1 GB without it. So many tokens take 1/16 of that.
+_MASKED_TOKENS = 2048
+_BASE64 = bytes.maketrans(b"-_", b"+/")
 
 _Result = TypeVar("_Result")
 
@@ -188,6 +192,11 @@ class EmbeddingService:
             else:
                 place, row = next(of_texts)
                 is_cut = place in tokenized.cut
+            if len(row) > _MASKED_TOKENS and (row == facts.pad_id).any():
+                message = (
+                    f"input[{index}] holds the padding token, with which at most {_MASKED_TOKENS} tokens are taken"
+                )
+                raise ApiError(400, message, param=f"input[{index}]", code="context_length_exceeded")
             rows.append(row)
             if is_cut:
                 cut.append(index)
@@ -232,15 +241,18 @@ class EmbeddingService:
     async def _open(self, item: object, index: int) -> Picture:
         label = f"input[{index}]"
         if isinstance(item, UrlItem):
-            try:
-                async with self._fetches:
+            async with self._fetches:  # also while it is decoded: what was fetched counts in no other limit
+                try:
                     data = await self._fetch_url(item.url)
-            except FetchError as error:
-                raise ApiError(400, f"{label}: {error}", param=label, code="url_not_fetched") from error
-        else:
-            assert isinstance(item, ImageItem)
-            text = item.data
-            data = await self._aside(lambda: decode_base64(text, label), is_long=len(text) > _BYTES_AT_ONCE)
+                except FetchError as error:
+                    raise ApiError(400, f"{label}: {error}", param=label, code="url_not_fetched") from error
+                return await self._decode(data, label)
+        assert isinstance(item, ImageItem)
+        text = item.data
+        data = await self._aside(lambda: decode_base64(text, label), is_long=len(text) > _BYTES_AT_ONCE)
+        return await self._decode(data, label)
+
+    async def _decode(self, data: bytes, label: str) -> Picture:
         if len(data) > self._settings.max_image_bytes:
             message = f"{label} has {len(data)} bytes, at most {self._settings.max_image_bytes} are taken"
             raise ApiError(413, message, param=label, code="image_too_large")
@@ -258,6 +270,8 @@ class EmbeddingService:
         except QueueFull as error:
             raise retry_later(f"the {tower} queue is full; try again later", error.retry_after_s) from error
         except LaneFailed as error:
+            if error.__cause__ is None:
+                raise ending() from error
             _log.error("the %s tower failed: %s", tower, without_paths(str(error.__cause__ or error)))
             raise ApiError(503, f"the {tower} tower failed on its device", code="device_error") from error
 
@@ -274,18 +288,19 @@ def frame_tokens(ids: Sequence[int], facts: TokenizerFacts) -> tuple[NDArray[np.
     The opening and the closing token are put round ids that have not both; what is longer than the model takes is cut
     as a text is: its first ids and the closing one.
     """
-    is_framed = len(ids) >= 2 and ids[0] == facts.bos_id and ids[-1] == facts.eos_id
-    framed = list(ids) if is_framed else [facts.bos_id, *ids, facts.eos_id]
+    given = np.array(ids, dtype=np.int64)
+    is_framed = len(given) >= 2 and given[0] == facts.bos_id and given[-1] == facts.eos_id
+    framed = given if is_framed else np.concatenate(([facts.bos_id], given, [facts.eos_id]))
     if is_cut := len(framed) > facts.max_length:
-        framed = [*framed[: facts.max_length - 1], facts.eos_id]
-    return np.array(framed, dtype=np.int64), is_cut
+        framed = np.concatenate((framed[: facts.max_length - 1], [facts.eos_id]))
+    return framed, is_cut
 
 
 def decode_base64(text: str, label: str) -> bytes:
     """The bytes of base64, in either alphabet, with or without white space and padding; ApiError 400."""
-    joined = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
     try:
-        return base64.b64decode(joined + "=" * (-len(joined) % 4), validate=True)
+        joined = text.encode("ascii").translate(_BASE64, delete=b" \t\r\n\f\v").rstrip(b"=")
+        return base64.b64decode(joined + b"=" * (-len(joined) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ApiError(400, f"{label}: neither base64 nor a URL", param=label, code="invalid_base64") from error
 

@@ -42,6 +42,7 @@ class Settings:
     api_keys: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 64 << 20
+    max_values: int = 1_000_000
     max_pending_bytes: int = 256 << 20
     max_items: int = 2048
     max_images: int = 128
@@ -54,6 +55,7 @@ class Settings:
     max_connections: int = 4096
     decode_threads: int = 2
     request_timeout_s: float = 300.0
+    head_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
     fetch_timeout_s: float = 10.0
     max_redirects: int = 3
@@ -88,6 +90,8 @@ class Settings:
             raise InputError("allow_http_urls is set without allow_urls; set both")
         if any(len(key) < _LEAST_KEY_CHARACTERS for key in self.api_keys):
             raise InputError(f"an API key has less than {_LEAST_KEY_CHARACTERS} characters; take a longer one")
+        if not all(key.isascii() and key.isprintable() for key in self.api_keys):
+            raise InputError("an API key has characters that no header carries safely; take letters, digits, - and _")
         for origin in self.cors_origins:
             if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
                 raise InputError(f"cors origin {origin!r}: wanted https://host[:port], or *")
@@ -102,11 +106,14 @@ class Settings:
 
 
 _AT_LEAST_ONE = (
-    *("threads", "max_body_bytes", "max_pending_bytes", "max_items", "max_images", "max_text_chars"),
+    *("threads", "max_body_bytes", "max_values", "max_pending_bytes", "max_items", "max_images", "max_text_chars"),
     *("max_image_bytes", "max_image_pixels", "max_queued_texts", "max_queued_images", "max_batch"),
     *("max_connections", "decode_threads"),
 )
-_SECONDS = ("request_timeout_s", "body_timeout_s", "fetch_timeout_s", "wedged_s", "ready_s", "shutdown_timeout_s")
+_SECONDS = (
+    *("request_timeout_s", "head_timeout_s", "body_timeout_s", "fetch_timeout_s"),
+    *("wedged_s", "ready_s", "shutdown_timeout_s"),
+)
 
 
 def _parse_bool(text: str) -> bool:
@@ -190,6 +197,7 @@ OPTIONS = (
     _option("api_keys", None, _parse_list, None, "API keys, separated by commas"),
     _option("cors_origins", "--cors", _parse_list, "ORIGIN", "let pages of this origin call; may be repeated"),
     _option("max_body_bytes", "--max-body-bytes", _parse_int, "N", "of a request"),
+    _option("max_values", "--max-values", _parse_int, "N", "commas and brackets of a request"),
     _option("max_pending_bytes", "--max-pending-bytes", _parse_int, "N", "of all requests in progress"),
     _option("max_items", "--max-items", _parse_int, "N", "inputs of a request"),
     _option("max_images", "--max-images", _parse_int, "N", "images among them"),
@@ -202,7 +210,8 @@ OPTIONS = (
     _option("max_connections", "--max-connections", _parse_int, "N", "at once; beyond it 503"),
     _option("decode_threads", "--decode-threads", _parse_int, "N", "threads that decode images"),
     _option("request_timeout_s", "--request-timeout-s", _parse_seconds, "S", "from the body to the answer"),
-    _option("body_timeout_s", "--body-timeout-s", _parse_seconds, "S", "for a client to send a request"),
+    _option("head_timeout_s", "--head-timeout-s", _parse_seconds, "S", "for a client to send a request's head"),
+    _option("body_timeout_s", "--body-timeout-s", _parse_seconds, "S", "for a client to send a request's body"),
     _option("fetch_timeout_s", "--fetch-timeout-s", _parse_seconds, "S", "for one URL"),
     _option("max_redirects", "--max-redirects", _parse_int, "N", "that are followed from a URL"),
     _option("wedged_s", "--wedged-s", _parse_seconds, "S", "a batch that runs longer turns readiness red"),

@@ -1,0 +1,77 @@
+"""Both plain towers in one graph with two inputs, as the official file of this model is, and how that one is asked.
+
+A graph computes all that is in it, so who asks for a text gives a picture too: the smallest that there is, of zeros,
+which costs a whole image. Who asks for an image gives a text of one token.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import compose
+
+from edgeclip.manifest import TOWERS, TowerName
+
+MERGED = "merged.onnx"
+_ERRORS_ONLY = 3
+# XLM-RoBERTa's closing token: any but the padding token, of which there would be nothing to pool.
+_DUMMY_ID = 2
+
+
+def merge_graphs(graphs: Mapping[TowerName, Path], folder: Path) -> Path:
+    """One graph in `folder` of the towers' graphs, each with its weights in files beside it.
+
+    Names become "<tower>_<name>", those of dimensions too: onnxruntime gives equally named ones the same buffers,
+    and a text's batch is not an image's. `onnx.compose.merge_models` cannot, it wants the weights in the working
+    directory.
+    """
+    merged: onnx.ModelProto | None = None
+    for tower in TOWERS:
+        model = compose.add_prefix(onnx.load(graphs[tower], load_external_data=False), f"{tower}_")
+        graph = model.graph
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            for dimension in value.type.tensor_type.shape.dim:
+                if dimension.dim_param:
+                    dimension.dim_param = f"{tower}_{dimension.dim_param}"
+        for name in _weight_files(graph):
+            shutil.copyfile(graphs[tower].with_name(name), folder / name)  # a hard link, onnx takes for an attack
+        if merged is None:
+            merged = model
+            continue
+        for part in ("node", "initializer", "input", "output", "value_info"):
+            getattr(merged.graph, part).extend(getattr(graph, part))
+    assert merged is not None
+    onnx.save(merged, folder / MERGED)
+    return folder / MERGED
+
+
+def open_merged(graph: Path, tower: TowerName, threads: int) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+    """What asks the merged graph for one tower's rows (B, D), and throws away those of the other's dummy."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = _ERRORS_ONLY
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    names = dict(zip(TOWERS, (found.name for found in session.get_inputs()), strict=True))
+    other: TowerName = "vision" if tower == "text" else "text"
+    pixels = next(found.shape[1:] for found in session.get_inputs() if found.name == names["vision"])
+    dummies: dict[TowerName, NDArray[Any]] = {
+        "text": np.full((1, 1), _DUMMY_ID, np.int64),
+        "vision": np.zeros((1, *pixels), np.float32),
+    }
+    place = TOWERS.index(tower)
+
+    def run(batch: NDArray[Any]) -> NDArray[np.float32]:
+        rows: NDArray[np.float32] = session.run(None, {names[tower]: batch, names[other]: dummies[other]})[place]
+        return rows
+
+    return run
+
+
+def _weight_files(graph: onnx.GraphProto) -> set[str]:
+    return {entry.value for weight in graph.initializer for entry in weight.external_data if entry.key == "location"}
