@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import json
 import multiprocessing
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +36,7 @@ from edgeclip.devices import Device, usable_cpus
 from edgeclip.jina_clip import normalize_pixels
 from edgeclip.manifest import TOWERS, ImageFacts, TowerName
 from edgeclip.session import TowerSession
+from edgeclip_bench.machine import machine as hardware
 from edgeclip_bench.plain import load_plain_text, load_plain_vision
 from edgeclip_export.tracing import OPSET
 
@@ -130,20 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def machine() -> dict[str, Any]:
     """What a figure depends on besides the code."""
-    model = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    return {
-        "processor": model,
-        "threads": usable_cpus(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "onnxruntime": onnxruntime.__version__,
-        "torch": torch.__version__,
-    }
+    return {**hardware(), "onnxruntime": onnxruntime.__version__, "torch": torch.__version__}
 
 
 def plain_graph(checkpoint: Path, folder: Path, tower: TowerName) -> Path:
