@@ -17,9 +17,12 @@ import httpx
 import numpy as np
 import pytest
 
-from edgeclip import DeviceError, Encoder
+from edgeclip import BundleError, DeviceError, Encoder
 from edgeclip.manifest import TowerName
+from edgeclip.serve.run import serve
+from edgeclip.serve.settings import Settings
 from tests.conftest import DATA
+from tests.damage import flip_byte
 from tests.serving import Troubled, depth, serving, until_ready, wait_for
 
 GRAY = DATA / "images" / "gray.jpg"
@@ -303,3 +306,9 @@ def until_up(url: str) -> None:
             return False
 
     wait_for(is_up, within_s=60)
+
+
+def test_a_damaged_graph_is_told_before_anything_is_served(copied_bundle: Path) -> None:
+    flip_byte(copied_bundle / "vision_model.onnx", 500)
+    with pytest.raises(BundleError, match=r"vision_model\.onnx is not what was exported"):
+        serve(Settings(bundle=copied_bundle, port=0))

@@ -11,8 +11,10 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from edgeclip.bundle import verify_hash
 from edgeclip.encoder import Encoder
 from edgeclip.errors import InputError, MissingExtraError
+from edgeclip.manifest import TOWERS
 from edgeclip.serve.connections import Bounds, bounded_protocol
 from edgeclip.serve.keys import read_keys
 from edgeclip.serve.settings import Settings
@@ -30,8 +32,8 @@ _BACKLOG = 2048
 def serve(settings: Settings) -> None:
     """Serve until a signal comes.
 
-    Raises what `Encoder.open` raises, InputError for an address that cannot be had, MissingExtraError without the
-    packages.
+    Raises what `Encoder.open` raises, BundleError for a damaged graph, InputError for an address that cannot be had,
+    MissingExtraError without the packages.
     """
     try:
         import uvicorn
@@ -46,6 +48,8 @@ def serve(settings: Settings) -> None:
         Encoder.open(settings.bundle, device=settings.device, threads=settings.threads) as encoder,
         _ending_quietly(),
     ):
+        for tower in TOWERS:  # else a damaged graph would be told by a readiness that stays red
+            verify_hash(settings.bundle, encoder.manifest.file(encoder.manifest.tower(tower).file))
         app = create_app(settings, encoder)
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
