@@ -19,7 +19,7 @@ def test_whether_integers_overflow_is_found_out_alike_here_and_there() -> None:
     """onnxruntime's cure halves the speed, so it must not be taken where there is nothing to cure."""
     assert running.adds_in_16_bits() == session.adds_in_16_bits()
     plan = plan_session(Device(kind="cpu"), "int8", threads=1, adds_in_16_bits=True)
-    assert plan.entries == (running._RIGHT_WITHOUT_VNNI,)
+    assert plan.entries == (running._SPIN_ONLY_INSIDE_CALLS, running._RIGHT_WITHOUT_VNNI)
     assert list(plan.without) == running._SLOWER_FUSIONS
 
 

@@ -15,8 +15,9 @@ from edgeclip_quant.samples import Batches
 
 Run = Callable[[NDArray[Any]], NDArray[np.float32]]
 
-# Both as in `edgeclip.session`, which says why.
+# All as in `edgeclip.providers`, which says why.
 _SLOWER_FUSIONS = ["SkipLayerNormFusion"]
+_SPIN_ONLY_INSIDE_CALLS = ("session.force_spinning_stop", "1")
 _RIGHT_WITHOUT_VNNI = ("session.x64quantprecision", "1")
 _FATAL_ONLY = 4
 
@@ -26,6 +27,7 @@ def open_tower(path: Path) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = usable_cpus()
     options.log_severity_level = _FATAL_ONLY  # what it would print, it raises
+    options.add_session_config_entry(*_SPIN_ONLY_INSIDE_CALLS)
     if adds_in_16_bits():
         options.add_session_config_entry(*_RIGHT_WITHOUT_VNNI)
     try:
