@@ -1,4 +1,4 @@
-"""The HTTP of the service: routes, limits on what is read, and one shell round all of them.
+"""The HTTP of the service: its parts, put together, and its routes.
 
 Thin: what a request means is `edgeclip.serve.dialects`' work, what becomes of it `edgeclip.serve.service`'s. API keys
 guard /v1; the page, the documents, health and metrics hold nothing that a key protects.
@@ -6,18 +6,16 @@ guard /v1; the page, the documents, health and metrics hold nothing that a key p
 
 import asyncio
 import contextlib
-import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgeclip import __version__
 from edgeclip.batching import IMAGES_AT_ONCE
 from edgeclip.encoder import Encoder
 from edgeclip.manifest import TOWERS, TowerName
-from edgeclip.serve.dialects import EmbeddingRequest, parse_request
-from edgeclip.serve.errors import ApiError, ending, log_bug, retry_later
+from edgeclip.serve.errors import ApiError
 from edgeclip.serve.fetch import FetchPolicy
 from edgeclip.serve.fetch import fetch as fetch_url
 from edgeclip.serve.keys import KeyRing
@@ -26,19 +24,14 @@ from edgeclip.serve.metrics import Metrics
 from edgeclip.serve.openapi import ASSETS, DOCS_PAGE, START_SCRIPT, describe, read_asset
 from edgeclip.serve.pictures import PictureDecoder, PictureLimits
 from edgeclip.serve.readiness import Readiness
+from edgeclip.serve.reading import PendingBytes, parse, read_body, while_connected
 from edgeclip.serve.service import EmbeddingService, Fetch, Stages
 from edgeclip.serve.settings import Settings
+from edgeclip.serve.shell import CLIENT_GONE, PAGE_POLICY, Shell, plain_route
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-    from starlette.requests import Request
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
-_log = logging.getLogger("edgeclip.serve")
 _WEB = Path(__file__).with_name("web")
 _WEB_TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -48,18 +41,8 @@ _WEB_TYPES = {
     ".png": "image/png",
     ".ico": "image/x-icon",
 }
-_POLICY = (
-    "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
-    "frame-ancestors 'none'"
-)
-_DOCS_POLICY = _POLICY + "; style-src 'self' 'unsafe-inline'"  # Swagger sets styles as it draws
-_SECURITY_HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-frame-options", b"DENY"),
-]
-# nginx's word for a client that went away; no client sees it.
-_CLIENT_GONE = 499
+_DOCS_POLICY = PAGE_POLICY + "; style-src 'self' 'unsafe-inline'"  # Swagger sets styles as it draws
+_READ = ["GET", "HEAD"]
 # On a GPU batches pay; on the CPU they cost memory (`edgeclip.batching`).
 _GPU_IMAGES_AT_ONCE = 16
 _GPU_TOKEN_BUDGET = 16_384
@@ -121,7 +104,7 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
         timeout_s=settings.request_timeout_s + settings.wedged_s,
     )
     keys = KeyRing(settings.api_keys)
-    pending = _PendingBytes(settings.max_pending_bytes, metrics)
+    pending = PendingBytes(settings.max_pending_bytes, metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -150,25 +133,25 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
     )
     app.openapi = lambda: document  # type: ignore[method-assign]
 
-    @app.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
         started, stages = time.perf_counter(), Stages()
         with pending.room() as room:
             with stages.measure("read"):
-                body = await _read_body(request, settings, room)
+                body = await read_body(request, settings, room)
             with stages.measure("parse"):
-                parsed = _parse(body, service)
+                parsed = parse(body, service.limits)
             del body
             asked = parsed.model or model
             if settings.is_model_checked and asked != model:
                 message = f"the model that was asked for is not served here; {model} is"
                 raise ApiError(404, message, param="model", code="model_not_found")
-            answer = await _while_connected(request, service.embed(parsed, asked, stages))
-        for stage, seconds in stages.seconds.items():
-            metrics.stage_seconds.labels(stage).observe(seconds)
-        stages.seconds["total"] = time.perf_counter() - started
-        timing = ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in stages.seconds.items())
+            answer = await while_connected(request, service.embed(parsed, asked, stages))
+        request.scope["edgeclip.stages"] = stages.seconds
+        shown = {**stages.seconds, "total": time.perf_counter() - started}
+        timing = ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in shown.items())
         return Response(answer, media_type="application/json", headers={"Server-Timing": timing})
+
+    app.router.routes.append(plain_route("/v1/embeddings", embeddings, ["POST"]))
 
     @app.api_route("/v1/models", methods=_READ)
     @app.api_route("/v1/models/{name:path}", methods=_READ)
@@ -243,9 +226,9 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
 
     @app.exception_handler(ClientDisconnect)
     async def client_gone(request: Request, error: ClientDisconnect) -> Response:
-        return PlainTextResponse("", _CLIENT_GONE)
+        return PlainTextResponse("", CLIENT_GONE)
 
-    app.add_middleware(_Shell, metrics=metrics, keys=keys)
+    app.add_middleware(Shell, metrics=metrics, keys=keys)
     if settings.cors_origins:
         from starlette.middleware.cors import CORSMiddleware
 
@@ -257,167 +240,6 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
             expose_headers=["Retry-After", "Server-Timing"],
         )
     return app
-
-
-class _Shell:
-    """Keys, security headers, metrics and a log line round every request; and 500 in the API's shape for a bug."""
-
-    def __init__(self, app: Any, *, metrics: Metrics, keys: KeyRing) -> None:
-        self._app, self._metrics, self._keys = app, metrics, keys
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        from starlette.responses import JSONResponse
-
-        started, status = time.perf_counter(), 0
-
-        async def sent(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                headers = message.setdefault("headers", [])
-                headers.extend(_SECURITY_HEADERS)
-                if not any(name == b"content-security-policy" for name, _ in headers):
-                    headers.append((b"content-security-policy", _POLICY.encode()))
-            await send(message)
-
-        self._metrics.in_progress.inc()
-        try:
-            if scope["path"].startswith("/v1/") and not self._keys.opens(_header(scope, b"authorization")):
-                refusal = ApiError(
-                    401, 'a valid API key is needed: "Authorization: Bearer KEY"', code="invalid_api_key",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )  # fmt: skip
-                scope["edgeclip.code"] = refusal.code
-                answer = JSONResponse(refusal.body(), refusal.status, headers=dict(refusal.headers))
-                await answer(scope, receive, sent)
-            else:
-                await self._app(scope, receive, sent)
-        except asyncio.CancelledError:  # the time to finish what was accepted is up
-            if not status:
-                error = ending()
-                scope["edgeclip.code"] = error.code
-                await JSONResponse(error.body(), error.status, headers=dict(error.headers))(scope, receive, sent)
-        except Exception as error:
-            log_bug(_log, "a request failed", error)
-            if not status:
-                bug = ApiError(500, "the service failed; its log says where", code="internal_error")
-                scope["edgeclip.code"] = bug.code
-                await JSONResponse(bug.body(), bug.status)(scope, receive, sent)
-        finally:
-            self._metrics.in_progress.dec()
-            self._record(scope, status or _CLIENT_GONE, time.perf_counter() - started)
-
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "unknown")
-        method = scope["method"] if scope["method"] in _METHODS else "other"
-        self._metrics.requests.labels(route, method, str(status)).inc()
-        self._metrics.request_seconds.labels(route).observe(seconds)
-        if status >= 400:
-            self._metrics.errors.labels(str(status), scope.get("edgeclip.code", "")).inc()
-        _log.debug("%s %s %d in %.1f ms", method, route, status, seconds * 1000)
-
-
-_READ = ["GET", "HEAD"]
-_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
-
-
-class _PendingBytes:
-    """The bytes of all bodies in progress, bounded: many large requests at once are memory too."""
-
-    def __init__(self, most: int, metrics: Metrics) -> None:
-        self._most, self._held, self._gauge = most, 0, metrics.pending_bytes
-
-    @contextlib.contextmanager
-    def room(self) -> "Any":
-        """A function that takes room for so many bytes, or raises 429; all of it is free again afterwards."""
-        taken = 0
-
-        def take(count: int) -> None:
-            nonlocal taken
-            if self._held + count > self._most:
-                raise retry_later("too many large requests are in progress; try again later", 1)
-            taken += count
-            self._held += count
-            self._gauge.set(self._held)
-
-        try:
-            yield take
-        finally:
-            self._held -= taken
-            self._gauge.set(self._held)
-
-
-async def _read_body(request: "Request", settings: Settings, take: Callable[[int], None]) -> bytes:
-    """The body, refused before it is read where its header says that it is too large, else as soon as it is."""
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-        raise ApiError(
-            415, "the body must be JSON: send Content-Type: application/json", code="unsupported_media_type"
-        )
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise ApiError(415, "compressed bodies are not taken", code="unsupported_encoding")
-    too_large = ApiError(
-        413, f"the body has more than {settings.max_body_bytes} bytes; send several requests", code="body_too_large"
-    )
-    stated = request.headers.get("content-length", "")
-    if stated.isdecimal() and int(stated[:20]) > settings.max_body_bytes:
-        raise too_large
-    chunks: list[bytes] = []
-    size = 0
-    values = 0
-    try:
-        async with asyncio.timeout(settings.body_timeout_s):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > settings.max_body_bytes:
-                    raise too_large
-                # `[[],[],...` takes 25 times its size when it is parsed, and the event loop for as long.
-                values += sum(map(chunk.count, (b",", b"[", b"{")))
-                if values > settings.max_values:
-                    message = (
-                        f"the body has more than {settings.max_values} commas and brackets; send several requests"
-                    )
-                    raise ApiError(413, message, code="body_too_large")
-                take(len(chunk))
-                chunks.append(chunk)
-    except TimeoutError as error:
-        message = f"the request was not sent within {settings.body_timeout_s:.0f} s"
-        raise ApiError(408, message, code="request_timeout", headers={"Connection": "close"}) from error
-    return b"".join(chunks)
-
-
-def _parse(body: bytes, service: EmbeddingService) -> EmbeddingRequest:
-    import orjson
-
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise ApiError(400, f"the body is not JSON (at character {error.pos})", code="invalid_json") from error
-    return parse_request(document, service.limits)
-
-
-async def _while_connected(request: "Request", work: Any) -> bytes:
-    """The result of `work`, which is cancelled when the client goes away."""
-    from starlette.requests import ClientDisconnect
-
-    async def until_gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(until_gone())
-    try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            answer: bytes = working.result()
-            return answer
-        raise ClientDisconnect
-    finally:
-        for task in (working, gone):
-            task.cancel()
-        await asyncio.gather(working, gone, return_exceptions=True)
 
 
 def _lane(tower: TowerName, settings: Settings, encoder: Encoder, metrics: Metrics) -> Lane:
@@ -454,7 +276,3 @@ def _read_pages(folder: Path) -> dict[str, tuple[bytes, str]]:
         for path in sorted(folder.iterdir())
         if path.suffix in _WEB_TYPES
     }
-
-
-def _header(scope: Scope, name: bytes) -> str | None:
-    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)

@@ -103,14 +103,16 @@ async def _read(response: "ClientResponse", max_bytes: int) -> "bytes | URL":
         raise FetchError(f"the URL's server answered with status {response.status}")
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise FetchError("the URL's server compresses what was asked for plain")
-    too_large = FetchError(f"the URL gives more than {max_bytes} bytes")
+    too_large = (
+        f"the URL gives more than {max_bytes} bytes"  # no error yet: its traceback would hold itself, and the body
+    )
     if (response.content_length or 0) > max_bytes:
-        raise too_large
+        raise FetchError(too_large)
     body = bytearray()
     async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
         body += chunk
         if len(body) > max_bytes:
-            raise too_large
+            raise FetchError(too_large)
     return bytes(body)
 
 

@@ -1,0 +1,117 @@
+"""What is read of a request: its body within limits, as JSON, and whether its client is still there."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from edgeclip.serve.dialects import EmbeddingRequest, RequestLimits, parse_request
+from edgeclip.serve.errors import ApiError, retry_later
+from edgeclip.serve.metrics import Metrics
+from edgeclip.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+
+class PendingBytes:
+    """The bytes of all bodies in progress, bounded: many large requests at once are memory too."""
+
+    def __init__(self, most: int, metrics: Metrics) -> None:
+        self._most, self._held, self._gauge = most, 0, metrics.pending_bytes
+
+    @contextlib.contextmanager
+    def room(self) -> "Any":
+        """A function that takes room for so many bytes, or raises 429; all of it is free again afterwards."""
+        taken = 0
+
+        def take(count: int) -> None:
+            nonlocal taken
+            if self._held + count > self._most:
+                raise retry_later("too many large requests are in progress; try again later", 1)
+            taken += count
+            self._held += count
+            self._gauge.set(self._held)
+
+        try:
+            yield take
+        finally:
+            self._held -= taken
+            self._gauge.set(self._held)
+
+
+async def read_body(request: "Request", settings: Settings, take: Callable[[int], None]) -> bytes:
+    """The body, refused before it is read where its header says that it is too large, else as soon as it is."""
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise ApiError(
+            415, "the body must be JSON: send Content-Type: application/json", code="unsupported_media_type"
+        )
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ApiError(415, "compressed bodies are not taken", code="unsupported_encoding")
+    too_large = f"the body has more than {settings.max_body_bytes} bytes; send several requests"
+    stated = request.headers.get("content-length", "")
+    if stated.isdecimal() and int(stated[:20]) > settings.max_body_bytes:
+        raise ApiError(413, too_large, code="body_too_large")
+    chunks: list[bytes] = []
+    size = 0
+    values = 0
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > settings.max_body_bytes:
+                    raise ApiError(413, too_large, code="body_too_large")
+                # `[[],[],...` takes 25 times its size when it is parsed, and the event loop for as long.
+                values += sum(map(chunk.count, (b",", b"[", b"{")))
+                if values > settings.max_values:
+                    message = (
+                        f"the body has more than {settings.max_values} commas and brackets; send several requests"
+                    )
+                    raise ApiError(413, message, code="body_too_large")
+                take(len(chunk))
+                chunks.append(chunk)
+    except TimeoutError as error:
+        message = f"the request was not sent within {settings.body_timeout_s:.0f} s"
+        raise ApiError(408, message, code="request_timeout", headers={"Connection": "close"}) from error
+    return b"".join(chunks)
+
+
+def parse(body: bytes, limits: RequestLimits) -> EmbeddingRequest:
+    """The normal form of a body; ApiError 400 for what is no JSON, or no request."""
+    import orjson
+
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, f"the body is not JSON (at character {error.pos})", code="invalid_json") from error
+    return parse_request(document, limits)
+
+
+async def while_connected(request: "Request", work: Awaitable[bytes]) -> bytes:
+    """The result of `work`, which is cancelled when the client goes away: ClientDisconnect then.
+
+    It runs in the calling task; the watch beside it is the only task that is started.
+    """
+    from starlette.requests import ClientDisconnect
+
+    caller = asyncio.current_task()
+    assert caller is not None
+    is_gone = False
+
+    async def until_gone() -> None:
+        nonlocal is_gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        is_gone = True
+        caller.cancel()
+
+    watch = asyncio.ensure_future(until_gone())
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if is_gone and not caller.uncancel():  # else the service ends, too
+            raise ClientDisconnect from None
+        raise
+    finally:
+        watch.cancel()
