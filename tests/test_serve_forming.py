@@ -126,3 +126,59 @@ def test_every_item_is_taken_once(seed: int) -> None:
         got += taken
     assert len(got) == len(wanted) and set(got) == wanted
     assert (waiting.depth, waiting.cost) == (0, 0)
+
+
+IMAGE = Kind(cost=1, shape=(8, 8, 3))
+
+
+def finished(waiting: FairQueue, arrivals: dict[int, tuple[int, int]]) -> dict[int, int]:
+    """When each request has its last image, counted in images; arrivals are (when, how many), one image a batch."""
+    left = {number: count for number, (_, count) in arrivals.items()}
+    done: dict[int, int] = {}
+    now = 0
+    while len(done) < len(arrivals):
+        for number, (when, count) in arrivals.items():
+            if when == now:
+                waiting.add(number, [IMAGE] * count)
+        now += 1
+        for number, _ in waiting.take():
+            left[number] -= 1
+            if not left[number]:
+                done[number] = now
+    return done
+
+
+def images(quantum: int) -> FairQueue:
+    return FairQueue(max_batch=1, token_budget=64, quantum=quantum)
+
+
+def test_equal_requests_are_answered_one_after_another_and_not_all_at_the_end() -> None:
+    four = dict.fromkeys(range(4), (0, 8))
+    assert list(finished(images(8), four).values()) == [8, 16, 24, 32]
+    assert list(finished(images(0), four).values()) == [29, 30, 31, 32]
+
+
+def test_a_single_image_goes_between_those_of_a_request_that_has_begun() -> None:
+    arrivals = {0: (0, 8), 1: (0, 8), 2: (3, 1)}
+    assert finished(images(8), arrivals) == {0: 9, 1: 17, 2: 4}
+
+
+def test_a_request_of_more_than_a_packet_shares() -> None:
+    assert finished(images(8), {0: (0, 64), 1: (0, 12)}) == {0: 76, 1: 20}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_packets_answer_nobody_later_than_turns_do_by_more_than_a_packet(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    arrivals = {number: (int(random.integers(0, 100)), int(random.integers(1, 24))) for number in range(12)}
+    arrivals[0] = (0, arrivals[0][1])
+    packets, turns = finished(images(8), arrivals), finished(images(0), arrivals)
+    assert all(packets[number] <= turns[number] + 8 for number in arrivals)
+    waited = [sum(done[number] - when for number, (when, _) in arrivals.items()) for done in (packets, turns)]
+    assert waited[0] <= waited[1]
+
+
+def test_a_stream_of_single_images_does_not_starve_a_packet() -> None:
+    """One comes for each that is served: by turns between two, eight images take sixteen, and the running one."""
+    arrivals = {0: (0, 8)} | {number: (number, 1) for number in range(1, 60)}
+    assert finished(images(8), arrivals)[0] <= 24

@@ -389,3 +389,26 @@ def test_a_thousand_clients_at_once_are_all_answered() -> None:
 def test_limits_are_positive(name: str) -> None:
     with pytest.raises(InputError, match="positive"):
         limits(**{name: 0})
+
+
+def test_images_of_one_request_come_before_those_of_the_next() -> None:
+    """Else four requests of eight would all be answered at the end."""
+    tower = Tower()
+    order: list[int] = []
+
+    def run(batch: NDArray[Any]) -> Vectors:
+        order.append(int(batch[0, 0]))
+        return tower(batch)
+
+    async def scene() -> None:
+        opened = Lane("vision", run, limits=limits(max_batch=1))
+        await opened.start()
+        tower.gate.clear()
+        requests = [asked(opened, *[ids(1, number)] * 8) for number in range(3)]
+        await depth(opened, 23)
+        tower.gate.set()
+        await asyncio.gather(*requests)
+        await opened.close()
+
+    asyncio.run(scene())
+    assert order == [0] * 8 + [1] * 8 + [2] * 8

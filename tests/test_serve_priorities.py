@@ -1,15 +1,27 @@
-"""A thread is lowered alone, and what it starts is lowered with it."""
+"""A thread is lowered alone, what it starts is lowered with it, and neither lane starves the other."""
 
+import asyncio
+import hashlib
 import os
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from edgeclip.serve.priorities import lower_this_thread
+from edgeclip.manifest import TowerName
+from edgeclip.serve.lanes import Lane, LaneLimits
+from edgeclip.serve.priorities import LEAST_SHARE, MOST_SHARE, lower_this_thread, niceness_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="niceness is a thread's own on Linux only")
+
+BLOCK = bytes(1 << 18)
+# Of niceness 0 and more: sched_prio_to_weight in the kernel's kernel/sched/core.c.
+WEIGHTS = (1024, 820, 655, 526, 423, 335, 272, 215, 172, 137, 110, 87, 70, 56, 45, 36, 29, 23, 18, 15)
 
 
 def niceness() -> int:
@@ -36,3 +48,58 @@ def test_zero_does_nothing() -> None:
     before = niceness()
     assert not lower_this_thread(0)
     assert niceness() == before
+
+
+@pytest.mark.parametrize(
+    ("share", "wanted"), [(MOST_SHARE, 0), (0.33, 3), (0.25, 5), (0.2, 6), (0.1, 10), (LEAST_SHARE, 17)]
+)
+def test_a_share_is_a_niceness_by_the_kernel_s_weights(share: float, wanted: int) -> None:
+    assert niceness_for(share) == wanted
+    of_weights = WEIGHTS[wanted] / (WEIGHTS[wanted] + WEIGHTS[0])
+    assert of_weights == pytest.approx(share, rel=0.15)
+
+
+@pytest.mark.skipif(sys.platform == "linux" and niceness() > 14, reason="there is no room below")
+def test_images_keep_their_share_beside_texts_without_a_pause() -> None:
+    """Two lanes on one core, both of them never idle: what each had of it by its thread's own clock.
+
+    Other programs take from both alike, so the bounds are of the share and not of time.
+    """
+    core = min(os.sched_getaffinity(0))
+
+    class Burner:
+        """A tower that computes for 20 ms of its thread's time, with Python's lock released."""
+
+        def __init__(self) -> None:
+            self.spent_s = 0.0
+
+        def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+            os.sched_setaffinity(threading.get_native_id(), {core})
+            began_s = time.thread_time()
+            while time.thread_time() - began_s < 0.02:
+                hashlib.sha256(BLOCK)
+            self.spent_s += time.thread_time() - began_s
+            return np.ones((len(batch), 1), np.float32)
+
+    async def scene() -> tuple[float, float]:
+        towers: dict[TowerName, Burner] = {"text": Burner(), "vision": Burner()}
+        limits = LaneLimits(max_queued=1000, max_batch=1, token_budget=1, wedged_s=60.0)
+        lanes = {
+            tower: Lane(tower, run, limits=limits, niceness=niceness_for(0.25) if tower == "vision" else 0)
+            for tower, run in towers.items()
+        }
+        for lane in lanes.values():
+            await lane.start()
+        images = asyncio.create_task(lanes["vision"].submit([np.zeros(1, np.int64)] * 500, timeout_s=100.0))
+        text = np.zeros(1, np.int64)
+        await lanes["text"].submit([text], timeout_s=100.0)  # both have begun
+        before = towers["text"].spent_s, towers["vision"].spent_s
+        while towers["text"].spent_s - before[0] < 1.0:
+            await asyncio.gather(*(lanes["text"].submit([text], timeout_s=100.0) for _ in range(5)))
+        spent = towers["text"].spent_s - before[0], towers["vision"].spent_s - before[1]
+        images.cancel()
+        await asyncio.gather(images, *(lane.close() for lane in lanes.values()), return_exceptions=True)
+        return spent
+
+    texts_s, images_s = asyncio.run(scene())
+    assert 0.12 <= images_s / (images_s + texts_s) <= 0.4

@@ -39,6 +39,7 @@ def test_every_variable_is_read() -> None:
         "Path": ("here", Path("here")),
         "int": ("77", 77),
         "float": ("1.5", 1.5),
+        "share": ("0.125", 0.125),
         "tuple": ("http://abcdefgh, http://bcdefghi", ("http://abcdefgh", "http://bcdefghi")),
         "LogLevel": ("debug", "debug"),
     }
@@ -46,7 +47,7 @@ def test_every_variable_is_read() -> None:
     for option, field in zip(OPTIONS, dataclasses.fields(Settings), strict=True):
         kind = getattr(field.type, "__name__", str(field.type)).partition("[")[0].partition(" |")[0]
         kind = kind.removeprefix("pathlib.")
-        kind = "LogLevel" if field.name == "log_level" else kind
+        kind = {"log_level": "LogLevel", "image_share": "share"}.get(field.name, kind)
         environment[option.variable], wanted[field.name] = given[kind]
     environment |= {"EDGECLIP_MAX_PENDING_BYTES": "78", "EDGECLIP_MAX_QUEUED_TEXTS": "79"}
     wanted |= {"max_pending_bytes": 78, "max_queued_texts": 79}
@@ -72,6 +73,9 @@ def test_every_variable_is_read() -> None:
         (("b", "--cors", "example.org"), {}, "wanted https://host[:port], or *"),
         (("b", "--log-level", "trace"), {}, "wanted one of debug, info, warning, error"),
         (("b", "--max-redirects", "-1"), {}, "max_redirects is -1"),
+        (("b", "--image-share", "25%"), {}, "--image-share: found '25%', wanted a share, as 0.25"),
+        (("b", "--image-share", "0.6"), {}, "image_share is 0.6, wanted 0.02 to 0.5"),
+        (("b", "--image-share", ".01"), {}, "image_share is 0.01, wanted 0.02 to 0.5"),
     ],
 )
 def test_what_cannot_be_is_one_line(arguments: tuple[str, ...], environment: dict[str, str], told: str) -> None:

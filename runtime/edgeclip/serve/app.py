@@ -23,6 +23,7 @@ from edgeclip.serve.lanes import Lane, LaneLimits
 from edgeclip.serve.metrics import Metrics
 from edgeclip.serve.openapi import ASSETS, DOCS_PAGE, START_SCRIPT, describe, read_asset
 from edgeclip.serve.pictures import PictureDecoder, PictureLimits
+from edgeclip.serve.priorities import niceness_for
 from edgeclip.serve.readiness import Readiness
 from edgeclip.serve.reading import PendingBytes, parse, read_body, while_connected
 from edgeclip.serve.service import EmbeddingService, Fetch, Stages
@@ -49,9 +50,6 @@ _GPU_TOKEN_BUDGET = 16_384
 # A query waits for the batch that runs, so batches of other people's texts are short: in a CPU's GEMMs 256 tokens run
 # at 0.96 of the speed of 1024 (`edgeclip.batching`).
 _CPU_TOKEN_BUDGET = 256
-# A bulk image job takes what queries leave of the cores (`edgeclip.serve.priorities`). Beside texts without a pause
-# the kernel's weights (335 to 1024 at 5, 110 to 1024 at 10) leave it a quarter; 10 would leave it a tenth.
-_VISION_NICENESS = 5
 # Of the end, when every request was answered or cut off: for the batch that still runs, and that nobody waits for.
 _CLOSE_S = 5.0
 
@@ -249,7 +247,7 @@ def _lane(tower: TowerName, settings: Settings, encoder: Encoder, metrics: Metri
         limits=lane_limits(tower, settings, is_gpu=encoder.device.startswith(("cuda", "tensorrt"))),
         observer=metrics.towers[tower],
         pad_id=encoder.manifest.tokenizer.pad_id if tower == "text" else None,
-        niceness=_VISION_NICENESS if tower == "vision" else 0,
+        niceness=niceness_for(settings.image_share) if tower == "vision" else 0,
     )
 
 

@@ -4,6 +4,10 @@ Items of one shape share a batch, as in `edgeclip.batching`: nothing is padded. 
 queueing decides (Demers, Keshav and Shenker 1989), with a request as the flow and tokens as the bytes: each waiting
 request is owed an equal share of the tower, so two thousand texts delay a single one by no more than the batch that
 runs, and are themselves never starved by a stream of single ones. What is short goes first among equals.
+
+By turns of single items, four requests of eight images would all be answered at the end and none before. With a
+quantum, so much of a request is one packet, as in the paper: it has its turn when the turns would have finished it,
+and then the tower, so the four are answered one after another, and none later than by turns.
 """
 
 import heapq
@@ -42,18 +46,22 @@ class _Waiting:
     arrival: int
     start: float
     cost: int
+    packet: int  # what of `cost` is left of the packet that has begun
     by_kind: dict[Kind, deque[int]] = field(default_factory=dict)
 
     def rank(self, kind: Kind) -> tuple[float, int, int]:
-        """When its next item of that kind would be done, were all served at once; then who has least to do."""
-        return self.start + kind.cost, self.cost, self.arrival
+        """When its packet, or next item of that kind, would be done, were all served at once; then who has least."""
+        return self.start + max(kind.cost, self.packet), self.cost, self.arrival
 
 
 class FairQueue:
-    """Requests of one tower. Not safe for several threads: whoever owns it holds a lock."""
+    """Requests of one tower. Not safe for several threads: whoever owns it holds a lock.
 
-    def __init__(self, *, max_batch: int, token_budget: int) -> None:
-        self._max_batch, self._token_budget = max_batch, token_budget
+    `quantum` is the largest packet: a request that costs no more is served undivided, but for what is due sooner.
+    """
+
+    def __init__(self, *, max_batch: int, token_budget: int, quantum: int = 0) -> None:
+        self._max_batch, self._token_budget, self._quantum = max_batch, token_budget, quantum
         self._waiting: dict[int, _Waiting] = {}
         self._now = 0.0  # virtual: the tokens each request would have got, had all been served alike
         self._depth = self._cost = 0
@@ -71,7 +79,7 @@ class FairQueue:
     def add(self, request: int, kinds: Sequence[Kind]) -> None:
         """Queue a request's items; `request` grows from call to call."""
         cost = sum(kind.cost for kind in kinds)
-        waiting = _Waiting(arrival=request, start=self._now, cost=cost)
+        waiting = _Waiting(arrival=request, start=self._now, cost=cost, packet=min(self._quantum, cost))
         for index, kind in enumerate(kinds):
             waiting.by_kind.setdefault(kind, deque()).append(index)
         self._waiting[request] = waiting
@@ -103,6 +111,9 @@ class FairQueue:
             taken.append((waiting.arrival, waiting.by_kind[kind].popleft()))
             waiting.start += kind.cost
             waiting.cost -= kind.cost
+            waiting.packet -= kind.cost
+            if waiting.packet <= 0:
+                waiting.packet = min(self._quantum, waiting.cost)
             if waiting.by_kind[kind]:
                 heapq.heappush(turns, (waiting.rank(kind), waiting))
                 continue

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from edgeclip.errors import InputError
+from edgeclip.serve.priorities import LEAST_SHARE, MOST_SHARE
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 PREFIX = "EDGECLIP_"
@@ -54,6 +55,7 @@ class Settings:
     max_batch: int | None = None
     max_connections: int = 4096
     decode_threads: int = 2
+    image_share: float = 0.25
     request_timeout_s: float = 300.0
     head_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
@@ -74,6 +76,8 @@ class Settings:
         for name in _SECONDS:
             if not 0 < getattr(self, name) < 86_400:
                 raise InputError(f"{name} is {getattr(self, name)}, wanted more than 0 and less than a day")
+        if not LEAST_SHARE <= self.image_share <= MOST_SHARE:
+            raise InputError(f"image_share is {self.image_share}, wanted {LEAST_SHARE} to {MOST_SHARE}")
         if self.max_redirects < 0:
             raise InputError(f"max_redirects is {self.max_redirects}, wanted 0 or more")
         if self.max_images > self.max_queued_images or self.max_items > self.max_queued_texts:
@@ -145,6 +149,12 @@ def _parse_seconds(text: str) -> float:
     return float(text)
 
 
+def _parse_share(text: str) -> float:
+    if not re.fullmatch(r"[0-9]?\.[0-9]{1,9}", text):
+        raise ValueError("a share, as 0.25")
+    return float(text)
+
+
 def _parse_list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
@@ -209,6 +219,7 @@ OPTIONS = (
     _option("max_batch", "--max-batch", _parse_int, "N", "inputs that a tower takes at once (by the device)"),
     _option("max_connections", "--max-connections", _parse_int, "N", "at once; beyond it 503"),
     _option("decode_threads", "--decode-threads", _parse_int, "N", "threads that decode images"),
+    _option("image_share", "--image-share", _parse_share, "F", "of the cores, beside texts without a pause (Linux)"),
     _option("request_timeout_s", "--request-timeout-s", _parse_seconds, "S", "from the body to the answer"),
     _option("head_timeout_s", "--head-timeout-s", _parse_seconds, "S", "for a client to send a request's head"),
     _option("body_timeout_s", "--body-timeout-s", _parse_seconds, "S", "for a client to send a request's body"),
