@@ -78,6 +78,8 @@ def test_a_tower_is_looked_at_without_being_changed(
         assert seen.largest.shape == (len(layer.weight),) == seen.rows.shape[1:]
         assert 6 <= len(seen.rows) <= 256
         assert (np.abs(seen.rows).max(axis=0) <= seen.largest).all()
+        assert seen.leading is not None and seen.leading.shape == (len(batches), len(layer.weight))
+        np.testing.assert_array_equal(seen.leading[0], seen.rows[0])
     before = ir.to_proto(tower.model).SerializeToString()
     narrowed(tower, tmp_path / "out.onnx", INT8, 0.9)
     assert ir.to_proto(tower.model).SerializeToString() == before

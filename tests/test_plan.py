@@ -164,6 +164,33 @@ def test_smoothing_must_be_worth_what_it_costs(factor: float, gain: float, smoot
         assert one.error / plain == pytest.approx(gain if case in smoothed else 1, abs=0.01)
 
 
+@pytest.mark.parametrize("kernel", ["int8 per row", "int8 blocks"])
+@pytest.mark.parametrize("may_fix", [False, True])
+def test_a_channel_that_is_huge_in_the_first_rows_alone_is_brought_down(kernel: Kernel, may_fix: bool) -> None:
+    """As a class token has it: 8 of 264 rows, so that all rows together hardly show it. Where a norm does it free."""
+    rows, leading = gaussian(256), gaussian(8, seed=3)
+    leading[:, 7] = 40
+    looked_at = Observation(largest=np.abs([*rows, *leading]).max(axis=0), rows=rows, leading=leading)
+
+    def planned(source: Source, observation: Observation) -> Plan:
+        layer = only_layer(layer_model(WEIGHT, np.zeros(48, np.float32), source))
+        recipe = replace(INT8, kernels=(kernel,))
+        return plan_layer(layer, observation, recipe, may_fix=may_fix)[0]
+
+    levelled = planned("norm", looked_at)
+    assert levelled.factors is not None and levelled.factors.min() == 1
+    assert levelled.factors[7] > 3 * np.delete(levelled.factors, 7).max()
+    # Not elsewhere, and not where no channel stands out; smoothed those may be.
+    common = replace(looked_at, largest=np.abs(rows).max(axis=0), leading=rows[:8])
+    others: list[tuple[Source, Observation]] = [("shared norm", looked_at), ("norm", common)]
+    for source, observation in (*others, ("norm", replace(looked_at, leading=None))):
+        plain = planned(source, observation).factors
+        assert plain is None or plain.min() < 1
+    exact = leading @ WEIGHT
+    left = product(kernel, leading / levelled.factors, WEIGHT * levelled.factors[:, None])
+    assert relative_error(left, exact) < 0.6 * relative_error(product(kernel, leading, WEIGHT), exact)
+
+
 def test_behind_a_gelu_a_row_is_shifted_unless_it_is_smoothed() -> None:
     rows = np.maximum(gaussian(), -0.16)
     shifts = {one.kernel: one.shift for one in plan(rows, "gelu", may_fix=False)}

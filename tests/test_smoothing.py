@@ -5,7 +5,13 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeclip_quant.kernels import product
-from edgeclip_quant.smoothing import fold_into_norm, is_fed_by_norm, smoothing_factors, stems_from_norm
+from edgeclip_quant.smoothing import (
+    fold_into_norm,
+    is_fed_by_norm,
+    levelling_factors,
+    smoothing_factors,
+    stems_from_norm,
+)
 from tests.layer_graphs import SOURCES, Source, layer_model, only_layer, run_model
 
 Array = NDArray[np.float32]
@@ -40,6 +46,13 @@ def test_half_of_the_spread_goes_over_and_none_of_the_size() -> None:
     assert np.prod(once) == pytest.approx(1) and thrice == pytest.approx(once)
     weak = smoothing_factors(largest[:2], weight[:2], 0.25)
     assert weak[0] / weak[1] == pytest.approx((4 / 1) ** 0.25 / (1 / 4) ** 0.75)
+
+
+@pytest.mark.parametrize(("halvings", "wanted"), [(0, [1, 1, 1, 1]), (1, [2, 1, 1, 1]), (3, [8, 1.5, 1, 1])])
+def test_levelling_brings_down_the_largest_and_leaves_the_rest(halvings: int, wanted: list[float]) -> None:
+    leading = np.array([[16, -3, 1, 0], [-12, 1, 2, 0]], np.float32)
+    assert levelling_factors(leading, halvings).tolist() == wanted
+    assert levelling_factors(np.zeros_like(leading), halvings).tolist() == [1] * 4
 
 
 def test_which_inputs_a_norm_gives_and_which_norms_can_be_changed() -> None:

@@ -1,7 +1,7 @@
 """What a tower's linear layers see: the graph run on samples, with their inputs looked at.
 
-Two things are kept of every layer: the largest magnitude of each input channel over all samples, which is
-what smoothing divides by, and some rows of the input as they are, on which kernels are tried.
+Three things are kept of every layer: the largest magnitude of each input channel over all samples, which is what
+smoothing divides by, some rows of the input as they are, on which kernels are tried, and each sample's first row.
 """
 
 import tempfile
@@ -26,10 +26,14 @@ _ROWS_OF_SAMPLE = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """Of one layer's input: `largest` (in,), the greatest magnitude by channel, and `rows` (R, in)."""
+    """Of one layer's input: `largest` (in,), the greatest magnitude by channel, and `rows` (R, in).
+
+    `leading` (samples, in) is the first row of every sample: the class token's of an image, None where nobody looked.
+    """
 
     largest: NDArray[np.float32]
     rows: NDArray[np.float32]
+    leading: NDArray[np.float32] | None = None
 
 
 def observe(
@@ -46,6 +50,7 @@ def observe(
     vectors = []
     largest: dict[str, NDArray[np.float32]] = {}
     rows: dict[str, list[NDArray[np.float32]]] = {layer.name: [] for layer in layers}
+    leading: dict[str, list[NDArray[np.float32]]] = {layer.name: [] for layer in layers}
     with tempfile.TemporaryDirectory(dir=folder, prefix="calibration-") as place:
         path = Path(place) / "observed.onnx"
         ir.save(copy, path, external_data=f"{path.name}_data")
@@ -61,8 +66,13 @@ def observe(
                 before = largest.get(layer.name)
                 largest[layer.name] = top if before is None else np.maximum(before, top)
                 rows[layer.name].append(_some(some, _ROWS_OF_SAMPLE))
+                leading[layer.name].append(some[:1].copy())  # a view would keep all of it
     seen = {
-        layer.name: Observation(largest=largest[layer.name], rows=_some(np.concatenate(rows[layer.name]), ROWS))
+        layer.name: Observation(
+            largest=largest[layer.name],
+            rows=_some(np.concatenate(rows[layer.name]), ROWS),
+            leading=_some(np.concatenate(leading[layer.name]), ROWS),
+        )
         for layer in layers
     }
     return seen, np.concatenate(vectors)

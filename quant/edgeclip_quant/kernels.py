@@ -45,7 +45,8 @@ class Plan:
 
     `factors` (in,) divide its input and multiply its weights first (`smoothing`), None without. `largest` is what
     a static scale reaches to. `shift` is added to an input that is never below its negative, so that all 256 levels
-    of a row's scale are used; the bias takes it back. `error` is the output's, |y' - y| / |y|, on what the layer saw.
+    of a row's scale are used; the bias takes it back. `error` is the output's, |y' - y| / |y|, on what the layer saw;
+    `loss` is what plans of one layer are compared by.
     """
 
     kernel: Kernel
@@ -53,6 +54,7 @@ class Plan:
     largest: float = 0.0
     shift: float = 0.0
     error: float = 0.0
+    loss: float = 0.0
 
 
 def quantize_columns(weight: Array) -> tuple[NDArray[np.int8], Array]:

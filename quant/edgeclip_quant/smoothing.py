@@ -6,6 +6,10 @@ A row is rounded with one scale, so one channel a hundred times larger than the 
 of 127. Divided by s, all channels are about alike. Where the input comes from a
 norm that feeds this layer alone, 1/s goes into the norm's own scale and shift and costs nothing; elsewhere it
 is one multiplication of the input.
+
+That evens all channels out. A trained tower also has single channels that are huge in the class token's row alone,
+and nearly the same for every image ("massive activations", arXiv:2402.17762): what tells images apart is rounded away
+beside a constant. `levelling_factors` brings those channels down and leaves the others as they are.
 """
 
 import numpy as np
@@ -33,6 +37,14 @@ def smoothing_factors(
     factors[largest == 0] = 1.0
     rounded: NDArray[np.float32] = factors.astype(np.float32)
     return rounded
+
+
+def levelling_factors(leading: NDArray[np.float32], halvings: int) -> NDArray[np.float32]:
+    """s (in,), never below 1, for first rows (samples, in): no channel is left above 2^-halvings of the largest."""
+    largest = np.abs(leading).max(axis=0)
+    reach = max(float(largest.max()) / 2**halvings, _SMALLEST)
+    factors: NDArray[np.float32] = np.maximum(largest / np.float32(reach), np.float32(1.0))
+    return factors
 
 
 def stems_from_norm(x: ir.Value) -> bool:
