@@ -1,6 +1,7 @@
 """`edgeclip bench`: what it prints and writes, and the gate's exit status."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -136,18 +137,16 @@ def test_machines_are_compared_on_request(measured: Path, tmp_path: Path, capsys
     assert "differs: processor: " in out
 
 
-def test_rivals_are_measured_in_the_same_run(tmp_path: Path, capsys: Captured) -> None:
+def test_rivals_are_measured_in_the_same_run(bundle: Path, tmp_path: Path, capsys: Captured) -> None:
     """In the tables with their ratios, cosines and memory, and on the page; what was left out with its reason."""
-    from edgeclip_export import export_checkpoint
-
-    export_checkpoint(CHECKPOINT, tmp_path / "fp32")
-    names = "torch,merged,plain,quantize_dynamic,fastembed"
+    shutil.copytree(bundle, tmp_path / "fp32")
+    names = "plain,quantize_dynamic,fastembed"
     words = ("--rivals", names, "--checkpoint", CHECKPOINT, "--tower", "text", "--scenario", "single-stream")
     files = ("--out", tmp_path / "a.json", "--html", tmp_path / "a.html")
     status, out, err = run("bench", tmp_path / "fp32", *QUICK, *words, *files, capsys=capsys)
     assert status == 0, err
     rivals = json.loads((tmp_path / "a.json").read_text())["rivals"]
-    measured = ["fp32", "torch", "merged", "plain", "quantize_dynamic"]
+    measured = ["fp32", "plain", "quantize_dynamic"]
     assert [one["contender"] for one in rivals["standings"]] == measured
     assert {one["tower"] for one in rivals["standings"]} == {"text"}
     assert [one["rival"] for one in rivals["left_out"]] == ["fastembed"]

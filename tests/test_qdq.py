@@ -5,14 +5,12 @@ are written. Their operators are held as text, tests/data/graphs/qdq_*.txt; `pyt
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx_ir.passes import PreconditionError
@@ -30,7 +28,6 @@ from edgeclip_quant.linear import linear_layers
 from edgeclip_quant.plan import relative_error
 from edgeclip_quant.qdq import (
     ACCEPTED,
-    check_accepted,
     pack_rows,
     plan_rounding,
     quantize_for_tensorrt,
@@ -38,6 +35,7 @@ from edgeclip_quant.qdq import (
 )
 from edgeclip_quant.samples import Batches, Samples, made_up_samples
 from tests.conftest import DATA
+from tests.qdq_graphs import drawn, layer_model, observed, path_of, run_graph
 from tests.test_passes import census, describe
 from tests.test_quantize import with_outliers
 
@@ -51,24 +49,8 @@ VISION: TowerName = "vision"
 Seen = Mapping[str, Observation]
 
 
-def path_of(bundle: Path, tower: TowerName) -> Path:
-    return bundle / Manifest.read(bundle).tower(tower).file
-
-
 def calibrate(bundle: Path, tower: TowerName, batches: Batches, folder: Path) -> Seen:
     return observe(ir.load(path_of(bundle, tower)), batches, folder, lambda *_: None, threads=1)[0]
-
-
-def run_graph(
-    path: Path | bytes, batches: Sequence[NDArray[Any]], *, is_optimised: bool = False
-) -> NDArray[np.float32]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    if not is_optimised:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return np.concatenate([session.run(None, {name: batch})[0] for batch in batches])
 
 
 def cosines(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -222,42 +204,6 @@ def test_a_layer_above_the_limit_has_no_pair(bundles: dict[Target, Path], golden
     assert census(model) == before
 
 
-def layer_model(weights: Sequence[NDArray[np.float32]], *, has_norm: bool = False) -> ir.Model:
-    """x (rows, in), through a norm if there is one, times each of the weights, plus ones; the sum of the products."""
-    width = len(weights[0])
-    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["rows", width]))
-    graph = ir.Graph([x], [], nodes=[], opset_imports={"": 20}, name="layers")
-
-    def number(name: str, array: NDArray[np.generic]) -> ir.Value:
-        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-        value.dtype, value.shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
-        graph.register_initializer(value)
-        return value
-
-    tape = ir.tape.Tape()
-    if has_norm:
-        scale, shift = number("scale", np.full(width, 2, np.float32)), number("shift", np.ones(width, np.float32))
-        x = tape.op("LayerNormalization", [x, scale, shift], {"axis": -1})
-    bias = number("bias", np.ones(weights[0].shape[1], np.float32))
-    products = [
-        tape.op("Add", [tape.op("MatMul", [x, number(f"w{index}", weight)]), bias])
-        for index, weight in enumerate(weights)
-    ]
-    y = products[0] if len(products) == 1 else tape.op("Add", products)
-    y.name, y.dtype = "y", ir.DataType.FLOAT
-    graph.extend(tape.nodes)
-    graph.outputs.append(y)
-    return ir.Model(graph, ir_version=10)
-
-
-def drawn(*shape: int, seed: int = 0) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
-
-
-def observed(rows: NDArray[np.float32]) -> Observation:
-    return Observation(largest=np.abs(rows).max(axis=0), rows=rows)
-
-
 def answers(model: ir.Model, rows: NDArray[np.float32]) -> NDArray[np.float32]:
     return run_graph(ir.to_proto(model).SerializeToString(), [rows])
 
@@ -397,212 +343,3 @@ def test_rows_of_the_extremes_fit_a_word() -> None:
     assert words.tolist() == [[[255**3 - 1]], [[0]]]
     assert 255**3 < 2**24
     assert scales.tolist() == [[[1.0]], [[1.0]]]
-
-
-# What TensorRT refuses: an accepted graph, broken in one place.
-
-
-def accepted_model() -> ir.Model:
-    model = layer_model([drawn(8, 8, seed=1)])
-    quantize_for_tensorrt(model, {"w0": observed(drawn(64, 8))})
-    return model
-
-
-def node_of(model: ir.Model, kind: str, at: int = 0) -> ir.Node:
-    return [node for node in model.graph if node.op_type == kind][at]
-
-
-def put(model: ir.Model, kind: str, index: int, array: NDArray[np.generic] | None, at: int = 0) -> None:
-    """Give an input of a node another constant, or none."""
-    node = node_of(model, kind, at)
-    if array is None:
-        node.resize_inputs(index)
-        return
-    value = ir.Value(name=f"broken_{index}", const_value=ir.tensor(array))
-    value.dtype, value.shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
-    model.graph.register_initializer(value)
-    node.resize_inputs(max(index + 1, len(node.inputs)))
-    node.replace_input_with(index, value)
-
-
-def free(model: ir.Model, kind: str, index: int, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
-    """Make an input of a node one of the graph's."""
-    value = ir.Value(name="given", type=ir.TensorType(dtype), shape=ir.Shape([]))
-    model.graph.inputs.append(value)
-    node_of(model, kind).replace_input_with(index, value)
-
-
-def behind(model: ir.Model, kind: str, inputs: Sequence[ir.Value], **options: Any) -> ir.Node:
-    """One more node, whose output is the graph's."""
-    node = ir.node(kind, inputs, **options)
-    model.graph.append(node)
-    node.outputs[0].dtype = ir.DataType.FLOAT
-    model.graph.outputs[0] = node.outputs[0]
-    return node
-
-
-def opset(version: int) -> Callable[[ir.Model], None]:
-    return lambda model: model.graph.opset_imports.update({"": version})
-
-
-def of_domain(model: ir.Model) -> None:
-    node_of(model, "Add").domain = "com.microsoft"
-
-
-def unknown_operator(model: ir.Model) -> None:
-    behind(model, "NonZero", [model.graph.outputs[0]])
-
-
-def input_of_type(dtype: ir.DataType | None) -> Callable[[ir.Model], None]:
-    def break_it(model: ir.Model) -> None:
-        behind(model, "Add", [model.graph.outputs[0], model.graph.inputs[0]])
-        model.graph.inputs[0].type = None if dtype is None else ir.TensorType(dtype)
-        node_of(model, "QuantizeLinear").replace_input_with(0, model.graph.initializers["bias"])
-
-    return break_it
-
-
-def sizes_as_numbers(model: ir.Model) -> None:
-    sizes = behind(model, "Shape", [model.graph.outputs[0]])
-    behind(model, "Gelu", [sizes.outputs[0]])
-
-
-def int8_to_another(model: ir.Model) -> None:
-    node_of(model, "MatMul").replace_input_with(1, model.graph.initializers["w0_int8"])
-
-
-def int8_gather(model: ir.Model) -> None:
-    behind(model, "Gather", [model.graph.initializers["w0_int8"], model.graph.outputs[0]])
-    put(model, "Gather", 1, np.array(0, np.int64))
-
-
-def half_of_a_product(model: ir.Model) -> None:
-    put(model, "MatMul", 1, drawn(8, 8))
-
-
-def scale_of(*values: float) -> Callable[[ir.Model], None]:
-    array = np.array(values[0] if len(values) == 1 else values, np.float32)
-    return lambda model: put(model, "QuantizeLinear", 1, array)
-
-
-def zeros_of(kind: str, array: NDArray[np.generic] | None, at: int = 0) -> Callable[[ir.Model], None]:
-    return lambda model: put(model, kind, 2, array, at)
-
-
-def weight_axis(axis: int) -> Callable[[ir.Model], None]:
-    def break_it(model: ir.Model) -> None:
-        weight = next(node for node in model.graph if node.attributes.get("axis"))
-        weight.attributes["axis"] = ir.AttrInt64("axis", axis)
-
-    return break_it
-
-
-def scales_too_few(model: ir.Model) -> None:
-    weight = next(node for node in model.graph if node.attributes.get("axis"))
-    weight.inputs[1].const_value = ir.tensor(np.ones(4, np.float32))
-
-
-def scales_of_activation(model: ir.Model) -> None:
-    put(model, "QuantizeLinear", 1, np.ones(8, np.float32))
-    put(model, "QuantizeLinear", 2, np.zeros(8, np.int8))
-
-
-def unread_pair(model: ir.Model) -> None:
-    pair = node_of(model, "QuantizeLinear")
-    model.graph.append(ir.node("QuantizeLinear", list(pair.inputs)))
-
-
-def given_pair(model: ir.Model) -> None:
-    model.graph.outputs.append(node_of(model, "QuantizeLinear").outputs[0])
-
-
-def quantize_twice(model: ir.Model) -> None:
-    first = node_of(model, "QuantizeLinear")
-    second = ir.node("QuantizeLinear", [first.outputs[0], *first.inputs[1:]])
-    model.graph.insert_after(first, second)
-    node_of(model, "DequantizeLinear").replace_input_with(0, second.outputs[0])
-
-
-def dequantize_twice(model: ir.Model) -> None:
-    first = node_of(model, "DequantizeLinear")
-    behind(model, "DequantizeLinear", [first.outputs[0], *first.inputs[1:]])
-
-
-def free_axes(model: ir.Model) -> None:
-    put(model, "MatMul", 0, drawn(2, 8))
-    behind(model, "ReduceSum", [model.graph.outputs[0], model.graph.outputs[0]])
-    free(model, "ReduceSum", 1, ir.DataType.INT64)
-    node_of(model, "MatMul").replace_input_with(0, node_of(model, "DequantizeLinear").outputs[0])
-
-
-def second_output(model: ir.Model) -> None:
-    bias = model.graph.initializers["bias"]
-    behind(model, "LayerNormalization", [model.graph.outputs[0], bias, bias], num_outputs=2)
-
-
-@pytest.mark.parametrize(
-    ("break_it", "message"),
-    [
-        pytest.param(opset(21), "opset 21: TensorRT is promised 13 to 20", id="opset-21"),
-        pytest.param(opset(12), "opset 12:", id="opset-12"),
-        pytest.param(of_domain, "com.microsoft.Add .* not among the operators", id="domain"),
-        pytest.param(unknown_operator, "NonZero .* not among the operators", id="operator"),
-        pytest.param(input_of_type(ir.DataType.DOUBLE), "Add .* reads x as DOUBLE", id="double"),
-        pytest.param(input_of_type(ir.DataType.UINT8), "Add .* reads x as UINT8", id="uint8"),
-        pytest.param(input_of_type(None), "Add .* reads x as unknown", id="no-type"),
-        pytest.param(sizes_as_numbers, "Gelu .* as INT64, wanted", id="int64"),
-        pytest.param(int8_to_another, "MatMul .* reads w0_int8 as INT8", id="int8-product"),
-        pytest.param(int8_gather, "Gather .* reads w0_int8 as INT8", id="int8-gather"),
-        pytest.param(half_of_a_product, "MatMul .* multiplies int8 by what is not", id="half"),
-        pytest.param(scale_of(0.0), "QuantizeLinear .* scale that is not above zero", id="scale-0"),
-        pytest.param(scale_of(-1.0), "scale that is not above zero", id="scale-negative"),
-        pytest.param(scale_of(float("inf")), "scale that is not above zero and finite", id="scale-inf"),
-        pytest.param(scale_of(float("nan")), "scale that is not above zero and finite", id="scale-nan"),
-        pytest.param(lambda model: free(model, "QuantizeLinear", 1), "scale that is no constant", id="scale-free"),
-        pytest.param(
-            lambda model: put(model, "DequantizeLinear", 1, np.array(1, np.int8)),
-            "scale that is not above zero",
-            id="scale-int8",
-        ),
-        pytest.param(zeros_of("QuantizeLinear", None), "has no int8 zero point", id="zero-missing"),
-        pytest.param(zeros_of("QuantizeLinear", np.array(0, np.uint8)), "reads .* as UINT8", id="zero-uint8"),
-        pytest.param(zeros_of("QuantizeLinear", np.array(0, np.float32)), "has no int8 zero point", id="zero-float"),
-        pytest.param(zeros_of("QuantizeLinear", np.array(3, np.int8)), "no constant zeros", id="zero-3"),
-        pytest.param(zeros_of("DequantizeLinear", np.array(3, np.int8)), "no constant zeros", id="zero-3-behind"),
-        pytest.param(zeros_of("DequantizeLinear", np.zeros(8, np.int8)), "no constant zeros", id="zeros-too-many"),
-        pytest.param(
-            lambda model: free(model, "DequantizeLinear", 2, ir.DataType.INT8), "no constant zeros", id="zero-free"
-        ),
-        pytest.param(weight_axis(0), "8 scales along axis 0, wanted one scale", id="axis"),
-        pytest.param(weight_axis(2), "8 scales along axis 2", id="axis-outside"),
-        pytest.param(scales_too_few, "4 scales along axis 1", id="scales-too-few"),
-        pytest.param(scales_of_activation, "8 scales along axis 1", id="scales-of-activation"),
-        pytest.param(unread_pair, "QuantizeLinear .* has no DequantizeLinear behind it", id="unread"),
-        pytest.param(given_pair, "has no DequantizeLinear behind it", id="given"),
-        pytest.param(quantize_twice, "has no DequantizeLinear behind it", id="quantized-twice"),
-        pytest.param(dequantize_twice, "DequantizeLinear .* reads FLOAT, wanted INT8", id="dequantized-twice"),
-        pytest.param(free_axes, "ReduceSum .* axes that are no constant", id="axes"),
-        pytest.param(second_output, "LayerNormalization .* more than one output", id="outputs"),
-    ],
-)
-def test_what_tensorrt_would_refuse_is_named(break_it: Callable[[ir.Model], object], message: str) -> None:
-    model = accepted_model()
-    check_accepted(model)
-    break_it(model)
-    with pytest.raises(BuildError, match=message) as caught:
-        check_accepted(model)
-    assert "https://" in str(caught.value)
-
-
-@pytest.mark.parametrize("tower", TOWERS)
-def test_an_fp32_graph_is_accepted_too_and_types_are_followed(bundles: dict[Target, Path], tower: TowerName) -> None:
-    """Declared types are no evidence: with none in between, the answer is the same. A graph for CUDA is refused."""
-    model = ir.load(path_of(bundles["tensorrt"], tower))
-    for node in model.graph:
-        for value in node.outputs:
-            value.type = None
-    check_accepted(model)
-    fused = ir.load(path_of(bundles["cuda"], tower))
-    fused.graph.opset_imports[""] = 20
-    with pytest.raises(BuildError, match=r"com.microsoft.\w+ .* not among the operators"):
-        check_accepted(fused)

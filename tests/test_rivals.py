@@ -29,8 +29,9 @@ from edgeclip_bench.rival_recipes import (
     read_made,
     same_graphs,
 )
+from edgeclip_bench.rival_results import closeness, paired
 from edgeclip_bench.rival_runs import Contender, feed, measure_resident, open_run
-from edgeclip_bench.rivals import case_batch, cases, closeness, main, paired, take_turns
+from edgeclip_bench.rivals import case_batch, cases, main, take_turns
 from edgeclip_export import export_checkpoint
 from edgeclip_quant.samples import made_up_samples
 from tests.command import Captured

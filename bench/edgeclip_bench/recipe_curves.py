@@ -24,6 +24,7 @@ from matplotlib.ticker import NullLocator
 from edgeclip import __version__
 from edgeclip.errors import InputError
 from edgeclip.manifest import TOWERS, TowerName
+from edgeclip_bench.label_places import place_labels
 from edgeclip_bench.machine import machine
 from edgeclip_quant.budget import Budget
 from edgeclip_quant.choice import Candidate, Comparison, Pick, alike_words, front
@@ -166,43 +167,6 @@ def cosine_ticks(least: float, largest: float) -> list[tuple[float, str]]:
             if least <= loss <= min(largest, 1.0):
                 ticks.append((loss, f"{1 - loss:.{digits}f}"))
     return ticks
-
-
-def place_labels(
-    dots: Sequence[tuple[float, float]],
-    sizes: Sequence[tuple[float, float]],
-    box: tuple[float, float, float, float],
-    widths: Sequence[float],
-) -> list[tuple[float, float]]:
-    """The middles of labels (width, height) near their dots, clear of all dots and of each other where there is room.
-
-    `widths` are the dots', `box` (left, bottom, right, top) holds the labels. Where nothing is clear, one overlaps
-    least.
-    """
-    taken = [_around(middle, width, width) for middle, width in zip(dots, widths, strict=True)]
-    placed = []
-    for (x, y), (width, height), dot in zip(dots, sizes, widths, strict=True):
-        best, least = (x, y), math.inf
-        for distance in (1, 4, 8, 14, 20, 28, 36):
-            for turn in range(16):
-                angle = math.pi * (0.5 + turn / 8)  # above first
-                middle = (
-                    x + math.cos(angle) * (width / 2 + dot / 2 + distance),
-                    y + math.sin(angle) * (height / 2 + dot / 2 + distance),
-                )
-                label = _around(middle, width, height)
-                outside = sum(
-                    max(0.0, it)
-                    for it in (box[0] - label[0], box[1] - label[1], label[2] - box[2], label[3] - box[3])
-                )
-                overlap = sum(_overlap(label, other) for other in taken) + 100 * outside
-                if overlap < least:
-                    best, least = middle, overlap
-            if least == 0:
-                break
-        taken.append(_around(best, width, height))
-        placed.append(best)
-    return placed
 
 
 def _draw_places(
@@ -406,18 +370,6 @@ def _megabytes(size: float) -> str:
 def _drawable(text: str) -> str:
     """Of a file name that is not UTF-8, the escape that the other reports have for it."""
     return text.encode(errors="backslashreplace").decode()
-
-
-def _around(middle: tuple[float, float], width: float, height: float) -> tuple[float, float, float, float]:
-    x, y = middle
-    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
-
-
-def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> float:
-    """The area that both boxes cover."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    return max(0.0, width) * max(0.0, height)
 
 
 def _finite(value: Any) -> Any:

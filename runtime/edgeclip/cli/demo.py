@@ -9,52 +9,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgeclip.cli.format import format_bytes, format_table
 from edgeclip.cli.loading import load_extra
-from edgeclip.errors import InputError
-
-_DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text"}
-_METRIC = "recall@5"
+from edgeclip.errors import BuildError, InputError
 
 
 def run(options: argparse.Namespace) -> None:
     """Go the whole way in a temporary folder, or in the one to keep, and leave the contact sheet."""
     _check_sheet(options.sheet)
     demo = load_extra("edgeclip_bench.demo", "bench")
+    report = load_extra("edgeclip_bench.demo_report", "bench")
     with _folder(options.keep) as folder:
-        found = demo.run_demo(folder, threads=options.threads)
+        found = demo.run_demo(folder, threads=options.threads, images=options.images)
         _copy(found.sheet, options.sheet)
-    _print(found)
+    print(report.render_demo(found))
+    sys.stdout.flush()  # what follows is on stderr, and comes after it
     print(f"\n{options.sheet}: what the questions found, as pictures", file=sys.stderr)
     if options.keep:
-        print(
-            f"{options.keep}: bundle and pictures; try `edgeclip eval {options.keep}/bundle {options.keep}/pictures`",
-            file=sys.stderr,
-        )
+        against = f"{options.keep / demo.INT8} {options.keep / demo.PICTURES} --against {options.keep / demo.BUNDLE}"
+        print(f"{options.keep}: bundles and pictures; try `edgeclip eval {against}`", file=sys.stderr)
+    check_int8(found)
 
 
-def _print(found: Any) -> None:
-    manifest, evaluation = found.manifest, found.evaluation
-    (data,) = evaluation.data
-    print(
-        f"A small model of jina-clip-v2's kind, trained on drawn scenes: "
-        f"{manifest.text.parameters + manifest.vision.parameters:,} parameters, "
-        f"a bundle of {format_bytes(manifest.weight_bytes)}, running on {evaluation.device}.\n"
-        f"{data.sizes['images']} pictures of combinations that training never showed, in families that differ in one "
-        f"attribute,\nand {data.sizes['captions']} captions in {len(data.languages)} languages.\n"
-    )
-    recall = {(one.direction, one.language, one.dim): one.value for one in data.scores if one.metric == _METRIC}
-    dims = sorted(evaluation.dims, reverse=True)
-    for direction, title in _DIRECTIONS.items():
-        rows = [
-            (language or "all", *(f"{recall[direction, language, dim]:.3f}" for dim in dims))
-            for language in (*data.languages, None)
-        ]
-        print(format_table((f"{_METRIC}, {title}", *(f"{dim} dims" for dim in dims)), rows), end="\n\n")
-    rows = [(one.text, one.language, str(one.place), f"{one.latency_ms:.1f}") for one in found.questions]
-    print(format_table(("asked", "language", "place of what was meant", "ms"), rows), end="\n\n")
-    stages = [(stage, f"{seconds:.2f}") for stage, seconds in found.seconds.items()]
-    print(format_table(("where the time went", "seconds"), stages))
+def check_int8(found: Any) -> None:
+    """BuildError where quantising refused: what could be shown was shown, but not the whole way was gone."""
+    if found.refusal is not None:
+        raise BuildError(
+            f"there is no int8 bundle, so the tables show fp32 alone: {found.refusal}"
+        ) from found.refusal
 
 
 @contextlib.contextmanager

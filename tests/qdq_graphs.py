@@ -1,0 +1,70 @@
+"""Graphs of linear layers to make int8 for TensorRT of, and onnxruntime to run them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
+
+from edgeclip import Manifest
+from edgeclip.manifest import TowerName
+from edgeclip_quant.calibration import Observation
+
+
+def path_of(bundle: Path, tower: TowerName) -> Path:
+    """A tower's graph."""
+    return bundle / Manifest.read(bundle).tower(tower).file
+
+
+def run_graph(
+    path: Path | bytes, batches: Sequence[NDArray[Any]], *, is_optimised: bool = False
+) -> NDArray[np.float32]:
+    """What the graph gives for each batch, in one array."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    if not is_optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return np.concatenate([session.run(None, {name: batch})[0] for batch in batches])
+
+
+def layer_model(weights: Sequence[NDArray[np.float32]], *, has_norm: bool = False) -> ir.Model:
+    """x (rows, in), through a norm if there is one, times each of the weights, plus ones; the sum of the products."""
+    width = len(weights[0])
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["rows", width]))
+    graph = ir.Graph([x], [], nodes=[], opset_imports={"": 20}, name="layers")
+
+    def number(name: str, array: NDArray[np.generic]) -> ir.Value:
+        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+        value.dtype, value.shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
+        graph.register_initializer(value)
+        return value
+
+    tape = ir.tape.Tape()
+    if has_norm:
+        scale, shift = number("scale", np.full(width, 2, np.float32)), number("shift", np.ones(width, np.float32))
+        x = tape.op("LayerNormalization", [x, scale, shift], {"axis": -1})
+    bias = number("bias", np.ones(weights[0].shape[1], np.float32))
+    products = [
+        tape.op("Add", [tape.op("MatMul", [x, number(f"w{index}", weight)]), bias])
+        for index, weight in enumerate(weights)
+    ]
+    y = products[0] if len(products) == 1 else tape.op("Add", products)
+    y.name, y.dtype = "y", ir.DataType.FLOAT
+    graph.extend(tape.nodes)
+    graph.outputs.append(y)
+    return ir.Model(graph, ir_version=10)
+
+
+def drawn(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    """Numbers from -1 to 1."""
+    return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
+
+
+def observed(rows: NDArray[np.float32]) -> Observation:
+    """What calibrating on these rows (N, in) sees."""
+    return Observation(largest=np.abs(rows).max(axis=0), rows=rows)
