@@ -1,6 +1,8 @@
 # make demo and make test need Python 3.11 or later and make; each sets up .venv by itself.
 PYTHON ?= python3
 VENV ?= .venv
+# processes that share the tests, whole files each; 0 is one process, in order
+WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -29,7 +31,7 @@ train-demo: $(READY)
 	$(BIN)/python -m edgeclip_export.demo.train demo-checkpoint
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-full-size: $(READY)
 	$(BIN)/python -m pytest -m full_size -s

@@ -1,7 +1,7 @@
 """What tests share: the golden checkpoint, its bundles (one per target, and int8), copies to damage, an Encoder."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -16,23 +16,45 @@ CHECKPOINT = GOLDEN / "model"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--bless", action="store_true", help="renew the golden texts under tests/data/graphs")
+    parser.addoption("--bundle", type=Path, help="the golden checkpoint's bundle for the CPU, where torch is missing")
+
+
+class Bundles(Mapping[Target, Path]):
+    """The golden checkpoint's bundle for every target, made when it is first asked for: seconds each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __getitem__(self, target: Target) -> Path:
+        if target not in TARGETS:
+            raise KeyError(target)
+        if not (self._folder / target).exists():
+            from edgeclip_export import export_checkpoint
+
+            export_checkpoint(CHECKPOINT, self._folder / target, target=target)
+        return self._folder / target
+
+    def __iter__(self) -> Iterator[Target]:
+        return iter(TARGETS)
+
+    def __len__(self) -> int:
+        return len(TARGETS)
 
 
 @pytest.fixture(scope="session")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Target, Path]:
-    """The golden checkpoint's bundle for every target. Read only: tests copy what they damage."""
-    from edgeclip_export import export_checkpoint
-
-    folder = tmp_path_factory.mktemp("bundles")
-    for target in TARGETS:
-        export_checkpoint(CHECKPOINT, folder / target, target=target)
-    return {target: folder / target for target in TARGETS}
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
+    """The golden checkpoint's bundles. Read only: tests copy what they damage."""
+    return Bundles(tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture(scope="session")
-def bundle(bundles: dict[Target, Path]) -> Path:
+def bundle(request: pytest.FixtureRequest) -> Path:
     """The bundle for the CPU."""
-    return bundles["cpu"]
+    given: Path | None = request.config.getoption("--bundle")
+    if given is not None:
+        return given
+    made: Bundles = request.getfixturevalue("bundles")
+    return made["cpu"]
 
 
 @pytest.fixture(scope="session")

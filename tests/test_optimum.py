@@ -18,8 +18,8 @@ from edgeclip.jina_clip import preprocess_image
 from edgeclip.manifest import TOWERS, TowerName
 from edgeclip.tokenization import TextTokenizer
 from edgeclip_bench.rival_recipes import Material, prepare
+from edgeclip_bench.rival_results import closeness
 from edgeclip_bench.rival_runs import Contender, feed, open_run
-from edgeclip_bench.rivals import closeness
 from edgeclip_quant import quantize_bundle
 from edgeclip_quant.samples import made_up_samples
 from tests.conftest import CHECKPOINT

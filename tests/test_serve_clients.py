@@ -1,5 +1,6 @@
 """The clients that people have, unmodified but for the address: OpenAI's package, and what Jina's users send."""
 
+import asyncio
 import base64
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,18 @@ def test_openai_embeds(client: "openai.OpenAI", encoder: Encoder) -> None:
     assert short.usage.total_tokens == short.usage.prompt_tokens == len(encoder.tokenize("a").rows[0])
     tokens = client.embeddings.create(model="m", input=[encoder.tokenize("a").rows[0].tolist()])
     assert np.abs(np.array(tokens.data[0].embedding) - encoder.encode_text("a")).max() <= SAME
+
+
+def test_openai_embeds_many_at_once(url: str, encoder: Encoder) -> None:
+    """Over its asynchronous client, whose requests share connections."""
+    texts = [f"text {number}" for number in range(12)]
+
+    async def ask() -> list[list[float]]:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as client:
+            answers = await asyncio.gather(*(client.embeddings.create(model="m", input=text) for text in texts))
+        return [answer.data[0].embedding for answer in answers]
+
+    assert np.abs(np.array(asyncio.run(ask())) - encoder.encode_text(texts)).max() <= SAME
 
 
 def test_openai_lists_models(client: "openai.OpenAI") -> None:
