@@ -2,15 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-from edgeclip_bench.service_soak import main
+from edgeclip_bench.service_soak import main, status
 
 ACTS = {
     "ask_a_text": {"200"},
     "ask_many_texts": {"200"},
     "ask_token_ids": {"200", "400"},
+    "ask_a_masked_text": {"200", "400"},
     "ask_images": {"200"},
+    "ask_a_large_image": {"200"},
+    "ask_for_what_is_not_there": {"404"},
     "send_a_broken_image": {"400"},
+    "send_a_large_body": {"200", "400", "429"},
     "send_json_that_grows": {"400", "413"},
     "send_no_http": {"400"},
 }
@@ -18,12 +23,24 @@ ACTS = {
 
 def test_every_act_has_its_answer(bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "soak.json"
-    status = main([str(bundle), "--seconds", "12", "--clients", "4", "--out", str(out)])
+    ended = main([str(bundle), "--seconds", "12", "--clients", "4", "--out", str(out)])
     report = json.loads(out.read_text(encoding="utf-8"))
     assert report["answers_500"] == 0
-    assert status == int(report["trend"]["verdict"] == "grows")  # so short a time may well end in the warm-up
+    assert ended == status(report)  # so short a time may well end in the warm-up
     assert len(report["outcomes"]) >= len(ACTS)
     for act, answers in ACTS.items():
         assert set(report["outcomes"].get(act, {})) & answers == set(report["outcomes"].get(act, {})), act
-    assert len(report["samples"]) > 50
+    assert len(report["in_traffic"]["samples"]) > 50 and len(report["at_rest"]["samples"]) > 5
     assert report["exit_status"] == 0
+
+
+def test_growth_anywhere_and_a_500_fail() -> None:
+    def report(at_rest: str | None, in_traffic: str, answers_500: int = 0) -> dict[str, Any]:
+        trends = {"at_rest": at_rest, "in_traffic": in_traffic}
+        return {name: {"trend": word and {"verdict": word}} for name, word in trends.items()} | {
+            "answers_500": answers_500
+        }
+
+    assert status(report("flat", "unclear")) == status(report(None, "flat")) == 0
+    assert status(report("grows", "unclear")) == status(report("flat", "grows")) == 1
+    assert status(report("flat", "flat", answers_500=1)) == 1

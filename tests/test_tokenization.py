@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from edgeclip.errors import BundleError, InputError
 from edgeclip.manifest import Manifest, TokenizerFacts
-from edgeclip.tokenization import TextTokenizer, TokenizedTexts
+from edgeclip.tokenization import TextTokenizer, TokenizedTexts, slices
 from tests.conftest import CHECKPOINT, GOLDEN
 
 BOS, PAD, EOS = 0, 1, 2
@@ -124,3 +124,22 @@ def test_many_texts_are_tokenised_a_part_at_a_time(tokenizer: TextTokenizer) -> 
     for index in range(2500):
         assert found.rows[index].tolist() == once.rows[index % len(SENTENCES)].tolist()
     assert found.cut == tuple(index for index in range(2500) if index % len(SENTENCES) in once.cut)
+
+
+def test_so_many_texts_and_letters_are_tokenised_at_once() -> None:
+    """What tokenizers gives takes 200 bytes a token, so its results are not held for all the texts of a request."""
+    long = 1 << 18
+    assert [*slices([])] == []
+    assert [*slices([0])] == [range(1)]
+    assert [*slices([long + 1])] == [range(1)]
+    assert [*slices([1] * 1025)] == [range(1024), range(1024, 1025)]
+    assert [*slices([long, 1, long - 1, 1])] == [range(1), range(1, 3), range(3, 4)]
+    assert [*slices([5, long + 1, 5])] == [range(1), range(1, 2), range(2, 3)]
+
+
+def test_texts_tokenised_apart_keep_their_order(tokenizer: TextTokenizer) -> None:
+    texts = ["the red house " * 5000, *SENTENCES, "the " * 70_000, *SENTENCES]
+    found = tokenizer.encode(texts, 512)
+    assert found.cut[0] == 0 and len(SENTENCES) + 1 in found.cut
+    for index, text in enumerate(texts):
+        assert found.rows[index].tolist() == tokenizer.encode([text], 512).rows[0].tolist(), index

@@ -2,14 +2,20 @@
 
     python -m edgeclip_bench.service_soak BUNDLE [--seconds 600] [--clients 6] [--out F.json]
 
-The service is started in a process of its own, whose resident memory is sampled each second. Clients draw what they
-do: short and bulk texts, token ids, images, broken images, JSON that grows when it is parsed, requests that are left
-before the answer, bytes that are no HTTP, and heads that never end. The verdict on memory is `edgeclip_bench.soak`'s.
+The service is started in a process of its own. Clients draw what they do: short and bulk texts, texts that need a
+mask, token ids, images, images of 49 megapixels, broken images, bodies of 60 MB, JSON that grows when it is parsed,
+paths that are not there, requests that are left before the answer, bytes that are no HTTP, heads that never end.
+
+Resident memory is sampled each second, and whenever all clients rest for a second, the least then: that is what was
+kept, where a sample between holds a decoded image or none as chance has it. Both are judged as `edgeclip_bench.soak`
+does.
 """
 
 import argparse
 import asyncio
 import base64
+import contextlib
+import functools
 import io
 import json
 import os
@@ -21,21 +27,31 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import numpy as np
 import psutil
 
 from edgeclip_bench.machine import machine
-from edgeclip_bench.soak import find_trend
+from edgeclip_bench.soak import Trend, find_trend
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 BENCHMARK = "edgeclip_bench.service_soak"
 _STARTS_WITHIN_S = 120.0
 _TIMEOUT_S = 120.0
 _PICTURES = ((64, 48, "PNG"), (300, 700, "JPEG"), (900, 600, "WEBP"))
+_LARGE_PX = 7000
+_LARGE_BODY_BYTES = 60_000_000
+_RESTS = 60  # in a run
+_REST_S = 1.0
+# A tick of the clock that took longer was no traffic: somebody stopped this process, or the machine slept.
+_LONGEST_TICK = 3
 
 Act = Callable[[], Awaitable[str]]
+Samples = Sequence[tuple[float, int]]  # (second, bytes)
 
 
 class Mischief:
@@ -45,13 +61,17 @@ class Mischief:
         self._session, self._port = session, port
         self._url = f"http://127.0.0.1:{port}/v1/embeddings"
         self._draw = np.random.default_rng(seed)
-        self._pictures = [_picture(*size) for size in _PICTURES]
+        self._pictures, self._large_picture = _pictures()
         self.acts: tuple[Act, ...] = (
             self.ask_a_text,
             self.ask_many_texts,
             self.ask_token_ids,
+            self.ask_a_masked_text,
             self.ask_images,
+            self.ask_a_large_image,
+            self.ask_for_what_is_not_there,
             self.send_a_broken_image,
+            self.send_a_large_body,
             self.send_json_that_grows,
             self.leave_before_the_answer,
             self.send_no_http,
@@ -70,14 +90,31 @@ class Mischief:
         """Up to 20,000, which the model must cut."""
         return await self._post({"input": self._draw.integers(5, 300, self._draw.integers(1, 20_000)).tolist()})
 
+    async def ask_a_masked_text(self) -> str:
+        """Of up to 4000 words, and the padding token: too long for some."""
+        return await self._post({"input": "<pad> " + "w " * int(self._draw.integers(1, 4000))})
+
     async def ask_images(self) -> str:
         """Up to three."""
         chosen = self._draw.integers(len(self._pictures), size=self._draw.integers(1, 4))
         return await self._post({"input": [{"image": self._pictures[index]} for index in chosen]})
 
+    async def ask_a_large_image(self) -> str:
+        """A file of 150 kB that is 147 MB when it is decoded."""
+        return await self._post({"input": {"image": self._large_picture}})
+
+    async def ask_for_what_is_not_there(self) -> str:
+        """Each time by another path."""
+        async with self._session.put(f"http://127.0.0.1:{self._port}/{self._draw.bytes(8).hex()}") as response:
+            return str(response.status)
+
     async def send_a_broken_image(self) -> str:
         """A file that ends too early."""
         return await self._post({"input": {"image": self._pictures[0][: self._draw.integers(4, 80)]}})
+
+    async def send_a_large_body(self) -> str:
+        """Up to 60 MB, of one text."""
+        return await self._post(b'{"input":"' + b"w " * int(self._draw.integers(1, _LARGE_BODY_BYTES // 2)) + b'"}')
 
     async def send_json_that_grows(self) -> str:
         """Two bytes a list, which are fifty when parsed."""
@@ -135,14 +172,24 @@ def main(arguments: list[str] | None = None) -> int:
     report = soak(options.bundle, seconds=options.seconds, clients=options.clients)
     if options.out:
         options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    trend = report["trend"]
     acts = sum(sum(found.values()) for found in report["outcomes"].values())
-    print(
-        f"{acts} acts, {report['answers_500']} answers of 500; memory {trend['verdict']}: "
-        f"{trend['gained_bytes'] / 1e6:+.1f} MB ({trend['least_gained_bytes'] / 1e6:+.1f} to "
-        f"{trend['most_gained_bytes'] / 1e6:+.1f}) in {trend['seconds']:.0f} s on {trend['held_bytes'] / 1e6:.0f} MB"
-    )
-    return int(trend["verdict"] == "grows" or report["answers_500"] > 0)
+    print(f"{acts} acts, {report['answers_500']} answers of 500")
+    for name in ("at_rest", "in_traffic"):
+        trend = report[name]["trend"]
+        print(
+            f"memory {name.replace('_', ' ')}: {trend['verdict']}, {trend['gained_bytes'] / 1e6:+.1f} MB "
+            f"({trend['least_gained_bytes'] / 1e6:+.1f} to {trend['most_gained_bytes'] / 1e6:+.1f}) in "
+            f"{trend['seconds']:.0f} s on {trend['held_bytes'] / 1e6:.0f} MB"
+            if trend
+            else f"memory {name.replace('_', ' ')}: too few samples"
+        )
+    return status(report)
+
+
+def status(report: dict[str, Any]) -> int:
+    """1 when memory grows, at rest or in traffic, or an answer was 500."""
+    trends = [report[name]["trend"] for name in ("at_rest", "in_traffic")]
+    return int(any(trend and trend["verdict"] == "grows" for trend in trends) or report["answers_500"] > 0)
 
 
 def soak(bundle: Path, *, seconds: float, clients: int) -> dict[str, Any]:
@@ -151,7 +198,7 @@ def soak(bundle: Path, *, seconds: float, clients: int) -> dict[str, Any]:
     command = (sys.executable, "-m", "edgeclip", "serve", str(bundle), "--port", str(port), "--log-level", "error")
     with subprocess.Popen(command) as service:
         try:
-            outcomes, samples = asyncio.run(_torment(service.pid, port, seconds, clients))
+            outcomes, in_traffic, at_rest = asyncio.run(_torment(service.pid, port, seconds, clients))
         finally:
             service.terminate()
     return {
@@ -163,39 +210,83 @@ def soak(bundle: Path, *, seconds: float, clients: int) -> dict[str, Any]:
         "outcomes": {act: dict(found) for act, found in sorted(outcomes.items())},
         "answers_500": sum(found["500"] for found in outcomes.values()),
         "exit_status": service.returncode,
-        "trend": asdict(find_trend(samples)),
+        "at_rest": _judged(at_rest),
+        "in_traffic": _judged(in_traffic),
+    }
+
+
+def _judged(samples: Samples) -> dict[str, Any]:
+    """Samples and their trend, which the first seconds of a run have not."""
+    trend: Trend | None = None
+    with contextlib.suppress(ValueError):  # too few of them
+        trend = find_trend(samples)
+    return {
+        "trend": trend and asdict(trend),
         "samples": [[round(second, 1), held] for second, held in samples],
     }
 
 
 async def _torment(
     process: int, port: int, seconds: float, clients: int
-) -> tuple[dict[str, Counter[str]], Sequence[tuple[float, int]]]:
+) -> tuple[dict[str, Counter[str]], Samples, Samples]:
     outcomes: dict[str, Counter[str]] = {}
-    samples: list[tuple[float, int]] = []
+    in_traffic: list[tuple[float, int]] = []
+    at_rest: list[tuple[float, int]] = []
+    memory, busy, may_act = psutil.Process(process), 0, asyncio.Event()
+    may_act.set()
     timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
         await _until_ready(session, port)
-        began = time.monotonic()
+        ran_s = 0.0
+
+        def sample() -> tuple[float, int]:
+            return ran_s, memory.memory_info().rss
 
         async def client(seed: int) -> None:
+            nonlocal busy
             mischief, draw = Mischief(session, port, seed), np.random.default_rng((1, seed))
-            while time.monotonic() < began + seconds:
+            while ran_s < seconds:
+                await may_act.wait()
                 act = mischief.acts[draw.integers(len(mischief.acts))]
+                busy += 1
                 try:
                     outcome = await act()
                 except (aiohttp.ClientError, OSError) as error:  # a connection that the service cut
                     outcome = type(error).__name__
+                finally:
+                    busy -= 1
                 outcomes.setdefault(act.__name__, Counter())[outcome] += 1
 
         async def watch() -> None:
-            memory = psutil.Process(process)
-            while time.monotonic() < began + seconds:
-                samples.append((time.monotonic() - began, memory.memory_info().rss))
-                await asyncio.sleep(min(1.0, seconds / 120))
+            nonlocal ran_s
+            interval_s, before_s = min(1.0, seconds / 120), time.monotonic()
+            while ran_s < seconds:
+                if may_act.is_set():
+                    in_traffic.append(sample())
+                await asyncio.sleep(interval_s)
+                now_s = time.monotonic()
+                ran_s += min(now_s - before_s, _LONGEST_TICK * interval_s)
+                before_s = now_s
 
-        await asyncio.gather(watch(), *(client(seed) for seed in range(clients)))
-    return outcomes, samples
+        async def least(within_s: float) -> tuple[float, int]:
+            """Of ten samples: the service may still be at work on what nobody waits for any more."""
+            found = []
+            for _ in range(10):
+                await asyncio.sleep(within_s / 10)
+                found.append(sample())
+            return min(found, key=lambda one: one[1])
+
+        async def rest() -> None:
+            while ran_s < seconds:
+                await asyncio.sleep(seconds / _RESTS - min(_REST_S, seconds / 600))
+                may_act.clear()
+                while busy:
+                    await asyncio.sleep(0.02)
+                at_rest.append(await least(min(_REST_S, seconds / 600)))
+                may_act.set()
+
+        await asyncio.gather(watch(), rest(), *(client(seed) for seed in range(clients)))
+    return outcomes, in_traffic, at_rest
 
 
 async def _until_ready(session: aiohttp.ClientSession, port: int) -> None:
@@ -210,13 +301,24 @@ async def _until_ready(session: aiohttp.ClientSession, port: int) -> None:
             await asyncio.sleep(0.2)
 
 
-def _picture(width: int, height: int, kind: str) -> str:
+@functools.cache
+def _pictures() -> tuple[list[str], str]:
+    """Base64 of small images of noise, and of a large one of nothing."""
     from PIL import Image
 
-    noise = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(noise).save(file, kind)
-    return base64.b64encode(file.getvalue()).decode()
+    small = [
+        Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8))
+        for width, height, _ in _PICTURES
+    ]
+    large = Image.new("RGB", (_LARGE_PX, _LARGE_PX), "teal")
+    files = [_file(image, kind) for image, (*_, kind) in zip(small, _PICTURES, strict=True)]
+    return files, _file(large, "PNG")
+
+
+def _file(image: "Image", kind: str) -> str:
+    with io.BytesIO() as file:
+        image.save(file, kind)
+        return base64.b64encode(file.getvalue()).decode()
 
 
 def _free_port() -> int:

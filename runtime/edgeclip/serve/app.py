@@ -20,6 +20,7 @@ from edgeclip.serve.fetch import FetchPolicy
 from edgeclip.serve.fetch import fetch as fetch_url
 from edgeclip.serve.keys import KeyRing
 from edgeclip.serve.lanes import Lane, LaneLimits
+from edgeclip.serve.memory import keep_trimmed
 from edgeclip.serve.metrics import Metrics
 from edgeclip.serve.openapi import ASSETS, DOCS_PAGE, START_SCRIPT, describe, read_asset
 from edgeclip.serve.pictures import PictureDecoder, PictureLimits
@@ -111,9 +112,12 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
             metrics.watch_depth(tower, lambda lane=lane: lane.depth)  # type: ignore[misc]
         await asyncio.to_thread(encoder.tokenize, "")  # parses the tokenizer, which the first text would wait for
         readiness.renew()
+        trimming = asyncio.create_task(keep_trimmed())
         try:
             yield
         finally:
+            trimming.cancel()
+            await asyncio.gather(trimming, return_exceptions=True)
             await readiness.close()
             within_s = min(_CLOSE_S, settings.shutdown_timeout_s)
             await asyncio.gather(*(lane.close(within_s=within_s) for lane in lanes.values()))

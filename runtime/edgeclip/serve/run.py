@@ -5,6 +5,7 @@ SIGTERM and Ctrl-C close the socket, finish what was accepted (`shutdown_timeout
 
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -17,6 +18,7 @@ from edgeclip.errors import InputError, MissingExtraError
 from edgeclip.manifest import TOWERS
 from edgeclip.serve.connections import Bounds, bounded_protocol
 from edgeclip.serve.keys import read_keys
+from edgeclip.serve.memory import bound_memory
 from edgeclip.serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ def serve(settings: Settings) -> None:
         from edgeclip.serve.app import create_app
     except ImportError as error:
         raise _missing(error) from error
+    bound_memory(os.environ)
     _allow_open_files(settings.max_connections)
     with (
         _logging(settings.log_level),
