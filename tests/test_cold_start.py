@@ -24,13 +24,19 @@ def test_processes_are_measured_for_both_towers(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "cold.json"
-    assert main([str(bundle), "--rounds", "1", "--out", str(out)]) == 0
+    cache = tmp_path / "cache"
+    assert main([str(bundle), "--rounds", "1", "--prepacked", str(cache), "--out", str(out)]) == 0
     report = json.loads(out.read_text(encoding="utf-8"))
     assert report["benchmark"] == "edgeclip_bench.cold_start"
-    assert list(report["towers"]) == ["text", "vision"]
-    for tower in report["towers"].values():
+    assert list(report["ways"]) == ["bundle", "prepacked"] and list(cache.rglob("vision_model.onnx"))
+    ways = report["ways"].values()
+    assert all(list(way["towers"]) == ["text", "vision"] for way in ways)
+    assert all(0 < way["second_process"]["own_bytes"] < way["second_process"]["resident_bytes"] for way in ways)
+    for tower in [tower for way in ways for tower in way["towers"].values()]:
         median = tower["median_ms"]
         assert median["total"] == pytest.approx(sum(median[step] for step in STEPS))
         assert min(median.values()) > 0
         assert tower["slowest_total_ms"] == median["total"]
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()][-2:] == ["text", "vision"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in lines][-6:-2] == ["text", "vision"] * 2
+    assert "prepacked: a second process has" in lines[-1]

@@ -6,6 +6,7 @@ tokenizer, a graph without its weights) is hashed before it is parsed; all bytes
 """
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ _BLOCK_BYTES = 8 << 20
 def open_manifest(folder: Path) -> Manifest:
     """The manifest of the bundle in `folder`, every file of it present with its size.
 
-    Raises BundleError for a folder that is no bundle, a file that is missing or of another size, and
+    Raises BundleError for a folder that is no bundle, a file that is missing, of another size or not to be read, and
     a model family this version does not run.
     """
     manifest = Manifest.read(folder)
@@ -35,6 +36,8 @@ def open_manifest(folder: Path) -> Manifest:
                 f"{folder}: {file.name} has {size} bytes, the manifest says {file.size_bytes}; "
                 "export or copy the bundle again"
             )
+        if not os.access(folder / file.name, os.R_OK):  # onnxruntime says of weights "SystemError : 13"
+            raise BundleError(f"{folder}: {file.name} cannot be read; give this user the right to")
     return manifest
 
 

@@ -27,6 +27,7 @@ from edgeclip.engines import engine_folder
 from edgeclip.errors import BundleError, DeviceError, MissingExtraError
 from edgeclip.manifest import Manifest, TowerName
 from edgeclip.nvidia import Driver, read_driver, tensorrt_version
+from edgeclip.prepacked import PackedFacts, find_packed, packed_root, read_processor, saving_entries, tell_unused
 from edgeclip.providers import EngineFacts, Node, Plan, cache_root, cached_engines, check_nodes, plan_session
 
 # y = MatMulInteger(x, w) as a model: x (1, 4) uint8, w (4, 4) int8, all 127.
@@ -83,6 +84,9 @@ class TowerSession:
     engine, for minutes, the first time; stderr says so. `way` is how CUDA runs it (`edgeclip.cuda_tower`). Raises
     DeviceError when the device cannot run it or leaves a node that matters to another, BundleError for what is no
     graph. Calling it from several threads at once is safe.
+
+    On the CPU it is opened from packed weights if `edgeclip prepack` made some, unless `is_packed` is False;
+    `save_to` is a folder that such weights are written to instead (`edgeclip.packing`).
     """
 
     def __init__(
@@ -94,6 +98,8 @@ class TowerSession:
         manifest: Manifest | None = None,
         *,
         way: CudaWay = "graphs",
+        is_packed: bool = True,
+        save_to: Path | None = None,
     ) -> None:
         self._tower, self._device = tower, device
         driver = _load_nvidia(device) if device.kind in ("cuda", "tensorrt") else None
@@ -115,8 +121,9 @@ class TowerSession:
         else:
             if cuda:
                 plan = dataclasses.replace(plan, entries=plan.entries + cuda.entries)
+            found = self._start_packed(path, plan, threads, manifest) if is_packed and not save_to else None
             with self._gate():
-                self._session = self._start(path, plan, threads, cuda.model if cuda else None)
+                self._session = found or self._start(path, plan, threads, cuda.model if cuda else None, save_to)
         if device.kind != "cpu":
             check_nodes(_nodes(self._session), device, tower)
         self._input = self._session.get_inputs()[0].name
@@ -130,7 +137,30 @@ class TowerSession:
             self._shrinking = import_onnxruntime().RunOptions()
             self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
-    def _start(self, path: Path, plan: Plan, threads: int, model: Path | bytes | None = None) -> Any:
+    def _start_packed(self, path: Path, plan: Plan, threads: int, manifest: Manifest | None) -> Any:
+        """From packed weights of this graph, made by this onnxruntime on this processor; None without them."""
+        root = packed_root(os.environ)
+        if self._device.kind != "cpu" or manifest is None or root is None:
+            return None
+        packed = find_packed(root, packed_facts(path.name, plan, manifest))
+        if packed is None:
+            return None
+        try:
+            return self._start(packed.graph, plan, threads, is_optimised=True)
+        except (BundleError, DeviceError) as error:
+            tell_unused(error)
+            return None
+
+    def _start(
+        self,
+        path: Path,
+        plan: Plan,
+        threads: int,
+        model: Path | bytes | None = None,
+        save_to: Path | None = None,
+        *,
+        is_optimised: bool = False,
+    ) -> Any:
         onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -139,6 +169,12 @@ class TowerSession:
         options.enable_mem_pattern = False
         for entry in plan.entries:
             options.add_session_config_entry(*entry)
+        if is_optimised:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if save_to:
+            options.optimized_model_filepath = str(save_to / path.name)
+            for entry in saving_entries(path.name):
+                options.add_session_config_entry(*entry)
         try:
             session = onnxruntime.InferenceSession(
                 model or path,
@@ -166,7 +202,7 @@ class TowerSession:
     def _build(self, path: Path, plan: Plan, threads: int, manifest: Manifest, driver: Driver | None) -> Any:
         """With TensorRT: from engines on disk, or by building and keeping them."""
         facts = EngineFacts(
-            files=tuple(file.sha256 for file in manifest.files if file.name.startswith(path.name)),
+            files=_graph_hashes(path.name, manifest),
             onnxruntime=import_onnxruntime().__version__,
             tensorrt=tensorrt_version() or "unknown",
             gpu=driver.gpus[self._device.index] if driver and driver.gpus else "unknown",
@@ -216,6 +252,16 @@ class TowerSession:
         return GATE.together() if self._device.kind == "cuda" else contextlib.nullcontext()
 
 
+def packed_facts(graph: str, plan: Plan, manifest: Manifest) -> PackedFacts:
+    """What the packed weights of the bundle's graph of this file name depend on."""
+    return PackedFacts(
+        files=_graph_hashes(graph, manifest),
+        onnxruntime=import_onnxruntime().__version__,
+        processor=read_processor(),
+        plan=plan,
+    )
+
+
 def _load_nvidia(device: Device) -> Driver | None:
     """CUDA's libraries, from their wheels too; DeviceError when the GPU of that number is not there."""
     with contextlib.redirect_stdout(sys.stderr):  # where it tells what it did not find
@@ -223,6 +269,11 @@ def _load_nvidia(device: Device) -> Driver | None:
     driver = read_driver()
     check_index(device, driver.gpus if driver else ())
     return driver
+
+
+def _graph_hashes(graph: str, manifest: Manifest) -> tuple[str, ...]:
+    """The sha256 of a graph and of its weights."""
+    return tuple(file.sha256 for file in manifest.files if file.name.startswith(graph))
 
 
 def _profiles(tower: TowerName, manifest: Manifest) -> dict[str, str]:

@@ -118,6 +118,11 @@ def build_parser() -> argparse.ArgumentParser:
     _add_device(check)
     _add_json(check)
 
+    prepack = add_verb("prepack", help="keep weights packed for this machine's CPU, so that processes share them")
+    _add_bundle(prepack)
+    prepack.add_argument("--remove", action="store_true", help="remove what was kept of this bundle")
+    _add_json(prepack)
+
     inspect = add_verb("inspect", help="manifest, sizes, op counts")
     _add_bundle(inspect)
     _add_json(inspect)
@@ -177,7 +182,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="the contact sheet of what was found (edgeclip-demo.png)",
     )
     demo.add_argument(
-        "--keep", type=Path, metavar="DIR", help="leave bundle and pictures in DIR, which must not exist"
+        "--keep", type=Path, metavar="DIR", help="leave bundles and pictures in DIR, which must not exist"
+    )
+    demo.add_argument(
+        "--images", type=int, metavar="N", default=500, help="how many pictures, in whole families of 20 (500)"
     )
     demo.add_argument("--threads", type=int, metavar="N", help="threads (all that may be used)")
     return parser

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from edgeclip.bundle import verify_hashes
 from edgeclip.cli.format import format_bytes, format_table
 from edgeclip.encoder import Encoder
+from edgeclip.packing import find_packings
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip.selftest import Repeated, repeat_proof, run_selftest
 
@@ -21,21 +22,24 @@ def run(options: argparse.Namespace) -> None:
         threads=options.threads,
         selftest=False,  # it is run below
     ) as encoder:
-        manifest = encoder.manifest
+        manifest, device = encoder.manifest, encoder.device
         with ProgressBar("hashing", manifest.weight_bytes, is_shown=is_wanted(None)) as bar:
             verify_hashes(options.bundle, manifest, bar.advance)
+        packings = find_packings(options.bundle) if device == "cpu" else []
+        for _, packed in packings:
+            packed.verify()
         started = time.perf_counter()
         selftest = run_selftest(encoder, options.bundle)
         between = time.perf_counter()
         proof = repeat_proof(encoder, options.bundle)
         selftest_s, proof_s = between - started, time.perf_counter() - between
-        device = encoder.device
     if options.json:
         found = {
             "bundle": str(options.bundle),
             "files": len(manifest.files),
             "bytes": manifest.weight_bytes,
             "device": device,
+            "prepacked": [tower for tower, _ in packings],
             "selftest": [dataclasses.asdict(result) for result in selftest],
             "selftest_s": round(selftest_s, 3),
             "proof": [dataclasses.asdict(result) for result in proof],
@@ -44,6 +48,8 @@ def run(options: argparse.Namespace) -> None:
         print(json.dumps(found))
         return
     print(f"{len(manifest.files)} files, {format_bytes(manifest.weight_bytes)}: every sha256 as exported")
+    for tower, packed in packings:
+        print(f"{tower}: packed weights of this machine, {format_bytes(packed.size_bytes)}: every sha256 as written")
     _print(f"self-test on {device} in {selftest_s:.1f} s", selftest)
     if proof:
         _print(f"proof on {device} in {proof_s:.1f} s", proof)

@@ -1,0 +1,31 @@
+"""`edgeclip prepack`: weights packed for this machine, kept in the cache folder until they are removed."""
+
+import argparse
+import dataclasses
+import json
+import sys
+
+from edgeclip.cli.format import format_bytes, format_table
+from edgeclip.devices import usable_cpus
+from edgeclip.packing import pack_bundle, remove_packings
+
+
+def run(options: argparse.Namespace) -> None:
+    """Pack or remove, and print what was done."""
+    if options.remove:
+        freed = remove_packings(options.bundle)
+        print(json.dumps({"freed_bytes": freed}) if options.json else f"{format_bytes(freed)} removed")
+        return
+    print("edgeclip: hashing, packing and comparing both towers", file=sys.stderr)
+    packings = pack_bundle(options.bundle, usable_cpus())
+    if options.json:
+        found = [{**dataclasses.asdict(one), "folder": str(one.folder) if one.folder else None} for one in packings]
+        print(json.dumps({"bundle": str(options.bundle), "towers": found}))
+        return
+    rows = [
+        (one.tower, format_bytes(one.shared_bytes), format_bytes(one.size_bytes), str(one.folder))
+        if one.folder
+        else (one.tower, "-", "-", "nothing to keep: its weights are shared as they are, or cannot be")
+        for one in packings
+    ]
+    print(format_table(("tower", "shared by processes", "on disk", "where"), rows))
