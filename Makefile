@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 .PHONY: help demo train-demo test test-full-size lint bench clean
 
 help:
-	@echo "make demo             the whole way on a small trained model: export, search, recall, timings"
+	@echo "make demo             the whole way on a small trained model: export, int8, search, recall, timings"
 	@echo "make train-demo       that model again, into demo-checkpoint; an interrupted run goes on"
 	@echo "make test             the tests"
 	@echo "make test-full-size   865 M random parameters: export, memory, parity (10 GB of disk, minutes)"
