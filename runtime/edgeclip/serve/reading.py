@@ -82,10 +82,14 @@ def parse(body: bytes | bytearray, limits: RequestLimits) -> EmbeddingRequest:
     import orjson
 
     try:
-        document = orjson.loads(body)
+        return parse_request(orjson.loads(body), limits)
     except orjson.JSONDecodeError as error:
-        raise ApiError(400, f"the body is not JSON (at character {error.pos})", code="invalid_json") from error
-    return parse_request(document, limits)
+        where = error.pos
+    except ApiError as error:
+        # Its traceback holds the document, and the error lives until it is told: what others allocate meanwhile would
+        # lie among a document's million objects, and Python's allocator could give none of their memory back.
+        raise error.with_traceback(None) from None
+    raise ApiError(400, f"the body is not JSON (at character {where})", code="invalid_json")
 
 
 async def while_connected(request: "Request", work: Awaitable[bytes]) -> bytes:
