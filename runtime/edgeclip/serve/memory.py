@@ -64,7 +64,7 @@ def trim() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-async def keep_trimmed(every_s: float = 10.0, *, give_back: Callable[[], None] = trim) -> None:
+async def keep_trimmed(every_s: float = 2.0, *, give_back: Callable[[], None] = trim) -> None:
     """Call `give_back` in a thread, `every_s` where the process has worked since; until it is cancelled."""
     before_s = 0.0
     while True:
