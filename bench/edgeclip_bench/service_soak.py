@@ -45,7 +45,7 @@ _TIMEOUT_S = 120.0
 _PICTURES = ((64, 48, "PNG"), (300, 700, "JPEG"), (900, 600, "WEBP"))
 _LARGE_PX = 7000
 _LARGE_BODY_BYTES = 60_000_000
-_RESTS = 60  # in a run
+_RESTS = 100  # in a run
 _REST_S = 1.0
 # A tick of the clock that took longer was no traffic: somebody stopped this process, or the machine slept.
 _LONGEST_TICK = 3
