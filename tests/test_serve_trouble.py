@@ -274,7 +274,7 @@ def test_a_self_test_that_breaks_is_red(
 def test_sigterm_finishes_what_was_accepted(bundle: Path) -> None:
     """In a process of its own, as a container ends it: the answer comes, then status 0."""
     command = [sys.executable, "-m", "edgeclip", "serve", str(bundle), "--port", "0"]
-    texts = [f"text {number} " + "and more " * 700 for number in range(24)]
+    texts = [f"text {number} " + "and more " * 350 for number in range(24)]
     answers: list[httpx.Response] = []
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:

@@ -230,6 +230,7 @@ class Lane:
             except BaseException as error:  # a worker that dies leaves everyone waiting
                 log_bug(_log, f"the {self.tower} lane failed outside its tower", error)
                 self._hand_over([request for request, _ in batch], error)
+            batch.clear()  # an idle lane keeps nobody's images
             self._running_since_s = None
         self._tell(self._ended.set)
 
