@@ -28,7 +28,7 @@ from edgeclip_quant.recipes import DEFAULT_RECIPES
 from edgeclip_quant.samples import Samples
 from tests.command import Captured, run
 from tests.conftest import CHECKPOINT
-from tests.damage import replace_graph
+from tests.refusal import refusal
 
 TEXTS = [
     "a red circle",
@@ -98,17 +98,6 @@ def encode(bundle: Path, texts: Sequence[str] = TEXTS, images: int = 4) -> tuple
 
 def of_source(manifest: Manifest, data: str) -> list[Measurement]:
     return [one for one in manifest.measured if one.against == "fp32 bundle" and one.data == data]
-
-
-def refusal(bundle: Path, out: Path, to: Precision = "int8", **options: object) -> str:
-    """The one line that nothing was written with."""
-    before = sorted(out.parent.iterdir())
-    with pytest.raises(BuildError) as caught:
-        quantize_bundle(bundle, out, to=to, **options)  # type: ignore[arg-type]
-    assert sorted(out.parent.iterdir()) == before
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 @pytest.mark.parametrize("calibration", ["made-up", "calibrated"])
@@ -288,23 +277,6 @@ def order_of(calibration: Samples, proof: Samples | None, cosine: float | None) 
     )
 
 
-@pytest.mark.parametrize(
-    ("target", "to", "targets"),
-    [
-        ("cpu", "fp16", "cuda"),
-        ("cuda", "int8", "cpu or tensorrt"),
-        ("cuda", "int4", "cpu"),
-        ("tensorrt", "int4", "cpu"),
-        ("tensorrt", "fp16", "cuda"),
-    ],
-)
-def test_what_a_target_has_no_kernels_for_is_refused(
-    bundles: dict[Target, Path], target: Target, to: Precision, targets: str, tmp_path: Path
-) -> None:
-    told = refusal(bundles[target], tmp_path / "out", to)
-    assert told == (f"{bundles[target]}: is fp32/fp32 for {target}; {to} is made of an fp32 bundle for {targets}")
-
-
 def test_what_is_narrow_already_and_a_taken_name_are_refused(
     narrow: dict[str, Path], precision: Precision, bundle: Path, tmp_path: Path
 ) -> None:
@@ -312,63 +284,6 @@ def test_what_is_narrow_already_and_a_taken_name_are_refused(
     assert told.endswith(f"is {precision}/{precision} for cpu; int8 is made of an fp32 bundle for cpu or tensorrt")
     (tmp_path / "taken").mkdir()
     assert "exists already; remove it or choose another name" in refusal(bundle, tmp_path / "taken")
-
-
-@pytest.mark.parametrize("name", ["vision_model.onnx_data", "text_model.onnx", "tokenizer.json", "selftest.npz"])
-def test_a_damaged_source_is_refused(copied_bundle: Path, tmp_path: Path, name: str) -> None:
-    """Else it would be signed anew, and agree with itself in every proof."""
-    content = bytearray((copied_bundle / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (copied_bundle / name).write_bytes(content)
-    told = "not a tokenizer (" if name == "tokenizer.json" else "is not what was exported"
-    assert f"{name} is not what was exported" in refusal(copied_bundle, tmp_path / "out")
-    (copied_bundle / name).unlink()
-    assert re.search(f"{name}:? {re.escape(told)}", refusal(copied_bundle, tmp_path / "out"))
-
-
-def test_a_graph_that_no_export_wrote_is_refused_in_a_line(copied_bundle: Path, tmp_path: Path) -> None:
-    replace_graph(copied_bundle, "text", scale=np.ones(64), offset=np.arange(64))
-    told = refusal(copied_bundle, tmp_path / "out")
-    assert told.startswith(f"{copied_bundle}: the text graph cannot be quantised (0 tables of tokens in the graph")
-
-
-@pytest.mark.parametrize("stage", ["hashing", "calibrating, vision", "trying the text tower", "hashing again"])
-def test_interrupted_it_leaves_nothing(bundle: Path, tmp_path: Path, stage: str) -> None:
-    said: Counter[str] = Counter()
-
-    def interrupt(what: str, done: int, total: int) -> None:
-        said[what] += 1
-        is_again = what == "hashing" and "proving the vision tower" in said
-        if (f"{what} again" if is_again else what) == stage:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        quantize_bundle(bundle, tmp_path / "out", progress=interrupt)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_source_is_not_touched_and_progress_is_told(bundle: Path, tmp_path: Path) -> None:
-    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
-    said: list[tuple[str, int, int]] = []
-    quantize_bundle(bundle, tmp_path / "deeper" / "out", progress=lambda *one: said.append(one))
-    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
-    assert [path.name for path in (tmp_path / "deeper").iterdir()] == ["out"]
-    assert all(0 <= done < total for _, done, total in said)
-    stages = list(dict.fromkeys(what for what, _, _ in said))
-    assert stages == [
-        "hashing",
-        *(
-            f"{what} {name}{tower}"
-            for name in TOWERS
-            for what, tower in (
-                ("calibrating,", ""),
-                ("planning the", " tower"),
-                ("writing the", " tower"),
-                ("trying the", " tower"),
-            )
-        ),
-        *(f"{what} the {name} tower" for name in TOWERS for what in ("asking", "proving", "timing")),
-    ]
 
 
 @pytest.mark.parametrize(("target", "to"), [("cuda", "fp16"), ("tensorrt", "int8")])
