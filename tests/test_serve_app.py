@@ -269,8 +269,11 @@ def test_the_documents_work_offline(client: httpx.Client) -> None:
         "/health/ready",
         "/metrics",
     }
-    for path in ("/v1/embeddings", "/docs"):
-        assert client.get(path).headers["x-content-type-options"] == "nosniff"
+    for path, may_load in (("/v1/embeddings", "'none'"), ("/docs", "'self'"), ("/", "'self'"), ("/web/", "'none'")):
+        headers = client.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        policy = headers["content-security-policy"]
+        assert policy.startswith(f"default-src {may_load};") and "frame-ancestors 'none'" in policy
 
 
 def test_metrics_tell_what_was_done(client: httpx.Client) -> None:

@@ -21,6 +21,7 @@ LIMITS = RequestLimits(
     max_items=4,
     max_images=2,
     max_text_chars=20,
+    max_request_chars=50,
     max_image_bytes=300,
     embedding_dim=64,
     vocabulary=100,

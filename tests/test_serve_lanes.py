@@ -1,10 +1,8 @@
 """A lane answers everyone his own rows, forgets who is gone, refuses what does not fit, and outlives its tower."""
 
 import asyncio
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,43 +11,8 @@ from numpy.typing import NDArray
 
 from edgeclip import Encoder
 from edgeclip.errors import DeviceError, InputError
-from edgeclip.serve.lanes import Lane, LaneFailed, LaneLimits, QueueFull, TimedOut
-
-Vectors = NDArray[np.float32]
-
-PATIENCE_S = 20.0
-
-
-def limits(**changed: Any) -> LaneLimits:
-    return LaneLimits(**{"max_queued": 100, "max_batch": 100, "token_budget": 64, "wedged_s": 60.0} | changed)
-
-
-def ids(length: int, value: int = 7) -> NDArray[np.int64]:
-    return np.full(length, value, np.int64)
-
-
-class Tower:
-    """Gives each row its first id and its length. Waits at a gate, and fails as it is told."""
-
-    def __init__(self) -> None:
-        self.gate = threading.Event()
-        self.gate.set()
-        self.is_busy = threading.Event()
-        self.shapes: list[tuple[int, ...]] = []
-        self.fault: Callable[[NDArray[Any]], BaseException | None] = lambda batch: None
-
-    def __call__(self, batch: NDArray[Any]) -> Vectors:
-        self.shapes.append(batch.shape)
-        self.is_busy.set()
-        assert self.gate.wait(PATIENCE_S)
-        if error := self.fault(batch):
-            raise error
-        return np.stack([batch[:, 0], np.full(len(batch), batch.shape[1])], axis=1).astype(np.float32)
-
-    async def held(self) -> None:
-        """Until a batch stands at the gate."""
-        while not self.is_busy.is_set():
-            await asyncio.sleep(0.001)
+from edgeclip.serve.lanes import Lane, LaneFailed, QueueFull, TimedOut
+from tests.lane_scenes import PATIENCE_S, Tower, Vectors, asked, depth, ids, lane, limits
 
 
 class Seen:
@@ -60,28 +23,6 @@ class Seen:
 
     def batch(self, size: int, waits_s: Sequence[float], compute_s: float) -> None:
         self.batches.append((size, list(waits_s), compute_s))
-
-
-@asynccontextmanager
-async def lane(tower: Callable[[NDArray[Any]], Vectors], **options: Any) -> AsyncIterator[Lane]:
-    opened = Lane("text", tower, **{"limits": limits()} | options)
-    await opened.start()
-    try:
-        yield opened
-    finally:
-        if isinstance(tower, Tower):
-            tower.gate.set()
-        await opened.close()
-
-
-async def depth(opened: Lane, wanted: int) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while opened.depth != wanted:
-            await asyncio.sleep(0.001)
-
-
-def asked(opened: Lane, *items: NDArray[Any], timeout_s: float = PATIENCE_S) -> "asyncio.Task[Vectors]":
-    return asyncio.create_task(opened.submit(items, timeout_s=timeout_s))
 
 
 def test_rows_come_in_the_order_of_the_items_whatever_their_lengths() -> None:

@@ -27,6 +27,7 @@ LIMITS: dict[str, Any] = {
     "max_items": 3,
     "max_images": 2,
     "max_text_chars": 50_000,
+    "max_request_chars": 60_000,
     "max_image_bytes": max(len(GRAY), 40_000),
     "max_image_pixels": ROWS * COLUMNS,
 }
@@ -78,6 +79,18 @@ CASES: dict[str, tuple[Any, Any, int, str | None, str]] = {
     "max_items": (["a"] * 3, ["a"] * 4, 400, "array_above_max_length", "4 items, at most 3"),
     "max_images": ([picture(8)] * 2, [picture(8)] * 3, 400, "array_above_max_length", "3 images, at most 2"),
     "max_text_chars": ("a" * 50_000, "a" * 50_001, 400, "string_above_max_length", "50001 characters, at most 50000"),
+    "max_text_chars, written out": (
+        # Each of these letters is written as 18 before it is tokenised.
+        "\ufdfa" * 2777, "\ufdfa" * 2778, 400, "string_above_max_length", "50004 characters, at most 50000",
+    ),
+    "max_request_chars": (
+        ["a" * 30_000] * 2, ["a" * 30_000, "a" * 30_001],
+        400, "array_above_max_length", "more than 60000 characters together; send several",
+    ),
+    "max_request_chars, written out": (
+        ["\ufdfa" * 1666] * 2, ["\ufdfa" * 1667] * 2,
+        400, "array_above_max_length", "more than 60000 characters together; send several",
+    ),
     "max_image_bytes": (
         padded(LIMITS["max_image_bytes"]), padded(LIMITS["max_image_bytes"] + 1),
         413, "image_too_large", f"at most {LIMITS['max_image_bytes']}",
@@ -158,7 +171,14 @@ def test_ids_are_held_small() -> None:
     from edgeclip.serve.dialects import RequestLimits, TokenItem, parse_request
 
     limits = RequestLimits(
-        max_items=1, max_images=1, max_text_chars=1, max_image_bytes=1, embedding_dim=1, vocabulary=10**6, tasks=()
+        max_items=1,
+        max_images=1,
+        max_text_chars=1,
+        max_request_chars=1,
+        max_image_bytes=1,
+        embedding_dim=1,
+        vocabulary=10**6,
+        tasks=(),
     )
     document = json.loads(json.dumps({"input": list(range(100_000))}))
     item = parse_request(document, limits).items[0]

@@ -69,6 +69,7 @@ def test_every_variable_is_read() -> None:
         (("b", "--request-timeout-s", "nan"), {}, "wanted seconds"),
         (("b", "--max-images", "300"), {}, "a request must fit into the queue"),
         (("b", "--max-body-bytes", "999999999"), {}, "more than max_pending_bytes"),
+        (("b", "--max-request-chars", "9999"), {}, "max_text_chars is 262144, more than max_request_chars, 9999"),
         (("b", "--allow-http-urls"), {}, "without allow_urls"),
         (("b", "--cors", "example.org"), {}, "wanted https://host[:port], or *"),
         (("b", "--log-level", "trace"), {}, "wanted one of debug, info, warning, error"),

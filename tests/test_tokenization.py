@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
+from edgeclip.devices import usable_cpus
 from edgeclip.errors import BundleError, InputError
 from edgeclip.manifest import Manifest, TokenizerFacts
-from edgeclip.tokenization import TextTokenizer, TokenizedTexts, slices
+from edgeclip.tokenization import TextTokenizer, TokenizedTexts, is_quick, slices
 from tests.conftest import CHECKPOINT, GOLDEN
 
 BOS, PAD, EOS = 0, 1, 2
@@ -135,6 +139,40 @@ def test_so_many_texts_and_letters_are_tokenised_at_once() -> None:
     assert [*slices([1] * 1025)] == [range(1024), range(1024, 1025)]
     assert [*slices([long, 1, long - 1, 1])] == [range(1), range(1, 3), range(3, 4)]
     assert [*slices([5, long + 1, 5])] == [range(1), range(1, 2), range(2, 3)]
+
+
+def test_few_short_texts_wait_for_no_other_thread(tokenizer: TextTokenizer) -> None:
+    """While a long text keeps each thread of tokenizers' pool: the service tokenises short ones in its event loop."""
+    threads = usable_cpus()
+    long = ["\ufdfa" * (200_000 // threads)] * threads  # written as 18 letters each
+    began_s = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(tokenizer.encode, long, 20)
+        time.sleep(0.05)  # until they are in the pool
+        asked_s = time.monotonic()
+        found = tokenizer.encode(SENTENCES[:3] * 3, 20)
+        waited_s = time.monotonic() - asked_s
+        assert not busy.done()
+    assert waited_s < (time.monotonic() - began_s) / 3
+    assert [*map(list, found.rows[:3])] == [*map(list, tokenizer.encode(SENTENCES, 20).rows[:3])]
+
+
+def test_what_is_quick() -> None:
+    assert is_quick([]) and is_quick([1000]) and is_quick([1] * 32)
+    assert not is_quick([1001]) and not is_quick([500, 501]) and not is_quick([1] * 33)
+
+
+def test_the_last_id_is_known(tokenizer: TextTokenizer, bundle: Path, facts: TokenizerFacts) -> None:
+    document = json.loads((bundle / facts.file).read_bytes())
+    pieces = len(document["model"]["vocab"])
+    assert tokenizer.count_ids() == 1 + max(pieces - 1, *(token["id"] for token in document["added_tokens"]))
+
+
+def test_ids_may_have_holes(tmp_path: Path, facts: TokenizerFacts) -> None:
+    """Then the number of tokens says nothing."""
+    few = Tokenizer(BPE({"a": 0, "b": 7, "c": 3}, []))
+    few.save(str(tmp_path / "few.json"))
+    assert TextTokenizer(tmp_path / "few.json", facts).count_ids() == 8
 
 
 def test_texts_tokenised_apart_keep_their_order(tokenizer: TextTokenizer) -> None:

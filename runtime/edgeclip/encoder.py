@@ -224,6 +224,10 @@ class Encoder:
         checked = _check_texts([texts] if isinstance(texts, str) else texts)
         return self._tokenizer().encode([prompt(text, task, instructions) for text in checked], max_length)
 
+    def count_token_ids(self) -> int:
+        """How many ids the text tower takes: one more than the highest that the tokenizer gives."""
+        return self._tokenizer().count_ids()
+
     def preprocess(self, image: ImageInput, *, label: str = "image") -> NDArray[np.uint8]:
         """The pixels that the vision tower takes for an image: (size_px, size_px, 3) uint8.
 

@@ -9,7 +9,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeclip import __version__
 from edgeclip.batching import IMAGES_AT_ONCE
@@ -29,10 +29,11 @@ from edgeclip.serve.readiness import Readiness
 from edgeclip.serve.reading import PendingBytes, parse, read_body, while_connected
 from edgeclip.serve.service import EmbeddingService, Fetch, Stages
 from edgeclip.serve.settings import Settings
-from edgeclip.serve.shell import CLIENT_GONE, PAGE_POLICY, Shell, plain_route
+from edgeclip.serve.shell import PAGE_POLICY, Application, Endpoint, Shell
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from starlette.requests import Request
+    from starlette.routing import Router
 
 _WEB = Path(__file__).with_name("web")
 _WEB_TYPES = {
@@ -44,7 +45,6 @@ _WEB_TYPES = {
     ".ico": "image/x-icon",
 }
 _DOCS_POLICY = PAGE_POLICY + "; style-src 'self' 'unsafe-inline'"  # Swagger sets styles as it draws
-_READ = ["GET", "HEAD"]
 # On a GPU batches pay; on the CPU they cost memory (`edgeclip.batching`).
 _GPU_IMAGES_AT_ONCE = 16
 _GPU_TOKEN_BUDGET = 16_384
@@ -55,25 +55,41 @@ _CPU_TOKEN_BUDGET = 256
 _CLOSE_S = 5.0
 
 
-def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = None) -> "FastAPI":
+def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = None) -> Application:
     """The service as an ASGI application. Its lifespan starts and ends the lanes; the encoder stays its caller's.
 
     `settings.api_keys` are all the keys: whoever has a file of them has read it already. `fetch` gets an image's URL
     in place of `edgeclip.serve.fetch`, which follows the settings.
     """
-    from fastapi import FastAPI
-    from starlette.exceptions import HTTPException
-    from starlette.requests import ClientDisconnect, Request
-    from starlette.responses import JSONResponse, PlainTextResponse, Response
-
-    manifest = encoder.manifest
-    model = settings.model_name or manifest.source.name.rpartition("/")[2]
+    model = settings.model_name or encoder.manifest.source.name.rpartition("/")[2]
     metrics = Metrics(
         version=__version__,
         model=model,
         device=encoder.device,
-        precisions=[manifest.tower(tower).precision for tower in TOWERS],
+        precisions=[encoder.manifest.tower(tower).precision for tower in TOWERS],
     )
+    answer: Any = Shell(
+        _route(settings, encoder, model, metrics, fetch), metrics=metrics, keys=KeyRing(settings.api_keys)
+    )
+    if settings.cors_origins:
+        from starlette.middleware.cors import CORSMiddleware
+
+        answer = CORSMiddleware(
+            answer,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Retry-After", "Server-Timing"],
+        )
+    return Application(answer, metrics.refused)
+
+
+def _route(settings: Settings, encoder: Encoder, model: str, metrics: Metrics, fetch: Fetch | None) -> "Router":
+    from starlette.exceptions import HTTPException
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route, Router
+
+    manifest = encoder.manifest
     lanes = {tower: _lane(tower, settings, encoder, metrics) for tower in TOWERS}
     decoder = PictureDecoder(
         encoder.preprocess,
@@ -102,11 +118,18 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
         ready_s=settings.ready_s,
         timeout_s=settings.request_timeout_s + settings.wedged_s,
     )
-    keys = KeyRing(settings.api_keys)
     pending = PendingBytes(settings.max_pending_bytes, metrics)
+    document = describe(
+        version=__version__,
+        model=model,
+        limits=service.limits,
+        is_key_needed=bool(settings.api_keys),
+        allow_urls=settings.allow_urls,
+    )
+    pages = _read_pages(_WEB)
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: object) -> AsyncIterator[None]:
         for tower, lane in lanes.items():
             await lane.start()
             metrics.watch_depth(tower, lambda lane=lane: lane.depth)  # type: ignore[misc]
@@ -124,18 +147,7 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
             service.close()
             decoder.close()
 
-    app = FastAPI(title="edgeclip", version=__version__, lifespan=lifespan, openapi_url=None, docs_url=None)
-    app.state.refused = metrics.refused
-    document = describe(
-        version=__version__,
-        model=model,
-        limits=service.limits,
-        is_key_needed=keys.is_needed,
-        allow_urls=settings.allow_urls,
-    )
-    app.openapi = lambda: document  # type: ignore[method-assign]
-
-    async def embeddings(request: Request) -> Response:
+    async def embeddings(request: "Request") -> Response:
         started, stages = time.perf_counter(), Stages()
         with pending.room() as room:
             with stages.measure("read"):
@@ -153,11 +165,8 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
         timing = ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in shown.items())
         return Response(answer, media_type="application/json", headers={"Server-Timing": timing})
 
-    app.router.routes.append(plain_route("/v1/embeddings", embeddings, ["POST"]))
-
-    @app.api_route("/v1/models", methods=_READ)
-    @app.api_route("/v1/models/{name:path}", methods=_READ)
-    async def models(name: str | None = None) -> JSONResponse:
+    async def models(request: "Request") -> Response:
+        name = request.path_params.get("name", model)
         entry = {
             "id": model,
             "object": "model",
@@ -166,36 +175,31 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
             "dimensions": list(manifest.matryoshka_dims),
             "tasks": list(service.limits.tasks),
         }
-        if name is not None and name != model:
+        if name != model:
             raise ApiError(404, f"the model is not served here; {model} is", param="model", code="model_not_found")
-        return JSONResponse(entry if name is not None else {"object": "list", "data": [entry]})
+        return JSONResponse(entry if request.path_params else {"object": "list", "data": [entry]})
 
-    @app.api_route("/health/live", methods=_READ)
-    async def live() -> dict[str, str]:
-        return {"status": "ok"}
+    async def live(_: "Request") -> Response:
+        return JSONResponse({"status": "ok"})
 
-    @app.api_route("/health/ready", methods=_READ)
-    async def ready() -> JSONResponse:
+    async def ready(_: "Request") -> Response:
         verdict = await readiness.check()
         metrics.ready.set(verdict.is_ready)
         if verdict.is_ready:
             return JSONResponse({"status": "ok"})
         return JSONResponse({"status": "unavailable", "reason": verdict.reason}, 503)
 
-    @app.api_route("/metrics", methods=_READ)
-    async def show_metrics() -> Response:
+    async def show_metrics(_: "Request") -> Response:
         return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.api_route("/openapi.json", methods=_READ)
-    async def openapi() -> JSONResponse:
+    async def openapi(_: "Request") -> Response:
         return JSONResponse(document)
 
-    @app.api_route("/docs", methods=_READ)
-    async def docs() -> Response:
+    async def docs(_: "Request") -> Response:
         return Response(DOCS_PAGE, media_type="text/html", headers={"Content-Security-Policy": _DOCS_POLICY})
 
-    @app.api_route("/docs/{name}", methods=_READ)
-    async def docs_asset(name: str) -> Response:
+    async def docs_asset(request: "Request") -> Response:
+        name = request.path_params["name"]
         if name == "start.js":
             return Response(START_SCRIPT, media_type="text/javascript")
         if name not in ASSETS:
@@ -203,45 +207,27 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
         data = await asyncio.to_thread(read_asset, name)
         return Response(data, media_type=ASSETS[name], headers={"Cache-Control": "max-age=86400"})
 
-    pages = _read_pages(_WEB)
-
-    @app.api_route("/", methods=_READ)
-    @app.api_route("/web/{name}", methods=_READ)
-    async def page(name: str = "index.html") -> Response:
+    async def page(request: "Request") -> Response:
+        name = request.path_params.get("name", "index.html")
         if name not in pages:
             raise HTTPException(404)
         data, kind = pages[name]
         return Response(data, media_type=kind, headers={"Cache-Control": "no-cache"})
 
-    @app.exception_handler(ApiError)
-    async def api_error(request: Request, error: ApiError) -> Response:
-        request.scope["edgeclip.code"] = error.code or ""
-        return JSONResponse(error.body(), error.status, headers=dict(error.headers))
-
-    @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> Response:
-        if error.status_code == 405 and request.method == "OPTIONS":
-            return Response(status_code=204, headers=error.headers)
-        wanted = {404: "there is nothing at this path", 405: "this path does not take this method"}
-        answer = ApiError(error.status_code, wanted.get(error.status_code, "the request cannot be answered"))
-        return JSONResponse(answer.body(), error.status_code, headers=error.headers)
-
-    @app.exception_handler(ClientDisconnect)
-    async def client_gone(request: Request, error: ClientDisconnect) -> Response:
-        return PlainTextResponse("", CLIENT_GONE)
-
-    app.add_middleware(Shell, metrics=metrics, keys=keys)
-    if settings.cors_origins:
-        from starlette.middleware.cors import CORSMiddleware
-
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(settings.cors_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
-            expose_headers=["Retry-After", "Server-Timing"],
-        )
-    return app
+    shown = {
+        "/v1/models": models,
+        "/v1/models/{name:path}": models,
+        "/health/live": live,
+        "/health/ready": ready,
+        "/metrics": show_metrics,
+        "/openapi.json": openapi,
+        "/docs": docs,
+        "/docs/{name}": docs_asset,
+        "/": page,
+        "/web/{name}": page,
+    }
+    routes = [Route(path, endpoint, methods=["GET"]) for path, endpoint in shown.items()]  # HEAD comes with GET
+    return Router([Route("/v1/embeddings", Endpoint(embeddings), methods=["POST"]), *routes], lifespan=lifespan)
 
 
 def _lane(tower: TowerName, settings: Settings, encoder: Encoder, metrics: Metrics) -> Lane:

@@ -12,17 +12,16 @@ and what is refused before there is a request is refused in OpenAI's shape too. 
 connection has left, as for nginx: of a FIN nobody can tell whether the other half is still read.
 """
 
+import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from edgeclip.serve.errors import ApiError
 
 if TYPE_CHECKING:
-    import asyncio
-
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle as Cycle
 
@@ -36,8 +35,6 @@ _WRITE_S = 30.0
 _LEAST_READ_BYTES = 64 << 10
 # After a refusal, so long is read and thrown away: closing at once would reset the connection under the answer.
 _LINGER_S = 1.0
-# The service gives up a body itself after `body_s`, with an answer; so much later the connection is closed.
-_BODY_GRACE_S = 1.0
 
 Refused = Callable[[int, str], None]
 
@@ -59,6 +56,31 @@ def bounded_protocol(bounds: Bounds, refused: Refused) -> "type[asyncio.Protocol
     return cast("type[asyncio.Protocol]", type("BoundedProtocol", (_Bounded, HttpToolsProtocol), members))
 
 
+class _Gathered:
+    """A transport that sends a head and its body at once: each would wake the client, and a packet each is more.
+
+    What was written is sent by `flush`, at the latest in the loop's next turn, and before anything else is done.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self.flush)
+        self._parts.append(data)
+
+    def flush(self) -> None:
+        if self._parts:
+            data, self._parts = b"".join(self._parts), []
+            self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        self.flush()
+        return getattr(self._transport, name)
+
+
 class _Refusal(Exception):  # noqa: N818 - httptools turns it into its own error
     """Leaves the parser in the middle of a head."""
 
@@ -69,8 +91,9 @@ class _Bounded(_Protocol):
     _bounds: Bounds
     _tell_refused: Refused
 
-    def connection_made(self, transport: "asyncio.Transport") -> None:  # type: ignore[override]
-        super().connection_made(transport)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._gathered = _Gathered(transport, asyncio.get_running_loop())
+        super().connection_made(cast("asyncio.Transport", self._gathered))
         self._place: Literal["between", "head", "body"] = "between"
         self._is_deaf = False  # whatever else comes is thrown away
         self._idle_bytes = 0  # that came since the parser last saw a head's end or some of a body
@@ -133,6 +156,7 @@ class _Bounded(_Protocol):
         self._enter("between")
 
     def on_response_complete(self) -> None:
+        self._gathered.flush()
         self._running = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
 
@@ -153,7 +177,7 @@ class _Bounded(_Protocol):
 
     def _enter(self, place: Literal["between", "head", "body"]) -> None:
         self._place, self._idle_bytes = place, 0
-        seconds = {"between": None, "head": self._bounds.head_s, "body": self._bounds.body_s + _BODY_GRACE_S}
+        seconds = {"between": None, "head": self._bounds.head_s, "body": self._bounds.body_s}
         self._set_timer(seconds[place])
 
     def _set_timer(self, seconds: float | None) -> None:
@@ -166,6 +190,9 @@ class _Bounded(_Protocol):
             self._enter(self._place)  # the client may wait for the answer before
         elif self._place == "head" and self._idle_bytes:
             message = f"the head of the request was not sent within {self._bounds.head_s:g} s"
+            self._give_up(ApiError(408, message, code="request_timeout"))
+        elif self._place == "body":
+            message = f"the request was not sent within {self._bounds.body_s:g} s"
             self._give_up(ApiError(408, message, code="request_timeout"))
         else:
             self.transport.close()

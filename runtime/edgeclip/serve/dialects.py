@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from edgeclip.serve.errors import ApiError
+from edgeclip.serve.letters import too_long, too_long_together
 
 Format = Literal["float", "base64", "binary", "ubinary"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -50,6 +51,7 @@ class RequestLimits:
     max_items: int
     max_images: int
     max_text_chars: int
+    max_request_chars: int
     max_image_bytes: int
     embedding_dim: int
     vocabulary: int
@@ -156,6 +158,9 @@ def _items(document: Mapping[str, Any], limits: RequestLimits) -> tuple[Item, ..
             code="array_above_max_length",
         )
     items = tuple(_item(item, f"input[{index}]", limits) for index, item in enumerate(found))
+    # As they were sent; as the tokenizer meets them they are counted where it is called (`edgeclip.serve.letters`).
+    if sum(len(item.text) for item in items if isinstance(item, TextItem)) > limits.max_request_chars:
+        raise too_long_together(limits.max_request_chars)
     images = sum(isinstance(item, ImageItem | UrlItem) for item in items)
     if images > limits.max_images:
         raise ApiError(
@@ -194,12 +199,7 @@ def _text(text: str, where: str, max_chars: int) -> TextItem:
     if not text:
         raise _wrong(where, "the text is empty")
     if len(text) > max_chars:
-        raise ApiError(
-            400,
-            f"{where} has {len(text)} characters, at most {max_chars} are taken",
-            param=where,
-            code="string_above_max_length",
-        )
+        raise too_long(where, len(text), max_chars)
     try:
         text.encode()
     except UnicodeEncodeError as error:

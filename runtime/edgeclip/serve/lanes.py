@@ -15,6 +15,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 import numpy as np
@@ -76,7 +78,7 @@ class LaneLimits:
 
 
 class LaneObserver(Protocol):
-    """Who is told of every batch, in the lane's thread."""
+    """Who is told of every batch, in the event loop, once its answers are on their way."""
 
     def batch(self, size: int, waits_s: Sequence[float], compute_s: float) -> None:
         """`size` items that had waited so long were computed; `compute_s` includes what a split cost."""
@@ -84,20 +86,23 @@ class LaneObserver(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class _Request:
-    """What was submitted, and what of it is done. The lane's thread writes, until it hands over the future."""
+    """What was submitted, and what of it is done. The lane's thread reads `items`; the rest is the loop's."""
 
     items: Sequence[NDArray[Any]]
     answer: asyncio.Future[NDArray[np.float32]]
     since_s: float
     missing: int
     vectors: NDArray[np.float32] | None = None
-    failure: BaseException | None = None
 
     def put(self, index: int, vector: NDArray[np.float32]) -> None:
         if self.vectors is None:
             self.vectors = np.empty((len(self.items), len(vector)), np.float32)
         self.vectors[index] = vector
         self.missing -= 1
+
+
+# Items, each by its request and its place there.
+_Batch = list[tuple[_Request, int]]
 
 
 class _Pace:
@@ -136,14 +141,15 @@ class Lane:
         self.tower = tower
         self._run, self._limits, self._observer = run, limits, observer
         self._pad_id, self._niceness = pad_id, niceness
-        self._changed = threading.Condition()  # guards all below; held for microseconds
+        self._lock = threading.Lock()  # guards the queue, the requests and both flags; held for microseconds
+        self._wake: SimpleQueue[None] = SimpleQueue()  # in C, where a Condition wakes by Python
         quantum = _IMAGES_UNDIVIDED if tower == "vision" else 0
         self._queue = FairQueue(max_batch=limits.max_batch, token_budget=limits.token_budget, quantum=quantum)
         self._requests: dict[int, _Request] = {}
         self._numbers = itertools.count()
         self._pace = _Pace()
         self._running_since_s: float | None = None
-        self._is_open = False
+        self._is_open = self._is_idle = False
         self._thread: threading.Thread | None = None
 
     @property
@@ -169,23 +175,23 @@ class Lane:
 
     async def close(self, *, within_s: float = _CLOSE_S) -> None:
         """Take no more work, and finish what was accepted; what is not done `within_s` fails. Harmless twice."""
-        with self._changed:
+        with self._lock:
             self._is_open = False
-            self._changed.notify()
+        self._wake.put(None)
         if self._thread is None:
             return
         try:
             async with asyncio.timeout(within_s):
                 await self._ended.wait()
         except TimeoutError:
-            with self._changed:
+            with self._lock:
                 left = list(self._requests)
                 for number in left:
                     self._queue.remove(number)
             for number in left:
                 _settle(self._requests[number], LaneFailed("the service is shutting down"))
 
-    async def submit(self, items: Sequence[NDArray[Any]], *, timeout_s: float) -> NDArray[np.float32]:
+    async def submit(self, items: Sequence[NDArray[Any]], *, timeout_s: float | None = None) -> NDArray[np.float32]:
         """Vectors (N, D) of the items, in their order: ids (T,) int64, or pixels (S, S, 3) uint8.
 
         Raises QueueFull, TimedOut, LaneFailed; InputError for no items, or more than the queue will ever hold.
@@ -194,7 +200,7 @@ class Lane:
         if not 1 <= len(items) <= self._limits.max_queued:
             raise InputError(f"found {len(items)} inputs, wanted 1 to {self._limits.max_queued} at once")
         kinds = [kind_of(item, self._pad_id) for item in items]
-        with self._changed:
+        with self._lock:
             if not self._is_open:
                 raise LaneFailed("the service is shutting down")
             if (excess := self._queue.depth + len(items) - self._limits.max_queued) > 0:
@@ -205,14 +211,18 @@ class Lane:
             )
             self._requests[number] = request
             self._queue.add(number, kinds)
-            self._changed.notify()
+            if self._is_idle:
+                self._is_idle = False
+                self._wake.put(None)
         try:
+            if timeout_s is None:
+                return await request.answer
             async with asyncio.timeout(timeout_s):
                 return await request.answer
         except TimeoutError as error:
             raise TimedOut(f"not answered in {timeout_s:g} s") from error
         finally:
-            with self._changed:
+            with self._lock:
                 self._queue.remove(number)
                 del self._requests[number]
 
@@ -222,68 +232,49 @@ class Lane:
         return _UNKNOWN_RETRY_S if seconds is None else max(_LEAST_RETRY_S, seconds)
 
     def _work(self) -> None:
-        """The thread's life."""
+        """The thread's life. What the loop can do is left to it: this thread would hold the interpreter meanwhile."""
         lower_this_thread(self._niceness)
         while batch := self._next_batch():
-            try:
-                self._answer(batch)
-            except BaseException as error:  # a worker that dies leaves everyone waiting
-                log_bug(_log, f"the {self.tower} lane failed outside its tower", error)
-                self._hand_over([request for request, _ in batch], error)
-            batch.clear()  # an idle lane keeps nobody's images
+            began_s = time.monotonic()
+            outcomes = self._compute(batch)
             self._running_since_s = None
+            self._tell(partial(self._finish, outcomes, began_s, time.monotonic() - began_s))
+            del batch, outcomes  # an idle lane keeps nobody's images
         self._tell(self._ended.set)
 
-    def _next_batch(self) -> list[tuple[_Request, int]]:
+    def _next_batch(self) -> _Batch:
         """What to compute next, as soon as there is something; nothing once the lane is closed and empty."""
-        with self._changed:
-            while not (taken := self._queue.take()) and self._is_open:
-                self._changed.wait()
-            if taken:
-                self._running_since_s = time.monotonic()
-            return [(self._requests[number], index) for number, index in taken]
+        while True:
+            with self._lock:
+                if taken := self._queue.take():
+                    self._running_since_s = time.monotonic()
+                    return [(self._requests[number], index) for number, index in taken]
+                if not self._is_open:
+                    return []
+                self._is_idle = True
+            self._wake.get()
 
-    def _answer(self, batch: list[tuple[_Request, int]]) -> None:
-        began_s = time.monotonic()
-        for part, outcome in self._compute(batch):
-            if isinstance(outcome, BaseException):
-                self._hand_over([request for request, _ in part], outcome)
-                continue
-            for (request, index), vector in zip(part, outcome, strict=True):
-                request.put(index, vector)
-            self._hand_over([request for request, _ in part if not request.missing])
-        compute_s = time.monotonic() - began_s
-        self._pace.add(sum(kind_of(request.items[index], None).cost for request, index in batch), compute_s)
-        if self._observer is not None:
-            self._observer.batch(len(batch), [began_s - request.since_s for request, _ in batch], compute_s)
-
-    def _compute(
-        self, batch: list[tuple[_Request, int]]
-    ) -> list[tuple[list[tuple[_Request, int]], NDArray[np.float32] | BaseException]]:
+    def _compute(self, batch: _Batch) -> list[tuple[_Batch, NDArray[np.float32] | BaseException]]:
         """The batch's vectors, or why there are none; where that helps, of parts of it, each tried once."""
         outcome = self._try(batch)
-        parts = _parts(batch, outcome) if isinstance(outcome, BaseException) else []
+        try:
+            parts = _parts(batch, outcome) if isinstance(outcome, BaseException) else []
+        except BaseException as error:  # a worker that dies leaves everyone waiting
+            log_bug(_log, f"the {self.tower} lane failed outside its tower", error)
+            parts = []
         if len(parts) < 2:
             return [(batch, outcome)]
         return [(part, self._try(part)) for part in parts]
 
-    def _try(self, batch: list[tuple[_Request, int]]) -> NDArray[np.float32] | BaseException:
+    def _try(self, batch: _Batch) -> NDArray[np.float32] | BaseException:
         try:
-            vectors = self._run(np.stack([request.items[index] for request, index in batch]))
+            items = [request.items[index] for request, index in batch]
+            vectors = self._run(np.stack(items) if len(items) > 1 else items[0][None])
             if vectors.ndim != 2 or len(vectors) != len(batch):
                 raise ValueError(f"the {self.tower} tower gave {vectors.shape} for {len(batch)} inputs")
             return vectors
         except BaseException as error:  # whatever it is, it is the request's, not the worker's
             return error
-
-    def _hand_over(self, requests: Sequence[_Request], error: BaseException | None = None) -> None:
-        """Settle requests in the event loop, once each."""
-        failure = None
-        if error is not None:
-            failure = LaneFailed(f"the {self.tower} tower failed")
-            failure.__cause__ = error
-        distinct = list({id(request): request for request in requests}.values())
-        self._tell(lambda: _settle_all(distinct, failure))
 
     def _tell(self, what: Callable[[], Any]) -> None:
         try:
@@ -291,13 +282,30 @@ class Lane:
         except RuntimeError:  # the loop was closed, and nobody listens any more
             self._is_open = False
 
+    def _finish(
+        self, outcomes: list[tuple[_Batch, NDArray[np.float32] | BaseException]], began_s: float, compute_s: float
+    ) -> None:
+        """In the loop: settle what is done, and note the batch once its answers are on their way."""
+        for part, outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                failure = LaneFailed(f"the {self.tower} tower failed")
+                failure.__cause__ = outcome
+                for request, _ in part:
+                    _settle(request, failure)
+                continue
+            for (request, index), vector in zip(part, outcome, strict=True):
+                request.put(index, vector)
+                if not request.missing:
+                    _settle(request)
+        self._loop.call_soon(self._note, [entry for part, _ in outcomes for entry in part], began_s, compute_s)
 
-def _settle_all(requests: Sequence[_Request], failure: BaseException | None) -> None:
-    for request in requests:
-        _settle(request, failure)
+    def _note(self, batch: _Batch, began_s: float, compute_s: float) -> None:
+        self._pace.add(sum(kind_of(request.items[index], None).cost for request, index in batch), compute_s)
+        if self._observer is not None:
+            self._observer.batch(len(batch), [began_s - request.since_s for request, _ in batch], compute_s)
 
 
-def _settle(request: _Request, failure: BaseException | None) -> None:
+def _settle(request: _Request, failure: BaseException | None = None) -> None:
     """Answer a request, unless it has an answer or its client is gone."""
     if request.answer.done():
         return
@@ -307,12 +315,12 @@ def _settle(request: _Request, failure: BaseException | None) -> None:
         request.answer.set_result(request.vectors)
 
 
-def _parts(batch: list[tuple[_Request, int]], error: BaseException) -> list[list[tuple[_Request, int]]]:
+def _parts(batch: _Batch, error: BaseException) -> list[_Batch]:
     """How to try a batch again that failed: in halves for want of memory, else by request, as one may be to blame."""
     if _is_out_of_memory(error):
         half = len(batch) // 2
         return [part for part in (batch[:half], batch[half:]) if part]
-    by_request: dict[int, list[tuple[_Request, int]]] = {}
+    by_request: dict[int, _Batch] = {}
     for request, index in batch:
         by_request.setdefault(id(request), []).append((request, index))
     return list(by_request.values())

@@ -4,6 +4,8 @@ Requests and errors, what waits and how long, batches, where the time goes, toke
 that a client chose: a route is the route's template, so a scan of paths makes no new series.
 """
 
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from edgeclip.manifest import TOWERS, TowerName
@@ -13,6 +15,10 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 # How much a new batch counts in the running mean of the seconds that an input takes.
 _NEWEST = 0.2
+# Batches that are remembered, and inputs among them from which something may be concluded: the first batch after a
+# start includes loading the tower.
+_REMEMBERED = 64
+_ENOUGH = 8
 
 
 class TowerMetrics:
@@ -23,6 +29,7 @@ class TowerMetrics:
         self._wait = metrics.wait_seconds.labels(tower)
         self._compute = metrics.compute_seconds.labels(tower)
         self.seconds_per_input: float | None = None
+        self._latest: deque[tuple[float, int, float]] = deque(maxlen=_REMEMBERED)
 
     def batch(self, size: int, waits_s: Sequence[float], compute_s: float) -> None:
         """One batch has run."""
@@ -33,6 +40,15 @@ class TowerMetrics:
         each = compute_s / max(1, size)
         known = each if self.seconds_per_input is None else self.seconds_per_input
         self.seconds_per_input = known + _NEWEST * (each - known)
+        self._latest.append((time.monotonic(), size, compute_s))
+
+    def best_pace(self, within_s: float) -> float | None:
+        """The seconds that an input took in the quickest batch of the last `within_s`; None when too few have run."""
+        since_s = time.monotonic() - within_s
+        latest = [(size, compute_s) for at_s, size, compute_s in tuple(self._latest) if at_s >= since_s]
+        if sum(size for size, _ in latest) < _ENOUGH:
+            return None
+        return min(compute_s / max(1, size) for size, compute_s in latest)
 
 
 class Metrics:

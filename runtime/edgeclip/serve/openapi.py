@@ -6,9 +6,11 @@ fastapi-offline, so the page works without a network; none of its script is inli
 """
 
 from functools import partial
-from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+from edgeclip.errors import MissingExtraError
 from edgeclip.serve.dialects import FORMATS, OPENAI_FORMATS, RequestLimits
 
 ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon.png": "image/png"}
@@ -33,8 +35,11 @@ DOCS_PAGE = """<!doctype html>
 
 
 def read_asset(name: str) -> bytes:
-    """One of Swagger's files."""
-    return (resources.files("fastapi_offline") / "static" / name).read_bytes()
+    """One of Swagger's files. The package that brings them would import FastAPI: it is looked up, not imported."""
+    found = find_spec("fastapi_offline")
+    if found is None or not found.submodule_search_locations:
+        raise MissingExtraError("the page at /docs needs fastapi-offline; `pip install edgeclip[serve]`")
+    return (Path(found.submodule_search_locations[0]) / "static" / name).read_bytes()
 
 
 def describe(
@@ -253,7 +258,8 @@ def _request(limits: RequestLimits, allow_urls: bool) -> dict[str, Any]:
                     {"type": "array", "items": item, "minItems": 1, "maxItems": limits.max_items},
                     ids,
                     {"type": "array", "items": ids, "minItems": 1, "maxItems": limits.max_items},
-                ]
+                ],
+                "description": f"texts of at most {limits.max_request_chars} characters together, written in NFKC",
             },
             "dimensions": {
                 "anyOf": [

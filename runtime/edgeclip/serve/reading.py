@@ -13,12 +13,16 @@ from edgeclip.serve.settings import Settings
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+# So long nobody looks whether the client is still there: a task that does would take time from a short text's answer.
+_UNWATCHED_S = 0.1
+
 
 class PendingBytes:
     """The bytes of all bodies in progress, bounded: many large requests at once are memory too."""
 
     def __init__(self, most: int, metrics: Metrics) -> None:
-        self._most, self._held, self._gauge = most, 0, metrics.pending_bytes
+        self._most, self._held = most, 0
+        metrics.pending_bytes.set_function(lambda: self._held)
 
     @contextlib.contextmanager
     def room(self) -> "Any":
@@ -31,17 +35,18 @@ class PendingBytes:
                 raise retry_later("too many large requests are in progress; try again later", 1)
             taken += count
             self._held += count
-            self._gauge.set(self._held)
 
         try:
             yield take
         finally:
             self._held -= taken
-            self._gauge.set(self._held)
 
 
 async def read_body(request: "Request", settings: Settings, take: Callable[[int], None]) -> bytearray:
-    """The body, refused before it is read where its header says that it is too large, else as soon as it is."""
+    """The body, refused before it is read where its header says that it is too large, else as soon as it is.
+
+    ClientDisconnect when its client goes away, or takes longer than `edgeclip.serve.connections` waits for a body.
+    """
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise ApiError(
@@ -57,24 +62,24 @@ async def read_body(request: "Request", settings: Settings, take: Callable[[int]
     # allocated meanwhile would lie above the chunks and keep the C library from giving their memory back.
     body = bytearray()
     values = 0
-    try:
-        async with asyncio.timeout(settings.body_timeout_s):
-            async for chunk in request.stream():
-                if len(body) + len(chunk) > settings.max_body_bytes:
-                    raise ApiError(413, too_large, code="body_too_large")
-                # `[[],[],...` takes 25 times its size when it is parsed, and the event loop for as long.
-                values += sum(map(chunk.count, (b",", b"[", b"{")))
-                if values > settings.max_values:
-                    message = (
-                        f"the body has more than {settings.max_values} commas and brackets; send several requests"
-                    )
-                    raise ApiError(413, message, code="body_too_large")
-                take(len(chunk))
-                body += chunk
-    except TimeoutError as error:
-        message = f"the request was not sent within {settings.body_timeout_s:.0f} s"
-        raise ApiError(408, message, code="request_timeout", headers={"Connection": "close"}) from error
-    return body
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            from starlette.requests import ClientDisconnect
+
+            raise ClientDisconnect
+        chunk = message.get("body", b"")
+        if len(body) + len(chunk) > settings.max_body_bytes:
+            raise ApiError(413, too_large, code="body_too_large")
+        # `[[],[],...` takes 25 times its size when it is parsed, and the event loop for as long.
+        values += sum(map(chunk.count, (b",", b"[", b"{")))
+        if values > settings.max_values:
+            text = f"the body has more than {settings.max_values} commas and brackets; send several requests"
+            raise ApiError(413, text, code="body_too_large")
+        take(len(chunk))
+        body += chunk
+        if not message.get("more_body"):
+            return body
 
 
 def parse(body: bytes | bytearray, limits: RequestLimits) -> EmbeddingRequest:
@@ -95,11 +100,9 @@ def parse(body: bytes | bytearray, limits: RequestLimits) -> EmbeddingRequest:
 async def while_connected(request: "Request", work: Awaitable[bytes]) -> bytes:
     """The result of `work`, which is cancelled when the client goes away: ClientDisconnect then.
 
-    It runs in the calling task; the watch beside it is the only task that is started.
+    It runs in the calling task. What is done at once is not watched, for a task beside it would take its time.
     """
-    from starlette.requests import ClientDisconnect
-
-    caller = asyncio.current_task()
+    caller, watch = asyncio.current_task(), None
     assert caller is not None
     is_gone = False
 
@@ -110,12 +113,20 @@ async def while_connected(request: "Request", work: Awaitable[bytes]) -> bytes:
         is_gone = True
         caller.cancel()
 
-    watch = asyncio.ensure_future(until_gone())
+    def begin() -> None:
+        nonlocal watch
+        watch = asyncio.ensure_future(until_gone())
+
+    timer = asyncio.get_running_loop().call_later(_UNWATCHED_S, begin)
     try:
         return await work
     except asyncio.CancelledError:
         if is_gone and not caller.uncancel():  # else the service ends, too
+            from starlette.requests import ClientDisconnect
+
             raise ClientDisconnect from None
         raise
     finally:
-        watch.cancel()
+        timer.cancel()
+        if watch is not None:
+            watch.cancel()

@@ -22,8 +22,9 @@ from edgeclip.serve.memory import bound_memory
 from edgeclip.serve.settings import Settings
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
     from uvicorn import Config
+
+    from edgeclip.serve.shell import Application
 
 _log = logging.getLogger("edgeclip.serve")
 # Longer than clients and proxies keep a connection, so they close it and not we, under a request.
@@ -63,7 +64,7 @@ def serve(settings: Settings) -> None:
         _log.info("ended")
 
 
-def configure(settings: Settings, app: "FastAPI") -> "Config":
+def configure(settings: Settings, app: "Application") -> "Config":
     """uvicorn's configuration: no access log (paths may hold inputs), no server header, no websockets.
 
     `app` is create_app's: connections that are refused before there is a request are counted there.
@@ -81,7 +82,7 @@ def configure(settings: Settings, app: "FastAPI") -> "Config":
         log_config=None,
         access_log=False,
         server_header=False,
-        http=bounded_protocol(bounds, app.state.refused),
+        http=bounded_protocol(bounds, app.refused),
         ws="none",
         lifespan="on",
         timeout_keep_alive=_KEEP_ALIVE_S,

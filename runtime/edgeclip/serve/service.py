@@ -1,6 +1,6 @@
 """The way of a request through the service, from its normal form to the answer's JSON.
 
-    texts  -> tokenised (long ones in a thread) -> text lane   \\
+    texts  -> counted, tokenised (long ones in a thread, a slice at a time) -> text lane   \\
     images -> fetched -> base64 -> decoded, resized -> vision lane  -> cut, encoded
 
 Whatever computes runs in threads: the lanes', the decoder's, or the few of `_threads`. Cancelling `embed` (the client
@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -28,19 +28,21 @@ from edgeclip.serve.answers import encode_answer, shorten
 from edgeclip.serve.dialects import EmbeddingRequest, ImageItem, RequestLimits, TextItem, TokenItem, UrlItem
 from edgeclip.serve.errors import ApiError, ending, retry_later, without_paths
 from edgeclip.serve.fetch import FetchError
-from edgeclip.serve.lanes import LaneFailed, QueueFull, TimedOut
+from edgeclip.serve.lanes import LaneFailed, QueueFull
+from edgeclip.serve.letters import check_letters
 from edgeclip.serve.metrics import Metrics
 from edgeclip.serve.pictures import Picture
 from edgeclip.serve.settings import Settings
 from edgeclip.serve.usage import image_tokens
+from edgeclip.tokenization import TokenizedTexts, is_quick, slices
 
 _log = logging.getLogger("edgeclip.serve")
-# Letters that are tokenised, and numbers that are printed, on the event loop: half a millisecond's worth. More goes
-# to a thread, which costs 0.1 ms.
-_CHARS_AT_ONCE = 1000
+# Numbers that are printed on the event loop: half a millisecond's worth. More goes to a thread, which costs 0.1 ms.
 _NUMBERS_AT_ONCE = 16_384
 _BYTES_AT_ONCE = 64 << 10
 _FETCHES_AT_ONCE = 16
+# By how much images may come out quicker than any of late did.
+_DOUBT = 1.25
 # A text with a literal padding token needs a mask, and attention with a mask holds T x T numbers for every head: one
 # of 8192 tokens took 1.2 GB in the demo's small model, and 0.1 GB without it. So many tokens take 1/16 of that.
 _MASKED_TOKENS = 2048
@@ -52,7 +54,7 @@ _Result = TypeVar("_Result")
 class Lane(Protocol):
     """What is asked of a tower's lane."""
 
-    async def submit(self, items: Sequence[NDArray[Any]], *, timeout_s: float) -> NDArray[np.float32]:
+    async def submit(self, items: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         """The vectors (N, D) of inputs, in their order."""
 
 
@@ -66,20 +68,29 @@ class Decoder(Protocol):
 Fetch = Callable[[str], Awaitable[bytes]]
 
 
-@dataclass(slots=True, kw_only=True)
 class Stages:
     """The seconds that a request spent in each stage; stages that ran at once each count in full."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
 
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        """Add the time of a block to a stage."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+    def measure(self, stage: str) -> "_Measured":
+        """A context that adds the time of its block to a stage."""
+        return _Measured(self.seconds, stage)
+
+
+class _Measured:
+    __slots__ = ("_began_s", "_seconds", "_stage")
+
+    def __init__(self, seconds: dict[str, float], stage: str) -> None:
+        self._seconds, self._stage = seconds, stage
+
+    def __enter__(self) -> None:
+        self._began_s = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        spent_s = time.perf_counter() - self._began_s
+        self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + spent_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,9 +126,10 @@ class EmbeddingService:
             max_items=settings.max_items,
             max_images=settings.max_images,
             max_text_chars=settings.max_text_chars,
+            max_request_chars=settings.max_request_chars,
             max_image_bytes=settings.max_image_bytes,
             embedding_dim=manifest.embedding_dim,
-            vocabulary=count_token_ids((settings.bundle / manifest.tokenizer.file).read_bytes()),
+            vocabulary=encoder.count_token_ids(),
             tasks=tuple(manifest.tokenizer.instructions),
         )
 
@@ -127,10 +139,9 @@ class EmbeddingService:
 
     async def embed(self, request: EmbeddingRequest, model: str, stages: Stages) -> bytes:
         """The answer's JSON, which names `model`; ApiError where there is none."""
-        deadline = time.monotonic() + self._settings.request_timeout_s
         try:
             async with asyncio.timeout(self._settings.request_timeout_s):
-                vectors, tokens, cut = await self._embed(request, deadline, stages)
+                vectors, tokens, cut = await self._embed(request, stages)
                 with stages.measure("encode"):
                     return await self._aside(
                         lambda: encode_answer(
@@ -143,25 +154,26 @@ class EmbeddingService:
                         ),
                         is_long=len(vectors) * request.dim * len(request.formats) > _NUMBERS_AT_ONCE,
                     )
-        except (TimeoutError, TimedOut) as error:
-            limit = self._settings.request_timeout_s
-            message = f"the answer was not ready within {limit:.0f} s; send fewer inputs at once"
+        except TimeoutError as error:
+            each_s = self._metrics.towers["vision"].seconds_per_input
+            has_images = any(isinstance(item, ImageItem | UrlItem) for item in request.items)
+            pace = f", and an image takes {each_s:.2g} s at present" if has_images and each_s else ""
+            limit_s = self._settings.request_timeout_s
+            message = f"the answer was not ready within {limit_s:.0f} s{pace}; send fewer inputs at once"
             raise ApiError(504, message, code="timeout") from error
 
-    async def _embed(
-        self, request: EmbeddingRequest, deadline: float, stages: Stages
-    ) -> tuple[NDArray[np.float32], int, set[int]]:
+    async def _embed(self, request: EmbeddingRequest, stages: Stages) -> tuple[NDArray[np.float32], int, set[int]]:
         texts = [index for index, item in enumerate(request.items) if isinstance(item, TextItem | TokenItem)]
         images = [index for index, item in enumerate(request.items) if isinstance(item, ImageItem | UrlItem)]
         if not images:  # the way of a query: no task is started
-            parts = [await self._embed_texts(request, texts, deadline, stages)]
+            parts = [await self._embed_texts(request, texts, stages)]
         elif not texts:
-            parts = [await self._embed_images(request, images, deadline, stages)]
+            parts = [await self._embed_images(request, images, stages)]
         else:
             parts = await _all_or_none(
                 [
-                    self._embed_texts(request, texts, deadline, stages),
-                    self._embed_images(request, images, deadline, stages),
+                    self._embed_texts(request, texts, stages),
+                    self._embed_images(request, images, stages),
                 ]
             )
         if len(parts) == 1:
@@ -172,17 +184,12 @@ class EmbeddingService:
                 vectors[list(part.indices)] = part.vectors
         return vectors, sum(part.tokens for part in parts), {index for part in parts for index in part.cut}
 
-    async def _embed_texts(
-        self, request: EmbeddingRequest, indices: Sequence[int], deadline: float, stages: Stages
-    ) -> _Embedded:
+    async def _embed_texts(self, request: EmbeddingRequest, indices: Sequence[int], stages: Stages) -> _Embedded:
         facts = self._encoder.manifest.tokenizer
         items = [request.items[index] for index in indices]
-        texts = [item.text for item in items if isinstance(item, TextItem)]
+        texts = {index: item.text for index, item in zip(indices, items, strict=True) if isinstance(item, TextItem)}
         with stages.measure("tokenize"):
-            tokenized = await self._aside(
-                lambda: self._encoder.tokenize(texts, task=request.task),
-                is_long=sum(map(len, texts)) > _CHARS_AT_ONCE,
-            )
+            tokenized = await self._tokenize(texts, request.task)
         rows: list[NDArray[np.int64]] = []
         cut: list[int] = []
         of_texts = enumerate(tokenized.rows)
@@ -207,24 +214,73 @@ class EmbeddingService:
                 param=f"input[{cut[0]}]",
                 code="context_length_exceeded",
             )
-        vectors = await self._run("text", rows, deadline, stages)
+        vectors = await self._run("text", rows, stages)
         tokens = sum(map(len, rows))
-        self._metrics.inputs.labels("text").inc(len(rows))
-        self._metrics.tokens.labels("text").inc(tokens)
-        self._metrics.truncated.inc(len(cut))
+        self._count("text", len(rows), tokens, len(cut))
         return _Embedded(indices=tuple(indices), vectors=vectors, tokens=tokens, cut=tuple(cut))
 
-    async def _embed_images(
-        self, request: EmbeddingRequest, indices: Sequence[int], deadline: float, stages: Stages
-    ) -> _Embedded:
+    async def _tokenize(self, texts: Mapping[int, str], task: str | None) -> TokenizedTexts:
+        """The ids of texts, by their place in the input.
+
+        Each slice waits for its turn in `_threads`, so the largest requests keep others from them for a slice's time,
+        some 0.3 s, and what was cancelled ends with its slice.
+        """
+        every, places = list(texts.values()), list(texts)
+        ahead = len(self._encoder.manifest.tokenizer.instructions[task]) if task is not None else 0
+        letters = await self._aside(
+            lambda: check_letters(
+                every, places, most_each=self.limits.max_text_chars, most_together=self.limits.max_request_chars
+            ),
+            is_long=not is_quick([len(text) for text in every]),
+        )
+        letters = [count + ahead for count in letters]
+        if is_quick(letters):
+            return self._encoder.tokenize(every, task=task)
+        rows: list[NDArray[np.int64]] = []
+        cut: list[int] = []
+        for some in slices(letters):
+            tokenize = partial(self._encoder.tokenize, every[some.start : some.stop], task=task)
+            part = await self._aside(tokenize, is_long=True)
+            rows += part.rows
+            cut += (some.start + index for index in part.cut)
+        return TokenizedTexts(rows=tuple(rows), cut=tuple(cut))
+
+    async def _embed_images(self, request: EmbeddingRequest, indices: Sequence[int], stages: Stages) -> _Embedded:
+        self._check_time(len(indices))
         with self._admitted(len(indices)):
             with stages.measure("images"):
                 pictures = await _all_or_none([self._open(request.items[index], index) for index in indices])
-            vectors = await self._run("vision", [picture.pixels for picture in pictures], deadline, stages)
+            vectors = await self._run("vision", [picture.pixels for picture in pictures], stages)
         tokens = sum(image_tokens(picture.width, picture.height) for picture in pictures)
-        self._metrics.inputs.labels("image").inc(len(indices))
-        self._metrics.tokens.labels("image").inc(tokens)
+        self._count("image", len(indices), tokens)
         return _Embedded(indices=tuple(indices), vectors=vectors, tokens=tokens, cut=())
+
+    def _check_time(self, images: int) -> None:
+        """400 for more images than were done in time at the best pace of late.
+
+        Clients repeat what was answered with 504, by themselves: each time for as long, and in vain. When nothing has
+        run for as long as a request may take, nothing is known, and the request is tried.
+        """
+        limit_s, tower = self._settings.request_timeout_s, self._metrics.towers["vision"]
+        best_s, each_s = tower.best_pace(limit_s), tower.seconds_per_input
+        if images == 1 or not best_s or not each_s or images * best_s <= limit_s * _DOUBT:
+            return
+        most = max(1, min(images - 1, int(limit_s / each_s)))
+        message = (
+            f"input has {images} images, of which one takes {each_s:.2g} s at present: at most {most} would be done "
+            f"within {limit_s:.0f} s; send several requests"
+        )
+        raise ApiError(400, message, param="input", code="array_above_max_length")
+
+    def _count(self, kind: str, inputs: int, tokens: int, cut: int = 0) -> None:
+        """For the metrics, once the answer is on its way."""
+
+        def count() -> None:
+            self._metrics.inputs.labels(kind).inc(inputs)
+            self._metrics.tokens.labels(kind).inc(tokens)
+            self._metrics.truncated.inc(cut)
+
+        asyncio.get_running_loop().call_soon(count)
 
     @contextmanager
     def _admitted(self, images: int) -> Iterator[None]:
@@ -261,12 +317,10 @@ class EmbeddingService:
         except InputError as error:
             raise ApiError(400, str(error), param=label, code="invalid_image") from error
 
-    async def _run(
-        self, tower: TowerName, rows: Sequence[NDArray[Any]], deadline: float, stages: Stages
-    ) -> NDArray[np.float32]:
+    async def _run(self, tower: TowerName, rows: Sequence[NDArray[Any]], stages: Stages) -> NDArray[np.float32]:
         try:
             with stages.measure(tower):
-                return await self._lanes[tower].submit(rows, timeout_s=max(0.001, deadline - time.monotonic()))
+                return await self._lanes[tower].submit(rows)
         except QueueFull as error:
             raise retry_later(f"the {tower} queue is full; try again later", error.retry_after_s) from error
         except LaneFailed as error:
@@ -320,14 +374,3 @@ def _some(cut: Sequence[int]) -> str:
     shown = ", ".join(f"input[{index}]" for index in cut[:3])
     rest = f" and {len(cut) - 3} more" if len(cut) > 3 else ""
     return f"{shown}{rest} {'is' if len(cut) == 1 else 'are'}"
-
-
-def count_token_ids(tokenizer: bytes) -> int:
-    """How many token ids a tokenizer.json gives: one beyond them would fail a batch that others share."""
-    import orjson
-
-    document = orjson.loads(tokenizer)
-    pieces = document["model"]["vocab"]  # a list in the order of the ids, or an object of them
-    ids = pieces.values() if isinstance(pieces, dict) else range(len(pieces))
-    added = (token["id"] for token in document.get("added_tokens") or ())
-    return 1 + max((*ids, *added), default=-1)

@@ -27,7 +27,8 @@ class Settings:
     """What `edgeclip serve` runs with; InputError for what cannot be.
 
     `None` is what the bundle or the machine says: the name of the checkpoint, all threads that may be used, a batch
-    by the device.
+    by the device. `request_timeout_s` holds for the whole of a request: max_images at once may be more than a slow
+    device does in it, and are refused from the moment that has shown.
     """
 
     bundle: Path
@@ -48,6 +49,7 @@ class Settings:
     max_items: int = 2048
     max_images: int = 128
     max_text_chars: int = 262_144
+    max_request_chars: int = 8 << 20
     max_image_bytes: int = 20 << 20
     max_image_pixels: int = 50_000_000
     max_queued_texts: int = 8192
@@ -86,6 +88,10 @@ class Settings:
                 f"max_queued_texts; found {self.max_images} and {self.max_queued_images}, "
                 f"{self.max_items} and {self.max_queued_texts}"
             )
+        if self.max_text_chars > self.max_request_chars:
+            raise InputError(
+                f"max_text_chars is {self.max_text_chars}, more than max_request_chars, {self.max_request_chars}"
+            )
         if self.max_body_bytes > self.max_pending_bytes:
             raise InputError(
                 f"max_body_bytes is {self.max_body_bytes}, more than max_pending_bytes, {self.max_pending_bytes}"
@@ -111,8 +117,8 @@ class Settings:
 
 _AT_LEAST_ONE = (
     *("threads", "max_body_bytes", "max_values", "max_pending_bytes", "max_items", "max_images", "max_text_chars"),
-    *("max_image_bytes", "max_image_pixels", "max_queued_texts", "max_queued_images", "max_batch"),
-    *("max_connections", "decode_threads"),
+    *("max_request_chars", "max_image_bytes", "max_image_pixels", "max_queued_texts", "max_queued_images"),
+    *("max_batch", "max_connections", "decode_threads"),
 )
 _SECONDS = (
     *("request_timeout_s", "head_timeout_s", "body_timeout_s", "fetch_timeout_s"),
@@ -211,7 +217,8 @@ OPTIONS = (
     _option("max_pending_bytes", "--max-pending-bytes", _parse_int, "N", "of all requests in progress"),
     _option("max_items", "--max-items", _parse_int, "N", "inputs of a request"),
     _option("max_images", "--max-images", _parse_int, "N", "images among them"),
-    _option("max_text_chars", "--max-text-chars", _parse_int, "N", "of one text"),
+    _option("max_text_chars", "--max-text-chars", _parse_int, "N", "of one text, as NFKC writes it"),
+    _option("max_request_chars", "--max-request-chars", _parse_int, "N", "of a request's texts together"),
     _option("max_image_bytes", "--max-image-bytes", _parse_int, "N", "of one image's file"),
     _option("max_image_pixels", "--max-image-pixels", _parse_int, "N", "of one image"),
     _option("max_queued_texts", "--max-queued-texts", _parse_int, "N", "waiting; beyond it 429"),

@@ -1,6 +1,6 @@
 """One shell round every request, whatever its route: API keys, security headers, metrics, a log line.
 
-A bug becomes 500 in the API's shape, and a request that is cut off when the service ends 503.
+An error becomes an answer in the API's shape: a bug 500, a request that is cut off when the service ends 503.
 """
 
 import asyncio
@@ -14,7 +14,8 @@ from edgeclip.serve.keys import KeyRing
 from edgeclip.serve.metrics import Metrics
 
 if TYPE_CHECKING:
-    from starlette.routing import Route
+    from starlette.requests import Request
+    from starlette.responses import Response
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -22,72 +23,83 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 _log = logging.getLogger("edgeclip.serve")
-# Of every page that does not bring its own.
+# Of every page that does not bring its own, and of what is none: what a browser may make of an answer that it shows.
 PAGE_POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'none'"
 )
-_SECURITY_HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-frame-options", b"DENY"),
-]
+_DATA_POLICY = b"default-src 'none'; frame-ancestors 'none'"
+_OF_ALL = (b"x-content-type-options", b"nosniff")
+_OF_PAGES = [(b"referrer-policy", b"no-referrer"), (b"x-frame-options", b"DENY")]
 # nginx's word for a client that went away; no client sees it.
 CLIENT_GONE = 499
 # Whatever else a client calls its method is one label.
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
+class Application:
+    """An ASGI application; `refused` is told the status and code of each connection that is refused unasked."""
+
+    def __init__(self, answer: Any, refused: Callable[[int, str], None]) -> None:
+        self._answer, self.refused = answer, refused
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or live through one lifespan."""
+        await self._answer(scope, receive, send)
+
+
+class Endpoint:
+    """A route's function as an ASGI application: Starlette's own way looks for errors, which are the shell's."""
+
+    def __init__(self, answer: Callable[["Request"], Awaitable["Response"]]) -> None:
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        from starlette.requests import Request
+
+        response = await self._answer(Request(scope, receive))
+        await response(scope, receive, send)
+
+
 class Shell:
-    """Keys, security headers, metrics and a log line round every request; and 500 in the API's shape for a bug."""
+    """Keys, security headers, metrics and a log line round every request; and every error in the API's shape."""
 
     def __init__(self, app: Any, *, metrics: Metrics, keys: KeyRing) -> None:
         self._app, self._metrics, self._keys = app, metrics, keys
+        self._in_progress = 0
+        metrics.in_progress.set_function(lambda: self._in_progress)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or hand on what is none."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        from starlette.responses import JSONResponse
-
         started, status = time.perf_counter(), 0
 
         async def sent(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = message.setdefault("headers", [])
-                headers.extend(_SECURITY_HEADERS)
-                if not any(name == b"content-security-policy" for name, _ in headers):
-                    headers.append((b"content-security-policy", PAGE_POLICY.encode()))
+                _secure(message.setdefault("headers", []))
             await send(message)
 
-        self._metrics.in_progress.inc()
+        self._in_progress += 1
         try:
             if scope["path"].startswith("/v1/") and not self._keys.opens(_header(scope, b"authorization")):
-                refusal = ApiError(
+                raise ApiError(
                     401, 'a valid API key is needed: "Authorization: Bearer KEY"', code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )  # fmt: skip
-                scope["edgeclip.code"] = refusal.code
-                answer = JSONResponse(refusal.body(), refusal.status, headers=dict(refusal.headers))
+            scope["app"] = self  # a route refuses a method by an exception then, and not by an answer of its own
+            await self._app(scope, receive, sent)
+        except (Exception, asyncio.CancelledError) as error:
+            answer = _answer_to(error, scope)
+            error.__traceback__ = None  # it holds the request, and whatever the error hung on
+            if not status:
                 await answer(scope, receive, sent)
-            else:
-                await self._app(scope, receive, sent)
-        except asyncio.CancelledError:  # the time to finish what was accepted is up
-            if not status:
-                error = ending()
-                scope["edgeclip.code"] = error.code
-                await JSONResponse(error.body(), error.status, headers=dict(error.headers))(scope, receive, sent)
-        except Exception as error:
-            log_bug(_log, "a request failed", error)
-            if not status:
-                bug = ApiError(500, "the service failed; its log says where", code="internal_error")
-                scope["edgeclip.code"] = bug.code
-                await JSONResponse(bug.body(), bug.status)(scope, receive, sent)
         finally:
-            self._metrics.in_progress.dec()
+            self._in_progress -= 1
             self._record(scope, status or CLIENT_GONE, time.perf_counter() - started)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
@@ -102,19 +114,41 @@ class Shell:
         _log.debug("%s %s %d in %.1f ms", method, route, status, seconds * 1000)
 
 
-def plain_route(path: str, endpoint: Callable[..., Any], methods: list[str]) -> "Route":
-    """Starlette's route, without FastAPI's search for dependencies, which costs a short text more than its parsing.
+def _secure(headers: list[tuple[bytes, bytes]]) -> None:
+    """Add the security headers of an answer with these."""
+    kind = next((value for name, value in headers if name == b"content-type"), b"")
+    policy = _DATA_POLICY
+    if not kind.startswith(b"application/json"):
+        headers.extend(_OF_PAGES)
+        policy = PAGE_POLICY.encode()
+    headers.append(_OF_ALL)
+    if not any(name == b"content-security-policy" for name, _ in headers):
+        headers.append((b"content-security-policy", policy))
 
-    It tells its path as FastAPI's do, for `Shell` counts requests by it.
-    """
-    from starlette.routing import Match, Route
 
-    class PlainRoute(Route):
-        def matches(self, scope: Scope) -> tuple[Match, Scope]:
-            match, child_scope = super().matches(scope)
-            return match, {**child_scope, "route": self}
+def _answer_to(error: BaseException, scope: Scope) -> "Response":
+    """What a request gets that ended in an error, in the API's shape."""
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect
+    from starlette.responses import JSONResponse, Response
 
-    return PlainRoute(path, endpoint, methods=methods)
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=CLIENT_GONE)
+    if isinstance(error, HTTPException):
+        if error.status_code == 405 and scope["method"] == "OPTIONS":
+            return Response(status_code=204, headers=error.headers)
+        wanted = {404: "there is nothing at this path", 405: "this path does not take this method"}
+        message = wanted.get(error.status_code, "the request cannot be answered")
+        told = ApiError(error.status_code, message, headers=error.headers or {})
+    elif isinstance(error, ApiError):
+        told = error
+    elif isinstance(error, asyncio.CancelledError):  # the time to finish what was accepted is up
+        told = ending()
+    else:
+        log_bug(_log, "a request failed", error)
+        told = ApiError(500, "the service failed; its log says where", code="internal_error")
+    scope["edgeclip.code"] = told.code or ""
+    return JSONResponse(told.body(), told.status, headers=dict(told.headers))
 
 
 def _header(scope: Scope, name: bytes) -> str | None:
