@@ -1,10 +1,11 @@
-"""The plain graph of a text tower computes what the one that chooses by rows did."""
+"""A plain graph computes what the one that was written for the CPU did."""
 
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
+import pytest
 
 from edgeclip import Manifest
 from edgeclip_quant.linear import linear_layers
@@ -31,6 +32,27 @@ def test_the_plain_graph_computes_what_the_chosen_one_did(bundle: Path, tmp_path
                 ids[0, -2:] = 1
             wanted, found = (session.run(None, {"input_ids": ids})[0] for session in sessions)
             assert np.abs(found - wanted).max() < SAME, (shape, is_padded)
+
+
+def test_parts_are_one_layer_again(bundle: Path, tmp_path: Path) -> None:
+    """Which computes what they did, and is split where it was; a part of another layer's input is refused."""
+    path = bundle / Manifest.read(bundle).vision.file
+    plain = MakePlain()(ir.load(path)).model
+    assert [len(node.outputs) for node in plain.graph if node.op_type == "Split"] == [3, 2, 3, 2, 2, 2]
+    ir.save(plain, tmp_path / "plain.onnx", external_data="plain.data")
+    sessions = [
+        onnxruntime.InferenceSession(one, providers=["CPUExecutionProvider"])
+        for one in (path, tmp_path / "plain.onnx")
+    ]
+    size = Manifest.read(bundle).image.size_px
+    pixels = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    wanted, found = (session.run(None, {"pixel_values": pixels})[0] for session in sessions)
+    assert np.abs(found - wanted).max() < SAME
+    model = ir.load(path)
+    part = next(node for node in model.graph if node.op_type == "MatMul" and "_part_1" in str(node.inputs[1].name))
+    part.replace_input_with(0, model.graph[-1].inputs[0])
+    with pytest.raises(ir.passes.PassError, match="its parts are not those of one layer"):
+        MakePlain()(model)
 
 
 def test_its_layers_are_found_once_and_a_plain_graph_stays_as_it_is(bundle: Path) -> None:

@@ -25,7 +25,7 @@ class LinearLayer:
     @property
     def weight(self) -> NDArray[np.float32]:
         """(in, out)."""
-        return _array(_given(self.matmul, 1))
+        return array_of(self.matmul, 1)
 
     @property
     def bias(self) -> NDArray[np.float32]:
@@ -45,15 +45,22 @@ class LinearLayer:
 
 def linear_layers(graph: ir.Graph) -> Sequence[LinearLayer]:
     """Every MatMul with constant weights of two dimensions whose product goes to one Add of a constant row."""
-    layers = []
-    for node in graph:
-        if node.op_type != "MatMul" or node.domain or not _is_matrix(node.inputs[1]):
-            continue
-        users = [user for user, _ in node.outputs[0].uses()]
-        if len(users) != 1 or users[0].op_type != "Add" or not _is_row(users[0].inputs[_bias_at(users[0])]):
-            continue
-        layers.append(LinearLayer(name=str(_given(node, 1).name), matmul=node, add=users[0]))
-    return layers
+    return [layer for node in graph if (layer := linear_layer(node)) is not None]
+
+
+def linear_layer(node: ir.Node) -> LinearLayer | None:
+    """The layer that a node multiplies for; None where it does not, or nothing is added to it."""
+    if node.op_type != "MatMul" or node.domain or not _is_matrix(node.inputs[1]):
+        return None
+    users = [user for user, _ in node.outputs[0].uses()]
+    if len(users) != 1 or users[0].op_type != "Add" or not _is_row(users[0].inputs[_bias_at(users[0])]):
+        return None
+    return LinearLayer(name=str(_given(node, 1).name), matmul=node, add=users[0])
+
+
+def array_of(node: ir.Node, index: int) -> NDArray[np.float32]:
+    """A constant input of a node."""
+    return _array(_given(node, index))
 
 
 def _bias_at(add: ir.Node) -> int:

@@ -2,17 +2,24 @@
 
 An fp32 graph for the CPU reads its text weights in place, in two ways chosen by the number of rows, because
 reading 1.2 GB is what a short text costs there. Integer weights are a quarter of that and have a kernel of
-their own, so the choice is undone: one way, with a mask only where something is hidden.
+their own, so the choice is undone: one way, with a mask only where something is hidden. And it multiplies by q, k
+and v, gate and up apart; here they are one layer, of one input that is rounded once.
 """
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError, common
 
-from edgeclip_quant.linear import constant
+from edgeclip_quant.linear import LinearLayer, array_of, constant, linear_layer
 
 CONTRIB = "com.microsoft"
 _PRODUCT, _ATTENTION = "FusedMatMul", "MultiHeadAttention"
+# What an export calls the weights of a layer's parts.
+_PART = re.compile(r"(.+)_part_(\d+)")
 # What the reference adds to the score of a masked key.
 _MASKED_SCORE = -10000.0
 
@@ -21,14 +28,20 @@ class MakePlain(InPlacePass):
     """The choice by rows undone: its unmasked way inlined, each product a MatMul with weights (in, out).
 
     An attention becomes a choice between one without a mask, which is the flash kernel, and one with.
-    A graph without that choice is left as it is. Postcondition: no product with weights in place is left.
+    A graph without that choice is left as it is, but for layers in parts, which are put together.
+    Postcondition: no product with weights in place is left, and no layer in parts.
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Inline the way for many rows."""
+        """Inline the way for many rows, join the parts."""
+        parts = _parts(model.graph)
+        for name, some in parts.items():
+            _join(model.graph, name, some)
+        if parts:
+            common.RemoveUnusedNodesPass()(model)  # the weights of the parts
         choice = _choice(model)
         if choice is None:
-            return PassResult(model, modified=False)
+            return PassResult(model, modified=bool(parts))
         mask = _mask(choice)
         many = choice.attributes["else_branch"].as_graph()
         nodes, (result,) = list(many), many.outputs
@@ -49,9 +62,58 @@ class MakePlain(InPlacePass):
         return PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:
-        """No product with weights in place."""
+        """No product with weights in place, and no part."""
         if left := [node for node in model.graph.all_nodes() if node.op_type == _PRODUCT]:
             raise PostconditionError(f"{len(left)} {_PRODUCT} left in the graph")
+        if parts := _parts(model.graph):
+            raise PostconditionError(f"{len(parts)} layers in parts left in the graph")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """A part of a layer; without an Add where its bias is 0."""
+
+    number: int
+    matmul: ir.Node
+    layer: LinearLayer | None
+
+    @property
+    def output(self) -> ir.Value:
+        return self.layer.output if self.layer else self.matmul.outputs[0]
+
+
+def _parts(graph: ir.Graph) -> dict[str, list[_Part]]:
+    """The parts of each layer that an export has separated, in their order, by its weights' name."""
+    found: dict[str, list[_Part]] = {}
+    for node in graph:
+        weight = node.inputs[1] if node.op_type == "MatMul" else None
+        if weight is not None and weight.is_initializer() and (match := _PART.fullmatch(str(weight.name))):
+            part = _Part(number=int(match[2]), matmul=node, layer=linear_layer(node))
+            found.setdefault(match[1], []).append(part)
+    return {name: sorted(some, key=lambda part: part.number) for name, some in found.items()}
+
+
+def _join(graph: ir.Graph, name: str, parts: Sequence[_Part]) -> None:
+    """Split(x (W_0 | W_1 | ...) + (b_0 | b_1 | ...)) in place of the parts."""
+    x = parts[0].matmul.inputs[0]
+    if [part.number for part in parts] != list(range(len(parts))) or any(p.matmul.inputs[0] is not x for p in parts):
+        raise PreconditionError(f"{name}: its parts are not those of one layer")
+    weights = [array_of(part.matmul, 1) for part in parts]
+    widths = [weight.shape[1] for weight in weights]
+    biases = [
+        part.layer.bias if part.layer else np.zeros(width, np.float32)
+        for part, width in zip(parts, widths, strict=True)
+    ]
+    tape = ir.tape.Tape()
+    product = tape.op("MatMul", [x, constant(graph, name, np.concatenate(weights, axis=1))])
+    output = tape.op("Add", [product, constant(graph, f"{name}_bias", np.concatenate(biases))])
+    sizes = constant(graph, f"{name}_widths", np.array(widths, np.int64))
+    outputs = tape.op_multi_out("Split", [output, sizes], {"axis": -1}, num_outputs=len(parts))
+    nodes = [node for part in parts for node in (part.layer and part.layer.add, part.matmul) if node]
+    first = next(node for node in graph if node in nodes)
+    ir.convenience.replace_nodes_and_values(
+        graph, first, nodes, tape.nodes, [part.output for part in parts], list(outputs)
+    )
 
 
 def _choice(model: ir.Model) -> ir.Node | None:

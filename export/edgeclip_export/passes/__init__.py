@@ -1,10 +1,10 @@
 """From the trace to what one target runs: a list of graph passes, each with a postcondition.
 
-| target   | attention                        | rotary             | linear layers of the text tower       |
-| -------- | -------------------------------- | ------------------ | ------------------------------------- |
-| cpu      | com.microsoft MultiHeadAttention | RotaryEmbedding    | two ways, in place (`choice`, `gemm`) |
-| cuda     | com.microsoft MultiHeadAttention | RotaryEmbedding    | MatMul, Add                           |
-| tensorrt | MatMul, Softmax, MatMul          | Split, Mul, Concat | MatMul, Add                           |
+| target   | attention                        | rotary             | linear layers: text          | vision          |
+| -------- | -------------------------------- | ------------------ | ---------------------------- | --------------- |
+| cpu      | com.microsoft MultiHeadAttention | RotaryEmbedding    | two ways (`choice`, `gemm`)  | apart (`parts`) |
+| cuda     | com.microsoft MultiHeadAttention | RotaryEmbedding    | MatMul, Add                  | MatMul, Add     |
+| tensorrt | MatMul, Softmax, MatMul          | Split, Mul, Concat | MatMul, Add                  | MatMul, Add     |
 
 A tensorrt graph holds standard ONNX operators alone: both of onnxruntime's TensorRT providers were
 reported to miscompute the Attention operator for a single query row, which is just what the vision
@@ -23,6 +23,7 @@ from edgeclip_export.passes.activation import FuseSilu
 from edgeclip_export.passes.attention import FuseAttention, SpellOutAttention
 from edgeclip_export.passes.choice import ChooseByRows
 from edgeclip_export.passes.gemm import WeightsFirst, WeightsInPlace
+from edgeclip_export.passes.parts import SeparateParts
 from edgeclip_export.passes.rotary import FuseRotary, SpellOutRotary
 from edgeclip_export.passes.standard import RequireStandardOps
 
@@ -54,7 +55,8 @@ def _passes(target: Target, tower: TowerName) -> Sequence[PassBase]:
     if target == "tensorrt":
         return SpellOutRotary(), SpellOutAttention(), RequireStandardOps(TENSORRT_OPSET)
     if tower == "vision":
-        return FuseRotary(), FuseAttention(), FuseSilu()
+        fused = FuseRotary(), FuseAttention(), FuseSilu()
+        return (*fused, SeparateParts()) if target == "cpu" else fused
     if target == "cuda":
         return FuseRotary(), FuseAttention()
     few = (FuseAttention("always"), WeightsFirst())
