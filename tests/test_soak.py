@@ -1,12 +1,15 @@
 """The verdict on memory is one of three, and is right for made-up memory; a short soak runs and is written down."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edgeclip.memory import is_glibc
 from edgeclip_bench.soak import FORMATS, SIDES_PX, Trend, find_trend, log_uniform, main, make_files
 
 MB = 1e6
@@ -40,6 +43,20 @@ def test_a_leak_grows(mb_per_minute: float) -> None:
     trend = trend_of(lambda second: 500 + mb_per_minute * second / 60)
     assert trend.verdict == "grows"
     assert trend.least_gained_bytes <= mb_per_minute * 8 * MB <= trend.most_gained_bytes
+
+
+def test_what_is_taken_for_a_moment_is_no_growth() -> None:
+    """A fifth of the time 100 MB more: how much of it a window has is chance."""
+    chance = np.random.default_rng(1).random(100)
+    trend = trend_of(lambda second: 500 + 100 * (chance[int(second // 6)] < 0.2))
+    assert trend.verdict == "flat"
+    assert trend.most_gained_bytes < 10 * MB
+
+
+@pytest.mark.parametrize("mb_per_minute", [3.0, 10.0])
+def test_a_leak_grows_under_moments(mb_per_minute: float) -> None:
+    trend = trend_of(lambda second: 500 + mb_per_minute * second / 60 + 100 * (second % 60 < 15))
+    assert trend.verdict == "grows"
 
 
 def test_a_shrinking_one_is_flat() -> None:
@@ -80,5 +97,18 @@ def test_a_short_soak(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert trend["least_gained_bytes"] <= trend["gained_bytes"] <= trend["most_gained_bytes"]
     assert report["counts"]["texts"] > 0 and report["counts"]["images"] > 0
     # Linux counts a thread's pages late, by up to 64 at a time.
+    assert report["bounds"] == {}  # this process is another's
     assert report["peak_bytes"] > 0.95 * max(held for _, held in report["samples"]) > 0
     assert capsys.readouterr().out.startswith(f"{trend['verdict']}: ")
+
+
+@pytest.mark.skipif(not is_glibc(), reason="only glibc has such settings")
+@pytest.mark.parametrize("options", [[], ["--unbounded"]])
+def test_a_soak_bounds_its_own_process(bundle: Path, tmp_path: Path, options: list[str]) -> None:
+    out = tmp_path / "soak.json"
+    options = [*options, "--seconds", "1", "--largest-px", "100", "--threads", "1", "--out", str(out)]
+    command = [sys.executable, "-m", "edgeclip_bench.soak", str(bundle), "--device", "cpu", *options]
+    done = subprocess.run(command, capture_output=True)
+    assert done.returncode in (0, 1), done.stderr  # too short for its verdict to count
+    bounds = json.loads(out.read_text(encoding="utf-8"))["bounds"]
+    assert bounds == {} if "--unbounded" in options else "MALLOC_MMAP_THRESHOLD_" in bounds

@@ -16,18 +16,24 @@ from importlib import import_module
 from pathlib import Path
 
 from edgeclip import __version__
+from edgeclip.devices import DEVICES
 from edgeclip.errors import EdgeclipError
 from edgeclip.manifest import TARGETS, TOWERS
+from edgeclip.memory import bound_memory
 from edgeclip.serve.settings import add_settings
 
 _INTERRUPTED = 130
+# They decode images by the thousand; `serve` sets bounds itself, and the others are torch's or a benchmark's.
+_BOUNDED = ("embed", "eval")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status."""
+    """Run one verb; returns the exit status. Without `arguments` it is the process's own: then memory is bounded."""
     options = build_parser().parse_args(arguments)
+    if arguments is None and options.verb in _BOUNDED:
+        bound_memory(os.environ)
     warnings.showwarning = _show_warning
-    _prepare_stdout()
+    _prepare_streams()
     try:
         verb = import_module(f"edgeclip.cli.{options.verb.replace('-', '_')}")
         status = verb.run(options) or 0
@@ -40,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = 0
     except OSError as error:  # stdout's mostly, for what is wrong with a file is an EdgeclipError
         _say(f"input or output failed ({error})")
+        status = 1
+    except MemoryError as error:
+        _say(f"{error or 'out of memory'}; give smaller inputs, fewer at once, or more memory")
         status = 1
     except KeyboardInterrupt:
         _say("interrupted")
@@ -93,7 +102,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="compare the recipes for the cpu: a table, and recipes.json, .png and .svg in DIR (quantize-report)",
     )
     _add_json(quantize)
-    quantize.set_defaults(usage_error=quantize.error)
 
     triton = add_verb("export-triton", help="a bundle -> a Triton Inference Server model repository")
     _add_bundle(triton)
@@ -188,6 +196,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--images", type=int, metavar="N", default=500, help="how many pictures, in whole families of 20 (500)"
     )
     demo.add_argument("--threads", type=int, metavar="N", help="threads (all that may be used)")
+    for verb in verbs.choices.values():  # status 2, for what argparse cannot know to be wrong
+        verb.set_defaults(usage_error=verb.error)
     return parser
 
 
@@ -206,7 +216,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", metavar="N", default="16,64,512", help="lengths of the texts (16,64,512)")
     parser.add_argument("--image-px", metavar="N", default="1080", help="sides of the images on disk (1080)")
     parser.add_argument("--threads", metavar="N", help="numbers of threads, as 1,2 (all that may be used)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda[:n], ... (auto)")
+    parser.add_argument("--device", default="auto", help=f"{DEVICES} (auto)")
     parser.add_argument(
         "--seconds",
         type=float,
@@ -239,8 +249,7 @@ def _add_bundle(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
-    devices = "auto, cpu, cuda[:n], tensorrt[:n] or openvino[:CPU|GPU|NPU] (auto)"
-    parser.add_argument("--device", default="auto", help=devices)
+    parser.add_argument("--device", default="auto", help=f"{DEVICES} (auto)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads (all that may be used)")
 
 
@@ -257,10 +266,12 @@ def _say(message: object) -> None:
     print(f"edgeclip: {' '.join(str(message).splitlines())}", file=sys.stderr)
 
 
-def _prepare_stdout() -> None:
+def _prepare_streams() -> None:
     """stdout in UTF-8 whatever the locale; of a file name that is not, the escape that JSON has for it."""
     if sys.stdout is None:  # closed by the caller, who wants the exit status alone
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process
+    if sys.stderr is None:  # print() would take stdout instead, and words would stand among the data
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
 

@@ -133,7 +133,6 @@ def _route(settings: Settings, encoder: Encoder, model: str, metrics: Metrics, f
         for tower, lane in lanes.items():
             await lane.start()
             metrics.watch_depth(tower, lambda lane=lane: lane.depth)  # type: ignore[misc]
-        await asyncio.to_thread(encoder.tokenize, "")  # parses the tokenizer, which the first text would wait for
         readiness.renew()
         trimming = asyncio.create_task(keep_trimmed())
         try:

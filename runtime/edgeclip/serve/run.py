@@ -16,9 +16,9 @@ from edgeclip.bundle import verify_hash
 from edgeclip.encoder import Encoder
 from edgeclip.errors import InputError, MissingExtraError
 from edgeclip.manifest import TOWERS
+from edgeclip.memory import bound_memory
 from edgeclip.serve.connections import Bounds, bounded_protocol
 from edgeclip.serve.keys import read_keys
-from edgeclip.serve.memory import bound_memory
 from edgeclip.serve.settings import Settings
 
 if TYPE_CHECKING:
