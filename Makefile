@@ -31,7 +31,7 @@ train-demo: $(READY)
 	$(BIN)/python -m edgeclip_export.demo.train demo-checkpoint
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-full-size: $(READY)
 	$(BIN)/python -m pytest -m full_size -s

@@ -1,7 +1,10 @@
-"""What tests share: the golden checkpoint, its bundles (one per target, and int8), copies to damage, an Encoder."""
+"""What tests share: bundles of the golden checkpoint and of the trained one, copies to damage, an Encoder.
+
+A bundle takes seconds, so each is made once a run, by whichever of xdist's processes asks first; the others wait.
+"""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ from edgeclip.manifest import TARGETS, Target
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden"
 CHECKPOINT = GOLDEN / "model"
+# These take longest, so they begin: a process that is given one of them last would let the others wait at the end.
+_FIRST = ("test_demo_model", "test_rivals", "test_cli_demo", "test_recall_by_language", "test_half", "test_cli_bench")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -19,20 +24,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--bundle", type=Path, help="the golden checkpoint's bundle for the CPU, where torch is missing")
 
 
-class Bundles(Mapping[Target, Path]):
-    """The golden checkpoint's bundle for every target, made when it is first asked for: seconds each."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole files, the longest first; the order of the others stays."""
+    ranks = {name: rank for rank, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+
+def made_once(path: Path, make: Callable[[Path], object]) -> Path:
+    """`path`, which `make` writes whole or not at all, unless another process has."""
+    from filelock import FileLock  # comes with torch, without which nothing is made
+
+    path.parent.mkdir(exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            make(path)
+    return path
+
+
+class Bundles(Mapping[Target, Path]):
+    """A checkpoint's bundle for every target, made when it is first asked for. Read only."""
+
+    def __init__(self, checkpoint: Path, folder: Path) -> None:
+        self._checkpoint, self._folder = checkpoint, folder
 
     def __getitem__(self, target: Target) -> Path:
         if target not in TARGETS:
             raise KeyError(target)
-        if not (self._folder / target).exists():
-            from edgeclip_export import export_checkpoint
+        from edgeclip_export import export_checkpoint
 
-            export_checkpoint(CHECKPOINT, self._folder / target, target=target)
-        return self._folder / target
+        return made_once(self._folder / target, lambda out: export_checkpoint(self._checkpoint, out, target=target))
 
     def __iter__(self) -> Iterator[Target]:
         return iter(TARGETS)
@@ -42,9 +62,27 @@ class Bundles(Mapping[Target, Path]):
 
 
 @pytest.fixture(scope="session")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
-    """The golden checkpoint's bundles. Read only: tests copy what they damage."""
-    return Bundles(tmp_path_factory.mktemp("bundles"))
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run's, the same one in all of its processes."""
+    base = tmp_path_factory.getbasetemp()
+    is_one_of_many = hasattr(request.config, "workerinput")
+    folder = (base.parent if is_one_of_many else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundles(shared: Path) -> Bundles:
+    """The golden checkpoint's bundles: two random layers a tower."""
+    return Bundles(CHECKPOINT, shared / "golden")
+
+
+@pytest.fixture(scope="session")
+def trained_bundles(shared: Path) -> Bundles:
+    """Those of the small trained checkpoint that ships with the package."""
+    from edgeclip_export import demo
+
+    return Bundles(demo.CHECKPOINT, shared / "trained")
 
 
 @pytest.fixture(scope="session")
@@ -57,14 +95,25 @@ def bundle(request: pytest.FixtureRequest) -> Path:
     return made["cpu"]
 
 
-@pytest.fixture(scope="session")
-def int8_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle for the CPU as int8. Read only."""
-    from edgeclip_quant import quantize_bundle
+def _quantized(bundle: Path, out: Path) -> Path:
+    """The bundle as int8, calibrated on made-up inputs."""
+    from edgeclip_quant import proof, quantize_bundle
 
-    out = tmp_path_factory.mktemp("int8") / "bundle"
-    quantize_bundle(bundle, out)
-    return out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proof, "_PAUSE_S", 0)  # what a timing waits for before each run is nothing to wait for here
+        return made_once(out, lambda out: quantize_bundle(bundle, out))
+
+
+@pytest.fixture(scope="session")
+def int8_bundle(bundle: Path, shared: Path) -> Path:
+    """The golden bundle for the CPU as int8. Read only."""
+    return _quantized(bundle, shared / "golden-int8")
+
+
+@pytest.fixture(scope="session")
+def trained_int8(trained_bundles: Bundles, shared: Path) -> Path:
+    """The trained bundle for the CPU as int8. Read only."""
+    return _quantized(trained_bundles["cpu"], shared / "trained-int8")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import edgeclip_export
 from edgeclip import BuildError, Encoder, Manifest
 from edgeclip.manifest import TARGETS, Target
 from edgeclip_export import bundle as bundle_module
 from edgeclip_export import export_checkpoint
+from tests.command import Captured, run
 from tests.conftest import CHECKPOINT
 
 
@@ -40,26 +43,42 @@ def test_the_manifest_says_where_the_bundle_came_from_and_what_was_measured(bund
     assert str(CHECKPOINT.parent) not in manifest.to_json()
 
 
-def test_two_exports_of_one_checkpoint_are_the_same(bundle: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def again(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A second export, of the checkpoint with a model card, into a folder where others were killed or still run."""
+    folder = tmp_path_factory.mktemp("again")
+    shutil.copytree(CHECKPOINT, folder / "model")
+    (folder / "model" / "README.md").write_text("---\ntags: [x]\nlicense: cc-by-nc-4.0\n---\n# model\n")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (f"bundle.{ended.pid}.tmp", "bundle.tmp", f"bundle.{os.getppid()}.tmp"):
+        (folder / name).mkdir()
+        (folder / name / "text_model.onnx").touch()
+    export_checkpoint(folder / "model", folder / "bundle")
+    return folder / "bundle"
+
+
+def test_two_exports_of_one_checkpoint_are_the_same(bundle: Path, again: Path) -> None:
     """Graphs and tokenizer to the byte; weights and answers are torch's sums, whose last bit may move."""
-    export_checkpoint(CHECKPOINT, tmp_path / "again")
-    once, again = (
+    once, twice = (
         {file.name: (file.size_bytes, file.sha256) for file in Manifest.read(folder).files}
-        for folder in (bundle, tmp_path / "again")
+        for folder in (bundle, again)
     )
-    assert once.keys() == again.keys()
+    assert once.keys() == twice.keys()
     for name in ("text_model.onnx", "vision_model.onnx", "tokenizer.json"):
-        assert once[name] == again[name]
+        assert once[name] == twice[name]
     for name in ("text_model.onnx_data", "vision_model.onnx_data"):
-        first, second = (np.fromfile(folder / name, np.float32) for folder in (bundle, tmp_path / "again"))
+        first, second = (np.fromfile(folder / name, np.float32) for folder in (bundle, again))
         assert np.abs(first - second).max() <= bundle_module.PARITY
 
 
-def test_the_licence_of_a_model_card_is_carried_over(tmp_path: Path) -> None:
-    shutil.copytree(CHECKPOINT, tmp_path / "model")
-    (tmp_path / "model" / "README.md").write_text("---\ntags: [x]\nlicense: cc-by-nc-4.0\n---\n# model\n")
-    manifest = export_checkpoint(tmp_path / "model", tmp_path / "bundle")
-    assert manifest.source.license == "cc-by-nc-4.0"
+def test_the_licence_of_a_model_card_is_carried_over(again: Path) -> None:
+    assert Manifest.read(again).source.license == "cc-by-nc-4.0"
+
+
+def test_what_a_killed_export_left_is_cleared_by_the_next(again: Path) -> None:
+    kept = {"model", "bundle", "bundle.tmp", f"bundle.{os.getppid()}.tmp"}  # not an export's, and a running one's
+    assert {path.name for path in again.parent.iterdir()} == kept
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -123,37 +142,49 @@ def test_a_graph_that_differs_from_its_tower_is_not_written(tmp_path: Path, monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_export_left_is_cleared_by_the_next(tmp_path: Path) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    for name in (f"bundle.{ended.pid}.tmp", "bundle.tmp", f"bundle.{os.getppid()}.tmp"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "text_model.onnx").touch()
-    export_checkpoint(CHECKPOINT, tmp_path / "bundle")
-    kept = {"bundle", "bundle.tmp", f"bundle.{os.getppid()}.tmp"}  # not an export's, and a running one's
-    assert {path.name for path in tmp_path.iterdir()} == kept
-
-
 @pytest.mark.parametrize("arguments", [{"target": "tpu"}, {"revision": "main"}])
 def test_options_that_do_not_apply_are_refused(tmp_path: Path, arguments: dict[str, str]) -> None:
     with pytest.raises(BuildError, match="unknown target 'tpu'|--revision main is for a Hub id"):
         export_checkpoint(CHECKPOINT, tmp_path / "bundle", **arguments)
 
 
-@pytest.mark.parametrize("what", ["reading the text", "tracing the text", "writing the vision", "hashing"])
-def test_ctrl_c_leaves_nothing_and_says_so(tmp_path: Path, what: str) -> None:
-    """Interrupted from the progress callback and, for the tracer's sake, from a thread a moment later."""
+@pytest.mark.parametrize("what", ["hashing the checkpoint", "reading the text", "writing the vision"])
+def test_ctrl_c_leaves_nothing_and_says_so(
+    tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    """Pressed while the progress is told."""
+    honest = edgeclip_export.export_checkpoint
+
+    def export(*arguments: object, progress: object, **options: object) -> object:
+        def interrupting(label: str, done: int, total: int) -> None:
+            if label.startswith(what):
+                signal.raise_signal(signal.SIGINT)
+
+        return honest(*arguments, progress=interrupting, **options)
+
+    monkeypatch.setattr(edgeclip_export, "export_checkpoint", export)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run("export", CHECKPOINT, tmp_path / "bundle", capsys=capsys) == (130, "", "edgeclip: interrupted\n")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_inside_the_tracer_leaves_nothing_and_says_so(tmp_path: Path) -> None:
+    """In a process of its own: nobody knows in what state torch is afterwards."""
     script = f"""
-import _thread, sys, threading
+import _thread, signal, sys, threading
 import edgeclip_export
 from edgeclip.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
 honest = edgeclip_export.export_checkpoint
 def export(*arguments, progress, **options):
     once = []
     def interrupting(label, done, total):
-        if label.startswith({what!r}) and not once:
+        if label.startswith("tracing the text") and not once:
             once.append(label)
-            threading.Timer(0.05 if "tracing" in label else 0.0, _thread.interrupt_main).start()
+            threading.Timer(0.05, _thread.interrupt_main).start()
     return honest(*arguments, progress=interrupting, **options)
 edgeclip_export.export_checkpoint = export
 sys.exit(main(["export", {str(CHECKPOINT)!r}, {str(tmp_path / "bundle")!r}]))

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from edgeclip import Manifest
 from edgeclip.manifest import TOWERS, Target, TowerName
-from edgeclip_export import export_checkpoint
-from edgeclip_export.demo import CHECKPOINT
 from edgeclip_quant.emulation import emulating_session
 from edgeclip_quant.half import LARGEST, narrow_to_half, to_half
 from edgeclip_quant.ranges import measure_ranges, scores_of
@@ -37,14 +35,12 @@ HALF, FULL = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
 
 @pytest.fixture(scope="module")
-def sources(bundles: dict[Target, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, Target], Path]:
+def sources(bundles: dict[Target, Path], trained_bundles: dict[Target, Path]) -> dict[tuple[str, Target], Path]:
     """The golden checkpoint's bundles and the small trained model's."""
-    folder = tmp_path_factory.mktemp("demo")
-    for target in GPU:
-        export_checkpoint(CHECKPOINT, folder / target, target=target)
     return {
-        **{("golden", target): bundles[target] for target in GPU},
-        **{("demo", target): folder / target for target in GPU},
+        (name, target): made[target]
+        for name, made in (("golden", bundles), ("demo", trained_bundles))
+        for target in GPU
     }
 
 

@@ -1,15 +1,10 @@
 """A checkpoint from the Hub: four files of one commit, the cache before the network, one line when it fails.
 
-A real HTTP server on loopback speaks the part of the Hub's protocol that huggingface_hub uses, and
-huggingface_hub is imported anew for each environment, as it reads its variables when it is imported.
+The Hub is a real HTTP server on loopback.
 """
 
-import contextlib
 import errno
-import hashlib
 import io
-import json
-import logging
 import os
 import re
 import shutil
@@ -19,106 +14,16 @@ import sys
 import threading
 from collections import namedtuple
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from edgeclip.errors import BuildError, MissingExtraError
 from edgeclip_export.checkpoint import FILES
 from edgeclip_export.hub import PINNED, _explain, fetch_checkpoint, is_hub_id
-
-REPO = "someone/tiny-clip"
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-NEXT_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
-WANTED = {name: f"the {name} of {REPO}\n".encode() * 50 for name in FILES}
-UNWANTED = {
-    "pytorch_model.bin": b"a pickle",
-    "modeling_clip.py": b"raise SystemExit('remote code ran')",
-    "onnx/model.onnx": b"one graph for two towers",
-    "README.md": b"---\nlicense: mit\n---\n",
-}
+from tests.fake_hub import COMMIT, NEXT_COMMIT, REPO, WANTED, FakeHub, forget_huggingface_hub
 
 Enter = Callable[..., None]
-
-
-class FakeHub(ThreadingHTTPServer):
-    """One model repository: its branch, its files, and what it was asked for."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.repo_id = REPO
-        self.head = COMMIT
-        self.files = WANTED | UNWANTED
-        self.refusal: tuple[int, dict[str, str]] | None = None  # what every download is answered with
-        self.unknown: tuple[int, dict[str, str]] = (404, {"X-Error-Code": "RepoNotFound"})
-        self.is_portal = False
-        self.on_download: Callable[[], None] = lambda: None
-        self.requests: list[str] = []
-
-    @property
-    def url(self) -> str:
-        """Where HF_ENDPOINT has to point."""
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def downloaded(self) -> set[str]:
-        """The paths, with the revision before them, whose content was asked for."""
-        return {
-            line.partition("/resolve/")[2] for line in self.requests if line.startswith("GET") and "/resolve/" in line
-        }
-
-    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body, as the Hub words them."""
-        if self.is_portal:
-            return 200, {"Content-Type": "text/html"}, b"<html>Accept our terms</html>"
-        is_file = "/resolve/" in path
-        pattern = r"/(.+?)/resolve/(\w+)/(.+)" if is_file else r"/api/models/(.+)/revision/(\w+)()"
-        match = re.fullmatch(pattern, path)
-        if match is None or match[1] != self.repo_id:
-            return *self.unknown, b'{"error": "Repository not found"}'
-        if match[2] not in ("main", self.head, COMMIT):
-            return 404, {"X-Error-Code": "RevisionNotFound"}, b'{"error": "Invalid rev id"}'
-        if not is_file:
-            siblings = [{"rfilename": name} for name in self.files]
-            info = {
-                "id": self.repo_id,
-                "sha": self.head if match[2] == "main" else match[2],
-                "siblings": siblings,
-            }
-            return 200, {"Content-Type": "application/json"}, json.dumps(info).encode()
-        if self.refusal is not None:
-            return *self.refusal, b""
-        if match[3] not in self.files:
-            return 404, {"X-Error-Code": "EntryNotFound"}, b""
-        commit, body = self.head if match[2] == "main" else match[2], self.files[match[3]]
-        return 200, {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha1(body).hexdigest()}"'}, body
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: FakeHub
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_GET(self) -> None:
-        with contextlib.suppress(ConnectionError):  # a client that was interrupted hangs up
-            self.wfile.write(self._answer())
-
-    def _answer(self) -> bytes:
-        path = self.path.partition("?")[0]
-        self.server.requests.append(f"{self.command} {path}")
-        if self.command == "GET" and "/resolve/" in path:
-            self.server.on_download()
-        status, headers, body = self.server.answer(path)
-        self.send_response(status)
-        for name, value in (headers | {"Content-Length": str(len(body))}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        return body
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 @pytest.fixture
@@ -134,7 +39,7 @@ def hub() -> Iterator[FakeHub]:
 @pytest.fixture
 def enter(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Enter]:
     """Call it to start over with an environment: huggingface_hub's modules forget what they have read."""
-    before = _forget_huggingface_hub()
+    before = forget_huggingface_hub()
     for name in list(os.environ):
         if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_", "TQDM_")):
             monkeypatch.delenv(name)
@@ -144,21 +49,13 @@ def enter(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
     def start_over(**environment: str) -> None:
-        _forget_huggingface_hub()
+        forget_huggingface_hub()
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
 
     yield start_over
-    _forget_huggingface_hub()
+    forget_huggingface_hub()
     sys.modules.update(before)
-
-
-def _forget_huggingface_hub() -> dict[str, ModuleType]:
-    if "huggingface_hub.utils" in sys.modules:
-        sys.modules["huggingface_hub"].close_session()
-    logging.getLogger("huggingface_hub").handlers.clear()
-    names = [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]
-    return {name: sys.modules.pop(name) for name in names}
 
 
 def _refusal(repo_id: str = REPO, revision: str | None = None) -> str:
@@ -178,22 +75,7 @@ def test_owner_and_name_are_a_hub_id(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *(
-            "./x",
-            "../x",
-            "/x",
-            "~/x",
-            "x/",
-            "x",
-            "",
-            "a/b/c",
-            "./a/b",
-            "a//b",
-            "a\\b",
-            "a/..",
-            "a b/c",
-            "ü/x",
-        ),
+        *("./x", "../x", "/x", "~/x", "x/", "x", "", "a/b/c", "./a/b", "a//b", "a\\b", "a/..", "a b/c", "ü/x"),
         *("a/b.git", "a/b--c", ".hidden/x", "-a/b", "a/b\n", "a" * 97 + "/b", "https://huggingface.co/a/b"),
     ],
 )

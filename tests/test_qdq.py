@@ -20,7 +20,6 @@ from edgeclip.jina_clip import preprocess_image
 from edgeclip.manifest import TOWERS, Target, TowerName
 from edgeclip.tokenization import TextTokenizer
 from edgeclip_export import export_checkpoint
-from edgeclip_export.demo import CHECKPOINT as TRAINED
 from edgeclip_export.demo.dataset import write_dataset
 from edgeclip_quant import qdq
 from edgeclip_quant.calibration import Observation, observe
@@ -101,11 +100,12 @@ def test_a_tower_answers_nearly_as_it_did(
     assert cosines(written, optimised).min() >= SAME_COSINE
 
 
-def test_the_trained_model_keeps_its_answers_even_if_calibrated_on_other_inputs(tmp_path: Path) -> None:
+def test_the_trained_model_keeps_its_answers_even_if_calibrated_on_other_inputs(
+    trained_bundles: dict[Target, Path], tmp_path: Path
+) -> None:
     """Static ranges cut off what they did not see, so made-up inputs calibrate and real ones prove, and real both."""
-    bundle = tmp_path / "bundle"
-    manifest = export_checkpoint(TRAINED, bundle, target="tensorrt")
-    data = tmp_path / "data"
+    bundle = trained_bundles["tensorrt"]
+    manifest, data = Manifest.read(bundle), tmp_path / "data"
     write_dataset(data, images=40)
     lines = [json.loads(line) for line in (data / "captions.jsonl").read_text(encoding="utf-8").splitlines()]
     texts = [text for line in lines for said in line["captions"].values() for text in said]

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from edgeclip import BuildError, Encoder, Manifest
 from edgeclip.manifest import PROOF_DATA, TOWERS, Measurement, Precision, Target, TowerName
 from edgeclip.selftest import run_selftest
-from edgeclip_export import demo, export_checkpoint
+from edgeclip_export import export_checkpoint
 from edgeclip_export.demo.dataset import write_dataset
 from edgeclip_quant import proof, quantize_bundle
 from edgeclip_quant.budget import DEFAULT_BUDGETS, Budget
@@ -343,21 +343,25 @@ def kind_of_weights(weights: ir.Value) -> str | None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small model that ships with the package, and pictures in families of ten with captions in ten languages."""
-    folder = tmp_path_factory.mktemp("trained")
-    export_checkpoint(demo.CHECKPOINT, folder / "bundle")
-    write_dataset(folder / "pictures", images=40, family=10)
+def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures for the trained model, in families of ten with captions in ten languages."""
+    folder = tmp_path_factory.mktemp("captioned") / "pictures"
+    write_dataset(folder, images=40, family=10)
     return folder
 
 
 @pytest.mark.parametrize(("to", "points"), [("int8", INT8_POINTS), ("int4", INT4_POINTS)])
 def test_what_captions_search_is_found_as_before(
-    trained: Path, tmp_path: Path, capsys: Captured, to: Precision, points: float
+    trained_bundles: dict[Target, Path],
+    captioned: Path,
+    tmp_path: Path,
+    capsys: Captured,
+    to: Precision,
+    points: float,
 ) -> None:
     """Half of the pictures calibrate, the rest is searched, either way."""
-    calibrate = ("--calibrate", trained / "pictures")
-    status, out, err = run("quantize", trained / "bundle", tmp_path / "out", "--to", to, *calibrate, capsys=capsys)
+    bundle, calibrate = trained_bundles["cpu"], ("--calibrate", captioned)
+    status, out, err = run("quantize", bundle, tmp_path / "out", "--to", to, *calibrate, capsys=capsys)
     assert (status, out) == (0, ""), err
     assert "worst cosine on pictures: text 0.9" in err and "recall@5" in err
     manifest = Manifest.read(tmp_path / "out")

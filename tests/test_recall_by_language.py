@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from edgeclip import Encoder, Manifest
 from edgeclip.cli.calibration import read_samples
-from edgeclip.manifest import TOWERS, RetrievalChange, TowerName
-from edgeclip_export import demo, export_checkpoint
+from edgeclip.manifest import TOWERS, RetrievalChange, Target, TowerName
 from edgeclip_export.demo.captions import LANGUAGES
 from edgeclip_export.demo.dataset import write_dataset
 from edgeclip_quant import proof, quantize_bundle
@@ -37,18 +36,19 @@ MEAN_LOSS: dict[tuple[str, TowerName], float] = {
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answers]:
+def answers(
+    trained_bundles: dict[Target, Path], trained_int8: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Answers]:
     """Of each bundle."""
-    folder = tmp_path_factory.mktemp("languages")
-    export_checkpoint(demo.CHECKPOINT, folder / "fp32")
+    folder, fp32 = tmp_path_factory.mktemp("languages"), trained_bundles["cpu"]
     write_dataset(folder / "pictures", images=PICTURES)
     write_dataset(folder / "calibration", split="validation", images=CALIBRATION)
-    samples = read_samples(folder / "calibration", folder / "fp32", Manifest.read(folder / "fp32"))
+    samples = read_samples(folder / "calibration", fp32, Manifest.read(fp32))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proof, "_PAUSE_S", 0)
-        quantize_bundle(folder / "fp32", folder / "made-up")
-        quantize_bundle(folder / "fp32", folder / "calibrated", samples=samples)
-    return {name: embed(folder / name, folder / "pictures") for name in ("fp32", "made-up", "calibrated")}
+        quantize_bundle(fp32, folder / "calibrated", samples=samples)
+    bundles = {"fp32": fp32, "made-up": trained_int8, "calibrated": folder / "calibrated"}
+    return {name: embed(bundle, folder / "pictures") for name, bundle in bundles.items()}
 
 
 def embed(bundle: Path, pictures: Path) -> Answers:
