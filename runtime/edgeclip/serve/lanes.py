@@ -213,7 +213,8 @@ class Lane:
             self._queue.add(number, kinds)
             if self._is_idle:
                 self._is_idle = False
-                self._wake.put(None)
+                # When the loop has nothing else to do: a thread that wakes before has to wait for the interpreter.
+                self._loop.call_soon(self._wake.put, None)
         try:
             if timeout_s is None:
                 return await request.answer
@@ -234,25 +235,30 @@ class Lane:
     def _work(self) -> None:
         """The thread's life. What the loop can do is left to it: this thread would hold the interpreter meanwhile."""
         lower_this_thread(self._niceness)
-        while batch := self._next_batch():
+        batch = self._take()
+        while batch is not None:
+            if not batch:
+                self._wake.get()
+                batch = self._take()
+                continue
             began_s = time.monotonic()
             outcomes = self._compute(batch)
-            self._running_since_s = None
-            self._tell(partial(self._finish, outcomes, began_s, time.monotonic() - began_s))
-            del batch, outcomes  # an idle lane keeps nobody's images
+            compute_s = time.monotonic() - began_s
+            batch = self._take()  # before the loop is told, which then wants the interpreter; what was done is let go
+            self._tell(partial(self._finish, outcomes, began_s, compute_s))
+            del outcomes
         self._tell(self._ended.set)
 
-    def _next_batch(self) -> _Batch:
-        """What to compute next, as soon as there is something; nothing once the lane is closed and empty."""
-        while True:
-            with self._lock:
-                if taken := self._queue.take():
-                    self._running_since_s = time.monotonic()
-                    return [(self._requests[number], index) for number, index in taken]
-                if not self._is_open:
-                    return []
-                self._is_idle = True
-            self._wake.get()
+    def _take(self) -> _Batch | None:
+        """What to compute next, if there is something; None once there will be nothing."""
+        with self._lock:
+            taken = self._queue.take()
+            if not taken and not self._is_open:
+                self._running_since_s = None
+                return None
+            self._is_idle = not taken
+            self._running_since_s = time.monotonic() if taken else None
+            return [(self._requests[number], index) for number, index in taken]
 
     def _compute(self, batch: _Batch) -> list[tuple[_Batch, NDArray[np.float32] | BaseException]]:
         """The batch's vectors, or why there are none; where that helps, of parts of it, each tried once."""

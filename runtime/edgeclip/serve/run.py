@@ -81,6 +81,7 @@ def configure(settings: Settings, app: "Application") -> "Config":
         app,
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # nobody asks for the client's address
         server_header=False,
         http=bounded_protocol(bounds, app.refused),
         ws="none",
