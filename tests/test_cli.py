@@ -14,6 +14,7 @@ import pytest
 from edgeclip import BundleError, Manifest
 from edgeclip.cli import main
 from edgeclip.cli.format import format_bytes, format_table
+from edgeclip.devices import DEVICES
 from tests.command import NEEDS_SHELL, Captured, refusal, run, run_process, run_shell
 from tests.conftest import CHECKPOINT
 from tests.damage import flip_byte, replace_graph, reseal
@@ -30,6 +31,15 @@ from tests.damage import flip_byte, replace_graph, reseal
         ["embed", "b", "--trunc", "8"],
         ["export", "a", "b", "--target", "tpu"],
         ["inspect", "b", "--colour"],
+        ["embed", "b"],
+        ["embed", "b", "--out", "v.npy"],
+        ["eval", "b", "data", "more", "--name", "x"],
+        ["bench", "compare"],
+        ["bench", "compare", "a.json", "b.json", "c.json"],
+        ["bench", "b", "--rivals", "plain"],
+        ["bench", "b", "--checkpoint", "c"],
+        ["bench", "b", "--work", "w"],
+        ["quantize", "b", "out"],
     ],
     ids=" ".join,
 )
@@ -102,6 +112,25 @@ def test_a_closed_stdout_leaves_the_status(bundle: Path, verb: str) -> None:
     verb, _, options = verb.partition(" ")
     done = run_shell(f'"$1" -m edgeclip {verb} "$2" {options} >&-', bundle)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@NEEDS_SHELL
+@pytest.mark.parametrize("closed", ["2>&-", "2>&- <&-"])
+def test_a_closed_stderr_leaves_stdout_to_the_data(bundle: Path, closed: str) -> None:
+    """A warning and an error are said to nobody."""
+    line = f'"$1" -m edgeclip embed "$2" --text "a b c d e f g h" --max-length 4 --truncate-dim 2 {closed}'
+    done = run_shell(line, bundle)
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
+    assert json.loads(done.stdout)["text"] == "a b c d e f g h"
+    failed = run_shell(f'"$1" -m edgeclip embed "$2" --image nowhere.png {closed}', bundle)
+    assert (failed.returncode, failed.stdout, failed.stderr) == (1, "", "")
+
+
+@pytest.mark.parametrize("verb", ["embed", "check", "eval", "bench"])
+def test_help_names_every_device(verb: str, capsys: Captured) -> None:
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    assert f"{DEVICES} (auto)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_good_bundle_is_a_table(bundle: Path, capsys: Captured) -> None:

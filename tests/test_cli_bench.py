@@ -159,7 +159,6 @@ def test_rivals_are_measured_in_the_same_run(bundle: Path, tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("compare",), "compare wants two documents"),
         (("compare", "a", "b", "--fail-over", "5"), "--fail-over 5: wanted a percentage"),
         (("compare", "nowhere.json", "b"), "nowhere.json: cannot be read (No such file or directory)"),
         (("compare", __file__, "b"), "not a JSON document"),
@@ -182,9 +181,7 @@ def test_a_wrong_document_is_one_line(words: tuple[object, ...], told: str, caps
         (("--device", "gpu"), "unknown device 'gpu'"),
         (("--out", "nowhere/a.json"), "nowhere/a.json: there is no folder nowhere"),
         (("--html", str(DATA)), "is a folder"),
-        (("--rivals", "plain"), "--rivals wants --checkpoint"),
         (("--rivals", "x", "--checkpoint", str(CHECKPOINT)), "--rivals: unknown x"),
-        (("--checkpoint", str(CHECKPOINT)), "are for --rivals"),
         (("--attach", str(CHECKPOINT / "config.json")), "found None, wanted a benchmark's document"),
     ],
     ids=" ".join,

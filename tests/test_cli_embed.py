@@ -7,14 +7,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from edgeclip import Encoder, TruncationWarning
+from edgeclip.cli import build_parser, embed
 from tests.command import NEEDS_SHELL, Captured, refusal, run, run_process, run_shell
 from tests.conftest import DATA
 
@@ -126,6 +129,52 @@ def test_many_texts_are_one_run(bundle: Path, encoder: Encoder, tmp_path: Path, 
     assert err == "edgeclip: 200 of 600 texts were cut to 20 tokens\n"
 
 
+def test_texts_that_were_cut_are_told_though_an_image_fails(bundle: Path) -> None:
+    options = ("--text", "a b c d e f g h i j", "--max-length", 4, "--image", "nowhere.png")
+    done = run_process("embed", bundle, *options)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "edgeclip: 1 of 1 texts were cut to 4 tokens",
+        "edgeclip: image 0 (nowhere.png): no such file",
+    ]
+
+
+def test_who_stops_early_leaves_no_thread(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, not when the error's traceback is dropped."""
+
+    def stop(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(embed, "_write_json_lines", stop)
+    options = [word for file in FILES * 9 for word in ("--image", file)]
+    with pytest.raises(BrokenPipeError) as caught:
+        embed.run(build_parser().parse_args(["embed", str(bundle), *options]))
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("edgeclip-images")]
+    assert caught.tb is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_an_image_that_does_not_fit_in_memory_is_one_line(bundle: Path, tmp_path: Path, threads: str) -> None:
+    """And is not called damaged: as RGB its pixels take 320 MB."""
+    Image.new("1", (10_000, 8_000)).save(tmp_path / "large.png")
+    program = """if True:
+        import os, re, resource, sys
+        from edgeclip.cli import main
+        *embed, small, large = sys.argv[1:]
+        assert main([*embed, small]) == 0
+        used = int(re.search(r"VmSize:\\s*(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+        resource.setrlimit(resource.RLIMIT_AS, (used + 250_000_000,) * 2)
+        sys.exit(main([*embed, large]))
+    """
+    options = ["embed", str(bundle), "--truncate-dim", "2", "--threads", threads, "--image"]
+    command = [sys.executable, "-c", program, *options, FILES[0], str(tmp_path / "large.png")]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60)
+    assert (done.returncode, done.stdout.count("\n")) == (1, 1), done.stderr
+    told = f"image 0 ({tmp_path / 'large.png'}): needs more memory than there is to decode"
+    assert done.stderr == f"edgeclip: {told}; give smaller inputs, fewer at once, or more memory\n"
+
+
 def test_a_warning_is_a_line_on_stderr(bundle: Path) -> None:
     done = run_process("embed", bundle, "--text", "a b c d e f g h i j", "--max-length", 4)
     assert done.returncode == 0
@@ -160,11 +209,6 @@ def test_stdout_is_utf8_in_any_locale(bundle: Path) -> None:
     done = run_process("embed", bundle, "--text", "海 🚲", env=os.environ | {"PYTHONIOENCODING": "latin-1"})
     assert (done.returncode, done.stderr) == (0, "")
     assert read_lines(done.stdout)[0] == [("text", "海 🚲")]
-
-
-def test_nothing_to_embed_is_an_error(bundle: Path, capsys: Captured) -> None:
-    message = refusal("embed", bundle, capsys=capsys)
-    assert message == "nothing to embed: give --text, --texts, --image or --images"
 
 
 @pytest.mark.parametrize(
@@ -242,10 +286,10 @@ def test_ctrl_c_leaves_no_file(bundle: Path, tmp_path: Path, name: str) -> None:
     command = [sys.executable, "-m", "edgeclip", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30
-    stage = f"{name}.{process.pid}.tmp"
-    while not (tmp_path / stage).exists() and process.poll() is None and time.monotonic() < deadline:
+    while not any(tmp_path.glob("*.tmp")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert {path.name for path in tmp_path.iterdir()} == {"image", stage}
+    image, stage = sorted(path.name for path in tmp_path.iterdir())
+    assert image == "image" and stage.startswith(f"{name}.") and stage.endswith(".tmp")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")

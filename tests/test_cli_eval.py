@@ -121,7 +121,6 @@ def test_mistakes_are_one_line(bundle: Path, pairs: Path, pictures: Path, tmp_pa
         (missing, pairs): f"{missing}: no such bundle",
         (bundle, pairs, "--truncate-dim", 65): "truncate_dim is 65, wanted an int from 1 to 64",
         (bundle, pairs, "--against", missing): f"{missing}: no such bundle",
-        (bundle, pairs, pictures, "--name", "x"): "--name x for 2 data sets; evaluate one at a time",
         (bundle, pairs, pairs): (
             "2 data sets are called pairs; evaluate one at a time, or rename the file or folder of one"
         ),

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from edgeclip.manifest import Target
+from edgeclip.bundle import verify_hashes
+from edgeclip.manifest import Manifest, Target
 from edgeclip_bench.quality import damage
 from edgeclip_bench.quality.against import compare
 from edgeclip_bench.quality.damage import BUNDLES, DAMAGES, DIMS, FAINT, RIGHT, Judgement, judge_damages, overall
@@ -94,6 +95,19 @@ def test_what_a_broken_export_loses_is_no_chance(damages: dict[str, Judgement], 
     assert {loss.direction for loss in losses} == {"text_to_image", "image_to_text"}
     for loss in losses:
         assert loss.high < 0, loss
+
+
+@pytest.mark.parametrize("name", [name for name in BUNDLES if name not in (RIGHT, "adapter left out")])
+def test_an_export_is_broken_in_a_copy(
+    trained_bundles: dict[Target, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Not exported again, which takes seconds; the right one stays as it is."""
+    right = trained_bundles["cpu"]
+    monkeypatch.delattr(damage, "export_checkpoint")
+    BUNDLES[name](right, tmp_path / "broken")
+    for folder in (right, tmp_path / "broken"):
+        verify_hashes(folder, Manifest.read(folder))
+    assert Manifest.read(tmp_path / "broken") != Manifest.read(right)
 
 
 def test_the_right_export_loses_nothing_to_itself(damages: dict[str, Judgement]) -> None:

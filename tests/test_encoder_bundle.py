@@ -1,7 +1,9 @@
 """An Encoder opens what it needs of a bundle, says what runs, and takes no wrong answer from it."""
 
+import threading
 import warnings
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,32 @@ def test_leaving_the_with_block_closes(bundle: Path) -> None:
     with Encoder.open(bundle, device="cpu") as encoder:
         vector = encoder.encode_text("a")
     encoder.close()  # once more, which is harmless
-    for call in (lambda: encoder.encode_text("a"), lambda: encoder.encode_image(FILE)):
+    calls: list[Callable[[], object]] = [
+        lambda: encoder.encode_text("a"),
+        lambda: encoder.encode_text([]),
+        lambda: encoder.encode_image(FILE),
+        lambda: encoder.encode_image([]),
+        lambda: encoder.iter_images([]),
+        lambda: encoder.tokenize("a"),
+    ]
+    for call in calls:
         assert refusal(call) == "the encoder is closed; open the bundle again"
     assert vector.shape == (DIM,)
+
+
+def test_closing_frees_the_tokenizer(bundle: Path) -> None:
+    with Encoder.open(bundle, device="cpu") as encoder:
+        tokenizer = weakref.ref(encoder._tokenizer())
+        assert tokenizer() is not None
+    assert tokenizer() is None
+
+
+@pytest.mark.parametrize("options", [{"task": "x"}, {"max_length": 1}], ids=str)
+def test_a_wrong_option_loads_nothing(bundle: Path, options: dict[str, Any]) -> None:
+    with Encoder.open(bundle, device="cpu") as encoder:
+        refusal(lambda: encoder.encode_text("a", **options))
+        assert "edgeclip-load-text" not in {thread.name for thread in threading.enumerate()}
+        assert not encoder._sessions
 
 
 def test_an_error_inside_the_with_block_passes_through(bundle: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from edgeclip.engines import engine_folder
 from edgeclip.errors import DeviceError
+from edgeclip.staging import stage_folder, stage_name
 
 
 def names(root: Path) -> list[str]:
@@ -38,13 +39,14 @@ def test_half_an_engine_is_not_used(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_not_used(tmp_path: Path) -> None:
-    """Even one with our number."""
-    for number in (1, os.getpid()):
-        stage = tmp_path / f"key.{number}.tmp"
-        stage.mkdir()
-        (stage / "half.engine").write_bytes(b"hal")
-    with engine_folder(tmp_path, "key") as (folder, is_built):
+    """And goes, where that it was killed is seen by its lock; what another process builds stays."""
+    left = tmp_path / stage_name("key")
+    left.mkdir()
+    (left / "half.engine").write_bytes(b"hal")
+    with stage_folder(tmp_path / "key") as running, engine_folder(tmp_path, "key") as (folder, is_built):
         assert not is_built and names(folder) == []
+        assert {running.name, folder.name} <= set(names(tmp_path))
+        assert left.exists() == (os.name != "posix")
 
 
 def test_of_two_that_build_at_once_the_first_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

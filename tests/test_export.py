@@ -1,7 +1,6 @@
 """An export gives a whole bundle or nothing that opens, whatever goes wrong on the way."""
 
 import errno
-import os
 import shutil
 import signal
 import subprocess
@@ -14,6 +13,7 @@ import pytest
 import edgeclip_export
 from edgeclip import BuildError, Encoder, Manifest
 from edgeclip.manifest import TARGETS, Target
+from edgeclip.staging import stage_name
 from edgeclip_export import bundle as bundle_module
 from edgeclip_export import export_checkpoint
 from tests.command import Captured, run
@@ -49,9 +49,7 @@ def again(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("again")
     shutil.copytree(CHECKPOINT, folder / "model")
     (folder / "model" / "README.md").write_text("---\ntags: [x]\nlicense: cc-by-nc-4.0\n---\n# model\n")
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    for name in (f"bundle.{ended.pid}.tmp", "bundle.tmp", f"bundle.{os.getppid()}.tmp"):
+    for name in (stage_name("bundle"), "bundle.tmp", "bundle.0badcafe-01234567.tmp"):
         (folder / name).mkdir()
         (folder / name / "text_model.onnx").touch()
     export_checkpoint(folder / "model", folder / "bundle")
@@ -77,7 +75,7 @@ def test_the_licence_of_a_model_card_is_carried_over(again: Path) -> None:
 
 
 def test_what_a_killed_export_left_is_cleared_by_the_next(again: Path) -> None:
-    kept = {"model", "bundle", "bundle.tmp", f"bundle.{os.getppid()}.tmp"}  # not an export's, and a running one's
+    kept = {"model", "bundle", "bundle.tmp", "bundle.0badcafe-01234567.tmp"}  # no export's, and another machine's
     assert {path.name for path in again.parent.iterdir()} == kept
 
 

@@ -115,6 +115,23 @@ def test_buffers_are_made_once_and_given_back(taken: int) -> None:
     assert {id(buffer) for buffer in given_back} == owners and len(given_back) == len(made)
 
 
+def test_a_buffer_that_cannot_be_made_gives_the_others_back() -> None:
+    made: list[Pixels] = []
+    given_back: list[Pixels] = []
+
+    def allocate(shape: tuple[int, ...]) -> Pixels:
+        if made:
+            raise MemoryError
+        made.append(np.empty(shape, np.uint8))
+        return made[-1]
+
+    batches = list(plan_images(50, 4))
+    with pytest.raises(MemoryError):
+        next(stage_images(batches, pixels_of, SHAPE, 3, allocate, given_back.append))
+    assert [id(buffer) for buffer in given_back] == [id(buffer) for buffer in made]
+    assert image_threads() == 0
+
+
 def test_threads_work_at_once() -> None:
     """Four wait for each other, which one alone would do for ever."""
     together = threading.Barrier(4, timeout=20)

@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeclip import Encoder
+from edgeclip.alignment import align_weights
 from edgeclip.errors import BuildError
 from edgeclip.packing import find_packings
 from edgeclip.prepacked import (
@@ -174,6 +175,24 @@ def refusal_after_words(*arguments: object, capsys: Captured) -> str:
     status, out, err = run(*arguments, capsys=capsys)
     assert (status, out) == (1, "") and err.count("\n") == 2
     return err.splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda data: b"no graph", lambda data: data[: len(data) // 2]], ids=["other", "cut"]
+)
+def test_packed_weights_that_do_not_open_are_not_kept(
+    spoil: Callable[[bytes], bytes], bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    """Whoever opens the bundle falls back to its own graph; here that would be held against itself."""
+
+    def align(graph: Path, weights: Path) -> None:
+        align_weights(graph, weights)
+        graph.write_bytes(spoil(graph.read_bytes()))
+
+    monkeypatch.setattr("edgeclip.packing.align_weights", align)
+    told = refusal_after_words("prepack", bundle, capsys=capsys)
+    assert told.startswith("edgeclip: the vision tower's packed weights do not run (") and "nothing was kept" in told
+    assert folders(cache) == []
 
 
 def test_copies_packed_by_another_processor_are_not_used(bundle: Path, cache: Path, capsys: Captured) -> None:

@@ -1,5 +1,7 @@
 """A provider runs when it has multiplied; one that is listed and broken is told with onnxruntime's own reason."""
 
+from pathlib import Path
+
 import pytest
 
 from edgeclip.probe import find_reason, probe_provider, run_product
@@ -8,6 +10,12 @@ from edgeclip.probe import find_reason, probe_provider, run_product
 def test_the_cpu_runs() -> None:
     assert probe_provider("CPUExecutionProvider") is None
     run_product("CPUExecutionProvider")
+
+
+def test_files_in_the_working_folder_are_no_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "numpy.py").write_text("raise ImportError('not this one')")
+    monkeypatch.chdir(tmp_path)
+    assert probe_provider("CPUExecutionProvider") is None
 
 
 def test_one_that_does_not_says_why() -> None:

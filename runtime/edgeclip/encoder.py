@@ -32,7 +32,7 @@ from edgeclip.pipeline import stage_images
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip.selftest import run_selftest
 from edgeclip.session import TowerSession, import_onnxruntime
-from edgeclip.tokenization import TextTokenizer, TokenizedTexts
+from edgeclip.tokenization import TextTokenizer, TokenizedTexts, check_max_length
 
 Vectors = NDArray[np.float32]
 
@@ -121,24 +121,25 @@ class Encoder:
     ) -> Vectors:
         """Unit vectors of texts: (dim,) for one str, (N, dim) float32 for several, in their order.
 
-        `task` prepends the model's instruction of that name. `truncate_dim` keeps the first so many
-        dimensions, then normalises. `max_length` is in tokens, the opening and closing one included
-        (None: the model's limit); texts that were longer are cut and counted in a TruncationWarning.
-        `batch_size` caps the texts that go to the tower together. `progress=None` shows a bar when
-        stderr is a terminal.
+        `task` prepends the model's instruction of that name. `truncate_dim` keeps the first so many dimensions, then
+        normalises. `max_length` is in tokens, the opening and closing one included (None: the model's limit); texts
+        that were longer are cut and counted in a TruncationWarning. `batch_size` caps the texts that go to the tower
+        together. `progress=None` shows a bar when stderr is a terminal.
 
         Raises InputError for what is no text and for an unknown option.
         """
+        self._check_open()
         is_single = isinstance(texts, str)
         dim = self._dimension(truncate_dim)
         _check_batch_size(batch_size)
+        limit = check_max_length(max_length, self.manifest.tokenizer)
+        prompt("", task, self.manifest.tokenizer.instructions)  # before the tower begins to load
         checked = _check_texts([texts] if isinstance(texts, str) else texts)
         if checked and self._parsed is None:
             self._load_ahead("text")
-        tokenized = self.tokenize(checked, task=task, max_length=max_length)
+        tokenized = self.tokenize(checked, task=task, max_length=limit)
         rows = tokenized.rows
         if cut := len(tokenized.cut):
-            limit = max_length or self.manifest.tokenizer.max_length
             told = TruncationWarning(f"{cut} of {len(rows)} texts were cut to {limit} tokens", cut=cut)
             warnings.warn(told, stacklevel=2)
         vectors = np.empty((len(rows), dim), dtype=np.float32)
@@ -165,6 +166,7 @@ class Encoder:
 
         Raises InputError, naming the image, for one that cannot be read.
         """
+        self._check_open()
         is_single = is_image(images)
         dim = self._dimension(truncate_dim)
         _check_batch_size(batch_size)
@@ -194,6 +196,7 @@ class Encoder:
         it (`contextlib.closing`), and no thread is left. Options and errors as in `encode_image`, the options' at
         once.
         """
+        self._check_open()
         dim = self._dimension(truncate_dim)
         _check_batch_size(batch_size)
         return self._iter_images(_check_images([images] if is_image(images) else images), dim, batch_size)
@@ -244,9 +247,10 @@ class Encoder:
         return self._run(tower, batch, self.manifest.embedding_dim)
 
     def close(self) -> None:
-        """Free the towers. Closing twice is harmless; encoding afterwards is an error."""
+        """Free the towers and the tokenizer. Closing twice is harmless; encoding afterwards is an InputError."""
         self._is_closed = True
         self._sessions.clear()
+        self._parsed = None
 
     def __enter__(self) -> Self:
         return self
@@ -311,26 +315,31 @@ class Encoder:
     def _tokenizer(self) -> TextTokenizer:
         """The tokenizer, parsed by whoever comes first."""
         with self._parsing:
-            if self._parsed is None:
+            self._check_open()
+            if (parsed := self._parsed) is None:
                 facts = self.manifest.tokenizer
-                self._parsed = TextTokenizer(self._folder / facts.file, facts)
-            return self._parsed
+                self._parsed = parsed = TextTokenizer(self._folder / facts.file, facts)
+            if self._is_closed:  # meanwhile, as in `_session`
+                self._parsed = None
+            return parsed
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise InputError("the encoder is closed; open the bundle again")
 
     def _session(self, tower: TowerName) -> TowerSession:
         """The tower, loaded by whoever comes first; one tower's loading does not hold up the other's work."""
         if session := self._sessions.get(tower):
             return session
         with self._locks[tower]:
-            if self._is_closed:
-                raise InputError("the encoder is closed; open the bundle again")
+            self._check_open()
             if session := self._sessions.get(tower):
                 return session
             graph = self.manifest.tower(tower).file
             verify_hash(self._folder, self.manifest.file(graph))
             session = TowerSession(self._folder / graph, tower, self._device, self._threads, self.manifest)
             if tower == "text":
-                # Its weights are mapped, not read (`edgeclip_export.passes.gemm`): the first text would
-                # wait for the disk. Two tokens read them all.
+                # Mapped weights (`edgeclip_export.passes.gemm`) let the first text wait for the disk; two tokens read all.
                 facts = self.manifest.tokenizer
                 session.run(np.array([[facts.bos_id, facts.eos_id]], dtype=np.int64))
             self._sessions[tower] = session
@@ -381,9 +390,8 @@ def _check_texts(texts: Iterable[str]) -> list[str]:
 def _check_images(images: Any) -> Sequence[ImageInput]:
     if isinstance(images, np.ndarray) and images.ndim == 4:
         return list(images)
-    is_file = hasattr(images, "read")  # iterable too, by lines
-    if isinstance(images, Iterable) and not isinstance(images, np.ndarray) and not is_file:
-        return list(images)
+    if isinstance(images, Iterable) and not isinstance(images, np.ndarray) and not hasattr(images, "read"):
+        return list(images)  # a file would give its lines
     return [images]  # what it is instead is said where it is decoded
 
 

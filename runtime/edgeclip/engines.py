@@ -6,19 +6,17 @@ killed on the way, or copies half a folder, leaves nothing that would be used.
 """
 
 import contextlib
-import itertools
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from edgeclip.errors import DeviceError
+from edgeclip.staging import remove_left_behind, stage_folder
 
 _LIST = "files.json"
 _ENGINES = "*.engine"  # as onnxruntime names them
-_NUMBERS = itertools.count()  # two threads of a process may build at once
 
 
 @contextlib.contextmanager
@@ -32,17 +30,17 @@ def engine_folder(root: Path, key: str) -> Iterator[tuple[Path, bool]]:
     if _is_whole(folder):
         yield folder, True
         return
-    stage = root / f"{key}.{os.getpid()}.{next(_NUMBERS)}.tmp"
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(stage, ignore_errors=True)  # of a dead process with our number
-        stage.mkdir(parents=True)
-    except OSError as error:
-        raise DeviceError(
-            f"{root}: engines cannot be kept there ({error.strerror}), and building them takes minutes each time; "
-            "set XDG_CACHE_HOME to a folder that may be written"
-        ) from error
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            root.mkdir(parents=True, exist_ok=True)
+            remove_left_behind(folder)
+            stage = stack.enter_context(stage_folder(folder))
+        except OSError as error:
+            raise DeviceError(
+                f"{root}: engines cannot be kept there ({error.strerror}), and building them takes minutes each "
+                "time; set XDG_CACHE_HOME to a folder that may be written"
+            ) from error
         yield stage, False
         try:
             _write_list(stage)
@@ -51,8 +49,6 @@ def engine_folder(root: Path, key: str) -> Iterator[tuple[Path, bool]]:
             if not _is_whole(folder):  # else another process was first; its engines are as good
                 told = f"the engines cannot be kept ({error.strerror or error}) and will be built again"
                 print(f"edgeclip: {root}: {told}", file=sys.stderr)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 def _write_list(folder: Path) -> None:

@@ -74,7 +74,7 @@ def decode_image(image: ImageInput, *, label: str) -> RgbImage:
 
     `label` ("image 3") begins every message; the path follows it in brackets. Raises InputError for
     what is no image that can be read, MissingExtraError when it must be decoded and Pillow is not
-    installed.
+    installed, MemoryError where its pixels do not fit.
     """
     if isinstance(image, np.ndarray):
         return _check_array(image, label)
@@ -221,6 +221,8 @@ def _decode(file: BinaryIO, label: str) -> "Image":
             f"{label}: is too large to decode safely ({_one_line(error)}); "
             "scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         ) from error
+    except MemoryError as error:
+        raise _no_memory(label) from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
         raise InputError(f"{label}: is damaged or cut short ({_one_line(error)}); replace the file") from error
 
@@ -238,10 +240,16 @@ def _convert(image: "Image", label: str) -> "Image":
         raise InputError(f"{label}: found a PIL image of {image.width} x {image.height} pixels, wanted some")
     try:
         return _whatever_pillow_warns(lambda: _to_rgb(image))
+    except MemoryError as error:
+        raise _no_memory(label) from error
     except Exception as error:  # the file behind it may be closed or damaged, the mode without a conversion
         raise InputError(
             f"{label}: found a PIL image of mode {image.mode} that gives no RGB ({_one_line(error)})"
         ) from error
+
+
+def _no_memory(label: str) -> MemoryError:
+    return MemoryError(f"{label}: needs more memory than there is to decode")
 
 
 def _to_rgb(image: "Image") -> "Image":

@@ -95,8 +95,12 @@ def _pack(bundle: Path, tower: TowerName, manifest: Manifest, threads: int) -> T
     except _NotWorthItError:
         return TowerPacking(tower=tower, folder=None)
     packed = find_packed(root, facts)
-    found = TowerSession(path, tower, _CPU, threads, manifest).run(probe)
-    if packed is None or not np.array_equal(wanted, found):
+    try:
+        found = TowerSession(path, tower, _CPU, threads, manifest, packed=packed).run(probe) if packed else None
+    except (BundleError, DeviceError) as error:
+        remove_packed(root, facts)
+        raise BuildError(f"the {tower} tower's packed weights do not run ({error}); nothing was kept") from error
+    if packed is None or found is None or not np.array_equal(wanted, found):
         remove_packed(root, facts)
         raise BuildError(f"the {tower} tower's packed weights do not give the bundle's vectors; nothing was kept")
     return _told(tower, packed)

@@ -43,13 +43,15 @@ def stage_images(
     upon it first. Close it (`contextlib.closing`), and no thread is left, whatever happened.
     """
     size = max(map(len, batches), default=1)
-    slots = [allocate((size, *shape)) for _ in range(count_slots(len(batches), size, threads))]
+    slots: list[Pixels] = []
 
     def fill(index: int, row: Pixels) -> None:
         row[...] = prepare(index)
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="edgeclip-images")
     try:
+        for _ in range(count_slots(len(batches), size, threads)):  # when one finds no memory, the others go back
+            slots.append(allocate((size, *shape)))
         started: deque[list[Future[None]]] = deque()
         ahead = 0
         for number, batch in enumerate(batches):

@@ -28,7 +28,7 @@ _PREFIX = re.compile(r"\x1b\[[\d;]*m|^\S+ \S+ \[\w:onnxruntime:[^\]]*\] *|^\S*/o
 
 def probe_provider(provider: str, *, patience_s: float = _PATIENCE_S) -> str | None:
     """Why `provider` does not run here, in one line; None when it does."""
-    command = [sys.executable, "-m", "edgeclip.probe", provider]
+    command = [sys.executable, "-P", "-m", "edgeclip.probe", provider]  # -P: a numpy.py in the working folder is none
     try:
         done = subprocess.run(
             command, capture_output=True, encoding="utf-8", errors="replace", timeout=patience_s, check=False

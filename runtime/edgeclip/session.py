@@ -27,7 +27,15 @@ from edgeclip.engines import engine_folder
 from edgeclip.errors import BundleError, DeviceError, MissingExtraError
 from edgeclip.manifest import Manifest, TowerName
 from edgeclip.nvidia import Driver, read_driver, tensorrt_version
-from edgeclip.prepacked import PackedFacts, find_packed, packed_root, read_processor, saving_entries, tell_unused
+from edgeclip.prepacked import (
+    Packed,
+    PackedFacts,
+    find_packed,
+    packed_root,
+    read_processor,
+    saving_entries,
+    tell_unused,
+)
 from edgeclip.providers import EngineFacts, Node, Plan, cache_root, cached_engines, check_nodes, plan_session
 
 # y = MatMulInteger(x, w) as a model: x (1, 4) uint8, w (4, 4) int8, all 127.
@@ -85,8 +93,8 @@ class TowerSession:
     DeviceError when the device cannot run it or leaves a node that matters to another, BundleError for what is no
     graph. Calling it from several threads at once is safe.
 
-    On the CPU it is opened from packed weights if `edgeclip prepack` made some, unless `is_packed` is False;
-    `save_to` is a folder that such weights are written to instead (`edgeclip.packing`).
+    On the CPU it is opened from packed weights if `edgeclip prepack` made some, unless `is_packed` is False. For
+    `edgeclip.packing`: `packed` are such weights, and nothing else is opened; `save_to` is a folder to write them to.
     """
 
     def __init__(
@@ -99,6 +107,7 @@ class TowerSession:
         *,
         way: CudaWay = "graphs",
         is_packed: bool = True,
+        packed: Packed | None = None,
         save_to: Path | None = None,
     ) -> None:
         self._tower, self._device = tower, device
@@ -121,7 +130,10 @@ class TowerSession:
         else:
             if cuda:
                 plan = dataclasses.replace(plan, entries=plan.entries + cuda.entries)
-            found = self._start_packed(path, plan, threads, manifest) if is_packed and not save_to else None
+            if packed:
+                found = self._start(packed.graph, plan, threads, is_optimised=True)
+            else:
+                found = self._start_packed(path, plan, threads, manifest) if is_packed and not save_to else None
             with self._gate():
                 self._session = found or self._start(path, plan, threads, cuda.model if cuda else None, save_to)
         if device.kind != "cpu":

@@ -53,6 +53,14 @@ def is_quick(letters: Sequence[int]) -> bool:
     return len(letters) <= _FEW_TEXTS and sum(letters) <= _FEW_LETTERS
 
 
+def check_max_length(max_length: int | None, facts: TokenizerFacts) -> int:
+    """How many ids a text may have: `max_length`, or for None what the model takes. InputError for what it cannot."""
+    limit = facts.max_length if max_length is None else max_length
+    if type(limit) is not int or not 2 <= limit <= facts.max_length:
+        raise InputError(f"max_length is {limit!r}, wanted an int from 2 to {facts.max_length}")
+    return limit
+
+
 class TextTokenizer:
     """tokenizer.json with the manifest's facts."""
 
@@ -73,9 +81,7 @@ class TextTokenizer:
 
         `max_length` counts the opening and the closing token; None is the model's own.
         """
-        limit = self._facts.max_length if max_length is None else max_length
-        if type(limit) is not int or not 2 <= limit <= self._facts.max_length:
-            raise InputError(f"max_length is {limit!r}, wanted an int from 2 to {self._facts.max_length}")
+        limit = check_max_length(max_length, self._facts)
         rows, cut = [], []
         letters = [len(text) for text in texts]
         one_by_one = (range(index, index + 1) for index in range(len(texts)))

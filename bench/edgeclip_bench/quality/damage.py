@@ -44,7 +44,12 @@ METRICS = ("recall@1", "recall@5")
 DIMS = (*MATRYOSHKA_DIMS, 8)
 
 
-def without_adapter(out: Path) -> None:
+def export_right(_: Path, out: Path) -> None:
+    """The model exported as it is."""
+    export_checkpoint(CHECKPOINT, out)
+
+
+def without_adapter(_: Path, out: Path) -> None:
     """The model exported as if its LoRA were not there."""
     checkpoint = out.with_name(f"{out.name}-checkpoint")
     shutil.copytree(CHECKPOINT, checkpoint)
@@ -56,9 +61,9 @@ def without_adapter(out: Path) -> None:
     export_checkpoint(checkpoint, out)
 
 
-def without_rotary(out: Path, tower: TowerName) -> None:
-    """The model exported with one tower's positions turning nothing: every angle 0."""
-    export_checkpoint(CHECKPOINT, out)
+def without_rotary(right: Path, out: Path, tower: TowerName) -> None:
+    """The right export with one tower's positions turning nothing: every angle 0."""
+    shutil.copytree(right, out)
     manifest = Manifest.read(out)
     path = out / manifest.tower(tower).file
     model = ir.load(path)
@@ -76,9 +81,9 @@ def without_rotary(out: Path, tower: TowerName) -> None:
     _sign(out, manifest)
 
 
-def with_squashed_images(out: Path) -> None:
-    """The model exported with images resized to a square instead of resized and cropped."""
-    export_checkpoint(CHECKPOINT, out)
+def with_squashed_images(right: Path, out: Path) -> None:
+    """The right export with images resized to a square instead of resized and cropped."""
+    shutil.copytree(right, out)
     manifest = Manifest.read(out)
     _sign(out, replace(manifest, image=replace(manifest.image, resize_mode="squash")))
 
@@ -96,10 +101,11 @@ def crop_at_corner(pictures: Path, out: Path) -> None:
 # The vision tower has absolute positions besides, and scenes like these need no others: recall does not see this one
 # for sure. The proof that every export carries does: its vectors are up to 0.08 away from the checkpoint's.
 FAINT = "no rotary positions, vision"
-BUNDLES: dict[str, Callable[[Path], object]] = {
-    RIGHT: lambda out: export_checkpoint(CHECKPOINT, out),
-    "no rotary positions, text": lambda out: without_rotary(out, "text"),
-    FAINT: lambda out: without_rotary(out, "vision"),
+# Each is called with the right export, which the first one makes, and with where its own is to be.
+BUNDLES: dict[str, Callable[[Path, Path], None]] = {
+    RIGHT: export_right,
+    "no rotary positions, text": lambda right, out: without_rotary(right, out, "text"),
+    FAINT: lambda right, out: without_rotary(right, out, "vision"),
     "adapter left out": without_adapter,
     "images squashed": with_squashed_images,
 }
@@ -127,7 +133,7 @@ def judge_damages(folder: Path, *, images: int, seed: int) -> dict[str, Judgemen
     with ProgressBar("damaged exports", len(BUNDLES) + 1, is_shown=is_wanted(None)) as bar:
         for number, (name, make) in enumerate(BUNDLES.items()):
             bundle = folder / f"bundle-{number}"
-            make(bundle)
+            make(right, bundle)
             found[name] = _judge(bundle, right, folder / "pictures", folder / "cache")
             bar.advance()
         (scores,) = evaluate(right, open_data(folder / "corner"), truncate_dims=DIMS, cache=None, progress=False).data

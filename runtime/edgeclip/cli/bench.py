@@ -21,12 +21,14 @@ from edgeclip.errors import InputError
 from edgeclip.manifest import TOWERS, TowerName
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip.session import import_onnxruntime
+from edgeclip.staging import stage_name
 
 _FAILED = 1
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure or compare; the exit status."""
+    _check_usage(options)
     if options.bundle[0] == "compare":
         return _compare(options)
     import_onnxruntime()  # without it, this says what to install, and not the bench extra
@@ -64,6 +66,18 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_usage(options: argparse.Namespace) -> None:
+    """Status 2 for what cannot be meant, as argparse has it for what it knows itself."""
+    if options.bundle[0] == "compare":
+        if len(options.bundle) != 3:
+            options.usage_error("compare wants two documents: `edgeclip bench compare BEFORE.json AFTER.json`")
+        return
+    if (options.checkpoint or options.work) and not options.rivals:
+        options.usage_error("--checkpoint and --work are for --rivals: name some, or all")
+    if options.rivals and not options.checkpoint:
+        options.usage_error("--rivals wants --checkpoint, the folder that the bundles were made from")
+
+
 def _renderers(options: argparse.Namespace, reports: Any, pages: Any) -> Iterator[tuple[Path | None, Any]]:
     yield options.out, lambda record: record.to_json()
     yield options.csv, reports.render_csv
@@ -78,11 +92,7 @@ def _prepare_rivals(
     It gives their document; None where no rivals are asked for.
     """
     if not options.rivals:
-        if options.checkpoint or options.work:
-            raise InputError("--checkpoint and --work are for --rivals: name some, or all")
         return lambda: None
-    if not options.checkpoint:
-        raise InputError("--rivals wants --checkpoint, the folder that the bundles were made from")
     rivals = load_extra("edgeclip_bench.rivals", "bench")
     names = rivals.parse_names(options.rivals)
     entries = rivals.open_bundles(options.checkpoint, [Path(name) for name in options.bundle])
@@ -91,8 +101,6 @@ def _prepare_rivals(
 
 
 def _compare(options: argparse.Namespace) -> int:
-    if len(options.bundle) != 3:
-        raise InputError("compare wants two documents: `edgeclip bench compare BEFORE.json AFTER.json`")
     comparison = load_extra("edgeclip_bench.bench_compare", "bench")
     records = load_extra("edgeclip_bench.bench_records", "bench")
     threshold = comparison.parse_threshold(options.fail_over)
@@ -144,7 +152,7 @@ def _check_place(path: Path) -> None:
 
 def _write(path: Path, text: str) -> None:
     """The file under its name when it is complete."""
-    stage = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    stage = path.with_name(stage_name(path.name))
     try:
         stage.write_text(text, encoding="utf-8", errors="backslashreplace")
         stage.replace(path)

@@ -7,7 +7,6 @@ texts alone. A file appears under its name when it is complete.
 import argparse
 import contextlib
 import json
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from edgeclip.encoder import Encoder
 from edgeclip.errors import InputError, TruncationWarning
 from edgeclip.images import IMAGE_SUFFIXES
 from edgeclip.progress import ProgressBar, is_wanted
+from edgeclip.staging import stage_name
 
 _BLOCK = 256
 
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
     texts = [*options.text, *(_read_lines(options.texts) if options.texts else ())]
     images = [*options.image, *(_list_images(options.images) if options.images else ())]
     if not texts and not images and not (options.texts or options.images):
-        raise InputError("nothing to embed: give --text, --texts, --image or --images")
+        options.usage_error("nothing to embed: give --text, --texts, --image or --images")
     if options.out:
         _check_out(options.out)
     with Encoder.open(options.bundle, device=options.device, threads=options.threads) as encoder:
@@ -48,9 +48,10 @@ def run(options: argparse.Namespace) -> None:
                 write("text", block, _encode_texts(encoder, block, options))
                 bar.advance(len(block))
             found = encoder.iter_images(images, truncate_dim=options.truncate_dim, batch_size=options.batch_size)
-            for batch, vectors in found:
-                write("image", images[batch.start : batch.stop], vectors)
-                bar.advance(len(batch))
+            with contextlib.closing(found):
+                for batch, vectors in found:
+                    write("image", images[batch.start : batch.stop], vectors)
+                    bar.advance(len(batch))
         if options.out:
             print(
                 f"{options.out}: {len(texts)} texts, {len(images)} images, {dim} dimensions, on {encoder.device}",
@@ -71,19 +72,22 @@ def _encode_texts(encoder: Encoder, texts: Sequence[str], options: argparse.Name
 
 @contextlib.contextmanager
 def _one_truncation_warning(total: int, limit: int) -> Iterator[None]:
-    """One warning for all blocks instead of one each."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", TruncationWarning)
-        yield
-    cut = 0
-    for warning in caught:
-        if isinstance(warning.message, TruncationWarning):
-            cut += warning.message.cut
-        else:
-            warnings.warn(warning.message, stacklevel=2)
-    if cut:
-        told = TruncationWarning(f"{cut} of {total} texts were cut to {limit} tokens", cut=cut)
-        warnings.warn(told, stacklevel=2)
+    """One warning for all blocks instead of one each, said also when a later input fails."""
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", TruncationWarning)
+            yield
+    finally:
+        cut = 0
+        for warning in caught:
+            if isinstance(warning.message, TruncationWarning):
+                cut += warning.message.cut
+            else:
+                warnings.warn(warning.message, stacklevel=2)
+        if cut:
+            told = TruncationWarning(f"{cut} of {total} texts were cut to {limit} tokens", cut=cut)
+            warnings.warn(told, stacklevel=2)
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -129,7 +133,7 @@ def _writer(out: Path | None, total: int, dim: int) -> Iterator[Write]:
     if out is None:
         yield _write_json_lines
         return
-    stage = out.with_name(f"{out.name}.{os.getpid()}.tmp")
+    stage = out.with_name(stage_name(out.name))
     try:
         with stage.open("xb") as file:
             if out.suffix == ".npy":

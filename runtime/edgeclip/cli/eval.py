@@ -12,18 +12,19 @@ from typing import Any
 from edgeclip.cli.loading import load_extra
 from edgeclip.errors import InputError
 from edgeclip.session import import_onnxruntime
+from edgeclip.staging import stage_name
 
 
 def run(options: argparse.Namespace) -> None:
     """Evaluate or compare; the report on stdout, and in the folder of --out."""
+    if options.name and len(options.data) > 1:
+        options.usage_error(f"--name {options.name} for {len(options.data)} data sets; evaluate one at a time")
     import_onnxruntime()  # without it, this says what to install, and not the bench extra
     layouts = load_extra("edgeclip_bench.quality.layouts", "bench")
     against = load_extra("edgeclip_bench.quality.against", "bench")
     evaluate = load_extra("edgeclip_bench.quality.evaluate", "bench")
     reports = load_extra("edgeclip_bench.quality.report", "bench")
     curves = load_extra("edgeclip_bench.quality.curves", "bench") if options.out else None
-    if options.name and len(options.data) > 1:
-        raise InputError(f"--name {options.name} for {len(options.data)} data sets; evaluate one at a time")
     selection = {name: getattr(options, name) for name in ("images", "split", "languages", "name", "limit")}
     data = [one for path in options.data for one in layouts.open_data(path, **selection)]
     if options.out:
@@ -59,7 +60,7 @@ def _make_folder(out: Path) -> None:
 
 def _write(out: Path, pages: dict[str, str], draw: Callable[[Path], Any]) -> list[str]:
     """Every file under its name when all of them are complete."""
-    stage = out / f".{os.getpid()}.tmp"
+    stage = out / stage_name("")
     try:
         stage.mkdir()
         for name, text in pages.items():
