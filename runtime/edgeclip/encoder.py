@@ -339,7 +339,7 @@ class Encoder:
             verify_hash(self._folder, self.manifest.file(graph))
             session = TowerSession(self._folder / graph, tower, self._device, self._threads, self.manifest)
             if tower == "text":
-                # Mapped weights (`edgeclip_export.passes.gemm`) let the first text wait for the disk; two tokens read all.
+                # Mapped weights (`edgeclip_export.passes.gemm`) let the first text wait for the disk; this reads all.
                 facts = self.manifest.tokenizer
                 session.run(np.array([[facts.bos_id, facts.eos_id]], dtype=np.int64))
             self._sessions[tower] = session
