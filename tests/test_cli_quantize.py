@@ -59,13 +59,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def misuse(*arguments: object, capsys: Captured) -> str:
-    """What argparse says of wrong usage: status 2, the usage, and nothing on stdout."""
+    """Wrong usage: status 2, one line, and nothing on stdout."""
     with pytest.raises(SystemExit) as caught:
         main([str(argument) for argument in arguments])
     assert caught.value.code == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("usage: edgeclip quantize")
-    return str(err.split("edgeclip quantize: error: ")[1].rstrip("\n"))
+    assert out == "" and err.startswith("edgeclip quantize: ") and err.count("\n") == 1
+    return str(err.removeprefix("edgeclip quantize: ").removesuffix("; `edgeclip quantize --help` shows the usage\n"))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 from edgeclip import __version__
 from edgeclip.devices import DEVICES
@@ -22,7 +23,7 @@ from edgeclip.manifest import TARGETS, TOWERS
 from edgeclip.memory import bound_memory
 from edgeclip.serve.settings import add_settings
 
-_INTERRUPTED = 130
+_INTERRUPTED, _USAGE = 130, 2
 # They decode images by the thousand; `serve` sets bounds itself, and the others are torch's or a benchmark's.
 _BOUNDED = ("embed", "eval")
 
@@ -57,11 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
+class _Parser(argparse.ArgumentParser):
+    """What is wrong is one line, where argparse would put the whole usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_USAGE, f"{self.prog}: {message}; `{self.prog} --help` shows the usage\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Every verb and option."""
-    parser = argparse.ArgumentParser(
-        prog="edgeclip", description="Text and image embeddings at the edge.", allow_abbrev=False
-    )
+    parser = _Parser(prog="edgeclip", description="Text and image embeddings at the edge.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"edgeclip {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     add_verb = partial(verbs.add_parser, allow_abbrev=False)
