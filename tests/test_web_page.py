@@ -199,8 +199,9 @@ def test_cancelling_keeps_what_was_read(page: "Browser", tmp_path: Path) -> None
     """After the first group; the server's next answer is held back."""
     page.run(
         "(() => { const real = fetch; let calls = 0; window.fetch = (path, options) => ++calls === 1 ? "
-        "real(path, options) : new Promise((_, reject) => options.signal.addEventListener('abort', "
-        "() => reject(new DOMException('', 'AbortError')))); })()"
+        "real(path, options) : new Promise((_, reject) => { "
+        "const end = () => reject(new DOMException('', 'AbortError')); "
+        "if (options.signal.aborted) end(); else options.signal.addEventListener('abort', end); }); })()"
     )
     copies = [tmp_path / f"{number}.png" for number in range(6)]
     for copy in copies:
