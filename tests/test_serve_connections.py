@@ -118,6 +118,16 @@ def test_a_slow_body_is_408(url: str) -> None:
     assert refusal(drip(url, head, b" ", most_s=BODY_S + 3)) == (408, "request_timeout")
 
 
+def test_a_small_answer_comes_at_once(url: str) -> None:
+    """Head and body: each alone would wake the client. A large body is not joined to its head, and comes whole."""
+    with connect(url) as client:
+        for _ in range(20):
+            client.sendall(b"GET /health/live HTTP/1.1\r\nhost: a\r\n\r\n")
+            assert client.recv(1 << 16).endswith(b'\r\n\r\n{"status":"ok"}')
+    answer = httpx.get(f"{url}/docs/swagger-ui-bundle.js")
+    assert len(answer.content) == int(answer.headers["content-length"]) > 1 << 20
+
+
 def test_a_request_in_small_pieces_is_a_request(url: str) -> None:
     body = b'{"input": "a"}'
     sent = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 14\r\n\r\n" + body

@@ -32,6 +32,7 @@ else:
 _MAX_HEAD_BYTES = 32 << 10  # as much as nginx takes
 _MAX_PIPELINED = 16
 _WRITE_S = 30.0
+_GATHERED_BYTES = 64 << 10
 _LEAST_READ_BYTES = 64 << 10
 # After a refusal, so long is read and thrown away: closing at once would reset the connection under the answer.
 _LINGER_S = 1.0
@@ -72,9 +73,11 @@ class _Gathered:
         self._parts.append(data)
 
     def flush(self) -> None:
-        if self._parts:
-            data, self._parts = b"".join(self._parts), []
-            self._transport.write(data)
+        parts, self._parts = self._parts, []
+        if sum(map(len, parts)) <= _GATHERED_BYTES:
+            parts = [b"".join(parts)] if parts else []
+        for part in parts:  # large ones as they are, for joining copies
+            self._transport.write(part)
 
     def __getattr__(self, name: str) -> Any:
         self.flush()
