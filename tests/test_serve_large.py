@@ -12,17 +12,15 @@ import pytest
 
 from edgeclip.manifest import TowerName
 from tests.conftest import DATA
-from tests.serving import Troubled, serving, until_ready, wait_for
+from tests.serving import Troubled, serving, troubling, until_ready, wait_for
 
 GRAY = DATA / "images" / "gray.jpg"
 
 
 @pytest.fixture
 def troubled(bundle: Path) -> Iterator[Troubled]:
-    with Troubled.open(bundle, device="cpu") as encoder:
-        encoder.prepare()
+    with troubling(bundle) as encoder:
         yield encoder
-        encoder.may_run.set()
 
 
 def hold_long_texts(troubled: Troubled, gate: threading.Semaphore) -> list[str]:

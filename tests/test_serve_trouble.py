@@ -23,17 +23,15 @@ from edgeclip.serve.run import serve
 from edgeclip.serve.settings import Settings
 from tests.conftest import DATA
 from tests.damage import flip_byte
-from tests.serving import Troubled, depth, serving, until_ready, wait_for
+from tests.serving import Troubled, depth, serving, troubling, until_ready, wait_for
 
 GRAY = DATA / "images" / "gray.jpg"
 
 
 @pytest.fixture
 def troubled(bundle: Path) -> Iterator[Troubled]:
-    with Troubled.open(bundle, device="cpu") as encoder:
-        encoder.prepare()
+    with troubling(bundle) as encoder:
         yield encoder
-        encoder.may_run.set()
 
 
 def test_readiness_runs_the_self_test_on_the_towers(bundle: Path, troubled: Troubled) -> None:

@@ -9,7 +9,6 @@ texts shared a batch.
 
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -25,11 +24,12 @@ import PIL
 import tokenizers
 from numpy.typing import NDArray
 
-from edgeclip import Encoder, InputError, Manifest, TruncationWarning, __version__
+from edgeclip import Encoder, InputError, Manifest, __version__
 from edgeclip.bundle import verify_hash
 from edgeclip.jina_clip import prompt
 from edgeclip.manifest import TOWERS, FileFacts, TowerName
 from edgeclip.progress import ProgressBar, is_wanted
+from edgeclip.truncation import counting_cut_texts
 from edgeclip_bench.machine import graphics_cards, processor
 from edgeclip_bench.quality.cache import EmbeddingCache, Entry, Space
 
@@ -190,17 +190,10 @@ class Embedder:
     def _encode(self, texts: list[str], task: str | None) -> list[Entry]:
         if not texts:
             return []
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", TruncationWarning)
+        with counting_cut_texts() as cut:
             vectors = self.encoder.encode_text(texts, task=task, progress=False)
-        cut = 0
-        for warning in caught:
-            if isinstance(warning.message, TruncationWarning):
-                cut += warning.message.cut
-            else:
-                warnings.warn(warning.message, stacklevel=2)
-        if cut in (0, len(texts)):
-            return [Entry(vector, is_cut=cut > 0) for vector in vectors]
+        if cut.count in (0, len(texts)):
+            return [Entry(vector, is_cut=cut.count > 0) for vector in vectors]
         half = len(texts) // 2  # a tokenizer that makes many tokens of few bytes
         return self._encode(texts[:half], task) + self._encode(texts[half:], task)
 

@@ -20,6 +20,7 @@ from edgeclip.errors import InputError, TruncationWarning
 from edgeclip.images import IMAGE_SUFFIXES
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip.staging import stage_name
+from edgeclip.truncation import CutTexts, counting_cut_texts
 
 _BLOCK = 256
 
@@ -73,20 +74,13 @@ def _encode_texts(encoder: Encoder, texts: Sequence[str], options: argparse.Name
 @contextlib.contextmanager
 def _one_truncation_warning(total: int, limit: int) -> Iterator[None]:
     """One warning for all blocks instead of one each, said also when a later input fails."""
-    caught: list[warnings.WarningMessage] = []
+    cut = CutTexts()
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", TruncationWarning)
+        with counting_cut_texts() as cut:
             yield
     finally:
-        cut = 0
-        for warning in caught:
-            if isinstance(warning.message, TruncationWarning):
-                cut += warning.message.cut
-            else:
-                warnings.warn(warning.message, stacklevel=2)
-        if cut:
-            told = TruncationWarning(f"{cut} of {total} texts were cut to {limit} tokens", cut=cut)
+        if cut.count:
+            told = TruncationWarning(f"{cut.count} of {total} texts were cut to {limit} tokens", cut=cut.count)
             warnings.warn(told, stacklevel=2)
 
 
