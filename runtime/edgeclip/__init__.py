@@ -10,6 +10,8 @@
 The way of a text and of an image can be followed from `edgeclip.encoder`.
 """
 
+import os
+
 from edgeclip.encoder import Encoder
 from edgeclip.errors import (
     BuildError,
@@ -22,8 +24,11 @@ from edgeclip.errors import (
     UnprovedWarning,
 )
 from edgeclip.manifest import Manifest
+from edgeclip.telemetry import disable_telemetry
 
 __version__ = "0.1.0"
+
+disable_telemetry(os.environ)  # none of the imports above has loaded onnxruntime; whatever does comes later
 
 __all__ = [
     "BuildError",
