@@ -63,9 +63,7 @@ def test_a_change_of_one_tower_leaves_the_others_vectors(bundle: Path, data: lis
     assert worst.keys() == {("pictures", "text"), ("pictures", "vision"), ("documents", "text")}
     assert worst["pictures", "vision"] < 0.99
     assert abs(worst["pictures", "text"] - 1) <= SELF and abs(worst["documents", "text"] - 1) <= SELF
-    captions = len(data[0].captions)  # type: ignore[union-attr]
-    assert found.reference.data[0].embedded.cached == captions
-    assert found.reference.data[1].embedded.computed == 0
+    assert {one.embedded.cached for one in found.reference.data} == {0}  # another manifest is another space
 
 
 def test_it_holds_both_bundles_own_figures(found: Comparison, bundle: Path, other: Path, data: list[Data]) -> None:

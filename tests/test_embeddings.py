@@ -1,14 +1,13 @@
 """Vectors are the encoder's, each input is computed once, and a cached one is found by its content alone."""
 
 import dataclasses
+import hashlib
 import io
-import json
 import shutil
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +17,12 @@ from edgeclip import BundleError, Encoder, InputError, TruncationWarning
 from edgeclip.manifest import Manifest
 from edgeclip_bench.quality.cache import EmbeddingCache
 from edgeclip_bench.quality.embeddings import (
-    DECIDING_SOURCES,
     Counts,
     Embedder,
     Vectors,
-    hash_sources,
-    image_space,
-    text_space,
     tower_files,
 )
+from edgeclip_bench.quality.spaces import space_of
 from tests.damage import flip_byte, reseal
 from tests.evaluation_data import draw_images
 
@@ -159,64 +155,6 @@ def test_texts_that_are_cut_are_counted_also_when_cached(
     assert cut == 0
 
 
-@pytest.mark.parametrize(
-    ("change", "text_changes", "image_changes"),
-    [
-        (lambda manifest: {}, False, False),
-        (lambda manifest: {"source": dataclasses.replace(manifest.source, name="renamed")}, False, False),
-        (lambda manifest: {"files": with_hash(manifest, manifest.text.file)}, True, False),
-        (lambda manifest: {"files": with_hash(manifest, f"{manifest.text.file}_data")}, True, False),
-        (lambda manifest: {"files": with_hash(manifest, manifest.vision.file)}, False, True),
-        (lambda manifest: {"files": with_hash(manifest, f"{manifest.vision.file}_data")}, False, True),
-        (lambda manifest: {"files": with_hash(manifest, manifest.tokenizer.file)}, True, False),
-        (lambda manifest: {"files": with_hash(manifest, manifest.selftest)}, False, False),
-        (lambda manifest: {"tokenizer": dataclasses.replace(manifest.tokenizer, max_length=77)}, True, False),
-        (lambda manifest: {"image": dataclasses.replace(manifest.image, resize_mode="squash")}, False, True),
-    ],
-)
-def test_a_vector_is_shared_where_nothing_that_decides_it_differs(
-    encoder: Encoder, change: Callable[[Manifest], dict[str, object]], text_changes: bool, image_changes: bool
-) -> None:
-    manifest = encoder.manifest
-    other = dataclasses.replace(manifest, **change(manifest))  # type: ignore[arg-type]
-    assert (text_space(other, "cpu") != text_space(manifest, "cpu")) is text_changes
-    assert (image_space(other, "cpu") != image_space(manifest, "cpu")) is image_changes
-
-
-def with_hash(manifest: Manifest, name: str) -> tuple[object, ...]:
-    return tuple(dataclasses.replace(file, sha256="0" * 64) if file.name == name else file for file in manifest.files)
-
-
-def test_devices_and_versions_do_not_share(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest = encoder.manifest
-    spaces = {
-        space(manifest, device) for device in ("cpu", "cuda:0", "cuda:1") for space in (text_space, image_space)
-    }
-    for version in ("onnxruntime.__version__", "edgeclip_bench.quality.embeddings.__version__"):
-        with monkeypatch.context() as patch:
-            patch.setattr(version, "0.0")
-            spaces |= {text_space(manifest, "cpu"), image_space(manifest, "cpu")}
-    with monkeypatch.context() as patch:
-        patch.setattr("tokenizers.__version__", "0.0")
-        spaces.add(text_space(manifest, "cpu"))
-        patch.setattr("PIL.__version__", "0.0")
-        spaces.add(image_space(manifest, "cpu"))
-    assert len(spaces) == 12
-
-
-@pytest.mark.parametrize("name", [*DECIDING_SOURCES, "progress.py"])
-def test_code_that_decides_a_vector_is_told_without_a_new_version(name: str, tmp_path: Path) -> None:
-    shutil.copytree(str(files("edgeclip")), tmp_path / "edgeclip", ignore=shutil.ignore_patterns("__pycache__"))
-    before = hash_sources(tmp_path / "edgeclip")
-    flip_byte(tmp_path / "edgeclip" / name, 0)
-    assert (hash_sources(tmp_path / "edgeclip") != before) is (name in DECIDING_SOURCES)
-
-
-def test_the_code_is_part_of_both_spaces(encoder: Encoder) -> None:
-    for space in (text_space, image_space):
-        assert json.loads(space(encoder.manifest, "cpu").facts)["code"] == hash_sources(files("edgeclip"))
-
-
 def test_each_file_of_a_bundle_is_a_towers_the_tokenizer_or_the_selftest(encoder: Encoder) -> None:
     manifest = encoder.manifest
     text, vision = ({file.name for file in tower_files(manifest, tower)} for tower in ("text", "vision"))
@@ -226,13 +164,13 @@ def test_each_file_of_a_bundle_is_a_towers_the_tokenizer_or_the_selftest(encoder
 
 def test_a_damaged_bundle_keeps_nothing(copied_bundle: Path, folder: Path) -> None:
     """Its weights are not read by the graph's hash; what they answer must not be taken for the whole one's."""
-    manifest = Manifest.read(copied_bundle)
-    flip_byte(copied_bundle / f"{manifest.text.file}_data", 1000)
+    facts = Manifest.read(copied_bundle).text
+    flip_byte(copied_bundle / f"{facts.file}_data", 1000)
     with Encoder.open(copied_bundle, device="cpu") as encoder, EmbeddingCache(folder) as cache:
-        embedder = Embedder(encoder, cache, folder=copied_bundle)
+        embedder = Embedder(encoder, cache)
         with pytest.raises(BundleError, match="text_model.onnx_data is not what was exported"):
             embedder.texts(["a"], 1)
-        assert cache.read(text_space(manifest, "cpu"), []) == {}
+        assert cache.read(space_of(encoder, "text"), [hashlib.sha256(b"a").digest()]) == {}
         with pytest.raises(BundleError, match="text_model.onnx_data is not what was exported"):
             embedder.texts(["a"], 1)
 
@@ -245,7 +183,7 @@ def test_a_damaged_bundle_is_not_given_the_whole_ones_vectors(
     flip_byte(copied_bundle / f"{Manifest.read(bundle).vision.file}_data", 1000)
     for path in (bundle, copied_bundle):
         with Encoder.open(path, device="cpu") as encoder, EmbeddingCache(folder) as cache:
-            embedder = Embedder(encoder, cache, folder=path)
+            embedder = Embedder(encoder, cache)
             embedder.texts(TEXTS, len(TEXTS))
             if path == bundle:
                 embedder.images(paths)

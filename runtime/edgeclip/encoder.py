@@ -30,8 +30,9 @@ from edgeclip.jina_clip import preprocess_image, prompt
 from edgeclip.manifest import TOWERS, Manifest, TowerName
 from edgeclip.pipeline import stage_images
 from edgeclip.progress import ProgressBar, is_wanted
+from edgeclip.providers import Plan
 from edgeclip.selftest import run_selftest
-from edgeclip.session import TowerSession, import_onnxruntime
+from edgeclip.session import TowerSession, import_onnxruntime, plan_tower
 from edgeclip.tokenization import TextTokenizer, TokenizedTexts, check_max_length
 
 Vectors = NDArray[np.float32]
@@ -108,6 +109,23 @@ class Encoder:
     def device(self) -> str:
         """What runs the towers: "cpu", "cuda:0", "tensorrt:0", "openvino:CPU"."""
         return str(self._device)
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the bundle was opened from."""
+        return self._folder
+
+    @property
+    def threads(self) -> int:
+        """The number of threads that a tower computes with on the CPU."""
+        return self._threads
+
+    def plan(self, tower: TowerName) -> Plan:
+        """The providers, their options and the session entries that onnxruntime runs a tower with.
+
+        On CUDA without the stream that graphs are captured on, which is another number in each process.
+        """
+        return plan_tower(tower, self._device, self._threads, self.manifest)
 
     def encode_text(
         self,

@@ -117,14 +117,7 @@ class TowerSession:
         is_listed = device.provider in import_onnxruntime().get_available_providers()  # else `_start` says so
         stream = CudaStream(device.index) if device.kind == "cuda" and way != "plain" and is_listed else None
         cuda = CudaTower(path, tower, stream, captures=way == "graphs") if stream else None
-        plan = plan_session(
-            device,
-            manifest.tower(tower).precision if manifest else "fp32",
-            threads=threads,
-            adds_in_16_bits=device.kind == "cpu" and adds_in_16_bits(),
-            profiles=_profiles(tower, manifest) if manifest and device.kind == "tensorrt" else None,
-            stream=stream.handle if stream else None,
-        )
+        plan = plan_tower(tower, device, threads, manifest, stream.handle if stream else None)
         if manifest and device.kind == "tensorrt":
             self._session = self._build(path, plan, threads, manifest, driver)
         else:
@@ -262,6 +255,20 @@ class TowerSession:
     def _gate(self) -> contextlib.AbstractContextManager[None]:
         """What allocates on a GPU outside the lane must not do so while a lane captures (`CaptureGate`)."""
         return GATE.together() if self._device.kind == "cuda" else contextlib.nullcontext()
+
+
+def plan_tower(
+    tower: TowerName, device: Device, threads: int, manifest: Manifest | None, stream: int | None = None
+) -> Plan:
+    """The plan of a tower's session on this machine; `plan_session` says what `stream` is and what it raises."""
+    return plan_session(
+        device,
+        manifest.tower(tower).precision if manifest else "fp32",
+        threads=threads,
+        adds_in_16_bits=device.kind == "cpu" and adds_in_16_bits(),
+        profiles=_profiles(tower, manifest) if manifest and device.kind == "tensorrt" else None,
+        stream=stream,
+    )
 
 
 def packed_facts(graph: str, plan: Plan, manifest: Manifest) -> PackedFacts:

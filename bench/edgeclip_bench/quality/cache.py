@@ -1,7 +1,7 @@
 """Vectors kept between evaluations, in one sqlite file.
 
-A vector is found again by what decided it and by nothing else: its *space* (weights, tokenizer or resize,
-code, versions, device: `embeddings` lists them) and the sha256 of its input. A row is sealed with a checksum
+A vector is found again by what decided it and by nothing else: its *space* (bundle, code, versions, device:
+`edgeclip_bench.quality.spaces` says which) and the sha256 of its input. A row is sealed with a checksum
 over all of it, so what a damaged file gives is computed again and never returned.
 
 The cache is a convenience: when its file is damaged, locked, unwritable or the disk is full, one

@@ -8,45 +8,29 @@ texts shared a batch.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from itertools import islice
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
-import onnxruntime
-import PIL
-import tokenizers
 from numpy.typing import NDArray
 
-from edgeclip import Encoder, InputError, Manifest, __version__
+from edgeclip import Encoder, InputError, Manifest
 from edgeclip.bundle import verify_hash
 from edgeclip.jina_clip import prompt
 from edgeclip.manifest import TOWERS, FileFacts, TowerName
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip.truncation import counting_cut_texts
-from edgeclip_bench.machine import graphics_cards, processor
 from edgeclip_bench.quality.cache import EmbeddingCache, Entry, Space
+from edgeclip_bench.quality.spaces import space_of
 
 Vectors = NDArray[np.float32]
 T = TypeVar("T")
 
 _TEXTS_AT_ONCE = 256
 _IMAGES_AT_ONCE = 16
-# What edgeclip does between an input and its vector; a change in them may come without a new version.
-DECIDING_SOURCES = (
-    "encoder.py",
-    "images.py",
-    "jina_clip.py",
-    "resample.py",
-    "session.py",
-    "tokenization.py",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,16 +62,14 @@ class _Way(Generic[T]):
 class Embedder:
     """An Encoder and a cache.
 
-    With `folder`, the bundle's, a tower's files are hashed before any of its vectors is used: what a damaged
-    file answers is not kept under a whole one's name, and a whole one's vectors do not pass for a damaged one's.
+    A tower's files are hashed before any of its vectors is used: what a damaged file answers is not kept under a
+    whole one's name, and a whole one's vectors do not pass for a damaged one's.
     """
 
-    def __init__(
-        self, encoder: Encoder, cache: EmbeddingCache, *, folder: Path | None = None, progress: bool | None = None
-    ) -> None:
+    def __init__(self, encoder: Encoder, cache: EmbeddingCache, *, progress: bool | None = None) -> None:
         self.encoder = encoder
         self._counts = Counts()
-        self._cache, self._folder = cache, folder
+        self._cache = cache
         self._is_shown = is_wanted(progress)
         self._proved: set[TowerName] = set()
 
@@ -107,7 +89,7 @@ class Embedder:
 
         way: _Way[str] = _Way(
             tower="text",
-            space=text_space(self.encoder.manifest, self.encoder.device),
+            space=space_of(self.encoder, "text"),
             block=_TEXTS_AT_ONCE,
             at_once=_TEXTS_AT_ONCE,
             digest=digest,
@@ -119,7 +101,7 @@ class Embedder:
         """Unit vectors (N, D) float32 of image files; InputError names one that cannot be read."""
         way: _Way[Path] = _Way(
             tower="vision",
-            space=image_space(self.encoder.manifest, self.encoder.device),
+            space=space_of(self.encoder, "vision"),
             block=_IMAGES_AT_ONCE,
             at_once=1,  # a second each where hardware is small: a killed run loses one
             digest=lambda path, row: _hash_file(path),
@@ -198,28 +180,10 @@ class Embedder:
         return self._encode(texts[:half], task) + self._encode(texts[half:], task)
 
     def _prove(self, tower: TowerName) -> None:
-        if self._folder is not None and tower not in self._proved:
+        if tower not in self._proved:
             for file in tower_files(self.encoder.manifest, tower):
-                verify_hash(self._folder, file)
+                verify_hash(self.encoder.folder, file)
         self._proved.add(tower)
-
-
-def text_space(manifest: Manifest, device: str) -> Space:
-    """What decides a text's vector besides its prompt."""
-    facts = manifest.tokenizer
-    return _space(
-        manifest,
-        "text",
-        device,
-        tokenizer=manifest.file(facts.file).sha256,
-        tokens=[facts.max_length, facts.bos_id, facts.eos_id, facts.pad_id],
-        tokenizers=tokenizers.__version__,
-    )
-
-
-def image_space(manifest: Manifest, device: str) -> Space:
-    """What decides an image's vector besides the bytes of its file."""
-    return _space(manifest, "vision", device, image=asdict(manifest.image), pillow=PIL.__version__)
 
 
 def tower_files(manifest: Manifest, tower: TowerName) -> list[FileFacts]:
@@ -231,34 +195,6 @@ def tower_files(manifest: Manifest, tower: TowerName) -> list[FileFacts]:
         for file in manifest.files
         if file.name not in others and not any(file.name.startswith(graph) for graph in graphs)
     ]
-
-
-def hash_sources(package: Traversable) -> str:
-    """sha256 over the names and bytes of edgeclip's DECIDING_SOURCES in `package`."""
-    digest = hashlib.sha256()
-    for name in DECIDING_SOURCES:
-        digest.update(f"{name}\0{hashlib.sha256((package / name).read_bytes()).hexdigest()}".encode())
-    return digest.hexdigest()
-
-
-@cache
-def _code() -> str:
-    return hash_sources(files("edgeclip"))
-
-
-def _space(manifest: Manifest, tower: TowerName, device: str, **facts: object) -> Space:
-    known = {
-        "tower": tower,
-        "dim": manifest.embedding_dim,
-        "files": {file.name: file.sha256 for file in tower_files(manifest, tower)},
-        "edgeclip": __version__,
-        "code": _code(),
-        "onnxruntime": onnxruntime.__version__,
-        "device": device,
-        "hardware": [processor()] if device == "cpu" else [processor(), *graphics_cards()],
-        **facts,
-    }
-    return Space(json.dumps(known, sort_keys=True), manifest.embedding_dim)
 
 
 def _hash_file(path: Path) -> bytes:

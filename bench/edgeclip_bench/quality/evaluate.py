@@ -157,15 +157,14 @@ def evaluate(
 def open_embedder(
     bundle: Path | Encoder, *, device: str, threads: int | None, cache: CacheFolder, progress: bool | None
 ) -> Iterator[Embedder]:
-    """The bundle opened, with its cache; an Encoder stays open, and its files are taken as they are."""
+    """The bundle opened, with its cache; an Encoder stays open."""
     with ExitStack() as stack:
-        folder = None if isinstance(bundle, Encoder) else Path(bundle)
         if isinstance(bundle, Encoder):
             encoder = bundle
         else:
             encoder = stack.enter_context(Encoder.open(bundle, device=device, threads=threads))
         kept = stack.enter_context(EmbeddingCache(default_folder() if cache == "default" else cache))
-        yield Embedder(encoder, kept, folder=folder, progress=progress)
+        yield Embedder(encoder, kept, progress=progress)
 
 
 def evaluation_of(
