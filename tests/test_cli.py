@@ -15,6 +15,7 @@ from edgeclip import BundleError, Manifest
 from edgeclip.cli import main
 from edgeclip.cli.format import format_bytes, format_table
 from edgeclip.devices import DEVICES
+from edgeclip.installation import install_command
 from tests.command import NEEDS_SHELL, Captured, refusal, run, run_process, run_shell
 from tests.conftest import CHECKPOINT
 from tests.damage import flip_byte, replace_graph, reseal
@@ -251,7 +252,7 @@ def test_inspect_shows_what_was_measured(bundle: Path, int8_bundle: Path, capsys
 def test_it_needs_no_onnxruntime(bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert run("inspect", bundle, capsys=capsys)[0] == 0
-    assert "edgeclip[cpu]" in refusal("check", bundle, capsys=capsys)
+    assert install_command("cpu") in refusal("check", bundle, capsys=capsys)
 
 
 def test_a_checkpoint_becomes_a_bundle(tmp_path: Path, capsys: Captured) -> None:
@@ -278,7 +279,7 @@ def test_a_missing_package_names_the_extra(
     monkeypatch.setitem(sys.modules, package, None)
     message = refusal("export", CHECKPOINT, tmp_path / "out", capsys=capsys)
     extra = "cpu" if package == "onnxruntime" else "export"
-    assert message == f"{package} is not installed: `pip install edgeclip[{extra}]`"
+    assert message == f"{package} is not installed: `{install_command(extra)}`"
     assert list(tmp_path.iterdir()) == []
 
 

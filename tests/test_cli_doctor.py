@@ -8,6 +8,7 @@ import pytest
 from edgeclip.cli import doctor
 from edgeclip.cli.doctor import format_report
 from edgeclip.doctor import Provider, diagnose
+from edgeclip.installation import install_command
 from edgeclip.machine import parse_cpuinfo, read_facts
 from tests.command import Captured, run
 from tests.test_doctor import SOUND
@@ -31,7 +32,7 @@ def test_where_nothing_runs(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -
     assert status == 1
     assert "CPUExecutionProvider  it crashed with signal 4" in out
     assert err.startswith("edgeclip: nothing runs here: onnxruntime does not run on the CPU")
-    assert "`pip install --force-reinstall edgeclip[cpu]`" in err and err.count("\n") == 1
+    assert f"`{install_command('cpu', '--force-reinstall')}`" in err and err.count("\n") == 1
 
 
 def test_words() -> None:
@@ -40,7 +41,7 @@ def test_words() -> None:
     ill = dataclasses.replace(SOUND, pillow=None, memory_bytes=8 * 10**9, memory_limit_bytes=2 * 10**9)
     told = format_report(ill, diagnose(ill))
     assert "8 GB, limited to 2 GB" in told
-    assert told.endswith("can be decoded\n    pip install edgeclip[images]")
+    assert told.endswith(f"can be decoded\n    {install_command('images')}")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from PIL import Image
 from edgeclip import Manifest
 from edgeclip.cli import main
 from edgeclip.cli.recipe_table import format_recipes
+from edgeclip.installation import install_command
 from edgeclip.manifest import TOWERS, Target
 from edgeclip_quant.budget import parse_budget
 from edgeclip_quant.choice import front, pick
@@ -164,7 +165,7 @@ def test_a_report_without_the_bench_extra_says_so_before_the_work(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     told = place.refuse("--report", place.tmp / "r")
-    assert told == "matplotlib is not installed: `pip install edgeclip[bench]`"
+    assert told == f"matplotlib is not installed: `{install_command('bench')}`"
     assert list(place.tmp.iterdir()) == []
 
 

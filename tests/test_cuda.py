@@ -141,6 +141,6 @@ def test_without_the_library_the_error_says_what_brings_it(monkeypatch: pytest.M
     monkeypatch.setattr(cuda, "_loaded", list)
     monkeypatch.setattr(cuda, "_LIBRARIES", ("libcudart.so.nowhere",))
     cuda._library.cache_clear()
-    with pytest.raises(DeviceError, match=r"pip install onnxruntime-gpu\[cuda,cudnn\]"):
+    with pytest.raises(DeviceError, match=r'`pip install "onnxruntime-gpu\[cuda,cudnn\]"`'):
         CudaStream(0)
     cuda._library.cache_clear()

@@ -7,6 +7,7 @@ import pytest
 
 from edgeclip.devices import DEVICES, Device, check_index, check_unit, choose_device, usable_cpus
 from edgeclip.errors import DeviceError
+from edgeclip.installation import install_command
 from edgeclip.manifest import Target
 from tests.test_cgroup import plant
 
@@ -63,11 +64,11 @@ def test_no_device_stands_in_for_one_that_is_not_there(request_: str, available:
     message = str(caught.value)
     assert f"{request_!r} asked for" in message
     assert ", ".join(available) in message
-    assert "pip install edgeclip[gpu]" in message
+    assert install_command("gpu") in message
 
 
 def test_openvino_that_is_not_there_names_its_extra() -> None:
-    with pytest.raises(DeviceError, match=r"'openvino:CPU' asked for, but .* has only CPU.*edgeclip\[openvino\]"):
+    with pytest.raises(DeviceError, match=r"'openvino:CPU' asked for, but .* has only CPU.*\[openvino\]"):
         choose_device("openvino:CPU", CPU, "tensorrt")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from edgeclip.doctor import Facts, Processor, Provider, diagnose
+from edgeclip.installation import install_command
 from edgeclip.nvidia import Driver
 
 CPU = Provider(name="CPUExecutionProvider", error=None)
@@ -56,51 +57,56 @@ def test_nothing_ails_a_sound_one(changes: dict[str, Any]) -> None:
             {"wheels": {"onnxruntime": "1", "onnxruntime-gpu": "1"}},
             "error",
             "onnxruntime and onnxruntime-gpu are both installed",
-            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install edgeclip[gpu]",
+            f"pip uninstall -y onnxruntime onnxruntime-gpu && {install_command('gpu')}",
         ),
         (
             {"wheels": {"onnxruntime": "1", "onnxruntime-openvino": "1"}, "onnxruntime": None, "import_error": "no"},
             "error",
             "overwrite each other",
-            "pip uninstall -y onnxruntime onnxruntime-openvino && pip install edgeclip[openvino]",
+            f"pip uninstall -y onnxruntime onnxruntime-openvino && {install_command('openvino')}",
         ),
         (
             {"wheels": {"onnxruntime": "1", "onnxruntime-gpu": "1", "onnxruntime-openvino": "1"}},
             "error",
             "overwrite each other",
-            "pip uninstall -y onnxruntime onnxruntime-gpu onnxruntime-openvino && pip install edgeclip[gpu]",
+            f"pip uninstall -y onnxruntime onnxruntime-gpu onnxruntime-openvino && {install_command('gpu')}",
         ),
         (
             {"wheels": {}, "onnxruntime": None, "import_error": "no module", "providers": ()},
             "error",
             "not installed (no module)",
-            "pip install edgeclip[cpu]",
+            install_command("cpu"),
         ),
         (
             {"wheels": {}, "onnxruntime": None, "import_error": "no module", "providers": (), "driver": H200},
             "error",
             "not installed",
-            "pip install edgeclip[gpu]",
+            install_command("gpu"),
         ),
         (
             {"onnxruntime": None, "import_error": "libgomp.so.1", "providers": ()},
             "error",
             "cannot be loaded (libgomp.so.1)",
-            "pip install --force-reinstall edgeclip[cpu]",
+            install_command("cpu", "--force-reinstall"),
         ),
-        ({"onnxruntime": "1.20.0"}, "error", "is 1.20.0, wanted 1.27", "pip install --upgrade edgeclip[cpu]"),
-        ({"wheels": {"onnxruntime-gpu": "1.31.1"}}, "error", "it was overwritten", "edgeclip[gpu]"),
+        ({"onnxruntime": "1.20.0"}, "error", "is 1.20.0, wanted 1.27", install_command("cpu", "--upgrade")),
+        (
+            {"wheels": {"onnxruntime-gpu": "1.31.1"}},
+            "error",
+            "it was overwritten",
+            install_command("gpu", "--force-reinstall"),
+        ),
         (
             {"providers": (Provider(name="CPUExecutionProvider", error="it crashed with signal 4"),)},
             "error",
             "does not run on the CPU (it crashed with signal 4)",
-            "pip install --force-reinstall edgeclip[cpu]",
+            install_command("cpu", "--force-reinstall"),
         ),
         (
             {"driver": H200},
             "note",
             "H200 is here, and this onnxruntime cannot use it",
-            "pip uninstall -y onnxruntime && pip install edgeclip[gpu]",
+            f"pip uninstall -y onnxruntime && {install_command('gpu')}",
         ),
         (GPU | {"providers": (NO_CUDA, CPU), "driver": None}, "error", "no NVIDIA driver", "ubuntu-drivers install"),
         (
@@ -129,9 +135,9 @@ def test_nothing_ails_a_sound_one(changes: dict[str, Any]) -> None:
             },
             "error",
             "OpenVINO does not run (broken)",
-            "pip install --force-reinstall edgeclip[openvino]",
+            install_command("openvino", "--force-reinstall"),
         ),
-        ({"pillow": None}, "note", "Pillow is not installed", "pip install edgeclip[images]"),
+        ({"pillow": None}, "note", "Pillow is not installed", install_command("images")),
     ],
 )
 def test_each_ailment_has_its_command(changes: dict[str, Any], level: str, problem: str, command: str) -> None:

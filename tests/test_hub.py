@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from edgeclip.errors import BuildError, MissingExtraError
+from edgeclip.installation import install_command
 from edgeclip_export.checkpoint import FILES
 from edgeclip_export.hub import PINNED, _explain, fetch_checkpoint, is_hub_id
 from tests.fake_hub import COMMIT, NEXT_COMMIT, REPO, WANTED, FakeHub, forget_huggingface_hub
@@ -311,7 +312,7 @@ def test_a_known_repository_is_pinned_unless_a_revision_is_asked_for(hub: FakeHu
 def test_without_huggingface_hub_the_extra_is_named(enter: Enter, monkeypatch: pytest.MonkeyPatch) -> None:
     enter()
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(MissingExtraError, match=re.escape("pip install edgeclip[export]")):
+    with pytest.raises(MissingExtraError, match=re.escape(install_command("export"))):
         fetch_checkpoint(REPO)
 
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import re
 import sys
 import threading
 import warnings
@@ -16,6 +17,7 @@ from PIL import Image
 
 from edgeclip.errors import MissingExtraError
 from edgeclip.images import decode_image, is_image
+from edgeclip.installation import install_command
 from tests.image_inputs import FILES, IMAGES, PIXELS, PNG, data_uri, encoded, pillow_limit, refusal
 
 
@@ -168,7 +170,7 @@ def test_what_pillow_warns_about_is_passed_on_where_warnings_are_none() -> None:
 def test_decoding_without_pillow_names_the_extra(image: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("PIL", "PIL.Image"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingExtraError, match=r"^image 3.*pip install edgeclip\[images\]"):
+    with pytest.raises(MissingExtraError, match=r"^image 3.*" + re.escape(install_command("images"))):
         decode_image(image, label="image 3")
 
 

@@ -6,6 +6,7 @@ data/make_image_goldens.py says where the expected values come from.
 import dataclasses
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -20,6 +21,7 @@ from PIL import Image
 
 from edgeclip import jina_clip
 from edgeclip.errors import InputError, MissingExtraError
+from edgeclip.installation import install_command
 from edgeclip.jina_clip import normalize_pixels, preprocess_image, prompt, resized_size
 from edgeclip.manifest import ImageFacts, Interpolation, ResizeMode
 
@@ -230,7 +232,7 @@ def test_the_label_names_the_image() -> None:
 
 def test_a_file_without_pillow_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     hide_pillow(monkeypatch)
-    with pytest.raises(MissingExtraError, match=r"pip install edgeclip\[images\]"):
+    with pytest.raises(MissingExtraError, match=re.escape(install_command("images"))):
         preprocess_image(IMAGES / "gray.png", facts(64))
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from edgeclip import Encoder, Manifest
 from edgeclip.errors import InputError, TruncationWarning
+from edgeclip.installation import install_command
 from edgeclip_bench.mteb_model import BundleModel, describe, find_tasks, main, score_tasks
 from tests.mteb_tasks import (
     BODIES,
@@ -283,4 +284,4 @@ def test_without_mteb_the_extra_is_named(bundle: Path) -> None:
     """
     done = subprocess.run([sys.executable, "-c", program, str(bundle)], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "edgeclip: mteb is not installed: `pip install edgeclip[mteb]`\n"
+    assert done.stderr == f"edgeclip: mteb is not installed: `{install_command('mteb')}`\n"

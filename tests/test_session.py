@@ -15,6 +15,7 @@ from edgeclip import Encoder
 from edgeclip.binding import GATE
 from edgeclip.devices import Device
 from edgeclip.errors import BundleError, DeviceError, MissingExtraError
+from edgeclip.installation import install_command
 from edgeclip.session import TowerSession, import_onnxruntime
 from tests.conftest import DATA
 from tests.damage import replace_graph
@@ -92,8 +93,8 @@ def test_without_onnxruntime_the_extras_are_named(bundle: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError) as caught:
         Encoder.open(bundle)
-    assert "edgeclip[cpu]" in str(caught.value)
-    assert "edgeclip[gpu]" in str(caught.value)
+    assert f"`{install_command('cpu')}`" in str(caught.value)
+    assert "[gpu] in place of [cpu]" in str(caught.value)
 
 
 def test_an_onnxruntime_whose_libraries_are_missing_is_not_called_missing(

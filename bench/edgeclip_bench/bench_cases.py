@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeclip.errors import InputError, MissingExtraError
+from edgeclip.installation import install_command
 from edgeclip.manifest import TOWERS, TokenizerFacts, TowerName
 from edgeclip_bench.scenarios import MULTI_STREAM_SAMPLES, SCENARIOS, Scenario
 
@@ -154,7 +155,7 @@ def make_image(folder: Path, size_px: int) -> Path:
         from PIL import Image
     except ImportError as error:
         raise MissingExtraError(
-            "measuring images needs Pillow: `pip install edgeclip[images]`, or give --tower text"
+            f"measuring images needs Pillow: `{install_command('images')}`, or give --tower text"
         ) from error
     path = folder / f"{size_px}.jpg"
     if not path.exists():

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeclip.errors import MissingExtraError
+from edgeclip.installation import missing_package
 from edgeclip.manifest import Manifest, Target
 
 
@@ -29,9 +29,7 @@ def export_checkpoint(
     try:
         from edgeclip_export.export import export
     except ModuleNotFoundError as error:
-        package = str(error.name).split(".")[0]
-        extra = "cpu" if package == "onnxruntime" else "export"
-        raise MissingExtraError(f"{package} is not installed: `pip install edgeclip[{extra}]`") from error
+        raise missing_package(error, "export") from error
 
     return export(str(checkpoint), Path(out), target, revision, progress or (lambda what, done, total: None))
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeclip.errors import BuildError, MissingExtraError
+from edgeclip.installation import install_command
 from edgeclip_export.checkpoint import FILES, WEIGHTS
 
 # What is fetched of a known repository when no revision is asked for. jina-clip-v2: the commit that mteb
@@ -61,7 +62,7 @@ def fetch_checkpoint(repo_id: str, revision: str | None = None) -> HubCheckpoint
         import huggingface_hub  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
-            f"{repo_id} is on the Hub and huggingface_hub is not installed: pip install edgeclip[export], "
+            f"{repo_id} is on the Hub and huggingface_hub is not installed: `{install_command('export')}`, "
             "or pass a folder"
         ) from error
     if not _has_hub_shape(repo_id):

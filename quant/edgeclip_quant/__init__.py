@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeclip.errors import BuildError, MissingExtraError
+from edgeclip.errors import BuildError
+from edgeclip.installation import missing_package
 from edgeclip.manifest import TOWERS, Manifest, Precision
 from edgeclip.staging import check_place
 
@@ -131,9 +132,7 @@ def _named_extras() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        package = str(error.name).split(".")[0]
-        extra = "cpu" if package == "onnxruntime" else "quant"
-        raise MissingExtraError(f"{package} is not installed: `pip install edgeclip[{extra}]`") from error
+        raise missing_package(error, "quant") from error
 
 
 __all__ = ["calibration_and_proof", "quantize_automatically", "quantize_bundle"]

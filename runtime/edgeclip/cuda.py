@@ -142,7 +142,7 @@ def _library() -> ctypes.CDLL:
             return library
     raise DeviceError(
         f"CUDA's runtime library was not found ({' or '.join(_LIBRARIES)}); "
-        "`pip install onnxruntime-gpu[cuda,cudnn]` brings it"
+        '`pip install "onnxruntime-gpu[cuda,cudnn]"` brings it'
     )
 
 

@@ -15,6 +15,7 @@ from typing import Literal, cast
 
 from edgeclip.cgroup import cpu_quota
 from edgeclip.errors import DeviceError
+from edgeclip.installation import install_command
 from edgeclip.manifest import Target
 
 PROVIDERS = {
@@ -29,10 +30,6 @@ DEVICES = "auto, cpu, cuda[:n], tensorrt[:n] or openvino[:CPU|GPU|NPU]"
 Unit = Literal["CPU", "GPU", "NPU"]
 
 _REQUEST = re.compile(r"(cpu)|(cuda|tensorrt)(?::(\d{1,4}))?|(openvino)(?::(CPU|GPU|NPU))?", re.ASCII)
-_BRINGS = {
-    "cuda": "`pip uninstall onnxruntime && pip install edgeclip[gpu]` brings CUDA and TensorRT",
-    "openvino": "`pip uninstall onnxruntime && pip install edgeclip[openvino]` brings OpenVINO",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +67,10 @@ def choose_device(request: str, available: Sequence[str], target: Target) -> Dev
     cpu, gpu, index, openvino, unit = match.groups()
     device = Device(kind=cpu or gpu or openvino, index=int(index or 0), unit=cast(Unit, unit or "CPU"))
     if device.provider not in available:
+        extra, brought = ("openvino", "OpenVINO") if openvino else ("gpu", "CUDA and TensorRT")
         raise DeviceError(
             f"device {request!r} asked for, but this onnxruntime has only {', '.join(available)}; "
-            + _BRINGS["openvino" if openvino else "cuda"]
+            f"`pip uninstall onnxruntime && {install_command(extra)}` brings {brought}"
         )
     if openvino and target != "tensorrt":
         raise DeviceError(

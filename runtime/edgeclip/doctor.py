@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgeclip.devices import PROVIDERS
+from edgeclip.installation import install_command
 from edgeclip.nvidia import Driver
 
 # The wheels that bring an `onnxruntime` folder, and the extra of each; only one may be installed.
@@ -82,9 +83,7 @@ def diagnose(facts: Facts) -> tuple[Finding, ...]:
     """What is wrong, the worst first."""
     findings = [*_wheels(facts), *_cpu(facts), *_gpu(facts), *_openvino(facts)]
     if facts.pillow is None:
-        findings.append(
-            _note("Pillow is not installed: no image file can be decoded", "pip install edgeclip[images]")
-        )
+        findings.append(_note("Pillow is not installed: no image file can be decoded", install_command("images")))
     return tuple(sorted(findings, key=lambda finding: finding.level != "error"))
 
 
@@ -94,13 +93,11 @@ def _wheels(facts: Facts) -> list[Finding]:
         return [
             _error(
                 f"{' and '.join(known)} are both installed and overwrite each other",
-                f"pip uninstall -y {' '.join(known)} && pip install edgeclip[{_extra(facts)}]",
+                f"pip uninstall -y {' '.join(known)} && {install_command(_extra(facts))}",
             )
         ]
     if facts.onnxruntime is None and not known:
-        return [
-            _error(f"onnxruntime is not installed ({facts.import_error})", f"pip install edgeclip[{_extra(facts)}]")
-        ]
+        return [_error(f"onnxruntime is not installed ({facts.import_error})", install_command(_extra(facts)))]
     if facts.onnxruntime is None:
         return [_error(f"{known[0]} is installed and cannot be loaded ({facts.import_error})", _reinstall(facts))]
     numbers = tuple(int(part) for part in facts.onnxruntime.split(".")[:2] if part.isdigit())
@@ -109,7 +106,7 @@ def _wheels(facts: Facts) -> list[Finding]:
         return [
             _error(
                 f"onnxruntime is {facts.onnxruntime}, wanted {oldest} or later",
-                f"pip install --upgrade edgeclip[{_extra(facts)}]",
+                install_command(_extra(facts), "--upgrade"),
             )
         ]
     listed = {one.name for one in facts.providers}
@@ -138,7 +135,7 @@ def _gpu(facts: Facts) -> list[Finding]:
             return [
                 _note(
                     f"{gpus[0]} is here, and this onnxruntime cannot use it",
-                    f"pip uninstall -y {installed} && pip install edgeclip[gpu]",
+                    f"pip uninstall -y {installed} && {install_command('gpu')}",
                 )
             ]
         return []
@@ -183,7 +180,7 @@ def _extra(facts: Facts) -> str:
 
 
 def _reinstall(facts: Facts) -> str:
-    return f"pip install --force-reinstall edgeclip[{_extra(facts)}]"
+    return install_command(_extra(facts), "--force-reinstall")
 
 
 def _why(facts: Facts, kind: str) -> str:

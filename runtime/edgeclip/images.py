@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.errors import InputError, MissingExtraError
+from edgeclip.installation import install_command
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -205,7 +206,7 @@ def _decode(file: BinaryIO, label: str) -> "Image":
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise MissingExtraError(
-            f"{label}: decoding images needs Pillow; `pip install edgeclip[images]`, or pass uint8 RGB arrays"
+            f"{label}: decoding images needs Pillow; `{install_command('images')}`, or pass uint8 RGB arrays"
         ) from error
 
     def open_rgb() -> Image.Image:

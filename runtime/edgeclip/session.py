@@ -25,6 +25,7 @@ from edgeclip.cuda_tower import CudaTower, CudaWay
 from edgeclip.devices import Device, check_index, check_unit
 from edgeclip.engines import engine_folder
 from edgeclip.errors import BundleError, DeviceError, MissingExtraError
+from edgeclip.installation import install_command
 from edgeclip.manifest import Manifest, TowerName
 from edgeclip.nvidia import Driver, read_driver, tensorrt_version
 from edgeclip.prepacked import (
@@ -58,17 +59,18 @@ def import_onnxruntime() -> ModuleType:
         import onnxruntime
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            "onnxruntime is not installed: `pip install edgeclip[cpu]`, or `edgeclip[gpu]` for CUDA and TensorRT"
+            f"onnxruntime is not installed: `{install_command('cpu')}`, for CUDA and TensorRT [gpu] in place of [cpu]"
         ) from error
     except ImportError as error:  # a library that it needs is missing
         raise MissingExtraError(
             f"onnxruntime is installed but cannot be loaded ({_first_line(error)}); "
-            "`pip install --force-reinstall edgeclip[cpu]` or `edgeclip[gpu]`"
+            f"`{install_command('cpu', '--force-reinstall')}`, or [gpu] in place of [cpu]"
         ) from error
     if not hasattr(onnxruntime, "InferenceSession"):  # an empty folder left by uninstalling one of two wheels
         raise MissingExtraError(
             "onnxruntime is broken, as it is when both of its wheels were installed and one removed: "
-            "`pip uninstall onnxruntime onnxruntime-gpu`, then `pip install edgeclip[cpu]` or `edgeclip[gpu]`"
+            "`pip uninstall onnxruntime onnxruntime-gpu`, then "
+            f"`{install_command('cpu')}`, or [gpu] in place of [cpu]"
         )
     module: ModuleType = onnxruntime
     return module

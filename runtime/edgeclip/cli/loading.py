@@ -3,7 +3,7 @@
 from importlib import import_module
 from types import ModuleType
 
-from edgeclip.errors import MissingExtraError
+from edgeclip.installation import missing_package
 
 
 def load_extra(module: str, extra: str) -> ModuleType:
@@ -11,5 +11,4 @@ def load_extra(module: str, extra: str) -> ModuleType:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        package = str(error.name).split(".")[0]
-        raise MissingExtraError(f"{package} is not installed: `pip install edgeclip[{extra}]`") from error
+        raise missing_package(error, extra) from error

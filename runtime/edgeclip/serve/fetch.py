@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from edgeclip import __version__
 from edgeclip.errors import InputError, MissingExtraError
+from edgeclip.installation import install_command
 from edgeclip.serve.addresses import Address, is_plain_host, is_public_web
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ async def fetch(
         from aiohttp import ClientError
         from yarl import URL
     except ImportError as error:
-        raise MissingExtraError("fetching URLs needs aiohttp; `pip install edgeclip[serve]`") from error
+        raise MissingExtraError(f"fetching URLs needs aiohttp; `{install_command('serve')}`") from error
     try:
         async with asyncio.timeout(policy.timeout_s):
             target = URL(url)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeclip.errors import MissingExtraError
+from edgeclip.installation import install_command
 from edgeclip.serve.dialects import FORMATS, OPENAI_FORMATS, RequestLimits
 
 ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon.png": "image/png"}
@@ -38,7 +39,7 @@ def read_asset(name: str) -> bytes:
     """One of Swagger's files. The package that brings them would import FastAPI: it is looked up, not imported."""
     found = find_spec("fastapi_offline")
     if found is None or not found.submodule_search_locations:
-        raise MissingExtraError("the page at /docs needs fastapi-offline; `pip install edgeclip[serve]`")
+        raise MissingExtraError(f"the page at /docs needs fastapi-offline; `{install_command('serve')}`")
     return (Path(found.submodule_search_locations[0]) / "static" / name).read_bytes()
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.errors import InputError, MissingExtraError
+from edgeclip.installation import install_command
 from edgeclip.serve.priorities import lower_this_thread
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def judged_size(data: bytes, limits: PictureLimits, label: str) -> tuple[int, in
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
-        raise MissingExtraError("decoding images needs Pillow; `pip install edgeclip[serve]`") from error
+        raise MissingExtraError(f"decoding images needs Pillow; `{install_command('serve')}`") from error
     Image.init()
     too_many = f"more pixels than the {limits.max_pixels} that are taken; scale the image down"
     try:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from edgeclip.bundle import verify_hash
 from edgeclip.encoder import Encoder
 from edgeclip.errors import InputError, MissingExtraError
+from edgeclip.installation import install_command
 from edgeclip.manifest import TOWERS
 from edgeclip.memory import bound_memory
 from edgeclip.serve.connections import Bounds, bounded_protocol
@@ -157,4 +158,4 @@ def _allow_open_files(connections: int) -> None:
 
 
 def _missing(error: ImportError) -> MissingExtraError:
-    return MissingExtraError(f"the service needs {error.name or 'a package'}; `pip install edgeclip[serve]`")
+    return MissingExtraError(f"the service needs {error.name or 'a package'}; `{install_command('serve')}`")
