@@ -82,7 +82,14 @@ def test_export_and_quant_share_only_what_a_bundle_is_and_how_it_is_written(path
     for name in imports(path):
         first, _, rest = name.partition(".")
         if first == "edgeclip":
-            assert rest.partition(".")[0] in ("devices", "manifest", "errors", "session", "staging"), name
+            assert rest.partition(".")[0] in (
+                "devices",
+                "installation",
+                "manifest",
+                "errors",
+                "session",
+                "staging",
+            ), name
         elif first in PACKAGES:
             assert first == own, name
 
