@@ -14,6 +14,7 @@ model's affair (`edgeclip.jina_clip`).
 """
 
 import base64
+import contextlib
 import errno
 import io
 import os
@@ -25,12 +26,14 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, BinaryIO, TypeGuard, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.errors import InputError, MissingExtraError
+from edgeclip.image_kinds import HEAD_BYTES, what_to_do
 from edgeclip.installation import install_command
 
 if TYPE_CHECKING:
@@ -39,18 +42,8 @@ if TYPE_CHECKING:
 ImageInput = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, NDArray[np.uint8], "Image"]
 RgbImage = Union["Image", NDArray[np.uint8]]
 
-# What is taken from a folder as an image; an image that is named may be called anything.
-IMAGE_SUFFIXES = frozenset((".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
-
-# MPO opens as JPEG; HEIF is for whoever registers pillow-heif; TGA comes last, having no signature.
+# MPO opens as JPEG; HEIF is read where pillow-heif is installed; TGA comes last, having no signature.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "HEIF", "JPEG2000", "TIFF", "BMP", "DIB", "ICO", "PPM", "TGA")
-_UNREAD = (  # what people pass most among the rest, by its first bytes
-    (rb".{4}ftyp(hei|hev|mif1|msf1)", "a HEIC image; convert it, or register pillow-heif"),
-    (rb"%PDF", "a PDF; render its pages to images"),
-    (rb"%!PS|\xc5\xd0\xd3\xc6", "an EPS drawing; render it to PNG"),
-    (rb"8BPS", "a Photoshop document; save it as PNG"),
-    (rb"(\xef\xbb\xbf)?\s*<", "markup (SVG, HTML or XML); render an SVG to PNG, repeat a failed download"),
-)
 _WANTED = 'a path, bytes, a "data:image/...;base64," string, a PIL image or a uint8 RGB array'
 _SHOWN_CHARACTERS = 100
 # A pipe is read whole, for a decoder must go back in it: so much, and not for ever from one where nobody writes.
@@ -228,12 +221,33 @@ def _decode(file: BinaryIO, label: str) -> "Image":
         raise InputError(f"{label}: is damaged or cut short ({_one_line(error)}); replace the file") from error
 
 
+def decodes(kind: str) -> bool:
+    """Whether images of this kind (`edgeclip.image_kinds`) can be decoded here; True without Pillow."""
+    try:
+        return kind in _known_formats()
+    except ImportError:
+        return True
+
+
 def _known_formats() -> list[str]:
     """The formats read here that this Pillow knows; it raises KeyError for others."""
     from PIL import Image
 
+    lacking = _lacking_formats()
+    return [name for name in _FORMATS if name in Image.OPEN and name not in lacking]
+
+
+@cache
+def _lacking_formats() -> tuple[str, ...]:
+    """The formats that Pillow lists and was built without; first adds HEIC where pillow-heif is installed."""
+    from PIL import Image, features
+
     Image.init()
-    return [name for name in _FORMATS if name in Image.OPEN]
+    with contextlib.suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    return () if features.check("avif") else ("AVIF",)
 
 
 def _convert(image: "Image", label: str) -> "Image":
@@ -279,12 +293,11 @@ def _whatever_pillow_warns(work: "Callable[[], Image]") -> "Image":
 def _unread(file: BinaryIO) -> str:
     """What a file is that no decoder took."""
     file.seek(0)
-    prefix = file.read(64)
-    if not prefix:
+    head = file.read(HEAD_BYTES)
+    if not head:
         return "is empty (0 bytes)"
-    for pattern, found in _UNREAD:
-        if re.match(pattern, prefix, re.DOTALL):
-            return f"found {found}"
+    if found := what_to_do(head):
+        return f"found {found}"
     return f"not an image, or damaged at its beginning; convert it to one of {', '.join(_known_formats())}"
 
 

@@ -10,32 +10,33 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgeclip.errors import InputError
+from edgeclip.image_folder import holds_image, list_images
 from edgeclip_bench.quality.datasets import ClassificationData
-from edgeclip_bench.quality.image_files import is_image_file, tell_left_out
+from edgeclip_bench.quality.image_files import tell_left_out
 from edgeclip_bench.quality.records import list_folder, read_lines
 from edgeclip_bench.quality.selection import Selection, choose_split
 
 
 def is_class_folders(folder: Path) -> bool:
     """Whether folders in it, or folders in those, hold images."""
-    return any(_holds_images(sub) or _holds_classes(sub) for sub in _folders_in(folder))
+    return any(holds_image(sub) or _holds_classes(sub) for sub in _folders_in(folder))
 
 
 def read_class_folders(folder: Path, selection: Selection) -> ClassificationData:
     """Images by class; of a `limit`, each class has its share (one of each in turn), not only the first.
 
     A single class, a class without images, two classes of one name, or a class that classes.txt leaves out
-    or adds is an InputError; files that are no images by their suffix are counted in a warning.
+    or adds is an InputError; files that are no images are counted in a warning.
     """
     selection.refuse(folder, "class folders", images="which hold the images", languages="which name no language")
     top, folder = folder, _choose_split_folder(folder, selection)
     of_class: list[list[Path]] = []
     for sub in _folders_in(folder):
-        files = list_folder(sub)
-        of_class.append([file for file in files if is_image_file(file)])
-        if not of_class[-1]:
+        found = list_images(sub)
+        of_class.append([Path(path) for path in found])
+        if not found:
             raise InputError(f"{sub}: holds no image; a class has some, and other folders do not belong here")
-        tell_left_out(sub, set(files) - set(of_class[-1]), "no image")
+        tell_left_out(sub, found.notes())
     if len(of_class) < 2:
         raise InputError(f"{folder}: holds one folder of images, wanted one for each of several classes")
     shares = share_out([len(images) for images in of_class], selection.limit)
@@ -64,17 +65,13 @@ def _folders_in(folder: Path) -> list[Path]:
     return [path for path in list_folder(folder) if path.is_dir()]
 
 
-def _holds_images(folder: Path) -> bool:
-    return any(is_image_file(path) for path in list_folder(folder))
-
-
 def _holds_classes(folder: Path) -> bool:
-    return any(_holds_images(sub) for sub in _folders_in(folder))
+    return any(holds_image(sub) for sub in _folders_in(folder))
 
 
 def _choose_split_folder(folder: Path, selection: Selection) -> Path:
     subs = _folders_in(folder)
-    if any(_holds_images(sub) for sub in subs):
+    if any(holds_image(sub) for sub in subs):
         selection.refuse(folder, "class folders", split="which are of no split")
         return folder
     splits = {sub.name: sub for sub in subs if _holds_classes(sub)}

@@ -13,14 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeclip.errors import InputError
-from edgeclip.images import IMAGE_SUFFIXES
 
 _QUOTED = 200  # characters
-
-
-def is_image_file(path: Path) -> bool:
-    """Whether it is called an image; whether it is one shows when it is decoded."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +56,7 @@ def _is_under(path: Path, folder: Path) -> bool:
     return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
 
 
-def tell_left_out(folder: Path, paths: Iterable[Path], what: str) -> None:
-    """Warn, with the number and the first of them, about what is left out for being `what`."""
-    if left := sorted(path.name for path in paths):
-        warnings.warn(f"{folder}: {len(left)} left out, being {what} ({left[0]})", stacklevel=2)
+def tell_left_out(folder: Path, notes: Iterable[str]) -> None:
+    """Warn about what is left out of a folder (`ImageFolder.notes`), in one line."""
+    if told := "; ".join(notes):
+        warnings.warn(f"{folder}: {told}", stacklevel=3)

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from edgeclip.errors import InputError
+from edgeclip.image_folder import Found, list_images
 from edgeclip_bench.quality.datasets import Caption, ImageTextData
-from edgeclip_bench.quality.image_files import ImageFinder, is_image_file, quote, tell_left_out
+from edgeclip_bench.quality.image_files import ImageFinder, quote, tell_left_out
 from edgeclip_bench.quality.records import (
     as_list,
     as_object,
@@ -70,14 +71,17 @@ def read_image_folder(folder: Path, selection: Selection) -> ImageTextData:
     """A folder of images, each with a .txt of the same name beside it: a caption on each line."""
     layout = "a folder of images with a .txt beside each"
     selection.refuse(folder, layout, images="which holds the images", split="which has no splits")
-    paths = list_folder(folder)
-    images = [path for path in paths if is_image_file(path)]
+    found = list_images(folder)
+    images = [Path(path) for path in found]
     texts = {image.with_suffix(".txt"): image for image in images}
     if len(texts) < len(images):
         twin = next(image for image in images if texts[image.with_suffix(".txt")] != image)
         raise InputError(f"{twin}: another image has the same name but for the suffix, so the same .txt")
-    used = {*images, *texts}
-    tell_left_out(folder, (path for path in paths if path not in used), "neither image nor caption")
+    used, found.left_out = {*images, *texts}, Found()
+    for path in list_folder(folder):
+        if path not in used and not path.is_dir():
+            found.left_out.add(path.name)
+    tell_left_out(folder, found.notes())
     items = (_read_text_beside(image, text) for text, image in texts.items())
     return _gather(items, ImageFinder(base=folder), folder, selection, benchmark=selection.name.lower())
 

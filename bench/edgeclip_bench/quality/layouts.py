@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 
 from edgeclip.errors import InputError
+from edgeclip.image_folder import holds_image
 from edgeclip_bench.quality.class_folders import is_class_folders, read_class_folders
 from edgeclip_bench.quality.datasets import Data
-from edgeclip_bench.quality.image_files import is_image_file
 from edgeclip_bench.quality.image_text_layouts import (
     choose_coco,
     is_coco,
@@ -152,7 +152,7 @@ def _open_folder(folder: Path, selection: Selection) -> tuple[Data, ...]:
         raise InputError(
             f"{folder}: holds {', '.join(lists)}; name the file that is meant, or call it captions.jsonl"
         )
-    if any(is_image_file(file) for file in files):
+    if holds_image(folder):
         return (read_image_folder(folder, selection),)
     if is_class_folders(folder):
         return (read_class_folders(folder, selection),)

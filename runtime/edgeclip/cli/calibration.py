@@ -15,7 +15,7 @@ from typing import Any
 
 from edgeclip.cli.loading import load_extra
 from edgeclip.errors import InputError, TruncationWarning
-from edgeclip.images import IMAGE_SUFFIXES
+from edgeclip.image_folder import list_images
 from edgeclip.jina_clip import preprocess_image
 from edgeclip.manifest import Manifest
 from edgeclip.progress import ProgressBar, is_wanted
@@ -41,7 +41,7 @@ def read_samples(folder: Path, bundle: Path, manifest: Manifest) -> Any:
     if folder / CAPTIONS in paths:
         images, texts, pairs = _captioned(folder)
     else:
-        images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+        images = [Path(path) for path in list_images(folder)]
         texts = [line for path in paths if path.suffix.lower() == ".txt" for line in _lines(path) if line.strip()]
     if len(texts) < _LEAST or len(images) < _LEAST:
         raise InputError(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgeclip.encoder import Encoder
 from edgeclip.errors import InputError, TruncationWarning
-from edgeclip.images import IMAGE_SUFFIXES
+from edgeclip.image_folder import list_images
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip.staging import stage_name
 from edgeclip.truncation import CutTexts, counting_cut_texts
@@ -106,13 +106,12 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _list_images(folder: Path) -> list[str]:
-    try:
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be listed ({error.strerror})") from error
-    if not paths:
-        raise InputError(f"{folder}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return [str(path) for path in paths]
+    found = list_images(folder)
+    if not found:
+        raise InputError(f"{folder}: holds no image ({'; '.join(found.notes()) or 'it is empty'})")
+    for note in found.notes("; --recursive does"):
+        print(f"edgeclip: {folder}: {note}", file=sys.stderr)
+    return list(found)
 
 
 def _check_out(out: Path) -> None:
