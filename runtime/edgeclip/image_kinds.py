@@ -6,6 +6,8 @@ patterns are stricter than Pillow's own, which take a text that begins with "BM"
 
 import re
 
+from edgeclip.installation import install_command
+
 HEAD_BYTES = 256
 
 _SPACE = rb"(?:\s|#[^\n]*\n)+"
@@ -44,10 +46,10 @@ _NO_IMAGE = (  # what people pass most among the rest
     (rb"version https://git-lfs", "a pointer of Git LFS; fetch the file with `git lfs pull`"),
     (rb"(\xef\xbb\xbf)?\s*<", "markup (SVG, HTML or XML); render an SVG to PNG, repeat a failed download"),
 )
-# The formats that Pillow reads only with a library that it may lack, and what brings it.
+# The kinds that Pillow reads only with a library that it may lack: what they are, the library, and what installs it.
 NEEDED = {
-    "HEIF": ("HEIC", "pillow-heif", "`pip install pillow-heif`"),
-    "AVIF": ("AVIF", "a Pillow with AVIF", "`pip install 'pillow>=11.3'`"),
+    "HEIF": ("a HEIC image", "pillow-heif", ("heic",)),
+    "AVIF": ("an AVIF image", "Pillow 11.3 or later", ("images", "--upgrade")),
 }
 
 
@@ -66,16 +68,11 @@ def image_kind(head: bytes, name: str = "") -> str | None:
 def what_to_do(head: bytes) -> str | None:
     """What a file is that Pillow does not read here, and what to do with it; None where that is unknown."""
     if needed := NEEDED.get(image_kind(head) or ""):
-        kind, library, command = needed
-        return f"{article(kind)} {kind} image, which needs {library}: {command}, or convert it to JPEG"
+        found, library, extra = needed
+        return f"{found}, which needs {library}: `{install_command(*extra)}`, or convert it to JPEG"
     return next((found for pattern, found in _NO_IMAGE if re.match(pattern, head, re.DOTALL)), None)
 
 
 def has_image_suffix(name: str) -> bool:
     """Whether the name of a file says that it is an image."""
     return name.lower().endswith(_SUFFIXES)
-
-
-def article(word: str) -> str:
-    """ "an" before a vowel, else "a"."""
-    return "an" if word[:1].lower() in "aeiou" else "a"
