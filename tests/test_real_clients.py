@@ -1,7 +1,7 @@
-"""`edgeclip serve`, asked by langchain's and llama-index's Jina clients and by schemathesis, as they are installed.
+"""`edgeclip serve`, asked by langchain's, langchain-openai's and llama-index's clients and by schemathesis.
 
-Nothing of the clients is changed but the host. Skipped where they are not installed: `.ci/clients` runs these in an
-environment of its own.
+Nothing of the clients is changed but the host, and tiktoken's table, which would be downloaded. Skipped where they
+are not installed: `.ci/clients` runs these in an environment of its own.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.conftest import DATA
 from tests.serving import until_ready
 
 pytest.importorskip("langchain_community", reason="the clients are not installed: .ci/clients")
+pytest.importorskip("langchain_openai", reason="the clients are not installed: .ci/clients")
 pytest.importorskip("llama_index.embeddings.jinaai", reason="the clients are not installed: .ci/clients")
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 
@@ -108,6 +110,46 @@ def test_langchain_shows_what_was_wrong(langchain: Any) -> None:
         langchain(jina_api_key=KEY).embed_documents([])
     with pytest.raises(RuntimeError, match="URLs are not fetched here; send the image as base64"):
         langchain(jina_api_key=KEY).embed_images(["https://example.com/a.png"])
+
+
+@pytest.fixture
+def langchain_openai(url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """OpenAIEmbeddings at its defaults. Its tokenizer has a token for each byte in place of the table of OpenAI's."""
+    import tiktoken.registry
+    from langchain_openai import OpenAIEmbeddings
+
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    table = tiktoken.Encoding("cl100k_base", pat_str=r"\w+|\W+", mergeable_ranks=ranks, special_tokens={})
+    monkeypatch.setitem(tiktoken.registry.ENCODINGS, "cl100k_base", table)
+    return partial(OpenAIEmbeddings, base_url=f"{url}/v1", api_key=KEY, max_retries=0)
+
+
+def test_langchain_openai_is_refused_while_it_sends_token_ids(langchain_openai: Any) -> None:
+    """Its default sends the ids of OpenAI's tokenizer; the error names the option that sends text."""
+    import openai
+
+    client = langchain_openai(model="jina-clip-v2")
+    for ask in (lambda: client.embed_documents(TEXTS), lambda: client.embed_query(TEXTS[0])):
+        with pytest.raises(openai.BadRequestError, match="set check_embedding_ctx_length=False") as caught:
+            ask()
+        assert caught.value.code == "token_ids_not_allowed"
+
+    async def ask_and_close() -> None:
+        try:
+            await client.aembed_documents(TEXTS)
+        finally:
+            await client.async_client._client.close()
+
+    with pytest.raises(openai.BadRequestError, match="set check_embedding_ctx_length=False"):
+        asyncio.run(ask_and_close())
+
+
+def test_langchain_openai_embeds_text(langchain_openai: Any, encoder: Encoder) -> None:
+    client = langchain_openai(model="jina-clip-v2", check_embedding_ctx_length=False)
+    assert worst(client.embed_documents(TEXTS), encoder.encode_text(TEXTS)) <= SAME
+    assert worst(client.embed_query(TEXTS[1]), encoder.encode_text(TEXTS[1])) <= SAME
+    short = langchain_openai(model="text-embedding-3-small", check_embedding_ctx_length=False, dimensions=16)
+    assert worst(short.embed_documents(TEXTS), encoder.encode_text(TEXTS, truncate_dim=16)) <= SAME
 
 
 def test_llama_index_embeds(url: str, encoder: Encoder) -> None:

@@ -69,14 +69,25 @@ def test_texts_and_images_in_their_order(client: httpx.Client, encoder: Encoder)
     assert found["model"] == "jina-clip-v2"
 
 
-def test_dimensions_task_and_tokens(client: httpx.Client, encoder: Encoder) -> None:
+def test_token_ids_are_refused_unless_the_service_allows_them(
+    client: httpx.Client, bundle: Path, encoder: Encoder
+) -> None:
+    """Ids of another model's tokenizer would give vectors of other words."""
+    row = encoder.tokenize("a red bicycle").rows[0].tolist()
+    status, error = refusal(client.post("/v1/embeddings", json={"input": row}))
+    assert (status, error["param"], error["code"]) == (400, "input", "token_ids_not_allowed")
+    assert "token ids" not in json.dumps(client.get("/openapi.json").json()["components"])
+    with serving(bundle, encoder, allow_token_ids=True) as url, httpx.Client(base_url=url, timeout=60) as allowed:
+        found = embed(allowed, [row[1:-1], row])
+        assert "token ids" in json.dumps(allowed.get("/openapi.json").json()["components"])
+    assert np.abs(vectors(found) - encoder.encode_text("a red bicycle")).max() <= SAME
+    assert found["usage"]["total_tokens"] == 2 * len(row)
+
+
+def test_dimensions_and_task(client: httpx.Client, encoder: Encoder) -> None:
     found = embed(client, "a", dimensions="16", task="retrieval.query")
     wanted = encoder.encode_text(["a"], task="retrieval.query", truncate_dim=16)
     assert np.abs(vectors(found) - wanted).max() <= SAME
-    row = encoder.tokenize("a red bicycle").rows[0].tolist()
-    bare = embed(client, [row[1:-1], row])
-    assert np.abs(vectors(bare) - encoder.encode_text("a red bicycle")).max() <= SAME
-    assert bare["usage"]["total_tokens"] == 2 * len(row)
     raw = vectors(embed(client, "a", dimensions=16, normalized=False))
     assert np.abs(raw - encoder.encode_text(["a"])[:, :16]).max() <= SAME
 
@@ -142,7 +153,7 @@ def test_the_release_notes_example(bundle: Path, encoder: Encoder) -> None:
         ({"input": {"image": "AAAA"}}, 400, "invalid_image"),
         ({"input": {"url": "https://example.org/a.png"}}, 400, "url_not_fetched"),
         ({"input": []}, 400, "invalid_value"),
-        ({"input": [10**9]}, 400, "invalid_value"),
+        ({"input": [10**9]}, 400, "token_ids_not_allowed"),
         ({}, 400, "missing_required_parameter"),
         ({"input": "a", "dimension": 3}, 400, "unknown_parameter"),
     ],

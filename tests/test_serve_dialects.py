@@ -1,6 +1,7 @@
 """Requests of both dialects become one normal form; what is neither is named, and never repeated back."""
 
 import base64
+import dataclasses
 from array import array
 from typing import Any
 
@@ -27,6 +28,7 @@ LIMITS = RequestLimits(
     vocabulary=100,
     tasks=("retrieval.query",),
 )
+WITH_IDS = dataclasses.replace(LIMITS, allow_token_ids=True)
 PIXEL = base64.b64encode(b"GIF89a-not-really").decode()
 
 
@@ -38,9 +40,9 @@ def tokens(*ids: int) -> TokenItem:
     return TokenItem(ids=array("i", ids))
 
 
-def refusal(document: object) -> ApiError:
+def refusal(document: object, limits: RequestLimits = LIMITS) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        parse_request(document, LIMITS)
+        parse_request(document, limits)
     return caught.value
 
 
@@ -71,10 +73,6 @@ def test_the_release_notes_example() -> None:
         ("https://x.org/a.png", (TextItem(text="https://x.org/a.png"),)),
         ({"text": "a"}, (TextItem(text="a"),)),
         ([{"text": "a", "image": None}], (TextItem(text="a"),)),
-        ([1, 2, 3], (tokens(1, 2, 3),)),
-        ([1, 2, 3, 4, 5, 6], (tokens(1, 2, 3, 4, 5, 6),)),
-        ([[1, 2], [3]], (tokens(1, 2), tokens(3))),
-        (["a", [3]], (TextItem(text="a"), tokens(3))),
         ({"image": PIXEL}, (ImageItem(data=PIXEL),)),
         ({"bytes": PIXEL}, (ImageItem(data=PIXEL),)),
         ({"image": f"data:image/gif;base64,{PIXEL}"}, (ImageItem(data=PIXEL),)),
@@ -87,6 +85,86 @@ def test_the_release_notes_example() -> None:
 )
 def test_every_shape_of_input(given: object, items: tuple[object, ...]) -> None:
     assert parse(input=given).items == items
+
+
+@pytest.mark.parametrize(
+    ("given", "items"),
+    [
+        ([1, 2, 3], (tokens(1, 2, 3),)),
+        ([1, 2, 3, 4, 5, 6], (tokens(1, 2, 3, 4, 5, 6),)),
+        ([[1, 2], [3]], (tokens(1, 2), tokens(3))),
+        (["a", [3]], (TextItem(text="a"), tokens(3))),
+    ],
+    ids=repr,
+)
+def test_token_ids_are_taken_where_they_are_allowed(given: object, items: tuple[object, ...]) -> None:
+    assert parse_request({"input": given}, WITH_IDS).items == items
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ([1], "input"),
+        ([1, 2], "input"),
+        ([0] * 100_000, "input"),
+        ([10**40], "input"),
+        ([-1], "input"),
+        ([1, "a"], "input"),
+        ([1, 1.5, True, None], "input"),
+        ([[1, 2], [3]], "input[0]"),
+        ([[1.0, 2.0]], "input[0]"),
+        (["a", [3]], "input[1]"),
+        ([{"text": "a"}, [3, 4]], "input[1]"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_token_ids_are_refused_by_default(given: object, param: str) -> None:
+    """Every shape of them, by a code of its own, with the client's option that sends text instead."""
+    error = refusal({"input": given})
+    assert (error.status, error.param, error.code) == (400, param, "token_ids_not_allowed")
+    assert "check_embedding_ctx_length=False" in error.message and "--token-ids" in error.message
+    assert "wanted text" in error.message
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ([[]], "input[0]"),
+        ([["a", "b"]], "input[0]"),
+        ([[[1]]], "input[0]"),
+        ([[True]], "input[0]"),
+        ([True], "input[0]"),
+        ([1.5], "input[0]"),
+        (3, "input"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_token_id_is_not_called_one(given: object, param: str) -> None:
+    for limits in (LIMITS, WITH_IDS):
+        error = refusal({"input": given}, limits)
+        assert (error.status, error.param, error.code) == (400, param, "invalid_value")
+        assert "wanted a text" in error.message
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ([1, "a"], "input[1]"),
+        ([1, True], "input[1]"),
+        ([100], "input[0]"),
+        ([-1], "input[0]"),
+        ([10**40], "input[0]"),
+    ],
+    ids=repr,
+)
+def test_an_id_of_no_token_is_named(given: object, param: str) -> None:
+    error = refusal({"input": given}, WITH_IDS)
+    assert (error.status, error.param, error.code) == (400, param, "invalid_value")
+    assert "from 0 to 99" in error.message
+
+
+def test_token_ids_have_no_task() -> None:
+    assert refusal({"input": [1], "task": "retrieval.query"}, WITH_IDS).param == "task"
 
 
 @pytest.mark.parametrize(
@@ -135,12 +213,7 @@ def test_flags_and_task() -> None:
         ({"input": [True]}, "input[0]"),
         ({"input": ["a"] * 5}, "input"),
         ({"input": "a" * 21}, "input[0]"),
-        ({"input": [[1], []]}, "input[1]"),
-        ({"input": [1, "a"]}, "input[1]"),
-        ({"input": [1, True]}, "input[1]"),
-        ({"input": [100]}, "input[0]"),
-        ({"input": [-1]}, "input[0]"),
-        ({"input": [10**40]}, "input[0]"),
+        ({"input": ["a", []]}, "input[1]"),
         ({"input": {}}, "input[0]"),
         ({"input": {"text": "a", "image": PIXEL}}, "input[0]"),
         ({"input": {"text": "a", "id": "b"}}, "input[0]"),
@@ -171,7 +244,6 @@ def test_flags_and_task() -> None:
         ({"input": "a", "embedding_type": "float", "encoding_format": "base64"}, "embedding_type"),
         ({"input": "a", "task": "x"}, "task"),
         ({"input": "a", "task": ["retrieval.query"]}, "task"),
-        ({"input": [1], "task": "retrieval.query"}, "task"),
         ({"input": "a", "normalized": "yes"}, "normalized"),
         ({"input": "a", "truncate": 1}, "truncate"),
         ({"input": "a", "model": 3}, "model"),

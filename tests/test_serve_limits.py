@@ -44,7 +44,10 @@ ELSEWHERE = {
 
 @pytest.fixture(scope="module")
 def client(bundle: Path, encoder: Encoder) -> Iterator[httpx.Client]:
-    with serving(bundle, encoder, **LIMITS) as url, httpx.Client(base_url=url, timeout=60) as opened:
+    with (
+        serving(bundle, encoder, allow_token_ids=True, **LIMITS) as url,
+        httpx.Client(base_url=url, timeout=60) as opened,
+    ):
         yield opened
 
 
@@ -179,6 +182,7 @@ def test_ids_are_held_small() -> None:
         embedding_dim=1,
         vocabulary=10**6,
         tasks=(),
+        allow_token_ids=True,
     )
     document = json.loads(json.dumps({"input": list(range(100_000))}))
     item = parse_request(document, limits).items[0]

@@ -195,7 +195,8 @@ def status(report: dict[str, Any]) -> int:
 def soak(bundle: Path, *, seconds: float, clients: int) -> dict[str, Any]:
     """The JSON document of one service's life."""
     port = _free_port()
-    command = (sys.executable, "-m", "edgeclip", "serve", str(bundle), "--port", str(port), "--log-level", "error")
+    flags = ("--port", str(port), "--token-ids", "--log-level", "error")
+    command = (sys.executable, "-m", "edgeclip", "serve", str(bundle), *flags)
     with subprocess.Popen(command) as service:
         try:
             outcomes, in_traffic, at_rest = asyncio.run(_torment(service.pid, port, seconds, clients))

@@ -3,7 +3,7 @@
 The two are told apart by the shape of each field, not by a switch:
 
     input             "text", ["text", ...]                              both
-                      [1, 2, ...], [[1, 2], ...]: token ids              OpenAI
+                      [1, 2, ...], [[1, 2], ...]: token ids              OpenAI, where the service allows them
                       {"text": t}, {"image": i}, {"url": u}, {"bytes": b}, alone or in a list      Jina
     encoding_format   "float", "base64"                                  OpenAI
     embedding_type, encoding_type   float, base64, binary, ubinary, one or a list                  Jina
@@ -11,7 +11,9 @@ The two are told apart by the shape of each field, not by a switch:
 What was decided where the two say nothing or differ:
 
 - A plain string is a text, a URL too, as in both; a plain data URI is an error, for nobody wants its letters.
-- Token ids are this model's. The opening and the closing token are put round them unless both are there.
+- Token ids are refused unless the service allows them (`--token-ids`): OpenAI's clients send those of OpenAI's
+  tokenizer, which are other words here. Those that are allowed are this model's. The opening and the closing token
+  are put round them unless both are there.
 - `truncate` absent cuts and tells of it; `truncate: false` makes a text that is too long an error.
 - `normalized: false` leaves the first `dimensions` numbers of the unit vector as they are: the model's graph ends in
   a normalisation, so at all dimensions there is no difference.
@@ -40,13 +42,20 @@ _FIELDS = frozenset(
         *("encoding_format", "embedding_type", "encoding_type", "late_chunking", "return_multivector"),
     )
 )
+_TOKEN_IDS_REFUSED = (
+    "found token ids, wanted text: the ids of another model's tokenizer mean other words here. In LangChain's "
+    "OpenAIEmbeddings set check_embedding_ctx_length=False, and text is sent. A service that is started with "
+    "--token-ids takes the ids of its own model's tokenizer"
+)
 _SHOWN_FIELD = 40
 _MODEL_CHARS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLimits:
-    """What one request may hold, and what the model knows. `vocabulary` is the number of token ids."""
+    """What one request may hold, and what the model knows. `vocabulary` is the number of token ids, which are
+    refused unless `allow_token_ids` says otherwise.
+    """
 
     max_items: int
     max_images: int
@@ -56,6 +65,7 @@ class RequestLimits:
     embedding_dim: int
     vocabulary: int
     tasks: tuple[str, ...]
+    allow_token_ids: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,11 +155,11 @@ def _items(document: Mapping[str, Any], limits: RequestLimits) -> tuple[Item, ..
     if isinstance(found, str | dict):
         found = [found]
     if not isinstance(found, list):
-        raise _wrong("input", f"found {_kind(found)}, wanted a text, a list of texts, objects or token ids")
+        raise _wrong("input", f"found {_kind(found)}, wanted a text, an object or a list of them")
     if not found:
         raise _wrong("input", "it is empty, wanted at least one text or image")
     if _is_id(found[0]):
-        return (_tokens(found, "input", limits.vocabulary),)
+        return (_tokens(found, "input", limits),)
     if len(found) > limits.max_items:
         raise ApiError(
             400,
@@ -180,9 +190,9 @@ def _item(item: object, where: str, limits: RequestLimits) -> Item:
             )
         return _text(item, where, limits.max_text_chars)
     if isinstance(item, list):
-        return _tokens(item, where, limits.vocabulary)
+        return _tokens(item, where, limits)
     if not isinstance(item, dict):
-        raise _wrong(where, f"found {_kind(item)}, wanted a text, an object or token ids")
+        raise _wrong(where, f"found {_kind(item)}, wanted a text or an object")
     given = [(kind, item[kind]) for kind in KINDS if item.get(kind) is not None]
     if len(given) != 1 or set(item) - set(KINDS):
         raise _wrong(where, f"wanted an object with exactly one of {', '.join(KINDS)}")
@@ -207,9 +217,14 @@ def _text(text: str, where: str, max_chars: int) -> TextItem:
     return TextItem(text=text)
 
 
-def _tokens(ids: Sequence[Any], where: str, vocabulary: int) -> TokenItem:
+def _tokens(ids: Sequence[Any], where: str, limits: RequestLimits) -> TokenItem:
     if not ids:
-        raise _wrong(where, "the list of token ids is empty")
+        raise _wrong(where, "found an empty list, wanted a text")
+    if type(ids[0]) not in (int, float):
+        raise _wrong(where, f"found a list that begins with {_kind(ids[0])}, wanted a text or an object")
+    if not limits.allow_token_ids:
+        raise ApiError(400, f"{where}: {_TOKEN_IDS_REFUSED}", param=where, code="token_ids_not_allowed")
+    vocabulary = limits.vocabulary
     if set(map(type, ids)) != {int} or min(ids) < 0 or max(ids) >= vocabulary:  # a million at once, quickly
         index = next(index for index, token in enumerate(ids) if not _is_id(token) or not 0 <= token < vocabulary)
         raise _wrong(

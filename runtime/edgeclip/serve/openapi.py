@@ -244,6 +244,12 @@ def _request(limits: RequestLimits, allow_urls: bool) -> dict[str, Any]:
         _object_of("bytes", {**image, "description": "base64"}),
     ]
     item = {"anyOf": [text, *objects]}
+    shapes: list[dict[str, Any]] = [
+        item,
+        {"type": "array", "items": item, "minItems": 1, "maxItems": limits.max_items},
+    ]
+    if limits.allow_token_ids:
+        shapes += [ids, {"type": "array", "items": ids, "minItems": 1, "maxItems": limits.max_items}]
     forms = {"enum": list(FORMATS)}
     some_forms = {"anyOf": [{"enum": [*FORMATS, None]}, {"type": "array", "items": forms, "minItems": 1}]}
     full = limits.embedding_dim
@@ -254,12 +260,7 @@ def _request(limits: RequestLimits, allow_urls: bool) -> dict[str, Any]:
         "properties": {
             "model": {"type": ["string", "null"], "maxLength": 256, "description": "any name; it is echoed"},
             "input": {
-                "anyOf": [
-                    item,
-                    {"type": "array", "items": item, "minItems": 1, "maxItems": limits.max_items},
-                    ids,
-                    {"type": "array", "items": ids, "minItems": 1, "maxItems": limits.max_items},
-                ],
+                "anyOf": shapes,
                 "description": f"texts of at most {limits.max_request_chars} characters together, written in NFKC",
             },
             "dimensions": {

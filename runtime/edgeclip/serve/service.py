@@ -132,6 +132,7 @@ class EmbeddingService:
             embedding_dim=manifest.embedding_dim,
             vocabulary=encoder.count_token_ids(),
             tasks=tuple(manifest.tokenizer.instructions),
+            allow_token_ids=settings.allow_token_ids,
         )
 
     def close(self) -> None:

@@ -38,6 +38,7 @@ class Settings:
     threads: int | None = None
     model_name: str | None = None
     is_model_checked: bool = False
+    allow_token_ids: bool = False
     allow_urls: bool = False
     allow_http_urls: bool = False
     api_keys_file: Path | None = None
@@ -207,6 +208,7 @@ OPTIONS = (
     _option("threads", "--threads", _parse_int, "N", "threads of a tower (all that may be used)"),
     _option("model_name", "--model-name", _text, "NAME", "what /v1/models says (the checkpoint's name)"),
     _option("is_model_checked", "--check-model", _parse_bool, None, "404 for a request for any other model"),
+    _option("allow_token_ids", "--token-ids", _parse_bool, None, "take token ids of this model's tokenizer"),
     _option("allow_urls", "--allow-urls", _parse_bool, None, "fetch images from https URLs"),
     _option("allow_http_urls", "--allow-http-urls", _parse_bool, None, "fetch from http URLs too"),
     _option("api_keys_file", "--api-keys", Path, "FILE", "a file of API keys, one a line; # begins a comment"),
