@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclip.batch_policy import BatchPolicy
 from edgeclip.serve.lanes import Lane, LaneLimits
 
 Vectors = NDArray[np.float32]
@@ -17,7 +18,12 @@ PATIENCE_S = 20.0
 
 
 def limits(**changed: Any) -> LaneLimits:
-    return LaneLimits(**{"max_queued": 100, "max_batch": 100, "token_budget": 64, "wedged_s": 60.0} | changed)
+    return LaneLimits(**{"max_queued": 100, "wedged_s": 60.0} | changed)
+
+
+def sizes(**changed: Any) -> BatchPolicy:
+    """Batches of 64 tokens, or a single image."""
+    return BatchPolicy(**{"tokens": 64, "images": 1} | changed)
 
 
 def ids(length: int, value: int = 7) -> NDArray[np.int64]:
@@ -50,7 +56,7 @@ class Tower:
 
 @asynccontextmanager
 async def lane(tower: Callable[[NDArray[Any]], Vectors], **options: Any) -> AsyncIterator[Lane]:
-    opened = Lane("text", tower, **{"limits": limits()} | options)
+    opened = Lane("text", tower, **{"limits": limits(), "policy": sizes()} | options)
     await opened.start()
     try:
         yield opened

@@ -15,8 +15,8 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeclip import binding
+from edgeclip.batch_policy import Shape
 from edgeclip.binding import BoundTower, CaptureGate, HostMemory
-from edgeclip.buckets import Shape
 
 # The same texts in other batches; measured 0 to 3e-7.
 SAME = 5e-6

@@ -9,10 +9,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from edgeclip.batching import plan_images
+from edgeclip.batch_policy import BatchPolicy
 from edgeclip.pipeline import Pixels, count_slots, stage_images
 
 SHAPE = (2, 3, 3)
+ONE_IMAGE = BatchPolicy(tokens=1, images=1)
 
 
 def pixels_of(index: int) -> Pixels:
@@ -32,7 +33,9 @@ def staged(
 ) -> list[tuple[range, Pixels]]:
     """Everything that comes out, copied while it is good; `pause` is the tower's time."""
     found = []
-    with contextlib.closing(stage_images(list(plan_images(count, batch_size)), prepare, SHAPE, threads)) as ahead:
+    with contextlib.closing(
+        stage_images(list(ONE_IMAGE.plan_images(count, batch_size)), prepare, SHAPE, threads)
+    ) as ahead:
         for batch, pixels in ahead:
             pause()
             found.append((batch, pixels.copy()))
@@ -64,7 +67,7 @@ def test_every_image_comes_in_its_place(count: int, batch_size: int | None, thre
         return pixels_of(index)
 
     found = staged(count, batch_size, threads, prepare)
-    assert [batch for batch, _ in found] == list(plan_images(count, batch_size))
+    assert [batch for batch, _ in found] == list(ONE_IMAGE.plan_images(count, batch_size))
     for batch, pixels in found:
         assert pixels.dtype == np.uint8 and pixels.flags.c_contiguous
         np.testing.assert_array_equal(pixels, [pixels_of(index) for index in batch])
@@ -91,7 +94,7 @@ def test_only_a_few_are_made_ahead(batch_size: int | None, threads: int) -> None
 
 def test_a_buffer_is_left_alone_until_the_next_batch_is_asked_for() -> None:
     """The slowest tower still finds its own images in it."""
-    with contextlib.closing(stage_images(list(plan_images(20, 2)), pixels_of, SHAPE, 4)) as ahead:
+    with contextlib.closing(stage_images(list(ONE_IMAGE.plan_images(20, 2)), pixels_of, SHAPE, 4)) as ahead:
         for batch, pixels in ahead:
             time.sleep(5e-3)
             np.testing.assert_array_equal(pixels, [pixels_of(index) for index in batch])
@@ -107,7 +110,7 @@ def test_buffers_are_made_once_and_given_back(taken: int) -> None:
         made.append(shape)
         return np.empty(shape, np.uint8)
 
-    batches = list(plan_images(50, 4))
+    batches = list(ONE_IMAGE.plan_images(50, 4))
     with contextlib.closing(stage_images(batches, pixels_of, SHAPE, 3, allocate, given_back.append)) as ahead:
         owners = {id(pixels.base) for _, pixels in itertools.islice(ahead, taken)}
         assert not given_back or taken == len(batches)
@@ -125,7 +128,7 @@ def test_a_buffer_that_cannot_be_made_gives_the_others_back() -> None:
         made.append(np.empty(shape, np.uint8))
         return made[-1]
 
-    batches = list(plan_images(50, 4))
+    batches = list(ONE_IMAGE.plan_images(50, 4))
     with pytest.raises(MemoryError):
         next(stage_images(batches, pixels_of, SHAPE, 3, allocate, given_back.append))
     assert [id(buffer) for buffer in given_back] == [id(buffer) for buffer in made]
@@ -168,7 +171,7 @@ def test_what_came_before_a_failure_came() -> None:
         return pixels_of(index)
 
     found = []
-    ahead = stage_images(list(plan_images(10, None)), prepare, SHAPE, 2)
+    ahead = stage_images(list(ONE_IMAGE.plan_images(10, None)), prepare, SHAPE, 2)
     with pytest.raises(ValueError), contextlib.closing(ahead):  # noqa: PT011
         found.extend(batch.start for batch, _ in ahead)
     assert found == [0, 1, 2, 3]

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from edgeclip.serve.forming import FairQueue, Kind, kind_of
-
-PAD_ID = 1
+from edgeclip.batch_policy import BatchPolicy, Kind
+from edgeclip.serve.forming import FairQueue
 
 
 def texts(*lengths: int) -> list[Kind]:
@@ -13,14 +12,7 @@ def texts(*lengths: int) -> list[Kind]:
 
 
 def queue(*, max_batch: int = 100, token_budget: int = 64) -> FairQueue:
-    return FairQueue(max_batch=max_batch, token_budget=token_budget)
-
-
-def test_a_kind_is_length_and_mask_of_a_text_and_the_shape_of_an_image() -> None:
-    assert kind_of(np.array([0, 5, 2]), PAD_ID) == Kind(cost=3, shape=(3,))
-    assert kind_of(np.array([0, PAD_ID, 2]), PAD_ID) == Kind(cost=3, shape=(3,), needs_mask=True)
-    assert kind_of(np.array([0, PAD_ID, 2]), None) == Kind(cost=3, shape=(3,))
-    assert kind_of(np.zeros((8, 8, 3), np.uint8), PAD_ID) == Kind(cost=1, shape=(8, 8, 3))
+    return FairQueue(BatchPolicy(tokens=token_budget, images=max_batch, max_batch=max_batch).rows)
 
 
 def test_nothing_waits_nothing_is_taken() -> None:
@@ -149,7 +141,7 @@ def finished(waiting: FairQueue, arrivals: dict[int, tuple[int, int]]) -> dict[i
 
 
 def images(quantum: int) -> FairQueue:
-    return FairQueue(max_batch=1, token_budget=64, quantum=quantum)
+    return FairQueue(BatchPolicy(tokens=64, images=1).rows, quantum=quantum)
 
 
 def test_equal_requests_are_answered_one_after_another_and_not_all_at_the_end() -> None:

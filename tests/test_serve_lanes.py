@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgeclip import Encoder
 from edgeclip.errors import DeviceError, InputError
 from edgeclip.serve.lanes import Lane, LaneFailed, QueueFull, TimedOut
-from tests.lane_scenes import PATIENCE_S, Tower, Vectors, asked, depth, ids, lane, limits
+from tests.lane_scenes import PATIENCE_S, Tower, Vectors, asked, depth, ids, lane, limits, sizes
 
 
 class Seen:
@@ -40,7 +40,7 @@ def test_real_texts_get_the_vectors_that_the_encoder_gives(encoder: Encoder) -> 
 
     async def scene() -> list[Vectors]:
         rows = encoder.tokenize(texts).rows
-        async with lane(lambda batch: encoder.run_tower("text", batch), pad_id=1) as opened:
+        async with lane(lambda batch: encoder.run_tower("text", batch), policy=sizes(pad_id=1)) as opened:
             return await asyncio.gather(*(opened.submit([row], timeout_s=PATIENCE_S) for row in rows))
 
     vectors = np.concatenate(asyncio.run(scene()))
@@ -118,7 +118,7 @@ def test_when_there_is_room_is_told_from_the_pace_of_the_lane() -> None:
         return tower(batch)
 
     async def scene() -> float:
-        async with lane(slow, limits=limits(max_queued=2, max_batch=1)) as opened:
+        async with lane(slow, limits=limits(max_queued=2), policy=sizes(max_batch=1)) as opened:
             await opened.submit([ids(16)], timeout_s=PATIENCE_S)
             tasks = [asked(opened, ids(16))]
             await asyncio.sleep(0.05)
@@ -326,7 +326,7 @@ def test_a_thousand_clients_at_once_are_all_answered() -> None:
     assert [int(rows[0, 0]) for rows in asyncio.run(scene())] == list(range(1000))
 
 
-@pytest.mark.parametrize("name", ["max_queued", "max_batch", "token_budget", "wedged_s"])
+@pytest.mark.parametrize("name", ["max_queued", "wedged_s"])
 def test_limits_are_positive(name: str) -> None:
     with pytest.raises(InputError, match="positive"):
         limits(**{name: 0})
@@ -342,7 +342,7 @@ def test_images_of_one_request_come_before_those_of_the_next() -> None:
         return tower(batch)
 
     async def scene() -> None:
-        opened = Lane("vision", run, limits=limits(max_batch=1))
+        opened = Lane("vision", run, limits=limits(), policy=sizes(max_batch=1))
         await opened.start()
         tower.gate.clear()
         requests = [asked(opened, *[ids(1, number)] * 8) for number in range(3)]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgeclip.batch_policy import BatchPolicy
 from edgeclip.manifest import TowerName
 from edgeclip.serve.lanes import Lane, LaneLimits
 from edgeclip.serve.priorities import LEAST_SHARE, MOST_SHARE, lower_this_thread, niceness_for
@@ -83,9 +84,12 @@ def test_images_keep_their_share_beside_texts_without_a_pause() -> None:
 
     async def scene() -> tuple[float, float]:
         towers: dict[TowerName, Burner] = {"text": Burner(), "vision": Burner()}
-        limits = LaneLimits(max_queued=1000, max_batch=1, token_budget=1, wedged_s=60.0)
+        limits = LaneLimits(max_queued=1000, wedged_s=60.0)
+        one = BatchPolicy(tokens=1, images=1)
         lanes = {
-            tower: Lane(tower, run, limits=limits, niceness=niceness_for(0.25) if tower == "vision" else 0)
+            tower: Lane(
+                tower, run, policy=one, limits=limits, niceness=niceness_for(0.25) if tower == "vision" else 0
+            )
             for tower, run in towers.items()
         }
         for lane in lanes.values():

@@ -59,16 +59,16 @@ def test_another_byte_in_any_module_is_another_hash(packages: Path) -> None:
 
 
 def test_a_module_more_less_or_renamed_is_another_hash(packages: Path) -> None:
-    module, renamed = packages / "edgeclip" / "batching.py", packages / "edgeclip" / "serve" / "batching.py"
+    module, renamed = packages / "edgeclip" / "batch_policy.py", packages / "edgeclip" / "serve" / "batch_policy.py"
     hashes = {hash_copy(packages)}
     module.rename(renamed)
     hashes.add(hash_copy(packages))
     shutil.copyfile(renamed, module)
     hashes.add(hash_copy(packages))
     renamed.unlink()
-    (packages / "edgeclip" / "batching.so").write_bytes(b"found before batching.py")
+    (packages / "edgeclip" / "batch_policy.so").write_bytes(b"found before batch_policy.py")
     hashes.add(hash_copy(packages))
-    (packages / "edgeclip" / "batching.so").unlink()
+    (packages / "edgeclip" / "batch_policy.so").unlink()
     assert len(hashes) == 4
 
 

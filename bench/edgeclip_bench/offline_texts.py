@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip import Encoder
-from edgeclip.batching import TOKEN_BUDGET, TextBatch, plan_texts
+from edgeclip.batch_policy import CPU_TOKENS, BatchPolicy, TextBatch
 from edgeclip.cli.format import format_table
 from edgeclip_bench.machine import machine
 
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--texts", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--budgets", type=_numbers, default=(TOKEN_BUDGET,), help="token budgets to try, as 512,1024")
+    parser.add_argument("--budgets", type=_numbers, default=(CPU_TOKENS,), help="token budgets to try, as 512,1024")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, help="write the JSON here")
@@ -105,7 +105,7 @@ def plan(rows: Rows, pad_id: int, budget: int | None) -> list[TextBatch]:
     """Batches of one length with at most so many tokens; padded ones for None."""
     if budget is None:
         return list(plan_padded(rows, pad_id))
-    return list(plan_texts(rows, pad_id, None, at_once=lambda length: max(1, budget // length)))
+    return list(BatchPolicy(tokens=budget, images=1, pad_id=pad_id).plan_texts(rows))
 
 
 def plan_padded(rows: Rows, pad_id: int) -> Iterator[TextBatch]:

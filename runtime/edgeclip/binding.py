@@ -28,7 +28,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip.buckets import Shape
+from edgeclip.batch_policy import Shape
 
 Rows = NDArray[np.float32]
 

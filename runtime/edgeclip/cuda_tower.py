@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclip.batch_policy import GPU_TOKENS, MOST_IMAGES, Shape, is_captured, slot_rows
 from edgeclip.binding import BoundTower, Memory
-from edgeclip.buckets import GPU_IMAGES_AT_ONCE, GPU_TOKEN_BUDGET, Shape, is_captured, most_rows
 from edgeclip.errors import BundleError
 from edgeclip.manifest import TowerName
 from edgeclip.unmasked import Unmasked, without_mask
@@ -29,7 +29,7 @@ class CudaTower:
     """What a session on CUDA is opened with, `model` and `entries`; `bind` gives what runs it.
 
     `memory` is the device's `edgeclip.cuda.CudaStream`, which the session must have been given too. With `captures`
-    the shapes of `edgeclip.buckets` get CUDA graphs; without, every run starts its kernels one by one. Raises
+    the shapes of `edgeclip.batch_policy` get CUDA graphs; without, every run starts its kernels one by one. Raises
     BundleError for a graph that cannot be read.
     """
 
@@ -49,14 +49,14 @@ class CudaTower:
 
     def bind(self, session: Any, open_masked: Callable[[], Run]) -> "CudaLane":
         """What runs the session. `open_masked` opens the file as it is, when the first text with padding comes."""
-        items = GPU_TOKEN_BUDGET
+        items = GPU_TOKENS
         if self._tower == "vision":
-            items = GPU_IMAGES_AT_ONCE * int(np.prod(session.get_inputs()[0].shape[1:]))
+            items = MOST_IMAGES * int(np.prod(session.get_inputs()[0].shape[1:]))
         bound = BoundTower(
             session,
             self._memory,
             most_items=items,
-            most_rows=most_rows(self._tower),
+            most_rows=slot_rows(self._tower),
             is_captured=partial(is_captured, self._tower) if self._captures else _never,
         )
         return CudaLane(bound, self._unmasked.pad_id if self._unmasked else None, open_masked)

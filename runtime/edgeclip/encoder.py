@@ -19,9 +19,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip.batching import IMAGES_AT_ONCE, plan_images, plan_texts, texts_at_once
-from edgeclip.buckets import GPU_IMAGES_AT_ONCE, texts_in_profile
-from edgeclip.buckets import texts_at_once as gpu_texts_at_once
+from edgeclip.batch_policy import BatchPolicy
 from edgeclip.bundle import open_manifest, verify_hash
 from edgeclip.devices import Device, choose_device, usable_cpus
 from edgeclip.errors import BundleError, DeviceError, InputError, TruncationWarning, UnprovedWarning
@@ -54,6 +52,7 @@ class Encoder:
     def __init__(self, folder: Path, manifest: Manifest, device: Device, threads: int) -> None:
         self.manifest = manifest
         self._folder, self._device, self._threads = folder, device, threads
+        self._policy = BatchPolicy.choose(device.kind, manifest, "throughput")
         verify_hash(folder, manifest.file(manifest.tokenizer.file))  # a damaged one makes tokenizers panic
         self._parsed: TextTokenizer | None = None
         self._parsing = threading.Lock()
@@ -162,8 +161,7 @@ class Encoder:
             warnings.warn(told, stacklevel=2)
         vectors = np.empty((len(rows), dim), dtype=np.float32)
         with ProgressBar("texts", len(rows), is_shown=is_wanted(progress)) as bar:
-            pad_id = self.manifest.tokenizer.pad_id
-            for batch in plan_texts(rows, pad_id, batch_size, at_once=self._texts_at_once):
+            for batch in self._policy.plan_texts(rows, batch_size):
                 vectors[list(batch.indices)] = self._run("text", batch.input_ids, dim)
                 bar.advance(len(batch.indices))
         return vectors[0] if is_single else vectors
@@ -222,8 +220,7 @@ class Encoder:
     def _iter_images(
         self, images: Sequence[ImageInput], dim: int, batch_size: int | None
     ) -> Generator[tuple[range, Vectors]]:
-        at_once = GPU_IMAGES_AT_ONCE if self._device.kind in ("cuda", "tensorrt") else IMAGES_AT_ONCE
-        batches = list(plan_images(len(images), batch_size, at_once=at_once))
+        batches = list(self._policy.plan_images(len(images), batch_size))
         size = self.manifest.image.size_px
         staged = partial(stage_images, batches, self._preparing(images), (size, size, 3), self._threads)
         if batches and self._device.kind == "cuda":  # page-locked, and kept for the next call
@@ -297,12 +294,6 @@ class Encoder:
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         unit: Vectors = vectors / lengths.clip(min=1e-12).astype(np.float32)
         return unit
-
-    def _texts_at_once(self, length: int) -> int:
-        """How many texts of `length` tokens this device is given together."""
-        if self._device.kind == "tensorrt":
-            return texts_in_profile(length, self.manifest)
-        return gpu_texts_at_once(length) if self._device.kind == "cuda" else texts_at_once(length)
 
     def _preparing(self, items: Sequence[ImageInput]) -> Callable[[int], NDArray[np.uint8]]:
         """`preprocess` of an item by its index, for several threads at once."""

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip.batching import is_oversized
+from edgeclip.batch_policy import BatchPolicy, is_oversized
 from edgeclip.binding import GATE
-from edgeclip.buckets import profile_shapes
 from edgeclip.cuda import CudaStream
 from edgeclip.cuda_tower import CudaTower, CudaWay
 from edgeclip.devices import Device, check_index, check_unit
@@ -113,6 +112,7 @@ class TowerSession:
         save_to: Path | None = None,
     ) -> None:
         self._tower, self._device = tower, device
+        self._policy = BatchPolicy.choose(device.kind, manifest, "throughput") if manifest else None
         driver = _load_nvidia(device) if device.kind in ("cuda", "tensorrt") else None
         if device.kind == "openvino" and device.provider in import_onnxruntime().get_available_providers():
             check_unit(device, import_onnxruntime().capi._pybind_state.get_available_openvino_device_ids())
@@ -240,7 +240,16 @@ class TowerSession:
             self._lane.bound.recycle(memory)
 
     def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
-        """The tower's unit vectors for a batch (B, ...): (B, D) float32."""
+        """The tower's unit vectors for a batch (B, ...): (B, D) float32.
+
+        What is larger than TensorRT's profiles is run in parts; what fits none of them is an InputError.
+        """
+        parts = self._policy.parts(batch.shape) if self._policy else []
+        if len(parts) > 1:
+            return np.concatenate([self._run(batch[part]) for part in parts])
+        return self._run(batch)
+
+    def _run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         try:
             if self._lane:
                 return self._lane.run(batch)
@@ -263,12 +272,13 @@ def plan_tower(
     tower: TowerName, device: Device, threads: int, manifest: Manifest | None, stream: int | None = None
 ) -> Plan:
     """The plan of a tower's session on this machine; `plan_session` says what `stream` is and what it raises."""
+    profiles = BatchPolicy.choose(device.kind, manifest, "throughput").profiles(tower) if manifest else None
     return plan_session(
         device,
         manifest.tower(tower).precision if manifest else "fp32",
         threads=threads,
         adds_in_16_bits=device.kind == "cpu" and adds_in_16_bits(),
-        profiles=_profiles(tower, manifest) if manifest and device.kind == "tensorrt" else None,
+        profiles=profiles.options(_INPUTS[tower]) if profiles else None,
         stream=stream,
     )
 
@@ -295,11 +305,6 @@ def _load_nvidia(device: Device) -> Driver | None:
 def _graph_hashes(graph: str, manifest: Manifest) -> tuple[str, ...]:
     """The sha256 of a graph and of its weights."""
     return tuple(file.sha256 for file in manifest.files if file.name.startswith(graph))
-
-
-def _profiles(tower: TowerName, manifest: Manifest) -> dict[str, str]:
-    profiles, name = profile_shapes(tower, manifest), _INPUTS[tower]
-    return {f"trt_profile_{which}_shapes": profiles.option(which, name) for which in ("min", "opt", "max")}
 
 
 def _nodes(session: Any) -> list[Node]:

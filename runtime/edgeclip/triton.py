@@ -17,6 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+from edgeclip.batch_policy import BatchPolicy
 from edgeclip.bundle import open_manifest, verify_hash
 from edgeclip.errors import BundleError, InputError
 from edgeclip.manifest import MANIFEST_NAME, TOWERS, Manifest, Precision, Target, TowerName
@@ -27,14 +28,10 @@ from edgeclip.staging import staged
 _OLDEST_RUNTIME = {"tensorrt": "1.20"}
 _OLDEST_RUNTIME_INT8, _OLDEST_RUNTIME_ELSE = "1.24", "1.23"
 
-# The most requests of one shape that share a run. On the CPU more than a few gain nothing (`edgeclip.batching`).
-_MAX_BATCH = {"cpu": {"text": 16, "vision": 4}, "gpu": {"text": 64, "vision": 32}}
 # Beyond this Triton answers "unavailable" at once instead of queueing without end.
 _MAX_QUEUED = 256
 _TIMEOUT_US = 30_000_000
 _WARM_TOKENS = 16
-# TensorRT plans memory for the largest shape of its profile, so that is not the model's 8192 tokens.
-_PROFILE_TOKENS = 512
 _ENGINES = "/engines"
 _MOST_THREADS = 1024
 # What is written beside the bundle's own files is less.
@@ -99,13 +96,13 @@ def model_name(tower: TowerName) -> str:
 def model_config(manifest: Manifest, tower: TowerName, *, threads: int = 0) -> str:
     """config.pbtxt of one tower, in protobuf's text format (inference.ModelConfig)."""
     is_gpu = manifest.target != "cpu"
-    batch = _MAX_BATCH["gpu" if is_gpu else "cpu"][tower]
+    policy = BatchPolicy.choose(manifest.target, manifest, "uniform")
     given, warm, answer = _tensors(manifest, tower)
     warm_value = f"{{ data_type: {warm.kind} dims: {_list(warm.shape)} zero_data: true }}"
     lines = [
         f'name: "{model_name(tower)}"',
         'backend: "onnxruntime"',
-        f"max_batch_size: {batch}",
+        f"max_batch_size: {_largest_batch(policy, manifest, tower)}",
         f"input [ {given} ]",
         f"output [ {answer} ]",
         "version_policy { latest { num_versions: 1 } }",
@@ -127,7 +124,7 @@ def model_config(manifest: Manifest, tower: TowerName, *, threads: int = 0) -> s
         *(_parameter(key, value) for key, value in _parameters(is_gpu, threads).items()),
     ]
     if manifest.target == "tensorrt":
-        options = _tensorrt_options(manifest, tower, batch)
+        options = _tensorrt_options(manifest, tower, policy)
         lines += [
             "optimization { execution_accelerators { gpu_execution_accelerator [ {",
             '  name: "tensorrt"',
@@ -142,7 +139,7 @@ def readme(manifest: Manifest) -> str:
     template = Template(files("edgeclip").joinpath("triton_readme.md").read_text(encoding="utf-8"))
     image, tokenizer = manifest.image, manifest.tokenizer
     size, is_gpu = image.size_px, manifest.target != "cpu"
-    batch = _MAX_BATCH["gpu" if is_gpu else "cpu"]
+    policy = BatchPolicy.choose(manifest.target, manifest, "uniform")
     resize = {
         "shortest": f"the short side to {size} pixels, then the middle {size} x {size}",
         "longest": f"the long side to {size} pixels, in the middle of {size} x {size} filled with {image.fill_color}",
@@ -166,8 +163,8 @@ def readme(manifest: Manifest) -> str:
         max_length=tokenizer.max_length,
         eos_id=tokenizer.eos_id,
         tasks=", ".join(f"`{task}`: `{text}`" for task, text in tokenizer.instructions.items()) or "none",
-        text_batch=batch["text"],
-        vision_batch=batch["vision"],
+        text_batch=_largest_batch(policy, manifest, "text"),
+        vision_batch=_largest_batch(policy, manifest, "vision"),
         target_notes=_target_notes(manifest),
     )
 
@@ -177,7 +174,7 @@ def _tensors(manifest: Manifest, tower: TowerName) -> tuple[_Tensor, _Tensor, _T
     answer = _Tensor(name=f"{_embeds(tower)}_embeds", kind="TYPE_FP32", shape=(manifest.embedding_dim,))
     if tower == "text":
         given = _Tensor(name="input_ids", kind="TYPE_INT64", shape=(-1,))
-        warm = _Tensor(name="input_ids", kind="TYPE_INT64", shape=(min(_WARM_TOKENS, _longest_profile(manifest)),))
+        warm = _Tensor(name="input_ids", kind="TYPE_INT64", shape=(min(_WARM_TOKENS, manifest.tokenizer.max_length),))
         return given, warm, answer
     size = manifest.image.size_px
     given = _Tensor(name="pixel_values", kind="TYPE_UINT8", shape=(size, size, 3))
@@ -200,7 +197,7 @@ def _parameters(is_gpu: bool, threads: int) -> dict[str, str]:
     return {**always, "intra_op_thread_count": str(threads)}
 
 
-def _tensorrt_options(manifest: Manifest, tower: TowerName, batch: int) -> dict[str, str]:
+def _tensorrt_options(manifest: Manifest, tower: TowerName, policy: BatchPolicy) -> dict[str, str]:
     precision = manifest.tower(tower).precision
     options = {
         "precision_mode": {"fp16": "FP16", "int8": "INT8"}.get(precision, "FP32"),
@@ -213,22 +210,14 @@ def _tensorrt_options(manifest: Manifest, tower: TowerName, batch: int) -> dict[
     if precision == "fp16":
         options["trt_layer_norm_fp32_fallback"] = "1"  # their sums overflow in fp16
     # Without a profile a new shape is a new engine, built inside the request that brought it.
-    for end, shape in _profile(manifest, tower, batch).items():
-        name = "input_ids" if tower == "text" else "pixel_values"
-        options[f"trt_profile_{end}_shapes"] = f"{name}:{'x'.join(map(str, shape))}"
-    return options
+    profiles = policy.profiles(tower)
+    return {**options, **(profiles.options(_tensors(manifest, tower)[0].name) if profiles else {})}
 
 
-def _profile(manifest: Manifest, tower: TowerName, batch: int) -> dict[str, tuple[int, ...]]:
-    if tower == "vision":
-        pixels = (manifest.image.size_px, manifest.image.size_px, 3)
-        return {"min": (1, *pixels), "opt": (min(8, batch), *pixels), "max": (batch, *pixels)}
-    longest = _longest_profile(manifest)
-    return {"min": (1, 2), "opt": (min(8, batch), min(32, longest)), "max": (batch, longest)}
-
-
-def _longest_profile(manifest: Manifest) -> int:
-    return min(_PROFILE_TOKENS, manifest.tokenizer.max_length)
+def _largest_batch(policy: BatchPolicy, manifest: Manifest, tower: TowerName) -> int:
+    """Triton's max_batch_size: the same for inputs of every length."""
+    size = manifest.image.size_px
+    return policy.rows((manifest.tokenizer.max_length,) if tower == "text" else (size, size, 3))
 
 
 def _target_notes(manifest: Manifest) -> str:
@@ -244,8 +233,9 @@ def _target_notes(manifest: Manifest) -> str:
     return (
         f"- The engines are built when the model is loaded, which takes minutes, and kept in `{_ENGINES}`: mount a "
         "volume there.\n"
-        f"- The profile ends at {_longest_profile(manifest)} tokens; cut texts there, or raise "
-        "`trt_profile_max_shapes` and pay in memory.\n"
+        f"- TensorRT reserves memory for texts of {manifest.tokenizer.max_length} tokens, as many as share a run. If "
+        "that is too much, lower `max_batch_size` and, by as much, the first number of each shape in "
+        "`trt_profile_max_shapes`.\n"
         "- TensorRT was not run by us; hold the first vectors against `edgeclip embed`."
     )
 

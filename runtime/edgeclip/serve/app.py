@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeclip import __version__
-from edgeclip.batching import IMAGES_AT_ONCE
+from edgeclip.batch_policy import BatchPolicy
 from edgeclip.encoder import Encoder
-from edgeclip.manifest import TOWERS, TowerName
+from edgeclip.manifest import TOWERS, Manifest, TowerName
 from edgeclip.serve.errors import ApiError
 from edgeclip.serve.fetch import FetchPolicy
 from edgeclip.serve.fetch import fetch as fetch_url
@@ -45,12 +45,6 @@ _WEB_TYPES = {
     ".ico": "image/x-icon",
 }
 _DOCS_POLICY = PAGE_POLICY + "; style-src 'self' 'unsafe-inline'"  # Swagger sets styles as it draws
-# On a GPU batches pay; on the CPU they cost memory (`edgeclip.batching`).
-_GPU_IMAGES_AT_ONCE = 16
-_GPU_TOKEN_BUDGET = 16_384
-# A query waits for the batch that runs, so batches of other people's texts are short: in a CPU's GEMMs 256 tokens run
-# at 0.96 of the speed of 1024 (`edgeclip.batching`).
-_CPU_TOKEN_BUDGET = 256
 # Of the end, when every request was answered or cut off: for the batch that still runs, and that nobody waits for.
 _CLOSE_S = 5.0
 
@@ -233,25 +227,22 @@ def _lane(tower: TowerName, settings: Settings, encoder: Encoder, metrics: Metri
     return Lane(
         tower,
         lambda batch: encoder.run_tower(tower, batch),
-        limits=lane_limits(tower, settings, is_gpu=encoder.device.startswith(("cuda", "tensorrt"))),
+        policy=lane_policy(encoder.device, encoder.manifest, settings),
+        limits=LaneLimits(
+            max_queued=settings.max_queued_texts if tower == "text" else settings.max_queued_images,
+            wedged_s=settings.wedged_s,
+        ),
         observer=metrics.towers[tower],
-        pad_id=encoder.manifest.tokenizer.pad_id if tower == "text" else None,
         niceness=niceness_for(settings.image_share) if tower == "vision" else 0,
     )
 
 
-def lane_limits(tower: TowerName, settings: Settings, *, is_gpu: bool) -> LaneLimits:
-    """What a tower's lane may hold and take at once."""
-    if tower == "text":
-        queued, batch = settings.max_queued_texts, settings.max_queued_texts
-    else:
-        queued, batch = settings.max_queued_images, _GPU_IMAGES_AT_ONCE if is_gpu else IMAGES_AT_ONCE
-    return LaneLimits(
-        max_queued=queued,
-        max_batch=settings.max_batch or batch,
-        token_budget=_GPU_TOKEN_BUDGET if is_gpu else _CPU_TOKEN_BUDGET,
-        wedged_s=settings.wedged_s,
-    )
+def lane_policy(device: str, manifest: Manifest, settings: Settings) -> BatchPolicy:
+    """What the lanes may take at once on a device, named as `Encoder.device` names it.
+
+    A query waits for the batch that runs, so batches of other people's inputs are short.
+    """
+    return BatchPolicy.choose(device.partition(":")[0], manifest, "latency", max_batch=settings.max_batch)
 
 
 def _read_pages(folder: Path) -> dict[str, tuple[bytes, str]]:

@@ -1,6 +1,6 @@
 """Which queued items make a tower's next batch: values in, values out, no clock and no threads.
 
-Items of one shape share a batch, as in `edgeclip.batching`: nothing is padded. Whose turn it is, weighted fair
+Items of one kind share a batch (`edgeclip.batch_policy`): nothing is padded. Whose turn it is, weighted fair
 queueing decides (Demers, Keshav and Shenker 1989), with a request as the flow and tokens as the bytes: each waiting
 request is owed an equal share of the tower, so two thousand texts delay a single one by no more than the batch that
 runs, and are themselves never starved by a stream of single ones. What is short goes first among equals.
@@ -12,31 +12,10 @@ and then the tower, so the four are answered one after another, and none later t
 
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-
-class Kind(NamedTuple):
-    """What items must have in common to share a batch, and what one of them costs.
-
-    `cost` is tokens for a text, 1 for an image. A text with a literal padding token needs a mask.
-    """
-
-    cost: int
-    shape: tuple[int, ...]
-    needs_mask: bool = False
-
-
-def kind_of(item: NDArray[np.generic], pad_id: int | None) -> Kind:
-    """The kind of ids (T,) or of pixels (S, S, 3)."""
-    if item.ndim != 1:
-        return Kind(cost=1, shape=item.shape)
-    needs_mask = pad_id is not None and bool((item == pad_id).any())
-    return Kind(cost=max(1, len(item)), shape=item.shape, needs_mask=needs_mask)
+from edgeclip.batch_policy import Kind, Shape
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,11 +36,12 @@ class _Waiting:
 class FairQueue:
     """Requests of one tower. Not safe for several threads: whoever owns it holds a lock.
 
-    `quantum` is the largest packet: a request that costs no more is served undivided, but for what is due sooner.
+    `rows` says how many items of a shape make a batch at most, as `BatchPolicy.rows`. `quantum` is the largest
+    packet: a request that costs no more is served undivided, but for what is due sooner.
     """
 
-    def __init__(self, *, max_batch: int, token_budget: int, quantum: int = 0) -> None:
-        self._max_batch, self._token_budget, self._quantum = max_batch, token_budget, quantum
+    def __init__(self, rows: Callable[[Shape], int], *, quantum: int = 0) -> None:
+        self._rows, self._quantum = rows, quantum
         self._waiting: dict[int, _Waiting] = {}
         self._now = 0.0  # virtual: the tokens each request would have got, had all been served alike
         self._depth = self._cost = 0
@@ -104,7 +84,7 @@ class FairQueue:
         )
         turns = [(waiting.rank(kind), waiting) for waiting in self._waiting.values() if kind in waiting.by_kind]
         heapq.heapify(turns)
-        sharers, size = len(self._waiting), min(self._max_batch, max(1, self._token_budget // kind.cost))
+        sharers, size = len(self._waiting), self._rows(kind.shape)
         taken: list[tuple[int, int]] = []
         while turns and len(taken) < size:
             _, waiting = heapq.heappop(turns)

@@ -22,10 +22,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclip.batch_policy import BatchPolicy
 from edgeclip.errors import InputError
 from edgeclip.manifest import TowerName
 from edgeclip.serve.errors import log_bug
-from edgeclip.serve.forming import FairQueue, kind_of
+from edgeclip.serve.forming import FairQueue
 from edgeclip.serve.priorities import lower_this_thread
 
 Run = Callable[[NDArray[Any]], NDArray[np.float32]]
@@ -61,19 +62,13 @@ class LaneFailed(Exception):  # noqa: N818
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneLimits:
-    """How much a lane holds and does at once.
-
-    `max_queued` and `max_batch` are items; `token_budget` is for texts, tokens in a batch; a batch that runs longer
-    than `wedged_s` makes the lane wedged.
-    """
+    """`max_queued` items wait at most; a batch that runs longer than `wedged_s` makes the lane wedged."""
 
     max_queued: int
-    max_batch: int
-    token_budget: int
     wedged_s: float
 
     def __post_init__(self) -> None:
-        if min(self.max_queued, self.max_batch, self.token_budget) < 1 or not self.wedged_s > 0:
+        if self.max_queued < 1 or not self.wedged_s > 0:
             raise InputError(f"{self}: wanted all of them positive")
 
 
@@ -123,9 +118,9 @@ class _Pace:
 class Lane:
     """One tower's queue and its worker. Used from the event loop that started it.
 
-    `run` gets a batch (B, ...) of one shape and gives (B, D) unit vectors, always in the lane's thread. `pad_id`
-    keeps texts that need a mask apart. `niceness` (Linux) lowers the thread, and with it those that a tower starts
-    which is opened by `run`: whoever wants them lowered must not have opened it elsewhere.
+    `run` gets a batch (B, ...) of one kind, at most as large as `policy` says, and gives (B, D) unit vectors, always
+    in the lane's thread. `niceness` (Linux) lowers the thread, and with it those that a tower starts which is opened
+    by `run`: whoever wants them lowered must not have opened it elsewhere.
     """
 
     def __init__(
@@ -133,18 +128,18 @@ class Lane:
         tower: TowerName,
         run: Run,
         *,
+        policy: BatchPolicy,
         limits: LaneLimits,
         observer: LaneObserver | None = None,
-        pad_id: int | None = None,
         niceness: int = 0,
     ) -> None:
         self.tower = tower
         self._run, self._limits, self._observer = run, limits, observer
-        self._pad_id, self._niceness = pad_id, niceness
+        self._policy, self._niceness = policy, niceness
         self._lock = threading.Lock()  # guards the queue, the requests and both flags; held for microseconds
         self._wake: SimpleQueue[None] = SimpleQueue()  # in C, where a Condition wakes by Python
         quantum = _IMAGES_UNDIVIDED if tower == "vision" else 0
-        self._queue = FairQueue(max_batch=limits.max_batch, token_budget=limits.token_budget, quantum=quantum)
+        self._queue = FairQueue(policy.rows, quantum=quantum)
         self._requests: dict[int, _Request] = {}
         self._numbers = itertools.count()
         self._pace = _Pace()
@@ -199,7 +194,7 @@ class Lane:
         """
         if not 1 <= len(items) <= self._limits.max_queued:
             raise InputError(f"found {len(items)} inputs, wanted 1 to {self._limits.max_queued} at once")
-        kinds = [kind_of(item, self._pad_id) for item in items]
+        kinds = [self._policy.kind_of(item) for item in items]
         with self._lock:
             if not self._is_open:
                 raise LaneFailed("the service is shutting down")
@@ -306,7 +301,8 @@ class Lane:
         self._loop.call_soon(self._note, [entry for part, _ in outcomes for entry in part], began_s, compute_s)
 
     def _note(self, batch: _Batch, began_s: float, compute_s: float) -> None:
-        self._pace.add(sum(kind_of(request.items[index], None).cost for request, index in batch), compute_s)
+        request, index = batch[0]  # all are of its kind
+        self._pace.add(len(batch) * self._policy.kind_of(request.items[index]).cost, compute_s)
         if self._observer is not None:
             self._observer.batch(len(batch), [began_s - request.since_s for request, _ in batch], compute_s)
 

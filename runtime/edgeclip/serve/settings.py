@@ -225,7 +225,9 @@ OPTIONS = (
     _option("max_image_pixels", "--max-image-pixels", _parse_int, "N", "of one image"),
     _option("max_queued_texts", "--max-queued-texts", _parse_int, "N", "waiting; beyond it 429"),
     _option("max_queued_images", "--max-queued-images", _parse_int, "N", "in progress; beyond it 429"),
-    _option("max_batch", "--max-batch", _parse_int, "N", "inputs that a tower takes at once (by the device)"),
+    _option(
+        "max_batch", "--max-batch", _parse_int, "N", "inputs that a tower takes at once, if less than the device's"
+    ),
     _option("max_connections", "--max-connections", _parse_int, "N", "at once; beyond it 503"),
     _option("decode_threads", "--decode-threads", _parse_int, "N", "threads that decode images"),
     _option("image_share", "--image-share", _parse_share, "F", "of the cores, beside texts without a pause (Linux)"),
