@@ -182,6 +182,8 @@ def test_llama_index_has_its_options(url: str, encoder: Encoder) -> None:
     task = next(iter(encoder.manifest.tokenizer.instructions))
     client = llama_index(url, dimensions=16, task=task)
     assert worst(client.get_query_embedding("a"), encoder.encode_text("a", task=task, truncate_dim=16)) <= SAME
+    client = llama_index(url, task="retrieval.passage")
+    assert worst(client.get_query_embedding("a"), encoder.encode_text("a")) <= SAME
     bits = encoder.encode_text(TEXTS) > 0
     for kind in ("binary", "ubinary"):
         client = llama_index(url, encoding_documents=kind, encoding_queries=kind)
@@ -192,8 +194,8 @@ def test_llama_index_has_its_options(url: str, encoder: Encoder) -> None:
 def test_llama_index_shows_what_was_wrong(url: str) -> None:
     with pytest.raises(RuntimeError, match="a valid API key is needed"):
         llama_index(url, api_key="jina_wrong").get_query_embedding("a")
-    with pytest.raises(RuntimeError, match="task: this model knows"):
-        llama_index(url, task="classification").get_query_embedding("a")
+    with pytest.raises(RuntimeError, match="task: wanted one of"):
+        llama_index(url, task="code.query").get_query_embedding("a")
     with pytest.raises(RuntimeError, match="late_chunking: this model cannot do it"):
         llama_index(url, late_chunking=True).get_query_embedding("a")
 

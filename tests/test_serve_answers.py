@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edgeclip.serve.answers import encode_answer, shorten
-from edgeclip.serve.dialects import FORMATS, Format
+from edgeclip.serve.request_fields import FORMATS, Format
 from edgeclip.serve.usage import image_tokens
 
 RANDOM = np.random.default_rng(0).standard_normal((5, 20)).astype(np.float32)

@@ -16,6 +16,7 @@ import pytest
 
 from edgeclip import Encoder
 from edgeclip.serve.fetch import FetchPolicy, fetch
+from edgeclip.serve.request_fields import FIELDS
 from tests.conftest import DATA
 from tests.serving import serving
 
@@ -100,13 +101,36 @@ def test_usage_counts_tokens_and_tiles(client: httpx.Client, encoder: Encoder) -
 
 
 def test_a_text_that_is_cut_is_reported_or_refused(client: httpx.Client, encoder: Encoder) -> None:
+    """It is an error unless a cut is asked for, as Jina documents it; one of 8192 tokens is none."""
     long = "sheep " * 9000
-    found = embed(client, ["a", long])
+    found = embed(client, ["a", long], truncate=True)
     assert [entry.get("truncated") for entry in found["data"]] == [None, True]
     assert found["usage"]["total_tokens"] == 8192 + len(encoder.tokenize("a").rows[0])
-    answer = client.post("/v1/embeddings", json={"input": ["a", long], "truncate": False})
-    status, error = refusal(answer)
-    assert (status, error["code"], error["param"]) == (400, "context_length_exceeded", "input[1]")
+    assert embed(client, long, truncate="END")["data"][0]["truncated"] is True
+    for fields in ({}, {"truncate": False}, {"truncate": None}, {"truncate": "START"}, {"truncation": False}):
+        status, error = refusal(client.post("/v1/embeddings", json={"input": ["a", long], **fields}))
+        assert (status, error["code"], error["param"]) == (400, "context_length_exceeded", "input[1]")
+        assert 'longer than 8192 tokens; shorten, or send "truncate": true' in error["message"]
+
+
+def test_tasks_of_the_hosted_api_are_taken_and_told(client: httpx.Client, encoder: Encoder) -> None:
+    """A task without an instruction gives the bare text's vector; /v1/models and the document tell which they are."""
+    (entry,) = client.get("/v1/models").json()["data"]
+    bare = vectors(embed(client, "a"))
+    for task in entry["tasks_without_instruction"]:
+        assert np.abs(vectors(embed(client, "a", task=task)) - bare).max() <= SAME
+    assert "retrieval.passage" in entry["tasks_without_instruction"] and entry["tasks"] == ["retrieval.query"]
+    query = encoder.encode_text(["a"], task="retrieval.query")
+    assert np.abs(vectors(embed(client, "a", input_type="search_query")) - query).max() <= SAME
+    task = client.get("/openapi.json").json()["components"]["schemas"]["EmbeddingRequest"]["properties"]["task"]
+    assert task["enum"] == [*entry["tasks"], *entry["tasks_without_instruction"], None]
+    assert "has an instruction for: retrieval.query." in task["description"]
+
+
+def test_the_document_describes_every_field_and_its_default(client: httpx.Client) -> None:
+    schema = client.get("/openapi.json").json()["components"]["schemas"]["EmbeddingRequest"]
+    assert set(schema["properties"]) == FIELDS
+    assert schema["properties"]["truncate"]["default"] is False
 
 
 def test_the_release_notes_example(bundle: Path, encoder: Encoder) -> None:

@@ -95,5 +95,5 @@ def test_langchain_and_llama_index(url: str, encoder: Encoder) -> None:
     for kind, offset in (("ubinary", 0), ("binary", 128)):
         packed = post(url, {"input": ["a", "b"], "model": "jina-clip-v2", "encoding_type": kind})
         assert [np.unpackbits((np.array(row) + offset).astype("uint8")).tolist() for row in packed] == bits
-    with pytest.raises(RuntimeError, match="task: this model knows retrieval.query"):
-        post(url, {"input": ["a"], "model": "jina-clip-v2", "task": "classification"})
+    with pytest.raises(RuntimeError, match="task: wanted one of retrieval.query, retrieval.passage"):
+        post(url, {"input": ["a"], "model": "jina-clip-v2", "task": "code.query"})

@@ -61,7 +61,7 @@ def test_the_release_notes_example() -> None:
         is_keyed=False,
         task=None,
         is_normalized=True,
-        is_cut=True,
+        is_cut=False,
     )
 
 
@@ -191,8 +191,8 @@ def test_dimensions(given: object, dim: int) -> None:
 
 
 def test_flags_and_task() -> None:
-    found = parse(task="retrieval.query", normalized=False, truncate=False, user="u", late_chunking=False)
-    assert (found.task, found.is_normalized, found.is_cut) == ("retrieval.query", False, False)
+    found = parse(task="retrieval.query", normalized=False, truncate=True, user="u", late_chunking=False)
+    assert (found.task, found.is_normalized, found.is_cut) == ("retrieval.query", False, True)
 
 
 @pytest.mark.parametrize(
@@ -243,6 +243,7 @@ def test_flags_and_task() -> None:
         ({"input": "a", "embedding_type": {}}, "embedding_type"),
         ({"input": "a", "embedding_type": "float", "encoding_format": "base64"}, "embedding_type"),
         ({"input": "a", "task": "x"}, "task"),
+        ({"input": "a", "task": "nl2code.query"}, "task"),
         ({"input": "a", "task": ["retrieval.query"]}, "task"),
         ({"input": "a", "normalized": "yes"}, "normalized"),
         ({"input": "a", "truncate": 1}, "truncate"),
@@ -250,7 +251,7 @@ def test_flags_and_task() -> None:
         ({"input": "a", "model": "m" * 257}, "model"),
         ({"input": "a", "late_chunking": True}, "late_chunking"),
         ({"input": "a", "return_multivector": True}, "return_multivector"),
-        ({"input": "a", "dimension": 16}, "'dimension'"),
+        ({"input": "a", "dimension": 16}, "dimension"),
     ],
     ids=lambda value: repr(value)[:60],
 )

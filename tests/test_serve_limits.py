@@ -65,8 +65,8 @@ def padded(size: int) -> dict[str, str]:
 
 def values(count: int) -> bytes:
     """A body with so many commas and brackets, most of them in a text."""
-    head, tail = b'{"input": ["', b'"]}'
-    return head + b"," * (count - 2) + tail
+    head, tail = b'{"truncate": true, "input": ["', b'"]}'
+    return head + b"," * (count - 3) + tail
 
 
 def ids(count: int) -> list[int]:
@@ -104,7 +104,7 @@ CASES: dict[str, tuple[Any, Any, int, str | None, str]] = {
     "dimensions in digits": ({"dimensions": "64"}, {"dimensions": "65"}, 400, "invalid_value", "from 1 to 64"),
     "model": ({"model": "m" * 256}, {"model": "m" * 257}, 400, "invalid_value", "at most 256 characters"),
     "length": (
-        {"input": ids(8190), "truncate": False}, {"input": ids(8191), "truncate": False},
+        {"input": ids(8190), "truncate": None}, {"input": ids(8191), "truncate": None},
         400, "context_length_exceeded", "longer than 8192 tokens",
     ),
 }  # fmt: skip
@@ -114,7 +114,8 @@ def send(client: httpx.Client, given: Any) -> httpx.Response:
     if isinstance(given, bytes):
         return client.post("/v1/embeddings", content=given, headers={"Content-Type": "application/json"})
     is_request = isinstance(given, dict) and "image" not in given
-    return client.post("/v1/embeddings", json={"input": "a", **given} if is_request else {"input": given})
+    document = {"input": "a", **given} if is_request else {"input": given}
+    return client.post("/v1/embeddings", json={"truncate": True, **document})
 
 
 @pytest.mark.parametrize("name", CASES)

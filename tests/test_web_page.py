@@ -145,6 +145,15 @@ def test_the_instruction_is_used_when_it_is_chosen(page: "Browser", encoder: Enc
 
 
 @needs_browser
+def test_a_text_that_is_too_long_is_cut_and_that_is_said(page: "Browser") -> None:
+    """The service would refuse it; the page asks for the cut."""
+    add(page, IMAGES[:1], 1)
+    page.run("document.getElementById('query').value = 'sheep '.repeat(9000)")
+    page.run("document.getElementById('search').requestSubmit()")
+    page.wait("document.getElementById('status').textContent.includes('The text was too long and was cut.')")
+
+
+@needs_browser
 def test_right_to_left_text_is_written_so(page: "Browser") -> None:
     add(page, IMAGES[:1], 1)
     assert len(search(page, "دراجة حمراء")) == 1

@@ -88,7 +88,8 @@ class Mischief:
 
     async def ask_token_ids(self) -> str:
         """Up to 20,000, which the model must cut."""
-        return await self._post({"input": self._draw.integers(5, 300, self._draw.integers(1, 20_000)).tolist()})
+        ids = self._draw.integers(5, 300, self._draw.integers(1, 20_000)).tolist()
+        return await self._post({"input": ids, "truncate": True})
 
     async def ask_a_masked_text(self) -> str:
         """Of up to 4000 words, and the padding token: too long for some."""
@@ -114,7 +115,8 @@ class Mischief:
 
     async def send_a_large_body(self) -> str:
         """Up to 60 MB, of one text."""
-        return await self._post(b'{"input":"' + b"w " * int(self._draw.integers(1, _LARGE_BODY_BYTES // 2)) + b'"}')
+        text = b"w " * int(self._draw.integers(1, _LARGE_BODY_BYTES // 2))
+        return await self._post(b'{"truncate":true,"input":"' + text + b'"}')
 
     async def send_json_that_grows(self) -> str:
         """Two bytes a list, which are fifty when parsed."""

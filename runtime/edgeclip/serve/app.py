@@ -27,6 +27,7 @@ from edgeclip.serve.pictures import PictureDecoder, PictureLimits
 from edgeclip.serve.priorities import niceness_for
 from edgeclip.serve.readiness import Readiness
 from edgeclip.serve.reading import PendingBytes, parse, read_body, while_connected
+from edgeclip.serve.request_fields import JINA_TASKS
 from edgeclip.serve.service import EmbeddingService, Fetch, Stages
 from edgeclip.serve.settings import Settings
 from edgeclip.serve.shell import PAGE_POLICY, Application, Endpoint, Shell
@@ -167,6 +168,7 @@ def _route(settings: Settings, encoder: Encoder, model: str, metrics: Metrics, f
             "owned_by": manifest.source.name.rpartition("/")[0] or "edgeclip",
             "dimensions": list(manifest.matryoshka_dims),
             "tasks": list(service.limits.tasks),
+            "tasks_without_instruction": [task for task in JINA_TASKS if task not in service.limits.tasks],
         }
         if name != model:
             raise ApiError(404, f"the model is not served here; {model} is", param="model", code="model_not_found")

@@ -12,7 +12,16 @@ from typing import Any
 
 from edgeclip.errors import MissingExtraError
 from edgeclip.installation import install_command
-from edgeclip.serve.dialects import FORMATS, OPENAI_FORMATS, RequestLimits
+from edgeclip.serve.dialects import RequestLimits
+from edgeclip.serve.request_fields import (
+    CUTS,
+    FORMATS,
+    IGNORED_FIELDS,
+    INPUT_FIELDS,
+    INPUT_TYPES,
+    JINA_TASKS,
+    OPENAI_FORMATS,
+)
 
 ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon.png": "image/png"}
 START_SCRIPT = """SwaggerUIBundle({
@@ -194,7 +203,12 @@ _ANSWERS: dict[str, Any] = {
             "created": {"type": "integer"},
             "owned_by": {"type": "string"},
             "dimensions": {"type": "array", "items": {"type": "integer"}},
-            "tasks": {"type": "array", "items": {"type": "string"}},
+            "tasks": {"type": "array", "items": {"type": "string"}, "description": "with an instruction"},
+            "tasks_without_instruction": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "taken too; they change nothing",
+            },
         },
     },
     "Health": {
@@ -253,34 +267,59 @@ def _request(limits: RequestLimits, allow_urls: bool) -> dict[str, Any]:
     forms = {"enum": list(FORMATS)}
     some_forms = {"anyOf": [{"enum": [*FORMATS, None]}, {"type": "array", "items": forms, "minItems": 1}]}
     full = limits.embedding_dim
+    inputs = {
+        "anyOf": [*shapes, {"type": "null"}],
+        "description": f"texts of at most {limits.max_request_chars} characters together, written in NFKC",
+    }
+    strings = {"type": ["array", "null"], "items": {"type": "string", "minLength": 1}, "minItems": 1}
+    dimensions = {
+        "anyOf": [
+            {"type": ["integer", "null"], "minimum": 1, "maximum": full},
+            {"type": "string", "pattern": "^[0-9]{1,9}$"},
+        ],
+        "description": f"the first so many of {full}",
+    }
+    tasks = ", ".join(limits.tasks) or "none"
     return {
         "type": "object",
-        "required": ["input"],
-        "additionalProperties": False,
+        "anyOf": [{"required": [name]} for name in INPUT_FIELDS],
+        "additionalProperties": {"type": "null"},
         "properties": {
             "model": {"type": ["string", "null"], "maxLength": 256, "description": "any name; it is echoed"},
-            "input": {
-                "anyOf": shapes,
-                "description": f"texts of at most {limits.max_request_chars} characters together, written in NFKC",
-            },
-            "dimensions": {
-                "anyOf": [
-                    {"type": ["integer", "null"], "minimum": 1, "maximum": full},
-                    {"type": "string", "pattern": "^[0-9]{1,9}$"},
-                ],
-                "description": f"the first so many of {full}",
-            },
+            "input": inputs,
+            "inputs": {**inputs, "description": "input, as Hugging Face calls it"},
+            "texts": {**strings, "description": "input, as Cohere calls texts"},
+            "images": {**strings, "description": "input, as Cohere calls images"},
+            "dimensions": dimensions,
+            "output_dimension": {**dimensions, "description": "dimensions, as Cohere, Voyage and Mistral call them"},
             "encoding_format": {"enum": [*OPENAI_FORMATS, None], "description": "OpenAI's"},
             "embedding_type": {**some_forms, "description": "Jina's"},
             "encoding_type": {**some_forms, "description": "Jina's older name"},
-            "task": {"enum": [*limits.tasks, None]},
+            "embedding_types": {**some_forms, "description": "Cohere's"},
+            "output_dtype": {"enum": [*FORMATS, None], "description": "Voyage's and Mistral's"},
+            "task": {
+                "enum": [*dict.fromkeys((*limits.tasks, *JINA_TASKS)), None],
+                "description": f"this model has an instruction for: {tasks}. The others change nothing",
+            },
+            "input_type": {
+                "enum": [*INPUT_TYPES, None],
+                "description": "the task, as Cohere, Voyage, NVIDIA and Elasticsearch call it",
+            },
+            "modality": {
+                "anyOf": [
+                    {"enum": ["text", "image", None]},
+                    {"type": "array", "items": {"enum": ["text", "image"]}, "minItems": 1},
+                ],
+                "description": "NVIDIA's: what the inputs are; an error where they are not",
+            },
             "normalized": {"type": ["boolean", "null"], "default": True},
             "truncate": {
-                "type": ["boolean", "null"],
-                "default": True,
-                "description": "whether a text that is too long is cut (and marked) or an error",
+                "enum": [True, False, *CUTS, None],
+                "default": False,
+                "description": "whether a text that is too long is cut at its end, and marked; else it is an error",
             },
-            "user": {"type": ["string", "null"]},
+            "truncation": {"type": ["boolean", "null"], "description": "truncate, as Voyage calls it"},
+            **{name: {"description": "ignored"} for name in IGNORED_FIELDS},
             "late_chunking": {"enum": [False, None]},
             "return_multivector": {"enum": [False, None]},
         },

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from edgeclip.serve.body_faults import explain
 from edgeclip.serve.dialects import EmbeddingRequest, RequestLimits, parse_request
 from edgeclip.serve.errors import ApiError, retry_later
 from edgeclip.serve.metrics import Metrics
@@ -89,12 +90,12 @@ def parse(body: bytes | bytearray, limits: RequestLimits) -> EmbeddingRequest:
     try:
         return parse_request(orjson.loads(body), limits)
     except orjson.JSONDecodeError as error:
-        where = error.pos
+        refusal = explain(body, error)
     except ApiError as error:
         # Its traceback holds the document, and the error lives until it is told: what others allocate meanwhile would
         # lie among a document's million objects, and Python's allocator could give none of their memory back.
         raise error.with_traceback(None) from None
-    raise ApiError(400, f"the body is not JSON (at character {where})", code="invalid_json")
+    raise refusal
 
 
 async def while_connected(request: "Request", work: Awaitable[bytes]) -> bytes:

@@ -212,7 +212,7 @@ class EmbeddingService:
         if cut and not request.is_cut:
             raise ApiError(
                 400,
-                f"{_some(cut)} longer than {facts.max_length} tokens; shorten, or leave truncate out to have it cut",
+                f'{_some(cut)} longer than {facts.max_length} tokens; shorten, or send "truncate": true for a cut',
                 param=f"input[{cut[0]}]",
                 code="context_length_exceeded",
             )

@@ -48,7 +48,7 @@ export class Client {
 
   async embed(input, { task, signal }) {
     const started = performance.now();
-    const body = { model: this.model, input, embedding_type: "base64", ...(task && { task }) };
+    const body = { model: this.model, input, embedding_type: "base64", truncate: true, ...(task && { task }) };
     const response = await this.fetch("v1/embeddings", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
