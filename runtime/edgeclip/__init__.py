@@ -20,9 +20,11 @@ from edgeclip.errors import (
     EdgeclipError,
     InputError,
     MissingExtraError,
+    SkippedWarning,
     TruncationWarning,
     UnprovedWarning,
 )
+from edgeclip.image_stream import EncodedImages, SkippedImage
 from edgeclip.manifest import Manifest
 from edgeclip.telemetry import disable_telemetry
 
@@ -35,10 +37,13 @@ __all__ = [
     "BundleError",
     "DeviceError",
     "EdgeclipError",
+    "EncodedImages",
     "Encoder",
     "InputError",
     "Manifest",
     "MissingExtraError",
+    "SkippedImage",
+    "SkippedWarning",
     "TruncationWarning",
     "UnprovedWarning",
     "__version__",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgeclip.errors import BundleError
-from edgeclip.manifest import FileFacts, Manifest
+from edgeclip.manifest import TOWERS, FileFacts, Manifest
 
 FAMILIES = ("jina-clip",)
 _BLOCK_BYTES = 8 << 20
@@ -67,3 +67,16 @@ def verify_hash(folder: Path, file: FileFacts, progress: Callable[[int], None] =
             f"{folder}: {file.name} is not what was exported (its sha256 differs from the manifest's); "
             "export or copy the bundle again"
         )
+
+
+def unproved(manifest: Manifest) -> str | None:
+    """The words for towers that are narrowed and were never held against the fp32 bundle."""
+    proved = {one.tower for one in manifest.measured if one.against == "fp32 bundle"}
+    missing = [name for name in TOWERS if manifest.tower(name).precision != "fp32" and name not in proved]
+    if not missing:
+        return None
+    named = " and ".join(f"the {name} tower ({manifest.tower(name).precision})" for name in missing)
+    return (
+        f"nobody measured what {named} lost against the fp32 bundle; make it with `edgeclip quantize`, "
+        "or see with `edgeclip eval --against`"
+    )

@@ -14,19 +14,20 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.batch_policy import BatchPolicy
-from edgeclip.bundle import open_manifest, verify_hash
+from edgeclip.bundle import open_manifest, unproved, verify_hash
 from edgeclip.devices import Device, choose_device, usable_cpus
 from edgeclip.errors import BundleError, DeviceError, InputError, TruncationWarning, UnprovedWarning
+from edgeclip.image_stream import EncodedImages, OnError, SkippedImage, check_on_error, stream_images
 from edgeclip.images import ImageInput, is_image
+from edgeclip.inputs import check_batch_size, check_images, check_texts, check_truncate_dim
 from edgeclip.jina_clip import preprocess_image, prompt
 from edgeclip.manifest import TOWERS, Manifest, TowerName
-from edgeclip.pipeline import stage_images
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip.providers import Plan
 from edgeclip.selftest import run_selftest
@@ -89,8 +90,8 @@ class Encoder:
             raise InputError(f"threads is {threads!r}, wanted an int from 1 to {_MOST_THREADS}")
         folder = Path(bundle)
         manifest = open_manifest(folder)
-        if unproved := _unproved(manifest):
-            warnings.warn(UnprovedWarning(f"{folder}: {unproved}"), stacklevel=2)
+        if told := unproved(manifest):
+            warnings.warn(UnprovedWarning(f"{folder}: {told}"), stacklevel=2)
         chosen = choose_device(device, import_onnxruntime().get_available_providers(), manifest.target)
         encoder = cls(folder, manifest, chosen, threads or usable_cpus())
         is_lazy = chosen.kind == "cpu"  # another device is proved by starting it
@@ -147,11 +148,11 @@ class Encoder:
         """
         self._check_open()
         is_single = isinstance(texts, str)
-        dim = self._dimension(truncate_dim)
-        _check_batch_size(batch_size)
+        dim = check_truncate_dim(truncate_dim, self.manifest)
+        check_batch_size(batch_size)
         limit = check_max_length(max_length, self.manifest.tokenizer)
         prompt("", task, self.manifest.tokenizer.instructions)  # before the tower begins to load
-        checked = _check_texts([texts] if isinstance(texts, str) else texts)
+        checked = check_texts(texts)
         if checked and self._parsed is None:
             self._load_ahead("text")
         tokenized = self.tokenize(checked, task=task, max_length=limit)
@@ -166,69 +167,111 @@ class Encoder:
                 bar.advance(len(batch.indices))
         return vectors[0] if is_single else vectors
 
+    @overload
     def encode_image(
         self,
-        images: ImageInput | Sequence[ImageInput],
+        images: ImageInput | Iterable[ImageInput],
         *,
         truncate_dim: int | None = None,
         batch_size: int | None = None,
         progress: bool | None = None,
-    ) -> Vectors:
+        on_error: Literal["raise"] = "raise",
+    ) -> Vectors: ...
+    @overload
+    def encode_image(
+        self,
+        images: ImageInput | Iterable[ImageInput],
+        *,
+        truncate_dim: int | None = None,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+        on_error: Literal["skip"] | Callable[[SkippedImage], None],
+    ) -> EncodedImages: ...
+    def encode_image(
+        self,
+        images: ImageInput | Iterable[ImageInput],
+        *,
+        truncate_dim: int | None = None,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+        on_error: OnError = "raise",
+    ) -> Vectors | EncodedImages:
         """Unit vectors of images: (dim,) for one image, (N, dim) float32 for several, in their order.
 
         An image is a path, the bytes of a file, a "data:image/...;base64," string, a PIL image, or an
         RGB array (height, width, 3) uint8. URLs are not fetched. Options as in `encode_text`; no more than 32 images
         go to the tower together, whatever `batch_size` is.
 
-        Raises InputError, naming the image, for one that cannot be read.
+        An image that cannot be read is an InputError that names it. With `on_error="skip"` it is left out, and the
+        answer is an EncodedImages: the vectors, the index of each one's image, and what was skipped and why. A
+        function for `on_error` skips too, and is called with each SkippedImage as it is found, in order.
         """
         self._check_open()
         is_single = is_image(images)
-        dim = self._dimension(truncate_dim)
-        _check_batch_size(batch_size)
-        items = _check_images([images] if is_single else images)
-        if len(items) == 1:  # nothing to do meanwhile
+        dim = check_truncate_dim(truncate_dim, self.manifest)
+        check_batch_size(batch_size)
+        check_on_error(on_error)
+        items = check_images(images)
+        if len(items) == 1 and on_error == "raise":  # nothing to do meanwhile
             pixels = self.preprocess(items[0], label="image" if is_single else "image 0")
             vectors = self._run("vision", pixels[None], dim)
             return vectors[0] if is_single else vectors
+        skipped: list[SkippedImage] = []
+        indices: list[int] = []
         vectors = np.empty((len(items), dim), dtype=np.float32)
         with ProgressBar("images", len(items), is_shown=is_wanted(progress)) as bar:
-            for batch, found in self._iter_images(items, dim, batch_size):
-                vectors[batch.start : batch.stop] = found
-                bar.advance(len(batch))
-        return vectors
+
+            def skip(image: SkippedImage) -> None:
+                skipped.append(image)
+                bar.advance()
+                if callable(on_error):
+                    on_error(image)
+
+            found = self._iter_images(items, dim, batch_size, on_error if on_error == "raise" else skip)
+            with contextlib.closing(found):
+                for batch, rows in found:
+                    vectors[len(indices) : len(indices) + len(batch)] = rows
+                    indices += batch
+                    bar.advance(len(batch))
+        if on_error == "raise":
+            return vectors
+        kept = vectors[: len(indices)].copy()
+        return EncodedImages(vectors=kept, indices=np.array(indices, dtype=np.int64), skipped=tuple(skipped))
 
     def iter_images(
         self,
-        images: ImageInput | Sequence[ImageInput],
+        images: ImageInput | Iterable[ImageInput],
         *,
         truncate_dim: int | None = None,
         batch_size: int | None = None,
-    ) -> Generator[tuple[range, Vectors]]:
-        """The vectors of images as they come: the indices of a batch and its (B, dim) float32, in order.
+        on_error: OnError = "raise",
+    ) -> Generator[tuple[Sequence[int], Vectors]]:
+        """The vectors of images as they come: the indices of a batch, a range, and its (B, dim) float32, in order.
 
         For more images than their vectors should be held of. The next are decoded in threads while one batch
         computes, a few and no more; so an array must stay as it is until its vector came. Whoever stops early closes
         it (`contextlib.closing`), and no thread is left. Options and errors as in `encode_image`, the options' at
-        once.
+        once. Of a batch with skipped images the other indices come, in a list; a function for `on_error` is called
+        before that, and "skip" gives one SkippedWarning at the end.
         """
         self._check_open()
-        dim = self._dimension(truncate_dim)
-        _check_batch_size(batch_size)
-        return self._iter_images(_check_images([images] if is_image(images) else images), dim, batch_size)
+        dim = check_truncate_dim(truncate_dim, self.manifest)
+        check_batch_size(batch_size)
+        check_on_error(on_error)
+        return self._iter_images(check_images(images), dim, batch_size, on_error)
 
     def _iter_images(
-        self, images: Sequence[ImageInput], dim: int, batch_size: int | None
-    ) -> Generator[tuple[range, Vectors]]:
+        self, images: Sequence[ImageInput], dim: int, batch_size: int | None, on_error: OnError
+    ) -> Generator[tuple[Sequence[int], Vectors]]:
         batches = list(self._policy.plan_images(len(images), batch_size))
         size = self.manifest.image.size_px
-        staged = partial(stage_images, batches, self._preparing(images), (size, size, 3), self._threads)
+        streamed = partial(stream_images, images, batches, self.preprocess, size, self._threads, on_error)
         if batches and self._device.kind == "cuda":  # page-locked, and kept for the next call
             session = self._session("vision")
-            staged = partial(staged, allocate=session.allocate, recycle=session.recycle)
-        with contextlib.closing(staged()) as ahead:
-            for batch, pixels in ahead:
-                yield batch, self._run("vision", pixels, dim)
+            streamed = partial(streamed, allocate=session.allocate, recycle=session.recycle)
+        with contextlib.closing(streamed()) as ahead:
+            for indices, pixels in ahead:
+                yield indices, self._run("vision", pixels, dim)
 
     def tokenize(
         self, texts: str | Iterable[str], *, task: str | None = None, max_length: int | None = None
@@ -239,7 +282,7 @@ class Encoder:
         """
         instructions = self.manifest.tokenizer.instructions
         prompt("", task, instructions)  # an unknown task is one without texts, too
-        checked = _check_texts([texts] if isinstance(texts, str) else texts)
+        checked = check_texts(texts)
         return self._tokenizer().encode([prompt(text, task, instructions) for text in checked], max_length)
 
     def count_token_ids(self) -> int:
@@ -295,21 +338,6 @@ class Encoder:
         unit: Vectors = vectors / lengths.clip(min=1e-12).astype(np.float32)
         return unit
 
-    def _preparing(self, items: Sequence[ImageInput]) -> Callable[[int], NDArray[np.uint8]]:
-        """`preprocess` of an item by its index, for several threads at once."""
-        loading = threading.Lock()
-
-        def prepare(index: int) -> NDArray[np.uint8]:
-            item = items[index]
-            if hasattr(item, "load"):
-                # A PIL image reads its file when first used and may stand in the list twice: Pillow loads one in one
-                # thread alone. Of what fails here `preprocess` tells.
-                with loading, contextlib.suppress(Exception):
-                    item.load()
-            return self.preprocess(item, label=f"image {index}")
-
-        return prepare
-
     def _load_ahead(self, tower: TowerName) -> None:
         """Begin to load a tower in a thread of its own. What goes wrong there is raised where the tower is used."""
 
@@ -355,55 +383,3 @@ class Encoder:
             if self._is_closed:  # meanwhile: `close` says so first and frees then
                 self._sessions.clear()
             return session
-
-    def _dimension(self, truncate_dim: int | None) -> int:
-        full = self.manifest.embedding_dim
-        if truncate_dim is None:
-            return full
-        if type(truncate_dim) is not int or not 1 <= truncate_dim <= full:
-            dims = ", ".join(map(str, self.manifest.matryoshka_dims))
-            raise InputError(
-                f"truncate_dim is {truncate_dim!r}, wanted an int from 1 to {full} (the model was trained for {dims})"
-            )
-        return truncate_dim
-
-
-def _unproved(manifest: Manifest) -> str | None:
-    """The words for towers that are narrowed and were never held against the fp32 bundle."""
-    proved = {one.tower for one in manifest.measured if one.against == "fp32 bundle"}
-    missing = [name for name in TOWERS if manifest.tower(name).precision != "fp32" and name not in proved]
-    if not missing:
-        return None
-    named = " and ".join(f"the {name} tower ({manifest.tower(name).precision})" for name in missing)
-    return (
-        f"nobody measured what {named} lost against the fp32 bundle; make it with `edgeclip quantize`, "
-        "or see with `edgeclip eval --against`"
-    )
-
-
-def _check_texts(texts: Iterable[str]) -> list[str]:
-    is_scalar = isinstance(texts, np.ndarray) and texts.ndim == 0  # says it is iterable, and is not
-    if isinstance(texts, bytes | bytearray) or not isinstance(texts, Iterable) or is_scalar:
-        raise InputError(f"texts must be a str or a sequence of str, found {type(texts).__name__}")
-    checked = list(texts)
-    for index, text in enumerate(checked):
-        if not isinstance(text, str):
-            raise InputError(f"text {index} is {type(text).__name__}, wanted str")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"text {index} holds a lone surrogate, so it is no Unicode text") from error
-    return checked
-
-
-def _check_images(images: Any) -> Sequence[ImageInput]:
-    if isinstance(images, np.ndarray) and images.ndim == 4:
-        return list(images)
-    if isinstance(images, Iterable) and not isinstance(images, np.ndarray) and not hasattr(images, "read"):
-        return list(images)  # a file would give its lines
-    return [images]  # what it is instead is said where it is decoded
-
-
-def _check_batch_size(batch_size: int | None) -> None:
-    if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
-        raise InputError(f"batch_size is {batch_size!r}, wanted a positive int")

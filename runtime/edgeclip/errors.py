@@ -46,3 +46,11 @@ class TruncationWarning(UserWarning):
     def __init__(self, message: str, *, cut: int = 0) -> None:
         super().__init__(message)
         self.cut = cut
+
+
+class SkippedWarning(UserWarning):
+    """Some images, those of the indices `skipped`, could not be read and were skipped, as `on_error="skip"` asks."""
+
+    def __init__(self, message: str, *, skipped: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.skipped = skipped

@@ -27,7 +27,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, BinaryIO, TypeGuard, Union
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,7 @@ RgbImage = Union["Image", NDArray[np.uint8]]
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "HEIF", "JPEG2000", "TIFF", "BMP", "DIB", "ICO", "PPM", "TGA")
 _WANTED = 'a path, bytes, a "data:image/...;base64," string, a PIL image or a uint8 RGB array'
 _SHOWN_CHARACTERS = 100
+_PATH_KINDS = "OUT"  # numpy's for objects, str of one width, and StringDType
 # A pipe is read whole, for a decoder must go back in it: so much, and not for ever from one where nobody writes.
 _MOST_PIPE_BYTES = 1 << 30
 _PIPE_SILENCE_S = 30.0
@@ -53,9 +54,12 @@ _quiet_lock = threading.Lock()
 
 
 def is_image(value: object) -> TypeGuard[ImageInput]:
-    """Whether `value` is one image, good or bad, rather than several: an array is, unless it has 4 axes."""
+    """Whether `value` is one image, good or bad, rather than several.
+
+    An array is one unless it has 4 axes, or holds str or objects (paths mostly) along its only axis.
+    """
     if isinstance(value, np.ndarray):
-        return value.ndim != 4
+        return value.ndim == 0 if value.dtype.kind in _PATH_KINDS else value.ndim != 4
     return isinstance(value, str | os.PathLike | bytes | bytearray | memoryview) or _is_pil_image(value)
 
 
@@ -71,6 +75,9 @@ def decode_image(image: ImageInput, *, label: str) -> RgbImage:
     installed, MemoryError where its pixels do not fit.
     """
     if isinstance(image, np.ndarray):
+        if image.ndim == 0 and image.dtype.kind in _PATH_KINDS:
+            path: Any = image.item()
+            return decode_image(path, label=label)
         return _check_array(image, label)
     if isinstance(image, bytes | bytearray | memoryview):
         return _decode(io.BytesIO(bytes(image)), label)
@@ -107,6 +114,10 @@ def _check_array(array: NDArray[np.uint8], label: str) -> NDArray[np.uint8]:
 
 def _array_advice(array: NDArray[np.generic]) -> str:
     shape = array.shape
+    if array.dtype.kind == "S":
+        return "pass files as a list of bytes, for numpy cuts zeros from the end of its own"
+    if array.dtype.kind in _PATH_KINDS and array.ndim < 3:
+        return "pass paths in a list, or in an array of one axis"
     if not array.size:
         return "it has no pixels"
     if array.ndim == 2:
@@ -141,7 +152,7 @@ def _data_uri_bytes(uri: str, label: str) -> bytes:
 
 
 def _decode_path(path: str, label: str) -> "Image":
-    label = f"{label} ({_shown(path)})"
+    label = f"{label} ({shown_path(path)})"
     if _is_pipe(path):
         return _decode(io.BytesIO(_read_pipe(path, label)), label)
     if re.match(r"[a-z][a-z0-9+.-]+://|https?:", path, re.IGNORECASE):
@@ -301,7 +312,7 @@ def _unread(file: BinaryIO) -> str:
     return f"not an image, or damaged at its beginning; convert it to one of {', '.join(_known_formats())}"
 
 
-def _shown(path: str) -> str:
+def shown_path(path: str) -> str:
     """The path on one line, its middle left out when it is long."""
     text = path if path.isprintable() else ascii(path)[1:-1]
     half = _SHOWN_CHARACTERS // 2

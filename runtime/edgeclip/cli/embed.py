@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
             found = encoder.iter_images(images, truncate_dim=options.truncate_dim, batch_size=options.batch_size)
             with contextlib.closing(found):
                 for batch, vectors in found:
-                    write("image", images[batch.start : batch.stop], vectors)
+                    write("image", [images[index] for index in batch], vectors)
                     bar.advance(len(batch))
         if options.out:
             print(
