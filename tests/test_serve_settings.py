@@ -37,6 +37,7 @@ def test_every_variable_is_read() -> None:
         "bool": ("on", True),
         "str": ("cpu", "cpu"),
         "Path": ("here", Path("here")),
+        "path": ("/embed", "/embed"),
         "int": ("77", 77),
         "float": ("1.5", 1.5),
         "share": ("0.125", 0.125),
@@ -47,7 +48,7 @@ def test_every_variable_is_read() -> None:
     for option, field in zip(OPTIONS, dataclasses.fields(Settings), strict=True):
         kind = getattr(field.type, "__name__", str(field.type)).partition("[")[0].partition(" |")[0]
         kind = kind.removeprefix("pathlib.")
-        kind = {"log_level": "LogLevel", "image_share": "share"}.get(field.name, kind)
+        kind = {"log_level": "LogLevel", "root_path": "path", "image_share": "share"}.get(field.name, kind)
         environment[option.variable], wanted[field.name] = given[kind]
     environment |= {"EDGECLIP_MAX_PENDING_BYTES": "78", "EDGECLIP_MAX_QUEUED_TEXTS": "79"}
     wanted |= {"max_pending_bytes": 78, "max_queued_texts": 79}
@@ -71,6 +72,11 @@ def test_every_variable_is_read() -> None:
         (("b", "--max-body-bytes", "999999999"), {}, "more than max_pending_bytes"),
         (("b", "--max-request-chars", "9999"), {}, "max_text_chars is 262144, more than max_request_chars, 9999"),
         (("b", "--allow-http-urls"), {}, "without allow_urls"),
+        (
+            ("b", "--root-path", "embed/"),
+            {},
+            "root path 'embed/': wanted /name or /name/name, without a slash",
+        ),
         (("b", "--cors", "example.org"), {}, "wanted https://host[:port], or *"),
         (("b", "--log-level", "trace"), {}, "wanted one of debug, info, warning, error"),
         (("b", "--max-redirects", "-1"), {}, "max_redirects is -1"),
@@ -129,6 +135,16 @@ def test_keys_of_a_file(tmp_path: Path) -> None:
     assert read_keys(tmp_path / "keys") == ("one-two-three", "four-five-six")
     with pytest.raises(InputError, match="cannot be read"):
         read_keys(tmp_path / "nowhere")
+
+
+def test_a_key_with_a_number_sign_is_whole(tmp_path: Path) -> None:
+    """A comment begins at the beginning of a line or after white space; Windows' mark belongs to no key."""
+    (tmp_path / "keys").write_bytes(
+        b"\xef\xbb\xbfsk-a#b#c\r\nsk-four-five#\n#sk-no-key\n \t# no key\nsk-six#7\t#8 # c\n"
+    )
+    assert read_keys(tmp_path / "keys") == ("sk-a#b#c", "sk-four-five#", "sk-six#7")
+    ring = KeyRing(read_keys(tmp_path / "keys"))
+    assert ring.opens("Bearer sk-a#b#c") and not ring.opens("Bearer sk-a")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from edgeclip.serve.keys import KeyRing
 from edgeclip.serve.lanes import Lane, LaneLimits
 from edgeclip.serve.memory import keep_trimmed
 from edgeclip.serve.metrics import Metrics
-from edgeclip.serve.openapi import ASSETS, DOCS_PAGE, START_SCRIPT, describe, read_asset
+from edgeclip.serve.openapi import ASSETS, START_SCRIPT, describe, docs_page, read_asset
 from edgeclip.serve.pictures import PictureDecoder, PictureLimits
 from edgeclip.serve.priorities import niceness_for
 from edgeclip.serve.readiness import Readiness
@@ -64,7 +64,10 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
         precisions=[encoder.manifest.tower(tower).precision for tower in TOWERS],
     )
     answer: Any = Shell(
-        _route(settings, encoder, model, metrics, fetch), metrics=metrics, keys=KeyRing(settings.api_keys)
+        _route(settings, encoder, model, metrics, fetch),
+        metrics=metrics,
+        keys=KeyRing(settings.api_keys),
+        root_path=settings.root_path,
     )
     if settings.cors_origins:
         from starlette.middleware.cors import CORSMiddleware
@@ -73,8 +76,9 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
             answer,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
-            expose_headers=["Retry-After", "Server-Timing"],
+            # What the page asks for is echoed: openai's package adds x-stainless-*, others headers of their own.
+            allow_headers=["*"],
+            expose_headers=["Retry-After", "Server-Timing", "X-Request-ID"],
         )
     return Application(answer, metrics.refused)
 
@@ -190,8 +194,9 @@ def _route(settings: Settings, encoder: Encoder, model: str, metrics: Metrics, f
     async def openapi(_: "Request") -> Response:
         return JSONResponse(document)
 
-    async def docs(_: "Request") -> Response:
-        return Response(DOCS_PAGE, media_type="text/html", headers={"Content-Security-Policy": _DOCS_POLICY})
+    async def docs(request: "Request") -> Response:
+        page = docs_page(is_folder=request.scope["edgeclip.path"].endswith("/"))
+        return Response(page, media_type="text/html", headers={"Content-Security-Policy": _DOCS_POLICY})
 
     async def docs_asset(request: "Request") -> Response:
         name = request.path_params["name"]
@@ -222,7 +227,11 @@ def _route(settings: Settings, encoder: Encoder, model: str, metrics: Metrics, f
         "/web/{name}": page,
     }
     routes = [Route(path, endpoint, methods=["GET"]) for path, endpoint in shown.items()]  # HEAD comes with GET
-    return Router([Route("/v1/embeddings", Endpoint(embeddings), methods=["POST"]), *routes], lifespan=lifespan)
+    return Router(
+        [Route("/v1/embeddings", Endpoint(embeddings), methods=["POST"]), *routes],
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
 
 
 def _lane(tower: TowerName, settings: Settings, encoder: Encoder, metrics: Metrics) -> Lane:

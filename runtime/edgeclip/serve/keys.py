@@ -6,20 +6,28 @@ length nor its place in the list shows in the time. Without keys the service is 
 
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from edgeclip.errors import InputError
 
+_COMMENT = re.compile(r"(^|\s)#.*")
+
 
 def read_keys(path: Path) -> tuple[str, ...]:
-    """The keys of a file, one a line; blank lines and comments (#) do not count. InputError without one."""
+    """The keys of a file, one a line, without blank lines and comments; InputError without one.
+
+    A comment begins with # at the beginning of a line or after white space; inside a key it is one of its characters.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(
+            encoding="utf-8-sig"
+        ).splitlines()  # Windows' editors write a mark before the first key
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise InputError(f"{path}: API keys cannot be read ({reason})") from error
-    keys = tuple(key for line in lines if (key := line.partition("#")[0].strip()))
+    keys = tuple(key for line in lines if (key := _COMMENT.sub("", line).strip()))
     if not keys:
         raise InputError(f"{path}: holds no API key; write one a line, or leave the file out to need none")
     return keys

@@ -24,24 +24,31 @@ from edgeclip.serve.request_fields import (
 )
 
 ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon.png": "image/png"}
+# Everything is relative to where it was loaded from: a proxy may have put a prefix before the paths.
 START_SCRIPT = """SwaggerUIBundle({
-  url: "../openapi.json", dom_id: "#docs", deepLinking: true, tryItOutEnabled: true,
+  url: new URL("../openapi.json", document.currentScript.src).href,
+  dom_id: "#docs", deepLinking: true, tryItOutEnabled: true,
   presets: [SwaggerUIBundle.presets.apis],
 });
 """
-DOCS_PAGE = """<!doctype html>
+_DOCS_PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>edgeclip API</title>
-<link rel="stylesheet" href="docs/swagger-ui.css"><link rel="icon" href="docs/favicon.png">
+<link rel="stylesheet" href="{folder}swagger-ui.css"><link rel="icon" href="{folder}favicon.png">
 </head>
 <body>
 <div id="docs"></div>
-<script src="docs/swagger-ui-bundle.js"></script><script src="docs/start.js"></script>
+<script src="{folder}swagger-ui-bundle.js"></script><script src="{folder}start.js"></script>
 </body>
 </html>
 """
+
+
+def docs_page(*, is_folder: bool) -> str:
+    """The page at /docs; `is_folder` where its address ends in a slash, and so stands among its files already."""
+    return _DOCS_PAGE.replace("{folder}", "" if is_folder else "docs/")
 
 
 def read_asset(name: str) -> bytes:
@@ -108,6 +115,7 @@ def describe(
     text = {"text/plain": {"schema": {"type": "string"}}}
     return {
         "openapi": "3.1.0",
+        "servers": [{"url": "./", "description": "this service, whatever prefix a proxy puts before its paths"}],
         "info": {"title": "edgeclip", "version": version, "description": _DESCRIPTION},
         "paths": {
             "/v1/embeddings": {"post": embeddings},

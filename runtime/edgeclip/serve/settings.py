@@ -44,6 +44,7 @@ class Settings:
     api_keys_file: Path | None = None
     api_keys: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     cors_origins: tuple[str, ...] = ()
+    root_path: str = ""
     max_body_bytes: int = 64 << 20
     max_values: int = 1_000_000
     max_pending_bytes: int = 256 << 20
@@ -106,6 +107,8 @@ class Settings:
         for origin in self.cors_origins:
             if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
                 raise InputError(f"cors origin {origin!r}: wanted https://host[:port], or *")
+        if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", self.root_path):
+            raise InputError(f"root path {self.root_path!r}: wanted /name or /name/name, without a slash at the end")
 
     @property
     def is_loopback(self) -> bool:
@@ -211,9 +214,16 @@ OPTIONS = (
     _option("allow_token_ids", "--token-ids", _parse_bool, None, "take token ids of this model's tokenizer"),
     _option("allow_urls", "--allow-urls", _parse_bool, None, "fetch images from https URLs"),
     _option("allow_http_urls", "--allow-http-urls", _parse_bool, None, "fetch from http URLs too"),
-    _option("api_keys_file", "--api-keys", Path, "FILE", "a file of API keys, one a line; # begins a comment"),
+    _option(
+        "api_keys_file",
+        "--api-keys",
+        Path,
+        "FILE",
+        "a file of API keys, one a line; # after a space is a comment",
+    ),
     _option("api_keys", None, _parse_list, None, "API keys, separated by commas"),
     _option("cors_origins", "--cors", _parse_list, "ORIGIN", "let pages of this origin call; may be repeated"),
+    _option("root_path", "--root-path", _text, "PATH", "a prefix of paths that a proxy does not strip, as /embed"),
     _option("max_body_bytes", "--max-body-bytes", _parse_int, "N", "of a request"),
     _option("max_values", "--max-values", _parse_int, "N", "commas and brackets of a request"),
     _option("max_pending_bytes", "--max-pending-bytes", _parse_int, "N", "of all requests in progress"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgeclip.serve.errors import ApiError, ending, log_bug
 from edgeclip.serve.keys import KeyRing
 from edgeclip.serve.metrics import Metrics
+from edgeclip.serve.paths import route_path
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -65,8 +66,8 @@ class Endpoint:
 class Shell:
     """Keys, security headers, metrics and a log line round every request; and every error in the API's shape."""
 
-    def __init__(self, app: Any, *, metrics: Metrics, keys: KeyRing) -> None:
-        self._app, self._metrics, self._keys = app, metrics, keys
+    def __init__(self, app: Any, *, metrics: Metrics, keys: KeyRing, root_path: str = "") -> None:
+        self._app, self._metrics, self._keys, self._root_path = app, metrics, keys, root_path
         self._in_progress = 0
         metrics.in_progress.set_function(lambda: self._in_progress)
 
@@ -76,6 +77,8 @@ class Shell:
             await self._app(scope, receive, send)
             return
         started, status = time.perf_counter(), 0
+        scope["edgeclip.path"] = scope["path"]  # as it was sent: what is relative in a page depends on its last slash
+        scope["path"] = route_path(scope["path"], self._root_path)
 
         async def sent(message: Message) -> None:
             nonlocal status
