@@ -23,7 +23,14 @@ _STARTS_WITHIN_S = 60
 def serving(bundle: Path, encoder: Encoder, *, fetch: Any = None, **settings: Any) -> Iterator[str]:
     """The base URL of a service of the encoder, which runs until the block ends."""
     chosen = Settings(bundle=bundle, **settings)
-    server = uvicorn.Server(configure(chosen, create_app(chosen, encoder, fetch=fetch)))
+    with running(configure(chosen, create_app(chosen, encoder, fetch=fetch))) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def running(config: uvicorn.Config) -> Iterator[str]:
+    """The base URL of a server with this configuration."""
+    server = uvicorn.Server(config)
     with contextlib.closing(listen("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import json
+import shutil
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +13,11 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 
 from edgeclip import Encoder
-from edgeclip.serve import connections
-from tests.serving import Troubled, depth, serving, until_ready, wait_for
+from edgeclip.serve import connections, framing
+from tests.serving import Troubled, depth, running, serving, until_ready, wait_for
 
 HEAD_S = BODY_S = 0.4
 PATIENCE_S = 10.0
@@ -26,11 +29,11 @@ ASSETS_AT_ONCE = 1 + connections._MAX_PIPELINED
 
 @pytest.fixture(scope="module")
 def url(bundle: Path, encoder: Encoder) -> Iterator[str]:
-    with serving(bundle, encoder, head_timeout_s=HEAD_S, body_timeout_s=BODY_S, ready_s=600) as running:
-        until_ready(running)
-        yield running
-        assert httpx.get(f"{running}/health/live").status_code == 200  # whatever was done to it
-        metrics = httpx.get(f"{running}/metrics").text
+    with serving(bundle, encoder, head_timeout_s=HEAD_S, body_timeout_s=BODY_S, ready_s=600) as url:
+        until_ready(url)
+        yield url
+        assert httpx.get(f"{url}/health/live").status_code == 200  # whatever was done to it
+        metrics = httpx.get(f"{url}/metrics").text
         assert 'status="500"' not in metrics
 
 
@@ -129,6 +132,9 @@ def test_a_small_answer_is_sent_at_once(url: str) -> None:
         def write(self, data: Any) -> None:
             self.sent.append(data)
 
+        def is_closing(self) -> bool:
+            return False
+
     async def send(*parts: bytes, flushes: bool) -> list[bytes]:
         transport = Sent()
         gathered = connections._Gathered(transport, asyncio.get_running_loop())
@@ -168,7 +174,7 @@ CHUNKED = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunke
         b"GET /" + b"a" * 10**6 + b" HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\na: " + b"b" * 10**6,
         b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 10**5 + b"\r\n",
-        b"GET / HTTP/1.1\r\na: " + b"b" * connections._MAX_HEAD_BYTES + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\na: " + b"b" * framing.MAX_HEAD_BYTES + b"\r\n\r\n",
         CHUNKED + b"0\r\n" + b"a: b\r\n" * 10**5,
         CHUNKED + b"1;" + b"a" * 10**6,
     ],
@@ -182,7 +188,7 @@ def test_a_huge_head_is_431(url: str, sent: bytes) -> None:
 
 
 def test_a_large_head_is_taken(url: str) -> None:
-    padding = b"a: " + b"b" * (connections._MAX_HEAD_BYTES - 100) + b"\r\n"
+    padding = b"a: " + b"b" * (framing.MAX_HEAD_BYTES - 100) + b"\r\n"
     sent = b"GET /health/live HTTP/1.1\r\nConnection: close\r\n" + padding + b"\r\n"
     assert talk(url, sent).startswith(b"HTTP/1.1 200 ")
 
@@ -220,11 +226,67 @@ def test_http_1_0_is_answered_and_closed(url: str, more: bytes) -> None:
     assert found.startswith(b"HTTP/1.1 200 ") and found.endswith(b'{"status":"ok"}')
 
 
-@pytest.mark.parametrize("upgrade", [b"websocket", b"h2c"])
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings, close\r\nUpgrade: %b\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"
+
+
+@pytest.mark.parametrize("upgrade", [b"websocket", b"h2c", b"TLS/1.3"])
 def test_an_upgrade_is_not_taken(url: str, upgrade: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    head = b"GET /health/live HTTP/1.1\r\nConnection: Upgrade, close\r\nUpgrade: " + upgrade + b"\r\n\r\n"
-    assert talk(url, head).startswith(b"HTTP/1.1 200 ")
+    """The request is answered as if it had not asked, and its body is read."""
+    for head, body in (
+        (b"GET /health/live HTTP/1.1\r\n", b""),
+        (b"POST /v1/embeddings HTTP/1.1\r\nContent-Length: 14\r\n", b'{"input": "a"}'),
+        (b"POST /v1/embeddings HTTP/1.1\r\nTransfer-Encoding: chunked\r\n", b'e\r\n{"input": "a"}\r\n0\r\n\r\n'),
+    ):
+        assert talk(url, head + UPGRADE % upgrade + b"\r\n" + body).startswith(b"HTTP/1.1 200 ")
     assert caplog.records == []
+
+
+def test_an_upgrade_does_not_hide_the_next_request(url: str) -> None:
+    first = GET.replace(b"\r\n\r\n", b"\r\n" + UPGRADE.replace(b", close", b"") % b"h2c" + b"\r\n")
+    last = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    assert talk(url, first + first + last).count(b"HTTP/1.1 200 ") == 3
+
+
+def test_curl_that_offers_http_2_is_answered(url: str) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    command = ["curl", "--http2", "--silent", "--show-error", "--max-time", "20", f"{url}/v1/embeddings"]
+    given = ["--header", "Content-Type: application/json", "--data", '{"input": ["a", "b"]}']
+    answer = json.loads(subprocess.run([*command, *given], check=True, capture_output=True).stdout)
+    assert len(answer["data"]) == 2
+
+
+JAVA = """
+import java.net.URI;
+import java.net.http.*;
+
+public class Ask {
+  public static void main(String[] given) throws Exception {
+    HttpClient client = HttpClient.newHttpClient();
+    for (int i = 0; i < 2; i++) {
+      HttpRequest request = HttpRequest.newBuilder(URI.create(given[0]))
+          .header("Content-Type", "application/json")
+          .POST(HttpRequest.BodyPublishers.ofString("{\\"input\\": \\"a\\"}")).build();
+      System.out.println(client.send(request, HttpResponse.BodyHandlers.ofString()).statusCode());
+    }
+  }
+}
+"""
+
+
+def test_java_at_its_defaults_is_answered(url: str, tmp_path: Path) -> None:
+    """Its HttpClient asks for h2c with every request to a plain address; the second uses the connection again."""
+    if shutil.which("javac") is None:
+        pytest.skip("no JDK is installed")
+    source = tmp_path / "Ask.java"
+    source.write_text(JAVA)
+    done = subprocess.run(["java", source, f"{url}/v1/embeddings"], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["200", "200"], done.stderr
+
+
+def test_http_2_without_asking_is_refused_in_words(url: str) -> None:
+    found = talk(url, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9))
+    assert refusal(found) == (400, "invalid_http") and b"neither TLS nor HTTP/2 is spoken" in found
 
 
 def test_pipelined_requests_are_answered_in_their_order(url: str) -> None:
@@ -233,6 +295,56 @@ def test_pipelined_requests_are_answered_in_their_order(url: str) -> None:
     last = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
     found = talk(url, sent + last).split(b"HTTP/1.1 ")[1:]
     assert [int(answer[:3]) for answer in found] == [200, 404, 200, 405, 200, 200]
+
+
+def test_bodies_are_answered_in_their_order(url: str) -> None:
+    """The second one comes while the first is answered, and is larger than what is held back."""
+    texts = ["a" * 200_000, "b" * 200_000, "c"]
+    sent = b""
+    for text in texts:
+        body = json.dumps({"input": text, "truncate": True, "dimensions": 1}).encode()
+        sent += b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    last = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    found = talk(url, sent * 2 + last).split(b"HTTP/1.1 ")[1:]
+    bodies = [answer.partition(b"\r\n\r\n")[2] for answer in found]
+    assert [int(answer[:3]) for answer in found] == [200] * 7
+    vectors = [json.loads(body)["data"][0]["embedding"] for body in bodies[:-1]]
+    assert vectors[:3] == vectors[3:] and bodies[-1] == b'{"status":"ok"}'
+
+
+def test_what_follows_is_kept_while_the_answer_before_is_awaited(bundle: Path) -> None:
+    """In pieces, also where a piece ends amidst a head; a broken one does not cost the answers before it."""
+    body = b'{"input": "a"}'
+    post = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 14\r\n\r\n" + body
+    broken = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n"
+    with Troubled.open(bundle, device="cpu") as encoder:
+        encoder.prepare()
+        with serving(bundle, encoder, ready_s=600) as url, connect(url) as client:
+            until_ready(url)
+            encoder.may_run.clear()
+            client.sendall(post)
+            wait_for(
+                lambda: "edgeclip_requests_in_progress 2.0\n" in httpx.get(f"{url}/metrics").text
+            )  # and this one
+            sent = GET + post + GET
+            for start in range(0, len(sent), 20):
+                client.sendall(sent[start : start + 20])
+                time.sleep(0.005)
+            client.sendall(broken)
+            encoder.may_run.set()
+            assert rest_of(client).count(b"HTTP/1.1 200 ") == 4
+
+
+def test_a_refusal_is_read_by_a_client_that_still_sends(url: str) -> None:
+    """Closing at once would reset the connection under the answer."""
+    head = b"POST /v1/embeddings HTTP/1.1\r\nConnection: close\r\nContent-Length: 100000000\r\n\r\n"
+    with connect(url) as client:
+        client.sendall(head)
+        time.sleep(0.1)
+        for _ in range(5):
+            client.sendall(bytes(1000))
+            time.sleep(0.02)
+        assert rest_of(client).startswith(b"HTTP/1.1 413 ")
 
 
 def test_ten_thousand_pipelined_requests_are_not_held(url: str) -> None:
@@ -272,6 +384,38 @@ def test_an_answer_that_is_not_read_is_given_up(url: str, monkeypatch: pytest.Mo
                     found += len(some)
                     pause_s = min(pause_s, 0.02)
         assert (found > (whole - 100) * ASSETS_AT_ONCE) is is_read
+
+
+@pytest.mark.parametrize("kind", ["httptools", "h11"])
+def test_the_server_behind_is_any_of_uvicorns(kind: Any) -> None:
+    """Nothing but asyncio's Protocol and Transport is used of it."""
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        body = b""
+        while (message := await receive())["type"] == "http.request":
+            body += message["body"]
+            if not message["more_body"]:
+                break
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]}
+        )
+        await send({"type": "http.response.body", "body": body})
+
+    plain = uvicorn.Config(answer, http=kind, log_config=None)
+    plain.load()
+    bounds = connections.Bounds(max_connections=9, max_refused=9, head_s=HEAD_S, body_s=BODY_S, idle_s=0.3)
+    protocol = connections.bounded_protocol(plain.http_protocol_class, bounds, lambda status, code: None)
+    config = uvicorn.Config(answer, http=protocol, log_config=None, lifespan="off", ws="none")
+    with running(config) as url:
+        post = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
+        last = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n" + UPGRADE % b"h2c" + b"\r\n"
+        found = talk(url, post * 3 + last + b"2\r\nde\r\n0\r\n\r\n")
+        assert [part.rpartition(b"\r\n")[2] for part in found.split(b"HTTP/1.1 ")[1:]] == [b"abc"] * 3 + [b"de"]
+        assert refusal(drip(url, b"GET /", b"x", most_s=HEAD_S + 2)) == (408, "request_timeout")
+        assert httpx.post(url, content=b"x" * 10**6).content == b"x" * 10**6
+        began = time.monotonic()
+        assert talk(url, post).endswith(b"abc")  # and closed when nothing else came
+        assert 0.3 <= time.monotonic() - began < PATIENCE_S
 
 
 def test_a_client_that_closes_its_half_has_left(bundle: Path) -> None:

@@ -1,36 +1,36 @@
-"""What a client may do to a connection: uvicorn's HTTP/1.1 protocol, with bounds where it has none.
+"""What a client may do to a connection: a protocol that stands between the socket and the HTTP server, with bounds.
 
-httptools waits for the head of a request as long as the client likes and holds as much of it as comes; an answer that
-nobody reads is held for ever, and so is a connection that sends a byte now and then. Here
+An HTTP server waits for the head of a request as long as the client likes; an answer that nobody reads is held for
+ever, and so is a connection that sends a byte now and then. Here
 
-    a head has `head_s` and _MAX_HEAD_BYTES, and so have trailers and whatever else is not the body
+    a head has `head_s` and `framing.MAX_HEAD_BYTES`, and so have trailers and whatever else is not the body
     a body has `body_s`, also one that nobody waits for any more because its request was refused
+    a connection without a request is closed after `idle_s`
     an answer that is not read is given up when _WRITE_S went by without _LEAST_READ_BYTES
     connections beyond `max_connections`, and requests pipelined beyond _MAX_PIPELINED, are not taken
 
 and what is refused before there is a request is refused in OpenAI's shape too. A client that closes its half of the
 connection has left, as for nginx: of a FIN nobody can tell whether the other half is still read.
+
+The server behind is any asyncio protocol, and gets one request after the other, each in the plain form that
+`edgeclip.serve.framing` gives it. Only asyncio's Protocol and Transport are used of it.
 """
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from email.utils import formatdate
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any
 
 from edgeclip.serve.errors import ApiError
+from edgeclip.serve.framing import AnswerReader, Head, Place, RequestReader
 
-if TYPE_CHECKING:
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle as Cycle
-
-    _Protocol = HttpToolsProtocol
-else:
-    _Protocol = object  # `bounded_protocol` puts uvicorn's there, once somebody serves
-
-_MAX_HEAD_BYTES = 32 << 10  # as much as nginx takes
 _MAX_PIPELINED = 16
+# Of requests that wait for the answer before them; beyond it nothing is read.
+_MAX_WAITING_BYTES = 256 << 10
 _WRITE_S = 30.0
 _GATHERED_BYTES = 64 << 10
 _LEAST_READ_BYTES = 64 << 10
@@ -42,25 +42,59 @@ Refused = Callable[[int, str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """How many connections there may be at once, and the seconds that a client has for a head and for a body."""
+    """How many connections there may be at once, and the seconds that a client has.
+
+    `max_refused` connections more get an answer that says so; others are closed without one.
+    """
 
     max_connections: int
+    max_refused: int
     head_s: float
     body_s: float
+    idle_s: float
 
 
-def bounded_protocol(bounds: Bounds, refused: Refused) -> "type[asyncio.Protocol]":
-    """The protocol class for uvicorn. `refused` is told the status and code of each refusal that is no request."""
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+def bounded_protocol(
+    inner: Callable[..., asyncio.Protocol], bounds: Bounds, refused: Refused
+) -> type[asyncio.Protocol]:
+    """A protocol class whose instances stand before one of `inner` each, made with the same arguments.
 
-    members = {"_bounds": bounds, "_tell_refused": staticmethod(refused)}
-    return cast("type[asyncio.Protocol]", type("BoundedProtocol", (_Bounded, HttpToolsProtocol), members))
+    `refused` is called with the status and code of each refusal that is no request.
+    """
+    place = _Listener(inner=inner, bounds=bounds, refused=refused)
+
+    class BoundedProtocol(_Connection):
+        listener = place
+
+    return BoundedProtocol
+
+
+@dataclass(slots=True, kw_only=True)
+class _Listener:
+    """What all connections share."""
+
+    inner: Callable[..., asyncio.Protocol]
+    bounds: Bounds
+    refused: Refused
+    open: int = 0
+
+
+@dataclass(slots=True)
+class _Request:
+    """A request that is not yet read and answered whole; `parts` are held back while an earlier one is answered."""
+
+    method: bytes
+    is_last: bool
+    is_started: bool
+    is_whole: bool = False
+    is_answered: bool = False
+    parts: list[bytes] = field(default_factory=list)
 
 
 class _Gathered:
-    """A transport that sends a head and its body at once: each would wake the client, and a packet each is more.
+    """Sends a head and its body at once: each would wake the client, and a packet each is more.
 
-    What was written is sent by `flush`, at the latest in the loop's next turn, and before anything else is done.
+    What was written is sent by `flush`, at the latest in the loop's next turn.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -74,178 +108,285 @@ class _Gathered:
 
     def flush(self) -> None:
         parts, self._parts = self._parts, []
+        if self._transport.is_closing():
+            return
         if sum(map(len, parts)) <= _GATHERED_BYTES:
             parts = [b"".join(parts)] if parts else []
         for part in parts:  # large ones as they are, for joining copies
             self._transport.write(part)
 
+
+class _InnerTransport:
+    """What the inner protocol takes for its transport."""
+
+    def __init__(self, connection: "_Connection", transport: asyncio.Transport) -> None:
+        self._connection, self._transport = connection, transport
+        self.write = connection.answer
+        self.get_extra_info = transport.get_extra_info
+
+    def writelines(self, parts: list[bytes]) -> None:
+        self.write(b"".join(parts))
+
+    def pause_reading(self) -> None:
+        self._connection.let_inner_read(False)
+
+    def resume_reading(self) -> None:
+        self._connection.let_inner_read(True)
+
+    def is_closing(self) -> bool:
+        return self._connection.is_closed_for_inner or self._transport.is_closing()
+
+    def close(self) -> None:
+        self._connection.close_for_inner()
+
+    abort = close
+
     def __getattr__(self, name: str) -> Any:
-        self.flush()
         return getattr(self._transport, name)
 
 
-class _Refusal(Exception):  # noqa: N818 - httptools turns it into its own error
-    """Leaves the parser in the middle of a head."""
+class _Connection(asyncio.Protocol):
+    """One connection. A timer runs in a head, in a body and while there is no request."""
 
+    listener: _Listener
 
-class _Bounded(_Protocol):
-    """One connection. Its reading is between requests, in a head or in a body; a timer runs in the latter two."""
-
-    _bounds: Bounds
-    _tell_refused: Refused
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._gathered = _Gathered(transport, asyncio.get_running_loop())
-        super().connection_made(cast("asyncio.Transport", self._gathered))
-        self._place: Literal["between", "head", "body"] = "between"
+    def __init__(self, **given: Any) -> None:
+        self._inner = self.listener.inner(**given)
+        self._bounds = self.listener.bounds
+        self._loop = asyncio.get_running_loop()
+        self._reader = RequestReader(
+            on_place=self._set_timer_for, on_head=self._take_head, on_data=self._take_data, on_end=self._take_end
+        )
+        self._answers = AnswerReader()
+        self._requests: deque[_Request] = deque()
+        self._waiting_bytes = 0
         self._is_deaf = False  # whatever else comes is thrown away
-        self._idle_bytes = 0  # that came since the parser last saw a head's end or some of a body
-        self._running: Cycle | None = None  # `cycle` is the last that was begun, and may wait behind it
+        self._closes_at_last = False  # after the answers that are due
+        self._is_inner_cut = False  # it was told that the client has left
+        self.is_closed_for_inner = False  # what it writes is thrown away
+        self._may_inner_read = self._is_reading = True
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
-        if len(self.connections) > self._bounds.max_connections:
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport, self._out = transport, _Gathered(transport, self._loop)
+        self.listener.open += 1
+        self._inner.connection_made(_InnerTransport(self, transport))  # type: ignore[arg-type]
+        beyond = self.listener.open - self._bounds.max_connections
+        if beyond > self._bounds.max_refused:
+            self._is_deaf = True
+            transport.abort()
+        elif beyond > 0:
             self._refuse(ApiError(503, "too many connections; try again later", code="too_many_connections"))
         else:
-            self._enter("head")
+            self._set_timer(self._bounds.head_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
+        self.listener.open -= 1
+        self._is_deaf = True
+        self._requests.clear()
         self._set_timer(None)
         self._stop_write_timer()
-        self._forget(self._running)  # uvicorn tells the last request only
+        if not self._is_inner_cut:
+            self._cut_inner(exc)
+        # Else a connection would live until the next collection of garbage, and with it its last request.
+        self._reader.close()
+        self._answers.close()
+        del self._inner, self._reader, self._answers
 
     def data_received(self, data: bytes) -> None:
-        """Feeds the parser; what is no HTTP is 400. No line in the log: any scanner could fill it."""
-        import httptools
-
+        """What is no HTTP makes no line in the log: any scanner could fill it."""
         if self._is_deaf:
             return
-        self._unset_keepalive_if_required()
-        if self._place == "between":
-            self._enter("head")
-        self._idle_bytes += len(data)
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # there is nothing to upgrade to, and the request was answered as it is
-        except httptools.HttpParserError as error:
-            if isinstance(error.__context__, _Refusal):
-                self._give_up(_head_too_large() if self._is_head_large() else None)
-            else:
-                self._give_up(ApiError(400, "this is no HTTP/1.1 request", code="invalid_http"))
-        else:
-            if self._idle_bytes > _MAX_HEAD_BYTES:
-                self._give_up(_head_too_large())
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        if self._place != "head":
-            self._enter("head")
-
-    def on_headers_complete(self) -> None:
-        if self._is_head_large() or len(self.pipeline) >= _MAX_PIPELINED:
-            raise _Refusal
-        super().on_headers_complete()
-        if not self.pipeline:
-            self._running = self.cycle
-        self._enter("body")
-
-    def on_body(self, body: bytes) -> None:
-        self._idle_bytes = 0
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        super().on_message_complete()
-        self._enter("between")
-
-    def on_response_complete(self) -> None:
-        self._gathered.flush()
-        self._running = self.pipeline[-1][0] if self.pipeline else None
-        super().on_response_complete()
+            self._reader.feed(data)
+        except ApiError as error:
+            if not self._is_deaf:
+                self._give_up(error)
 
     def pause_writing(self) -> None:
-        super().pause_writing()
+        self._inner.pause_writing()
         self._watch_writing()
 
     def resume_writing(self) -> None:
-        super().resume_writing()
-        self._stop_write_timer()
+        self._inner.resume_writing()
+        if not self._transport.is_closing():
+            self._stop_write_timer()
 
-    def timeout_keep_alive_handler(self) -> None:
-        """An answer that is still not read would keep a closed connection open."""
-        if self.transport.get_write_buffer_size():
-            self.transport.abort()
+    # What the reader of requests calls.
+
+    def _take_head(self, head: Head) -> None:
+        if len(self._requests) > _MAX_PIPELINED:
+            raise ApiError(400, f"more than {_MAX_PIPELINED} pipelined requests", code="too_many_requests")
+        self._requests.append(_Request(head.method, head.is_last, is_started=not self._requests))
+        self._take_data(head.data)
+
+    def _take_data(self, data: bytes) -> None:
+        request = self._requests[-1]
+        if not request.is_started:
+            request.parts.append(data)
+            self._waiting_bytes += len(data)
+            self._choose_reading()
+        elif not self.is_closed_for_inner:
+            self._inner.data_received(data)
+
+    def _take_end(self) -> None:
+        request = self._requests[-1]
+        request.is_whole = True
+        if request.is_last:
+            self._become_deaf()
+        self._finish_first()
+
+    # What the inner protocol calls, through its transport.
+
+    def answer(self, data: bytes) -> None:
+        """Send some of the answer to the first request."""
+        if self.is_closed_for_inner:
+            return
+        self._out.write(data)
+        if self._requests and self._answers.completes(data, self._requests[0].method):
+            self._out.flush()
+            self._requests[0].is_answered = True
+            self._finish_first()
+
+    def let_inner_read(self, may_read: bool) -> None:
+        """Read no more from the socket than the inner protocol can hold."""
+        self._may_inner_read = may_read
+        self._choose_reading()
+
+    def close_for_inner(self) -> None:
+        """Close as soon as the answer is sent; a client that still sends its request must be able to read it."""
+        if self.is_closed_for_inner:
+            return
+        self.is_closed_for_inner = True
+        if self._requests and self._requests[0].is_answered and not self._requests[0].is_whole:
+            self._linger()
         else:
-            super().timeout_keep_alive_handler()
+            self._close()
 
-    def _enter(self, place: Literal["between", "head", "body"]) -> None:
-        self._place, self._idle_bytes = place, 0
-        seconds = {"between": None, "head": self._bounds.head_s, "body": self._bounds.body_s}
-        self._set_timer(seconds[place])
+    # One request after the other.
 
-    def _set_timer(self, seconds: float | None) -> None:
+    def _finish_first(self) -> None:
+        """Go on with the next request when the first is read and answered."""
+        first = self._requests[0]
+        if not (first.is_whole and first.is_answered):
+            return
+        self._requests.popleft()
+        if self._requests:
+            self._loop.call_soon(self._start_next)  # the inner protocol is still about to end the answer
+        elif self._closes_at_last or first.is_last:
+            self._close()
+        elif self._reader.place == "between" and not self._is_deaf:
+            self._set_timer(self._bounds.idle_s)
+
+    def _start_next(self) -> None:
+        if not self._requests or self._transport.is_closing():
+            return
+        request = self._requests[0]
+        parts, request.parts, request.is_started = request.parts, [], True
+        self._waiting_bytes -= sum(map(len, parts))
+        if not request.is_whole:
+            self._set_timer(self._bounds.body_s)  # it may have waited unread
+        self._inner.data_received(b"".join(parts))
+        self._choose_reading()
+
+    def _choose_reading(self) -> None:
+        is_reading = self._is_deaf or (self._may_inner_read and self._waiting_bytes <= _MAX_WAITING_BYTES)
+        if is_reading is self._is_reading or self._transport.is_closing():
+            return
+        self._is_reading = is_reading
+        if is_reading:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    # Time.
+
+    def _set_timer_for(self, place: Place) -> None:
+        if self._is_deaf:
+            return
+        if place == "between":
+            self._set_timer(None if self._requests else self._bounds.idle_s)
+        else:
+            self._set_timer(self._bounds.head_s if place == "head" else self._bounds.body_s)
+
+    def _set_timer(self, seconds: float | None, then: Callable[[], None] | None = None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if seconds is None else self.loop.call_later(seconds, self._time_is_up)
+        self._timer = None if seconds is None else self._loop.call_later(seconds, then or self._time_is_up)
 
     def _time_is_up(self) -> None:
-        if self._is_answering() and (self._place == "head" or self.pipeline):
-            self._enter(self._place)  # the client may wait for the answer before
-        elif self._place == "head" and self._idle_bytes:
-            message = f"the head of the request was not sent within {self._bounds.head_s:g} s"
-            self._give_up(ApiError(408, message, code="request_timeout"))
-        elif self._place == "body":
-            message = f"the request was not sent within {self._bounds.body_s:g} s"
-            self._give_up(ApiError(408, message, code="request_timeout"))
+        place, reader = self._reader.place, self._reader
+        if len(self._requests) > (place == "body"):
+            self._set_timer_for(place)  # the client may wait for the answer before
+        elif place == "body":
+            self._give_up(_too_slow("request", self._bounds.body_s))
+        elif place == "head" and reader.idle_bytes:
+            self._give_up(_too_slow("head of the request", self._bounds.head_s))
         else:
-            self.transport.close()
+            self._close()
 
-    def _is_answering(self) -> bool:
-        return self._running is not None and not self._running.response_complete
+    # The end.
 
-    def _is_head_large(self) -> bool:
-        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > _MAX_HEAD_BYTES
-
-    def _give_up(self, error: ApiError | None) -> None:
+    def _give_up(self, error: ApiError) -> None:
         """Take nothing more from a client, and tell it why where no answer to an earlier request is due first."""
-        if self._place == "head" and self._is_answering():
-            self._is_deaf = True
-            self._set_timer(None)
-            self.cycle.keep_alive = False  # closes after the last answer
-        elif self._place == "body" and (error is None or self.pipeline or self.cycle.response_started):
-            self.transport.close()
+        is_in_body = self._reader.place == "body" and bool(self._requests)
+        if is_in_body and len(self._requests) > 1:
+            self._requests.pop()  # the earlier ones are answered
+            is_in_body = False
+        if not is_in_body and self._requests:
+            self._become_deaf()
+            self._closes_at_last = True
+        elif is_in_body and (self._requests[0].is_answered or self._answers.is_begun):
+            self._close()
         else:
-            if self._place == "body":
-                self._forget(self._running)
-            self._refuse(error or _head_too_large())
+            self._refuse(error)
 
-    def _forget(self, cycle: "Cycle | None") -> None:
-        """Tell the service that the client of a request is gone."""
-        if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True
-            cycle.message_event.set()
+    def _become_deaf(self) -> None:
+        self._is_deaf = True
+        self._set_timer(None)
+        self._choose_reading()
 
     def _refuse(self, error: ApiError) -> None:
-        self._is_deaf = True
-        self._tell_refused(error.status, error.code or "")
-        self.transport.write(_encode(error, self.server_state.default_headers))
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self.loop.call_later(_LINGER_S, self.transport.abort)
+        if self._requests:
+            self._requests.clear()
+            self._cut_inner(None)
+        self.listener.refused(error.status, error.code or "")
+        self._out.write(_encode(error))
+        self._linger()
+
+    def _linger(self) -> None:
+        """Send what there is, and read for a while before closing."""
+        self._become_deaf()
+        self._out.flush()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._set_timer(_LINGER_S, self._transport.abort)
+
+    def _close(self) -> None:
+        self._become_deaf()
+        self._out.flush()
+        self._transport.close()
+        if self._transport.get_write_buffer_size() and self._write_timer is None:
+            self._watch_writing()
+
+    def _cut_inner(self, exc: Exception | None) -> None:
+        self._is_inner_cut = self.is_closed_for_inner = True
+        self._inner.connection_lost(exc)
 
     def _watch_writing(self) -> None:
-        before = self.transport.get_write_buffer_size()
+        before = self._transport.get_write_buffer_size()
 
         def check() -> None:
-            if before - self.transport.get_write_buffer_size() < _LEAST_READ_BYTES:
-                self.transport.abort()
+            if before - self._transport.get_write_buffer_size() < _LEAST_READ_BYTES:
+                self._transport.abort()
             else:
                 self._watch_writing()
 
         self._stop_write_timer()
-        self._write_timer = self.loop.call_later(_WRITE_S, check)
+        self._write_timer = self._loop.call_later(_WRITE_S, check)
 
     def _stop_write_timer(self) -> None:
         if self._write_timer is not None:
@@ -253,18 +394,18 @@ class _Bounded(_Protocol):
             self._write_timer = None
 
 
-def _head_too_large() -> ApiError:
-    return ApiError(431, f"the head of the request has more than {_MAX_HEAD_BYTES} bytes", code="head_too_large")
+def _too_slow(what: str, seconds: float) -> ApiError:
+    return ApiError(408, f"the {what} was not sent within {seconds:g} s", code="request_timeout")
 
 
-def _encode(error: ApiError, headers: list[tuple[bytes, bytes]]) -> bytes:
+def _encode(error: ApiError) -> bytes:
     """The whole answer of a refusal."""
     body = json.dumps(error.body()).encode()
-    lines = [
-        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}".encode(),
-        *(name + b": " + value for name, value in headers),
-        b"content-type: application/json",
-        f"content-length: {len(body)}".encode(),
-        b"connection: close",
-    ]
-    return b"\r\n".join([*lines, b"", body])
+    head = (
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
+        f"date: {formatdate(usegmt=True)}\r\n"
+        "content-type: application/json\r\n"
+        f"content-length: {len(body)}\r\n"
+        "connection: close\r\n\r\n"
+    )
+    return head.encode() + body

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger("edgeclip.serve")
 # Longer than clients and proxies keep a connection, so they close it and not we, under a request.
 _KEEP_ALIVE_S = 75
+_NEVER_S = 86_400
 _BACKLOG = 2048
+_MAX_REFUSED = 64
 
 
 def serve(settings: Settings) -> None:
@@ -74,9 +76,13 @@ def configure(settings: Settings, app: "Application") -> "Config":
 
     bounds = Bounds(
         max_connections=settings.max_connections,
+        max_refused=_MAX_REFUSED,
         head_s=settings.head_timeout_s,
         body_s=settings.body_timeout_s,
+        idle_s=_KEEP_ALIVE_S,
     )
+    server = uvicorn.Config(app, http="httptools", log_config=None)
+    server.load()
     logging.getLogger("uvicorn.access").disabled = True  # whatever handlers an application has set
     return uvicorn.Config(
         app,
@@ -84,10 +90,10 @@ def configure(settings: Settings, app: "Application") -> "Config":
         access_log=False,
         proxy_headers=False,  # nobody asks for the client's address
         server_header=False,
-        http=bounded_protocol(bounds, app.refused),
+        http=bounded_protocol(server.http_protocol_class, bounds, app.refused),
         ws="none",
         lifespan="on",
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_keep_alive=_NEVER_S,  # `bounds` knows when a connection is idle
         timeout_graceful_shutdown=int(settings.shutdown_timeout_s) or 1,
         backlog=_BACKLOG,
     )
