@@ -3,9 +3,7 @@
 import asyncio
 import contextlib
 import json
-import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,15 +11,14 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from edgeclip import Encoder
 from edgeclip.serve import connections, framing
-from tests.serving import Troubled, depth, running, serving, until_ready, wait_for
+from edgeclip.serve.gathering import Gathered
+from tests.raw_http import GET, connect, drip, refusal, rest_of, talk
+from tests.serving import Troubled, depth, serving, until_ready, wait_for
 
 HEAD_S = BODY_S = 0.4
-PATIENCE_S = 10.0
-GET = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 # The largest file that is served: an answer that no buffer of the kernel holds when it is asked for sixteen times.
 ASSET = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
 ASSETS_AT_ONCE = 1 + connections._MAX_PIPELINED
@@ -35,58 +32,6 @@ def url(bundle: Path, encoder: Encoder) -> Iterator[str]:
         assert httpx.get(f"{url}/health/live").status_code == 200  # whatever was done to it
         metrics = httpx.get(f"{url}/metrics").text
         assert 'status="500"' not in metrics
-
-
-def connect(url: str) -> socket.socket:
-    host, port = url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=PATIENCE_S)
-
-
-def rest_of(client: socket.socket) -> bytes:
-    """Everything until the server closes."""
-    found = b""
-    with contextlib.suppress(ConnectionResetError):
-        while some := client.recv(1 << 16):
-            found += some
-    return found
-
-
-def talk(url: str, sent: bytes) -> bytes:
-    with connect(url) as client:
-        client.sendall(sent)
-        return rest_of(client)
-
-
-def drip(url: str, first: bytes, drop: bytes, *, most_s: float) -> bytes:
-    """What comes back when a drop is sent every 50 ms, until the server has had enough."""
-    with connect(url) as client:
-        client.sendall(first)
-        client.settimeout(0.05)
-        deadline = time.monotonic() + most_s
-        found = b""
-        while time.monotonic() < deadline:
-            try:
-                some = client.recv(1 << 16)
-            except TimeoutError:
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                    client.sendall(drop)
-            except ConnectionResetError:
-                return found
-            else:
-                if not some:
-                    return found
-                found += some
-    raise AssertionError(f"the server still listens after {most_s} s; it said {found!r}")
-
-
-def refusal(answer: bytes) -> tuple[int, str]:
-    """Status and code of an answer in OpenAI's shape, after which the connection is closed."""
-    head, _, body = answer.partition(b"\r\n\r\n")
-    lines = head.decode().lower().split("\r\n")
-    assert {"connection: close", "content-type: application/json", f"content-length: {len(body)}"} <= set(lines)
-    document = json.loads(body)
-    assert document["detail"] == document["error"]["message"]
-    return int(head.split()[1]), document["error"]["code"]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +82,7 @@ def test_a_small_answer_is_sent_at_once(url: str) -> None:
 
     async def send(*parts: bytes, flushes: bool) -> list[bytes]:
         transport = Sent()
-        gathered = connections._Gathered(transport, asyncio.get_running_loop())
+        gathered = Gathered(transport, asyncio.get_running_loop())
         for part in parts:
             gathered.write(part)
         assert transport.sent == []
@@ -224,69 +169,6 @@ def test_what_follows_a_request_does_not_spoil_its_answer(url: str) -> None:
 def test_http_1_0_is_answered_and_closed(url: str, more: bytes) -> None:
     found = talk(url, b"GET /health/live HTTP/1.0\r\n" + more + b"\r\n")
     assert found.startswith(b"HTTP/1.1 200 ") and found.endswith(b'{"status":"ok"}')
-
-
-UPGRADE = b"Connection: Upgrade, HTTP2-Settings, close\r\nUpgrade: %b\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"
-
-
-@pytest.mark.parametrize("upgrade", [b"websocket", b"h2c", b"TLS/1.3"])
-def test_an_upgrade_is_not_taken(url: str, upgrade: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    """The request is answered as if it had not asked, and its body is read."""
-    for head, body in (
-        (b"GET /health/live HTTP/1.1\r\n", b""),
-        (b"POST /v1/embeddings HTTP/1.1\r\nContent-Length: 14\r\n", b'{"input": "a"}'),
-        (b"POST /v1/embeddings HTTP/1.1\r\nTransfer-Encoding: chunked\r\n", b'e\r\n{"input": "a"}\r\n0\r\n\r\n'),
-    ):
-        assert talk(url, head + UPGRADE % upgrade + b"\r\n" + body).startswith(b"HTTP/1.1 200 ")
-    assert caplog.records == []
-
-
-def test_an_upgrade_does_not_hide_the_next_request(url: str) -> None:
-    first = GET.replace(b"\r\n\r\n", b"\r\n" + UPGRADE.replace(b", close", b"") % b"h2c" + b"\r\n")
-    last = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
-    assert talk(url, first + first + last).count(b"HTTP/1.1 200 ") == 3
-
-
-def test_curl_that_offers_http_2_is_answered(url: str) -> None:
-    if shutil.which("curl") is None:
-        pytest.skip("curl is not installed")
-    command = ["curl", "--http2", "--silent", "--show-error", "--max-time", "20", f"{url}/v1/embeddings"]
-    given = ["--header", "Content-Type: application/json", "--data", '{"input": ["a", "b"]}']
-    answer = json.loads(subprocess.run([*command, *given], check=True, capture_output=True).stdout)
-    assert len(answer["data"]) == 2
-
-
-JAVA = """
-import java.net.URI;
-import java.net.http.*;
-
-public class Ask {
-  public static void main(String[] given) throws Exception {
-    HttpClient client = HttpClient.newHttpClient();
-    for (int i = 0; i < 2; i++) {
-      HttpRequest request = HttpRequest.newBuilder(URI.create(given[0]))
-          .header("Content-Type", "application/json")
-          .POST(HttpRequest.BodyPublishers.ofString("{\\"input\\": \\"a\\"}")).build();
-      System.out.println(client.send(request, HttpResponse.BodyHandlers.ofString()).statusCode());
-    }
-  }
-}
-"""
-
-
-def test_java_at_its_defaults_is_answered(url: str, tmp_path: Path) -> None:
-    """Its HttpClient asks for h2c with every request to a plain address; the second uses the connection again."""
-    if shutil.which("javac") is None:
-        pytest.skip("no JDK is installed")
-    source = tmp_path / "Ask.java"
-    source.write_text(JAVA)
-    done = subprocess.run(["java", source, f"{url}/v1/embeddings"], capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == ["200", "200"], done.stderr
-
-
-def test_http_2_without_asking_is_refused_in_words(url: str) -> None:
-    found = talk(url, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9))
-    assert refusal(found) == (400, "invalid_http") and b"neither TLS nor HTTP/2 is spoken" in found
 
 
 def test_pipelined_requests_are_answered_in_their_order(url: str) -> None:
@@ -384,38 +266,6 @@ def test_an_answer_that_is_not_read_is_given_up(url: str, monkeypatch: pytest.Mo
                     found += len(some)
                     pause_s = min(pause_s, 0.02)
         assert (found > (whole - 100) * ASSETS_AT_ONCE) is is_read
-
-
-@pytest.mark.parametrize("kind", ["httptools", "h11"])
-def test_the_server_behind_is_any_of_uvicorns(kind: Any) -> None:
-    """Nothing but asyncio's Protocol and Transport is used of it."""
-
-    async def answer(scope: Any, receive: Any, send: Any) -> None:
-        body = b""
-        while (message := await receive())["type"] == "http.request":
-            body += message["body"]
-            if not message["more_body"]:
-                break
-        await send(
-            {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]}
-        )
-        await send({"type": "http.response.body", "body": body})
-
-    plain = uvicorn.Config(answer, http=kind, log_config=None)
-    plain.load()
-    bounds = connections.Bounds(max_connections=9, max_refused=9, head_s=HEAD_S, body_s=BODY_S, idle_s=0.3)
-    protocol = connections.bounded_protocol(plain.http_protocol_class, bounds, lambda status, code: None)
-    config = uvicorn.Config(answer, http=protocol, log_config=None, lifespan="off", ws="none")
-    with running(config) as url:
-        post = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
-        last = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n" + UPGRADE % b"h2c" + b"\r\n"
-        found = talk(url, post * 3 + last + b"2\r\nde\r\n0\r\n\r\n")
-        assert [part.rpartition(b"\r\n")[2] for part in found.split(b"HTTP/1.1 ")[1:]] == [b"abc"] * 3 + [b"de"]
-        assert refusal(drip(url, b"GET /", b"x", most_s=HEAD_S + 2)) == (408, "request_timeout")
-        assert httpx.post(url, content=b"x" * 10**6).content == b"x" * 10**6
-        began = time.monotonic()
-        assert talk(url, post).endswith(b"abc")  # and closed when nothing else came
-        assert 0.3 <= time.monotonic() - began < PATIENCE_S
 
 
 def test_a_client_that_closes_its_half_has_left(bundle: Path) -> None:

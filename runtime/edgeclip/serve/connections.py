@@ -27,12 +27,12 @@ from typing import Any
 
 from edgeclip.serve.errors import ApiError
 from edgeclip.serve.framing import AnswerReader, Head, Place, RequestReader
+from edgeclip.serve.gathering import Gathered
 
 _MAX_PIPELINED = 16
 # Of requests that wait for the answer before them; beyond it nothing is read.
 _MAX_WAITING_BYTES = 256 << 10
 _WRITE_S = 30.0
-_GATHERED_BYTES = 64 << 10
 _LEAST_READ_BYTES = 64 << 10
 # After a refusal, so long is read and thrown away: closing at once would reset the connection under the answer.
 _LINGER_S = 1.0
@@ -91,31 +91,6 @@ class _Request:
     parts: list[bytes] = field(default_factory=list)
 
 
-class _Gathered:
-    """Sends a head and its body at once: each would wake the client, and a packet each is more.
-
-    What was written is sent by `flush`, at the latest in the loop's next turn.
-    """
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport, self._loop = transport, loop
-        self._parts: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        if not self._parts:
-            self._loop.call_soon(self.flush)
-        self._parts.append(data)
-
-    def flush(self) -> None:
-        parts, self._parts = self._parts, []
-        if self._transport.is_closing():
-            return
-        if sum(map(len, parts)) <= _GATHERED_BYTES:
-            parts = [b"".join(parts)] if parts else []
-        for part in parts:  # large ones as they are, for joining copies
-            self._transport.write(part)
-
-
 class _InnerTransport:
     """What the inner protocol takes for its transport."""
 
@@ -171,7 +146,7 @@ class _Connection(asyncio.Protocol):
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._transport, self._out = transport, _Gathered(transport, self._loop)
+        self._transport, self._out = transport, Gathered(transport, self._loop)
         self.listener.open += 1
         self._inner.connection_made(_InnerTransport(self, transport))  # type: ignore[arg-type]
         beyond = self.listener.open - self._bounds.max_connections
