@@ -1,4 +1,4 @@
-"""`edgeclip serve`, asked by langchain's, langchain-openai's and llama-index's clients and by schemathesis.
+"""`edgeclip serve`, asked by clients of langchain, langchain-openai, llama-index and haystack and by schemathesis.
 
 Nothing of the clients is changed but the host, and tiktoken's table, which would be downloaded. Skipped where they
 are not installed: `.ci/clients` runs these in an environment of its own.
@@ -22,6 +22,10 @@ from edgeclip import Encoder
 from tests.conftest import DATA
 from tests.serving import until_ready
 
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # read when haystack is imported
+pytest.importorskip(
+    "haystack_integrations.components.embedders.jina", reason="the clients are not installed: .ci/clients"
+)
 pytest.importorskip("langchain_community", reason="the clients are not installed: .ci/clients")
 pytest.importorskip("langchain_openai", reason="the clients are not installed: .ci/clients")
 pytest.importorskip("llama_index.embeddings.jinaai", reason="the clients are not installed: .ci/clients")
@@ -198,6 +202,26 @@ def test_llama_index_shows_what_was_wrong(url: str) -> None:
         llama_index(url, task="code.query").get_query_embedding("a")
     with pytest.raises(RuntimeError, match="late_chunking: this model cannot do it"):
         llama_index(url, late_chunking=True).get_query_embedding("a")
+
+
+def test_haystack_embeds(url: str, encoder: Encoder) -> None:
+    """Its embedder of images, at its defaults for jina-clip-v2, sends data URIs as plain strings, five at a time."""
+    from haystack import Document
+    from haystack.utils import Secret
+    from haystack_integrations.components.embedders.jina import JinaDocumentImageEmbedder, JinaTextEmbedder
+
+    where = {"api_key": Secret.from_token(KEY), "base_url": f"{url}/v1/embeddings"}
+    embedder = JinaDocumentImageEmbedder(**where)
+    assert embedder.model_name == "jina-clip-v2"
+    paths = [GRAY, COLOUR, GRAY, COLOUR, COLOUR, GRAY]
+    documents = [Document(content="what it shows", meta={"file_path": str(path)}) for path in paths]
+    wanted = encoder.encode_image(paths)
+    for found in (embedder.run(documents), asyncio.run(embedder.run_async(documents))):
+        assert worst([document.embedding for document in found["documents"]], wanted) <= SAME
+    text = JinaTextEmbedder(model="jina-clip-v2", **where).run(TEXTS[1])
+    assert worst(text["embedding"], encoder.encode_text(TEXTS[1])) <= SAME
+    with pytest.raises(RuntimeError, match="dimensions: wanted a whole number from 1 to"):
+        JinaDocumentImageEmbedder(**where, embedding_dimension=5000).run(documents)
 
 
 def test_schemathesis_finds_nothing(url: str, tmp_path: Path) -> None:

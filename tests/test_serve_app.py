@@ -70,6 +70,25 @@ def test_texts_and_images_in_their_order(client: httpx.Client, encoder: Encoder)
     assert found["model"] == "jina-clip-v2"
 
 
+def test_an_image_that_is_sent_as_a_string_is_embedded_as_an_image(client: httpx.Client, encoder: Encoder) -> None:
+    """Bare base64 and data URIs of every kind, in a plain string or as a text, beside real texts."""
+    image, lines = as_base64(ODD), base64.encodebytes(ODD.read_bytes()).decode()
+    texts = encoder.encode_text(["data: the new oil", "iVBORw0KGgo"])
+    wanted = encoder.encode_image(ODD)
+    tokens = sum(map(len, encoder.tokenize(["data: the new oil", "iVBORw0KGgo"]).rows))
+    for string in (image, lines, f"data:;base64,{image}", f" DATA:image/PNG;base64,{image}",
+                   f"data:application/octet-stream;base64,{lines}"):  # fmt: skip
+        for item in (string, {"text": string}):
+            found = embed(client, ["data: the new oil", item, {"text": "iVBORw0KGgo"}])
+            assert np.abs(vectors(found) - np.stack([texts[0], wanted, texts[1]])).max() <= SAME
+            assert found["usage"]["total_tokens"] == tokens + 4000
+    status, error = refusal(client.post("/v1/embeddings", json={"input": [image] * 4}))
+    assert (status, error["code"]) == (400, "array_above_max_length") and "4 images" in error["message"]
+    jpeg2000 = base64.b64encode(b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40)).decode()
+    status, error = refusal(client.post("/v1/embeddings", json={"input": ["a", jpeg2000]}))
+    assert (status, error["param"], error["code"]) == (400, "input[1]", "invalid_image")
+
+
 def test_token_ids_are_refused_unless_the_service_allows_them(
     client: httpx.Client, bundle: Path, encoder: Encoder
 ) -> None:

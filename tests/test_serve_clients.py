@@ -97,3 +97,17 @@ def test_langchain_and_llama_index(url: str, encoder: Encoder) -> None:
         assert [np.unpackbits((np.array(row) + offset).astype("uint8")).tolist() for row in packed] == bits
     with pytest.raises(RuntimeError, match="task: wanted one of retrieval.query, retrieval.passage"):
         post(url, {"input": ["a"], "model": "jina-clip-v2", "task": "code.query"})
+
+
+def test_langchain_js(url: str, encoder: Encoder) -> None:
+    """@langchain/community 1.1.29 sends images as strings or objects, always a task, and spaces for line breaks."""
+    file = base64.encodebytes(GRAY.read_bytes()).decode().replace("\n", " ")
+    given: list[object] = ["a", file, {"text": "b"}, {"image": base64.b64encode(GRAY.read_bytes()).decode()}]
+    request: dict[str, object] = {"model": "jina-clip-v2", "dimensions": 32, "normalized": True}
+    found = post(url, {**request, "input": given, "task": "retrieval.passage"})
+    texts, image = encoder.encode_text(["a", "b"], truncate_dim=32), encoder.encode_image(GRAY, truncate_dim=32)
+    assert np.abs(np.array(found) - np.stack([texts[0], image, texts[1], image])).max() <= SAME
+    found = post(url, {**request, "input": [file], "task": "retrieval.query"})
+    assert np.abs(np.array(found) - image).max() <= SAME
+    with pytest.raises(RuntimeError, match="the URL of an image file in place of a text"):
+        post(url, {**request, "input": ["https://example.com/a.png"], "task": "retrieval.passage"})

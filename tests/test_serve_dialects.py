@@ -30,6 +30,7 @@ LIMITS = RequestLimits(
 )
 WITH_IDS = dataclasses.replace(LIMITS, allow_token_ids=True)
 PIXEL = base64.b64encode(b"GIF89a-not-really").decode()
+IMAGE = base64.b64encode(b"GIF89a-not-really-either").decode()
 
 
 def parse(**fields: Any) -> EmbeddingRequest:
@@ -70,7 +71,12 @@ def test_the_release_notes_example() -> None:
     [
         ("a", (TextItem(text="a"),)),
         (["a", "b"], (TextItem(text="a"), TextItem(text="b"))),
-        ("https://x.org/a.png", (TextItem(text="https://x.org/a.png"),)),
+        ("https://x.org/a", (TextItem(text="https://x.org/a"),)),
+        (IMAGE, (ImageItem(data=IMAGE),)),
+        ({"text": f" {IMAGE}\n"}, (ImageItem(data=IMAGE),)),
+        ([f"data:;base64,{PIXEL}", "a"], (ImageItem(data=PIXEL), TextItem(text="a"))),
+        ({"text": f"data:application/octet-stream;base64,{PIXEL}"}, (ImageItem(data=PIXEL),)),
+        ({"url": f" data:image/gif;base64,{PIXEL} "}, (ImageItem(data=PIXEL),)),
         ({"text": "a"}, (TextItem(text="a"),)),
         ([{"text": "a", "image": None}], (TextItem(text="a"),)),
         ({"image": PIXEL}, (ImageItem(data=PIXEL),)),
@@ -223,11 +229,15 @@ def test_flags_and_task() -> None:
         ({"input": {"url": "x.org/a.png"}}, "input[0].url"),
         ({"input": {"url": PIXEL}}, "input[0].url"),
         ({"input": {"bytes": "https://x.org"}}, "input[0].bytes"),
-        ({"input": {"image": "data:text/html;base64,AAAA"}}, "input[0].image"),
+        ({"input": {"image": "file:///home/a.png"}}, "input[0].image"),
+        ({"input": {"bytes": "C:\\pictures\\a.png"}}, "input[0].bytes"),
+        ({"input": {"image": " "}}, "input[0].image"),
+        ({"input": {"text": "data:image/svg+xml,%3Csvg%3E"}}, "input[0].text"),
         ({"input": {"image": "data:image/png,AAAA"}}, "input[0].image"),
         ({"input": {"image": "data:image/png;base64,"}}, "input[0].image"),
         ({"input": f"data:image/gif;base64,{PIXEL}"[:20]}, "input[0]"),
         ({"input": [{"image": PIXEL}] * 3}, "input"),
+        ({"input": [IMAGE, {"text": IMAGE}, {"image": PIXEL}]}, "input"),
         ({"input": "a", "dimensions": 0}, "dimensions"),
         ({"input": "a", "dimensions": 65}, "dimensions"),
         ({"input": "a", "dimensions": "x"}, "dimensions"),
@@ -271,8 +281,26 @@ def test_what_is_neither_is_named(document: object, param: str | None) -> None:
 
 def test_an_image_that_is_too_large_is_refused_before_it_is_decoded() -> None:
     assert parse(input={"image": base64.b64encode(bytes(300)).decode()})
-    error = refusal({"input": {"image": base64.b64encode(bytes(306)).decode()}})
-    assert (error.status, error.code) == (413, "image_too_large")
+    for given in ({"image": bytes(306)}, {"text": b"GIF89a" + bytes(300)}):
+        ((kind, file),) = given.items()
+        error = refusal({"input": {kind: base64.b64encode(file).decode()}})
+        assert (error.status, error.code, error.param) == (413, "image_too_large", f"input[0].{kind}")
+
+
+@pytest.mark.parametrize("given", ["https://x.org/a.png", {"text": "HTTP://x.org/A.JPG?w=1"}], ids=repr)
+def test_the_url_of_an_image_in_place_of_a_text_is_refused_with_advice(given: object) -> None:
+    """It is not embedded as letters; what is to be done depends on whether URLs are fetched."""
+    closed, opened = (
+        refusal({"input": given}, dataclasses.replace(LIMITS, allow_urls=urls)) for urls in (False, True)
+    )
+    assert (closed.status, closed.code) == (opened.status, opened.code) == (400, "image_url_as_text")
+    assert "base64" in closed.message and "--allow-urls" in closed.message and '{"url"' in closed.message
+    assert '{"url"' in opened.message and "--allow-urls" not in opened.message
+
+
+def test_the_address_of_an_image_that_no_service_fetches_is_refused() -> None:
+    error = refusal({"input": "s3://pictures/a.png"}, dataclasses.replace(LIMITS, allow_urls=True))
+    assert error.code == "image_url_as_text" and "base64" in error.message and "url" not in error.message
 
 
 def test_no_message_repeats_an_input() -> None:

@@ -123,7 +123,6 @@ def _route(settings: Settings, encoder: Encoder, model: str, metrics: Metrics, f
         model=model,
         limits=service.limits,
         is_key_needed=bool(settings.api_keys),
-        allow_urls=settings.allow_urls,
     )
     pages = _read_pages(_WEB)
 

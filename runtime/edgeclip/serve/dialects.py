@@ -10,7 +10,7 @@ The other fields, and what further vendors call them, are `edgeclip.serve.reques
 
 What was decided where the two say nothing or differ:
 
-- A plain string is a text, a URL too, as in both; a plain data URI is an error, for nobody wants its letters.
+- A plain string is a text, as in both, unless it is an image (`edgeclip.serve.image_strings`).
 - Token ids are refused unless the service allows them (`--token-ids`): OpenAI's clients send those of OpenAI's
   tokenizer, which are other words here. Those that are allowed are this model's. The opening and the closing token
   are put round them unless both are there.
@@ -19,13 +19,20 @@ What was decided where the two say nothing or differ:
 - `dimensions` may be any number up to the model's, as a number or in digits.
 """
 
-import re
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edgeclip.serve.errors import ApiError
+from edgeclip.serve.image_strings import (
+    ImageItem,
+    ImageStringError,
+    UrlItem,
+    find_image,
+    is_url_or_data_uri,
+    read_image,
+)
 from edgeclip.serve.letters import too_long, too_long_together
 from edgeclip.serve.request_fields import (
     Format,
@@ -53,7 +60,7 @@ _MODEL_CHARS = 256
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLimits:
     """What one request may hold, and what the model knows. `vocabulary` is the number of token ids, which are
-    refused unless `allow_token_ids` says otherwise.
+    refused unless `allow_token_ids` says otherwise. `allow_urls` says whether images are fetched by URL.
     """
 
     max_items: int
@@ -65,6 +72,7 @@ class RequestLimits:
     vocabulary: int
     tasks: tuple[str, ...]
     allow_token_ids: bool = False
+    allow_urls: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,20 +87,6 @@ class TokenItem:
     """The ids of a text, as they were sent: int32, for a list of numbers takes nine times as much."""
 
     ids: "array[int]"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageItem:
-    """An image: the base64 of its file, not yet decoded."""
-
-    data: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UrlItem:
-    """An image to be fetched."""
-
-    url: str
 
 
 Item = TextItem | TokenItem | ImageItem | UrlItem
@@ -173,11 +167,7 @@ def _items(document: Mapping[str, Any], limits: RequestLimits) -> tuple[Item, ..
 
 def _item(item: object, where: str, limits: RequestLimits) -> Item:
     if isinstance(item, str):
-        if item[:11].lower() == "data:image/":
-            raise invalid(
-                where, 'a data URI as a plain string would be embedded as a text; send {"image": "data:..."}'
-            )
-        return _text(item, where, limits.max_text_chars)
+        return _found_in_text(item, where, limits)
     if isinstance(item, list):
         return _tokens(item, where, limits)
     if not isinstance(item, dict):
@@ -190,7 +180,7 @@ def _item(item: object, where: str, limits: RequestLimits) -> Item:
     if not isinstance(value, str):
         raise invalid(where, f"found {kind_of(value)}, wanted a string")
     if kind == "text":
-        return _text(value, where, limits.max_text_chars)
+        return _found_in_text(value, where, limits)
     return _image(value, kind, where, limits.max_image_bytes)
 
 
@@ -223,29 +213,44 @@ def _tokens(ids: Sequence[Any], where: str, limits: RequestLimits) -> TokenItem:
     return TokenItem(ids=array("i", ids))
 
 
+def _found_in_text(text: str, where: str, limits: RequestLimits) -> Item:
+    """The image that a plain string or {"text": ...} is, else the text."""
+    try:
+        found = find_image(text)
+    except ImageStringError as error:
+        raise invalid(where, str(error)) from error
+    if found is None:
+        return _text(text, where, limits.max_text_chars)
+    if isinstance(found, ImageItem):
+        return _sized(found, where, limits.max_image_bytes)
+    advice = 'send the file in base64, {"image": "..."}'
+    if found.url[:4].lower() == "http":
+        by_url = 'send {"url": "https://..."}'
+        advice = by_url if limits.allow_urls else f"{advice}, or start the service with --allow-urls and {by_url}"
+    message = f"{where}: found the URL of an image file in place of a text; {advice}"
+    raise ApiError(400, message, param=where, code="image_url_as_text")
+
+
 def _image(value: str, kind: str, where: str, max_bytes: int) -> Item:
-    if re.match(r"[a-z][a-z0-9+.-]{0,30}://", value, re.IGNORECASE):
-        if kind == "bytes":
-            raise invalid(where, 'found a URL, wanted base64; send {"url": "https://..."}')
-        return UrlItem(url=value)
-    if value[:5].lower() == "data:":
-        header, comma, value = value.partition(",")
-        if not comma or not re.fullmatch(
-            r"data:image/[a-z0-9.+-]{1,40}(;[a-z0-9=.+-]{1,40}){0,3};base64", header, re.I
-        ):
-            raise invalid(where, 'wanted a data URI that begins "data:image/...;base64,"')
-    elif kind == "url":
+    if kind == "url" and not is_url_or_data_uri(value):
         raise invalid(where, "wanted https://... or a data URI")
-    if not value:
-        raise invalid(where, "the image is empty")
-    if len(value) // 4 * 3 > max_bytes + 3:
-        raise ApiError(
-            413,
-            f"{where} has {len(value) // 4 * 3} bytes, at most {max_bytes} are taken",
-            param=where,
-            code="image_too_large",
-        )
-    return ImageItem(data=value)
+    try:
+        found = read_image(value)
+    except ImageStringError as error:
+        raise invalid(where, str(error)) from error
+    if isinstance(found, ImageItem):
+        return _sized(found, where, max_bytes)
+    if kind == "bytes":
+        raise invalid(where, 'found a URL, wanted base64; send {"url": "https://..."}')
+    return found
+
+
+def _sized(image: ImageItem, where: str, max_bytes: int) -> ImageItem:
+    size = len(image.data) // 4 * 3
+    if size > max_bytes + 3:
+        message = f"{where} has {size} bytes, at most {max_bytes} are taken"
+        raise ApiError(413, message, param=where, code="image_too_large")
+    return image
 
 
 def _string(document: Mapping[str, Any], name: str) -> str | None:

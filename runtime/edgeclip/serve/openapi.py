@@ -59,9 +59,7 @@ def read_asset(name: str) -> bytes:
     return (Path(found.submodule_search_locations[0]) / "static" / name).read_bytes()
 
 
-def describe(
-    *, version: str, model: str, limits: RequestLimits, is_key_needed: bool, allow_urls: bool
-) -> dict[str, Any]:
+def describe(*, version: str, model: str, limits: RequestLimits, is_key_needed: bool) -> dict[str, Any]:
     """The OpenAPI 3.1 document of a service of this model with these limits."""
     security: list[dict[str, list[str]]] = [{"key": []}] if is_key_needed else []
     json_of = partial(_json_of, "#/components/schemas/")
@@ -147,7 +145,7 @@ def describe(
             },
         },
         "components": {
-            "schemas": {"EmbeddingRequest": _request(limits, allow_urls), **_ANSWERS},
+            "schemas": {"EmbeddingRequest": _request(limits), **_ANSWERS},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
@@ -248,9 +246,14 @@ def _json_of(prefix: str, name: str) -> dict[str, Any]:
     return {"content": {"application/json": {"schema": {"$ref": prefix + name}}}}
 
 
-def _request(limits: RequestLimits, allow_urls: bool) -> dict[str, Any]:
+def _request(limits: RequestLimits) -> dict[str, Any]:
     """The request of both dialects: what `parse_request` takes."""
-    text = {"type": "string", "minLength": 1, "maxLength": limits.max_text_chars}
+    image_too = "or an image: a data URI, or the base64 of its file"
+    text = {
+        "type": "string",
+        "minLength": 1,
+        "description": f"a text of at most {limits.max_text_chars} characters, {image_too}",
+    }
     ids = {
         "type": "array",
         "items": {"type": "integer", "minimum": 0, "maximum": limits.vocabulary - 1},
@@ -258,7 +261,7 @@ def _request(limits: RequestLimits, allow_urls: bool) -> dict[str, Any]:
         "description": "token ids of this model's tokenizer",
     }
     image = {"type": "string", "minLength": 1}
-    url = "an https:// URL, " if allow_urls else ""
+    url = "an https:// URL, " if limits.allow_urls else ""
     objects = [
         _object_of("text", text),
         _object_of("image", {**image, "description": f"{url}base64, or a data URI"}),

@@ -8,8 +8,6 @@ has gone, or time is up) takes its inputs out of every queue.
 """
 
 import asyncio
-import base64
-import binascii
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,9 +24,10 @@ from edgeclip.encoder import Encoder
 from edgeclip.errors import InputError
 from edgeclip.manifest import TokenizerFacts, TowerName
 from edgeclip.serve.answers import encode_answer, shorten
-from edgeclip.serve.dialects import EmbeddingRequest, ImageItem, RequestLimits, TextItem, TokenItem, UrlItem
+from edgeclip.serve.dialects import EmbeddingRequest, RequestLimits, TextItem, TokenItem
 from edgeclip.serve.errors import ApiError, ending, retry_later, without_paths
 from edgeclip.serve.fetch import FetchError
+from edgeclip.serve.image_strings import ImageItem, UrlItem, decode_base64
 from edgeclip.serve.lanes import LaneFailed, QueueFull
 from edgeclip.serve.letters import check_letters
 from edgeclip.serve.metrics import Metrics
@@ -47,7 +46,6 @@ _DOUBT = 1.25
 # A text with a literal padding token needs a mask, and attention with a mask holds T x T numbers for every head: one
 # of 8192 tokens took 1.2 GB in the demo's small model, and 0.1 GB without it. So many tokens take 1/16 of that.
 _MASKED_TOKENS = 2048
-_BASE64 = bytes.maketrans(b"-_", b"+/")
 
 _Result = TypeVar("_Result")
 
@@ -133,6 +131,7 @@ class EmbeddingService:
             vocabulary=encoder.count_token_ids(),
             tasks=tuple(manifest.tokenizer.instructions),
             allow_token_ids=settings.allow_token_ids,
+            allow_urls=settings.allow_urls,
         )
 
     def close(self) -> None:
@@ -307,7 +306,11 @@ class EmbeddingService:
                 return await self._decode(data, label)
         assert isinstance(item, ImageItem)
         text = item.data
-        data = await self._aside(lambda: decode_base64(text, label), is_long=len(text) > _BYTES_AT_ONCE)
+        try:
+            data = await self._aside(lambda: decode_base64(text), is_long=len(text) > _BYTES_AT_ONCE)
+        except ValueError as error:
+            message = f"{label}: neither base64 nor a URL"
+            raise ApiError(400, message, param=label, code="invalid_base64") from error
         return await self._decode(data, label)
 
     async def _decode(self, data: bytes, label: str) -> Picture:
@@ -350,15 +353,6 @@ def frame_tokens(ids: Sequence[int], facts: TokenizerFacts) -> tuple[NDArray[np.
     if is_cut := len(framed) > facts.max_length:
         framed = np.concatenate((framed[: facts.max_length - 1], [facts.eos_id]))
     return framed, is_cut
-
-
-def decode_base64(text: str, label: str) -> bytes:
-    """The bytes of base64, in either alphabet, with or without white space and padding; ApiError 400."""
-    try:
-        joined = text.encode("ascii").translate(_BASE64, delete=b" \t\r\n\f\v").rstrip(b"=")
-        return base64.b64decode(joined + b"=" * (-len(joined) % 4), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ApiError(400, f"{label}: neither base64 nor a URL", param=label, code="invalid_base64") from error
 
 
 async def _all_or_none(work: Iterable[Awaitable[_Result]]) -> list[_Result]:
