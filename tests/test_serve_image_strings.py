@@ -51,6 +51,7 @@ def test_base64_of_an_image_file_is_that_image(kind: str, size: int) -> None:
     lines = textwrap.wrap(whole, 76)
     forms = [
         *(whole, whole.rstrip("="), base64.urlsafe_b64encode(file).decode(), f"\t {whole}\r\n", f"\ufeff{whole}"),
+        *(str(base64.b64encode(file)), json.dumps(whole), f"'{whole}'"),
         *("\n".join(lines), "\r\n".join(lines), " ".join(lines), "\n".join(f"    {line}" for line in lines)),
     ]
     assert [found_file(form) == file for form in forms] == [True] * len(forms)
@@ -72,7 +73,12 @@ def test_base64_of_an_image_file_is_that_image(kind: str, size: int) -> None:
     ],
 )
 def test_a_data_uri_in_base64_is_an_image_in_every_form(head: str) -> None:
-    for string in (head + BASE64, f" \n{head}{BASE64}\n", head + "\n".join(textwrap.wrap(BASE64, 64))):
+    for string in (
+        head + BASE64,
+        f" \n{head}{BASE64}\n",
+        json.dumps(head + BASE64).replace("\\", ""),
+        head + "\n".join(textwrap.wrap(BASE64, 64)),
+    ):
         assert found_file(string) == FILE
         item = read_image(string)
         assert isinstance(item, ImageItem) and decode_base64(item.data) == FILE
@@ -115,10 +121,11 @@ def test_a_data_uri_that_is_no_base64_of_an_image_is_an_error(string: str) -> No
         "https://x.org/\u6d77.avif",
         "s3://pictures/a.tiff",
         "file:///home/a.heic",
+        '"https://x.org/a.png"',
     ],
 )
 def test_the_url_of_an_image_file_is_found(url: str) -> None:
-    assert find_image(url) == UrlItem(url=url.strip())
+    assert find_image(url) == UrlItem(url=url.strip(' "'))
 
 
 TEXTS = [
@@ -138,6 +145,12 @@ TEXTS = [
     "UklGR" + "A" * 60,
     "AAAA" * 20,
     "A" * 100_000,
+    f'"{BASE64}',
+    f"b'{BASE64}",
+    "'" + "A" * 40 + "'",
+    f"'{BASE64}' is a picture of noise",
+    "b'",
+    '"' * 40,
     "ACGT" * 10_000,
     "Donaudampfschifffahrtselektrizit" * 3,
     "hippopotomonstrosesquippedaliophobia",

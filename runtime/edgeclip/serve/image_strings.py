@@ -1,7 +1,8 @@
 """Which strings of a request are images. Pure: a string in, an image's base64 or its URL out.
 
 Clients send images as plain strings and as texts, whose characters would be embedded. One rule reads a plain string,
-{"text": ...}, {"image": ...}, {"url": ...} and {"bytes": ...}. White space around a string means nothing.
+{"text": ...}, {"image": ...}, {"url": ...} and {"bytes": ...}. White space around a string means nothing, and
+neither do quotes: Python's str(bytes) and JSON within JSON put them there.
 
 In a plain string and in {"text": ...}, where a text is the rule, these are images:
 
@@ -15,7 +16,7 @@ Neither of the first two is an image when its data reads as prose: a word of les
 white space, within the first or the last 1,024 characters. Base64 is broken in longer lines, which some clients join
 by spaces. Nothing else of a string is looked at, so a long one costs no more than a short one. Whether the data is
 base64 to its end and an image is found where it is decoded, and is an error when it is not: never a text again.
-Measured on an AMD EPYC in November 2026: 0.4 us for a text, 5 us for one that may be an image at first sight.
+Measured on an AMD EPYC in November 2026: 0.6 us for a text, 5 us for one that may be an image at first sight.
 
 A data URI that is not in base64 is refused when its media type is an image's or when its data begins as an image's
 file does. Others, such as "data:text/plain,hello", are texts.
@@ -53,7 +54,10 @@ _LEAST_LINE = 16
 _LONGEST_HEADER = 512
 _LONGEST_URL = 8192
 _LONGEST_PATH = 4096
-_MAY_BE_IMAGE = re.compile(rf"data:|[a-z][a-z0-9+.-]{{1,30}}://|[\w+/-]{{{_FIRST}}}", re.ASCII | re.IGNORECASE)
+_QUOTE = re.compile(r"b?([\"'])")
+_MAY_BE_IMAGE = re.compile(
+    rf"(?:{_QUOTE.pattern})?(?:data:|[a-z][a-z0-9+.-]{{1,30}}://|[\w+/-]{{{_FIRST}}})", re.ASCII | re.IGNORECASE
+)
 _URL = re.compile(r"([a-z][a-z0-9+.-]{0,30})://", re.ASCII | re.IGNORECASE)
 _SUFFIX = re.compile(
     r"\.(?:avif|bmp|dib|gif|hei[cf]|ico|j2k|jfif|jp2|jpe?g?|jpx|jxl|png|svg|tiff?|webp)(?:[?#]|\Z)",
@@ -95,12 +99,12 @@ def find_image(string: str) -> ImageItem | UrlItem | None:
     string = string.removeprefix("\ufeff").lstrip()
     if not _MAY_BE_IMAGE.match(string):
         return None
-    string = string.rstrip()
+    string = _unquoted(string.rstrip())
     if _is_data_uri(string):
         return _find_in_data_uri(string)
     if _URL.match(string):
         return UrlItem(url=string) if _is_of_image_file(string) else None
-    if not _SIGNATURES.match(decode_base64(string[:_FIRST])) or _is_prose(string):
+    if _QUOTE.match(string) or not _SIGNATURES.match(decode_base64(string[:_FIRST])) or _is_prose(string):
         return None
     return ImageItem(data=string)
 
@@ -110,7 +114,7 @@ def read_image(string: str) -> ImageItem | UrlItem:
 
     ImageStringError for a data URI without base64, for a path and for an empty string.
     """
-    string = string.removeprefix("\ufeff").strip()
+    string = _unquoted(string.removeprefix("\ufeff").strip())
     if _is_data_uri(string):
         uri = _read_data_uri(string)
         if uri is None or not uri.is_base64:
@@ -127,7 +131,7 @@ def read_image(string: str) -> ImageItem | UrlItem:
 
 def is_url_or_data_uri(string: str) -> bool:
     """Whether {"url": string} is what its name says."""
-    string = string.removeprefix("\ufeff").lstrip()
+    string = _unquoted(string.removeprefix("\ufeff").strip())
     return _is_data_uri(string) or _URL.match(string) is not None
 
 
@@ -147,6 +151,13 @@ class _DataUri(NamedTuple):
     media_type: str
     is_base64: bool
     data: str
+
+
+def _unquoted(string: str) -> str:
+    """The string without the quotes around all of it, those of a Python repr too; as it is where there are none."""
+    quote = _QUOTE.match(string)
+    is_quoted = quote is not None and len(string) > quote.end() and string.endswith(quote[1])
+    return string[quote.end() : -1] if quote is not None and is_quoted else string
 
 
 def _is_data_uri(string: str) -> bool:
