@@ -38,17 +38,19 @@ def test_every_variable_is_read() -> None:
         "str": ("cpu", "cpu"),
         "Path": ("here", Path("here")),
         "path": ("/embed", "/embed"),
+        "hosts": ("a.example, http://b:9000", ("a.example", "http://b:9000")),
         "int": ("77", 77),
         "float": ("1.5", 1.5),
         "share": ("0.125", 0.125),
         "tuple": ("http://abcdefgh, http://bcdefghi", ("http://abcdefgh", "http://bcdefghi")),
         "LogLevel": ("debug", "debug"),
     }
+    special = {"log_level": "LogLevel", "root_path": "path", "url_hosts": "hosts", "image_share": "share"}
     environment, wanted = {"EDGECLIP_BUNDLE": "b"}, {}
     for option, field in zip(OPTIONS, dataclasses.fields(Settings), strict=True):
         kind = getattr(field.type, "__name__", str(field.type)).partition("[")[0].partition(" |")[0]
         kind = kind.removeprefix("pathlib.")
-        kind = {"log_level": "LogLevel", "root_path": "path", "image_share": "share"}.get(field.name, kind)
+        kind = special.get(field.name, kind)
         environment[option.variable], wanted[field.name] = given[kind]
     environment |= {"EDGECLIP_MAX_PENDING_BYTES": "78", "EDGECLIP_MAX_QUEUED_TEXTS": "79"}
     wanted |= {"max_pending_bytes": 78, "max_queued_texts": 79}

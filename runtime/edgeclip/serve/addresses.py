@@ -51,20 +51,26 @@ _CLOSED_V6 = tuple(
 )
 # Where an IPv4 address is written in the last 32 bits. NAT64 is how hosts without IPv4 reach all of it.
 _NAT64 = IPv6Network("64:ff9b::/96")
-_SIX_TO_FOUR = IPv6Network("2002::/16")
+
+
+def embedded_v4(address: Address) -> IPv4Address | None:
+    """The IPv4 address that an IPv6 one leads to: mapped (::ffff:1.2.3.4), NAT64 or 6to4; None for others."""
+    if isinstance(address, IPv4Address):
+        return None
+    if address in _NAT64:
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour
 
 
 def is_public(address: Address) -> bool:
     """Whether everyone reaches the same thing at this address."""
     if isinstance(address, IPv4Address):
         return address.is_global and not any(address in network for network in _CLOSED_V4)
-    if address.scope_id is not None:
+    if address.scope_id is not None or address.ipv4_mapped is not None:
         return False
-    if address in _NAT64:
-        return is_public(IPv4Address(int(address) & 0xFFFFFFFF))
-    if address in _SIX_TO_FOUR:
-        return is_public(IPv4Address(int(address) >> 80 & 0xFFFFFFFF))
-    # Outside 2000::/3 lie ::1, ::ffff:127.0.0.1, fc00::/7, fe80::/10, ff00::/8 and local NAT64.
+    if (inner := embedded_v4(address)) is not None:
+        return is_public(inner)
+    # Outside 2000::/3 lie ::1, fc00::/7, fe80::/10, ff00::/8 and local NAT64.
     return address in _GLOBAL_V6 and address.is_global and not any(address in network for network in _CLOSED_V6)
 
 

@@ -31,6 +31,7 @@ from edgeclip.serve.request_fields import JINA_TASKS
 from edgeclip.serve.service import EmbeddingService, Fetch, Stages
 from edgeclip.serve.settings import Settings
 from edgeclip.serve.shell import PAGE_POLICY, Application, Endpoint, Shell
+from edgeclip.serve.url_hosts import parse_url_hosts
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -101,6 +102,7 @@ def _route(settings: Settings, encoder: Encoder, model: str, metrics: Metrics, f
         max_bytes=settings.max_image_bytes,
         timeout_s=settings.fetch_timeout_s,
         max_redirects=settings.max_redirects,
+        hosts=parse_url_hosts(settings.url_hosts),
     )
     service = EmbeddingService(
         settings,

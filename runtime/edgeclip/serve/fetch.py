@@ -19,6 +19,7 @@ from edgeclip import __version__
 from edgeclip.errors import InputError, MissingExtraError
 from edgeclip.installation import install_command
 from edgeclip.serve.addresses import Address, is_plain_host, is_public_web
+from edgeclip.serve.url_hosts import UrlHost
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession, TCPConnector
@@ -29,6 +30,8 @@ _RESOLVERS = 8
 _CHUNK_BYTES = 1 << 16
 _REDIRECTS = (301, 302, 303, 307, 308)
 _NOT_PUBLIC = "the URL does not lead to a web server on the public internet"
+_NOT_LISTED = "the URL's host, with its scheme and port, is not one that images are fetched from here"
+_CLOSED = "the URL's host is listed, but its name leads to no address, or to one that stays closed"
 _HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": f"edgeclip/{__version__}"}
 
 
@@ -38,13 +41,17 @@ class FetchError(InputError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchPolicy:
-    """What may be fetched. `timeout_s` and `max_bytes` are of the whole, redirects included."""
+    """What may be fetched: from public hosts if `is_allowed`, from `hosts` in any case.
+
+    `timeout_s` and `max_bytes` are of the whole, redirects included.
+    """
 
     is_allowed: bool
     allow_http: bool
     max_bytes: int
     timeout_s: float
     max_redirects: int
+    hosts: tuple[UrlHost, ...] = ()
 
 
 async def fetch(
@@ -52,9 +59,9 @@ async def fetch(
 ) -> bytes:
     """The bytes that an https URL gives, with `policy.allow_http` an http one too. FetchError when it gives none.
 
-    `is_reachable` judges every address and port before a connection.
+    `is_reachable` judges every address and port before a connection to a host that is not listed.
     """
-    if not policy.is_allowed:
+    if not policy.is_allowed and not policy.hosts:
         raise FetchError("URLs are not fetched here; send the image as base64")
     try:
         from aiohttp import ClientError
@@ -80,8 +87,12 @@ async def fetch(
 
 async def _visit(url: "URL", policy: FetchPolicy, is_reachable: Callable[[Address, int], bool]) -> "bytes | URL":
     """What a URL gives: an image's bytes, or where it redirects to."""
+    name = (url.raw_host or "").lower().removesuffix(".")
+    listed = next((entry for entry in policy.hosts if entry.is_of(url.scheme, name, url.port or 0)), None)
     schemes = ("https", "http") if policy.allow_http else ("https",)
-    if url.scheme not in schemes:
+    if listed is None and not policy.is_allowed:
+        raise FetchError(_NOT_LISTED)
+    if listed is None and url.scheme not in schemes:
         raise FetchError(f"the URL is not {' or '.join(schemes)}")
     if url.raw_user is not None or url.raw_password is not None:
         raise FetchError("the URL holds a user or password")
@@ -89,8 +100,11 @@ async def _visit(url: "URL", policy: FetchPolicy, is_reachable: Callable[[Addres
     if not host or not port or not is_plain_host(host):
         raise FetchError(_NOT_PUBLIC)
     addresses = await _resolve(host, port)
-    if not addresses or not all(is_reachable(address, port) for address in addresses):
-        raise FetchError(_NOT_PUBLIC)  # the same words for both: else they tell which internal names there are
+    if not addresses or not all(
+        is_reachable(address, port) if listed is None else listed.may_reach(address) for address in addresses
+    ):
+        # The same words for both: else they tell which internal names there are.
+        raise FetchError(_NOT_PUBLIC if listed is None else _CLOSED)
     async with _session(_connector_to(addresses)) as session, session.get(url, allow_redirects=False) as response:
         return await _read(response, policy.max_bytes)
 

@@ -131,7 +131,7 @@ class EmbeddingService:
             vocabulary=encoder.count_token_ids(),
             tasks=tuple(manifest.tokenizer.instructions),
             allow_token_ids=settings.allow_token_ids,
-            allow_urls=settings.allow_urls,
+            allow_urls=settings.allow_urls or bool(settings.url_hosts),
         )
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from edgeclip.errors import InputError
 from edgeclip.serve.priorities import LEAST_SHARE, MOST_SHARE
+from edgeclip.serve.url_hosts import parse_url_hosts
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 PREFIX = "EDGECLIP_"
@@ -41,6 +42,7 @@ class Settings:
     allow_token_ids: bool = False
     allow_urls: bool = False
     allow_http_urls: bool = False
+    url_hosts: tuple[str, ...] = ()
     api_keys_file: Path | None = None
     api_keys: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     cors_origins: tuple[str, ...] = ()
@@ -100,6 +102,7 @@ class Settings:
             )
         if self.allow_http_urls and not self.allow_urls:
             raise InputError("allow_http_urls is set without allow_urls; set both")
+        parse_url_hosts(self.url_hosts)
         if any(len(key) < _LEAST_KEY_CHARACTERS for key in self.api_keys):
             raise InputError(f"an API key has less than {_LEAST_KEY_CHARACTERS} characters; take a longer one")
         if not all(key.isascii() and key.isprintable() for key in self.api_keys):
@@ -214,6 +217,7 @@ OPTIONS = (
     _option("allow_token_ids", "--token-ids", _parse_bool, None, "take token ids of this model's tokenizer"),
     _option("allow_urls", "--allow-urls", _parse_bool, None, "fetch images from https URLs"),
     _option("allow_http_urls", "--allow-http-urls", _parse_bool, None, "fetch from http URLs too"),
+    _option("url_hosts", "--url-hosts", _parse_list, "HOST", "fetch from these, private ones too (docs/serving.md)"),
     _option(
         "api_keys_file",
         "--api-keys",
