@@ -1,6 +1,7 @@
 """Which strings are images: every form that clients send, and no text that looks like one."""
 
 import base64
+import contextlib
 import io
 import json
 import textwrap
@@ -227,6 +228,19 @@ def test_a_path_is_an_error_that_says_so(path: str) -> None:
         ImageStringError, match="found a path, and no files are read here; send the content of the file"
     ):
         read_image(path)
+
+
+def test_any_string_is_an_image_a_text_or_an_error_that_says_why() -> None:
+    """Strings of the pieces that the rule looks for, in any order, with half an emoji among them."""
+    pieces = ["data:", "DATA:", "image/png", ";", "base64", ",", ";base64,", "\ufeff", " ", "\n", "'", '"', "b'", "%",
+              "%3D", "%89PNG%0D%0A%1A%0A", "=", "https://", "file:", "://", ".png", "?", BASE64, BASE64[:33], "AAAA",
+              "\u6d77", "\ud800", "\\", "/9j/", "x", "-", " is a "]  # fmt: skip
+    draw = np.random.default_rng(3)
+    for _ in range(20_000):
+        string = "".join(draw.choice(pieces, draw.integers(1, 9)))
+        for read in (find_image, read_image):
+            with contextlib.suppress(ImageStringError):
+                assert isinstance(read(string), ImageItem | UrlItem | None)
 
 
 @pytest.mark.parametrize("text", ["AB!C", "AB C\u00fc", "A", "%%%%", "%41%41%41%41"])

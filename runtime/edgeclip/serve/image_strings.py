@@ -185,7 +185,7 @@ def _find_in_data_uri(string: str) -> ImageItem | None:
     if uri.is_base64:
         return None if _is_prose(uri.data) else _image_of(uri.data)
     is_of_image = uri.media_type.startswith("image/") and not uri.data[:1].isspace()
-    if is_of_image or _SIGNATURES.match(unquote_to_bytes(uri.data[:_LONGEST_SIGNATURE])):
+    if is_of_image or _SIGNATURES.match(unquote_to_bytes(uri.data[:_LONGEST_SIGNATURE].encode(errors="replace"))):
         raise ImageStringError(_NO_BASE64)
     return None
 
