@@ -65,12 +65,12 @@ _SUFFIX = re.compile(
 )
 _HEADER = re.compile(rf"data:([^,]{{0,{_LONGEST_HEADER}}}),", re.IGNORECASE)
 _MEDIA_TYPE = re.compile(r"[\w.+*-]+/[\w.+*-]+", re.ASCII)
-# What no base64 holds and most paths do.
+# What base64 never holds and most paths do.
 _OF_PATHS = re.compile(r"[.:~\\]")
 _ALPHABET = bytes.maketrans(b"-_", b"+/")
 _ESCAPES = {"%2B": "+", "%2b": "+", "%2F": "/", "%2f": "/", "%3D": "=", "%3d": "=", "%0A": "", "%0D": ""}
 # All that is known of a format in its first 24 bytes: "BM" alone would be an image in every 65,536th string. Formats
-# that the decoder refuses are here too, for it refuses them by name.
+# that the decoder refuses are here too: its error says which it takes, and their characters are no text.
 _SIGNATURES = re.compile(
     rb"\x89PNG\r\n\x1a\n"
     rb"|\xff\xd8\xff(?:[\xc0-\xcf\xdb-\xdd\xe0-\xef\xfe][\0-\x0f]|[\xe1\xe2\xed]..(?:Exif|http|ICC_|Phot))"  # JPEG
