@@ -6,11 +6,15 @@ A bundle takes seconds, so each is made once a run, by whichever of xdist's proc
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from edgeclip import Encoder
 from edgeclip.manifest import TARGETS, Target
+
+if TYPE_CHECKING:
+    from tests.browser import Browser
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden"
@@ -133,3 +137,31 @@ def encoder(bundle: Path) -> Iterator[Encoder]:
     """An Encoder on the bundle for the CPU."""
     with Encoder.open(bundle, device="cpu") as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Browser"]:
+    """A headless Chromium; without one, or without the extra for the service, the test is skipped."""
+    driver = pytest.importorskip("tests.browser")
+    if driver.CHROMIUM is None:
+        pytest.skip("no Chromium here")
+    with driver.browsing(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def page_url(bundle: Path, encoder: Encoder) -> Iterator[str]:
+    """A service of the golden bundle for the page, which takes pictures up to a megapixel."""
+    from tests.serving import serving
+
+    with serving(bundle, encoder, max_image_pixels=1_000_000) as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser: "Browser", page_url: str) -> Iterator["Browser"]:
+    """The page, opened anew; what the browser complains of fails the test, but for answers that are refusals."""
+    from tests.web_page import opened
+
+    yield opened(browser, page_url)
+    assert [error for error in browser.errors if not error.startswith("Failed to load resource")] == []

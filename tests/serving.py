@@ -20,18 +20,18 @@ _STARTS_WITHIN_S = 60
 
 
 @contextlib.contextmanager
-def serving(bundle: Path, encoder: Encoder, *, fetch: Any = None, **settings: Any) -> Iterator[str]:
-    """The base URL of a service of the encoder, which runs until the block ends."""
+def serving(bundle: Path, encoder: Encoder, *, fetch: Any = None, port: int = 0, **settings: Any) -> Iterator[str]:
+    """The base URL of a service of the encoder, which runs until the block ends; port 0 is any free one."""
     chosen = Settings(bundle=bundle, **settings)
-    with running(configure(chosen, create_app(chosen, encoder, fetch=fetch))) as url:
+    with running(configure(chosen, create_app(chosen, encoder, fetch=fetch)), port=port) as url:
         yield url
 
 
 @contextlib.contextmanager
-def running(config: uvicorn.Config) -> Iterator[str]:
+def running(config: uvicorn.Config, *, port: int = 0) -> Iterator[str]:
     """The base URL of a server with this configuration."""
     server = uvicorn.Server(config)
-    with contextlib.closing(listen("127.0.0.1", 0)) as listener:
+    with contextlib.closing(listen("127.0.0.1", port)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -41,14 +41,21 @@ _SCRATCHES = 14
 _NOISE = 15.0  # of 255, standard deviation
 
 
-def draw_picture(scene: Scene, draw: np.random.Generator, *, side_px: int, width_px: int, height_px: int) -> Pixels:
-    """(height, width, 3) uint8 RGB with the scene in its middle square of `side_px`."""
+def draw_picture(
+    scene: Scene, draw: np.random.Generator, *, side_px: int, width_px: int, height_px: int, is_clean: bool = False
+) -> Pixels:
+    """(height, width, 3) uint8 RGB with the scene in its middle square of `side_px`.
+
+    A clean picture has no strangers, no scratches and no noise.
+    """
     picture = np.empty((height_px, width_px, 3), dtype=np.float32)
     picture[:] = _jitter(_RGB[scene.background], draw)
     left, top = (width_px - side_px) / 2, (height_px - side_px) / 2
     for is_first, group in ((True, scene.first), (False, scene.second)):
         for x, y in _places(scene.relation, is_first, group, draw):
             _place(picture, group, left + x * side_px, top + y * side_px, side_px, draw)
+    if is_clean:
+        return picture.clip(0, 255).astype(np.uint8)
     _draw_strangers(picture, side_px, draw)
     _scratch(picture, side_px, draw)
     picture += _noise(draw, picture.shape)

@@ -6,6 +6,7 @@ guard /v1; the page, the documents, health and metrics hold nothing that a key p
 
 import asyncio
 import contextlib
+import hashlib
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -127,6 +128,8 @@ def _route(settings: Settings, encoder: Encoder, model: str, metrics: Metrics, f
         is_key_needed=bool(settings.api_keys),
     )
     pages = _read_pages(_WEB)
+    # A client that keeps vectors sees by it that a restart brought others, which cannot be compared with them.
+    bundle_id = hashlib.sha256(manifest.to_json().encode()).hexdigest()[:16]
 
     @contextlib.asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
@@ -162,7 +165,9 @@ def _route(settings: Settings, encoder: Encoder, model: str, metrics: Metrics, f
         request.scope["edgeclip.stages"] = stages.seconds
         shown = {**stages.seconds, "total": time.perf_counter() - started}
         timing = ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in shown.items())
-        return Response(answer, media_type="application/json", headers={"Server-Timing": timing})
+        return Response(
+            answer, media_type="application/json", headers={"Server-Timing": timing, "Edgeclip-Bundle": bundle_id}
+        )
 
     async def models(request: "Request") -> Response:
         name = request.path_params.get("name", model)

@@ -1,111 +1,96 @@
 // The page: pictures come in by choosing, dropping or pasting; their vectors stay here; a text ranks them.
 import { Client, rank } from "./client.js";
+import { droppedEntries, entriesOf, lookAtAll } from "./files.js";
+import { Gallery, make } from "./gallery.js";
+import { Reader } from "./reader.js";
 
-const MOST_AT_ONCE = 4; // pictures in a request: the progress bar moves, and a text waits for little
-const MOST_BYTES_AT_ONCE = 8e6;
 const TYPING_PAUSE_MS = 250;
-const SHOWN_AT_FIRST = 60;
+const NAMED_AT_MOST = 500; // of the files that were left out
+const OPEN_AT_MOST = 5; // so few of them are named at once, more when somebody asks
 
 const at = (id) => document.getElementById(id);
 const client = new Client();
-const pictures = []; // { name, identity, url, vector }, in the order in which they came
-let queue = []; // files that wait for their vectors
-let work = null; // the AbortController of the pictures' requests while there are any
-let total = 0;
-let search = null; // what was asked last: { label, vector }, and of a text { isCut, serverMs, totalMs }
+const gallery = new Gallery({ onSimilar: askForSimilar });
+const reader = new Reader(client, { onRead: keep, onRefused: leaveOut, onLocked: askForKey, onChange: showWork });
+const pictures = []; // { file, path, name, alt, media, drawn, url, vector, bundle }, in the order in which they came
+const known = new Set(); // identities of all that came and was not refused
+const leftOut = new Map(); // path: why
+let hidden = 0;
+let bundle = null; // of the server's last answer; vectors of another one are not compared with it
+let search = null; // what was asked last: { label, vector, bundle }, and of a text { isCut, serverMs, totalMs }
 let typing = 0;
 let asking = null; // the AbortController of the text's request
-let isAllShown = false;
-let isLocked = false; // a key is wanted
+let started = 0;
+let before = 0;
 
 // Pictures
 
-function add(files) {
-  const known = new Set([...pictures, ...queue].map((entry) => entry.identity ?? identify(entry)));
-  for (const file of files) {
-    if (file.type && !file.type.startsWith("image/")) complain(`${isolated(file.name)}: not a picture`);
-    else if (!known.has(identify(file))) {
-      known.add(identify(file));
-      queue.push(file);
-      total++;
-    }
+/** Take what was chosen, { entries, hidden }. */
+async function add(chosen) {
+  const entries = chosen.entries.filter((entry) => !known.has(identify(entry)));
+  for (const entry of entries) known.add(identify(entry));
+  if (entries.length > 200) say(`Looking at ${entries.length} files.`);
+  const looked = await lookAtAll(entries);
+  hidden += chosen.hidden;
+  const taken = [];
+  for (const entry of looked) {
+    const name = entry.path.replace(/^.*\//, "");
+    const picture = { alt: name, ...entry, name };
+    if (entry.fault) leaveOut(picture, entry.fault);
+    else taken.push(picture);
   }
-  run();
+  showLeftOut();
+  if (taken.length) {
+    if (!reader.isLocked) say(`Reading ${plural(taken.length)}.`);
+    if (!reader.queue.length) [started, before] = [performance.now(), pictures.length];
+    reader.add(taken);
+  } else if (!reader.queue.length) say(summarize());
 }
 
-const identify = (file) => `${file.name} ${file.size} ${file.lastModified}`;
+const identify = ({ file, path }) => `${path} ${file.size} ${file.lastModified}`;
 
-/** Send what waits, a few at a time, one request after the other. */
-async function run() {
-  if (work || isLocked || !queue.length) return;
-  work = new AbortController();
-  const { signal } = work;
-  const started = performance.now();
-  const before = pictures.length;
+function keep(picture, vector, from) {
+  if (!picture.url) {
+    picture.url = URL.createObjectURL(picture.file);
+    pictures.push(picture);
+  }
+  Object.assign(picture, { vector, bundle: from });
+  noticeBundle(from);
+}
+
+function leaveOut(picture, reason) {
+  known.delete(identify(picture));
+  leftOut.set(picture.path, reason);
+}
+
+/** The server may have been restarted with another model. */
+function noticeBundle(from) {
+  const isOther = bundle !== null && from !== bundle;
+  bundle = from;
+  if (!isOther) return;
+  open();
+  if (search?.totalMs !== undefined && search.bundle !== bundle) ask();
+}
+
+/** The pictures whose vectors another model made. */
+function stale() {
+  const waiting = new Set(reader.queue);
+  return pictures.filter((picture) => picture.bundle !== bundle && !waiting.has(picture));
+}
+
+async function useSamples() {
+  const images = [...document.querySelectorAll("#samples img")];
   try {
-    while (queue.length) {
-      showProgress();
-      const group = nextGroup();
-      await embedGroup(group, signal);
-      queue.splice(0, group.length);
-      show();
-    }
-  } catch (error) {
-    if (error.status === 401) askForKey();
-    else if (error.name !== "AbortError") complain(error.message);
-    if (error.status !== 401) queue = [];
-  }
-  work = null;
-  if (!isLocked) total = 0;
-  at("work").hidden = true;
-  const count = pictures.length - before;
-  show(count ? `${plural(count)} read in ${seconds(performance.now() - started)}. ` : "");
-}
-
-function nextGroup() {
-  const group = [queue[0]];
-  let bytes = queue[0].size;
-  for (const file of queue.slice(1, MOST_AT_ONCE)) {
-    bytes += file.size;
-    if (bytes > MOST_BYTES_AT_ONCE) break;
-    group.push(file);
-  }
-  return group;
-}
-
-/** One bad picture makes the server refuse its company too, so these are then sent one by one. */
-async function embedGroup(files, signal) {
-  try {
-    const { vectors } = await client.embedPictures(files, signal, (wait) => showProgress(wait));
-    files.forEach((file, i) => keep(file, vectors[i]));
-  } catch (error) {
-    const isAboutPictures = error.status >= 400 && error.status < 500 && ![401, 404, 429].includes(error.status);
-    if (!isAboutPictures) throw error;
-    if (files.length === 1) complain(`${isolated(files[0].name)}: ${error.message.replace(/^input\[\d+\]:? ?/, "")}`);
-    else for (const file of files) await embedGroup([file], signal);
-  }
-}
-
-function keep(file, vector) {
-  pictures.push({ name: file.name, identity: identify(file), url: URL.createObjectURL(file), vector });
-}
-
-/** The files of what was dropped; of a folder all that are in it. */
-async function filesOf(transfer) {
-  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
-  if (!entries.some((entry) => entry.isDirectory)) return [...transfer.files];
-  return (await Promise.all(entries.map(filesIn))).flat();
-}
-
-async function filesIn(entry) {
-  if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
-  const reader = entry.createReader();
-  const found = [];
-  for (;;) {
-    // it gives a hundred at a time, and none at the end
-    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
-    if (!some.length) return found.flat();
-    found.push(...(await Promise.all(some.map(filesIn))));
+    const files = images.map(async (image) => {
+      const response = await fetch(image.src);
+      if (!response.ok) throw new Error(response.status);
+      const name = image.src.replace(/^.*\/sample-/, "");
+      const file = new File([await response.blob()], name, { lastModified: 0 });
+      return { file, path: name, alt: image.alt, isSample: true };
+    });
+    await add({ entries: await Promise.all(files), hidden: 0 });
+  } catch {
+    complain("The sample pictures cannot be loaded. Is the server running?");
   }
 }
 
@@ -118,15 +103,26 @@ async function ask() {
   if (!text) {
     search = null;
     show();
+    say(summarize());
     return;
   }
-  const mine = (asking = new AbortController());
+  const { signal } = (asking = new AbortController());
   try {
-    const { vectors, ...answer } = await client.embedText(text, at("task").value, mine.signal);
+    const { vectors, ...answer } = await client.embed([{ text }], {
+      task: at("task").value,
+      signal,
+      pause: (error, seconds) => {
+        say(`${error.message} Trying again in ${seconds} s.`);
+        return new Promise((resolve) => setTimeout(resolve, seconds * 1000));
+      },
+    });
     search = { label: text, vector: vectors[0], ...answer };
     at("problems").replaceChildren();
-    isAllShown = false;
+    noticeBundle(answer.bundle);
+    gallery.reset();
     show();
+    showWork();
+    say(summarize());
   } catch (error) {
     if (error.name === "AbortError") return;
     if (error.status === 401) askForKey();
@@ -134,16 +130,25 @@ async function ask() {
   }
 }
 
+async function askExample(text) {
+  at("query").value = text;
+  if (!pictures.length) await useSamples();
+  ask();
+}
+
 function askForSimilar(picture) {
+  clearTimeout(typing);
+  asking?.abort();
   at("query").value = "";
-  search = { label: picture.name, vector: picture.vector };
-  isAllShown = false;
+  search = { label: picture.name, vector: picture.vector, bundle: picture.bundle };
+  gallery.reset();
   show();
+  say(summarize());
   scrollTo({ top: 0 });
 }
 
 function askForKey() {
-  isLocked = true;
+  reader.isLocked = true;
   at("key-form").hidden = false;
   at("key").focus();
   if (client.key) complain("The server does not take this key.");
@@ -152,11 +157,12 @@ function askForKey() {
 async function useKey() {
   client.key = at("key").value.trim();
   at("problems").replaceChildren();
-  isLocked = false;
-  at("key-form").hidden = true;
+  reader.isLocked = false;
   await open();
-  if (isLocked) return;
-  run();
+  if (reader.isLocked) return;
+  at("key-form").hidden = true;
+  at("query").focus();
+  reader.goOn();
   if (at("query").value.trim()) ask();
 }
 
@@ -165,7 +171,9 @@ async function open() {
     await client.open();
     at("model").textContent = client.model;
     document.title = `edgeclip · ${client.model}`;
+    const task = at("task").value;
     at("task").replaceChildren(...["", ...client.tasks].map((task) => new Option(task || "none", task)));
+    at("task").value = client.tasks.includes(task) ? task : "";
     at("task-choice").hidden = !client.tasks.length;
   } catch (error) {
     if (error.status === 401) askForKey();
@@ -175,24 +183,80 @@ async function open() {
 
 // What is seen
 
-function show(prefix = "") {
-  const found = search ? rank(pictures, search.vector) : pictures.map((picture) => ({ picture }));
-  const shown = isAllShown ? found : found.slice(0, SHOWN_AT_FIRST);
-  const [best, worst] = [found[0]?.score, found.at(-1)?.score];
-  at("results").replaceChildren(...shown.map((result, i) => card(result, i, best, worst)));
-  at("more").hidden = shown.length === found.length;
-  at("more").textContent = `Show all ${found.length}`;
-  at("clear").hidden = !pictures.length;
-  at("status").textContent = prefix + summarize();
+function show() {
+  const isComparable = (picture) => search && picture.bundle === search.bundle;
+  const others = pictures.filter((picture) => !isComparable(picture)).map((picture) => ({ picture }));
+  gallery.render(search ? [...rank(pictures.filter(isComparable), search.vector), ...others] : others);
+  at("welcome").hidden = at("intro").hidden = pictures.length > 0;
+  at("examples").hidden = pictures.length > 0 && !pictures.some(({ isSample }) => isSample);
+  at("clear").hidden = !(pictures.length || leftOut.size || hidden);
+}
+
+/** Progress, and what is to be said about what waits; when it ends, the summary. */
+function showWork() {
+  const { state, queue, done, reason } = reader;
+  const [all, old] = [done + queue.length, stale().length];
+  const isAtWork = state === "reading" || state === "waiting";
+  const wasFocused = at("work").contains(document.activeElement);
+  at("work").hidden = !queue.length && !old;
+  at("progress").hidden = !queue.length;
+  Object.assign(at("progress"), { max: all, value: done });
+  const count = `${done} of ${all} read, ${queue.length} left.`;
+  const names = queue.slice(0, 3).map(({ name }) => isolated(name)).join(", ");
+  const waiting = `Not read yet: ${names}${queue.length > 3 ? ` and ${queue.length - 3} more` : ""}. What was read is kept.`;
+  const changed = `The server runs another model now, and ${plural(old)} ${old === 1 ? "has" : "have"} vectors of the one before.`;
+  at("progress-text").textContent = [
+    ...(queue.length ? [reason, count, ...(state === "stopped" ? [waiting] : [])] : []),
+    ...(old ? [changed] : []),
+  ].filter(Boolean).join(" ");
+  at("stop").hidden = !isAtWork;
+  at("go-on").hidden = !queue.length || state === "reading" || reader.isLocked;
+  at("go-on").textContent = state === "waiting" ? "Try now" : "Go on";
+  at("drop-rest").hidden = !queue.length || isAtWork;
+  at("reread").hidden = !old;
+  at("reread").textContent = old === 1 ? "Read it again" : `Read all ${old} again`;
+  show();
+  showLeftOut();
+  if (!isAtWork) {
+    const count = pictures.length - before;
+    const isEnd = state === "idle" && started;
+    const read = isEnd && count > 0 ? `${plural(count)} read in ${seconds(performance.now() - started)}. ` : "";
+    if (isEnd) started = 0;
+    const left = state === "stopped" ? `${plural(queue.length)} not read yet. ` : "";
+    say(left + read + summarize());
+  }
+  // Where the focused button went away its neighbour takes over.
+  const isSeen = (button) => !button.hidden && !at("work").hidden;
+  if (wasFocused && !(at("work").contains(document.activeElement) && isSeen(document.activeElement))) {
+    ([...at("work").querySelectorAll("button")].find(isSeen) ?? at("query")).focus();
+  }
+}
+
+function showLeftOut() {
+  const count = leftOut.size + hidden;
+  at("left-out").hidden = !count;
+  if (at("left-out").count === count) return;
+  at("left-out").count = count;
+  const whole = leftOut.size && hidden ? `, ${hidden} of them hidden` : hidden ? ", hidden" : "";
+  at("left-out-count").textContent = `${count === 1 ? "1 file was" : `${count} files were`} left out${whole}`;
+  const lines = [...leftOut].slice(0, NAMED_AT_MOST).map(([path, why]) => `${isolated(path)}: ${why}`);
+  if (leftOut.size > NAMED_AT_MOST) lines.push(`and ${leftOut.size - NAMED_AT_MOST} more`);
+  if (hidden) lines.push(`hidden: ${hidden}; names that begin with a dot, and what systems put beside pictures`);
+  at("left-out-names").replaceChildren(...lines.map((textContent) => make("li", { textContent })));
+  at("left-out").open = leftOut.size > 0 && leftOut.size <= OPEN_AT_MOST;
 }
 
 function summarize() {
+  const out = leftOut.size ? ` ${leftOut.size === 1 ? "1 file was" : `${leftOut.size} files were`} left out.` : "";
   if (!pictures.length) {
-    return search ? `${timing()} No pictures yet: add some, and see which fit.` : "No pictures yet. Nothing leaves your server.";
+    const none = reader.queue.length ? `${plural(reader.queue.length)} not read yet.` : "No pictures yet.";
+    return (search ? `${timing()} ${none}` : none) + out;
   }
-  if (!search) return `${plural(pictures.length)}. Type what you look for.`;
+  if (!search) return `${plural(pictures.length)}. Type what you look for.${out}`;
+  const ranked = pictures.filter((picture) => picture.bundle === search.bundle).length;
+  const unranked = ranked < pictures.length ? `; ${pictures.length - ranked} not, for their vectors are of another model` : "";
   const cut = search.isCut ? " The text was too long and was cut." : "";
-  return `${plural(pictures.length)} ranked for “${isolated(search.label)}”. ${timing()}${cut}`;
+  return `${plural(ranked)} ranked for “${isolated(search.label)}”${unranked}. ${timing()}${cut}${out}`;
 }
 
 function timing() {
@@ -201,33 +265,9 @@ function timing() {
   return `${server}${search.totalMs.toFixed(0)} ms until here.`;
 }
 
-function card({ picture, score }, index, best, worst) {
-  const button = make("button", { type: "button", title: "Find similar pictures" });
-  const image = make("img", { src: picture.url, alt: picture.name, loading: index < 12 ? "eager" : "lazy" });
-  image.onerror = () => image.replaceWith(make("span", { className: "unseen", textContent: "no preview" }));
-  button.append(image);
-  button.onclick = () => askForSimilar(picture);
-  const item = make("li", {});
-  item.append(button);
-  const line = make("p", {});
-  line.append(make("span", { className: "name", dir: "auto", textContent: picture.name, title: picture.name }));
-  if (score !== undefined) {
-    const bar = make("div", { className: "bar" });
-    const fill = make("i", {});
-    fill.style.width = `${best > worst ? (100 * (score - worst)) / (best - worst) : 100}%`;
-    bar.append(fill);
-    item.append(bar);
-    line.append(make("span", { className: "score", title: "cosine", textContent: score.toFixed(3) }));
-  }
-  item.append(line);
-  return item;
-}
-
-function showProgress(wait = 0) {
-  const done = total - queue.length;
-  at("work").hidden = false;
-  Object.assign(at("progress"), { max: total, value: done });
-  at("progress-text").textContent = wait ? `${done} of ${total}; the server is busy, ${wait} s` : `${done} of ${total}`;
+/** Read out too, so only what is new is said. */
+function say(message) {
+  if (at("status").textContent !== message) at("status").textContent = message;
 }
 
 function complain(message) {
@@ -235,18 +275,21 @@ function complain(message) {
   if (!lines.includes(message)) at("problems").append(make("p", { textContent: message }));
 }
 
-const make = (tag, properties) => Object.assign(document.createElement(tag), properties);
 const isolated = (text) => `\u2068${text}\u2069`; // right-to-left text must not turn what stands beside it
 const plural = (count) => (count === 1 ? "1 picture" : `${count} pictures`);
 const seconds = (ms) => (ms < 1000 ? `${ms.toFixed(0)} ms` : `${(ms / 1000).toFixed(1)} s`);
 
 function clear() {
-  work?.abort();
-  queue = [];
-  for (const picture of pictures) URL.revokeObjectURL(picture.url);
-  pictures.length = 0;
+  for (const picture of pictures) {
+    URL.revokeObjectURL(picture.url);
+    gallery.forget(picture);
+  }
+  pictures.length = hidden = 0;
+  known.clear();
+  leftOut.clear();
   at("problems").replaceChildren();
-  show();
+  started = 0;
+  reader.clear();
   at("query").focus();
 }
 
@@ -262,20 +305,33 @@ at("query").oninput = (event) => {
 };
 at("query").oncompositionend = () => (typing = setTimeout(ask, TYPING_PAUSE_MS));
 at("task").onchange = ask;
-at("files").onchange = () => {
-  add([...at("files").files]);
-  at("files").value = "";
+for (const input of [at("files"), at("folder")]) {
+  input.onchange = () => {
+    add(entriesOf(input.files));
+    input.value = "";
+  };
+}
+at("folder-choice").hidden = !("webkitdirectory" in at("folder"));
+at("use-samples").onclick = async () => {
+  await useSamples();
+  at("query").focus();
 };
+for (const example of document.querySelectorAll("#examples button")) {
+  example.onclick = () => askExample(example.textContent);
+}
 at("key-form").onsubmit = (event) => {
   event.preventDefault();
   useKey();
 };
-at("cancel").onclick = () => work?.abort();
-at("clear").onclick = clear;
-at("more").onclick = () => {
-  isAllShown = true;
-  show();
+at("stop").onclick = () => reader.stop();
+at("go-on").onclick = () => reader.goOn();
+at("drop-rest").onclick = () => {
+  for (const picture of reader.queue) if (!picture.url) known.delete(identify(picture));
+  reader.clear();
 };
+at("reread").onclick = () => reader.add(stale());
+at("clear").onclick = clear;
+addEventListener("online", () => reader.goOn());
 document.ondragover = (event) => {
   event.preventDefault();
   document.body.classList.add("over");
@@ -286,15 +342,14 @@ document.ondragleave = (event) => {
 document.ondrop = async (event) => {
   event.preventDefault();
   document.body.classList.remove("over");
-  try {
-    add(await filesOf(event.dataTransfer));
-  } catch {
-    complain("What was dropped cannot be read.");
-  }
+  const dropped = await droppedEntries(event.dataTransfer);
+  if (dropped.entries.length || dropped.hidden) add(dropped);
+  else complain("What was dropped is not a file. Save the picture first, then drop it.");
 };
 document.onpaste = (event) => {
-  const files = [...(event.clipboardData?.files ?? [])];
-  if (files.length) add(files);
+  const { files } = event.clipboardData ?? {};
+  if (files?.length) add(entriesOf(files));
 };
 
+show();
 open();

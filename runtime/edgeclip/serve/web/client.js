@@ -1,13 +1,18 @@
 // The API as this page uses it: POST v1/embeddings in Jina's dialect, GET v1/models. Knows nothing of the page.
 
 const LONGEST_WAIT_S = 30;
-const MOST_TRIES = 20;
+// A network that is lost in silence would keep a request for ever. The service itself gives up after 300 s.
+const LONGEST_ANSWER_MS = 330_000;
+const PASSING = new Set([0, 429, 502, 503, 504]); // may be gone at the next try
+// A server that says it is busy is there, so it is asked for longer. Without a Retry-After six tries take half a minute.
+const MOST_TRIES = 6;
+const MOST_TRIES_WHERE_BUSY = 20;
 
 /** What the server said no with, in its own words; status 0 when it could not be reached. */
 export class ServerError extends Error {
-  constructor(status, message) {
+  constructor(status, message, { code = null, retryAfter = null } = {}) {
     super(message);
-    this.status = status;
+    Object.assign(this, { status, code, retryAfter });
   }
 }
 
@@ -27,38 +32,38 @@ export class Client {
     this.tasks = model.tasks ?? [];
   }
 
-  /** Unit vectors of a text, and the milliseconds it took there and in all. `task` may be "". */
-  async embedText(text, task, signal) {
-    return this.embed([{ text }], { task, signal });
-  }
-
-  /** Unit vectors of picture files, in their order. Waits where the server is busy; `onWait` is told the seconds. */
-  async embedPictures(files, signal, onWait) {
-    const input = await Promise.all(files.map(async (file) => ({ image: await readDataUri(file) })));
+  /**
+   * Unit vectors of the API's inputs, in their order; `bundle` names what made them, for vectors of two bundles
+   * cannot be compared. Where the server is busy or gone, `pause(error, seconds)` is awaited and it is asked again.
+   */
+  async embed(input, { task = "", signal, pause }) {
     for (let tries = 1; ; tries++) {
       try {
-        return await this.embed(input, { signal });
+        return await this.embedOnce(input, task, signal);
       } catch (error) {
-        if (error.status !== 429 || tries === MOST_TRIES) throw error;
-        onWait(error.retryAfter);
-        await sleep(error.retryAfter, signal);
+        if (error.code === "model_not_found" && tries === 1) await this.open(); // restarted with another one
+        else if (!PASSING.has(error.status) || tries >= (error.status === 429 ? MOST_TRIES_WHERE_BUSY : MOST_TRIES)) throw error;
+        else await pause(error, Math.min(LONGEST_WAIT_S, error.retryAfter ?? 2 ** (tries - 1)));
+        signal.throwIfAborted();
       }
     }
   }
 
-  async embed(input, { task, signal }) {
+  async embedOnce(input, task, signal) {
     const started = performance.now();
     const body = { model: this.model, input, embedding_type: "base64", truncate: true, ...(task && { task }) };
     const response = await this.fetch("v1/embeddings", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify(body),
-      signal,
+      signal: AbortSignal.any([signal, AbortSignal.timeout(LONGEST_ANSWER_MS)]),
     });
-    const { data } = await response.json();
+    const { data, model } = await readJson(response);
+    signal.throwIfAborted();
     const total = /(?:^|,\s*)total;dur=([\d.]+)/.exec(response.headers.get("Server-Timing") ?? "");
     return {
       vectors: data.map((row) => decodeVector(row.embedding)),
+      bundle: response.headers.get("Edgeclip-Bundle") ?? model,
       isCut: data.some((row) => row.truncated),
       serverMs: total ? Number(total[1]) : null,
       totalMs: performance.now() - started,
@@ -72,8 +77,7 @@ export class Client {
     try {
       response = await fetch(path, { ...options, headers });
     } catch (error) {
-      if (error.name === "AbortError") throw error;
-      throw new ServerError(0, "The server does not answer. Is it running?");
+      throw asServerError(error);
     }
     if (response.ok) return response;
     throw await readError(response);
@@ -100,33 +104,29 @@ export function decodeVector(base64) {
   return Float32Array.from({ length: bytes.length / 4 }, (_, i) => view.getFloat32(4 * i, true));
 }
 
+/** The body; the connection may end in the middle of it. */
+async function readJson(response) {
+  try {
+    return await response.json();
+  } catch (error) {
+    throw asServerError(error);
+  }
+}
+
+function asServerError(error) {
+  if (error.name === "AbortError") return error;
+  if (error.name === "TimeoutError") return new ServerError(0, "The server did not answer within five minutes.");
+  return new ServerError(0, "The server does not answer. Is it running?");
+}
+
 async function readError(response) {
   let message = `The server answered ${response.status} ${response.statusText}`.trim();
+  let code = null;
   try {
-    message = (await response.json()).error.message;
+    ({ message, code } = (await response.json()).error);
   } catch {
     // no JSON: a proxy's answer, or a limit before the service; the status must do
   }
-  const error = new ServerError(response.status, message);
-  error.retryAfter = Math.min(LONGEST_WAIT_S, Number(response.headers.get("Retry-After")) || 1);
-  return error;
-}
-
-function readDataUri(file) {
-  return new Promise((resolve, reject) => {
-    const reader = new FileReader();
-    reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(new ServerError(400, "the file cannot be read; is it a folder, or gone?"));
-    reader.readAsDataURL(file);
-  });
-}
-
-function sleep(seconds, signal) {
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(resolve, seconds * 1000);
-    signal.addEventListener("abort", () => {
-      clearTimeout(timer);
-      reject(signal.reason);
-    });
-  });
+  const retryAfter = Number(response.headers.get("Retry-After")) || null;
+  return new ServerError(response.status, message, { code, retryAfter });
 }
