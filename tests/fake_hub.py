@@ -13,12 +13,12 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import ModuleType
 
-from edgeclip_export.checkpoint import FILES
+from edgeclip_export.checkpoint import CONFIG, FILES
 
 REPO = "someone/tiny-clip"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NEXT_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
-WANTED = {name: f"the {name} of {REPO}\n".encode() * 50 for name in FILES}
+WANTED = {name: f"the {name} of {REPO}\n".encode() * 50 for name in FILES} | {CONFIG: b'{"model_type": "jina_clip"}'}
 UNWANTED = {
     "pytorch_model.bin": b"a pickle",
     "modeling_clip.py": b"raise SystemExit('remote code ran')",

@@ -18,7 +18,7 @@ from torch import Tensor
 from edgeclip import Encoder
 from edgeclip.errors import BuildError
 from edgeclip_export import export_checkpoint
-from edgeclip_export.checkpoint import FILES, hash_file, open_tensors
+from edgeclip_export.checkpoint import FILES, hash_file, open_checkpoint
 from edgeclip_export.demo import layout, tokenizer, train
 from edgeclip_export.demo.captions import LANGUAGES, captions
 from edgeclip_export.demo.layout import MATRYOSHKA_DIMS, checkpoint_config
@@ -29,6 +29,7 @@ from edgeclip_export.demo.towers import LOGIT_SCALE, RawTowers
 from edgeclip_export.demo.train import Batch, Recipe, draw_batch, validate
 from edgeclip_export.jina_clip.config import parse_config
 from edgeclip_export.jina_clip.tensors import tensor_shapes
+from edgeclip_export.jina_clip.weights import open_weights
 
 # Of unit vectors of 128: the same fp32 arithmetic in another order. Measured: 1.5e-7.
 FP32_PARITY = 2e-6
@@ -282,9 +283,9 @@ def test_every_step_sees_pictures_of_its_own_and_families_later(run: tuple[Path,
 def test_weights_are_half_precision_of_the_official_layout(trained: Path) -> None:
     weights = load_file(trained / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
-    shapes = tensor_shapes(parse_config(json.loads((trained / "config.json").read_text())))
-    with open_tensors(trained / "model.safetensors", shapes) as read:  # refuses what is missing, extra or not finite
-        assert read(LOGIT_SCALE).item() == pytest.approx(np.log(1 / 0.07), abs=0.1)
+    config = parse_config(json.loads((trained / "config.json").read_text()))
+    with open_weights(open_checkpoint(trained), config) as found:  # refuses what is missing, extra or not finite
+        assert found.read(LOGIT_SCALE).item() == pytest.approx(np.log(1 / 0.07), abs=0.1)
 
 
 def test_recall_is_what_numpy_counts(learnt: tuple[RawTowers, list[float]], plain: Tokenizer) -> None:

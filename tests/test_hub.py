@@ -1,10 +1,11 @@
-"""A checkpoint from the Hub: four files of one commit, the cache before the network, one line when it fails.
+"""A checkpoint from the Hub: the needed files of one commit, the cache before the network, one line when it fails.
 
 The Hub is a real HTTP server on loopback.
 """
 
 import errno
 import io
+import json
 import os
 import re
 import shutil
@@ -25,6 +26,7 @@ from edgeclip_export.hub import PINNED, _explain, fetch_checkpoint, is_hub_id
 from tests.fake_hub import COMMIT, NEXT_COMMIT, REPO, WANTED, FakeHub, forget_huggingface_hub
 
 Enter = Callable[..., None]
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
 
 @pytest.fixture
@@ -237,11 +239,82 @@ def test_an_unknown_revision_is_refused(hub: FakeHub, enter: Enter) -> None:
     assert hub.downloaded() == set()
 
 
-def test_a_repository_without_safetensors_is_refused_before_any_download(hub: FakeHub, enter: Enter) -> None:
+def test_a_repository_without_safetensors_is_refused_before_any_large_download(hub: FakeHub, enter: Enter) -> None:
     del hub.files["model.safetensors"]
     del hub.files["tokenizer.json"]
     enter()
-    assert "has no model.safetensors, tokenizer.json;" in _refusal()
+    assert "has no model.safetensors, tokenizer.json; pytorch_model.bin: pickle files can run code" in _refusal()
+    assert hub.downloaded() == {f"{COMMIT}/config.json"}
+
+
+@pytest.fixture
+def sharded(hub: FakeHub) -> FakeHub:
+    """The repository as transformers 5 saves a large model, beside what is not needed of it."""
+    hub.files |= {
+        "processor_config.json": hub.files.pop("preprocessor_config.json"),
+        "model.safetensors.index.json": json.dumps({"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}}).encode(),
+        "model-00003-of-00002.safetensors": b"left by another save",
+        **{name: f"the weights in {name}".encode() for name in SHARDS},
+    }
+    del hub.files["model.safetensors"]
+    return hub
+
+
+def test_of_shards_those_that_the_index_names_are_fetched(sharded: FakeHub, enter: Enter) -> None:
+    enter()
+    wanted = {"config.json", "tokenizer.json", "processor_config.json", "model.safetensors.index.json", *SHARDS}
+    checkpoint = fetch_checkpoint(REPO)
+    assert sharded.downloaded() == {f"{COMMIT}/{name}" for name in wanted}
+    assert {path.name for path in checkpoint.folder.iterdir()} == wanted
+    assert sharded.requests[-1].endswith(SHARDS[1])
+    sharded.requests.clear()
+    assert fetch_checkpoint(REPO, COMMIT) == checkpoint
+    (checkpoint.folder / SHARDS[0]).unlink()
+    assert fetch_checkpoint(REPO, COMMIT) == checkpoint
+    assert sharded.downloaded() <= {f"{COMMIT}/{SHARDS[0]}"}
+    enter(HF_HUB_OFFLINE="1")
+    (checkpoint.folder / SHARDS[1]).unlink()
+    assert f"lacks {SHARDS[1]};" in _refusal()
+
+
+def test_a_shard_that_the_repository_lacks_is_refused_before_any_is_fetched(sharded: FakeHub, enter: Enter) -> None:
+    del sharded.files[SHARDS[1]]
+    enter()
+    assert f"model.safetensors.index.json names {SHARDS[1]}, and the repository has none" in _refusal()
+    assert not any(path.endswith(SHARDS[0]) for path in sharded.downloaded())
+
+
+def test_an_index_that_names_a_file_outside_is_refused(sharded: FakeHub, enter: Enter) -> None:
+    sharded.files["model.safetensors.index.json"] = b'{"weight_map": {"a": "../../x.safetensors"}}'
+    enter()
+    with pytest.raises(BuildError, match=r"a lies in '../../x.safetensors', wanted the name of a safetensors file"):
+        fetch_checkpoint(REPO)
+
+
+def test_one_file_of_weights_goes_before_an_index(hub: FakeHub, enter: Enter) -> None:
+    """As transformers chooses; the index is not fetched."""
+    hub.files["model.safetensors.index.json"] = b"{}"
+    enter()
+    assert {path.name for path in fetch_checkpoint(REPO).folder.iterdir()} == set(FILES)
+
+
+def test_another_model_is_refused_before_its_weights_are_fetched(hub: FakeHub, enter: Enter) -> None:
+    hub.files["config.json"] = b'{"architectures": ["BertModel"], "model_type": "bert"}'
+    enter()
+    assert "is a BertModel (model_type is 'bert'); edgeclip exports jina-clip-v2" in _refusal()
+    del hub.files["preprocessor_config.json"]
+    assert "is a BertModel" in _refusal()
+    assert hub.downloaded() == {f"{COMMIT}/config.json"}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("model-q4.gguf", "model-q4.gguf: weights for llama.cpp"), ("adapter_model.safetensors", "an adapter without")],
+)
+def test_a_repository_of_another_format_is_named(hub: FakeHub, enter: Enter, name: str, said: str) -> None:
+    hub.files = {name: b"weights"}
+    enter()
+    assert said in _refusal()
     assert hub.downloaded() == set()
 
 

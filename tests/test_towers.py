@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from edgeclip_bench.plain import load_plain_text, load_plain_vision
-from edgeclip_export.checkpoint import WEIGHTS, open_tensors, read_json
-from edgeclip_export.jina_clip import fold, tensors
+from edgeclip_export.checkpoint import open_checkpoint, read_json
+from edgeclip_export.jina_clip import fold
 from edgeclip_export.jina_clip.config import JinaClipConfig, parse_config
 from edgeclip_export.jina_clip.text_tower import TextTower
 from edgeclip_export.jina_clip.vision_tower import VisionTower
+from edgeclip_export.jina_clip.weights import open_weights
 from tests.conftest import CHECKPOINT, GOLDEN
 
 # The golden README's bound on un-normalised features. Measured: 2e-6 for texts, 3.5e-6 for images; the
@@ -131,13 +132,13 @@ def test_a_wrong_vision_weight_is_seen(vision_weights: Weights, name: str) -> No
 
 
 def fold_text(config: JinaClipConfig) -> Weights:
-    with open_tensors(CHECKPOINT / WEIGHTS, tensors.tensor_shapes(config)) as read:
-        return fold.fold_text(config.text, read)
+    with open_weights(open_checkpoint(CHECKPOINT), config) as weights:
+        return fold.fold_text(config.text, weights.read)
 
 
 def fold_vision(config: JinaClipConfig) -> Weights:
-    with open_tensors(CHECKPOINT / WEIGHTS, tensors.tensor_shapes(config)) as read:
-        return fold.fold_vision(config.vision, PREPROCESSOR["mean"], PREPROCESSOR["std"], read)
+    with open_weights(open_checkpoint(CHECKPOINT), config) as weights:
+        return fold.fold_vision(config.vision, PREPROCESSOR["mean"], PREPROCESSOR["std"], weights.read)
 
 
 def make(tower: nn.Module, weights: Weights) -> nn.Module:

@@ -13,17 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeclip_export.checkpoint import CONFIG, WEIGHTS, open_tensors, read_json
+from edgeclip_export.checkpoint import CONFIG, open_checkpoint, read_json
 from edgeclip_export.jina_clip.config import TextConfig, VisionConfig, parse_config
-from edgeclip_export.jina_clip.tensors import IGNORED_SUFFIXES, TEXT, VISION, tensor_shapes
+from edgeclip_export.jina_clip.tensors import TEXT, VISION, tensor_shapes
+from edgeclip_export.jina_clip.weights import open_weights
 
 
 def load_plain_text(folder: Path) -> "PlainTextTower":
     """The text tower of a checkpoint folder."""
     config = parse_config(read_json(folder / CONFIG))
-    with open_tensors(folder / WEIGHTS, tensor_shapes(config), IGNORED_SUFFIXES) as read:
-        weights = {}
-        for name in tensor_shapes(config):
+    with open_weights(open_checkpoint(folder), config) as opened:
+        read, weights = opened.read, {}
+        for name in tensor_shapes(opened.config):
             if not name.startswith(TEXT) or name.endswith(("lora_A", "lora_B")):
                 continue
             weight = read(name)
@@ -40,8 +41,9 @@ def load_plain_text(folder: Path) -> "PlainTextTower":
 def load_plain_vision(folder: Path) -> "PlainVisionTower":
     """The vision tower of a checkpoint folder."""
     config = parse_config(read_json(folder / CONFIG))
-    with open_tensors(folder / WEIGHTS, tensor_shapes(config), IGNORED_SUFFIXES) as read:
-        weights = {name.removeprefix(VISION): read(name) for name in tensor_shapes(config) if name.startswith(VISION)}
+    with open_weights(open_checkpoint(folder), config) as opened:
+        names = [name for name in tensor_shapes(config) if name.startswith(VISION)]
+        weights = {name.removeprefix(VISION): opened.read(name) for name in names}
     with torch.device("meta"):
         tower = PlainVisionTower(config.vision)
     tower.load_state_dict(weights, assign=True)

@@ -185,10 +185,9 @@ def run_rivals(
 
 def open_bundles(checkpoint: Path, folders: Sequence[Path]) -> list[Entry]:
     """The bundles in these folders, the fp32 one first; InputError when they are not all of this checkpoint."""
-    from edgeclip_export.checkpoint import WEIGHTS, hash_file, require_files
+    from edgeclip_export.checkpoint import open_checkpoint
 
-    require_files(checkpoint)
-    weights = hash_file(checkpoint / WEIGHTS)
+    weights = open_checkpoint(checkpoint).hash_weights()
     entries: list[Entry] = []
     for folder in folders:
         name, manifest = folder.resolve().name, Manifest.read(folder)
@@ -197,7 +196,7 @@ def open_bundles(checkpoint: Path, folders: Sequence[Path]) -> list[Entry]:
             wanted = "one for the CPU" if entries else "the fp32 bundle for the CPU first"
             raise InputError(f"{folder}: is {precisions} for {manifest.target}; wanted {wanted}")
         if manifest.source.weights_sha256 != weights:
-            raise InputError(f"{folder}: was made from other weights than {checkpoint / WEIGHTS}")
+            raise InputError(f"{folder}: was made from other weights than those in {checkpoint}")
         if name in RIVALS or name in {entry.name for entry in entries}:
             raise InputError(f"{folder}: another contender is called {name} too; rename the folder")
         entries.append(Entry(name=name, folder=folder, manifest=manifest))

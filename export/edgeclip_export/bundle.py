@@ -2,6 +2,7 @@
 
 import gc
 import math
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from edgeclip.errors import BuildError
+from edgeclip.errors import BuildError, CheckpointWarning
 from edgeclip.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -26,13 +27,14 @@ from edgeclip.manifest import (
     TowerName,
 )
 from edgeclip.staging import file_facts, staged
-from edgeclip_export.checkpoint import CONFIG, PREPROCESSOR, TOKENIZER, WEIGHTS, read_json
+from edgeclip_export.checkpoint import CONFIG, TOKENIZER, Checkpoint, read_json
 from edgeclip_export.jina_clip import FAMILY
 from edgeclip_export.jina_clip.config import JinaClipConfig, parse_config
 from edgeclip_export.jina_clip.family import Progress, answer, load_tower, trace_tower
-from edgeclip_export.jina_clip.preprocessor import image_facts, reset_tokenizer, tokenizer_facts
+from edgeclip_export.jina_clip.preprocessor import read_image_facts, reset_tokenizer, tokenizer_facts
 from edgeclip_export.jina_clip.selftest import TEXTS, SelfTest, make_selftest
 from edgeclip_export.jina_clip.tensors import tensor_shapes
+from edgeclip_export.jina_clip.weights import open_weights
 from edgeclip_export.passes import TENSORRT_OPSET, census, lower
 from edgeclip_export.tracing import OPSET
 
@@ -46,21 +48,27 @@ PARITY = 5e-6
 _SPARE_BYTES = 64 << 20
 
 
-def write_bundle(folder: Path, source: Source, out: Path, target: Target, progress: Progress) -> Manifest:
-    """Export the checkpoint in `folder` to a bundle at `out`, which must not exist yet.
+def write_bundle(checkpoint: Checkpoint, source: Source, out: Path, target: Target, progress: Progress) -> Manifest:
+    """Export a checkpoint to a bundle at `out`, which must not exist yet.
 
-    Raises BuildError, with nothing left at `out`, for a checkpoint that is not as its configuration
-    says, a graph that does not answer as the torch tower does, and a disk that is full.
+    A CheckpointWarning says what of it is not as in the official layout and was understood all the same.
+
+    Raises BuildError, with nothing left at `out`, for a checkpoint that is not as its configuration says, a graph
+    that does not answer as the torch tower does, and a disk that is full.
     """
+    folder = checkpoint.folder
     config = parse_config(read_json(folder / CONFIG))
-    image = image_facts(read_json(folder / PREPROCESSOR), config)
+    image = read_image_facts(folder, config)
     tokenizer = reset_tokenizer((folder / TOKENIZER).read_bytes(), config.text)
+    with open_weights(checkpoint, config) as weights:
+        for note in weights.notes:
+            warnings.warn(CheckpointWarning(note), stacklevel=2)
     selftest = make_selftest(Tokenizer.from_str(tokenizer), config.text, image)
     with staged(out, needed_bytes=_fp32_bytes(config) + _SPARE_BYTES) as stage:
         (stage / TOKENIZER).write_text(tokenizer, encoding="utf-8")
         answers, facts, measured = {}, {}, []
         for name in TOWERS:
-            tower = load_tower(name, config, image, folder / WEIGHTS, progress)
+            tower = load_tower(name, config, image, checkpoint, progress)
             progress(f"asking the {name} tower", 0, 1)
             answers[name] = answer(tower, selftest)
             progress(f"tracing the {name} tower", 0, 1)

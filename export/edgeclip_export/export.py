@@ -6,7 +6,7 @@ from pathlib import Path
 from edgeclip.errors import BuildError
 from edgeclip.manifest import TARGETS, Manifest, Source, Target
 from edgeclip_export.bundle import write_bundle
-from edgeclip_export.checkpoint import WEIGHTS, hash_file, require_files
+from edgeclip_export.checkpoint import open_checkpoint
 from edgeclip_export.hub import fetch_checkpoint, is_hub_id
 from edgeclip_export.jina_clip.family import Progress
 
@@ -26,15 +26,15 @@ def export(checkpoint: str, out: Path, target: Target, revision: str | None, pro
         folder, name, commit = fetched.folder, fetched.repo_id, fetched.revision
     elif revision is not None:
         raise BuildError(f"--revision {revision} is for a Hub id, and {checkpoint} is a folder")
-    require_files(folder)
+    found = open_checkpoint(folder)
     progress("hashing the checkpoint", 0, 1)
     source = Source(
         name=name,
         revision=commit,
-        weights_sha256=hash_file(folder / WEIGHTS),
+        weights_sha256=found.hash_weights(),
         license=_HUB_LICENSES.get(name) or _card_license(folder / "README.md"),
     )
-    return write_bundle(folder, source, out, target, progress)
+    return write_bundle(found, source, out, target, progress)
 
 
 def _card_license(card: Path) -> str | None:

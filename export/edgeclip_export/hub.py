@@ -1,4 +1,4 @@
-"""A checkpoint from the Hugging Face Hub: four files of one commit, by way of the Hub's own cache.
+"""A checkpoint from the Hugging Face Hub: the needed files of one commit, by way of the Hub's own cache.
 
 A branch moves and a commit does not, so a floating revision is resolved first, only that commit is
 fetched, and its hash is handed on for the manifest. Weights of other formats, ONNX files and code that
@@ -10,6 +10,7 @@ HF_HUB_OFFLINE, HF_HUB_DISABLE_PROGRESS_BARS. Reading and checking the files is
 
 import errno
 import logging
+import os
 import re
 import warnings
 from dataclasses import dataclass
@@ -17,7 +18,19 @@ from pathlib import Path
 
 from edgeclip.errors import BuildError, MissingExtraError
 from edgeclip.installation import install_command
-from edgeclip_export.checkpoint import FILES, WEIGHTS
+from edgeclip_export.checkpoint import (
+    CONFIG,
+    FILES,
+    INDEX,
+    PROCESSOR,
+    WEIGHTS,
+    missing_files,
+    needed_files,
+    read_json,
+    read_shards,
+)
+from edgeclip_export.jina_clip.config import check_model
+from edgeclip_export.recognition import describe_absence, list_names, recognise
 
 # What is fetched of a known repository when no revision is asked for. jina-clip-v2: the commit that mteb
 # loads (ModelMeta.revision in mteb/models/model_implementations/jina_clip.py) and whose scores it
@@ -36,7 +49,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubCheckpoint:
-    """The cache's folder with the four files of a checkpoint, and the full commit hash they are of."""
+    """The cache's folder with the needed files of a checkpoint, and the full commit hash they are of."""
 
     folder: Path
     repo_id: str
@@ -44,12 +57,12 @@ class HubCheckpoint:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether `name` has the shape owner/name of a Hub id and nothing of that name lies on the disk."""
-    return _has_hub_shape(name) and not Path(name).exists()
+    """Whether `name` has the shape owner/name of a Hub id and no file, folder or link on the disk has that name."""
+    return _has_hub_shape(name) and not os.path.lexists(name)
 
 
 def fetch_checkpoint(repo_id: str, revision: str | None = None) -> HubCheckpoint:
-    """Bring a checkpoint's four files at one commit to this disk; a commit in the cache costs no request.
+    """Bring a checkpoint's files at one commit to this disk; a commit in the cache costs no request.
 
     `revision` is a branch, a tag or a commit; without one it is the pinned commit of a known repository,
     else "main". When the Hub is out of reach, what the cache last saw of a branch is used and logged.
@@ -112,19 +125,29 @@ def _fetch(repo_id: str, wanted: str) -> Path:
     if not _COMMIT.fullmatch(info.sha or ""):
         raise ValueError(f"it gave {info.sha!r} as the commit")
     offered = {sibling.rfilename for sibling in info.siblings or ()}
-    if absent := [name for name in FILES if name not in offered]:
-        raise _refusal(
-            repo_id,
-            wanted,
-            f"not a checkpoint in the official layout, the repository has no {', '.join(absent)}; "
-            f"weights are read from {WEIGHTS} alone, pickle files can run code",
-        )
+    missing = missing_files(offered)
+    if CONFIG not in offered and missing:
+        raise _refusal(repo_id, wanted, recognise(offered) or describe_absence(missing, offered))
     commit = api.resolve_revision(repo_id, revision=wanted).resolved  # writes down the branch for offline use
     with warnings.catch_warnings():
         # huggingface_hub warns that the disk is too small, and then fills it.
         warnings.filterwarnings("error", message="Not enough free disk space")
-        for name in sorted(FILES, key=lambda name: name == WEIGHTS):  # what can fail cheaply comes first
-            hf_hub_download(repo_id, name, revision=commit)
+        for name in needed_files(offered):  # what can fail cheaply comes first
+            path = Path(hf_hub_download(repo_id, name, revision=commit))
+            if path.parent.name != commit:
+                raise ValueError(f"what it sent as commit {commit} is of another")
+            if name == CONFIG:
+                check_model(read_json(path), f"{repo_id} at {wanted}")  # before gigabytes of another model
+                if missing:
+                    raise _refusal(repo_id, wanted, describe_absence(missing, offered))
+            if name == INDEX:
+                shards = list(read_shards(path))
+                if absent := [shard for shard in shards if shard not in offered]:
+                    raise _refusal(
+                        repo_id, wanted, f"{INDEX} names {list_names(absent)}, and the repository has none"
+                    )
+                for shard in shards:
+                    hf_hub_download(repo_id, shard, revision=commit)
     fetched, absent = _look_in_cache(repo_id, commit)
     if fetched is None:
         raise ValueError(f"what it sent as commit {commit} is of another and lacks {', '.join(absent)}")
@@ -135,10 +158,14 @@ def _look_in_cache(repo_id: str, revision: str) -> tuple[Path | None, list[str]]
     """The snapshot's folder, which is named by its commit, if it has all files; and the files it lacks."""
     from huggingface_hub import try_to_load_from_cache
 
-    paths = {name: try_to_load_from_cache(repo_id, name, revision=revision) for name in FILES}
-    found = [path for path in paths.values() if isinstance(path, str)]
-    absent = [name for name, path in paths.items() if not isinstance(path, str)]
-    folder = None if absent else Path(found[0]).parent
+    paths = (try_to_load_from_cache(repo_id, name, revision=revision) for name in (*FILES, INDEX, PROCESSOR))
+    found = [Path(path) for path in paths if isinstance(path, str)]
+    names = [path.name for path in found]
+    absent = [forms[0] for forms in missing_files(names)]
+    if INDEX in names and WEIGHTS not in names:
+        index = found[names.index(INDEX)]
+        absent += [name for name in read_shards(index) if not index.with_name(name).exists()]
+    folder = None if absent else found[0].parent
     if folder and _COMMIT.fullmatch(revision) and folder.name != revision:
         return None, list(FILES)  # huggingface_hub believes a mirror that answers with another commit
     return folder, absent

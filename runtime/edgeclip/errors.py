@@ -40,6 +40,10 @@ class UnprovedWarning(UserWarning):
     """A bundle is narrowed, and nobody measured what that cost it."""
 
 
+class CheckpointWarning(UserWarning):
+    """A checkpoint is not in the official layout; the message says what was undone, or cannot be known."""
+
+
 class TruncationWarning(UserWarning):
     """Some texts, `cut` of them, were longer than max_length and lost their tail."""
 

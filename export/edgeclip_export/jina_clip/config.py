@@ -15,12 +15,16 @@ from edgeclip.errors import BuildError
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LoraConfig:
-    """The adapters stored in the checkpoint, and the one that is always on."""
+    """The adapters stored in the checkpoint, and the one that is always on, by index and task.
+
+    No `adapters` are stored where they were merged into the weights, or were never there.
+    """
 
     rank: int
     alpha: float
     adapters: int
     adapter: int
+    task: str | None
 
     @property
     def scale(self) -> float:
@@ -114,8 +118,7 @@ class JinaClipConfig:
 
 def parse_config(document: Mapping[str, Any]) -> JinaClipConfig:
     """The configuration in a parsed config.json; BuildError names what is missing or unsupported."""
-    if (found := document.get("model_type")) != "jina_clip":
-        raise BuildError(f"config.json: model_type is {found!r}, wanted 'jina_clip' (a jina-clip-v2 checkpoint)")
+    check_model(document)
     _require("the top level", document, add_projections=False, truncate_dim=None)
     text = _parse_text(_section(document, "text_config"))
     vision = _parse_vision(_section(document, "vision_config"))
@@ -125,6 +128,28 @@ def parse_config(document: Mapping[str, Any]) -> JinaClipConfig:
     if not all(type(dim) is int and 0 < dim <= text.width for dim in dims):
         raise BuildError(f"config.json: matryoshka_dimensions {dims} do not lie between 1 and {text.width}")
     return JinaClipConfig(text=text, vision=vision, matryoshka_dims=tuple(dims))
+
+
+def check_model(document: Mapping[str, Any], where: str = "config.json") -> None:
+    """BuildError, by its architecture, for a parsed config.json of another model."""
+    section = document.get("text_config")
+    text = section.get("hf_model_name_or_path") if isinstance(section, Mapping) else None
+    if (kind := document.get("model_type")) == "jina_clip":
+        if "jina-bert" in str(text):
+            raise BuildError(f"{where}: is jina-clip-v1 (its text tower is {text}); edgeclip exports jina-clip-v2")
+        return
+    architectures = document.get("architectures")
+    name = architectures[0] if isinstance(architectures, list) and architectures else kind
+    if not isinstance(name, str):
+        raise BuildError(
+            f"{where}: config.json names no model_type, wanted 'jina_clip'; edgeclip exports jina-clip-v2"
+        )
+    facts = [f"model_type is {kind!r}"] if isinstance(kind, str) else []
+    code = document.get("auto_map")
+    if isinstance(code, Mapping) and "--" in (source := str(code.get("AutoModel"))):
+        facts.append(f"its code is {source.partition('--')[0]}")
+    told = f" ({', '.join(facts)})" if facts else ""
+    raise BuildError(f"{where}: is a {name}{told}; edgeclip exports jina-clip-v2, a JinaCLIPModel")
 
 
 def _parse_text(section: Mapping[str, Any]) -> TextConfig:
@@ -149,8 +174,9 @@ def _parse_text(section: Mapping[str, Any]) -> TextConfig:
     }
     model: dict[str, Any] = base | dict(_section(section, "hf_model_config_kwargs"))
     _require(where, model, hidden_act="gelu", position_embedding_type="rotary", type_vocab_size=1)
-    names, task = model.get("lora_adaptations"), section.get("default_lora_task")
-    if not isinstance(names, list) or task not in names:
+    # Neither is named where the adapters were merged and the configuration says so.
+    names, task = model.get("lora_adaptations") or [], section.get("default_lora_task")
+    if not isinstance(names, list) or (task not in names and (names or task is not None)):
         raise BuildError(f"config.json: default_lora_task {task!r} is not among lora_adaptations {names}")
     width = _count(where, model, "hidden_size")
     if section.get("embed_dim", width) != width:
@@ -175,7 +201,8 @@ def _parse_text(section: Mapping[str, Any]) -> TextConfig:
             rank=_count(where, model, "lora_rank"),
             alpha=_number(where, model, "lora_alpha"),
             adapters=len(names),
-            adapter=names.index(task),
+            adapter=names.index(task) if names else 0,
+            task=task,
         ),
         instructions=instructions,
     )

@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -13,13 +12,14 @@ from numpy.typing import NDArray
 
 from edgeclip.errors import BuildError
 from edgeclip.manifest import ImageFacts, TowerName
-from edgeclip_export.checkpoint import open_tensors
+from edgeclip_export.checkpoint import Checkpoint
 from edgeclip_export.jina_clip.config import JinaClipConfig
 from edgeclip_export.jina_clip.fold import fold_text, fold_vision
 from edgeclip_export.jina_clip.selftest import SelfTest, answer_images, answer_texts
-from edgeclip_export.jina_clip.tensors import IGNORED_SUFFIXES, TEXT, VISION, tensor_shapes
+from edgeclip_export.jina_clip.tensors import TEXT, VISION, tensor_shapes
 from edgeclip_export.jina_clip.text_tower import TextTower
 from edgeclip_export.jina_clip.vision_tower import VisionTower
+from edgeclip_export.jina_clip.weights import open_weights
 from edgeclip_export.tracing import trace
 
 # What is being done, how much of it is done, and of how much.
@@ -30,19 +30,19 @@ PREFIXES: dict[TowerName, str] = {"text": TEXT, "vision": VISION}
 
 
 def load_tower(
-    name: TowerName, config: JinaClipConfig, image: ImageFacts, weights: Path, progress: Progress
+    name: TowerName, config: JinaClipConfig, image: ImageFacts, checkpoint: Checkpoint, progress: Progress
 ) -> Tower:
     """One tower, its weights folded; the other tower's tensors are checked but not read."""
-    shapes = tensor_shapes(config)
-    total = sum(tensor.startswith(PREFIXES[name]) for tensor in shapes)
     done = 0
-    with open_tensors(weights, shapes, IGNORED_SUFFIXES) as read_tensor:
+    with open_weights(checkpoint, config) as weights:
+        config = weights.config
+        total = sum(tensor.startswith(PREFIXES[name]) for tensor in tensor_shapes(config))
 
         def read(tensor: str) -> torch.Tensor:
             nonlocal done
             done += 1
             progress(f"reading the {name} tower", done, total)
-            return read_tensor(tensor)
+            return weights.read(tensor)
 
         tower: Tower
         with torch.device("meta"):

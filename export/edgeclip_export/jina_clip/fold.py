@@ -21,7 +21,7 @@ from torch import Tensor
 
 from edgeclip_export.jina_clip import text_tower, vision_tower
 from edgeclip_export.jina_clip.config import LoraConfig, TextConfig, VisionConfig
-from edgeclip_export.jina_clip.tensors import TEXT, VISION
+from edgeclip_export.jina_clip.tensors import PARAMETRIZED, TEXT, VISION
 
 Read = Callable[[str], Tensor]
 Weights = dict[str, Tensor]
@@ -95,17 +95,21 @@ def fold_vision(config: VisionConfig, mean: tuple[float, ...], std: tuple[float,
 
 
 def merge_linear(lora: LoraConfig, name: str, read: Read) -> Tensor:
-    """A linear's weight (out, in) with the adapter that is always on: W + scale * (B A)."""
-    weight, adapter = f"{name}.parametrizations.weight", lora.adapter
-    a, b = read(f"{weight}.0.lora_A")[adapter], read(f"{weight}.0.lora_B")[adapter]
-    return read(f"{weight}.original").add_(lora.scale * (b @ a))
+    """A linear's weight (out, in) with the adapter that is always on, if there is one: W + scale * (B A)."""
+    if not lora.adapters:
+        return read(f"{name}.weight")
+    weight, adapter = f"{name}{PARAMETRIZED}", lora.adapter
+    a, b = read(f"{weight}0.lora_A")[adapter], read(f"{weight}0.lora_B")[adapter]
+    return read(f"{weight}original").add_(lora.scale * (b @ a))
 
 
 def merge_table(lora: LoraConfig, name: str, read: Read) -> Tensor:
-    """An embedding table (rows, width) with the adapter that is always on: W + scale * (A B)."""
-    weight, adapter = f"{name}.parametrizations.weight", lora.adapter
-    a, b = read(f"{weight}.0.lora_A")[adapter], read(f"{weight}.0.lora_B")[adapter]
-    table = read(f"{weight}.original")
+    """An embedding table (rows, width) with the adapter that is always on, if there is one: W + scale * (A B)."""
+    if not lora.adapters:
+        return read(f"{name}.weight")
+    weight, adapter = f"{name}{PARAMETRIZED}", lora.adapter
+    a, b = read(f"{weight}0.lora_A")[adapter], read(f"{weight}0.lora_B")[adapter]
+    table = read(f"{weight}original")
     for start in range(0, len(table), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
         table[rows] += lora.scale * (a[rows] @ b)

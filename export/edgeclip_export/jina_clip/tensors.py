@@ -1,7 +1,8 @@
 """The official layout of a jina-clip-v2 checkpoint: every tensor's name and shape.
 
 999 tensors at full size. Reading is strict against this table, so a checkpoint that lacks one, has
-one more or one of another shape is refused by that name.
+one more or one of another shape is refused by that name. Without adapters, as when they were merged, a weight that
+has some in the official layout is called by its plain name.
 """
 
 from edgeclip_export.jina_clip.config import JinaClipConfig, TextConfig, VisionConfig
@@ -10,8 +11,10 @@ Shapes = dict[str, tuple[int, ...]]
 
 TEXT = "text_model.transformer.roberta."
 VISION = "vision_model."
-# Tables some versions of the reference saved along; towers compute them, so they are passed over.
-IGNORED_SUFFIXES = (".rope.freqs_cos", ".rope.freqs_sin")
+# In the names of a weight that has adapters, and of the adapters.
+PARAMETRIZED = ".parametrizations.weight."
+# How the names of buffers end that some versions of the reference and of transformers save along.
+BUFFERS = (".rope.freqs_cos", ".rope.freqs_sin", ".inv_freq", ".position_ids", ".embeddings.token_type_ids")
 
 
 def tensor_shapes(config: JinaClipConfig) -> Shapes:
@@ -20,7 +23,7 @@ def tensor_shapes(config: JinaClipConfig) -> Shapes:
 
 
 def text_shapes(config: TextConfig) -> Shapes:
-    """The tensors of the text tower, adapters included."""
+    """The tensors of the text tower; adapters are among them if there are any."""
     width, mlp = config.width, config.mlp_width
     shapes = _table(config, TEXT + "embeddings.word_embeddings", config.vocab_size)
     shapes |= _table(config, TEXT + "embeddings.token_type_embeddings", 1)
@@ -69,20 +72,24 @@ def _linear(name: str, rows: int, columns: int) -> Shapes:
 
 
 def _adapted_linear(config: TextConfig, name: str, rows: int, columns: int) -> Shapes:
-    weight, lora = f"{name}.parametrizations.weight", config.lora
+    weight, lora = f"{name}{PARAMETRIZED}", config.lora
+    if not lora.adapters:
+        return _linear(name, rows, columns)
     return {
         f"{name}.bias": (rows,),
-        f"{weight}.original": (rows, columns),
-        f"{weight}.0.lora_A": (lora.adapters, lora.rank, columns),
-        f"{weight}.0.lora_B": (lora.adapters, rows, lora.rank),
+        f"{weight}original": (rows, columns),
+        f"{weight}0.lora_A": (lora.adapters, lora.rank, columns),
+        f"{weight}0.lora_B": (lora.adapters, rows, lora.rank),
     }
 
 
 def _table(config: TextConfig, name: str, rows: int) -> Shapes:
     """An embedding table: its adapter's A has the rows and B the columns, unlike a linear's."""
-    weight, lora = f"{name}.parametrizations.weight", config.lora
+    weight, lora = f"{name}{PARAMETRIZED}", config.lora
+    if not lora.adapters:
+        return {f"{name}.weight": (rows, config.width)}
     return {
-        f"{weight}.original": (rows, config.width),
-        f"{weight}.0.lora_A": (lora.adapters, rows, lora.rank),
-        f"{weight}.0.lora_B": (lora.adapters, lora.rank, config.width),
+        f"{weight}original": (rows, config.width),
+        f"{weight}0.lora_A": (lora.adapters, rows, lora.rank),
+        f"{weight}0.lora_B": (lora.adapters, lora.rank, config.width),
     }

@@ -1,0 +1,437 @@
+"""Checkpoints as today's libraries save them give the official layout's vectors, and the export says what it undid.
+
+Each is made here from the golden checkpoint; those of transformers and huggingface_hub by these libraries themselves.
+"""
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import ProcessorMixin, XLMRobertaTokenizerFast
+from transformers.image_processing_utils import BaseImageProcessor
+
+from edgeclip import BuildError, Encoder, Manifest
+from edgeclip.errors import CheckpointWarning
+from edgeclip_bench.plain import load_plain_text
+from edgeclip_export import export_checkpoint
+from edgeclip_export.bundle import PARITY
+from edgeclip_export.checkpoint import hash_file, open_checkpoint, read_json
+from edgeclip_export.jina_clip.config import parse_config
+from edgeclip_export.jina_clip.preprocessor import image_facts, read_image_facts
+from edgeclip_export.jina_clip.weights import open_weights
+from tests.conftest import CHECKPOINT
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIG = parse_config(read_json(CHECKPOINT / "config.json"))
+NORM = "vision_model.norm.weight"
+Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return shutil.copytree(CHECKPOINT, tmp_path / "model")
+
+
+def resave(folder: Path, change: Change) -> None:
+    tensors = {name: tensor.clone() for name, tensor in change(load_file(folder / WEIGHTS)).items()}
+    save_file(tensors, folder / WEIGHTS)
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def opened(folder: Path) -> None:
+    """Check the weights as an export does."""
+    with open_weights(open_checkpoint(folder), parse_config(read_json(folder / "config.json"))):
+        pass
+
+
+def refusal(work: Callable[[], object]) -> str:
+    with pytest.raises(BuildError) as caught:
+        work()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def check_vectors(folder: Path, encoder: Encoder) -> Manifest:
+    """Export it; texts and images have the official layout's vectors."""
+    manifest = export_checkpoint(folder, folder.parent / "bundle")
+    texts = ["the blue cat", "<pad> in text", "海滩上美丽 的", ""]
+    images = list(np.random.default_rng(0).integers(0, 256, (2, 70, 90, 3), dtype=np.uint8))
+    with Encoder.open(folder.parent / "bundle", device="cpu") as found:
+        assert np.abs(found.encode_text(texts) - encoder.encode_text(texts)).max() <= PARITY
+        assert np.abs(found.encode_image(images) - encoder.encode_image(images)).max() <= PARITY
+    return manifest
+
+
+def named(prefix: str) -> Change:
+    return lambda tensors: {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+def wrapped_inside(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """torch.compile of one tower, DistributedDataParallel of the other, the model an attribute of a trainer's."""
+    parts = {"vision_model.": "vision_model._orig_mod.", "text_model.": "text_model.module."}
+    renamed = {}
+    for name, tensor in tensors.items():
+        part = next((part for part in parts if name.startswith(part)), "")
+        renamed[f"clip.{parts.get(part, '')}{name.removeprefix(part)}"] = tensor
+    return renamed
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (named("module."), "`module.`"),
+        (named("_orig_mod."), "`_orig_mod.`"),
+        (named("model."), "`model.`"),
+        (named("module._orig_mod."), "`module._orig_mod.`"),
+        (named("0.auto_model."), "`0.auto_model.`"),
+        (named("_fsdp_wrapped_module.model."), "`_fsdp_wrapped_module.model.`"),
+        (wrapped_inside, "`clip._orig_mod.`, `clip.module.`, `clip.`"),
+    ],
+)
+def test_wrappers_in_names_are_left_out_and_named(folder: Path, change: Change, said: str) -> None:
+    """What is read is what the official names have, to the bit."""
+    resave(folder, change)
+    with (
+        open_weights(open_checkpoint(folder), CONFIG) as found,
+        open_weights(open_checkpoint(CHECKPOINT), CONFIG) as own,
+    ):
+        assert found.notes == (f"{folder / WEIGHTS}: {said} in the names of its tensors was left out",)
+        assert own.notes == ()
+        for name in load_file(CHECKPOINT / WEIGHTS):
+            assert torch.equal(found.read(name), own.read(name))
+
+
+def test_an_export_says_what_it_left_out(folder: Path, encoder: Encoder) -> None:
+    resave(folder, named("module._orig_mod."))
+    with pytest.warns(CheckpointWarning, match=r"`module\._orig_mod\.` in the names") as told:
+        check_vectors(folder, encoder)
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: named("student.")(t) | named("teacher.")(t), "holds two models, `student.`, `teacher.`; save one"),
+        (lambda t: named("module.")(t) | t, "are both"),
+        (
+            lambda t: named("model.")(t) | {"optimizer.step": torch.zeros(1)},
+            "optimizer.step not part of a checkpoint",
+        ),
+        (lambda t: named("model.")({name: t[name] for name in t if name != NORM}), f"{NORM} missing"),
+        (lambda t: named("model.")(t | {NORM: torch.ones(65)}), f"{NORM} has shape (65,), config.json wants (64,)"),
+    ],
+)
+def test_names_stay_strict_behind_a_prefix(folder: Path, change: Change, said: str) -> None:
+    resave(folder, change)
+    assert said in refusal(lambda: opened(folder))
+
+
+def merge(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As torch's remove_parametrizations leaves it, computed here: W + B A, for a table W + A B (scale 1)."""
+    plain = {name: tensor for name, tensor in tensors.items() if ".parametrizations." not in name}
+    for name, weight in tensors.items():
+        if name.endswith(".original"):
+            start = name.removesuffix("original")
+            a, b = (tensors[f"{start}0.lora_{which}"][0].float() for which in "AB")
+            product = a @ b if ".embeddings." in name else b @ a
+            plain[name.replace(".parametrizations.weight.original", ".weight")] = weight.float() + product
+    return plain
+
+
+@pytest.mark.parametrize("is_named", [True, False], ids=["adapters in config.json", "none in config.json"])
+def test_merged_lora_is_exported_and_said(folder: Path, encoder: Encoder, is_named: bool) -> None:
+    resave(folder, merge)
+    if not is_named:
+        config = read_json(folder / "config.json")
+        config["text_config"]["default_lora_task"] = None
+        config["text_config"]["hf_model_config_kwargs"]["lora_adaptations"] = None
+        (folder / "config.json").write_text(json.dumps(config))
+    with pytest.warns(CheckpointWarning, match="LoRA is merged already, and no file says of which task") as told:
+        check_vectors(folder, encoder)
+    assert len(told) == 1
+    assert "if it was of retrieval.query" in str(told[0].message)
+
+
+def test_the_plain_towers_read_merged_lora_too(folder: Path) -> None:
+    """They are the oracle of a rival's comparison, whatever layout its checkpoint has."""
+    resave(folder, merge)
+    ids = torch.tensor([[0, 5, 9, 2]])
+    assert (load_plain_text(folder)(ids) - load_plain_text(CHECKPOINT)(ids)).abs().max() <= PARITY
+
+
+def half_merged(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    name = "text_model.transformer.roberta.encoder.layers.0.mixer.Wqkv"
+    kept = {key: tensor for key, tensor in tensors.items() if not key.startswith(f"{name}.parametrizations")}
+    return kept | {f"{name}.weight": merge(tensors)[f"{name}.weight"]}
+
+
+def as_peft(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    plain = merge(tensors)
+    name = "text_model.transformer.roberta.encoder.layers.0.mixer.Wqkv"
+    weight = plain.pop(f"{name}.weight")
+    return {f"base_model.model.{key}": tensor for key, tensor in plain.items()} | {
+        f"base_model.model.{name}.base_layer.weight": weight,
+        f"base_model.model.{name}.lora_A.default.weight": torch.zeros(4, 64),
+        f"base_model.model.{name}.lora_B.default.weight": torch.zeros(192, 4),
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (half_merged, "Wqkv.parametrizations.weight.original, "),
+        (as_peft, "are peft's, not merged; merge them (merge_and_unload)"),
+        (lambda t: merge(t) | {"lora_scale": torch.ones(1)}, "lora_scale not part of a checkpoint"),
+    ],
+)
+def test_lora_that_is_merged_in_part_is_refused(folder: Path, change: Change, said: str) -> None:
+    resave(folder, change)
+    assert said in refusal(lambda: opened(folder))
+
+
+def test_adapters_that_the_configuration_does_not_name_are_refused(folder: Path) -> None:
+    config = read_json(folder / "config.json")
+    config["text_config"]["default_lora_task"] = None
+    del config["text_config"]["hf_model_config_kwargs"]["lora_adaptations"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "holds adapters, and config.json names none in lora_adaptations" in refusal(lambda: opened(folder))
+
+
+BUFFERS = {
+    "text_model.transformer.roberta.embeddings.position_ids": torch.arange(10)[None],
+    "text_model.transformer.roberta.embeddings.token_type_ids": torch.zeros(1, 10, dtype=torch.int64),
+    "text_model.transformer.roberta.encoder.layers.0.mixer.rotary_emb.inv_freq": torch.full((8,), 3e38),
+    "vision_model.rope.freqs_cos": torch.full((16, 16), float("nan")),
+    "vision_model.blocks.0.attn.rope.freqs_sin": torch.zeros(16, 16),
+}
+
+
+def test_buffers_that_were_saved_along_are_passed_over(folder: Path) -> None:
+    """Garbage in them, as transformers 5 leaves it, harms nothing. Another tensor beside them is refused."""
+    resave(folder, lambda tensors: tensors | BUFFERS)
+    opened(folder)
+    resave(folder, lambda tensors: tensors | {"vision_model.rope.scale": torch.ones(1)})
+    assert "vision_model.rope.scale not part of a checkpoint" in refusal(lambda: opened(folder))
+
+
+@pytest.fixture
+def sharded(folder: Path) -> Path:
+    """As save_pretrained writes a model in shards, by huggingface_hub."""
+    weights = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    save_torch_state_dict(weights, folder, max_shard_size="300kB")
+    assert (folder / INDEX).exists() and len(list(folder.glob("model-*.safetensors"))) > 3
+    return folder
+
+
+def test_shards_are_read_as_one(sharded: Path, encoder: Encoder) -> None:
+    """The manifest's hash of the weights changes with any of them."""
+    manifest = check_vectors(sharded, encoder)
+    found = open_checkpoint(sharded)
+    assert manifest.source.weights_sha256 == found.hash_weights()
+    last = found.weights[-1]
+    resaved = load_file(last)
+    resaved[next(iter(resaved))].view(-1)[0] += 1
+    save_file(resaved, last)
+    assert manifest.source.weights_sha256 != found.hash_weights()
+
+
+def test_one_file_is_hashed_as_it_is(folder: Path) -> None:
+    assert open_checkpoint(folder).hash_weights() == hash_file(folder / WEIGHTS)
+
+
+def edit_map(folder: Path, change: Callable[[dict[str, str]], object]) -> None:
+    document = json.loads((folder / INDEX).read_text())
+    change(document["weight_map"])
+    (folder / INDEX).write_text(json.dumps(document))
+
+
+def copy_norm(folder: Path) -> None:
+    """Into the shards that do not have it."""
+    for shard in folder.glob("model-*.safetensors"):
+        save_file(load_file(shard) | {NORM: torch.ones(64)}, shard)
+
+
+def lose(folder: Path) -> None:
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    weights = load_file(shard)
+    weights.popitem()
+    save_file(weights, shard)
+
+
+def link_nowhere(folder: Path) -> None:
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    shard.symlink_to("../../blobs/4d7a21")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda f: sorted(f.glob("model-*.safetensors"))[1].unlink(), f"{INDEX} names model-00002-of-"),
+        (link_nowhere, "a link to ../../blobs/4d7a21, which is not there; the Hub's cache lost it"),
+        (lambda f: sorted(f.glob("model-*.safetensors"))[1].write_bytes(b"cut"), "not a whole safetensors file"),
+        (copy_norm, f"{NORM} lies in model-"),
+        (lose, "has no "),
+        (lambda f: edit_map(f, lambda m: m.pop(NORM)), f"holds {NORM}, which {INDEX} does not name"),
+        (lambda f: edit_map(f, lambda m: m.update({NORM: min(m.values())})), f"has no {NORM}, which "),
+        (lambda f: edit_map(f, lambda m: m.update(more=min(m.values()))), "has no more, which "),
+        (lambda f: edit_map(f, lambda m: m.update({NORM: "../x.safetensors"})), f"{NORM} lies in '../x.safetensors'"),
+        (
+            lambda f: edit_map(f, lambda m: m.update({NORM: "x.bin"})),
+            "wanted the name of a safetensors file beside it",
+        ),
+        (lambda f: edit_map(f, lambda m: m.clear()), "has no weight_map that names tensors"),
+        (lambda f: (f / INDEX).write_text("{"), "not readable as JSON"),
+        (lambda f: shutil.copy(CHECKPOINT / WEIGHTS, f), f"holds {WEIGHTS} and {INDEX}, which names other files"),
+    ],
+)
+def test_shards_that_are_not_whole_are_refused(sharded: Path, damage: Callable[[Path], Any], said: str) -> None:
+    damage(sharded)
+    assert said in refusal(lambda: opened(sharded))
+
+
+class TinyImageProcessor(BaseImageProcessor):
+    """An image processor with the settings of the golden checkpoint's."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        vars(self).update(settings)
+
+
+class TinyProcessor(ProcessorMixin):
+    """With a tokenizer, as multimodal processors have one."""
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None) -> None:
+        super().__init__(image_processor, tokenizer)
+
+
+@pytest.fixture
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of transformers and what it imports
+        yield
+
+
+@pytest.mark.usefixtures("_quiet")
+def test_what_transformers_5_saves_is_read(folder: Path, encoder: Encoder) -> None:
+    """processor_config.json alone, with the settings inside, and its own tokenizer.json; transformers writes both."""
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    tokenizer = XLMRobertaTokenizerFast.from_pretrained(folder)
+    processor = TinyProcessor(TinyImageProcessor(**settings), tokenizer)
+    for name in ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (folder / name).unlink()
+    processor.save_pretrained(folder)
+    assert (folder / "processor_config.json").exists() and not (folder / "preprocessor_config.json").exists()
+    assert read_json(folder / "processor_config.json")["image_processor"]["size"] == 64
+    check_vectors(folder, encoder)
+
+
+def test_both_files_must_say_the_same(folder: Path) -> None:
+    nested = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": nested}))
+    assert read_image_facts(folder, CONFIG) == read_image_facts(CHECKPOINT, CONFIG)
+    edit(folder / "preprocessor_config.json", resize_mode="squash")
+    assert "resize_mode is 'shortest' in processor_config.json and 'squash' in preprocessor_config.json" in refusal(
+        lambda: read_image_facts(folder, CONFIG)
+    )
+
+
+def test_a_processor_without_an_image_processor_is_passed_over(folder: Path) -> None:
+    """transformers 4 saves such a one beside preprocessor_config.json."""
+    (folder / "processor_config.json").write_text('{"processor_class": "JinaCLIPProcessor"}')
+    assert read_image_facts(folder, CONFIG) == read_image_facts(CHECKPOINT, CONFIG)
+    (folder / "preprocessor_config.json").unlink()
+    assert "processor_config.json: has no image_processor; copy preprocessor_config.json" in refusal(
+        lambda: read_image_facts(folder, CONFIG)
+    )
+
+
+SETTINGS = json.loads((CHECKPOINT / "preprocessor_config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"size": 64},
+        {"size": [64]},
+        {"size": [64, 64]},
+        {"size": {"height": 64, "width": 64}},
+        {"size": {"shortest_edge": 64}},
+        {"size": {"shortest_edge": 64, "longest_edge": None}},
+        {"crop_size": {"height": 64, "width": 64}},
+        {"size": None, "crop_size": 64},
+        {"mean": None, "image_mean": SETTINGS["mean"]},
+        {"image_std": SETTINGS["std"]},
+        {"interpolation": None, "resample": 3},
+        {"resample": "bicubic"},
+        {"resize_mode": None},
+        {"do_resize": True, "do_rescale": True, "do_normalize": None, "rescale_factor": 0.00392156862745098},
+    ],
+)
+def test_a_setting_may_be_written_in_several_forms(changes: dict[str, object]) -> None:
+    assert image_facts(SETTINGS | changes, CONFIG) == image_facts(SETTINGS, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"size": [64, 48]}, "size is [64, 48], wanted a square"),
+        ({"size": {"height": 64, "width": 48}}, "wanted a square"),
+        ({"size": [64, 64, 3]}, "wanted a number of pixels, a list of two or height and width"),
+        ({"size": []}, "wanted a number of pixels"),
+        ({"size": {}}, "wanted a number of pixels"),
+        ({"size": "64"}, "size is '64', wanted a number of pixels"),
+        ({"size": True}, "size is True, wanted a number of pixels"),
+        ({"size": {"max_pixels": 64}}, "size has 'max_pixels', wanted height, longest_edge, shortest_edge, width"),
+        ({"size": {"shortest_edge": 224}}, "size is 224, the vision tower wants 64"),
+        ({"size": None}, "size is None, the vision tower wants 64"),
+        ({"crop_size": 48}, "size says 64 and crop_size says 48; wanted one value"),
+        ({"size": {"longest_edge": 64}}, "size has longest_edge and resize_mode is 'shortest'"),
+        (
+            {"size": {"shortest_edge": 64}, "resize_mode": "squash"},
+            "size says 'shortest' and resize_mode says 'squash'",
+        ),
+        ({"image_mean": [0.5, 0.5, 0.5]}, "mean says [0.48145466, 0.4578275, 0.40821073] and image_mean says [0.5"),
+        ({"resample": 2}, "interpolation says 'bicubic' and resample says 'bilinear'"),
+        ({"interpolation": None, "resample": 0}, "interpolation is 0, wanted one of bicubic, bilinear"),
+        ({"do_center_crop": False}, "do_center_crop is False; only True is supported"),
+        (
+            {"size": {"height": 64, "width": 64}, "resize_mode": None, "image_processor_type": "CLIPImageProcessor"},
+            "resize_mode is missing; add it, jina-clip-v2 has 'shortest'",
+        ),
+        ({"rescale_factor": 1.0}, "rescale_factor is 1.0, wanted 1/255"),
+        ({"rescale_factor": "1/255"}, "rescale_factor is '1/255', wanted 1/255 as a number"),
+        ({"mean": [0.5, True, 0.5]}, "wanted three numbers"),
+    ],
+)
+def test_settings_that_contradict_or_do_not_fit_are_refused(changes: dict[str, object], said: str) -> None:
+    assert said in refusal(lambda: image_facts(SETTINGS | changes, CONFIG, "processor_config.json"))
+
+
+def test_a_refusal_names_the_file(folder: Path) -> None:
+    nested = SETTINGS | {"size": 48}
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": nested}))
+    assert refusal(lambda: read_image_facts(folder, CONFIG)).startswith("processor_config.json: size is 48, ")
+    (folder / "processor_config.json").unlink()
+    edit(folder / "preprocessor_config.json", size=48)
+    assert refusal(lambda: read_image_facts(folder, CONFIG)).startswith("preprocessor_config.json: size is 48, ")
+
+
+def test_json_with_a_byte_order_mark_is_read(folder: Path) -> None:
+    """As editors on Windows write it."""
+    path = folder / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    opened(folder)
