@@ -22,7 +22,7 @@ _STARTS_WITHIN_S = 60
 @contextlib.contextmanager
 def serving(bundle: Path, encoder: Encoder, *, fetch: Any = None, port: int = 0, **settings: Any) -> Iterator[str]:
     """The base URL of a service of the encoder, which runs until the block ends; port 0 is any free one."""
-    chosen = Settings(bundle=bundle, **settings)
+    chosen = Settings(bundle=bundle, **{"metrics_s": 0.001, **settings})
     with running(configure(chosen, create_app(chosen, encoder, fetch=fetch)), port=port) as url:
         yield url
 

@@ -142,13 +142,17 @@ def test_kubernetes_asks_the_service_how_it_is(deployment: dict[str, Any]) -> No
     wanted = {"startupProbe": "ready", "readinessProbe": "ready", "livenessProbe": "live"}
     for probe, path in wanted.items():
         assert container[probe]["httpGet"] == {"path": f"/health/{path}", "port": "http"}
-    assert container["ports"] == [{"name": "http", "containerPort": PORT}]
+    variables = {entry["name"]: entry.get("value") for entry in container["env"]}
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"http": PORT, "metrics": int(variables[f"{PREFIX}METRICS_PORT"])}
+    notes = deployment["spec"]["template"]["metadata"]["annotations"]
+    assert (notes["prometheus.io/port"], notes["prometheus.io/path"]) == (str(ports["metrics"]), "/metrics")
     pause = float(container["lifecycle"]["preStop"]["exec"]["command"][1])
     assert pod["terminationGracePeriodSeconds"] > GRACE_S + pause
     service = next(one for one in resources() if one["kind"] == "Service")
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"] == labels
-    assert service["spec"]["ports"][0]["targetPort"] == "http"
+    assert [port["targetPort"] for port in service["spec"]["ports"]] == ["http"]  # and not the metrics
 
 
 def test_systemd_gives_few_rights() -> None:

@@ -52,8 +52,12 @@ def test_every_variable_is_read() -> None:
         kind = kind.removeprefix("pathlib.")
         kind = special.get(field.name, kind)
         environment[option.variable], wanted[field.name] = given[kind]
-    environment |= {"EDGECLIP_MAX_PENDING_BYTES": "78", "EDGECLIP_MAX_QUEUED_TEXTS": "79"}
-    wanted |= {"max_pending_bytes": 78, "max_queued_texts": 79}
+    environment |= {
+        "EDGECLIP_MAX_PENDING_BYTES": "78",
+        "EDGECLIP_MAX_QUEUED_TEXTS": "79",
+        "EDGECLIP_METRICS_PORT": "80",
+    }
+    wanted |= {"max_pending_bytes": 78, "max_queued_texts": 79, "metrics_port": 80}
     settings, sources = parse(**environment)
     assert dataclasses.asdict(settings) == wanted
     assert "default" not in sources.values()

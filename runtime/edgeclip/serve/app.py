@@ -22,7 +22,7 @@ from edgeclip.serve.fetch import fetch as fetch_url
 from edgeclip.serve.keys import KeyRing
 from edgeclip.serve.lanes import Lane, LaneLimits
 from edgeclip.serve.memory import keep_trimmed
-from edgeclip.serve.metrics import Metrics
+from edgeclip.serve.metrics import KeptText, Metrics
 from edgeclip.serve.openapi import ASSETS, START_SCRIPT, describe, docs_page, read_asset
 from edgeclip.serve.pictures import PictureDecoder, PictureLimits
 from edgeclip.serve.priorities import niceness_for
@@ -70,6 +70,7 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
         metrics=metrics,
         keys=KeyRing(settings.api_keys),
         root_path=settings.root_path,
+        metrics_port=settings.metrics_port,
     )
     if settings.cors_origins:
         from starlette.middleware.cors import CORSMiddleware
@@ -86,6 +87,7 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
 
 
 def _route(settings: Settings, encoder: Encoder, model: str, metrics: Metrics, fetch: Fetch | None) -> "Router":
+    import orjson
     from starlette.exceptions import HTTPException
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route, Router
@@ -130,6 +132,26 @@ def _route(settings: Settings, encoder: Encoder, model: str, metrics: Metrics, f
     pages = _read_pages(_WEB)
     # A client that keeps vectors sees by it that a restart brought others, which cannot be compared with them.
     bundle_id = hashlib.sha256(manifest.to_json().encode()).hexdigest()[:16]
+    metrics_text = KeptText(metrics.render, keep_s=settings.metrics_s)
+    entry = {
+        "id": model,
+        "object": "model",
+        "created": 0,
+        "owned_by": manifest.source.name.rpartition("/")[0] or "edgeclip",
+        "dimensions": list(manifest.matryoshka_dims),
+        "tasks": list(service.limits.tasks),
+        "tasks_without_instruction": [task for task in JINA_TASKS if task not in service.limits.tasks],
+    }
+    # What anybody may ask for is written once.
+    written = {
+        "model": orjson.dumps(entry),
+        "models": orjson.dumps({"object": "list", "data": [entry]}),
+        "openapi": orjson.dumps(document),
+        "ok": orjson.dumps({"status": "ok"}),
+    }
+
+    def give(name: str) -> Response:
+        return Response(written[name], media_type="application/json")
 
     @contextlib.asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
@@ -171,34 +193,25 @@ def _route(settings: Settings, encoder: Encoder, model: str, metrics: Metrics, f
 
     async def models(request: "Request") -> Response:
         name = request.path_params.get("name", model)
-        entry = {
-            "id": model,
-            "object": "model",
-            "created": 0,
-            "owned_by": manifest.source.name.rpartition("/")[0] or "edgeclip",
-            "dimensions": list(manifest.matryoshka_dims),
-            "tasks": list(service.limits.tasks),
-            "tasks_without_instruction": [task for task in JINA_TASKS if task not in service.limits.tasks],
-        }
         if name != model:
             raise ApiError(404, f"the model is not served here; {model} is", param="model", code="model_not_found")
-        return JSONResponse(entry if request.path_params else {"object": "list", "data": [entry]})
+        return give("model" if request.path_params else "models")
 
     async def live(_: "Request") -> Response:
-        return JSONResponse({"status": "ok"})
+        return give("ok")
 
     async def ready(_: "Request") -> Response:
         verdict = await readiness.check()
         metrics.ready.set(verdict.is_ready)
         if verdict.is_ready:
-            return JSONResponse({"status": "ok"})
+            return give("ok")
         return JSONResponse({"status": "unavailable", "reason": verdict.reason}, 503)
 
     async def show_metrics(_: "Request") -> Response:
-        return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(await metrics_text.get(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def openapi(_: "Request") -> Response:
-        return JSONResponse(document)
+        return give("openapi")
 
     async def docs(request: "Request") -> Response:
         page = docs_page(is_folder=request.scope["edgeclip.path"].endswith("/"))

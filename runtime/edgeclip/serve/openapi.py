@@ -5,7 +5,7 @@ union of both dialects says little, and wrongly, when it is derived. Swagger's f
 fastapi-offline, so the page works without a network; none of its script is inline, so the policy can forbid that.
 """
 
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ def docs_page(*, is_folder: bool) -> str:
     return _DOCS_PAGE.replace("{folder}", "" if is_folder else "docs/")
 
 
+@cache  # 1.5 MB, once somebody asks: a copy for each connection that does not read it would be gigabytes
 def read_asset(name: str) -> bytes:
     """One of Swagger's files. The package that brings them would import FastAPI: it is looked up, not imported."""
     found = find_spec("fastapi_offline")

@@ -51,19 +51,21 @@ def serve(settings: Settings) -> None:
     _allow_open_files(settings.max_connections)
     with (
         _logging(settings.log_level),
-        contextlib.closing(listen(settings.host, settings.port)) as listener,
+        _listening(settings) as listeners,
         Encoder.open(settings.bundle, device=settings.device, threads=settings.threads) as encoder,
         _ending_quietly(),
     ):
         for tower in TOWERS:  # else a damaged graph would be told by a readiness that stays red
             verify_hash(settings.bundle, encoder.manifest.file(encoder.manifest.tower(tower).file))
         app = create_app(settings, encoder)
-        host, port = listener.getsockname()[:2]
+        host, port = listeners[0].getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         _log.info("serving on http://%s:%d, towers on %s", shown, port, encoder.device)
+        if settings.metrics_port:
+            _log.info("metrics on http://%s:%d/metrics alone", shown, settings.metrics_port)
         if not settings.is_loopback and not settings.api_keys:
             _log.warning("whoever reaches this address may use the service: no API keys are set")
-        uvicorn.Server(configure(settings, app)).run(sockets=[listener])
+        uvicorn.Server(configure(settings, app)).run(sockets=listeners)
         _log.info("ended")
 
 
@@ -117,6 +119,13 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "no address"
         raise InputError(f"cannot listen on {host} port {port} ({reason}); give --host or --port") from error
+
+
+@contextlib.contextmanager
+def _listening(settings: Settings) -> Iterator[list[socket.socket]]:
+    ports = (settings.port, *([settings.metrics_port] if settings.metrics_port else []))
+    with contextlib.ExitStack() as opened:
+        yield [opened.enter_context(contextlib.closing(listen(settings.host, port))) for port in ports]
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ class Settings:
     bundle: Path
     host: str = "127.0.0.1"
     port: int = 8000
+    metrics_port: int | None = None
     device: str = "auto"
     threads: int | None = None
     model_name: str | None = None
@@ -69,12 +70,15 @@ class Settings:
     max_redirects: int = 3
     wedged_s: float = 120.0
     ready_s: float = 10.0
+    metrics_s: float = 1.0
     shutdown_timeout_s: float = 30.0
     log_level: LogLevel = "info"
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise InputError(f"port is {self.port}, wanted 0 (any free one) to 65535")
+        if self.metrics_port is not None and (not 0 < self.metrics_port <= 65535 or self.metrics_port == self.port):
+            raise InputError(f"metrics_port is {self.metrics_port}, wanted 1 to 65535 and another than port")
         for name in _AT_LEAST_ONE:
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -129,7 +133,7 @@ _AT_LEAST_ONE = (
 )
 _SECONDS = (
     *("request_timeout_s", "head_timeout_s", "body_timeout_s", "fetch_timeout_s"),
-    *("wedged_s", "ready_s", "shutdown_timeout_s"),
+    *("wedged_s", "ready_s", "metrics_s", "shutdown_timeout_s"),
 )
 
 
@@ -210,6 +214,7 @@ OPTIONS = (
     _option("bundle", None, Path, None, "the folder of a bundle"),
     _option("host", "--host", _text, "H", "the address to listen on; 0.0.0.0 is the whole network"),
     _option("port", "--port", _parse_int, "N", "the port"),
+    _option("metrics_port", "--metrics-port", _parse_int, "N", "a port for /metrics alone, which --port then lacks"),
     _option("device", "--device", _text, "D", "auto, cpu, cuda[:n], tensorrt[:n] or openvino[:CPU|GPU|NPU]"),
     _option("threads", "--threads", _parse_int, "N", "threads of a tower (all that may be used)"),
     _option("model_name", "--model-name", _text, "NAME", "what /v1/models says (the checkpoint's name)"),
@@ -252,6 +257,7 @@ OPTIONS = (
     _option("max_redirects", "--max-redirects", _parse_int, "N", "that are followed from a URL"),
     _option("wedged_s", "--wedged-s", _parse_seconds, "S", "a batch that runs longer turns readiness red"),
     _option("ready_s", "--ready-s", _parse_seconds, "S", "how long an answer of /health/ready holds"),
+    _option("metrics_s", "--metrics-s", _parse_seconds, "S", "how long an answer of /metrics holds"),
     _option("shutdown_timeout_s", "--shutdown-timeout-s", _parse_seconds, "S", "to finish what was accepted"),
     _option("log_level", "--log-level", _parse_level, "L", "debug, info, warning or error; none logs inputs"),
 )

@@ -66,8 +66,11 @@ class Endpoint:
 class Shell:
     """Keys, security headers, metrics and a log line round every request; and every error in the API's shape."""
 
-    def __init__(self, app: Any, *, metrics: Metrics, keys: KeyRing, root_path: str = "") -> None:
+    def __init__(
+        self, app: Any, *, metrics: Metrics, keys: KeyRing, root_path: str = "", metrics_port: int | None = None
+    ) -> None:
         self._app, self._metrics, self._keys, self._root_path = app, metrics, keys, root_path
+        self._metrics_port = metrics_port
         self._in_progress = 0
         metrics.in_progress.set_function(lambda: self._in_progress)
 
@@ -76,6 +79,8 @@ class Shell:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        from starlette.exceptions import HTTPException
+
         started, status = time.perf_counter(), 0
         scope["edgeclip.path"] = scope["path"]  # as it was sent: what is relative in a page depends on its last slash
         scope["path"] = route_path(scope["path"], self._root_path)
@@ -89,6 +94,8 @@ class Shell:
 
         self._in_progress += 1
         try:
+            if self._metrics_port and (scope["path"] == "/metrics") != (scope["server"][1] == self._metrics_port):
+                raise HTTPException(404)
             if scope["path"].startswith("/v1/") and not self._keys.opens(_header(scope, b"authorization")):
                 raise ApiError(
                     401, 'a valid API key is needed: "Authorization: Bearer KEY"', code="invalid_api_key",
