@@ -39,6 +39,7 @@ ELSEWHERE = {
     "max_connections": "test_serve_connections.py",
     "max_redirects": "test_serve_fetch.py",
     "max_batch": "no limit of a request",
+    "max_decode_bytes": "test_serve_decoding.py",
 }
 
 

@@ -16,6 +16,7 @@ from edgeclip import __version__
 from edgeclip.batch_policy import BatchPolicy
 from edgeclip.encoder import Encoder
 from edgeclip.manifest import TOWERS, Manifest, TowerName
+from edgeclip.serve.decoding import PictureDecoder
 from edgeclip.serve.errors import ApiError
 from edgeclip.serve.fetch import FetchPolicy
 from edgeclip.serve.fetch import fetch as fetch_url
@@ -24,7 +25,7 @@ from edgeclip.serve.lanes import Lane, LaneLimits
 from edgeclip.serve.memory import keep_trimmed
 from edgeclip.serve.metrics import KeptText, Metrics
 from edgeclip.serve.openapi import ASSETS, START_SCRIPT, describe, docs_page, read_asset
-from edgeclip.serve.pictures import PictureDecoder, PictureLimits
+from edgeclip.serve.pictures import PictureLimits
 from edgeclip.serve.priorities import niceness_for
 from edgeclip.serve.readiness import Readiness
 from edgeclip.serve.reading import PendingBytes, parse, read_body, while_connected
@@ -96,7 +97,11 @@ def _route(settings: Settings, encoder: Encoder, model: str, metrics: Metrics, f
     lanes = {tower: _lane(tower, settings, encoder, metrics) for tower in TOWERS}
     decoder = PictureDecoder(
         encoder.preprocess,
-        PictureLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels),
+        PictureLimits(
+            max_bytes=settings.max_image_bytes,
+            max_pixels=settings.max_image_pixels,
+            max_decode_bytes=settings.max_decode_bytes,
+        ),
         threads=settings.decode_threads,
     )
     policy = FetchPolicy(

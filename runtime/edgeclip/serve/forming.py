@@ -24,13 +24,20 @@ class _Waiting:
 
     arrival: int
     start: float
-    cost: int
-    packet: int  # what of `cost` is left of the packet that has begun
+    cost: int = 0
+    packet: int = 0  # what of `cost` is left of the packet that has begun
     by_kind: dict[Kind, deque[int]] = field(default_factory=dict)
 
     def rank(self, kind: Kind) -> tuple[float, int, int]:
         """When its packet, or next item of that kind, would be done, were all served at once; then who has least."""
         return self.start + max(kind.cost, self.packet), self.cost, self.arrival
+
+    def cheapest(self, above: int, up_to: int | None) -> Kind | None:
+        """Its kind of least cost within bounds."""
+        if above or up_to is not None:
+            within = (kind for kind in self.by_kind if above < kind.cost and (up_to is None or kind.cost <= up_to))
+            return min(within, default=None)
+        return min(self.by_kind, default=None)
 
 
 class FairQueue:
@@ -43,6 +50,7 @@ class FairQueue:
     def __init__(self, rows: Callable[[Shape], int], *, quantum: int = 0) -> None:
         self._rows, self._quantum = rows, quantum
         self._waiting: dict[int, _Waiting] = {}
+        self._ends: dict[int, float] = {}  # what requests had that have nothing waiting and were not removed
         self._now = 0.0  # virtual: the tokens each request would have got, had all been served alike
         self._depth = self._cost = 0
 
@@ -56,32 +64,44 @@ class FairQueue:
         """What they cost together."""
         return self._cost
 
-    def add(self, request: int, kinds: Sequence[Kind]) -> None:
-        """Queue a request's items; `request` grows from call to call."""
+    def add(self, request: int, kinds: Sequence[Kind], *, first: int = 0) -> None:
+        """Queue items of a request, which are called `first`, first + 1, ...; a new `request` is a larger number.
+
+        To a request that was added before these are more items, and what it has had since counts.
+        """
         cost = sum(kind.cost for kind in kinds)
-        waiting = _Waiting(arrival=request, start=self._now, cost=cost, packet=min(self._quantum, cost))
-        for index, kind in enumerate(kinds):
+        waiting = self._waiting.get(request)
+        if waiting is None:
+            start = max(self._now, self._ends.get(request, 0.0))
+            waiting = self._waiting[request] = _Waiting(arrival=request, start=start)
+        waiting.cost += cost
+        waiting.packet = min(self._quantum, waiting.packet + cost)
+        for index, kind in enumerate(kinds, first):
             waiting.by_kind.setdefault(kind, deque()).append(index)
-        self._waiting[request] = waiting
         self._depth += len(kinds)
         self._cost += cost
 
     def remove(self, request: int) -> None:
-        """Forget what of a request still waits; nothing of it need be left."""
+        """Forget a request and what of it still waits; nothing of it need be left."""
+        self._ends.pop(request, None)
         if waiting := self._waiting.pop(request, None):
             self._depth -= sum(map(len, waiting.by_kind.values()))
             self._cost -= waiting.cost
 
-    def take(self) -> list[tuple[int, int]]:
+    def take(self, *, above: int = 0, up_to: int | None = None) -> list[tuple[int, int]]:
         """The next batch, (request, index) each, all of one kind; empty when nothing waits.
 
-        The request whose turn it is names the kind; the others with items of that kind fill the batch, by turns.
+        The request whose turn it is names the kind; the others with items of that kind fill the batch, by turns. Only
+        items are taken that cost more than `above`, and no more than `up_to`.
         """
-        if not self._waiting:
+        offers = [
+            (waiting.rank(kind), kind)
+            for waiting in self._waiting.values()
+            if (kind := waiting.cheapest(above, up_to)) is not None
+        ]
+        if not offers:
             return []
-        _, kind = min(
-            (waiting.rank(shortest := min(waiting.by_kind)), shortest) for waiting in self._waiting.values()
-        )
+        _, kind = min(offers)
         turns = [(waiting.rank(kind), waiting) for waiting in self._waiting.values() if kind in waiting.by_kind]
         heapq.heapify(turns)
         sharers, size = len(self._waiting), self._rows(kind.shape)
@@ -100,6 +120,7 @@ class FairQueue:
             del waiting.by_kind[kind]
             if not waiting.by_kind:
                 del self._waiting[waiting.arrival]
+                self._ends[waiting.arrival] = waiting.start
         self._depth -= len(taken)
         self._cost -= kind.cost * len(taken)
         self._now += kind.cost * len(taken) / sharers

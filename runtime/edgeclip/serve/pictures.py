@@ -1,95 +1,87 @@
-"""Images that strangers send: small enough to decode, decoded beside the event loop.
+"""Images that strangers send, judged by their headers: which are decoded, and what decoding one takes.
 
-An image's header says how much memory its decoding takes, so it is read and judged before any pixel is decoded. Of
-the formats that `edgeclip.images` reads, those are taken here that are bound by their header and decode without
-holding Python's lock:
+An image's header says how much memory and time its decoding takes, so it is read and judged before any pixel is
+decoded (`edgeclip.serve.decoding` does that). Of the formats that `edgeclip.images` reads, those are taken here that
+are bound by their header and decode without holding Python's lock:
 
 - not JPEG 2000: 12 megapixels held up every other thread for 7.8 s (Pillow 13);
 - not AVIF and HEIF: the frame inside may be of any size; 1047 bytes that said 64 x 64 decoded 8000 x 8000;
 - not ICO, which holds images of any size; not PPM and run-length BMP, which Pillow decodes in Python.
+
+Pillow reads headers in Python, some microseconds for each of their parts, so a file of many tiny parts is refused
+too.
 """
 
-import asyncio
 import io
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from itertools import islice
+from typing import TYPE_CHECKING
 
 from edgeclip.errors import InputError, MissingExtraError
 from edgeclip.installation import install_command
-from edgeclip.serve.priorities import lower_this_thread
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Pixels = NDArray[np.uint8]
-
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")
 _NOT_TAKEN = "is no image that is taken here, or is damaged at its beginning; send JPEG, PNG, WebP, GIF, BMP or TIFF"
+# The most that JPEG and GIF can say. Longer sides come from attackers: 1 x 49,000,000 pixels took 0.9 GB and, with
+# eight of them beside a small tower, 43 s.
+MOST_SIDE_PX = 65_535
 # A progressive JPEG has ten or so scans. Each goes over all the pixels, 0.4 s for 49 million, and may take 75 bytes:
 # a few hundred kilobytes could take hours. So many passes over the largest image that is taken are enough.
 _MAX_PASSES = 20
 _START_OF_SCAN = b"\xff\xda"
 _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
-_NICENESS = 10
+_TIFF_PLACES = (273, 324)  # where strips and tiles begin
+# Parts of a file that Pillow takes one by one in Python: 10 us each. 20 MB of a PNG in chunks of 8 kB are 2500.
+_MOST_PARTS = 16_384
+# Reads of a header, of which the longest of ordinary ones have some hundred: 16,384 take 20 ms.
+_MOST_READS = 16_384
+# Nanoseconds a pixel on one x86 core, decoding and converting noise of 9 megapixels: JPEG 6, GIF 7, PNG 29, WebP 26,
+# TIFF 3 to 12 (LAB 38), BMP 3. Resizing takes about 6 more.
+_SLOW = {"PNG": 3, "WEBP": 3, "TIFF": 2}
+_LEAST_COST = 10_000
+# Bytes a pixel beside Pillow's own of the image's mode and of RGB: WebP's canvases took 12; TIFF's strip may be the
+# whole image in 16 bits; GIF has a palette's image beside; a JPEG of several scans keeps its coefficients.
+_BESIDE = {"WEBP": 12, "TIFF": 8, "GIF": 4}
+_COEFFICIENTS, _RGB, _EXTREME = 8, 4, 6
+_STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}  # others: 4
+# Beyond so many times as long as wide an image is copied once more to be resized (`edgeclip.jina_clip`).
+_EXTREME_RATIO = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureLimits:
-    """Of one image: the bytes of its file, and width times height."""
+    """Of one image the bytes of its file and width times height; of all that are decoded at once, bytes of memory."""
 
     max_bytes: int
     max_pixels: int
+    max_decode_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """What the vision tower takes, (S, S, 3) uint8, and the size of what was sent."""
+class Header:
+    """An image's size, and what decoding it takes: about `cost` times 6 ns of a core, at most `memory_bytes`."""
 
-    pixels: Pixels
     width: int
     height: int
+    cost: int
+    memory_bytes: int
 
 
-class Preprocess(Protocol):
-    """From a file's bytes to pixels (S, S, 3) uint8, as `Encoder.preprocess`."""
+class _Header(io.BytesIO):
+    """A file for a header: reading it bit by bit without end is an error."""
 
-    def __call__(self, image: bytes, /, *, label: str) -> Pixels:
-        """Raises InputError, which calls the image `label`."""
+    _reads = 0
 
-
-class PictureDecoder:
-    """Decodes with `threads` threads at once; what is beyond them waits."""
-
-    def __init__(self, preprocess: Preprocess, limits: PictureLimits, threads: int) -> None:
-        self._preprocess, self._limits = preprocess, limits
-        self._threads = ThreadPoolExecutor(
-            threads, thread_name_prefix="edgeclip-decode", initializer=lower_this_thread, initargs=(_NICENESS,)
-        )
-
-    async def decode(self, data: bytes, label: str) -> Picture:
-        """The pixels of a file. Cancelling it while it waits saves the work.
-
-        Raises InputError, which calls the image `label`, for what is too large or no image; MissingExtraError without
-        Pillow.
-        """
-        check_bytes(len(data), self._limits, label)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, data, label)
-
-    def close(self) -> None:
-        """Take no more; what runs is finished."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-    def _decode(self, data: bytes, label: str) -> Picture:
-        width, height = judged_size(data, self._limits, label)
-        try:
-            return Picture(pixels=self._preprocess(data, label=label), width=width, height=height)
-        except MemoryError as error:
-            raise InputError(f"{label}: needs more memory than there is") from error
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._reads += 1
+        if self._reads > _MOST_READS:
+            raise OSError("a header of too many parts")
+        return super().read(size)
 
 
 def check_bytes(size: int, limits: PictureLimits, label: str) -> None:
@@ -98,8 +90,11 @@ def check_bytes(size: int, limits: PictureLimits, label: str) -> None:
         raise InputError(f"{label}: found {size} bytes, wanted at most {limits.max_bytes}; scale the image down")
 
 
-def judged_size(data: bytes, limits: PictureLimits, label: str) -> tuple[int, int]:
-    """The (width, height) in a file's header. InputError for what is not to be decoded; nothing is."""
+def judge(data: bytes, limits: PictureLimits, label: str) -> Header:
+    """What a file's header says. InputError, which calls the image `label`, for what is not to be decoded.
+
+    Nothing is decoded. MissingExtraError without Pillow.
+    """
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
@@ -107,25 +102,81 @@ def judged_size(data: bytes, limits: PictureLimits, label: str) -> tuple[int, in
     Image.init()
     too_many = f"more pixels than the {limits.max_pixels} that are taken; scale the image down"
     try:
-        with Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
+        if parts := _parts(data):
+            raise InputError(f"{label}: found a file in more than {_MOST_PARTS} {parts}; save it again")
+        with Image.open(_Header(data), formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
             width, height = image.size
-            fault = _fault(image, data, limits)
+            fault, header = _fault(image, data, limits), _header(image, data)
+    except InputError:
+        raise
     except UnidentifiedImageError as error:
         raise InputError(f"{label}: {_NOT_TAKEN}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"{label}: found {too_many}") from error
     except Exception as error:  # a damaged header makes Pillow raise nearly anything
         raise InputError(f"{label}: {_NOT_TAKEN}") from error
-    if fault:
-        raise InputError(f"{label}: found {fault}")
+    if max(width, height) > MOST_SIDE_PX:
+        raise InputError(f"{label}: found {width} x {height} pixels, wanted sides of at most {MOST_SIDE_PX}")
     if width * height > limits.max_pixels:
         raise InputError(f"{label}: found {width} x {height} pixels, {too_many}")
-    return width, height
+    if fault:
+        raise InputError(f"{label}: found {fault}")
+    if header.memory_bytes > limits.max_decode_bytes:
+        raise InputError(
+            f"{label}: found {width} x {height} pixels that take up to {header.memory_bytes} bytes to decode, "
+            f"more than the {limits.max_decode_bytes} that are allowed; scale the image down"
+        )
+    return header
+
+
+def _header(image: "Image", data: bytes) -> Header:
+    pixels, kind = image.width * image.height, image.format or ""
+    scans = data.count(_START_OF_SCAN) if kind == "JPEG" else 1
+    each = _STORED.get(image.mode, 4) + (0 if image.mode == "RGB" else _RGB) + _BESIDE.get(kind, 0)
+    if scans > 1:
+        each += _COEFFICIENTS
+    if max(image.size) > _EXTREME_RATIO * min(image.size):
+        each += _EXTREME
+    cost = max(_LEAST_COST, pixels * max(scans, _SLOW.get(kind, 1)))
+    return Header(width=image.width, height=image.height, cost=cost, memory_bytes=pixels * each + len(data))
+
+
+def _parts(data: bytes) -> str | None:
+    """What a file has too many of, each of which Pillow takes one by one."""
+    if data.startswith(b"\x89PNG"):
+        return "chunks" if next(islice(_png_chunks(data), _MOST_PARTS, None), None) is not None else None
+    if data[:2] in (b"II", b"MM") and data[2:4] in (b"*\0", b"\0*", b"+\0", b"\0+"):
+        # Pillow takes a big-endian BigTIFF for a TIFF, so both are looked at.
+        return "strips or tiles" if max(_tiff_parts(data, big) for big in (False, True)) > _MOST_PARTS else None
+    return None
+
+
+def _png_chunks(data: bytes) -> Iterator[int]:
+    """Where the chunks begin."""
+    at = 8
+    while at + 12 <= len(data):
+        yield at
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+
+
+def _tiff_parts(data: bytes, is_big: bool) -> int:
+    """Strips or tiles of the first image, 0 for what is no such file; `is_big`: read as BigTIFF."""
+    order = "<" if data[:1] == b"I" else ">"
+    try:
+        first = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)[0]
+        count = struct.unpack_from(order + ("Q" if is_big else "H"), data, first)[0]
+    except struct.error:
+        return 0
+    entry = struct.Struct(order + ("HHQ8x" if is_big else "HHI4x"))
+    begin = first + (8 if is_big else 2)
+    end = min(len(data), begin + min(count, 65_535) * entry.size)
+    entries = (entry.unpack_from(data, at) for at in range(begin, end - entry.size + 1, entry.size))
+    return max((many for tag, _, many in entries if tag in _TIFF_PLACES), default=0)
 
 
 def _fault(image: "Image", data: bytes, limits: PictureLimits) -> str | None:
     """What makes an image costly that its size does not tell."""
-    scans = data.count(_START_OF_SCAN) if image.info.get("progressive") else 1
+    scans = data.count(_START_OF_SCAN) if image.format == "JPEG" else 1
     if scans * image.width * image.height > _MAX_PASSES * limits.max_pixels:
         return f"a JPEG of {scans} scans, too many for its size; save it again"
     if image.format == "BMP" and image.info.get("compression"):

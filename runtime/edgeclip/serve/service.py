@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -24,6 +24,7 @@ from edgeclip.encoder import Encoder
 from edgeclip.errors import InputError
 from edgeclip.manifest import TokenizerFacts, TowerName
 from edgeclip.serve.answers import encode_answer, shorten
+from edgeclip.serve.decoding import Flow, Picture
 from edgeclip.serve.dialects import EmbeddingRequest, RequestLimits, TextItem, TokenItem
 from edgeclip.serve.errors import ApiError, ending, retry_later, without_paths
 from edgeclip.serve.fetch import FetchError
@@ -31,7 +32,6 @@ from edgeclip.serve.image_strings import ImageItem, UrlItem, decode_base64
 from edgeclip.serve.lanes import LaneFailed, QueueFull
 from edgeclip.serve.letters import check_letters
 from edgeclip.serve.metrics import Metrics
-from edgeclip.serve.pictures import Picture
 from edgeclip.serve.settings import Settings
 from edgeclip.serve.usage import image_tokens
 from edgeclip.tokenization import TokenizedTexts, is_quick, slices
@@ -60,8 +60,8 @@ class Lane(Protocol):
 class Decoder(Protocol):
     """What is asked of the decoder of images."""
 
-    async def decode(self, data: bytes, label: str) -> Picture:
-        """The pixels of a file; InputError."""
+    def flow(self, admit: Callable[[float], None]) -> AbstractContextManager[Flow]:
+        """For the images of one request; `admit` gets the seconds that decoding them takes."""
 
 
 Fetch = Callable[[str], Awaitable[bytes]]
@@ -248,23 +248,24 @@ class EmbeddingService:
 
     async def _embed_images(self, request: EmbeddingRequest, indices: Sequence[int], stages: Stages) -> _Embedded:
         self._check_time(len(indices))
-        with self._admitted(len(indices)):
+        admit = partial(self._check_time, len(indices))
+        with self._admitted(len(indices)), self._decoder.flow(admit) as flow:
             with stages.measure("images"):
-                pictures = await _all_or_none([self._open(request.items[index], index) for index in indices])
+                pictures = await _all_or_none([self._open(request.items[index], index, flow) for index in indices])
             vectors = await self._run("vision", [picture.pixels for picture in pictures], stages)
         tokens = sum(image_tokens(picture.width, picture.height) for picture in pictures)
         self._count("image", len(indices), tokens)
         return _Embedded(indices=tuple(indices), vectors=vectors, tokens=tokens, cut=())
 
-    def _check_time(self, images: int) -> None:
-        """400 for more images than were done in time at the best pace of late.
+    def _check_time(self, images: int, decode_s: float = 0.0) -> None:
+        """400 for more images than were done in time at the best pace of late; `decode_s` goes before the tower.
 
         Clients repeat what was answered with 504, by themselves: each time for as long, and in vain. When nothing has
         run for as long as a request may take, nothing is known, and the request is tried.
         """
         limit_s, tower = self._settings.request_timeout_s, self._metrics.towers["vision"]
-        best_s, each_s = tower.best_pace(limit_s), tower.seconds_per_input
-        if images == 1 or not best_s or not each_s or images * best_s <= limit_s * _DOUBT:
+        best_s, each_s = tower.best_pace(limit_s) or 0.0, (tower.seconds_per_input or 0.0) + decode_s / images
+        if images == 1 or images * best_s + decode_s <= limit_s * _DOUBT:
             return
         most = max(1, min(images - 1, int(limit_s / each_s)))
         message = (
@@ -295,7 +296,7 @@ class EmbeddingService:
         finally:
             self._images_in_progress -= images
 
-    async def _open(self, item: object, index: int) -> Picture:
+    async def _open(self, item: object, index: int, flow: Flow) -> Picture:
         label = f"input[{index}]"
         if isinstance(item, UrlItem):
             async with self._fetches:  # also while it is decoded: what was fetched counts in no other limit
@@ -303,7 +304,7 @@ class EmbeddingService:
                     data = await self._fetch_url(item.url)
                 except FetchError as error:
                     raise ApiError(400, f"{label}: {error}", param=label, code="url_not_fetched") from error
-                return await self._decode(data, label)
+                return await self._decode(data, label, flow)
         assert isinstance(item, ImageItem)
         text = item.data
         try:
@@ -311,14 +312,14 @@ class EmbeddingService:
         except ValueError as error:
             message = f"{label}: neither base64 nor a URL"
             raise ApiError(400, message, param=label, code="invalid_base64") from error
-        return await self._decode(data, label)
+        return await self._decode(data, label, flow)
 
-    async def _decode(self, data: bytes, label: str) -> Picture:
+    async def _decode(self, data: bytes, label: str, flow: Flow) -> Picture:
         if len(data) > self._settings.max_image_bytes:
             message = f"{label} has {len(data)} bytes, at most {self._settings.max_image_bytes} are taken"
             raise ApiError(413, message, param=label, code="image_too_large")
         try:
-            return await self._decoder.decode(data, label)
+            return await flow.decode(data, label)
         except InputError as error:
             raise ApiError(400, str(error), param=label, code="invalid_image") from error
 

@@ -57,6 +57,7 @@ class Settings:
     max_request_chars: int = 8 << 20
     max_image_bytes: int = 20 << 20
     max_image_pixels: int = 50_000_000
+    max_decode_bytes: int = 1 << 30
     max_queued_texts: int = 8192
     max_queued_images: int = 256
     max_batch: int | None = None
@@ -128,8 +129,15 @@ class Settings:
 
 _AT_LEAST_ONE = (
     *("threads", "max_body_bytes", "max_values", "max_pending_bytes", "max_items", "max_images", "max_text_chars"),
-    *("max_request_chars", "max_image_bytes", "max_image_pixels", "max_queued_texts", "max_queued_images"),
-    *("max_batch", "max_connections", "decode_threads"),
+    *(
+        "max_request_chars",
+        "max_image_bytes",
+        "max_image_pixels",
+        "max_decode_bytes",
+        "max_queued_texts",
+        "max_queued_images",
+    ),
+    *("max_decode_bytes", "max_batch", "max_connections", "decode_threads"),
 )
 _SECONDS = (
     *("request_timeout_s", "head_timeout_s", "body_timeout_s", "fetch_timeout_s"),
@@ -242,6 +250,7 @@ OPTIONS = (
     _option("max_request_chars", "--max-request-chars", _parse_int, "N", "of a request's texts together"),
     _option("max_image_bytes", "--max-image-bytes", _parse_int, "N", "of one image's file"),
     _option("max_image_pixels", "--max-image-pixels", _parse_int, "N", "of one image"),
+    _option("max_decode_bytes", "--max-decode-bytes", _parse_int, "N", "of memory for what is decoded at once"),
     _option("max_queued_texts", "--max-queued-texts", _parse_int, "N", "waiting; beyond it 429"),
     _option("max_queued_images", "--max-queued-images", _parse_int, "N", "in progress; beyond it 429"),
     _option(

@@ -1,0 +1,196 @@
+"""Images of strangers are decoded beside the event loop, in fair turns and in bounded memory.
+
+An image is judged by its header first (`edgeclip.serve.pictures`). Whose turn it is then, the fair queue of the
+towers decides (`edgeclip.serve.forming`), with a request as the flow and the decoding's cost as the bytes: eight
+large images of one client delay another's small one by no more than what is being decoded. A thread that decodes
+cannot be stopped, so large images never take the last thread, where there are several: a small one waits for small
+ones alone.
+
+The memory of all that is decoded at once is bounded. An image that does not fit beside the others waits until it
+does, and nothing overtakes it, or a stream of small ones would keep it waiting for ever.
+"""
+
+import asyncio
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip.batch_policy import Kind
+from edgeclip.errors import InputError
+from edgeclip.serve.forming import FairQueue
+from edgeclip.serve.pictures import Header, PictureLimits, check_bytes, judge
+from edgeclip.serve.priorities import lower_this_thread
+
+Pixels = NDArray[np.uint8]
+
+_NICENESS = 10
+# What takes a core longer than some 0.1 s: a JPEG of more than 16 megapixels, a PNG of more than five.
+LARGE_COST = 16_000_000
+# Decodes whose pace is remembered, and how much of them must have been done before it says anything.
+_REMEMBERED = 64
+_ENOUGH_COST = 8_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """What the vision tower takes, (S, S, 3) uint8, and the size of what was sent."""
+
+    pixels: Pixels
+    width: int
+    height: int
+
+
+class Preprocess(Protocol):
+    """From a file's bytes to pixels (S, S, 3) uint8, as `Encoder.preprocess`."""
+
+    def __call__(self, image: bytes, /, *, label: str) -> Pixels:
+        """Raises InputError, which calls the image `label`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """An image that waits or is decoded."""
+
+    data: bytes
+    label: str
+    header: Header
+    answer: asyncio.Future[Picture]
+
+
+class Flow:
+    """The images of one request. `PictureDecoder.flow` makes one."""
+
+    def __init__(self, decoder: "PictureDecoder", number: int, admit: Callable[[float], None]) -> None:
+        self._decoder, self._number, self._admit = decoder, number, admit
+        self._cost = 0
+
+    async def decode(self, data: bytes, label: str) -> Picture:
+        """The pixels of a file. Cancelling it while it waits saves the work.
+
+        Raises InputError, which calls the image `label`, for what is too large or no image; MissingExtraError without
+        Pillow; and what `admit` raises.
+        """
+        header = await self._decoder.judge(data, label)
+        self._cost += header.cost
+        self._admit(self._decoder.seconds(self._cost))
+        return await self._decoder.submit(self._number, data, label, header)
+
+
+class PictureDecoder:
+    """Decodes with `threads` threads at once; what is beyond them waits. Used from one event loop."""
+
+    def __init__(self, preprocess: Preprocess, limits: PictureLimits, threads: int) -> None:
+        self._preprocess, self._limits, self._count = preprocess, limits, threads
+        lower = partial(lower_this_thread, _NICENESS)
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="edgeclip-decode", initializer=lower)
+        self._judging = ThreadPoolExecutor(1, thread_name_prefix="edgeclip-judge", initializer=lower)
+        self._queue = FairQueue(lambda shape: 1, quantum=LARGE_COST)
+        self._flows, self._places = itertools.count(), itertools.count()
+        self._waiting: dict[int, _Job] = {}
+        self._next: _Job | None = None  # whose turn it is, once its memory is there
+        self._running: list[_Job] = []
+        self._latest: deque[tuple[int, float]] = deque(maxlen=_REMEMBERED)
+        self._is_open = True
+
+    @contextmanager
+    def flow(self, admit: Callable[[float], None] = lambda seconds: None) -> Iterator[Flow]:
+        """For the images of one request, which share turns. What of it still waits at the end is forgotten.
+
+        `admit` is called with the seconds that decoding all its images takes at best, as far as they are known, and
+        raises where that is too long.
+        """
+        number = next(self._flows)
+        try:
+            yield Flow(self, number, admit)
+        finally:
+            self._queue.remove(number)
+            self._waiting = {place: job for place, job in self._waiting.items() if not job.answer.done()}
+
+    def close(self) -> None:
+        """Take no more; what runs is finished."""
+        self._is_open = False
+        for threads in (self._judging, self._threads):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def depth(self) -> int:
+        """Images that wait."""
+        return self._queue.depth + (self._next is not None)
+
+    def seconds(self, cost: int) -> float:
+        """How long so much takes with all threads at the best pace of late; 0 while nothing is known."""
+        if sum(done for done, _ in self._latest) < _ENOUGH_COST:
+            return 0.0
+        return cost * min(spent_s / done for done, spent_s in self._latest) / self._count
+
+    async def judge(self, data: bytes, label: str) -> Header:
+        """The header of a file; raises what `edgeclip.serve.pictures.judge` raises."""
+        check_bytes(len(data), self._limits, label)
+        return await asyncio.get_running_loop().run_in_executor(self._judging, judge, data, self._limits, label)
+
+    async def submit(self, flow: int, data: bytes, label: str, header: Header) -> Picture:
+        """The pixels of a file of this header, in the turn of its flow."""
+        answer = asyncio.get_running_loop().create_future()
+        place = next(self._places)
+        self._waiting[place] = _Job(data=data, label=label, header=header, answer=answer)
+        self._queue.add(flow, [Kind(cost=header.cost, shape=())], first=place)
+        self._begin()
+        picture: Picture = await answer
+        return picture
+
+    def _begin(self) -> None:
+        """Start what has a thread, in its turn and when its memory is there."""
+        while self._is_open and len(self._running) < self._count:
+            job = self._next or self._take()
+            self._next = None
+            if job is None:
+                return
+            if job.answer.done():  # nobody waits for it any more
+                continue
+            taken = sum(running.header.memory_bytes for running in self._running)
+            if self._running and taken + job.header.memory_bytes > self._limits.max_decode_bytes:
+                self._next = job
+                return
+            self._running.append(job)
+            done = asyncio.get_running_loop().run_in_executor(self._threads, self._decode, job)
+            done.add_done_callback(partial(self._finish, job))
+
+    def _take(self) -> _Job | None:
+        large = sum(job.header.cost > LARGE_COST for job in self._running)
+        is_room = large < max(1, self._count - 1)
+        taken = self._queue.take(up_to=None if is_room else LARGE_COST)
+        return self._waiting.pop(taken[0][1]) if taken else None
+
+    def _finish(self, job: _Job, done: "asyncio.Future[tuple[Picture, float]]") -> None:
+        self._running.remove(job)
+        if done.cancelled():  # the decoder was closed
+            job.answer.cancel()
+            return
+        error = done.exception()
+        if error is None:
+            picture, spent_s = done.result()
+            self._latest.append((job.header.cost, spent_s))
+        if not job.answer.done():
+            if error is not None:
+                job.answer.set_exception(error)
+            else:
+                job.answer.set_result(picture)
+        self._begin()
+
+    def _decode(self, job: _Job) -> tuple[Picture, float]:
+        began_s = time.monotonic()
+        try:
+            pixels = self._preprocess(job.data, label=job.label)
+        except MemoryError as error:
+            raise InputError(f"{job.label}: needs more memory than there is") from error
+        picture = Picture(pixels=pixels, width=job.header.width, height=job.header.height)
+        return picture, time.monotonic() - began_s
