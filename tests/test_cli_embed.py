@@ -67,7 +67,7 @@ def test_npy_and_jsonl_files_hold_the_same(bundle: Path, tmp_path: Path, capsys:
     assert array.dtype == np.float32
     np.testing.assert_array_equal(array, read_lines(lines)[1])
     assert (tmp_path / "vectors.jsonl").read_text(encoding="utf-8") == lines
-    assert {path.name for path in tmp_path.iterdir()} == {"vectors.npy", "vectors.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == {"vectors.npy", "vectors.npy.rows.jsonl", "vectors.jsonl"}
 
 
 def test_a_file_is_replaced_when_the_new_one_is_whole(bundle: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -75,7 +75,7 @@ def test_a_file_is_replaced_when_the_new_one_is_whole(bundle: Path, tmp_path: Pa
     for texts in (2, 3):
         assert run("embed", bundle, *["--text", "a"] * texts, "--out", out, capsys=capsys)[0] == 0
         assert np.load(out).shape == (texts, 64)
-    refusal("embed", bundle, "--text", "a", "--image", "nowhere.png", "--out", out, capsys=capsys)
+    assert run("embed", bundle, "--text", "a", "--image", "nowhere.png", "--out", out, capsys=capsys)[0] == 1
     assert np.load(out).shape == (3, 64)
 
 
@@ -145,7 +145,7 @@ def test_who_stops_early_leaves_no_thread(bundle: Path, monkeypatch: pytest.Monk
     def stop(*_: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr(embed, "_write_json_lines", stop)
+    monkeypatch.setattr(embed._Stdout, "write", stop)
     options = [word for file in FILES * 9 for word in ("--image", file)]
     with pytest.raises(BrokenPipeError) as caught:
         embed.run(build_parser().parse_args(["embed", str(bundle), *options]))
@@ -238,11 +238,16 @@ def test_stdout_is_utf8_in_any_locale(bundle: Path) -> None:
     ids=" ".join,
 )
 @pytest.mark.parametrize("out", [None, "vectors.npy", "vectors.jsonl"])
-def test_bad_input_is_one_line_and_no_file(
+def test_bad_input_is_one_line_and_no_file_of_that_name(
     bundle: Path, tmp_path: Path, capsys: Captured, options: tuple[str, ...], told: str, out: str | None
 ) -> None:
     if out:
-        assert told in refusal("embed", bundle, *options, "--out", tmp_path / out, capsys=capsys)
+        *kept, last = run("embed", bundle, *options, "--out", tmp_path / out, capsys=capsys)[2].splitlines()
+        assert last.startswith("edgeclip: ") and told in last
+        has_text = bool(options[2:]) and "--text" in options and told.startswith("image 0")
+        keeps = [f"edgeclip: {tmp_path / out}.partial: keeps 1 of 2; --resume goes on there"]
+        assert kept == (keeps if has_text else [])
+        shutil.rmtree(tmp_path / f"{out}.partial", ignore_errors=not has_text)
     else:
         status, _, err = run("embed", bundle, *options, capsys=capsys)  # what came before it is on stdout
         assert status == 1
@@ -277,24 +282,31 @@ def test_a_full_disk_leaves_no_file(bundle: Path, tmp_path: Path, name: str) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether an input is done, as done.json says."""
+    files = list(folder.glob("*.partial/done.json"))
+    return bool(files) and json.loads(files[0].read_bytes())["texts"] > 0
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="waits in a named pipe")
 @pytest.mark.parametrize("name", ["vectors.npy", "vectors.jsonl"])
-def test_ctrl_c_leaves_no_file(bundle: Path, tmp_path: Path, name: str) -> None:
+def test_ctrl_c_leaves_no_file_of_that_name(bundle: Path, tmp_path: Path, name: str) -> None:
     """While the second input waits for its file, the first already encoded."""
     os.mkfifo(tmp_path / "image")
     arguments = ["embed", bundle, "--text", "a", "--image", tmp_path / "image", "--out", tmp_path / name]
     command = [sys.executable, "-m", "edgeclip", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30
-    while not any(tmp_path.glob("*.tmp")) and process.poll() is None and time.monotonic() < deadline:
+    while not is_begun(tmp_path) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     image, stage = sorted(path.name for path in tmp_path.iterdir())
-    assert image == "image" and stage.startswith(f"{name}.") and stage.endswith(".tmp")
+    assert (image, stage) == ("image", f"{name}.partial")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
-    assert err.startswith("edgeclip: interrupted") and err.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["image"]
+    kept = f"edgeclip: {tmp_path / name}.partial: keeps 1 of 2; --resume goes on there\n"
+    assert err == f"{kept}edgeclip: interrupted\n"
+    assert not (tmp_path / name).exists()
 
 
 @NEEDS_SHELL

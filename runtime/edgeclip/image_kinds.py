@@ -67,10 +67,16 @@ def image_kind(head: bytes, name: str = "") -> str | None:
 
 def what_to_do(head: bytes) -> str | None:
     """What a file is that Pillow does not read here, and what to do with it; None where that is unknown."""
-    if needed := NEEDED.get(image_kind(head) or ""):
-        found, library, extra = needed
-        return f"{found}, which needs {library}: `{install_command(*extra)}`, or convert it to JPEG"
+    kind = image_kind(head)
+    if kind in NEEDED:
+        return f"{NEEDED[kind][0]}, which needs {what_it_needs(kind)}, or convert it to JPEG"
     return next((found for pattern, found in _NO_IMAGE if re.match(pattern, head, re.DOTALL)), None)
+
+
+def what_it_needs(kind: str) -> str:
+    """The library that images of a kind in NEEDED need, and what installs it."""
+    _, library, extra = NEEDED[kind]
+    return f"{library}: `{install_command(*extra)}`"
 
 
 def has_image_suffix(name: str) -> bool:

@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EdgeclipError as error:
         _say(error)
         status = 1
+    except Warning as warning:  # -W error, or PYTHONWARNINGS
+        _say(f"{warning} (a {type(warning).__name__}, and warnings are errors here)")
+        status = 1
     except BrokenPipeError:  # whoever read stdout has seen enough
         status = 0
     except OSError as error:  # stdout's mostly, for what is wrong with a file is an EdgeclipError
@@ -120,11 +123,16 @@ def build_parser() -> argparse.ArgumentParser:
     embed.add_argument("--texts", type=Path, metavar="FILE", help="a UTF-8 file, one text a line; - is stdin")
     embed.add_argument("--image", action="append", default=[], metavar="F", help="an image; may be repeated")
     embed.add_argument("--images", type=Path, metavar="DIR", help="every image in a folder, sorted by name")
+    embed.add_argument("--recursive", action="store_true", help="the images in its subfolders too")
+    embed.add_argument(
+        "--skip-broken", action="store_true", help="go on after an image that cannot be read; exit 1 at the end"
+    )
     embed.add_argument("--task", metavar="T", help="prepend the instruction of this task to the texts")
     embed.add_argument("--truncate-dim", type=int, metavar="N", help="keep the first N dimensions")
     embed.add_argument("--max-length", type=int, metavar="N", help="cut texts at N tokens")
     embed.add_argument("--batch-size", type=int, metavar="N", help="at most N inputs at once")
     embed.add_argument("--out", type=Path, metavar="FILE", help=".npy or .jsonl; default: JSON lines on stdout")
+    embed.add_argument("--resume", action="store_true", help="go on where an interrupted run of this command stopped")
     _add_device(embed)
 
     check = add_verb("check", help="hashes, and the self-test on this device")

@@ -1,63 +1,211 @@
 """`edgeclip embed`: texts and images to vectors.
 
-Inputs are encoded a block at a time and their vectors written as they come, so memory grows with the
-texts alone. A file appears under its name when it is complete.
+Inputs are encoded a block at a time and their vectors written as they come, so memory grows with the texts and with
+the names of the images. What a finished file, an interrupted one and its rows look like is `vector_file`'s.
 """
 
 import argparse
 import contextlib
-import json
+import hashlib
+import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclip import __version__
+from edgeclip.cli.picture_folder import list_pictures
+from edgeclip.cli.vector_file import Done, VectorFile, json_lines, skipped_line
+from edgeclip.devices import usable_cpus
 from edgeclip.encoder import Encoder
 from edgeclip.errors import InputError, TruncationWarning
-from edgeclip.image_folder import list_images
+from edgeclip.image_stream import SkippedImage
+from edgeclip.images import shown_path
 from edgeclip.progress import ProgressBar, is_wanted
-from edgeclip.staging import stage_name
-from edgeclip.truncation import CutTexts, counting_cut_texts
+from edgeclip.truncation import counting_cut_texts
 
-_BLOCK = 256
-
-# Takes the kind ("text" or "image"), the inputs and their vectors (N, dim).
-Write = Callable[[str, Sequence[str], NDArray[np.float32]], None]
+# Encoded together, and lost together when a run is killed.
+_BLOCK, _BLOCK_CHARACTERS = 256, 1 << 18
+_NAMED = 20
 
 
-def run(options: argparse.Namespace) -> None:
-    """Encode everything that was named: texts first, then images, each in the order given."""
-    texts = [*options.text, *(_read_lines(options.texts) if options.texts else ())]
-    images = [*options.image, *(_list_images(options.images) if options.images else ())]
-    if not texts and not images and not (options.texts or options.images):
+class _Images(Sequence[str]):
+    """The images that were named and those of a folder, without the first `start`."""
+
+    def __init__(self, named: Sequence[str], folder: Sequence[str], start: int = 0) -> None:
+        self._parts, self._start = (named, folder), start
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts)) - self._start
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        (named, folder), place = self._parts, self._start + index
+        return named[place] if place < len(named) else folder[place - len(named)]
+
+    def after(self, start: int) -> "_Images":
+        """The same without the first `start`."""
+        return _Images(*self._parts, start)
+
+
+class _Stdout:
+    """What `VectorFile` does with a file, done with stdout: a line for each input, as it comes."""
+
+    def __init__(self) -> None:
+        self.done = Done()
+
+    def write(self, kind: str, names: Sequence[str], vectors: NDArray[np.float32], cut: Collection[int] = ()) -> None:
+        """A line for each input."""
+        sys.stdout.writelines(json_lines(kind, names, vectors))
+        self.done.cut += len(cut)
+
+    def skip(self, kind: str, name: str, reason: str) -> None:
+        """A line that says why there is no vector."""
+        sys.stdout.write(skipped_line(kind, name, reason).decode())
+        self.done.skipped += 1
+
+    def checkpoint(self) -> None:
+        """Nothing is gone on with."""
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+
+def run(options: argparse.Namespace) -> int:
+    """Encode everything that was named: texts first, then images, each in the order given. 1 if some were skipped."""
+    if options.resume and not options.out:
+        options.usage_error("--resume is for a file: give --out")
+    if options.recursive and not options.images:
+        options.usage_error("--recursive is for a folder: give --images")
+    if not (options.text or options.image or options.texts or options.images):
         options.usage_error("nothing to embed: give --text, --texts, --image or --images")
     if options.out:
         _check_out(options.out)
+    texts = [*options.text, *(_read_lines(options.texts) if options.texts else ())]
+    folder: Sequence[str] = ()
+    unreadable = 0
+    if options.images:
+        folder = list_pictures(options.images, is_recursive=options.recursive, skips_broken=options.skip_broken)
+        unreadable = folder.unreadable.count
+    images = _Images(options.image, folder)
     with Encoder.open(options.bundle, device=options.device, threads=options.threads) as encoder:
         dim = _encode_texts(encoder, [], options).shape[1]  # a wrong option is said before anything is written
         total = len(texts) + len(images)
-        with (
-            _writer(options.out, total, dim) as write,
-            ProgressBar("embedding", total, is_shown=is_wanted(None)) as bar,
-            _one_truncation_warning(len(texts), options.max_length or encoder.manifest.tokenizer.max_length),
-        ):
-            for start in range(0, len(texts), _BLOCK):
-                block = texts[start : start + _BLOCK]
-                write("text", block, _encode_texts(encoder, block, options))
-                bar.advance(len(block))
-            found = encoder.iter_images(images, truncate_dim=options.truncate_dim, batch_size=options.batch_size)
-            with contextlib.closing(found):
-                for batch, vectors in found:
-                    write("image", [images[index] for index in batch], vectors)
-                    bar.advance(len(batch))
-        if options.out:
-            print(
-                f"{options.out}: {len(texts)} texts, {len(images)} images, {dim} dimensions, on {encoder.device}",
-                file=sys.stderr,
-            )
+        limit = options.max_length or encoder.manifest.tokenizer.max_length
+        with contextlib.ExitStack() as stack:
+            output: VectorFile | _Stdout = _Stdout()
+            if options.out:
+                job = _describe_job(options, encoder, texts, dim)
+                file = VectorFile(options.out, job, images, total, dim, is_resumed=options.resume)
+                output = stack.enter_context(file)
+            bar = stack.enter_context(ProgressBar("embedding", total, is_shown=is_wanted(None)))
+            try:
+                bar.advance(output.done.inputs)
+                _write_texts(encoder, texts, options, output, bar)
+                _write_images(encoder, images, options, output, bar)
+                output.finish()
+            except BaseException:
+                if output.done.cut:
+                    print(
+                        f"edgeclip: {output.done.cut} of {len(texts)} texts were cut to {limit} tokens",
+                        file=sys.stderr,
+                    )
+                raise
+    done = output.done
+    if options.out:
+        skipped = f", {done.skipped} skipped" if done.skipped else ""
+        print(
+            f"{options.out}: {len(texts)} texts, {len(images) - done.skipped} images, {dim} dimensions, "
+            f"on {encoder.device}{skipped}",
+            file=sys.stderr,
+        )
+    if done.skipped > _NAMED:
+        print(f"edgeclip: {done.skipped} images were skipped; the output says which, and why", file=sys.stderr)
+    if done.cut:  # comes last: where warnings are errors, it ends the run
+        told = f"{done.cut} of {len(texts)} texts were cut to {limit} tokens"
+        warnings.warn(TruncationWarning(told, cut=done.cut), stacklevel=2)
+    return 1 if done.skipped or unreadable else 0
+
+
+def _write_texts(
+    encoder: Encoder,
+    texts: Sequence[str],
+    options: argparse.Namespace,
+    output: VectorFile | _Stdout,
+    bar: ProgressBar,
+) -> None:
+    for block in _blocks(texts, output.done.texts):
+        with counting_cut_texts() as counted:
+            vectors = _encode_texts(encoder, block, options)
+        cut: Collection[int] = ()
+        if counted.count:  # which of them, their number does not say
+            cut = set(encoder.tokenize(block, task=options.task, max_length=options.max_length).cut)
+        output.write("text", block, vectors, cut)
+        output.checkpoint()
+        bar.advance(len(block))
+
+
+def _write_images(
+    encoder: Encoder, images: _Images, options: argparse.Namespace, output: VectorFile | _Stdout, bar: ProgressBar
+) -> None:
+    start = output.done.images
+    rest = images.after(start)
+    skipped: list[SkippedImage] = []
+
+    def skip(image: SkippedImage) -> None:
+        skipped.append(image)
+        if output.done.skipped + len(skipped) <= _NAMED:
+            path = shown_path(rest[image.index])
+            print(f"edgeclip: skipped image {start + image.index} ({path}): {image.reason}", file=sys.stderr)
+
+    def write_skipped(before: int) -> None:
+        while skipped and skipped[0].index < before:
+            image = skipped.pop(0)
+            output.skip("image", rest[image.index], image.reason)
+            bar.advance()
+
+    found = encoder.iter_images(
+        rest,
+        truncate_dim=options.truncate_dim,
+        batch_size=options.batch_size,
+        on_error=skip if options.skip_broken else "raise",
+    )
+    try:
+        with contextlib.closing(found):
+            for indices, vectors in found:
+                for row, index in enumerate(indices):
+                    write_skipped(index)
+                    output.write("image", [rest[index]], vectors[row : row + 1])
+                write_skipped(len(rest))  # of the same batch, after its last image that could be read
+                output.checkpoint()
+                bar.advance(len(indices))
+            write_skipped(len(rest))
+    except (InputError, MemoryError) as error:  # the encoder counts from where this run began
+        told = re.sub(r"^image (\d+)", lambda match: f"image {start + int(match[1])}", str(error))
+        raise type(error)(told) from error
+
+
+def _blocks(texts: Sequence[str], start: int) -> Iterator[Sequence[str]]:
+    """The texts from `start` on in blocks; where a block ends does not depend on where the first began."""
+    while start < len(texts):
+        stop, characters = start + 1, len(texts[start])
+        while stop < min(len(texts), start + _BLOCK) and characters + len(texts[stop]) <= _BLOCK_CHARACTERS:
+            characters += len(texts[stop])
+            stop += 1
+        yield texts[start:stop]
+        start = stop
 
 
 def _encode_texts(encoder: Encoder, texts: Sequence[str], options: argparse.Namespace) -> NDArray[np.float32]:
@@ -71,17 +219,34 @@ def _encode_texts(encoder: Encoder, texts: Sequence[str], options: argparse.Name
     )
 
 
-@contextlib.contextmanager
-def _one_truncation_warning(total: int, limit: int) -> Iterator[None]:
-    """One warning for all blocks instead of one each, said also when a later input fails."""
-    cut = CutTexts()
+def _describe_job(options: argparse.Namespace, encoder: Encoder, texts: Sequence[str], dim: int) -> dict[str, Any]:
+    """What the vectors depend on besides the images, by the names that a message has for it."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(f"{len(text)} {text}".encode(errors="surrogatepass"))
+    return {
+        "the bundle's manifest": hashlib.sha256((options.bundle / "manifest.json").read_bytes()).hexdigest(),
+        "edgeclip's version": __version__,
+        **{
+            f"the version of {name}": _version(name)
+            for name in ("onnxruntime", "pillow", "pillow-heif", "tokenizers")
+        },
+        "the device": encoder.device,
+        "--threads": options.threads or usable_cpus(),
+        "--task": options.task,
+        "--truncate-dim": dim,
+        "--max-length": options.max_length,
+        "--batch-size": options.batch_size,
+        "the number of texts": len(texts),
+        "the hash of the texts": digest.hexdigest(),
+    }
+
+
+def _version(package: str) -> str | None:
     try:
-        with counting_cut_texts() as cut:
-            yield
-    finally:
-        if cut.count:
-            told = TruncationWarning(f"{cut.count} of {total} texts were cut to {limit} tokens", cut=cut.count)
-            warnings.warn(told, stacklevel=2)
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -105,53 +270,8 @@ def _read_bytes(path: Path) -> bytes:
     return sys.stdin.buffer.read()
 
 
-def _list_images(folder: Path) -> list[str]:
-    found = list_images(folder)
-    if not found:
-        raise InputError(f"{folder}: holds no image ({'; '.join(found.notes()) or 'it is empty'})")
-    for note in found.notes("; --recursive does"):
-        print(f"edgeclip: {folder}: {note}", file=sys.stderr)
-    return list(found)
-
-
 def _check_out(out: Path) -> None:
     if out.suffix not in (".npy", ".jsonl"):
         raise InputError(f"--out {out}: wanted a name ending in .npy or .jsonl")
     if out.is_dir():
         raise InputError(f"--out {out}: is a folder")
-
-
-@contextlib.contextmanager
-def _writer(out: Path | None, total: int, dim: int) -> Iterator[Write]:
-    if out is None:
-        yield _write_json_lines
-        return
-    stage = out.with_name(stage_name(out.name))
-    try:
-        with stage.open("xb") as file:
-            if out.suffix == ".npy":
-                layout = {"descr": "<f4", "fortran_order": False, "shape": (total, dim)}
-                np.lib.format.write_array_header_1_0(file, layout)
-                yield lambda kind, inputs, vectors: file.writelines([vectors.astype("<f4").tobytes()])
-            else:
-                # Of a file name that is not UTF-8 the escape that JSON has for it.
-                yield lambda kind, inputs, vectors: file.writelines(
-                    line.encode(errors="backslashreplace") for line in _json_lines(kind, inputs, vectors)
-                )
-        stage.replace(out)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            stage.unlink(missing_ok=True)
-
-
-def _write_json_lines(kind: str, inputs: Sequence[str], vectors: NDArray[np.float32]) -> None:
-    sys.stdout.writelines(_json_lines(kind, inputs, vectors))
-
-
-def _json_lines(kind: str, inputs: Sequence[str], vectors: NDArray[np.float32]) -> Iterator[str]:
-    for name, vector in zip(inputs, vectors, strict=True):
-        # The shortest decimals that give the same float32 back.
-        numbers = ", ".join(map(str, vector))
-        yield f'{{"{kind}": {json.dumps(name, ensure_ascii=False)}, "embedding": [{numbers}]}}\n'
