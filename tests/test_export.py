@@ -140,9 +140,12 @@ def test_a_graph_that_differs_from_its_tower_is_not_written(tmp_path: Path, monk
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [{"target": "tpu"}, {"revision": "main"}])
-def test_options_that_do_not_apply_are_refused(tmp_path: Path, arguments: dict[str, str]) -> None:
-    with pytest.raises(BuildError, match="unknown target 'tpu'|--revision main is for a Hub id"):
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [({"target": "tpu"}, "unknown target 'tpu'"), ({"revision": "main"}, "--revision main is for a Hub id")],
+)
+def test_options_that_do_not_apply_are_refused(tmp_path: Path, arguments: dict[str, str], said: str) -> None:
+    with pytest.raises(BuildError, match=said):
         export_checkpoint(CHECKPOINT, tmp_path / "bundle", **arguments)
 
 

@@ -66,7 +66,7 @@ def test_no_half_has_a_pair_that_retrieval_refuses() -> None:
             vision=draw.standard_normal((len(half.vision), 8)).astype(np.float32),
         )
         retrieval_changes(vectors, vectors, half.pairs)
-        with pytest.raises(InputError):
+        with pytest.raises(InputError, match="wanted an image for each text"):
             retrieval_changes(vectors, vectors, pairs)
 
 

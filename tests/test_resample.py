@@ -160,7 +160,7 @@ def test_a_box_outside_or_empty_is_refused(box: tuple[int, int, int, int]) -> No
 
 @pytest.mark.parametrize("size", [(0, 4), (4, 0), (-1, 4)])
 def test_an_empty_output_is_refused(size: tuple[int, int]) -> None:
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=f"wanted one that holds pixels of {size[0]} x {size[1]}"):
         resample.resize(np.zeros((8, 8, 3), np.uint8), size, "bicubic")
 
 

@@ -4,30 +4,46 @@ import platform
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
-from edgeclip import session
-from edgeclip.devices import Device
-from edgeclip.manifest import Manifest
-from edgeclip.providers import plan_session
-from edgeclip_quant import running
+from edgeclip import Encoder, session
+from edgeclip.manifest import TOWERS, Manifest, TowerName
 from edgeclip_quant.proof import proof_samples
 from edgeclip_quant.running import answer, open_tower
 
 
-def test_whether_integers_overflow_is_found_out_alike_here_and_there() -> None:
-    """onnxruntime's cure halves the speed, so it must not be taken where there is nothing to cure."""
-    assert running.adds_in_16_bits() == session.adds_in_16_bits()
-    plan = plan_session(Device(kind="cpu"), "int8", threads=1, adds_in_16_bits=True)
-    assert plan.entries == (running._SPIN_ONLY_INSIDE_CALLS, running._RIGHT_WITHOUT_VNNI)
-    assert list(plan.without) == running._SLOWER_FUSIONS
+@pytest.mark.parametrize("tower", TOWERS)
+def test_a_graph_is_opened_as_the_runtime_opens_it(bundle: Path, encoder: Encoder, tower: TowerName) -> None:
+    """Bits included: with the fused normalisation that the runtime switches off the sums are others."""
+    manifest = Manifest.read(bundle)
+    path, batches = bundle / manifest.tower(tower).file, proof_samples(bundle, manifest).of(tower)[:3]
+    run = open_tower(path)
+    for batch in batches:
+        np.testing.assert_array_equal(run(batch), encoder.run_tower(tower, batch))
+
+
+def test_integers_that_overflow_are_mended_here_too(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session's entry is asked of onnxruntime, which keeps what it was given."""
+    monkeypatch.setattr(session, "adds_in_16_bits", lambda: True)
+    given: list[dict[str, str]] = []
+    honest = onnxruntime.InferenceSession
+
+    def start(path: Path, options: onnxruntime.SessionOptions, **others: object) -> onnxruntime.InferenceSession:
+        given.append({"precision": options.get_session_config_entry("session.x64quantprecision")})
+        return honest(path, options, **others)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", start)
+    open_tower(bundle / "text_model.onnx")
+    assert given == [{"precision": "1"}]
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs a system that tells what its processor has")
 def test_what_has_instructions_for_it_does_not_overflow() -> None:
     words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
-    if platform.machine() != "x86_64" or words & {"avx512_vnni", "avx_vnni"}:
-        assert not session.adds_in_16_bits()
+    if platform.machine() == "x86_64" and not words & {"avx512_vnni", "avx_vnni"}:
+        pytest.skip("this processor may overflow")
+    assert not session.adds_in_16_bits()
 
 
 def test_answers_come_in_the_order_of_the_batches(bundle: Path) -> None:

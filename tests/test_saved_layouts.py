@@ -402,7 +402,7 @@ def test_a_setting_may_be_written_in_several_forms(changes: dict[str, object]) -
         ({"size": {"longest_edge": 64}}, "size has longest_edge and resize_mode is 'shortest'"),
         (
             {"size": {"shortest_edge": 64}, "resize_mode": "squash"},
-            "size says 'shortest' and resize_mode says 'squash'",
+            "size has shortest_edge and resize_mode is 'squash'",
         ),
         ({"image_mean": [0.5, 0.5, 0.5]}, "mean says [0.48145466, 0.4578275, 0.40821073] and image_mean says [0.5"),
         ({"resample": 2}, "interpolation says 'bicubic' and resample says 'bilinear'"),

@@ -8,31 +8,28 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgeclip.devices import usable_cpus
+from edgeclip.devices import Device, usable_cpus
 from edgeclip.errors import BuildError
-from edgeclip.session import adds_in_16_bits
+from edgeclip.session import plan_tower
 from edgeclip_quant.samples import Batches
 
 Run = Callable[[NDArray[Any]], NDArray[np.float32]]
 
-# All as in `edgeclip.providers`, which says why.
-_SLOWER_FUSIONS = ["SkipLayerNormFusion"]
-_SPIN_ONLY_INSIDE_CALLS = ("session.force_spinning_stop", "1")
-_RIGHT_WITHOUT_VNNI = ("session.x64quantprecision", "1")
 _FATAL_ONLY = 4
 
 
 def open_tower(path: Path) -> Run:
     """A graph on the CPU; BuildError, when it is opened or run, says what onnxruntime has against it."""
+    threads = usable_cpus()
+    plan = plan_tower("text", Device(kind="cpu"), threads, None)  # on the CPU the same for both towers
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = usable_cpus()
+    options.intra_op_num_threads = threads
     options.log_severity_level = _FATAL_ONLY  # what it would print, it raises
-    options.add_session_config_entry(*_SPIN_ONLY_INSIDE_CALLS)
-    if adds_in_16_bits():
-        options.add_session_config_entry(*_RIGHT_WITHOUT_VNNI)
+    for entry in plan.entries:
+        options.add_session_config_entry(*entry)
     try:
         session = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOWER_FUSIONS
+            path, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(plan.without)
         )
     except Exception as error:  # onnxruntime's share no base class
         raise _cannot_run(path, error) from error
