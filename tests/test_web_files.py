@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, features
 
 from edgeclip import Encoder
+from edgeclip.serve.pictures import _FORMATS
 from tests.web_page import add, left_out, names, search, wait_for_pictures
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def test_pictures_are_told_by_their_bytes_and_the_others_are_named(page: "Browse
         "photo.heic.png": picture(5, "BMP"),
         "UPPER.TIF": picture(6, "TIFF"),
     }
+    assert {Image.open(io.BytesIO(data)).format for data in taken.values()} == set(_FORMATS)
     refused = REFUSED | {"archive.zip": (zipped(), "an archive")}
     for name, data in taken.items() | {(name, data) for name, (data, _) in refused.items()}:
         (tmp_path / name).write_bytes(data)

@@ -147,6 +147,7 @@ def test_a_key_is_asked_for_and_used(browser: "Browser", bundle: Path, encoder: 
         page = opened(browser, url)
         page.wait("!document.getElementById('key-form').hidden")
         page.choose_files("#files", IMAGES)
+        page.wait("document.getElementById('progress-text').textContent.includes('wants a key first. 0 of 2 read')")
         for key, is_right in (("another-key", False), (KEY, True)):
             page.run("document.getElementById('key').focus(); document.getElementById('key').select()")
             page.type(key)

@@ -181,12 +181,15 @@ def test_the_page_works_by_the_keyboard_alone(page: "Browser") -> None:
     assert reached[:-1] == ["API", "files", "folder", "query", "Search", "task", "clear", *names(page)]
 
 
-def test_it_works_behind_a_path_prefix() -> None:
-    """Every address in the page and its scripts is relative."""
-    for path in WEB.glob("*.[hj]*"):
-        assert not re.findall(
-            r"""(?:href|src|fetch\()=?["'(]?/|["']/(?:v1|web|docs)""", path.read_text(encoding="utf-8")
-        )
+def test_it_works_behind_a_path_prefix(browser: "Browser", bundle: Path, encoder: Encoder) -> None:
+    """Nothing is asked for outside the prefix."""
+    with serving(bundle, encoder, root_path="/ai/embed") as url:
+        page = opened(browser, f"{url}/ai/embed")
+        click(page, "#use-samples")
+        wait_for_pictures(page, 12)
+        assert len(search(page, TEXT)) == 12
+        assert all(request.startswith((f"{url}/ai/embed/", "blob:", "data:")) for request in page.requests)
+        page.open("about:blank")
 
 
 def test_the_status_is_read_out_once(page: "Browser") -> None:

@@ -82,7 +82,7 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
             allow_methods=["GET", "POST"],
             # What the page asks for is echoed: openai's package adds x-stainless-*, others headers of their own.
             allow_headers=["*"],
-            expose_headers=["Retry-After", "Server-Timing", "X-Request-ID"],
+            expose_headers=["Retry-After", "Server-Timing", "X-Request-ID", "Edgeclip-Bundle"],
         )
     return Application(answer, metrics.refused)
 

@@ -2,7 +2,7 @@
 import { Client, rank } from "./client.js";
 import { droppedEntries, entriesOf, lookAtAll } from "./files.js";
 import { Gallery, make } from "./gallery.js";
-import { Reader } from "./reader.js";
+import { asSentence, Reader } from "./reader.js";
 
 const TYPING_PAUSE_MS = 250;
 const NAMED_AT_MOST = 500; // of the files that were left out
@@ -27,11 +27,12 @@ let before = 0;
 
 /** Take what was chosen, { entries, hidden }. */
 async function add(chosen) {
-  const entries = chosen.entries.filter((entry) => !known.has(identify(entry)));
-  for (const entry of entries) known.add(identify(entry));
-  if (entries.length > 200) say(`Looking at ${entries.length} files.`);
-  const looked = await lookAtAll(entries);
   hidden += chosen.hidden;
+  if (chosen.entries.length > 200) say(`Looking at ${chosen.entries.length} files.`);
+  const looked = await lookAtAll(chosen.entries, (entry) => {
+    const identity = identify(entry);
+    return !known.has(identity) && known.add(identity);
+  });
   const taken = [];
   for (const entry of looked) {
     const name = entry.path.replace(/^.*\//, "");
@@ -112,7 +113,7 @@ async function ask() {
       task: at("task").value,
       signal,
       pause: (error, seconds) => {
-        say(`${error.message} Trying again in ${seconds} s.`);
+        say(`${asSentence(error.message)} Trying again in ${seconds} s.`);
         return new Promise((resolve) => setTimeout(resolve, seconds * 1000));
       },
     });
@@ -272,7 +273,7 @@ function say(message) {
 
 function complain(message) {
   const lines = [...at("problems").children].map((line) => line.textContent);
-  if (!lines.includes(message)) at("problems").append(make("p", { textContent: message }));
+  if (!lines.includes(asSentence(message))) at("problems").append(make("p", { textContent: asSentence(message) }));
 }
 
 const isolated = (text) => `\u2068${text}\u2069`; // right-to-left text must not turn what stands beside it

@@ -63,11 +63,11 @@ export async function look(file) {
   return { fault: isText(bytes) ? "a text and not a picture" : "not a picture that is known here; save it as JPEG or PNG" };
 }
 
-/** `look` at every entry { file, path }; a few at a time, so that thousands hold up nothing. */
-export async function lookAtAll(entries) {
+/** `look` at every entry { file, path } that `isNew`; a few at a time, so that thousands hold up nothing. */
+export async function lookAtAll(entries, isNew) {
   const looked = [];
   for (let start = 0; start < entries.length; start += LOOKED_AT_ONCE) {
-    const some = entries.slice(start, start + LOOKED_AT_ONCE);
+    const some = entries.slice(start, start + LOOKED_AT_ONCE).filter(isNew);
     looked.push(...(await Promise.all(some.map(async (entry) => ({ ...entry, ...(await look(entry.file)) })))));
   }
   return looked;

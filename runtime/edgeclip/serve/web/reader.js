@@ -4,6 +4,7 @@ import { toDataUri } from "./files.js";
 
 const MOST_AT_ONCE = 4; // pictures in a request: the progress bar moves, and a text waits for little
 const MOST_BYTES_AT_ONCE = 8e6;
+const KEY_FIRST = "The server wants a key first.";
 const ABOUT_ALL = [401, 403, 404, 408, 429]; // refusals that are about no picture
 
 /**
@@ -25,7 +26,8 @@ export class Reader {
   /** Begin, or try again at once. */
   goOn() {
     if (this.work) this.skipPause?.();
-    else if (this.queue.length && !this.isLocked) this.run();
+    else if (this.queue.length && this.isLocked) this.change("stopped", KEY_FIRST);
+    else if (this.queue.length) this.run();
   }
 
   /** Keep what waits. */
@@ -50,9 +52,9 @@ export class Reader {
       }
       this.end(work, "idle");
     } catch (error) {
-      const reason = error.name === "AbortError" ? "Stopped." : error.message;
       if (error.status === 401) this.isLocked = true;
-      if (this.end(work, "stopped", reason) && error.status === 401) this.hooks.onLocked();
+      const reason = this.isLocked ? KEY_FIRST : error.name === "AbortError" ? "Stopped." : asSentence(error.message);
+      if (this.end(work, "stopped", reason) && this.isLocked) this.hooks.onLocked();
     }
   }
 
@@ -115,7 +117,7 @@ export class Reader {
   }
 
   async pause(error, seconds, signal) {
-    this.change("waiting", `${error.message.replace(/\.?$/, ".")} Trying again in ${seconds} s.`);
+    this.change("waiting", `${asSentence(error.message)} Trying again in ${seconds} s.`);
     await new Promise((resolve) => {
       this.skipPause = resolve;
       setTimeout(resolve, seconds * 1000);
@@ -124,4 +126,9 @@ export class Reader {
     this.skipPause = null;
     if (!signal.aborted) this.change("reading");
   }
+}
+
+/** The service's messages begin small and have no full stop. */
+export function asSentence(message) {
+  return message.charAt(0).toUpperCase() + message.slice(1) + (/[.?!]$/.test(message) ? "" : ".");
 }
