@@ -44,8 +44,15 @@ def test_every_variable_is_read() -> None:
         "share": ("0.125", 0.125),
         "tuple": ("http://abcdefgh, http://bcdefghi", ("http://abcdefgh", "http://bcdefghi")),
         "LogLevel": ("debug", "debug"),
+        "LogFormat": ("json", "json"),
     }
-    special = {"log_level": "LogLevel", "root_path": "path", "url_hosts": "hosts", "image_share": "share"}
+    special = {
+        "log_level": "LogLevel",
+        "access_log_format": "LogFormat",
+        "root_path": "path",
+        "url_hosts": "hosts",
+        "image_share": "share",
+    }
     environment, wanted = {"EDGECLIP_BUNDLE": "b"}, {}
     for option, field in zip(OPTIONS, dataclasses.fields(Settings), strict=True):
         kind = getattr(field.type, "__name__", str(field.type)).partition("[")[0].partition(" |")[0]
@@ -84,6 +91,7 @@ def test_every_variable_is_read() -> None:
             "root path 'embed/': wanted /name or /name/name, without a slash",
         ),
         (("b", "--cors", "example.org"), {}, "wanted https://host[:port], or *"),
+        (("b", "--access-log-format", "xml"), {}, "--access-log-format: found 'xml', wanted one of text, json"),
         (("b", "--log-level", "trace"), {}, "wanted one of debug, info, warning, error"),
         (("b", "--max-redirects", "-1"), {}, "max_redirects is -1"),
         (("b", "--image-share", "25%"), {}, "--image-share: found '25%', wanted a share, as 0.25"),

@@ -16,6 +16,7 @@ from edgeclip import __version__
 from edgeclip.batch_policy import BatchPolicy
 from edgeclip.encoder import Encoder
 from edgeclip.manifest import TOWERS, Manifest, TowerName
+from edgeclip.serve.access_log import AccessLog
 from edgeclip.serve.decoding import PictureDecoder
 from edgeclip.serve.errors import ApiError
 from edgeclip.serve.fetch import FetchPolicy
@@ -72,6 +73,10 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
         keys=KeyRing(settings.api_keys),
         root_path=settings.root_path,
         metrics_port=settings.metrics_port,
+        has_ids=settings.request_id,
+        access_log=AccessLog(settings.access_log_format, with_clients=settings.access_log_clients)
+        if settings.access_log
+        else None,
     )
     if settings.cors_origins:
         from starlette.middleware.cors import CORSMiddleware
@@ -182,7 +187,9 @@ def _route(settings: Settings, encoder: Encoder, model: str, metrics: Metrics, f
             with stages.measure("read"):
                 body = await read_body(request, settings, room)
             with stages.measure("parse"):
+                request.scope["edgeclip.bytes_in"] = len(body)
                 parsed = parse(body, service.limits)
+                request.scope["edgeclip.items"] = len(parsed.items)
             del body
             asked = parsed.model or model
             if settings.is_model_checked and asked != model:

@@ -18,6 +18,7 @@ from edgeclip.errors import InputError, MissingExtraError
 from edgeclip.installation import install_command
 from edgeclip.manifest import TOWERS
 from edgeclip.memory import bound_memory
+from edgeclip.serve.access_log import LOGGER as ACCESS_LOGGER
 from edgeclip.serve.connections import Bounds, bounded_protocol
 from edgeclip.serve.keys import read_keys
 from edgeclip.serve.settings import Settings
@@ -144,17 +145,21 @@ def _ending_quietly() -> Iterator[None]:
 @contextlib.contextmanager
 def _logging(level: str) -> Iterator[None]:
     """Our lines on stderr, and uvicorn's warnings; as it was afterwards."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    least = {"edgeclip.serve": level, "uvicorn.error": level if level == "debug" else "warning"}
-    before = {name: logging.getLogger(name).level for name in least}
-    for name in least:
+    words, lines = logging.StreamHandler(sys.stderr), logging.StreamHandler(sys.stderr)
+    words.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    chosen = {  # of each logger its least level and its handler; a line of the access log has its own time
+        "edgeclip.serve": (level, words),
+        "uvicorn.error": (level if level == "debug" else "warning", words),
+        ACCESS_LOGGER: ("info", lines),
+    }
+    before = {name: logging.getLogger(name).level for name in chosen}
+    for name, (least, handler) in chosen.items():
         logging.getLogger(name).addHandler(handler)
-        logging.getLogger(name).setLevel(least[name].upper())
+        logging.getLogger(name).setLevel(least.upper())
     try:
         yield
     finally:
-        for name in least:
+        for name, (_, handler) in chosen.items():
             logging.getLogger(name).removeHandler(handler)
             logging.getLogger(name).setLevel(before[name])
 

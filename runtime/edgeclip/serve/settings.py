@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from edgeclip.errors import InputError
+from edgeclip.serve.access_log import LogFormat
 from edgeclip.serve.priorities import LEAST_SHARE, MOST_SHARE
 from edgeclip.serve.url_hosts import parse_url_hosts
 
@@ -74,6 +75,10 @@ class Settings:
     metrics_s: float = 1.0
     shutdown_timeout_s: float = 30.0
     log_level: LogLevel = "info"
+    access_log: bool = False
+    access_log_format: LogFormat = "text"
+    access_log_clients: bool = False
+    request_id: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -184,10 +189,13 @@ def _parse_list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _parse_level(text: str) -> str:
-    if text not in get_args(LogLevel):
-        raise ValueError(f"one of {', '.join(get_args(LogLevel))}")
-    return text
+def _one_of(words: tuple[str, ...]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"one of {', '.join(words)}")
+        return text
+
+    return parse
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,7 +276,17 @@ OPTIONS = (
     _option("ready_s", "--ready-s", _parse_seconds, "S", "how long an answer of /health/ready holds"),
     _option("metrics_s", "--metrics-s", _parse_seconds, "S", "how long an answer of /metrics holds"),
     _option("shutdown_timeout_s", "--shutdown-timeout-s", _parse_seconds, "S", "to finish what was accepted"),
-    _option("log_level", "--log-level", _parse_level, "L", "debug, info, warning or error; none logs inputs"),
+    _option(
+        "log_level",
+        "--log-level",
+        _one_of(get_args(LogLevel)),
+        "L",
+        "debug, info, warning or error; none logs inputs",
+    ),
+    _option("access_log", "--access-log", _parse_bool, None, "a line on stderr for each request, without its inputs"),
+    _option("access_log_format", "--access-log-format", _one_of(get_args(LogFormat)), "F", "text or json"),
+    _option("access_log_clients", "--access-log-clients", _parse_bool, None, "clients' addresses in it"),
+    _option("request_id", "--request-id", _parse_bool, None, "X-Request-ID in every answer; --access-log has it too"),
 )
 
 

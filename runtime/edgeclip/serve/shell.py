@@ -1,4 +1,4 @@
-"""One shell round every request, whatever its route: API keys, security headers, metrics, a log line.
+"""One shell round every request, whatever its route: API keys, security headers, metrics, ids, log lines.
 
 An error becomes an answer in the API's shape: a bug 500, a request that is cut off when the service ends 503.
 """
@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
+from edgeclip.serve.access_log import AccessLog, request_id
 from edgeclip.serve.errors import ApiError, ending, log_bug
 from edgeclip.serve.keys import KeyRing
 from edgeclip.serve.metrics import Metrics
@@ -67,10 +68,19 @@ class Shell:
     """Keys, security headers, metrics and a log line round every request; and every error in the API's shape."""
 
     def __init__(
-        self, app: Any, *, metrics: Metrics, keys: KeyRing, root_path: str = "", metrics_port: int | None = None
+        self,
+        app: Any,
+        *,
+        metrics: Metrics,
+        keys: KeyRing,
+        root_path: str = "",
+        metrics_port: int | None = None,
+        has_ids: bool = False,
+        access_log: AccessLog | None = None,
     ) -> None:
         self._app, self._metrics, self._keys, self._root_path = app, metrics, keys, root_path
         self._metrics_port = metrics_port
+        self._access_log, self._has_ids = access_log, has_ids or access_log is not None
         self._in_progress = 0
         metrics.in_progress.set_function(lambda: self._in_progress)
 
@@ -81,15 +91,21 @@ class Shell:
             return
         from starlette.exceptions import HTTPException
 
-        started, status = time.perf_counter(), 0
+        started, status, bytes_out = time.perf_counter(), 0, 0
         scope["edgeclip.path"] = scope["path"]  # as it was sent: what is relative in a page depends on its last slash
         scope["path"] = route_path(scope["path"], self._root_path)
+        identity = request_id(_header(scope, b"x-request-id")) if self._has_ids else None
+        scope["edgeclip.request_id"] = identity
 
         async def sent(message: Message) -> None:
-            nonlocal status
+            nonlocal status, bytes_out
             if message["type"] == "http.response.start":
                 status = message["status"]
                 _secure(message.setdefault("headers", []))
+                if identity is not None:
+                    message["headers"].append((b"x-request-id", identity.encode()))
+            else:
+                bytes_out += len(message.get("body", b""))
             await send(message)
 
         self._in_progress += 1
@@ -110,7 +126,10 @@ class Shell:
                 await answer(scope, receive, sent)
         finally:
             self._in_progress -= 1
-            self._record(scope, status or CLIENT_GONE, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._record(scope, status or CLIENT_GONE, seconds)
+            if self._access_log is not None:
+                self._access_log.write(scope, status=status or CLIENT_GONE, seconds=seconds, bytes_out=bytes_out)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
@@ -142,6 +161,7 @@ def _answer_to(error: BaseException, scope: Scope) -> "Response":
     from starlette.requests import ClientDisconnect
     from starlette.responses import JSONResponse, Response
 
+    identity = scope["edgeclip.request_id"]
     if isinstance(error, ClientDisconnect):
         return Response(status_code=CLIENT_GONE)
     if isinstance(error, HTTPException):
@@ -155,10 +175,11 @@ def _answer_to(error: BaseException, scope: Scope) -> "Response":
     elif isinstance(error, asyncio.CancelledError):  # the time to finish what was accepted is up
         told = ending()
     else:
-        log_bug(_log, "a request failed", error)
+        log_bug(_log, f"request {identity} failed" if identity else "a request failed", error)
         told = ApiError(500, "the service failed; its log says where", code="internal_error")
     scope["edgeclip.code"] = told.code or ""
-    return JSONResponse(told.body(), told.status, headers=dict(told.headers))
+    body = told.body() if identity is None else {**told.body(), "request_id": identity}
+    return JSONResponse(body, told.status, headers=dict(told.headers))
 
 
 def _header(scope: Scope, name: bytes) -> str | None:
