@@ -79,6 +79,18 @@ def test_ids_alone_need_no_log(bundle: Path, encoder: Encoder, caplog: pytest.Lo
     assert lines(caplog) == []
 
 
+def test_a_bug_s_line_names_the_request(bundle: Path, encoder: Encoder, caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(url: str) -> bytes:
+        raise ZeroDivisionError(SECRET)
+
+    with serving(bundle, encoder, request_id=True, fetch=broken) as url:
+        document = {"input": {"url": "https://example.org/a.png"}}
+        answer = httpx.post(f"{url}/v1/embeddings", json=document, headers={OFFERED: "mine"})
+    assert (answer.status_code, answer.json()["request_id"]) == (500, "mine")
+    assert "request mine failed: ZeroDivisionError at test_serve_access_log.py" in caplog.text
+    assert SECRET not in caplog.text
+
+
 @pytest.mark.parametrize("sent", ["a", "x" * 128, "{12-34}", "a/b:c=d", "é".encode().hex()])
 def test_a_short_printable_id_is_kept(sent: str) -> None:
     assert request_id(sent) == sent

@@ -8,6 +8,7 @@ so none pays for another's imports.
 import argparse
 import io
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -35,6 +36,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bound_memory(os.environ)
     warnings.showwarning = _show_warning
     _prepare_streams()
+    try:
+        return _run_verb(options)
+    finally:
+        if (
+            arguments is None
+        ):  # what is left is the interpreter's end: it waits for threads, and nobody need wait for it
+            signal.signal(signal.SIGINT, lambda number, _: os._exit(128 + number))
+
+
+def _run_verb(options: argparse.Namespace) -> int:
     try:
         verb = import_module(f"edgeclip.cli.{options.verb.replace('-', '_')}")
         status = verb.run(options) or 0

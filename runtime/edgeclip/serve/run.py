@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from edgeclip.bundle import verify_hash
 from edgeclip.encoder import Encoder
@@ -24,7 +24,7 @@ from edgeclip.serve.keys import read_keys
 from edgeclip.serve.settings import Settings
 
 if TYPE_CHECKING:
-    from uvicorn import Config
+    from uvicorn import Config, Server
 
     from edgeclip.serve.shell import Application
 
@@ -53,8 +53,8 @@ def serve(settings: Settings) -> None:
     with (
         _logging(settings.log_level),
         _listening(settings) as listeners,
+        _Signals() as signals,
         Encoder.open(settings.bundle, device=settings.device, threads=settings.threads) as encoder,
-        _ending_quietly(),
     ):
         for tower in TOWERS:  # else a damaged graph would be told by a readiness that stays red
             verify_hash(settings.bundle, encoder.manifest.file(encoder.manifest.tower(tower).file))
@@ -66,7 +66,9 @@ def serve(settings: Settings) -> None:
             _log.info("metrics on http://%s:%d/metrics alone", shown, settings.metrics_port)
         if not settings.is_loopback and not settings.api_keys:
             _log.warning("whoever reaches this address may use the service: no API keys are set")
-        uvicorn.Server(configure(settings, app)).run(sockets=listeners)
+        server = uvicorn.Server(configure(settings, app))
+        with signals.left_to(server):
+            server.run(sockets=listeners)
         _log.info("ended")
 
 
@@ -129,17 +131,41 @@ def _listening(settings: Settings) -> Iterator[list[socket.socket]]:
         yield [opened.enter_context(contextlib.closing(listen(settings.host, port))) for port in ports]
 
 
-@contextlib.contextmanager
-def _ending_quietly() -> Iterator[None]:
-    """uvicorn raises the signal that ended it again when it is done; it has done its work by then."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda *_: None)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+class _Signals:
+    """SIGINT and SIGTERM, from the start to the end: none is lost, and none prints a traceback.
+
+    Before there is a server they end the start: KeyboardInterrupt, or SystemExit with status 0, for a supervisor.
+    The server has handlers of its own, and raises every signal that it got once more when it is done: these are
+    ignored. One that comes later ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self._server: Server | None = None
+        self._is_over = False
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def left_to(self, server: "Server") -> Iterator[None]:
+        """The time in which the server runs."""
+        self._server = server
+        yield
+        self._is_over = True
+
+    def _handle(self, number: int, _: object) -> None:
+        if self._is_over:
+            os._exit(128 + number)
+        if self._server is not None and self._server.should_exit:
+            return
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(0)
 
 
 @contextlib.contextmanager

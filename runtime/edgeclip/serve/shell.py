@@ -47,7 +47,14 @@ class Application:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or live through one lifespan."""
-        await self._answer(scope, receive, send)
+
+        async def until_cancelled() -> Message:
+            try:
+                return await receive()
+            except asyncio.CancelledError:  # a second Ctrl-C: what is open is closed as after the first
+                return {"type": "lifespan.shutdown"}
+
+        await self._answer(scope, until_cancelled if scope["type"] == "lifespan" else receive, send)
 
 
 class Endpoint:
