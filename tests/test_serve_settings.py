@@ -8,7 +8,14 @@ import pytest
 
 from edgeclip.errors import InputError
 from edgeclip.serve.keys import KeyRing, read_keys
-from edgeclip.serve.settings import OPTIONS, Settings, add_settings, describe_settings, read_settings
+from edgeclip.serve.settings import (
+    OPTIONS,
+    Settings,
+    add_settings,
+    describe_settings,
+    read_settings,
+    unknown_variables,
+)
 from tests.command import Captured, refusal, run, run_process
 
 
@@ -124,6 +131,44 @@ def test_print_config_shows_everything_but_keys(capsys: Captured, monkeypatch: p
     assert lines["EDGECLIP_API_KEYS"] == ["2", "keys", "EDGECLIP_API_KEYS"]
     assert "secret" not in out
     assert len(out.splitlines()) == 1 + len(OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("EDGECLIP_API_KEY", "EDGECLIP_API_KEYS"),
+        ("EDGECLIP_MAXITEMS", "EDGECLIP_MAX_ITEMS"),
+        ("EDGECLIP_MAX_BODY_BYTE", "EDGECLIP_MAX_BODY_BYTES"),
+        ("EDGECLIP_ALLOW_URL", "EDGECLIP_ALLOW_URLS"),
+        ("EDGECLIP_LOGLEVEL", "EDGECLIP_LOG_LEVEL"),
+        ("edgeclip_port", "EDGECLIP_PORT"),
+        ("EDGECLIP_MODEL_FOLDER_ON_THE_DISK", None),
+        ("EDGECLIP_", None),
+    ],
+)
+def test_a_misspelt_variable_is_told_with_the_nearest_one(name: str, near: str | None) -> None:
+    (told,) = unknown_variables({name: "secret-value", "HOME": "/"})
+    assert f"the variable '{name}' is no setting and changes nothing" in told and "secret-value" not in told
+    assert (f"did you mean {near}?" in told) if near else ("did you mean" not in told)
+
+
+def test_variables_that_are_settings_or_kubernetes_own_are_not_told() -> None:
+    assert unknown_variables({option.variable: "x" for option in OPTIONS}) == []
+    names = ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_8000_TCP", "PORT_8000_TCP_ADDR", "PORT",
+             "GPU_SERVICE_HOST", "GPU_PORT", "GPU_PORT_8000_TCP_PROTO")  # fmt: skip
+    assert unknown_variables({f"EDGECLIP_{name}": "x" for name in names}) == []
+
+
+def test_a_misspelt_variable_is_one_line_on_stderr_and_no_error(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGECLIP_PROT", "9")
+    status, out, err = run("serve", "--print-config", capsys=capsys)
+    assert (status, err.count("\n")) == (0, 1) and "EDGECLIP_PORT" in out
+    assert (
+        err
+        == "edgeclip: the variable 'EDGECLIP_PROT' is no setting and changes nothing; did you mean EDGECLIP_PORT?\n"
+    )
 
 
 def test_an_address_that_is_taken_is_one_line(bundle: Path, capsys: Captured) -> None:

@@ -2,14 +2,17 @@
 
 import argparse
 import os
+import sys
 
 from edgeclip.cli.format import format_table
 from edgeclip.serve.run import serve, with_key_file
-from edgeclip.serve.settings import describe_settings, read_settings
+from edgeclip.serve.settings import describe_settings, read_settings, unknown_variables
 
 
 def run(options: argparse.Namespace) -> None:
     """Serve until a signal comes; or print every setting, and where it is from."""
+    for warning in unknown_variables(os.environ):
+        print(f"edgeclip: {warning}", file=sys.stderr)
     settings, sources = read_settings(vars(options), os.environ, needs_bundle=not options.print_config)
     if options.print_config:
         print(format_table(("variable", "flag", "value", "from"), describe_settings(settings, sources)))

@@ -10,6 +10,7 @@ import dataclasses
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,6 +21,7 @@ from edgeclip.serve.url_hosts import parse_url_hosts
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 PREFIX = "EDGECLIP_"
+_OF_KUBERNETES = re.compile(r"EDGECLIP_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
 # Longer than any key that is handed out, shorter than a guess that takes an hour.
 _LEAST_KEY_CHARACTERS = 8
 
@@ -341,6 +343,23 @@ def read_settings(
 def _advice(text: str) -> str:
     """Kubernetes sets EDGECLIP_PORT=tcp://... in every pod beside a Service that is called edgeclip."""
     return "; Kubernetes set this for a Service: `enableServiceLinks: false`" if text.startswith("tcp://") else ""
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """A sentence for each EDGECLIP_ variable that is no setting, with the nearest one; its value is not shown.
+
+    Kubernetes sets some in every pod beside a Service whose name begins with edgeclip: they are not told.
+    """
+    known = {option.variable for option in OPTIONS}
+    told = []
+    for name in sorted(environment):
+        if not name.upper().startswith(PREFIX) or name in known or _OF_KUBERNETES.fullmatch(name):
+            continue
+        endings = [each.removeprefix(PREFIX) for each in known]
+        near = get_close_matches(name[len(PREFIX) :].upper(), endings, 1, cutoff=0.5)
+        meant = f"; did you mean {PREFIX}{near[0]}?" if near else ""
+        told.append(f"the variable {name[:60]!a} is no setting and changes nothing{meant}")
+    return told
 
 
 def describe_settings(settings: Settings, sources: Mapping[str, str]) -> list[tuple[str, str, str, str]]:
