@@ -37,11 +37,20 @@ def reseal(folder: Path, **changes: object) -> None:
 
 
 def replace_graph(
-    folder: Path, tower: TowerName, *, scale: ArrayLike, offset: ArrayLike, shape: tuple[int, ...] | None = None
+    folder: Path,
+    tower: TowerName,
+    *,
+    scale: ArrayLike,
+    offset: ArrayLike,
+    shape: tuple[int, ...] | None = None,
+    is_unit: bool = False,
 ) -> None:
-    """A tower that answers `mean of the input * scale + offset`; one with a fixed `shape` fails when run."""
+    """A tower that answers `mean of the input * scale + offset`, over its length if `is_unit`.
+
+    One with a fixed `shape` fails when run.
+    """
     name, dtype, axes = _INPUTS[tower]
-    answer = "answer" if shape else f"{tower}_embeds"
+    answer = "answer" if shape or is_unit else f"{tower}_embeds"
     nodes = [
         helper.make_node("Cast", [name], ["numbers"], to=TensorProto.FLOAT),
         helper.make_node("Flatten", ["numbers"], ["rows"], axis=1),
@@ -49,6 +58,8 @@ def replace_graph(
         helper.make_node("Mul", ["mean", "scale"], ["scaled"]),
         helper.make_node("Add", ["scaled", "offset"], [answer]),  # (B, D)
     ]
+    if is_unit:
+        nodes.append(helper.make_node("LpNormalization", [answer], [f"{tower}_embeds"], axis=1))
     constants = {
         "axis": np.array([1]),
         "scale": np.atleast_2d(np.float32(scale)),

@@ -1,7 +1,6 @@
 """An Encoder opens what it needs of a bundle, says what runs, and takes no wrong answer from it."""
 
 import threading
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeclip import BundleError, DeviceError, Encoder, Manifest, UnprovedWarning
+from edgeclip import BundleError, DeviceError, Encoder, Manifest, UnprovedWarning, WrongVectorsError
 from tests.damage import replace_graph, reseal
 from tests.encoder_inputs import DIM, FILE, IMAGES, SAME, TEXTS, largest_difference, refusal
 
@@ -53,7 +52,7 @@ def test_leaving_the_with_block_closes(bundle: Path) -> None:
 
 def test_closing_frees_the_tokenizer(bundle: Path) -> None:
     with Encoder.open(bundle, device="cpu") as encoder:
-        tokenizer = weakref.ref(encoder._tokenizer())
+        tokenizer = weakref.ref(encoder._towers.parse_tokenizer())
         assert tokenizer() is not None
     assert tokenizer() is None
 
@@ -63,7 +62,7 @@ def test_a_wrong_option_loads_nothing(bundle: Path, options: dict[str, Any]) -> 
     with Encoder.open(bundle, device="cpu") as encoder:
         refusal(lambda: encoder.encode_text("a", **options))
         assert "edgeclip-load-text" not in {thread.name for thread in threading.enumerate()}
-        assert not encoder._sessions
+        assert not encoder._towers.sessions
 
 
 def test_an_error_inside_the_with_block_passes_through(bundle: Path) -> None:
@@ -114,12 +113,46 @@ def test_an_answer_that_is_no_vector_is_an_error(
         assert told.format(tower=tower) in refusal(call, kind)
 
 
-def test_a_zero_vector_stays_one(copied_bundle: Path) -> None:
-    """As torch.nn.functional.normalize has it: neither NaN nor a warning."""
-    replace_graph(copied_bundle, "text", scale=np.zeros(1), offset=np.zeros(DIM))
-    with Encoder.open(copied_bundle, device="cpu") as encoder, warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert not encoder.encode_text("a", truncate_dim=8).any()
+@pytest.mark.parametrize(
+    ("offset", "dim", "told"),
+    [
+        (np.zeros(DIM), DIM, "a vector of length 0, wanted 1"),
+        (np.zeros(DIM), 8, "a vector of length 0, wanted 1"),
+        (np.ones(DIM), DIM, "a vector of length 8, wanted 1"),
+        (np.full(DIM, 3e38), DIM, "NaN or infinity"),
+        (np.eye(DIM)[9], 8, "a vector whose first 8 dimensions are all 0"),
+    ],
+    ids=["zero", "cut", "long", "overflow", "zero when cut"],
+)
+@pytest.mark.parametrize("tower", ["text", "vision"])
+def test_a_vector_that_is_not_of_length_one_is_an_error(
+    copied_bundle: Path, tower: Any, offset: Any, dim: int, told: str
+) -> None:
+    """By every function that gives vectors; the bundle's files are right, so the device is named."""
+    replace_graph(copied_bundle, tower, scale=np.zeros(1), offset=offset)
+    ids = np.array([[0, 5, 2]])
+    with Encoder.open(copied_bundle, device="cpu") as encoder:
+        size = encoder.manifest.image.size_px
+        pixels = np.zeros((1, size, size, 3), np.uint8)
+        calls: list[Any] = [lambda: encoder.encode_text(["a", "b c"], truncate_dim=dim)]
+        if tower == "vision":
+            calls = [
+                lambda: encoder.encode_image(FILE, truncate_dim=dim),
+                lambda: encoder.encode_image([FILE, FILE], truncate_dim=dim),
+                lambda: list(encoder.iter_images([FILE, FILE], truncate_dim=dim)),
+            ]
+        if dim == DIM:
+            calls.append(lambda: encoder.run_tower(tower, ids if tower == "text" else pixels))
+        for call in calls:
+            message = refusal(call, WrongVectorsError)
+            assert f"the {tower} graph answered with {told}; its files are as exported" in message
+
+
+def test_a_vector_keeps_its_length_when_it_is_cut(copied_bundle: Path) -> None:
+    """However little of it lies in the dimensions that are left."""
+    replace_graph(copied_bundle, "text", scale=np.zeros(1), offset=np.eye(DIM)[9] + 1e-6 * np.eye(DIM)[0])
+    with Encoder.open(copied_bundle, device="cpu") as encoder:
+        assert encoder.encode_text("a", truncate_dim=8).tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
 
 
 def test_a_tower_takes_what_is_prepared_already(bundle: Path, encoder: Encoder) -> None:

@@ -74,7 +74,7 @@ def test_who_encodes_while_it_is_closed_finishes_or_is_told(bundle: Path, delay_
         time.sleep(delay_s)
         shared.close()
         assert {end.result(timeout=60) for end in ends} == {CLOSED}
-    assert not shared._sessions  # nor of those that were being loaded
+    assert not shared._towers.sessions  # nor of those that were being loaded
     for call in (lambda: shared.encode_text("a"), lambda: shared.encode_image(FILES)):
         with pytest.raises(InputError) as caught:
             call()
@@ -142,7 +142,7 @@ def test_a_selftest_on_opening_passes(bundle: Path, int8_bundle: Path) -> None:
     [
         (np.zeros(64), np.full(64, np.nan), "answered with NaN"),
         (np.zeros(64), np.full(64, 0.125), "one constant vector"),
-        (np.random.default_rng(0).normal(size=64) * 1e-3, np.zeros(64), "differs from the checkpoint"),
+        (*np.random.default_rng(0).normal(size=(2, 64)) * [[1e-2], [1]], "differs from the checkpoint"),
     ],
     ids=["NaN", "constant", "wrong"],
 )
@@ -150,7 +150,7 @@ def test_a_tower_that_answers_wrongly_does_not_open(
     copied_bundle: Path, tower: Any, scale: Any, offset: Any, told: str
 ) -> None:
     """When it is asked; on a CPU only then, and never when it is switched off."""
-    replace_graph(copied_bundle, tower, scale=scale, offset=offset)
+    replace_graph(copied_bundle, tower, scale=scale, offset=offset, is_unit=told.startswith("differs"))
     with pytest.raises(EdgeclipError, match=told):
         Encoder.open(copied_bundle, device="cpu", selftest=True)
     for quiet in (None, False):
@@ -168,4 +168,4 @@ def test_who_encodes_nothing_loads_nothing(bundle: Path, call: str) -> None:
     with Encoder.open(bundle, device="cpu") as opened:
         encode: Callable[[list[Any]], Any] = getattr(opened, call)
         assert encode([]).shape == (0, 64)
-        assert not opened._sessions
+        assert not opened._towers.sessions

@@ -142,7 +142,7 @@ class Lane:
 @pytest.fixture
 def on_lane(bundle: Path) -> Iterator[tuple[Encoder, Lane]]:
     opened, lane = Encoder(bundle, Manifest.read(bundle), Device(kind="cuda"), 2), Lane(bundle)
-    opened._sessions["vision"] = lane  # type: ignore[assignment]
+    opened._towers.sessions["vision"] = lane  # type: ignore[assignment]
     yield opened, lane
     lane.bound.close()
 

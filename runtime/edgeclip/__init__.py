@@ -23,6 +23,7 @@ from edgeclip.errors import (
     SkippedWarning,
     TruncationWarning,
     UnprovedWarning,
+    WrongVectorsError,
 )
 from edgeclip.image_stream import EncodedImages, SkippedImage
 from edgeclip.manifest import Manifest
@@ -46,5 +47,6 @@ __all__ = [
     "SkippedWarning",
     "TruncationWarning",
     "UnprovedWarning",
+    "WrongVectorsError",
     "__version__",
 ]

@@ -11,10 +11,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgeclip.errors import BundleError
-from edgeclip.manifest import TOWERS, FileFacts, Manifest
+from edgeclip.manifest import TOWERS, FileFacts, Manifest, dangling_target
 
 FAMILIES = ("jina-clip",)
 _BLOCK_BYTES = 8 << 20
+_POINTERS, _POINTER_BYTES = (b"version https://git-lfs", b"/annex/objects/"), 1024
+_FETCH = "fetch what it stands for (git annex get, dvc pull, git lfs pull), or copy the bundle with cp -rL"
+
+
+def find_folder(bundle: str | os.PathLike[str]) -> Path:
+    """The folder of a bundle as an absolute path without links. A path that cannot be is left to `open_manifest`.
+
+    It stays the same when the process changes its folder, and when a link to it is turned to another bundle.
+    """
+    try:
+        return Path(os.path.realpath(bundle))
+    except (OSError, ValueError):
+        return Path(bundle)
 
 
 def open_manifest(folder: Path) -> Manifest:
@@ -29,16 +42,28 @@ def open_manifest(folder: Path) -> Manifest:
     for file in manifest.files:
         try:
             size = (folder / file.name).stat().st_size
-        except OSError as error:
+        except FileNotFoundError as error:
+            if target := dangling_target(folder / file.name):
+                raise BundleError(f"{folder}: {file.name} is a link to {target}; {_FETCH}") from error
             raise BundleError(f"{folder}: {file.name} is missing; export or copy the bundle again") from error
+        except OSError as error:
+            raise BundleError(f"{folder}: {file.name} cannot be read ({error.strerror})") from error
         if size != file.size_bytes:
             raise BundleError(
                 f"{folder}: {file.name} has {size} bytes, the manifest says {file.size_bytes}; "
-                "export or copy the bundle again"
+                + (_FETCH if _is_pointer(folder / file.name, size) else "export or copy the bundle again")
             )
         if not os.access(folder / file.name, os.R_OK):  # onnxruntime says of weights "SystemError : 13"
             raise BundleError(f"{folder}: {file.name} cannot be read; give this user the right to")
     return manifest
+
+
+def _is_pointer(path: Path, size_bytes: int) -> bool:
+    """Whether the file stands for one that git-lfs or git-annex has not fetched."""
+    try:
+        return size_bytes < _POINTER_BYTES and path.read_bytes().startswith(_POINTERS)
+    except OSError:
+        return False
 
 
 def verify_hashes(

@@ -8,7 +8,6 @@ Pooling, LoRA, mean and std, and the first normalisation are inside the graphs (
 
 import contextlib
 import os
-import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
@@ -20,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.batch_policy import BatchPolicy
-from edgeclip.bundle import open_manifest, unproved, verify_hash
+from edgeclip.bundle import find_folder, open_manifest, unproved
 from edgeclip.devices import Device, choose_device, usable_cpus
-from edgeclip.errors import BundleError, DeviceError, InputError, TruncationWarning, UnprovedWarning
+from edgeclip.errors import InputError, TruncationWarning, UnprovedWarning
 from edgeclip.image_stream import EncodedImages, OnError, SkippedImage, check_on_error, stream_images
 from edgeclip.images import ImageInput, is_image
 from edgeclip.inputs import check_batch_size, check_images, check_texts, check_truncate_dim
@@ -32,14 +31,11 @@ from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip.providers import Plan
 from edgeclip.selftest import run_selftest
 from edgeclip.session import TowerSession, import_onnxruntime, plan_tower
-from edgeclip.tokenization import TextTokenizer, TokenizedTexts, check_max_length
-
-Vectors = NDArray[np.float32]
+from edgeclip.tokenization import TokenizedTexts, check_max_length
+from edgeclip.towers import Towers
+from edgeclip.vectors import Vectors
 
 _MOST_THREADS = 1024
-# Loading a tower holds Python's lock for a few milliseconds at its beginning, parsing 250,000 pieces for 200 on end:
-# without this start the tower would wait for the pieces, with it the two go on side by side.
-_HEAD_START_S = 0.02
 
 
 class Encoder:
@@ -47,19 +43,16 @@ class Encoder:
 
     On the CPU a tower is loaded when it is first used, and the tokenizer with the first text, so whoever only
     searches never pays for the vision tower. Any number of threads may call one Encoder, and one may close it while
-    others encode: those finish, or are told that it is closed.
+    others encode: those finish, or are told that it is closed. After a fork it loads its towers anew in the child, on
+    the CPU; elsewhere it says that it cannot. Pickled, or copied, it opens its bundle again.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, device: Device, threads: int) -> None:
         self.manifest = manifest
         self._folder, self._device, self._threads = folder, device, threads
         self._policy = BatchPolicy.choose(device.kind, manifest, "throughput")
-        verify_hash(folder, manifest.file(manifest.tokenizer.file))  # a damaged one makes tokenizers panic
-        self._parsed: TextTokenizer | None = None
-        self._parsing = threading.Lock()
-        self._sessions: dict[TowerName, TowerSession] = {}
-        self._locks = {tower: threading.Lock() for tower in TOWERS}
-        self._is_closed = False
+        self._towers = Towers(folder, manifest, device, threads)
+        self._opened_by: dict[str, Any] = {"device": str(device), "threads": threads}
 
     @classmethod
     def open(
@@ -88,12 +81,13 @@ class Encoder:
             raise InputError(f"selftest is {selftest!r}, wanted True, False or None")
         if threads is not None and (type(threads) is not int or not 1 <= threads <= _MOST_THREADS):
             raise InputError(f"threads is {threads!r}, wanted an int from 1 to {_MOST_THREADS}")
-        folder = Path(bundle)
+        folder = find_folder(bundle)
         manifest = open_manifest(folder)
         if told := unproved(manifest):
             warnings.warn(UnprovedWarning(f"{folder}: {told}"), stacklevel=2)
         chosen = choose_device(device, import_onnxruntime().get_available_providers(), manifest.target)
         encoder = cls(folder, manifest, chosen, threads or usable_cpus())
+        encoder._opened_by = {"device": device, "threads": threads, "selftest": selftest}
         is_lazy = chosen.kind == "cpu"  # another device is proved by starting it
         try:
             for tower in () if is_lazy else TOWERS:
@@ -153,8 +147,8 @@ class Encoder:
         limit = check_max_length(max_length, self.manifest.tokenizer)
         prompt("", task, self.manifest.tokenizer.instructions)  # before the tower begins to load
         checked = check_texts(texts)
-        if checked and self._parsed is None:
-            self._load_ahead("text")
+        if checked and self._towers.tokenizer is None:
+            self._towers.load_ahead("text")
         tokenized = self.tokenize(checked, task=task, max_length=limit)
         rows = tokenized.rows
         if cut := len(tokenized.cut):
@@ -283,11 +277,12 @@ class Encoder:
         instructions = self.manifest.tokenizer.instructions
         prompt("", task, instructions)  # an unknown task is one without texts, too
         checked = check_texts(texts)
-        return self._tokenizer().encode([prompt(text, task, instructions) for text in checked], max_length)
+        prompts = [prompt(text, task, instructions) for text in checked]
+        return self._towers.parse_tokenizer().encode(prompts, max_length)
 
     def count_token_ids(self) -> int:
         """How many ids the text tower takes: one more than the highest that the tokenizer gives."""
-        return self._tokenizer().count_ids()
+        return self._towers.parse_tokenizer().count_ids()
 
     def preprocess(self, image: ImageInput, *, label: str = "image") -> NDArray[np.uint8]:
         """The pixels that the vision tower takes for an image: (size_px, size_px, 3) uint8.
@@ -306,9 +301,12 @@ class Encoder:
 
     def close(self) -> None:
         """Free the towers and the tokenizer. Closing twice is harmless; encoding afterwards is an InputError."""
-        self._is_closed = True
-        self._sessions.clear()
-        self._parsed = None
+        self._towers.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle holds the folder and the options: reading it, as copying does, opens the bundle once more."""
+        self._check_open()
+        return _reopen, (type(self), str(self._folder), self._opened_by)
 
     def __enter__(self) -> Self:
         return self
@@ -319,67 +317,14 @@ class Encoder:
         self.close()
 
     def _run(self, tower: TowerName, batch: NDArray[Any], dim: int) -> Vectors:
-        """Cut first, then normalise (torch.nn.functional.normalize: a length counts as >= 1e-12)."""
-        vectors = self._session(tower).run(batch)
-        full = self.manifest.embedding_dim
-        if vectors.shape != (len(batch), full):
-            raise BundleError(
-                f"{self._folder}: the {tower} graph gives {vectors.shape} for {len(batch)} inputs of "
-                f"{full} dimensions; export it again"
-            )
-        if not np.isfinite(vectors).all():
-            raise DeviceError(
-                f"the {tower} graph answered with NaN or infinity; it does not run right on {self.device}"
-            )
-        if dim == full:
-            return vectors
-        vectors = vectors[:, :dim]
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        unit: Vectors = vectors / lengths.clip(min=1e-12).astype(np.float32)
-        return unit
-
-    def _load_ahead(self, tower: TowerName) -> None:
-        """Begin to load a tower in a thread of its own. What goes wrong there is raised where the tower is used."""
-
-        def load() -> None:
-            with contextlib.suppress(Exception):
-                self._session(tower)
-
-        thread = threading.Thread(target=load, name=f"edgeclip-load-{tower}")
-        thread.start()
-        thread.join(_HEAD_START_S)
-
-    def _tokenizer(self) -> TextTokenizer:
-        """The tokenizer, parsed by whoever comes first."""
-        with self._parsing:
-            self._check_open()
-            if (parsed := self._parsed) is None:
-                facts = self.manifest.tokenizer
-                self._parsed = parsed = TextTokenizer(self._folder / facts.file, facts)
-            if self._is_closed:  # meanwhile, as in `_session`
-                self._parsed = None
-            return parsed
+        return self._towers.run(tower, batch, dim)
 
     def _check_open(self) -> None:
-        if self._is_closed:
-            raise InputError("the encoder is closed; open the bundle again")
+        self._towers.check_open()
 
     def _session(self, tower: TowerName) -> TowerSession:
-        """The tower, loaded by whoever comes first; one tower's loading does not hold up the other's work."""
-        if session := self._sessions.get(tower):
-            return session
-        with self._locks[tower]:
-            self._check_open()
-            if session := self._sessions.get(tower):
-                return session
-            graph = self.manifest.tower(tower).file
-            verify_hash(self._folder, self.manifest.file(graph))
-            session = TowerSession(self._folder / graph, tower, self._device, self._threads, self.manifest)
-            if tower == "text":
-                # Mapped weights (`edgeclip_export.passes.gemm`) let the first text wait for the disk; this reads all.
-                facts = self.manifest.tokenizer
-                session.run(np.array([[facts.bos_id, facts.eos_id]], dtype=np.int64))
-            self._sessions[tower] = session
-            if self._is_closed:  # meanwhile: `close` says so first and frees then
-                self._sessions.clear()
-            return session
+        return self._towers.session(tower)
+
+
+def _reopen(kind: type[Encoder], folder: str, options: dict[str, Any]) -> Encoder:
+    return kind.open(folder, **options)

@@ -3,6 +3,7 @@
     EdgeclipError
     ├── BundleError          a bundle that is missing, damaged, or not for this version
     ├── DeviceError          a device that is unknown, absent, or gives wrong numbers
+    │   └── WrongVectorsError    a graph that answered with NaN, or a vector that is not of length 1
     ├── InputError           a text, image or option that cannot be encoded      (also ValueError)
     ├── MissingExtraError    a package that an extra would have installed        (also ImportError)
     └── BuildError           an export or quantisation that came out wrong
@@ -22,6 +23,10 @@ class BundleError(EdgeclipError):
 
 class DeviceError(EdgeclipError):
     """The device is unknown, cannot run here, or answered the self-test wrongly."""
+
+
+class WrongVectorsError(DeviceError):
+    """A graph whose files are as exported answered with NaN, or with a vector that is not of length 1."""
 
 
 class InputError(EdgeclipError, ValueError):

@@ -237,6 +237,9 @@ class Manifest:
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError as error:
+            for place in (folder, path):
+                if target := dangling_target(place):
+                    raise BundleError(f"{place}: a link to {target}; fetch or copy what it stands for") from error
             if not folder.exists():
                 raise BundleError(f"{folder}: no such bundle") from error
             raise BundleError(
@@ -254,6 +257,11 @@ class Manifest:
             return cls.from_json(text)
         except BundleError as error:
             raise BundleError(f"{folder}: {error}") from error
+
+
+def dangling_target(path: Path) -> str | None:
+    """For a link to what is not there its words, else None."""
+    return f"{os.readlink(path)}, which is not there" if path.is_symlink() and not path.exists() else None
 
 
 def _kind(value: object) -> str:

@@ -7,6 +7,7 @@ first use.
 import contextlib
 import dataclasses
 import functools
+import mmap
 import os
 import sys
 import time
@@ -25,6 +26,7 @@ from edgeclip.devices import Device, check_index, check_unit
 from edgeclip.engines import engine_folder
 from edgeclip.errors import BundleError, DeviceError, MissingExtraError
 from edgeclip.installation import install_command
+from edgeclip.linked_weights import give_linked_weights
 from edgeclip.manifest import Manifest, TowerName
 from edgeclip.nvidia import Driver, read_driver, tensorrt_version
 from edgeclip.prepacked import (
@@ -37,6 +39,7 @@ from edgeclip.prepacked import (
     tell_unused,
 )
 from edgeclip.providers import EngineFacts, Node, Plan, cache_root, cached_engines, check_nodes, plan_session
+from edgeclip.watched_files import WatchedFiles
 
 # y = MatMulInteger(x, w) as a model: x (1, 4) uint8, w (4, 4) int8, all 127.
 _PRODUCT = (
@@ -112,6 +115,11 @@ class TowerSession:
         save_to: Path | None = None,
     ) -> None:
         self._tower, self._device = tower, device
+        parts = [file for file in manifest.files if file.name.startswith(path.name)] if manifest else []
+        self.files = WatchedFiles(path.parent, parts)
+        # What a GPU computes with are copies.
+        self._is_mapped = device.kind in ("cpu", "openvino")
+        self._linked: mmap.mmap | None = None
         self._policy = BatchPolicy.choose(device.kind, manifest, "throughput") if manifest else None
         driver = _load_nvidia(device) if device.kind in ("cuda", "tensorrt") else None
         if device.kind == "openvino" and device.provider in import_onnxruntime().get_available_providers():
@@ -126,7 +134,7 @@ class TowerSession:
             if cuda:
                 plan = dataclasses.replace(plan, entries=plan.entries + cuda.entries)
             if packed:
-                found = self._start(packed.graph, plan, threads, is_optimised=True)
+                found = self._start_optimised(packed, plan, threads)
             else:
                 found = self._start_packed(path, plan, threads, manifest) if is_packed and not save_to else None
             with self._gate():
@@ -153,10 +161,16 @@ class TowerSession:
         if packed is None:
             return None
         try:
-            return self._start(packed.graph, plan, threads, is_optimised=True)
+            return self._start_optimised(packed, plan, threads)
         except (BundleError, DeviceError) as error:
             tell_unused(error)
             return None
+
+    def _start_optimised(self, packed: Packed, plan: Plan, threads: int) -> Any:
+        files = WatchedFiles(packed.graph.parent, packed.files)
+        session = self._start(packed.graph, plan, threads, is_optimised=True)
+        self.files = files
+        return session
 
     def _start(
         self,
@@ -176,6 +190,7 @@ class TowerSession:
         options.enable_mem_pattern = False
         for entry in plan.entries:
             options.add_session_config_entry(*entry)
+        self._linked = give_linked_weights(options, path)
         if is_optimised:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if save_to:
@@ -242,12 +257,21 @@ class TowerSession:
     def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """The tower's unit vectors for a batch (B, ...): (B, D) float32.
 
-        What is larger than TensorRT's profiles is run in parts; what fits none of them is an InputError.
+        What is larger than TensorRT's profiles is run in parts; what fits none of them is an InputError. Raises
+        BundleError when weights that are read in place were overwritten, DeviceError for what the graph cannot take.
         """
         parts = self._policy.parts(batch.shape) if self._policy else []
-        if len(parts) > 1:
-            return np.concatenate([self._run(batch[part]) for part in parts])
-        return self._run(batch)
+        self._check_files()  # before: reading beyond the new end of a file that was cut ends the process (SIGBUS)
+        try:
+            if len(parts) > 1:
+                return np.concatenate([self._run(batch[part]) for part in parts])
+            return self._run(batch)
+        finally:
+            self._check_files()
+
+    def _check_files(self) -> None:
+        if self._is_mapped:
+            self.files.check()
 
     def _run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         try:
