@@ -103,7 +103,17 @@ def check_way(bundle: Path, manifest: Manifest, to: Precision) -> None:
 
 
 def check_source(bundle: Path, manifest: Manifest, progress: Progress) -> None:
-    """BuildError for a damaged source: it would be signed anew, and agree with itself in every proof."""
+    """BuildError for a source that onnx cannot read, or a damaged one.
+
+    A damaged one would be signed anew, and agree with itself in every proof.
+    """
+    for file in manifest.files:
+        path = bundle / file.name
+        if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1):  # both are refused by onnx as weights
+            raise BuildError(
+                f"{bundle}: {file.name} is a link, and onnx reads no linked weights; "
+                "copy the bundle without links (cp -rL --no-preserve=links) and quantise the copy"
+            )
     found = {file.name: file for file in file_facts(bundle, progress)}
     for file in manifest.files:
         if found.get(file.name) != file:

@@ -20,12 +20,12 @@ _FETCH = "fetch what it stands for (git annex get, dvc pull, git lfs pull), or c
 
 
 def find_folder(bundle: str | os.PathLike[str]) -> Path:
-    """The folder of a bundle as an absolute path without links. A path that cannot be is left to `open_manifest`.
+    """The folder of a bundle as an absolute path without links; what is not there is left to `open_manifest` to name.
 
     It stays the same when the process changes its folder, and when a link to it is turned to another bundle.
     """
     try:
-        return Path(os.path.realpath(bundle))
+        return Path(os.path.realpath(bundle, strict=True))
     except (OSError, ValueError):
         return Path(bundle)
 

@@ -299,6 +299,15 @@ class Encoder:
         """
         return self._run(tower, batch, self.manifest.embedding_dim)
 
+    @property
+    def overwritten_files(self) -> tuple[str, ...]:
+        """Names of files that a loaded tower was opened from and that were changed in place since; none is read."""
+        return self._towers.overwritten
+
+    def verify_files(self) -> None:
+        """BundleError for a file of a loaded tower that is not what was exported; one is read once in each state."""
+        self._towers.verify_files()
+
     def close(self) -> None:
         """Free the towers and the tokenizer. Closing twice is harmless; encoding afterwards is an InputError."""
         self._towers.close()

@@ -5,7 +5,7 @@ is not what it was; its answers are the checkpoint's. The proof of a narrowed bu
 pixels that they were proved on; its answers are the fp32 bundle's.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.errors import BundleError, DeviceError
-from edgeclip.manifest import PROOF_DATA, SELFTEST_DATA, TOWERS, Precision, Reference, TowerName
+from edgeclip.manifest import PROOF_DATA, SELFTEST_DATA, TOWERS, Manifest, Precision, Reference, TowerName
 
 if TYPE_CHECKING:
     from edgeclip.encoder import Encoder
@@ -49,27 +49,46 @@ class Repeated:
     largest_difference: float
 
 
-def run_selftest(encoder: "Encoder", folder: Path) -> tuple[Repeated, ...]:
-    """Encode the bundle's self-test; DeviceError for NaN, a constant or a wrong vector.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelfTest:
+    """A bundle's self-test: texts, images (H, W, 3) uint8, and the checkpoint's vectors (N, D) of both."""
+
+    texts: Sequence[str]
+    images: Sequence[NDArray[np.uint8]]
+    wanted: Mapping[TowerName, NDArray[np.float32]]
+
+
+def read_selftest(manifest: Manifest, folder: Path) -> SelfTest:
+    """The self-test of the bundle in a folder; BundleError when it cannot be read."""
+
+    def take(arrays: _Arrays) -> SelfTest:
+        return SelfTest(
+            texts=[str(text) for text in arrays["texts"]],
+            images=[arrays[f"image_{index}"] for index in range(len(arrays["image_embeds"]))],
+            wanted=_answers(arrays),
+        )
+
+    path = folder / manifest.selftest
+    test = _read(path, take)
+    counts: dict[TowerName, int] = {"text": len(test.texts), "vision": len(test.images)}
+    _check_answers(path, test.wanted, counts, manifest.embedding_dim)
+    return test
+
+
+def run_selftest(encoder: "Encoder", test: Path | SelfTest) -> tuple[Repeated, ...]:
+    """Encode a self-test, or that of the bundle in a folder; DeviceError for NaN, a constant or a wrong vector.
 
     fp32 is wrong beyond TOLERANCE, a precision that rounds below `least_cosine` of what was recorded. Raises
     BundleError when the self-test cannot be read, or such a tower's record is missing.
     """
-
-    def take(arrays: _Arrays) -> tuple[list[str], list[Any], _Answers]:
-        texts = [str(text) for text in arrays["texts"]]
-        images = [arrays[f"image_{index}"] for index in range(len(arrays["image_embeds"]))]
-        return texts, images, _answers(arrays)
-
-    path = folder / encoder.manifest.selftest
-    texts, images, wanted = _read(path, take)
-    _check_answers(path, wanted, {"text": len(texts), "vision": len(images)}, encoder.manifest.embedding_dim)
+    if isinstance(test, Path):
+        test = read_selftest(encoder.manifest, test)
     found = {
-        "text": encoder.encode_text(texts, progress=False),
-        "vision": encoder.encode_image(images, progress=False),
+        "text": encoder.encode_text(test.texts, progress=False),
+        "vision": encoder.encode_image(test.images, progress=False),
     }
     return tuple(
-        _judge(encoder, tower, "fp32 checkpoint", SELFTEST_DATA, found[tower], wanted[tower]) for tower in TOWERS
+        _judge(encoder, tower, "fp32 checkpoint", SELFTEST_DATA, found[tower], test.wanted[tower]) for tower in TOWERS
     )
 
 

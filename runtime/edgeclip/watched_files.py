@@ -18,7 +18,7 @@ from edgeclip.bundle import verify_hash
 from edgeclip.errors import BundleError
 from edgeclip.manifest import FileFacts
 
-_ADVICE = "replace bundles by rename, never in place (docs/serving.md); copy this one again and restart"
+_ADVICE = "replace bundles by rename, never in place (docs/bundles.md); copy this one again and restart"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

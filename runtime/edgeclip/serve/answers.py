@@ -16,21 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.serve.request_fields import Format
+from edgeclip.vectors import shorten as cut
 
 
 def shorten(vectors: NDArray[np.float32], dim: int, *, is_normalized: bool) -> NDArray[np.float32]:
     """The first `dim` of each unit vector (N, D), normalised again unless that is not wanted: (N, dim).
 
-    Cut first, then normalise, as the model's own API (torch.nn.functional.normalize: a length counts as >= 1e-12).
+    Cut first, then normalise, as the model's own API.
     """
-    if dim == vectors.shape[1]:
-        return vectors
-    cut = vectors[:, :dim]
-    if not is_normalized:
-        return cut
-    lengths = np.linalg.norm(cut, axis=1, keepdims=True).clip(min=1e-12)
-    unit: NDArray[np.float32] = cut / lengths.astype(np.float32)
-    return unit
+    return cut(vectors, dim) if is_normalized or dim == vectors.shape[1] else vectors[:, :dim]
 
 
 def encode_vector(vector: NDArray[np.float32], form: Format) -> Any:

@@ -18,7 +18,7 @@ from edgeclip.encoder import Encoder
 from edgeclip.manifest import TOWERS, Manifest, TowerName
 from edgeclip.serve.access_log import AccessLog
 from edgeclip.serve.decoding import PictureDecoder
-from edgeclip.serve.errors import ApiError
+from edgeclip.serve.errors import ApiError, not_trusted
 from edgeclip.serve.fetch import FetchPolicy
 from edgeclip.serve.fetch import fetch as fetch_url
 from edgeclip.serve.keys import KeyRing
@@ -117,6 +117,12 @@ def _route(settings: Settings, encoder: Encoder, model: str, metrics: Metrics, f
         max_redirects=settings.max_redirects,
         hosts=parse_url_hosts(settings.url_hosts),
     )
+    readiness = Readiness(
+        encoder,
+        lanes,
+        ready_s=settings.ready_s,
+        timeout_s=settings.request_timeout_s + settings.wedged_s,
+    )
     service = EmbeddingService(
         settings,
         encoder,
@@ -124,13 +130,7 @@ def _route(settings: Settings, encoder: Encoder, model: str, metrics: Metrics, f
         decoder=decoder,
         fetch=fetch or (lambda url: fetch_url(url, policy)),
         metrics=metrics,
-    )
-    readiness = Readiness(
-        encoder,
-        settings.bundle,
-        lanes,
-        ready_s=settings.ready_s,
-        timeout_s=settings.request_timeout_s + settings.wedged_s,
+        distrust=readiness.distrust,
     )
     pending = PendingBytes(settings.max_pending_bytes, metrics)
     document = describe(
@@ -183,6 +183,8 @@ def _route(settings: Settings, encoder: Encoder, model: str, metrics: Metrics, f
 
     async def embeddings(request: "Request") -> Response:
         started, stages = time.perf_counter(), Stages()
+        if readiness.doubt and not (await readiness.check()).is_ready:
+            raise not_trusted(settings.ready_s)
         with pending.room() as room:
             with stages.measure("read"):
                 body = await read_body(request, settings, room)
@@ -196,6 +198,8 @@ def _route(settings: Settings, encoder: Encoder, model: str, metrics: Metrics, f
                 message = f"the model that was asked for is not served here; {model} is"
                 raise ApiError(404, message, param="model", code="model_not_found")
             answer = await while_connected(request, service.embed(parsed, asked, stages))
+        if readiness.doubt:  # since it began
+            raise not_trusted(settings.ready_s)
         request.scope["edgeclip.stages"] = stages.seconds
         shown = {**stages.seconds, "total": time.perf_counter() - started}
         timing = ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in shown.items())

@@ -5,6 +5,7 @@ what was wanted; it holds no input and nothing of the machine, for it goes to wh
 """
 
 import logging
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,6 +48,13 @@ def retry_later(message: str, seconds: float) -> ApiError:
     """429, with the whole seconds after which it is worth another try."""
     wait = max(1, min(3600, round(seconds + 0.5)))
     return ApiError(429, message, code="queue_full", headers={"Retry-After": str(wait)})
+
+
+def not_trusted(seconds: float) -> ApiError:
+    """503: the towers' vectors may be wrong, and none is given out until the self-test passes, tried in so long."""
+    message = "a tower failed in a way that makes its vectors doubtful; none is given out until the self-test passes"
+    wait = max(1, min(3600, math.ceil(seconds)))
+    return ApiError(503, message, code="not_ready", headers={"Retry-After": str(wait)})
 
 
 def ending() -> ApiError:

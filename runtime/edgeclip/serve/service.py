@@ -21,20 +21,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.encoder import Encoder
-from edgeclip.errors import InputError
+from edgeclip.errors import InputError, WrongVectorsError
 from edgeclip.manifest import TokenizerFacts, TowerName
 from edgeclip.serve.answers import encode_answer, shorten
 from edgeclip.serve.decoding import Flow, Picture
 from edgeclip.serve.dialects import EmbeddingRequest, RequestLimits, TextItem, TokenItem
-from edgeclip.serve.errors import ApiError, ending, retry_later, without_paths
+from edgeclip.serve.errors import ApiError, ending, not_trusted, retry_later, without_paths
 from edgeclip.serve.fetch import FetchError
 from edgeclip.serve.image_strings import ImageItem, UrlItem, decode_base64
 from edgeclip.serve.lanes import LaneFailed, QueueFull
 from edgeclip.serve.letters import check_letters
 from edgeclip.serve.metrics import Metrics
+from edgeclip.serve.readiness import is_doubtful
 from edgeclip.serve.settings import Settings
 from edgeclip.serve.usage import image_tokens
 from edgeclip.tokenization import TokenizedTexts, is_quick, slices
+from edgeclip.vectors import find_fault
 
 _log = logging.getLogger("edgeclip.serve")
 # Numbers that are printed on the event loop: half a millisecond's worth. More goes to a thread, which costs 0.1 ms.
@@ -114,7 +116,9 @@ class EmbeddingService:
         decoder: Decoder,
         fetch: Fetch,
         metrics: Metrics,
+        distrust: Callable[[str], None],
     ) -> None:
+        self._distrust = distrust
         self._settings, self._encoder, self._metrics = settings, encoder, metrics
         self._lanes, self._decoder, self._fetch_url = lanes, decoder, fetch
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="edgeclip-serve")
@@ -146,7 +150,7 @@ class EmbeddingService:
                 with stages.measure("encode"):
                     return await self._aside(
                         lambda: encode_answer(
-                            shorten(vectors, request.dim, is_normalized=request.is_normalized),
+                            _cut(vectors, request),
                             formats=request.formats,
                             is_keyed=request.is_keyed,
                             cut=cut,
@@ -155,6 +159,9 @@ class EmbeddingService:
                         ),
                         is_long=len(vectors) * request.dim * len(request.formats) > _NUMBERS_AT_ONCE,
                     )
+        except WrongVectorsError as error:
+            self._distrust(str(error))
+            raise not_trusted(self._settings.ready_s) from error
         except TimeoutError as error:
             each_s = self._metrics.towers["vision"].seconds_per_input
             has_images = any(isinstance(item, ImageItem | UrlItem) for item in request.items)
@@ -333,6 +340,9 @@ class EmbeddingService:
             if error.__cause__ is None:
                 raise ending() from error
             _log.error("the %s tower failed: %s", tower, without_paths(str(error.__cause__ or error)))
+            if is_doubtful(error.__cause__):
+                self._distrust(str(error.__cause__))
+                raise not_trusted(self._settings.ready_s) from error
             raise ApiError(503, f"the {tower} tower failed on its device", code="device_error") from error
 
     async def _aside(self, work: Callable[[], _Result], *, is_long: bool) -> _Result:
@@ -340,6 +350,13 @@ class EmbeddingService:
         if not is_long:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _cut(vectors: NDArray[np.float32], request: EmbeddingRequest) -> NDArray[np.float32]:
+    """The vectors as they were asked for; WrongVectorsError for one that has no direction in so few dimensions."""
+    if request.dim < vectors.shape[1] and (fault := find_fault(vectors, request.dim)):
+        raise WrongVectorsError(f"a tower answered with {fault}")
+    return shorten(vectors, request.dim, is_normalized=request.is_normalized)
 
 
 def frame_tokens(ids: Sequence[int], facts: TokenizerFacts) -> tuple[NDArray[np.int64], bool]:
