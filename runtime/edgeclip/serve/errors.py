@@ -62,6 +62,12 @@ def ending() -> ApiError:
     return ApiError(503, "the service is ending; ask again", code="shutting_down", headers={"Connection": "close"})
 
 
+def out_of_files() -> ApiError:
+    """503: what a request gets that needs a file or a socket when no more can be opened."""
+    message = "the service has too many files open; try again later"
+    return ApiError(503, message, code="too_many_open_files", headers={"Retry-After": "1"})
+
+
 def log_bug(log: logging.Logger, what: str, error: BaseException) -> None:
     """Where it is, not with what: a message may hold an input. The traceback is for --log-level debug."""
     trace = error.__traceback__

@@ -21,6 +21,7 @@ from edgeclip.memory import bound_memory
 from edgeclip.serve.access_log import LOGGER as ACCESS_LOGGER
 from edgeclip.serve.connections import Bounds, bounded_protocol
 from edgeclip.serve.keys import read_keys
+from edgeclip.serve.open_files import ConnectionRoom, raise_limit, room_for_connections
 from edgeclip.serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ _log = logging.getLogger("edgeclip.serve")
 # Longer than clients and proxies keep a connection, so they close it and not we, under a request.
 _KEEP_ALIVE_S = 75
 _NEVER_S = 86_400
-_BACKLOG = 2048
-_MAX_REFUSED = 64
 
 
 def serve(settings: Settings) -> None:
@@ -46,10 +45,11 @@ def serve(settings: Settings) -> None:
         import uvicorn
 
         from edgeclip.serve.app import create_app
+        from edgeclip.serve.service import FETCHES_AT_ONCE
     except ImportError as error:
         raise _missing(error) from error
     bound_memory(os.environ)
-    _allow_open_files(settings.max_connections)
+    raise_limit(settings.max_connections)
     with (
         _logging(settings.log_level),
         _listening(settings) as listeners,
@@ -66,22 +66,25 @@ def serve(settings: Settings) -> None:
             _log.info("metrics on http://%s:%d/metrics alone", shown, settings.metrics_port)
         if not settings.is_loopback and not settings.api_keys:
             _log.warning("whoever reaches this address may use the service: no API keys are set")
-        server = uvicorn.Server(configure(settings, app))
+        room = room_for_connections(settings, fetches_at_once=FETCHES_AT_ONCE)
+        server = uvicorn.Server(configure(settings, app, room))
         with signals.left_to(server):
             server.run(sockets=listeners)
         _log.info("ended")
 
 
-def configure(settings: Settings, app: "Application") -> "Config":
+def configure(settings: Settings, app: "Application", room: ConnectionRoom | None = None) -> "Config":
     """uvicorn's configuration: no access log (paths may hold inputs), no server header, no websockets.
 
-    `app` is create_app's: connections that are refused before there is a request are counted there.
+    `app` is create_app's: connections that are refused before there is a request are counted there. `room` is what
+    the settings say where the limit of open files is not asked.
     """
     import uvicorn
 
+    room = room or ConnectionRoom(served=settings.max_connections)
     bounds = Bounds(
-        max_connections=settings.max_connections,
-        max_refused=_MAX_REFUSED,
+        max_connections=room.served,
+        max_refused=room.refused,
         head_s=settings.head_timeout_s,
         body_s=settings.body_timeout_s,
         idle_s=_KEEP_ALIVE_S,
@@ -100,7 +103,7 @@ def configure(settings: Settings, app: "Application") -> "Config":
         lifespan="on",
         timeout_keep_alive=_NEVER_S,  # `bounds` knows when a connection is idle
         timeout_graceful_shutdown=int(settings.shutdown_timeout_s) or 1,
-        backlog=_BACKLOG,
+        backlog=room.queued,
     )
 
 
@@ -118,7 +121,7 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket; InputError for an address that is taken, not ours, or no address."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        return socket.create_server((host, port), family=family)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "no address"
         raise InputError(f"cannot listen on {host} port {port} ({reason}); give --host or --port") from error
@@ -188,19 +191,6 @@ def _logging(level: str) -> Iterator[None]:
         for name, (_, handler) in chosen.items():
             logging.getLogger(name).removeHandler(handler)
             logging.getLogger(name).setLevel(before[name])
-
-
-def _allow_open_files(connections: int) -> None:
-    """As many open files as connections need, where the hard limit allows: the soft one is often 1024."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + 256
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _missing(error: ImportError) -> MissingExtraError:

@@ -42,7 +42,7 @@ _log = logging.getLogger("edgeclip.serve")
 # Numbers that are printed on the event loop: half a millisecond's worth. More goes to a thread, which costs 0.1 ms.
 _NUMBERS_AT_ONCE = 16_384
 _BYTES_AT_ONCE = 64 << 10
-_FETCHES_AT_ONCE = 16
+FETCHES_AT_ONCE = 16
 # By how much images may come out quicker than any of late did.
 _DOUBT = 1.25
 # A text with a literal padding token needs a mask, and attention with a mask holds T x T numbers for every head: one
@@ -122,7 +122,7 @@ class EmbeddingService:
         self._settings, self._encoder, self._metrics = settings, encoder, metrics
         self._lanes, self._decoder, self._fetch_url = lanes, decoder, fetch
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="edgeclip-serve")
-        self._fetches = asyncio.Semaphore(_FETCHES_AT_ONCE)
+        self._fetches = asyncio.Semaphore(FETCHES_AT_ONCE)
         self._images_in_progress = 0
         manifest = encoder.manifest
         self.limits = RequestLimits(

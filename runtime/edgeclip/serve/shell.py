@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from edgeclip.serve.access_log import AccessLog, request_id
-from edgeclip.serve.errors import ApiError, ending, log_bug
+from edgeclip.serve.errors import ApiError, ending, log_bug, out_of_files
 from edgeclip.serve.keys import KeyRing
 from edgeclip.serve.metrics import Metrics
+from edgeclip.serve.open_files import OutOfFiles, is_out_of_files
 from edgeclip.serve.paths import route_path
 
 if TYPE_CHECKING:
@@ -88,12 +89,14 @@ class Shell:
         self._app, self._metrics, self._keys, self._root_path = app, metrics, keys, root_path
         self._metrics_port = metrics_port
         self._access_log, self._has_ids = access_log, has_ids or access_log is not None
+        self._out_of_files = OutOfFiles()
         self._in_progress = 0
         metrics.in_progress.set_function(lambda: self._in_progress)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or hand on what is none."""
         if scope["type"] != "http":
+            self._out_of_files.watch(asyncio.get_running_loop())
             await self._app(scope, receive, send)
             return
         from starlette.exceptions import HTTPException
@@ -127,6 +130,8 @@ class Shell:
             scope["app"] = self  # a route refuses a method by an exception then, and not by an answer of its own
             await self._app(scope, receive, sent)
         except (Exception, asyncio.CancelledError) as error:
+            if is_out_of_files(error):
+                self._out_of_files.say()
             answer = _answer_to(error, scope)
             error.__traceback__ = None  # it holds the request, and whatever the error hung on
             if not status:
@@ -177,6 +182,8 @@ def _answer_to(error: BaseException, scope: Scope) -> "Response":
         wanted = {404: "there is nothing at this path", 405: "this path does not take this method"}
         message = wanted.get(error.status_code, "the request cannot be answered")
         told = ApiError(error.status_code, message, headers=error.headers or {})
+    elif is_out_of_files(error):
+        told = out_of_files()
     elif isinstance(error, ApiError):
         told = error
     elif isinstance(error, asyncio.CancelledError):  # the time to finish what was accepted is up
