@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from edgeclip import Encoder
 from edgeclip.serve.paths import route_path
+from tests.raw_http import talk
 from tests.serving import serving
 
 browser_module = pytest.importorskip("tests.browser")
@@ -178,3 +180,18 @@ def test_a_page_of_another_origin_can_read_refusals(bundle: Path, encoder: Encod
             assert answer.headers["access-control-allow-origin"] == ORIGIN
             assert "retry-after" in answer.headers["access-control-expose-headers"].lower()
             assert json.loads(answer.content)["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("origins", "allowed"),
+    [((ORIGIN,), ORIGIN), (("*",), "*"), ((ORIGIN, "*"), "*"), ((ORIGIN, "https://b.example"), None), ((), None)],
+)
+def test_a_refusal_before_there_is_a_request_can_be_read_too(
+    bundle: Path, encoder: Encoder, origins: tuple[str, ...], allowed: str | None
+) -> None:
+    """Where one origin or all may call; with several, such a refusal does not know which of them asked."""
+    with serving(bundle, encoder, cors_origins=origins, body_timeout_s=0.3) as url:
+        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nOrigin: {ORIGIN}\r\nContent-Length: 100\r\n\r\n{{"
+        answer = talk(url, head.encode()).decode()
+    assert answer.startswith("HTTP/1.1 408 ")
+    assert re.findall("access-control-allow-origin: (.*)\r", answer) == ([allowed] if allowed else [])

@@ -44,7 +44,8 @@ Refused = Callable[[int, str], None]
 class Bounds:
     """How many connections there may be at once, and the seconds that a client has.
 
-    `max_refused` connections more get an answer that says so; others are closed without one.
+    `max_refused` connections more get an answer that says so; others are closed without one. Pages of `allow_origin`
+    may read refusals.
     """
 
     max_connections: int
@@ -52,6 +53,7 @@ class Bounds:
     head_s: float
     body_s: float
     idle_s: float
+    allow_origin: str | None = None
 
 
 def bounded_protocol(
@@ -329,7 +331,7 @@ class _Connection(asyncio.Protocol):
             self._requests.clear()
             self._cut_inner(None)
         self.listener.refused(error.status, error.code or "")
-        self._out.write(_encode(error))
+        self._out.write(_encode(error, self._bounds.allow_origin))
         self._linger()
 
     def _linger(self) -> None:
@@ -373,13 +375,14 @@ def _too_slow(what: str, seconds: float) -> ApiError:
     return ApiError(408, f"the {what} was not sent within {seconds:g} s", code="request_timeout")
 
 
-def _encode(error: ApiError) -> bytes:
+def _encode(error: ApiError, allow_origin: str | None) -> bytes:
     """The whole answer of a refusal."""
     body = json.dumps(error.body()).encode()
+    allowed = f"access-control-allow-origin: {allow_origin}\r\n" if allow_origin else ""
     head = (
         f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
         f"date: {formatdate(usegmt=True)}\r\n"
-        "content-type: application/json\r\n"
+        f"{allowed}content-type: application/json\r\n"
         f"content-length: {len(body)}\r\n"
         "connection: close\r\n\r\n"
     )

@@ -88,6 +88,7 @@ def configure(settings: Settings, app: "Application", room: ConnectionRoom | Non
         head_s=settings.head_timeout_s,
         body_s=settings.body_timeout_s,
         idle_s=_KEEP_ALIVE_S,
+        allow_origin=_sole_origin(settings.cors_origins),
     )
     server = uvicorn.Config(app, http="httptools", log_config=None)
     server.load()
@@ -105,6 +106,13 @@ def configure(settings: Settings, app: "Application", room: ConnectionRoom | Non
         timeout_graceful_shutdown=int(settings.shutdown_timeout_s) or 1,
         backlog=room.queued,
     )
+
+
+def _sole_origin(origins: tuple[str, ...]) -> str | None:
+    """What a refusal may name that knows no request: any origin, or the only one."""
+    if "*" in origins:
+        return "*"
+    return origins[0] if len(origins) == 1 else None
 
 
 def with_key_file(settings: Settings) -> Settings:
