@@ -205,9 +205,12 @@ def test_another_tokenizer_says_what_to_do(folder: Path, name: str, said: str) -
     assert f"it has no tokenizer.json; {said}" in refusal(folder)
 
 
-def test_a_missing_preprocessor_says_where_to_take_it(folder: Path) -> None:
+def test_what_a_trainer_does_not_save_is_to_be_copied(folder: Path) -> None:
+    """It keeps weights and configuration alone, for a while."""
     (folder / "preprocessor_config.json").unlink()
-    assert "no preprocessor_config.json; nor a processor_config.json; copy it from" in refusal(folder)
+    assert refusal(folder).endswith("it has no preprocessor_config.json; copy it from the base model")
+    (folder / "tokenizer.json").unlink()
+    assert refusal(folder).endswith("no tokenizer.json, preprocessor_config.json; copy them from the base model")
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")

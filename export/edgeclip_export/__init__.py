@@ -1,7 +1,7 @@
 """Checkpoint in, bundle out: torch towers, their ONNX graphs, and the proof that they agree.
 
 `export_checkpoint` is the whole way. The modules behind it, in the order a checkpoint passes them:
-`hub`, `checkpoint`, `jina_clip` (configuration, folding, towers), `tracing`, `passes`, `bundle`.
+`hub`, `checkpoint`, `jina_clip` (configuration, names of weights, folding, towers), `tracing`, `passes`, `bundle`.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,8 @@ def export_checkpoint(
 ) -> Manifest:
     """Write the bundle of a checkpoint (a folder, or a Hub id with an optional revision) to `out`.
 
-    `progress(what, done, total)` is called often. Raises BuildError, with nothing left at `out`, when
+    `progress(what, done, total)` is called often. A CheckpointWarning says which wrappers in names were left out, and
+    that LoRA was merged already. Raises BuildError, with nothing left at `out`, when
     the checkpoint is not as it should be, the graphs do not answer as the torch towers do, or `out`
     exists or cannot be written; MissingExtraError when the extra `export`, or an onnxruntime, is missing.
     """

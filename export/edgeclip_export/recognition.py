@@ -83,8 +83,8 @@ def describe_absence(missing: Sequence[Missing], names: Collection[str]) -> str:
         advice.append(found)
     if "tokenizer.json" in wanted:
         advice += [advised for name, advised in _OTHER_TOKENIZERS.items() if name in names]
-    if wanted == {"preprocessor_config.json"}:
-        advice.append("nor a processor_config.json; copy it from the base model")
+    if not advice and wanted <= {"tokenizer.json", "preprocessor_config.json"}:  # as a trainer's checkpoint
+        advice.append(f"copy {'it' if len(wanted) == 1 else 'them'} from the base model")
     return f"not a checkpoint, it has no {lacks}{''.join(f'; {one}' for one in advice)}"
 
 

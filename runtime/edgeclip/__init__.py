@@ -16,6 +16,7 @@ from edgeclip.encoder import Encoder
 from edgeclip.errors import (
     BuildError,
     BundleError,
+    CheckpointWarning,
     DeviceError,
     EdgeclipError,
     InputError,
@@ -36,6 +37,7 @@ disable_telemetry(os.environ)  # none of the imports above has loaded onnxruntim
 __all__ = [
     "BuildError",
     "BundleError",
+    "CheckpointWarning",
     "DeviceError",
     "EdgeclipError",
     "EncodedImages",
