@@ -120,7 +120,7 @@ def test_no_image_outside_the_data_is_read(tmp_path: Path) -> None:
         "../datax/../secret.png",
     ):
         file = write_lines(tmp_path / "data" / "captions.jsonl", [{"image": name, "caption": "a"}])
-        outside = f"lies outside {file.parent}; --images names the folder that may be read"
+        outside = f"lies outside {file.parent}; link it there, or name its folder with `edgeclip eval --images`"
         assert refusal(file) == f"{file}:1: image {name!r} {outside}"
     for name in (str(inside), "../data/a.png", "x/../a.png"):
         write_lines(tmp_path / "data" / "captions.jsonl", [{"image": name, "caption": "a"}])

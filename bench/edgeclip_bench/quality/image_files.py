@@ -35,7 +35,7 @@ class ImageFinder:
                 path = Path(os.path.normpath(root / name))
                 if not _is_under(path, home):
                     if root == self.base:
-                        wanted = "--images names the folder that may be read"
+                        wanted = "link it there, or name its folder with `edgeclip eval --images`"
                         raise InputError(f"{where}: image {quote(name)} lies outside {home}; {wanted}")
                 elif os.path.isfile(path):
                     return path

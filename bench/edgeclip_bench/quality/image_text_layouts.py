@@ -43,7 +43,7 @@ _XTD10_LANGUAGES = {"jp": "ja"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Item:
+class Item:
     """An image as a file names it (the likelier name first), its captions and their languages."""
 
     where: str
@@ -60,11 +60,11 @@ def read_captions(path: Path, selection: Selection) -> ImageTextData:
     selection.refuse(path, "a list of captions", split="which has no splits")
     benchmark = selection.name.lower()  # nothing else says what it is
     items = (
-        _Item(where=where, names=(take_text(record, "image", where),), captions=_captions_of(record, where))
+        Item(where=where, names=(take_text(record, "image", where),), captions=_captions_of(record, where))
         for where, record in read_records(path)
     )
     finder = ImageFinder(base=selection.images or path.parent, folders=("images",))
-    return _gather(items, finder, path, selection, benchmark=benchmark, is_split_up=True)
+    return gather(items, finder, path, selection, benchmark=benchmark, is_split_up=True)
 
 
 def read_image_folder(folder: Path, selection: Selection) -> ImageTextData:
@@ -83,7 +83,7 @@ def read_image_folder(folder: Path, selection: Selection) -> ImageTextData:
             found.left_out.add(path.name)
     tell_left_out(folder, found.notes())
     items = (_read_text_beside(image, text) for text, image in texts.items())
-    return _gather(items, ImageFinder(base=folder), folder, selection, benchmark=selection.name.lower())
+    return gather(items, ImageFinder(base=folder), folder, selection, benchmark=selection.name.lower())
 
 
 def read_karpathy(path: Path, document: dict[str, Any], selection: Selection) -> ImageTextData:
@@ -105,7 +105,7 @@ def read_karpathy(path: Path, document: dict[str, Any], selection: Selection) ->
     items = (_karpathy_item(entry, where) for where, of, entry in entries if of == split)
     finder = ImageFinder(base=selection.images or path.parent, folders=_FLICKR_AND_COCO)
     benchmark = str(document.get("dataset", selection.name)).lower() if split == "test" else None
-    return _gather(items, finder, path, selection, benchmark=benchmark)
+    return gather(items, finder, path, selection, benchmark=benchmark)
 
 
 def is_coco(folder: Path) -> bool:
@@ -146,12 +146,12 @@ def read_coco(path: Path, document: dict[str, Any], selection: Selection) -> Ima
         if key not in captions:
             raise InputError(f"{where}: image_id {key} is not among the images")
         captions[key].append((take_text(entry, "caption", where), None))
-    items = (_Item(where=where, names=(name,), captions=tuple(captions[key])) for key, (where, name) in files.items())
+    items = (Item(where=where, names=(name,), captions=tuple(captions[key])) for key, (where, name) in files.items())
     is_apart = selection.images is None and path.absolute().parent.name == "annotations"
     beside = tuple(path.parent / ".." / name for name in _FLICKR_AND_COCO) if is_apart else ()
     finder = ImageFinder(base=selection.images or path.parent, folders=_FLICKR_AND_COCO, beside=beside)
     benchmark = selection.name.lower() if selection.is_named else None
-    return _gather(items, finder, path, selection, benchmark=benchmark)
+    return gather(items, finder, path, selection, benchmark=benchmark)
 
 
 def read_crossmodal(path: Path, selection: Selection) -> ImageTextData:
@@ -164,7 +164,7 @@ def read_crossmodal(path: Path, selection: Selection) -> ImageTextData:
     selection.refuse(path, "Crossmodal-3600", split="which has no splits")
     items = (_crossmodal_item(record, where) for where, record in read_records(path))
     finder = ImageFinder(base=selection.images or path.parent, folders=("images",))
-    return _gather(items, finder, path, selection, benchmark="xm3600")
+    return gather(items, finder, path, selection, benchmark="xm3600")
 
 
 def is_xtd10(folder: Path) -> bool:
@@ -195,15 +195,15 @@ def read_xtd10(folder: Path, selection: Selection) -> ImageTextData:
             if len(columns[-1]) != len(names):
                 raise InputError(f"{file}: {len(columns[-1])} lines, but {lists[0]} has {len(names)}")
     items = (
-        _Item(where=where, names=(name,), captions=tuple(captions))
+        Item(where=where, names=(name,), captions=tuple(captions))
         for (where, name), *captions in zip(names, *columns, strict=True)
     )
     finder = ImageFinder(base=selection.images or folder, folders=_FLICKR_AND_COCO)
-    return _gather(items, finder, folder, selection, benchmark="xtd10")
+    return gather(items, finder, folder, selection, benchmark="xtd10")
 
 
-def _gather(
-    items: Iterable[_Item],
+def gather(
+    items: Iterable[Item],
     finder: ImageFinder,
     path: Path,
     selection: Selection,
@@ -269,32 +269,32 @@ def _texts(value: object, where: str, language: str | None) -> tuple[tuple[str, 
     return tuple((as_text(text, where, "a caption"), language) for text in values)
 
 
-def _read_text_beside(image: Path, text: Path) -> _Item:
+def _read_text_beside(image: Path, text: Path) -> Item:
     if not text.is_file():
         raise InputError(f"{image}: {text.name} with its captions is not beside it")
     captions = tuple((line, None) for _, line in read_lines(text) if line.strip())
-    return _Item(where=str(text), names=(image.name,), captions=captions)
+    return Item(where=str(text), names=(image.name,), captions=captions)
 
 
-def _karpathy_item(entry: dict[str, Any], where: str) -> _Item:
+def _karpathy_item(entry: dict[str, Any], where: str) -> Item:
     name = take_text(entry, "filename", where)
     folder = take_text(entry, "filepath", where) if "filepath" in entry else ""
     sentences = (as_object(value, f"{where}: 'sentences'") for value in take_list(entry, "sentences", where))
-    return _Item(
+    return Item(
         where=where,
         names=(f"{folder}/{name}", name) if folder else (name,),
         captions=tuple((take_text(sentence, "raw", where), None) for sentence in sentences),
     )
 
 
-def _crossmodal_item(record: dict[str, Any], where: str) -> _Item:
+def _crossmodal_item(record: dict[str, Any], where: str) -> Item:
     name = f"{take_text(record, 'image/key', where)}.jpg"
     captions: list[tuple[str, str | None]] = []
     for language, value in record.items():
         if isinstance(value, dict):
             texts = as_list(take(value, "caption", f"{where}: {language!r}"), f"{where}: {language!r}")
             captions += _texts(texts, f"{where}: {language!r}", language)
-    return _Item(where=where, names=(name,), captions=tuple(captions))
+    return Item(where=where, names=(name,), captions=tuple(captions))
 
 
 def _coco_captions(folder: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from edgeclip.errors import InputError
 from edgeclip.image_folder import holds_image
+from edgeclip_bench.quality.caption_tables import caption_tables, is_caption_table, read_caption_table
 from edgeclip_bench.quality.class_folders import is_class_folders, read_class_folders
 from edgeclip_bench.quality.datasets import Data
 from edgeclip_bench.quality.image_text_layouts import (
@@ -35,13 +36,27 @@ from edgeclip_bench.quality.records import (
     read_json,
     read_records,
 )
-from edgeclip_bench.quality.selection import Selection
+from edgeclip_bench.quality.selection import Selection, choose_split
 from edgeclip_bench.quality.text_layouts import choose_sts, is_retrieval, is_sts, read_retrieval, read_sts
 
-_UNDERSTOOD = (
-    "captions.jsonl of edgeclip or Crossmodal-3600, images with a .txt beside each, a .json of Karpathy's splits or "
-    "COCO's captions, XTD10, a BEIR or MTEB corpus.jsonl with queries and qrels, sentence pairs in .jsonl, .tsv or "
-    ".csv, a folder of images for each class"
+# Every layout, as the message and docs/evaluating.md list them.
+LAYOUTS = (
+    "captions.jsonl of edgeclip",
+    "captions.jsonl of Crossmodal-3600",
+    "Hugging Face's imagefolder with metadata.jsonl or metadata.csv",
+    "Kaggle's Flickr8k captions.txt and Flickr30k results.csv",
+    "Flickr's .token files",
+    "images with a .txt beside each",
+    "a .json of Karpathy's splits",
+    "a .json of COCO's captions",
+    "XTD10",
+    "a BEIR or MTEB corpus.jsonl with queries and qrels",
+    "sentence pairs in .jsonl, .tsv or .csv",
+    "a folder of images for each class",
+)
+_PARQUET = (
+    "parquet is not read: write it as JSON lines beside it, with "
+    "pandas.read_parquet('x.parquet').to_json('x.jsonl', orient='records', lines=True)"
 )
 # How much of what was found a message lists.
 _LISTED = 8
@@ -82,6 +97,13 @@ def open_data(
     raise InputError(f"{path}: no such file or folder")
 
 
+def describes_images(folder: Path) -> bool:
+    """Whether a file in the folder says which texts describe which of its images: captions.jsonl, or a table."""
+    return any((folder / name).is_file() for name in ("captions.jsonl", "captions.jsonl.gz")) or bool(
+        caption_tables(folder)
+    )
+
+
 def _name_of(path: Path) -> str:
     path = Path(os.path.abspath(path))  # "." and ".." have a name too
     return path.name if path.is_dir() else plain_stem(path)
@@ -91,11 +113,17 @@ def _open_file(path: Path, selection: Selection) -> tuple[Data, ...]:
     suffix = plain_suffix(path)
     if suffix == ".json":
         return _open_json(path, selection)
+    if suffix in (".tsv", ".csv", ".txt", ".token") and is_caption_table(path):
+        return (read_caption_table(path, selection),)
     if suffix in (".tsv", ".csv"):
         return _open_pairs(path, selection)
     if suffix == ".jsonl":
         return _open_json_lines(path, selection)
     raise _not_understood(path, f"is {suffix or 'without a suffix'}")
+
+
+def _open_table(path: Path, selection: Selection) -> tuple[Data, ...]:
+    return (read_caption_table(path, selection),)
 
 
 def _open_json_lines(path: Path, selection: Selection) -> tuple[Data, ...]:
@@ -107,6 +135,8 @@ def _open_json_lines(path: Path, selection: Selection) -> tuple[Data, ...]:
         return (read_crossmodal(path, selection),)
     if "image" in first:
         return (read_captions(path, selection),)
+    if is_caption_table(path):
+        return (read_caption_table(path, selection),)
     if "sentence1" in first:
         return _open_pairs(path, selection)
     raise _not_understood(path, f"its first line has {', '.join(map(repr, first)) or 'no fields'}")
@@ -139,6 +169,9 @@ def _open_folder(folder: Path, selection: Selection) -> tuple[Data, ...]:
         found["annotations/captions_*.json"] = lambda: _open_json(
             choose_coco(folder, selection), replace(selection, split=None)
         )
+    for table in caption_tables(folder):
+        if table.suffix != ".jsonl" or table.stem != "captions":
+            found[table.name] = partial(_open_table, table, selection)
     for file in files:
         if plain_stem(file) == "captions" and plain_suffix(file) == ".jsonl":
             found[file.name] = partial(_open_json_lines, file, selection)
@@ -148,6 +181,11 @@ def _open_folder(folder: Path, selection: Selection) -> tuple[Data, ...]:
         raise InputError(f"{folder}: holds {', '.join(found)}; name the file that is meant, or keep them apart")
     for read in found.values():
         return read()
+    if splits := {path.name: path for path in paths if path.is_dir() and caption_tables(path)}:
+        chosen = splits[choose_split(splits, selection.split, folder)]
+        return _open_folder(chosen, replace(selection, split=None))
+    if tables := [path for part in (folder, *paths) for path in part.glob("metadata.parquet")]:
+        raise InputError(f"{tables[0]}: {_PARQUET}")
     if lists := [file.name for file in files if plain_suffix(file) == ".jsonl" and _names_images(file)]:
         raise InputError(
             f"{folder}: holds {', '.join(lists)}; name the file that is meant, or call it captions.jsonl"
@@ -176,5 +214,5 @@ def _names_images(file: Path) -> bool:
 
 def _not_understood(path: Path, found: str) -> InputError:
     is_parquet = path.suffix == ".parquet" or (path.is_dir() and next(path.glob("**/*.parquet"), None) is not None)
-    hint = "; parquet is not read: write it as JSON lines (to_json of datasets does)" if is_parquet else ""
-    return InputError(f"{path}: no layout that is known: {found}{hint}; understood are: {_UNDERSTOOD}")
+    hint = f"; {_PARQUET}" if is_parquet else ""
+    return InputError(f"{path}: no layout that is known: {found}{hint}; understood are: {'; '.join(LAYOUTS)}")

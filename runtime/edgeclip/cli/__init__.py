@@ -105,8 +105,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--calibrate",
         type=Path,
         metavar="DIR",
-        help="your images, and texts in .txt files, or both in captions.jsonl (made-up inputs)",
+        help="your images, and texts in .txt files, or images with captions as `eval` reads them (made-up inputs)",
     )
+    _add_folder(quantize)
     quantize.add_argument(
         "--budget",
         metavar="B",
@@ -134,10 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
     embed.add_argument("--texts", type=Path, metavar="FILE", help="a UTF-8 file, one text a line; - is stdin")
     embed.add_argument("--image", action="append", default=[], metavar="F", help="an image; may be repeated")
     embed.add_argument("--images", type=Path, metavar="DIR", help="every image in a folder, sorted by name")
-    embed.add_argument("--recursive", action="store_true", help="the images in its subfolders too")
-    embed.add_argument(
-        "--skip-broken", action="store_true", help="go on after an image that cannot be read; exit 1 at the end"
-    )
+    _add_folder(embed)
     embed.add_argument("--task", metavar="T", help="prepend the instruction of this task to the texts")
     embed.add_argument("--truncate-dim", type=int, metavar="N", help="keep the first N dimensions")
     embed.add_argument("--max-length", type=int, metavar="N", help="cut texts at N tokens")
@@ -271,6 +269,13 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 
 def _add_bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the folder of a bundle")
+
+
+def _add_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recursive", action="store_true", help="the images in the folder's subfolders too")
+    parser.add_argument(
+        "--skip-broken", action="store_true", help="go on after an image that cannot be read; exit 1 at the end"
+    )
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:

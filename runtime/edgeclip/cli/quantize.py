@@ -17,10 +17,10 @@ from edgeclip.session import import_onnxruntime
 from edgeclip.staging import check_place
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int:
     """Compare, quantise, or both; whatever can be known to be wrong is found before the work.
 
-    A report is written before the bundle, for it shows why a budget allows none.
+    A report is written before the bundle, for it shows why a budget allows none. 1 if an image was skipped.
     """
     _check_usage(options)
     import_onnxruntime()  # without it, this says what to install, and not the quant extra
@@ -37,10 +37,11 @@ def run(options: argparse.Namespace) -> None:
         load_extra("edgeclip_bench.recipe_curves", "bench").prepare_folder(options.report)
     if options.to:
         check_place(options.out, 2 * source.weight_bytes)
-    samples = read_samples(options.calibrate, options.bundle, source) if options.calibrate else None
+    skipped: list[str] = []
+    samples = _read_samples(options, source, skipped) if options.calibrate else None
     comparison = _compare(options, samples, budget) if options.report or is_auto else None
     if not options.to:
-        return
+        return bool(skipped)
     arguments = {"samples": samples, "budget": budget}
     with ProgressBar("quantise", 1, is_shown=is_wanted(None)) as bar:
         if is_auto:
@@ -51,6 +52,18 @@ def run(options: argparse.Namespace) -> None:
                 options.bundle, options.out, to=options.to, progress=bar.show, **arguments
             )
     print(_summary(options.out, source, manifest), file=sys.stderr)
+    return bool(skipped)
+
+
+def _read_samples(options: argparse.Namespace, source: Manifest, skipped: list[str]) -> Any:
+    """The samples of --calibrate; with --skip-broken what was skipped is said, and counted in `skipped`."""
+
+    def skip(reason: str) -> None:
+        print(f"edgeclip: skipped: {reason}", file=sys.stderr)
+        skipped.append(reason)
+
+    on_skip = skip if options.skip_broken else None
+    return read_samples(options.calibrate, options.bundle, source, is_recursive=options.recursive, on_skip=on_skip)
 
 
 def _check_usage(options: argparse.Namespace) -> None:
@@ -63,6 +76,8 @@ def _check_usage(options: argparse.Namespace) -> None:
         options.usage_error("nothing to do: give OUT and --to, or --report, or all of them")
     if options.budget is not None and not options.to:
         options.usage_error("--budget is for a bundle that is written: give OUT and --to")
+    if (options.recursive or options.skip_broken) and not options.calibrate:
+        options.usage_error("--recursive and --skip-broken are for a folder: give --calibrate")
     if options.json and not options.report:
         options.usage_error("--json is for --report")
     if options.to and options.report and options.report.resolve().is_relative_to(options.out.resolve()):

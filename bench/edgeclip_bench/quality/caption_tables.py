@@ -1,0 +1,140 @@
+"""Captions in a table beside the images: Hugging Face's imagefolder, and Flickr8k and Flickr30k as Kaggle has them.
+
+A table is JSON lines, or rows under a header between commas, tabs or bars; one column names the image, one has the
+caption. It is known by its columns: metadata.jsonl and metadata.csv have `file_name`, and a caption or a list of them
+(https://huggingface.co/docs/datasets/image_dataset); captions.txt `image,caption`; results.csv
+`image_name| comment_number| comment`. Flickr's own Flickr8k.token.txt has no header: "a.jpg#0", a tab, a caption.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgeclip.errors import InputError
+from edgeclip_bench.quality.datasets import ImageTextData
+from edgeclip_bench.quality.image_files import ImageFinder
+from edgeclip_bench.quality.image_text_layouts import Item, gather
+from edgeclip_bench.quality.records import (
+    as_text,
+    plain_suffix,
+    read_lines,
+    read_records,
+    read_table,
+    take,
+    take_text,
+)
+from edgeclip_bench.quality.selection import Selection, choose_split
+
+_IMAGE_COLUMNS = ("file_name", "image", "image_name", "filename", "image_path", "file_path")
+_CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "comment", "sentence", "sentences", "raw", "description")
+_TOKEN = re.compile(r"(.+)#\d\t(.*)")
+# Of one row of Kaggle's Flickr30k the bar between number and comment is missing.
+_NUMBERED = re.compile(r"\s*\d+\s+(\S.*)")
+_FOLDERS = (
+    *("images", "Images", "flickr30k_images", "flickr30k-images", "flickr30k_images/flickr30k_images"),
+    *("Flickr8k_Dataset", "Flicker8k_Dataset", "Flickr_Data/Images"),
+)
+_NAMES = re.compile(r"metadata\.(jsonl|csv)|captions\.(txt|csv|tsv)|results\.csv|.*\.token(\.txt)?", re.IGNORECASE)
+
+
+def is_caption_table(file: Path) -> bool:
+    """Whether the file's first row names an image and a caption."""
+    try:
+        _read(file)
+    except InputError:
+        return False
+    return True
+
+
+def caption_tables(folder: Path) -> list[Path]:
+    """The files of a folder that are called as such tables are, and are such tables."""
+    named = (path for path in sorted(folder.iterdir()) if _NAMES.fullmatch(path.name) and path.is_file())
+    return [path for path in named if is_caption_table(path)]
+
+
+def read_caption_table(file: Path, selection: Selection) -> ImageTextData:
+    """The images and captions of a table; of one with a column "split", those of one split.
+
+    Images lie in the file's folder, or in a folder there that is called as Kaggle calls it.
+    """
+    rows = list(_read(file))
+    splits = {str(row["split"]) for _, row in rows if row.get("split")}
+    if splits:
+        split = choose_split(splits, selection.split, file)
+        rows = [(where, row) for where, row in rows if row.get("split") == split]
+    else:
+        selection.refuse(file, "a table of captions", split="which names no splits")
+    items = (_item(where, row) for where, row in rows)
+    finder = ImageFinder(base=selection.images or file.parent, folders=_FOLDERS)
+    return gather(items, finder, file, selection, benchmark=selection.name.lower(), is_split_up=True)
+
+
+def _item(where: str, row: dict[str, Any]) -> Item:
+    captions = take(row, _column(row, _CAPTION_COLUMNS, where, "caption"), where)
+    if isinstance(captions, str) and captions.lstrip().startswith('["'):  # a list, in a table of strings
+        try:
+            captions = json.loads(captions)
+        except ValueError as error:
+            raise InputError(f"{where}: a list of captions that is no JSON ({error})") from error
+    values = captions if isinstance(captions, list) else [captions]
+    language = take_text(row, "language", where) if row.get("language") else None
+    return Item(
+        where=where,
+        names=(take_text(row, _column(row, _IMAGE_COLUMNS, where, "image"), where).strip(),),
+        captions=tuple((as_text(text, where, "a caption"), language) for text in values),
+    )
+
+
+def _read(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a table; InputError at once for what is none."""
+    if plain_suffix(file) == ".jsonl":
+        where, first = next(read_records(file), (str(file), {}))
+        rows = read_records(file)
+    else:
+        where, line = next(read_lines(file), (str(file), ""))
+        if _TOKEN.fullmatch(line):
+            return _read_tokens(file)
+        delimiter = next((one for one in "|\t," if one in line), ",")
+        columns = [column.strip() for column in line.split(delimiter)]
+        first = dict.fromkeys(columns)
+        rows = _read_rows(file, columns, delimiter)
+    _column(first, _IMAGE_COLUMNS, where, "image")
+    _column(first, _CAPTION_COLUMNS, where, "caption")
+    return rows
+
+
+def _read_tokens(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for where, line in read_lines(file):
+        if line.strip():
+            match = _TOKEN.fullmatch(line)
+            if match is None:
+                raise InputError(f"{where}: wanted a.jpg#0, a tab and a caption")
+            yield where, {"image": match[1], "caption": match[2]}
+
+
+def _read_rows(file: Path, columns: list[str], delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each row below the header, by column. What is too much belongs to the last one, if that is the caption."""
+    quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+    rows = read_table(file, delimiter=delimiter, quoting=quoting)
+    next(rows)
+    for where, fields in rows:
+        if len(fields) == len(columns) - 1 and (numbered := _NUMBERED.fullmatch(fields[-1])) and delimiter == "|":
+            fields = [*fields[:-1], "", numbered[1]]
+        if len(fields) > len(columns) and columns[-1] in _CAPTION_COLUMNS:
+            fields = [*fields[: len(columns) - 1], delimiter.join(fields[len(columns) - 1 :])]
+        if len(fields) != len(columns):
+            raise InputError(f"{where}: {len(fields)} columns, wanted {len(columns)}: {', '.join(columns)}")
+        yield where, dict(zip(columns, fields, strict=True))
+
+
+def _column(row: dict[str, Any], known: tuple[str, ...], where: str, what: str) -> str:
+    """The only column of those known; InputError for none or several."""
+    found = [column for column in known if column in row]
+    if len(found) != 1:
+        there = ", ".join(map(repr, found or row)) or "no column"
+        wanted = f"wanted one column for the {what}, called {', '.join(known)}"
+        raise InputError(f"{where}: found {there}; {wanted}")
+    return found[0]
