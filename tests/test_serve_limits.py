@@ -40,6 +40,7 @@ ELSEWHERE = {
     "max_redirects": "test_serve_fetch.py",
     "max_batch": "no limit of a request",
     "max_decode_bytes": "test_serve_decoding.py",
+    "max_length": "test_serve_long_texts.py",
 }
 
 

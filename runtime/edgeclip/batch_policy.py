@@ -49,6 +49,9 @@ _UNIFORM_TEXTS = {"cpu": 16, "cuda": 64, "tensorrt": 8}
 _UNIFORM_IMAGES = {"cpu": 4, "cuda": MOST_IMAGES, "tensorrt": MOST_IMAGES}
 # The longest text of each TensorRT profile; the model's limit ends the last one.
 _PROFILE_TOKENS = (64, 512)
+# A longer text holds a CPU for many batches' time, so the service runs it beside the others. A GPU is full with one
+# run, which takes it some tens of milliseconds, so there all texts keep one queue.
+_CPU_LONG_TOKENS = 512
 # The special tokens alone.
 _SHORTEST_TEXT = 2
 # Texts up to this length, alone, get a CUDA graph.
@@ -100,7 +103,8 @@ class BatchPolicy:
 
     A batch has at most `tokens` tokens (one longer text goes alone) or `texts` texts whatever their length, and at
     most `images` images. A text of less than `fewest_tokens` counts as so many. `profile_tokens` are the longest
-    texts of TensorRT's profiles, empty elsewhere. `max_batch` lowers every one of these and raises none.
+    texts of TensorRT's profiles, empty elsewhere. Texts of more than `long_tokens` are run beside the others; None:
+    no text is. `max_batch` lowers every one of these and raises none.
     """
 
     tokens: int
@@ -108,6 +112,7 @@ class BatchPolicy:
     fewest_tokens: int = 1
     texts: int | None = None
     profile_tokens: tuple[int, ...] = ()
+    long_tokens: int | None = None
     size_px: int = 0
     pad_id: int | None = None
     max_batch: int | None = None
@@ -133,6 +138,7 @@ class BatchPolicy:
             fewest_tokens=_FEWEST_TOKENS if is_gpu else 1,
             texts=_UNIFORM_TEXTS[sized] if purpose == "uniform" else None,
             profile_tokens=(*(edge for edge in _PROFILE_TOKENS if edge < limit), limit) if kind == "tensorrt" else (),
+            long_tokens=_CPU_LONG_TOKENS if kind == "cpu" and purpose == "latency" else None,
             size_px=manifest.image.size_px,
             pad_id=manifest.tokenizer.pad_id,
             max_batch=max_batch,

@@ -149,6 +149,7 @@ def _route(settings: Settings, encoder: Encoder, model: str, metrics: Metrics, f
         "created": 0,
         "owned_by": manifest.source.name.rpartition("/")[0] or "edgeclip",
         "dimensions": list(manifest.matryoshka_dims),
+        "max_length": service.facts.max_length,
         "tasks": list(service.limits.tasks),
         "tasks_without_instruction": [task for task in JINA_TASKS if task not in service.limits.tasks],
     }
@@ -280,6 +281,7 @@ def _lane(tower: TowerName, settings: Settings, encoder: Encoder, metrics: Metri
         ),
         observer=metrics.towers[tower],
         niceness=niceness_for(settings.image_share) if tower == "vision" else 0,
+        long_niceness=niceness_for(settings.image_share),
     )
 
 

@@ -1,8 +1,13 @@
-"""A lane per tower: a bounded queue and one worker thread, so that a bulk image job delays no text.
+"""A lane per tower: a bounded queue and its worker, so that a bulk image job delays no text.
 
 The event loop submits and awaits; the tower's calls run in the lane's own thread. No timer holds anything back: an
 idle lane runs what comes at once, and what came while a batch ran makes the next ones (`edgeclip.serve.forming`).
 On two cores a timer could only add its own wait, for the GEMMs of a batch of one are compute bound already.
+
+A run cannot be stopped, and one text of 8192 tokens is as long as hundreds of queries. So a second worker runs what
+the policy calls long, one at a time, through the same session: onnxruntime's runs share its threads, and the thread
+that calls takes part in the work, so a short text always has at least its own. A session of its own for long texts
+was no quicker for the short ones and would hold an int8 tower's weights twice.
 
 A request that times out or whose client goes away takes its queued items with it; a batch that runs is finished and
 its rows for that request dropped. The worker outlives every failure of the tower.
@@ -14,7 +19,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, Protocol
@@ -22,7 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip.batch_policy import BatchPolicy
+from edgeclip.batch_policy import BatchPolicy, Kind
 from edgeclip.errors import InputError
 from edgeclip.manifest import TowerName
 from edgeclip.serve.errors import log_bug
@@ -39,6 +44,8 @@ _IMAGES_UNDIVIDED = 8
 _UNKNOWN_RETRY_S = 1.0
 _LEAST_RETRY_S = 0.1
 _CLOSE_S = 30.0
+# A long text has what the others leave of the cores, so its run may take longer before it counts as stuck.
+_LONG_PATIENCE = 4
 _OUT_OF_MEMORY = ("failed to allocate", "out of memory", "bad_alloc", "bad allocation", "allocation failed")
 
 _log = logging.getLogger(__name__)
@@ -80,6 +87,24 @@ class LaneObserver(Protocol):
 
 
 @dataclass(slots=True, kw_only=True)
+class _Worker:
+    """A thread that takes items of more than `above` and up to `up_to` in cost, and what it is at."""
+
+    name: str
+    niceness: int
+    above: int = 0
+    up_to: int | None = None
+    patience_s: float
+    wake: SimpleQueue[None] = field(default_factory=SimpleQueue)  # in C, where a Condition wakes by Python
+    is_idle: bool = False
+    running_since_s: float | None = None
+
+    def takes(self, kinds: Sequence[Kind]) -> bool:
+        """Whether some of these are its."""
+        return any(kind.cost > self.above and (self.up_to is None or kind.cost <= self.up_to) for kind in kinds)
+
+
+@dataclass(slots=True, kw_only=True)
 class _Request:
     """What was submitted, and what of it is done. The lane's thread reads `items`; the rest is the loop's."""
 
@@ -116,11 +141,12 @@ class _Pace:
 
 
 class Lane:
-    """One tower's queue and its worker. Used from the event loop that started it.
+    """One tower's queue and its workers. Used from the event loop that started it.
 
     `run` gets a batch (B, ...) of one kind, at most as large as `policy` says, and gives (B, D) unit vectors, always
-    in the lane's thread. `niceness` (Linux) lowers the thread, and with it those that a tower starts which is opened
-    by `run`: whoever wants them lowered must not have opened it elsewhere.
+    in the lane's threads: in two of them at once where the policy has long texts. `niceness` (Linux) lowers the
+    thread, and with it those that a tower starts which is opened by `run`: to have them lowered, open it nowhere
+    else. `long_niceness` lowers the thread of long texts alone.
     """
 
     def __init__(
@@ -132,48 +158,60 @@ class Lane:
         limits: LaneLimits,
         observer: LaneObserver | None = None,
         niceness: int = 0,
+        long_niceness: int = 0,
     ) -> None:
         self.tower = tower
         self._run, self._limits, self._observer = run, limits, observer
-        self._policy, self._niceness = policy, niceness
-        self._lock = threading.Lock()  # guards the queue, the requests and both flags; held for microseconds
-        self._wake: SimpleQueue[None] = SimpleQueue()  # in C, where a Condition wakes by Python
+        self._policy = policy
+        self._lock = threading.Lock()  # guards the queue, the requests and the flags; held for microseconds
         quantum = _IMAGES_UNDIVIDED if tower == "vision" else 0
         self._queue = FairQueue(policy.rows, quantum=quantum)
         self._requests: dict[int, _Request] = {}
         self._numbers = itertools.count()
         self._pace = _Pace()
-        self._running_since_s: float | None = None
-        self._is_open = self._is_idle = False
-        self._thread: threading.Thread | None = None
+        self._is_open = False
+        long, wedged_s = policy.long_tokens if tower == "text" else None, limits.wedged_s
+        self._workers = [_Worker(name=tower, niceness=niceness, up_to=long, patience_s=wedged_s)]
+        if long is not None:
+            patience_s = _LONG_PATIENCE * wedged_s
+            self._workers.append(
+                _Worker(name=f"long-{tower}", niceness=long_niceness, above=long, patience_s=patience_s)
+            )
+        self._threads: list[threading.Thread] = []
 
     @property
     def depth(self) -> int:
-        """Items that wait; those of the running batch do not."""
+        """Items that wait; those of a running batch do not."""
         return self._queue.depth
 
     @property
     def is_wedged(self) -> bool:
-        """Whether the running batch has taken longer than any should."""
-        since_s = self._running_since_s
-        return since_s is not None and time.monotonic() - since_s > self._limits.wedged_s
+        """Whether a running batch has taken longer than any should."""
+        now_s = time.monotonic()
+        return any(
+            (since_s := worker.running_since_s) is not None and now_s - since_s > worker.patience_s
+            for worker in self._workers
+        )
 
     async def start(self) -> None:
         """Take work from now on."""
-        assert self._thread is None, "a lane starts once"
+        assert not self._threads, "a lane starts once"
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
-        # A daemon, for a wedged device must not keep the process from ending.
-        self._thread = threading.Thread(target=self._work, name=f"edgeclip-{self.tower}", daemon=True)
-        self._is_open = True
-        self._thread.start()
+        self._is_open, self._left = True, len(self._workers)
+        for worker in self._workers:
+            # A daemon, for a wedged device must not keep the process from ending.
+            thread = threading.Thread(target=self._work, args=(worker,), name=f"edgeclip-{worker.name}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     async def close(self, *, within_s: float = _CLOSE_S) -> None:
         """Take no more work, and finish what was accepted; what is not done `within_s` fails. Harmless twice."""
         with self._lock:
             self._is_open = False
-        self._wake.put(None)
-        if self._thread is None:
+        for worker in self._workers:
+            worker.wake.put(None)
+        if not self._threads:
             return
         try:
             async with asyncio.timeout(within_s):
@@ -206,10 +244,11 @@ class Lane:
             )
             self._requests[number] = request
             self._queue.add(number, kinds)
-            if self._is_idle:
-                self._is_idle = False
-                # When the loop has nothing else to do: a thread that wakes before has to wait for the interpreter.
-                self._loop.call_soon(self._wake.put, None)
+            for worker in self._workers:
+                if worker.is_idle and worker.takes(kinds):
+                    worker.is_idle = False
+                    # When the loop has nothing else to do: a thread that wakes before waits for the interpreter.
+                    self._loop.call_soon(worker.wake.put, None)
         try:
             if timeout_s is None:
                 return await request.answer
@@ -227,32 +266,43 @@ class Lane:
         seconds = self._pace.seconds(self._queue.cost * excess / max(1, self._queue.depth))
         return _UNKNOWN_RETRY_S if seconds is None else max(_LEAST_RETRY_S, seconds)
 
-    def _work(self) -> None:
-        """The thread's life. What the loop can do is left to it: this thread would hold the interpreter meanwhile."""
-        lower_this_thread(self._niceness)
-        batch = self._take()
+    def _work(self, worker: _Worker) -> None:
+        """A thread's life. What the loop can do is left to it: this thread would hold the interpreter meanwhile."""
+        if is_lowered := worker.above == 0:
+            lower_this_thread(worker.niceness)
+        batch = self._take(worker)
         while batch is not None:
             if not batch:
-                self._wake.get()
-                batch = self._take()
+                worker.wake.get()
+                batch = self._take(worker)
                 continue
             began_s = time.monotonic()
             outcomes = self._compute(batch)
             compute_s = time.monotonic() - began_s
-            batch = self._take()  # before the loop is told, which then wants the interpreter; what was done is let go
+            if not is_lowered:  # not before: that batch may have opened the tower, whose threads serve all texts
+                is_lowered = True
+                lower_this_thread(worker.niceness)
+            # Before the loop is told, which wants the interpreter; what was done is let go.
+            batch = self._take(worker)
             self._tell(partial(self._finish, outcomes, began_s, compute_s))
             del outcomes
-        self._tell(self._ended.set)
+        self._tell(self._end)
 
-    def _take(self) -> _Batch | None:
+    def _end(self) -> None:
+        """In the loop: a worker has ended."""
+        self._left -= 1
+        if not self._left:
+            self._ended.set()
+
+    def _take(self, worker: _Worker) -> _Batch | None:
         """What to compute next, if there is something; None once there will be nothing."""
         with self._lock:
-            taken = self._queue.take()
+            taken = self._queue.take(above=worker.above, up_to=worker.up_to)
             if not taken and not self._is_open:
-                self._running_since_s = None
+                worker.running_since_s = None
                 return None
-            self._is_idle = not taken
-            self._running_since_s = time.monotonic() if taken else None
+            worker.is_idle = not taken
+            worker.running_since_s = time.monotonic() if taken else None
             return [(self._requests[number], index) for number, index in taken]
 
     def _compute(self, batch: _Batch) -> list[tuple[_Batch, NDArray[np.float32] | BaseException]]:

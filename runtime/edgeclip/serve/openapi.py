@@ -210,6 +210,7 @@ _ANSWERS: dict[str, Any] = {
             "created": {"type": "integer"},
             "owned_by": {"type": "string"},
             "dimensions": {"type": "array", "items": {"type": "integer"}},
+            "max_length": {"type": "integer", "description": "tokens of a text, the opening and closing one counted"},
             "tasks": {"type": "array", "items": {"type": "string"}, "description": "with an instruction"},
             "tasks_without_instruction": {
                 "type": "array",

@@ -8,6 +8,7 @@ has gone, or time is up) takes its inputs out of every queue.
 """
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ from edgeclip.serve.metrics import Metrics
 from edgeclip.serve.readiness import is_doubtful
 from edgeclip.serve.settings import Settings
 from edgeclip.serve.usage import image_tokens
-from edgeclip.tokenization import TokenizedTexts, is_quick, slices
+from edgeclip.tokenization import TokenizedTexts, check_max_length, is_quick, slices
 from edgeclip.vectors import find_fault
 
 _log = logging.getLogger("edgeclip.serve")
@@ -125,6 +126,8 @@ class EmbeddingService:
         self._fetches = asyncio.Semaphore(FETCHES_AT_ONCE)
         self._images_in_progress = 0
         manifest = encoder.manifest
+        most = check_max_length(settings.max_length, manifest.tokenizer)
+        self.facts = dataclasses.replace(manifest.tokenizer, max_length=most)
         self.limits = RequestLimits(
             max_items=settings.max_items,
             max_images=settings.max_images,
@@ -193,7 +196,7 @@ class EmbeddingService:
         return vectors, sum(part.tokens for part in parts), {index for part in parts for index in part.cut}
 
     async def _embed_texts(self, request: EmbeddingRequest, indices: Sequence[int], stages: Stages) -> _Embedded:
-        facts = self._encoder.manifest.tokenizer
+        facts = self.facts
         items = [request.items[index] for index in indices]
         texts = {index: item.text for index, item in zip(indices, items, strict=True) if isinstance(item, TextItem)}
         with stages.measure("tokenize"):
@@ -243,11 +246,12 @@ class EmbeddingService:
         )
         letters = [count + ahead for count in letters]
         if is_quick(letters):
-            return self._encoder.tokenize(every, task=task)
+            return self._encoder.tokenize(every, task=task, max_length=self.facts.max_length)
         rows: list[NDArray[np.int64]] = []
         cut: list[int] = []
         for some in slices(letters):
-            tokenize = partial(self._encoder.tokenize, every[some.start : some.stop], task=task)
+            part_of = every[some.start : some.stop]
+            tokenize = partial(self._encoder.tokenize, part_of, task=task, max_length=self.facts.max_length)
             part = await self._aside(tokenize, is_long=True)
             rows += part.rows
             cut += (some.start + index for index in part.cut)

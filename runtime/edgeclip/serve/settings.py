@@ -56,6 +56,7 @@ class Settings:
     max_pending_bytes: int = 256 << 20
     max_items: int = 2048
     max_images: int = 128
+    max_length: int | None = None
     max_text_chars: int = 262_144
     max_request_chars: int = 8 << 20
     max_image_bytes: int = 20 << 20
@@ -136,15 +137,8 @@ class Settings:
 
 _AT_LEAST_ONE = (
     *("threads", "max_body_bytes", "max_values", "max_pending_bytes", "max_items", "max_images", "max_text_chars"),
-    *(
-        "max_request_chars",
-        "max_image_bytes",
-        "max_image_pixels",
-        "max_decode_bytes",
-        "max_queued_texts",
-        "max_queued_images",
-    ),
-    *("max_decode_bytes", "max_batch", "max_connections", "decode_threads"),
+    *("max_request_chars", "max_image_bytes", "max_image_pixels", "max_queued_texts", "max_queued_images"),
+    *("max_length", "max_decode_bytes", "max_batch", "max_connections", "decode_threads"),
 )
 _SECONDS = (
     *("request_timeout_s", "head_timeout_s", "body_timeout_s", "fetch_timeout_s"),
@@ -256,6 +250,7 @@ OPTIONS = (
     _option("max_pending_bytes", "--max-pending-bytes", _parse_int, "N", "of all requests in progress"),
     _option("max_items", "--max-items", _parse_int, "N", "inputs of a request"),
     _option("max_images", "--max-images", _parse_int, "N", "images among them"),
+    _option("max_length", "--max-length", _parse_int, "N", "tokens of one text (what the model takes)"),
     _option("max_text_chars", "--max-text-chars", _parse_int, "N", "of one text, as NFKC writes it"),
     _option("max_request_chars", "--max-request-chars", _parse_int, "N", "of a request's texts together"),
     _option("max_image_bytes", "--max-image-bytes", _parse_int, "N", "of one image's file"),
@@ -268,7 +263,7 @@ OPTIONS = (
     ),
     _option("max_connections", "--max-connections", _parse_int, "N", "at once; beyond it 503"),
     _option("decode_threads", "--decode-threads", _parse_int, "N", "threads that decode images"),
-    _option("image_share", "--image-share", _parse_share, "F", "of the cores, beside texts without a pause (Linux)"),
+    _option("image_share", "--image-share", _parse_share, "F", "of the cores, images and long texts beside texts (Linux)"),
     _option("request_timeout_s", "--request-timeout-s", _parse_seconds, "S", "from the body to the answer"),
     _option("head_timeout_s", "--head-timeout-s", _parse_seconds, "S", "for a client to send a request's head"),
     _option("body_timeout_s", "--body-timeout-s", _parse_seconds, "S", "for a client to send a request's body"),
