@@ -263,7 +263,7 @@ OPTIONS = (
     ),
     _option("max_connections", "--max-connections", _parse_int, "N", "at once; beyond it 503"),
     _option("decode_threads", "--decode-threads", _parse_int, "N", "threads that decode images"),
-    _option("image_share", "--image-share", _parse_share, "F", "of the cores, images and long texts beside texts (Linux)"),
+    _option("image_share", "--image-share", _parse_share, "F", "of the cores, for images and long texts (Linux)"),
     _option("request_timeout_s", "--request-timeout-s", _parse_seconds, "S", "from the body to the answer"),
     _option("head_timeout_s", "--head-timeout-s", _parse_seconds, "S", "for a client to send a request's head"),
     _option("body_timeout_s", "--body-timeout-s", _parse_seconds, "S", "for a client to send a request's body"),
