@@ -1,6 +1,7 @@
 """What is seen on the page, in a real browser: the first screen, a picture large, and where the keyboard is."""
 
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -144,21 +145,24 @@ def test_similar_pictures_are_found_from_the_larger_view(page: "Browser") -> Non
     wait_for_focus(page, IMAGES[2].name)
 
 
-def test_the_focus_stays_on_its_picture(page: "Browser", tmp_path: Path) -> None:
-    """When a new order moves it, and when pictures are added; cards are the same elements as before."""
-    add(page, IMAGES, 3)
-    page.run("window.cards = [...document.querySelectorAll('#results li')]; cards[0].firstChild.focus()")
-    for text in ("ein rotes Fahrrad", "a grey wall", "雪の山", "x"):
-        page.run(
-            f"(() => {{ const query = document.getElementById('query'); query.value = '{text}'; "
-            "query.dispatchEvent(new Event('input')); })()"
-        )
-        page.wait(f"document.getElementById('status').textContent.includes('{text}')")
-        assert focused(page) == IMAGES[0].name
+def test_the_focus_stays_on_its_picture(browser: "Browser", scenes_url: str, tmp_path: Path) -> None:
+    """When its rank goes from the last to the first, and when pictures are added; cards are the same elements."""
+    page = opened(browser, scenes_url)
+    click(page, "#examples button")
+    wait_for_pictures(page, 12)
+    page.wait("document.querySelectorAll('#results .score:not([hidden])').length === 12")
+    page.run("window.cards = [...document.querySelectorAll('#results li')]; cards.at(-1).firstChild.focus()")
+    caption = focused(page)
+    page.run(
+        f"(() => {{ const query = document.getElementById('query'); query.value = {json.dumps(caption)}; "
+        "query.dispatchEvent(new Event('input')); })()"
+    )
+    page.wait(f"document.getElementById('status').textContent.includes({json.dumps(caption)})")
+    assert page.run("document.querySelector('#results img').alt") == caption == focused(page)
     assert page.run("cards.every((card) => card.isConnected)")
     Image.new("RGB", (9, 9), "red").save(tmp_path / "red.png")
-    add(page, [tmp_path / "red.png"], 4)
-    assert focused(page) == IMAGES[0].name
+    add(page, [tmp_path / "red.png"], 13)
+    assert focused(page) == caption
 
 
 def test_the_page_works_by_the_keyboard_alone(page: "Browser") -> None:
