@@ -39,9 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run_verb(options)
     finally:
-        if (
-            arguments is None
-        ):  # what is left is the interpreter's end: it waits for threads, and nobody need wait for it
+        # What is left is the interpreter's end, which waits for threads: Ctrl-C ends it, unless it is ignored anyway.
+        if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, lambda number, _: os._exit(128 + number))
 
 
