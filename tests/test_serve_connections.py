@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -285,6 +287,25 @@ def test_a_client_that_closes_its_half_has_left(bundle: Path) -> None:
                     wait_for(lambda: depth(url) == 0)
                     assert rest_of(client) == b""
             encoder.may_run.set()
+
+
+def test_a_connection_that_is_over_is_held_no_more(url: str) -> None:
+    """Also one that its client resets: uvicorn's timer for idle connections would hold it until it is up."""
+
+    def alive() -> int:
+        gc.collect()
+        return sum(issubclass(type(one), connections._Connection) for one in gc.get_objects())
+
+    wait_for(lambda: alive() == 0)
+    for ends in (GET, GET + b"GET /", GET[:9], b"", b"\0", GET.replace(b"1.1", b"1.0")):
+        for resets in (True, False):
+            with connect(url) as client:
+                client.sendall(ends)
+                if GET[:5] in ends and len(ends) > 9:
+                    client.recv(9)
+                if resets:
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    wait_for(lambda: alive() == 0, within_s=5)
 
 
 def test_one_connection_too_many_is_503(bundle: Path, encoder: Encoder) -> None:

@@ -74,7 +74,7 @@ def process(request: pytest.FixtureRequest, bundle: Path) -> Iterator[Process]:
     pytest.importorskip("resource")
     started = Process(bundle, request.param)
     try:
-        wait_for(lambda: started.said("connections are taken") or started.process.poll() is not None, within_s=60)
+        wait_for(lambda: started.said("the self-test passed") or started.process.poll() is not None, within_s=60)
         started.url = started.said("serving on").partition("serving on ")[2].partition(",")[0]
         yield started
     finally:

@@ -167,7 +167,7 @@ class _Connection(asyncio.Protocol):
         self._set_timer(None)
         self._stop_write_timer()
         if not self._is_inner_cut:
-            self._cut_inner(exc)
+            self._cut_inner()
         # Else a connection would live until the next collection of garbage, and with it its last request.
         self._reader.close()
         self._answers.close()
@@ -329,7 +329,7 @@ class _Connection(asyncio.Protocol):
     def _refuse(self, error: ApiError) -> None:
         if self._requests:
             self._requests.clear()
-            self._cut_inner(None)
+            self._cut_inner()
         self.listener.refused(error.status, error.code or "")
         self._out.write(_encode(error, self._bounds.allow_origin))
         self._linger()
@@ -349,9 +349,10 @@ class _Connection(asyncio.Protocol):
         if self._transport.get_write_buffer_size() and self._write_timer is None:
             self._watch_writing()
 
-    def _cut_inner(self, exc: Exception | None) -> None:
+    def _cut_inner(self) -> None:
         self._is_inner_cut = self.is_closed_for_inner = True
-        self._inner.connection_lost(exc)
+        # None also where it was reset: else uvicorn's timer for idle connections goes on, and holds all of this.
+        self._inner.connection_lost(None)
 
     def _watch_writing(self) -> None:
         before = self._transport.get_write_buffer_size()

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("edgeclip.serve")
 # Longer than clients and proxies keep a connection, so they close it and not we, under a request.
 _KEEP_ALIVE_S = 75
-_NEVER_S = 86_400
 
 
 def serve(settings: Settings) -> None:
@@ -102,7 +101,8 @@ def configure(settings: Settings, app: "Application", room: ConnectionRoom | Non
         http=bounded_protocol(server.http_protocol_class, bounds, app.refused),
         ws="none",
         lifespan="on",
-        timeout_keep_alive=_NEVER_S,  # `bounds` knows when a connection is idle
+        # `bounds` close an idle connection before; uvicorn does not see a head until it is whole.
+        timeout_keep_alive=int(_KEEP_ALIVE_S + settings.head_timeout_s) + 60,
         timeout_graceful_shutdown=int(settings.shutdown_timeout_s) or 1,
         backlog=room.queued,
     )
