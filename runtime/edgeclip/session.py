@@ -11,6 +11,7 @@ import mmap
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,7 +28,7 @@ from edgeclip.engines import engine_folder
 from edgeclip.errors import BundleError, DeviceError, MissingExtraError
 from edgeclip.installation import install_command
 from edgeclip.linked_weights import give_linked_weights
-from edgeclip.manifest import Manifest, TowerName
+from edgeclip.manifest import FileFacts, Manifest, TowerName
 from edgeclip.nvidia import Driver, read_driver, tensorrt_version
 from edgeclip.prepacked import (
     Packed,
@@ -115,8 +116,7 @@ class TowerSession:
         save_to: Path | None = None,
     ) -> None:
         self._tower, self._device = tower, device
-        parts = [file for file in manifest.files if file.name.startswith(path.name)] if manifest else []
-        self.files = WatchedFiles(path.parent, parts)
+        self.files = _watch_weights(path, manifest.files if manifest else ())
         # What a GPU computes with are copies.
         self._is_mapped = device.kind in ("cpu", "openvino")
         self._linked: mmap.mmap | None = None
@@ -167,7 +167,7 @@ class TowerSession:
             return None
 
     def _start_optimised(self, packed: Packed, plan: Plan, threads: int) -> Any:
-        files = WatchedFiles(packed.graph.parent, packed.files)
+        files = _watch_weights(packed.graph, packed.files)
         session = self._start(packed.graph, plan, threads, is_optimised=True)
         self.files = files
         return session
@@ -324,6 +324,12 @@ def _load_nvidia(device: Device) -> Driver | None:
     driver = read_driver()
     check_index(device, driver.gpus if driver else ())
     return driver
+
+
+def _watch_weights(graph: Path, files: Sequence[FileFacts]) -> WatchedFiles:
+    """The graph's weights among a folder's files. The graph is parsed when it is opened, and not read again."""
+    parts = [file for file in files if file.name.startswith(graph.name) and file.name != graph.name]
+    return WatchedFiles(graph.parent, parts)
 
 
 def _graph_hashes(graph: str, manifest: Manifest) -> tuple[str, ...]:
