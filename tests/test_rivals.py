@@ -344,7 +344,7 @@ def test_bundles_that_do_not_belong_are_refused(
     )
     shutil.copytree(int8, tmp_path / "openvino")
     assert "called openvino too" in refusal(capsys, checkpoint, fp32, tmp_path / "openvino")[1]
-    assert refusal(capsys, GOLDEN, fp32)[1].startswith(f"rivals: {GOLDEN}: not a checkpoint")
+    assert refusal(capsys, GOLDEN, fp32)[1].startswith(f"rivals: {GOLDEN}: has no config.json, but model has")
 
 
 def test_options_that_cannot_be_are_refused(folder: Path, capsys: Captured) -> None:
