@@ -266,7 +266,7 @@ def test_a_checkpoint_becomes_a_bundle(tmp_path: Path, capsys: Captured) -> None
 
 def test_a_folder_that_is_no_checkpoint_is_one_line(bundle: Path, tmp_path: Path, capsys: Captured) -> None:
     message = refusal("export", bundle, tmp_path / "out", capsys=capsys)
-    assert "not a checkpoint, it has no config.json" in message
+    assert "is a bundle already" in message
     assert list(tmp_path.iterdir()) == []
 
 

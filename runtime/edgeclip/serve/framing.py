@@ -12,11 +12,12 @@ What is no HTTP/1.0 or HTTP/1.1, or is framed ambiguously, is ApiError 400; a he
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
-
-import httptools
+from typing import TYPE_CHECKING, Literal
 
 from edgeclip.serve.errors import ApiError
+
+if TYPE_CHECKING:
+    from httptools import HttpRequestParser, HttpResponseParser
 
 MAX_HEAD_BYTES = 32 << 10  # as much as nginx takes
 _VERSIONS = ("1.0", "1.1")
@@ -56,11 +57,13 @@ class RequestReader:
         self._on_place, self._on_head, self._on_data, self._on_end = on_place, on_head, on_data, on_end
         self.place: Place = "between"
         self.idle_bytes = 0
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser = _request_parser(self)
         self._clear()
 
     def feed(self, data: bytes) -> None:
         """Read some bytes; ApiError 400 or 431, after which there is nothing to be read any more."""
+        import httptools
+
         if self._body_left:
             data = self._pass_body(data)
             if not data:
@@ -72,7 +75,7 @@ class RequestReader:
             while (behind := self._read(data)) is not None:
                 data = data[behind:]
                 head = self._upgrade_head
-                self._parser = httptools.HttpRequestParser(self)
+                self._parser = _request_parser(self)
                 self._parser.feed_data(head)
         except httptools.HttpParserError as error:
             reason = error.__context__
@@ -89,13 +92,15 @@ class RequestReader:
         self._body_left -= len(part)
         self._on_data(part)
         if not self._body_left:
-            self._parser = httptools.HttpRequestParser(self)  # the old one waits for the body
+            self._parser = _request_parser(self)  # the old one waits for the body
             self._on_end()
             self._enter("between")
         return rest
 
     def _read(self, data: bytes) -> int | None:
         """Read all, or until behind the head of a request that asks for an upgrade: httptools would skip its body."""
+        import httptools
+
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -197,7 +202,7 @@ class AnswerReader:
     """Follows what is sent to a client, to know where an answer begins and ends."""
 
     def __init__(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser = _response_parser(self)
         self._is_final = self._is_complete = False
 
     @property
@@ -209,7 +214,7 @@ class AnswerReader:
         """Whether `data`, which is sent next in the answer to a request of this method, ends the answer."""
         self._parser.feed_data(data)
         if self._is_final and method == b"HEAD" and not self._is_complete:
-            self._parser = httptools.HttpResponseParser(self)  # which would wait for the body that is described
+            self._parser = _response_parser(self)  # which would wait for the body that is described
             self._is_complete = True
         if not self._is_complete:
             return False
@@ -229,10 +234,24 @@ class AnswerReader:
         self._is_complete = self._is_final
 
 
+def _request_parser(events: RequestReader) -> "HttpRequestParser":
+    import httptools
+
+    return httptools.HttpRequestParser(events)
+
+
+def _response_parser(events: AnswerReader) -> "HttpResponseParser":
+    import httptools
+
+    return httptools.HttpResponseParser(events)
+
+
 def _plain_target(url: bytes) -> bytes:
     """The path and query of a request's target."""
     if url.startswith(b"/") and b"#" not in url:
         return url
+    import httptools
+
     parsed = httptools.parse_url(url)
     path = parsed.path or b"/"
     return path if parsed.query is None else path + b"?" + parsed.query
