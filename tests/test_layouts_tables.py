@@ -6,9 +6,10 @@ import pytest
 
 from edgeclip_bench.quality.layouts import LAYOUTS
 from tests.captioned_images import captions, read
+from tests.conftest import DATA
 from tests.layout_files import refusal, write_images, write_lines
 
-ROOT = Path(__file__).parent.parent
+ROOT = DATA.parents[1]
 
 
 @pytest.mark.parametrize("column", ["text", "caption", "captions", "texts", "description"])

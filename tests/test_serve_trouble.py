@@ -123,7 +123,7 @@ def test_a_bug_is_500_in_shape(bundle: Path, troubled: Troubled, caplog: pytest.
         del troubled.tokenize
     assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
     told = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
-    assert len(told) == 1 and told[0].startswith("a request failed: ZeroDivisionError at test_serve_trouble.py:")
+    assert len(told) == 1 and told[0].startswith(f"a request failed: ZeroDivisionError at {Path(__file__).name}:")
     assert not any(word in answer.text + told[0] for word in ("my-secret", "/some/where"))
 
 

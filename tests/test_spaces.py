@@ -59,16 +59,16 @@ def test_another_byte_in_any_module_is_another_hash(packages: Path) -> None:
 
 
 def test_a_module_more_less_or_renamed_is_another_hash(packages: Path) -> None:
-    module, renamed = packages / "edgeclip" / "batch_policy.py", packages / "edgeclip" / "serve" / "batch_policy.py"
+    module, renamed = packages / "edgeclip" / "encoder.py", packages / "edgeclip" / "serve" / "encoder.py"
     hashes = {hash_copy(packages)}
     module.rename(renamed)
     hashes.add(hash_copy(packages))
     shutil.copyfile(renamed, module)
     hashes.add(hash_copy(packages))
     renamed.unlink()
-    (packages / "edgeclip" / "batch_policy.so").write_bytes(b"found before batch_policy.py")
+    (packages / "edgeclip" / "encoder.so").write_bytes(b"found before encoder.py")
     hashes.add(hash_copy(packages))
-    (packages / "edgeclip" / "batch_policy.so").unlink()
+    (packages / "edgeclip" / "encoder.so").unlink()
     assert len(hashes) == 4
 
 
