@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from edgeclip.errors import InputError
-from edgeclip.images import decode_image
+from edgeclip.inputs.images import decode_image
 
 IMAGES = Path(__file__).parent / "data" / "images"
 FILES = sorted(path.name for path in IMAGES.iterdir() if path.suffix in (".png", ".jpg"))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip.batch_policy import BatchPolicy
+from edgeclip.engine.batch_policy import BatchPolicy
 from edgeclip.serve.lanes import Lane, LaneLimits
 
 Vectors = NDArray[np.float32]

@@ -6,7 +6,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edgeclip.alignment import PAGE_BYTES, align_weights
+from edgeclip.engine.prepack.page_alignment import PAGE_BYTES, align_weights
 
 # Two weights, the first with a packed copy of two buffers, one behind the other as onnxruntime writes them.
 CONTENT = bytes(range(200)) + b"copy" * 30 + b"sums" * 5 + bytes(range(64))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeclip.batch_policy import (
+from edgeclip.encoder import Encoder
+from edgeclip.engine.batch_policy import (
     CAPTURED_IMAGES,
     CAPTURED_TOKENS,
     CPU_IMAGES,
@@ -25,14 +26,13 @@ from edgeclip.batch_policy import (
     is_oversized,
     slot_rows,
 )
-from edgeclip.devices import PROVIDERS, Device
-from edgeclip.encoder import Encoder
+from edgeclip.engine.devices import PROVIDERS, Device
+from edgeclip.engine.session import TowerSession
 from edgeclip.errors import InputError
 from edgeclip.manifest import Manifest, TowerName
 from edgeclip.serve.app import lane_policy
 from edgeclip.serve.forming import FairQueue
 from edgeclip.serve.settings import Settings
-from edgeclip.session import TowerSession
 from edgeclip.triton import model_config
 from tests.triton_config import pairs, parse
 
@@ -156,7 +156,7 @@ def test_every_device_has_a_bounded_batch_for_every_shape(kind: str, purpose: Pu
 
 @pytest.mark.parametrize("purpose", PURPOSES)
 def test_a_batch_on_cuda_fits_a_slot(purpose: Purpose, manifest: Manifest) -> None:
-    """So `edgeclip.binding` need not cut it. Triton has no slots."""
+    """So `edgeclip.engine.cuda.bound_runs` need not cut it. Triton has no slots."""
     policy = BatchPolicy.choose("cuda", manifest, purpose)
     if purpose != "uniform":
         for length in range(2, 8193):

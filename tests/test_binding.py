@@ -14,9 +14,9 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from edgeclip import binding
-from edgeclip.batch_policy import Shape
-from edgeclip.binding import BoundTower, CaptureGate, HostMemory
+from edgeclip.engine.batch_policy import Shape
+from edgeclip.engine.cuda import bound_runs as binding
+from edgeclip.engine.cuda.bound_runs import BoundTower, CaptureGate, HostMemory
 
 # The same texts in other batches; measured 0 to 3e-7.
 SAME = 5e-6

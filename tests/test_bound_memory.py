@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeclip.memory import BOUNDS, is_glibc, wanted_bounds
+from edgeclip.host.malloc_bounds import BOUNDS, is_glibc, wanted_bounds
 from tests.command import Captured, run
 from tests.conftest import DATA
 
@@ -18,7 +18,7 @@ PHOTO = DATA / "images" / "gray.jpg"
 # number of heaps.
 CHURN = """
 import ctypes, os, re, sys, threading
-from edgeclip.memory import bound_memory
+from edgeclip.host.malloc_bounds import bound_memory
 
 if sys.argv[1] == "bounded":
     assert len(bound_memory(os.environ)) == 4
@@ -46,7 +46,7 @@ print(len(heaps), int(open("/proc/self/statm").read().split()[1]) * os.sysconf("
 # Pillow is told before it is imported or after; what it keeps of a freed image of 64 MB and takes for the next.
 BLOCKS = """
 import os, sys
-from edgeclip.memory import bound_memory
+from edgeclip.host.malloc_bounds import bound_memory
 
 if sys.argv[1] == "after":
     from PIL import Image
@@ -92,7 +92,7 @@ def test_what_threads_freed_goes_back(tmp_path: Path) -> None:
 def test_what_is_free_below_something_that_stays_is_given_back() -> None:
     """40 MB in blocks of 100 kB, of which the last and each hundredth stay."""
     script = (
-        "import os; from edgeclip.memory import bound_memory, trim; bound_memory(os.environ)\n"
+        "import os; from edgeclip.host.malloc_bounds import bound_memory, trim; bound_memory(os.environ)\n"
         "def mb(): return int(open('/proc/self/statm').read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6\n"
         "blocks = [b'x' * size for size in [100_000] * 400]\n"
         "blocks = blocks[::100] + blocks[-1:]; kept = mb(); trim(); print(kept - mb())"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edgeclip import Encoder
-from edgeclip.bundle import open_manifest, verify_hash, verify_hashes
+from edgeclip.bundle.files import open_manifest, verify_hash, verify_hashes
 from edgeclip.errors import BundleError
 from edgeclip.manifest import MANIFEST_NAME, Manifest
 from tests.damage import flip_byte, reseal

@@ -12,8 +12,8 @@ from PIL import Image
 from edgeclip import InputError, Manifest, TruncationWarning
 from edgeclip.cli import calibration
 from edgeclip.cli.calibration import read_samples
-from edgeclip.jina_clip import preprocess_image
-from edgeclip.tokenization import TextTokenizer
+from edgeclip.families.jina_clip import preprocess_image
+from edgeclip.inputs.tokenization import TextTokenizer
 from edgeclip_quant.samples import Samples
 from tests.damage import reseal
 from tests.layout_files import write_images, write_lines

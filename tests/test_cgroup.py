@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeclip.cgroup import cpu_quota, memory_limit
+from edgeclip.host.cgroup import cpu_quota, memory_limit
 
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = (

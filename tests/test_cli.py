@@ -14,8 +14,8 @@ import pytest
 from edgeclip import BundleError, Manifest
 from edgeclip.cli import main
 from edgeclip.cli.format import format_bytes, format_table
-from edgeclip.devices import DEVICES
-from edgeclip.installation import install_command
+from edgeclip.engine.devices import DEVICES
+from edgeclip.host.installation import install_command
 from tests.command import NEEDS_SHELL, Captured, refusal, run, run_process, run_shell
 from tests.conftest import CHECKPOINT
 from tests.damage import flip_byte, replace_graph, reseal

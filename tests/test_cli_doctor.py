@@ -7,9 +7,9 @@ import pytest
 
 from edgeclip.cli import doctor
 from edgeclip.cli.doctor import format_report
-from edgeclip.doctor import Provider, diagnose
-from edgeclip.installation import install_command
-from edgeclip.machine import parse_cpuinfo, read_facts
+from edgeclip.doctor.diagnosis import Provider, diagnose
+from edgeclip.doctor.environment import parse_cpuinfo, read_facts
+from edgeclip.host.installation import install_command
 from tests.command import Captured, run
 from tests.test_doctor import SOUND
 

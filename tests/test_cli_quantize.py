@@ -17,7 +17,7 @@ from PIL import Image
 from edgeclip import Manifest
 from edgeclip.cli import main
 from edgeclip.cli.recipe_table import format_recipes
-from edgeclip.installation import install_command
+from edgeclip.host.installation import install_command
 from edgeclip.manifest import TOWERS, Target
 from edgeclip_quant.budget import parse_budget
 from edgeclip_quant.choice import front, pick

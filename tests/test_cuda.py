@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeclip import cuda
-from edgeclip.cuda import CudaStream
+from edgeclip.engine.cuda import cudart as cuda
+from edgeclip.engine.cuda.cudart import CudaStream
 from edgeclip.errors import DeviceError
 
 COMPILER = shutil.which("cc")

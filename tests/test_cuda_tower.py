@@ -6,8 +6,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from edgeclip.binding import HostMemory
-from edgeclip.cuda_tower import CudaLane, CudaTower, Run
+from edgeclip.engine.cuda.bound_runs import HostMemory
+from edgeclip.engine.cuda.cuda_session import CudaLane, CudaTower, Run
 from edgeclip.errors import BundleError
 from edgeclip.manifest import Manifest, Target, TowerName
 
@@ -17,7 +17,7 @@ OPENED: list[Path] = []
 
 
 def open_lane(path: Path, tower: TowerName, *, captures: bool = True) -> CudaLane:
-    """As `edgeclip.session` does it."""
+    """As `edgeclip.engine.session` does it."""
     cuda = CudaTower(path, tower, HostMemory(), captures=captures)
     options = onnxruntime.SessionOptions()
     for entry in cuda.entries:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from edgeclip.bundle import verify_hashes
+from edgeclip.bundle.files import verify_hashes
 from edgeclip.manifest import Manifest, Target
 from edgeclip_bench.quality import damage
 from edgeclip_bench.quality.against import compare

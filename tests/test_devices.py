@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeclip.devices import DEVICES, Device, check_index, check_unit, choose_device, usable_cpus
+from edgeclip.engine.devices import DEVICES, Device, check_index, check_unit, choose_device, usable_cpus
 from edgeclip.errors import DeviceError
-from edgeclip.installation import install_command
+from edgeclip.host.installation import install_command
 from edgeclip.manifest import Target
 from tests.test_cgroup import plant
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from edgeclip.doctor import Facts, Processor, Provider, diagnose
-from edgeclip.installation import install_command
-from edgeclip.nvidia import Driver
+from edgeclip.doctor.diagnosis import Facts, Processor, Provider, diagnose
+from edgeclip.host.installation import install_command
+from edgeclip.host.nvidia import Driver
 
 CPU = Provider(name="CPUExecutionProvider", error=None)
 CUDA = Provider(name="CUDAExecutionProvider", error=None)

@@ -240,7 +240,7 @@ def test_a_subfolder_that_cannot_be_read_is_said(bundle: Path, photos: Path, cap
 def test_heic_that_cannot_be_decoded_ends_it_before_the_first_picture(
     bundle: Path, photos: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeclip.images._known_formats", lambda: ["JPEG", "PNG"])
+    monkeypatch.setattr("edgeclip.inputs.images._known_formats", lambda: ["JPEG", "PNG"])
     (photos / "9").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     told = refusal("embed", bundle, "--images", photos, capsys=capsys)
     assert told.startswith(f"{photos}: 1 of its 8 images, e.g. 9, need pillow-heif: `pip install ")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeclip.engines import engine_folder
+from edgeclip.bundle.staging import stage_folder, stage_name
+from edgeclip.engine.tensorrt_cache import engine_folder
 from edgeclip.errors import DeviceError
-from edgeclip.staging import stage_folder, stage_name
 
 
 def names(root: Path) -> list[str]:

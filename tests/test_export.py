@@ -12,8 +12,8 @@ import pytest
 
 import edgeclip_export
 from edgeclip import BuildError, Encoder, Manifest
+from edgeclip.bundle.staging import stage_name
 from edgeclip.manifest import TARGETS, Target
-from edgeclip.staging import stage_name
 from edgeclip_export import bundle as bundle_module
 from edgeclip_export import export_checkpoint
 from tests.command import Captured, run

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from edgeclip.errors import BuildError, MissingExtraError
-from edgeclip.installation import install_command
+from edgeclip.host.installation import install_command
 from edgeclip_export.checkpoint import FILES
 from edgeclip_export.hub import PINNED, _explain, fetch_checkpoint, is_hub_id
 from tests.fake_hub import COMMIT, NEXT_COMMIT, REPO, WANTED, FakeHub, forget_huggingface_hub

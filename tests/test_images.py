@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from edgeclip.errors import MissingExtraError
-from edgeclip.images import decode_image, is_image
-from edgeclip.installation import install_command
+from edgeclip.host.installation import install_command
+from edgeclip.inputs.images import decode_image, is_image
 from tests.image_inputs import FILES, IMAGES, PIXELS, PNG, data_uri, encoded, pillow_limit, refusal
 
 

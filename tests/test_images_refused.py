@@ -15,9 +15,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgeclip import images
 from edgeclip.errors import InputError
-from edgeclip.images import decode_image
+from edgeclip.inputs import images
+from edgeclip.inputs.images import decode_image
 from tests.image_inputs import FILES, IMAGES, PNG, data_uri, encoded, refusal
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgeclip.installation import format_command, install_command
+from edgeclip.host.installation import format_command, install_command
 from tests.conftest import DATA
 from tests.test_imports import ALL
 

@@ -14,8 +14,8 @@ import onnxruntime
 import pytest
 
 from edgeclip import Encoder, InputError
-from edgeclip.binding import BoundTower, HostMemory
-from edgeclip.devices import Device
+from edgeclip.engine.cuda.bound_runs import BoundTower, HostMemory
+from edgeclip.engine.devices import Device
 from edgeclip.manifest import Manifest
 from tests.command import run_process
 from tests.conftest import DATA

@@ -19,10 +19,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgeclip import jina_clip
 from edgeclip.errors import InputError, MissingExtraError
-from edgeclip.installation import install_command
-from edgeclip.jina_clip import normalize_pixels, preprocess_image, prompt, resized_size
+from edgeclip.families import jina_clip
+from edgeclip.families.jina_clip import normalize_pixels, preprocess_image, prompt, resized_size
+from edgeclip.host.installation import install_command
 from edgeclip.manifest import ImageFacts, Interpolation, ResizeMode
 
 IMAGES = Path(__file__).parent / "data" / "images"
@@ -270,5 +270,5 @@ def test_an_unknown_task_lists_the_known_ones() -> None:
 
 
 def test_importing_loads_no_pillow() -> None:
-    code = "import sys, edgeclip.jina_clip; sys.exit('PIL' in sys.modules)"
+    code = "import sys, edgeclip.families.jina_clip; sys.exit('PIL' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from edgeclip import Encoder
+from edgeclip.bundle.linked_weights import give_linked_weights
 from edgeclip.cli import main
+from edgeclip.engine.session import import_onnxruntime
 from edgeclip.errors import BundleError
-from edgeclip.linked_weights import give_linked_weights
-from edgeclip.session import import_onnxruntime
 
 TEXTS = ["a red bicycle", "海滩上美丽的日落"]
 PIXELS = np.random.default_rng(5).integers(0, 256, (1, 40, 30, 3), dtype=np.uint8)

@@ -18,7 +18,7 @@ import pytest
 
 from edgeclip import Encoder, Manifest
 from edgeclip.errors import InputError, TruncationWarning
-from edgeclip.installation import install_command
+from edgeclip.host.installation import install_command
 from edgeclip_bench.mteb_model import BundleModel, describe, find_tasks, main, score_tasks
 from tests.mteb_tasks import (
     BODIES,

@@ -7,10 +7,10 @@ import onnxruntime
 import pytest
 
 from edgeclip import Encoder
-from edgeclip.devices import Device
+from edgeclip.engine.devices import Device
+from edgeclip.engine.session import TowerSession
 from edgeclip.errors import DeviceError
 from edgeclip.manifest import Target
-from edgeclip.session import TowerSession
 from edgeclip_quant import quantize_bundle
 from tests.conftest import DATA
 

@@ -14,9 +14,9 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeclip import Encoder, Manifest
-from edgeclip.jina_clip import preprocess_image
+from edgeclip.families.jina_clip import preprocess_image
+from edgeclip.inputs.tokenization import TextTokenizer
 from edgeclip.manifest import TOWERS, TowerName
-from edgeclip.tokenization import TextTokenizer
 from edgeclip_bench.rival_recipes import Material, prepare
 from edgeclip_bench.rival_results import closeness
 from edgeclip_bench.rival_runs import Contender, feed, open_run

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from edgeclip import Encoder
+from edgeclip.engine.unit_vectors import LENGTH_TOLERANCE
 from edgeclip.errors import BundleError
-from edgeclip.vectors import LENGTH_TOLERANCE
 
 TEXTS = ["a red bicycle", "海滩上美丽的日落", "ein rotes Fahrrad im Regen"]
 PIXELS = np.random.default_rng(5).integers(0, 256, (2, 40, 30, 3), dtype=np.uint8)
@@ -149,7 +149,7 @@ def test_what_was_only_touched_or_linked_is_read_once_and_goes_on(
     copied_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    from edgeclip import watched_files
+    from edgeclip.bundle import watched_files
 
     verify = watched_files.verify_hash
     with Encoder.open(copied_bundle, device="cpu") as encoder:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from edgeclip.batch_policy import BatchPolicy
-from edgeclip.pipeline import Pixels, count_slots, stage_images
+from edgeclip.engine.batch_policy import BatchPolicy
+from edgeclip.inputs.prefetch import Pixels, count_slots, stage_images
 
 SHAPE = (2, 3, 3)
 ONE_IMAGE = BatchPolicy(tokens=1, images=1)

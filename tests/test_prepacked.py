@@ -17,10 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeclip import Encoder
-from edgeclip.alignment import align_weights
-from edgeclip.errors import BuildError
-from edgeclip.packing import find_packings
-from edgeclip.prepacked import (
+from edgeclip.engine.prepack.packed_weights import (
     PackedFacts,
     count_packed,
     find_packed,
@@ -29,8 +26,11 @@ from edgeclip.prepacked import (
     read_processor,
     remove_packed,
 )
-from edgeclip.providers import Plan
-from edgeclip.session import import_onnxruntime
+from edgeclip.engine.prepack.packing import find_packings
+from edgeclip.engine.prepack.page_alignment import align_weights
+from edgeclip.engine.providers import Plan
+from edgeclip.engine.session import import_onnxruntime
+from edgeclip.errors import BuildError
 from tests.command import NEEDS_SHELL, Captured, refusal, run, run_shell
 
 FACTS = PackedFacts(files=("a" * 64, "b" * 64), onnxruntime="1.31.1", processor="fpu sse", plan=Plan(providers=()))
@@ -189,7 +189,7 @@ def test_packed_weights_that_do_not_open_are_not_kept(
         align_weights(graph, weights)
         graph.write_bytes(spoil(graph.read_bytes()))
 
-    monkeypatch.setattr("edgeclip.packing.align_weights", align)
+    monkeypatch.setattr("edgeclip.engine.prepack.packing.align_weights", align)
     told = refusal_after_words("prepack", bundle, capsys=capsys)
     assert told.startswith("edgeclip: the vision tower's packed weights do not run (") and "nothing was kept" in told
     assert folders(cache) == []

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeclip.probe import find_reason, probe_provider, run_product
+from edgeclip.doctor.probe import find_reason, probe_provider, run_product
 
 
 def test_the_cpu_runs() -> None:

@@ -15,9 +15,9 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeclip import Encoder
-from edgeclip.devices import Device
+from edgeclip.engine.devices import Device
+from edgeclip.engine.towers import _after_fork
 from edgeclip.errors import DeviceError, InputError
-from edgeclip.towers import _after_fork
 
 # The same work in another process. Measured: 0.
 SAME = 5e-6

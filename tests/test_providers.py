@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from edgeclip.devices import Device, Unit
+from edgeclip.engine.devices import Device, Unit
+from edgeclip.engine.providers import EngineFacts, Node, cache_root, cached_engines, check_nodes, plan_session
 from edgeclip.errors import DeviceError
 from edgeclip.manifest import Precision
-from edgeclip.providers import EngineFacts, Node, cache_root, cached_engines, check_nodes, plan_session
 
 CPU = Device(kind="cpu")
 CUDA = Device(kind="cuda", index=3)

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from onnx_ir.passes import PreconditionError
 
 from edgeclip import BuildError, Manifest
-from edgeclip.jina_clip import preprocess_image
+from edgeclip.families.jina_clip import preprocess_image
+from edgeclip.inputs.tokenization import TextTokenizer
 from edgeclip.manifest import TOWERS, Target, TowerName
-from edgeclip.tokenization import TextTokenizer
 from edgeclip_export import export_checkpoint
 from edgeclip_export.demo.dataset import write_dataset
 from edgeclip_quant import qdq

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from edgeclip import BuildError, Encoder, Manifest
+from edgeclip.bundle.selftest import run_selftest
 from edgeclip.manifest import PROOF_DATA, TOWERS, Measurement, Precision, Target, TowerName
-from edgeclip.selftest import run_selftest
 from edgeclip_export import export_checkpoint
 from edgeclip_export.demo.dataset import write_dataset
 from edgeclip_quant import proof, quantize_bundle

@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgeclip import resample
 from edgeclip.errors import InputError
+from edgeclip.inputs import resample
 from edgeclip.manifest import Interpolation
 
 METHODS: dict[Interpolation, Image.Resampling] = {

@@ -7,7 +7,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from edgeclip import Encoder, session
+from edgeclip import Encoder
+from edgeclip.engine import session
 from edgeclip.manifest import TOWERS, Manifest, TowerName
 from edgeclip_quant.proof import proof_samples
 from edgeclip_quant.running import answer, open_tower

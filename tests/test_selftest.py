@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from edgeclip import Encoder
+from edgeclip.bundle.selftest import TOLERANCE, least_cosine, repeat_proof, run_selftest
 from edgeclip.errors import BundleError, DeviceError, EdgeclipError, InputError
-from edgeclip.jina_clip import preprocess_image
+from edgeclip.families.jina_clip import preprocess_image
+from edgeclip.inputs.tokenization import TextTokenizer
 from edgeclip.manifest import TARGETS, Manifest, Target, TowerName
-from edgeclip.selftest import TOLERANCE, least_cosine, repeat_proof, run_selftest
-from edgeclip.tokenization import TextTokenizer
 from tests.damage import replace_graph, reseal
 
 DIM = 64

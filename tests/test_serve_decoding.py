@@ -311,7 +311,7 @@ def costly() -> dict[str, Callable[[], bytes]]:
 @pytest.mark.parametrize("name", costly())
 def test_a_decode_takes_no_more_memory_than_its_header_promised(name: str) -> None:
     """Measured; what Pillow needs to load a decoder is not the image's."""
-    from edgeclip.images import decode_image
+    from edgeclip.inputs.images import decode_image
 
     try:
         data = costly()[name]()

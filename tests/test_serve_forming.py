@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgeclip.batch_policy import BatchPolicy, Kind
+from edgeclip.engine.batch_policy import BatchPolicy, Kind
 from edgeclip.serve.forming import FairQueue
 
 

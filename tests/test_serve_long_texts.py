@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeclip import Encoder
-from edgeclip.batch_policy import BatchPolicy
-from edgeclip.devices import PROVIDERS
+from edgeclip.engine.batch_policy import BatchPolicy
+from edgeclip.engine.devices import PROVIDERS
 from edgeclip.errors import InputError
 from edgeclip.serve.app import create_app
 from edgeclip.serve.settings import Settings

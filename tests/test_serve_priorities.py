@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeclip.batch_policy import BatchPolicy
+from edgeclip.engine.batch_policy import BatchPolicy
 from edgeclip.manifest import TowerName
 from edgeclip.serve.lanes import Lane, LaneLimits
 from edgeclip.serve.priorities import LEAST_SHARE, MOST_SHARE, lower_this_thread, niceness_for

@@ -12,11 +12,11 @@ import onnxruntime
 import pytest
 
 from edgeclip import Encoder
-from edgeclip.binding import GATE
-from edgeclip.devices import Device
+from edgeclip.engine.cuda.bound_runs import GATE
+from edgeclip.engine.devices import Device
+from edgeclip.engine.session import TowerSession, import_onnxruntime
 from edgeclip.errors import BundleError, DeviceError, MissingExtraError
-from edgeclip.installation import install_command
-from edgeclip.session import TowerSession, import_onnxruntime
+from edgeclip.host.installation import install_command
 from tests.conftest import DATA
 from tests.damage import replace_graph
 
@@ -120,8 +120,8 @@ def test_a_session_has_the_threads_it_was_given(bundle: Path, threads: int) -> N
     """In a process of its own, where nothing else comes and goes; the caller is one of the threads."""
     program = """if True:
         import os, pathlib, sys
-        from edgeclip.devices import Device
-        from edgeclip.session import TowerSession, import_onnxruntime
+        from edgeclip.engine.devices import Device
+        from edgeclip.engine.session import TowerSession, import_onnxruntime
         import_onnxruntime()
         before = len(os.listdir("/proc/self/task"))
         session = TowerSession(pathlib.Path(sys.argv[1]), "text", Device(kind="cpu"), int(sys.argv[2]))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeclip.memory import is_glibc
+from edgeclip.host.malloc_bounds import is_glibc
 from edgeclip_bench.soak import FORMATS, SIDES_PX, Trend, find_trend, log_uniform, main, make_files
 
 MB = 1e6

@@ -14,8 +14,9 @@ import pytest
 import tokenizers
 from PIL import Image, features
 
-from edgeclip import Encoder, providers
-from edgeclip.devices import Device
+from edgeclip import Encoder
+from edgeclip.engine import providers
+from edgeclip.engine.devices import Device
 from edgeclip.manifest import TOWERS, Manifest
 from edgeclip_bench.quality import spaces
 from edgeclip_bench.quality.cache import EmbeddingCache, Space
@@ -98,7 +99,7 @@ def change_plan(patch: pytest.MonkeyPatch) -> None:
 
 def lose_vnni(patch: pytest.MonkeyPatch) -> None:
     """A processor of the same name whose integer GEMMs overflow."""
-    patch.setattr("edgeclip.session.adds_in_16_bits", lambda: True)
+    patch.setattr("edgeclip.engine.session.adds_in_16_bits", lambda: True)
 
 
 CHANGES: list[Callable[[pytest.MonkeyPatch], object]] = [

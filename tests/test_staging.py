@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from edgeclip import staging
-from edgeclip.staging import check_place, remove_left_behind, stage_folder, stage_name, staged
+from edgeclip.bundle import staging
+from edgeclip.bundle.staging import check_place, remove_left_behind, stage_folder, stage_name, staged
 
 needs_locks = pytest.mark.skipif(os.name != "posix", reason="folders have no locks")
 _WRITER = """if True:
     import sys, time
     from pathlib import Path
-    from edgeclip.staging import staged
+    from edgeclip.bundle.staging import staged
     with staged(Path(sys.argv[1]), 0) as stage:
         (stage / "text_model.onnx").write_bytes(b"half")
         print(stage.name, flush=True)

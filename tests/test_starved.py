@@ -21,7 +21,7 @@ _PROGRAM = """if True:
     import os, sys
     import numpy as np
     from edgeclip import Encoder
-    from edgeclip.session import import_onnxruntime
+    from edgeclip.engine.session import import_onnxruntime
     if sys.argv[3] == "one core":
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     import_onnxruntime()

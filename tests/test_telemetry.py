@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from edgeclip.host.telemetry import VARIABLE, disable_telemetry
 from edgeclip.manifest import Manifest
-from edgeclip.telemetry import VARIABLE, disable_telemetry
 from edgeclip.triton import readme
 from tests.test_deploy import DEPLOY
 from tests.test_imports import PACKAGES

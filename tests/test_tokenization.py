@@ -11,10 +11,10 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from edgeclip.devices import usable_cpus
+from edgeclip.engine.devices import usable_cpus
 from edgeclip.errors import BundleError, InputError
+from edgeclip.inputs.tokenization import TextTokenizer, TokenizedTexts, is_quick, slices
 from edgeclip.manifest import Manifest, TokenizerFacts
-from edgeclip.tokenization import TextTokenizer, TokenizedTexts, is_quick, slices
 from tests.conftest import CHECKPOINT, GOLDEN
 
 BOS, PAD, EOS = 0, 1, 2

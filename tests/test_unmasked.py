@@ -7,9 +7,9 @@ import onnx
 import onnxruntime
 import pytest
 
+from edgeclip.engine.cuda.maskless_graph import without_mask
 from edgeclip.errors import BundleError
 from edgeclip.manifest import Manifest, Target
-from edgeclip.unmasked import without_mask
 
 IDS = np.array([[0, 5, 6, 7, 2], [0, 8, 9, 10, 2]])
 

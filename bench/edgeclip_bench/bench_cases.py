@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeclip.errors import InputError, MissingExtraError
-from edgeclip.installation import install_command
+from edgeclip.host.installation import install_command
 from edgeclip.manifest import TOWERS, TokenizerFacts, TowerName
 from edgeclip_bench.scenarios import MULTI_STREAM_SAMPLES, SCENARIOS, Scenario
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip import Encoder, Manifest
-from edgeclip.devices import usable_cpus
+from edgeclip.engine.devices import usable_cpus
 from edgeclip.errors import BuildError, InputError
 from edgeclip.manifest import TOWERS
 from edgeclip_bench.bench_cases import Case, Plan, cases_for, check_lengths, make_image, make_text, offline_size

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip import Encoder
-from edgeclip.bundle import open_manifest
-from edgeclip.cuda_tower import CUDA_WAYS, CudaWay
-from edgeclip.devices import Device, usable_cpus
+from edgeclip.bundle.files import open_manifest
+from edgeclip.bundle.selftest import repeat_proof, run_selftest
+from edgeclip.engine.cuda.cuda_session import CUDA_WAYS, CudaWay
+from edgeclip.engine.devices import Device, usable_cpus
+from edgeclip.engine.session import TowerSession
 from edgeclip.errors import EdgeclipError
 from edgeclip.manifest import TOWERS, TowerName
-from edgeclip.selftest import repeat_proof, run_selftest
-from edgeclip.session import TowerSession
 from edgeclip_bench.percentiles import summarize
 
 Note = Callable[[dict[str, Any]], None]
@@ -293,7 +293,7 @@ def _memory(setup: Setup) -> dict[str, float]:
 
     found = {"resident_bytes": float(psutil.Process().memory_info().rss)}
     if setup.device == "cuda":
-        from edgeclip.cuda import CudaStream
+        from edgeclip.engine.cuda.cudart import CudaStream
 
         free, total = CudaStream(0).memory()
         found["gpu_bytes"] = float(total - free)

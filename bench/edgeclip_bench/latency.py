@@ -32,10 +32,10 @@ from numpy.typing import NDArray
 
 from edgeclip import Manifest
 from edgeclip.cli.format import format_bytes, format_table
-from edgeclip.devices import Device, usable_cpus
-from edgeclip.jina_clip import normalize_pixels
+from edgeclip.engine.devices import Device, usable_cpus
+from edgeclip.engine.session import TowerSession
+from edgeclip.families.jina_clip import normalize_pixels
 from edgeclip.manifest import TOWERS, ImageFacts, TowerName
-from edgeclip.session import TowerSession
 from edgeclip_bench.machine import machine as hardware
 from edgeclip_bench.plain import load_plain_text, load_plain_vision
 from edgeclip_export.tracing import OPSET

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 
-from edgeclip.devices import usable_cpus
+from edgeclip.engine.devices import usable_cpus
 
 
 def machine() -> dict[str, str | int]:

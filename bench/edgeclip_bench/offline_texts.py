@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip import Encoder
-from edgeclip.batch_policy import CPU_TOKENS, BatchPolicy, TextBatch
 from edgeclip.cli.format import format_table
+from edgeclip.engine.batch_policy import CPU_TOKENS, BatchPolicy, TextBatch
 from edgeclip_bench.machine import machine
 
 BENCHMARK = "edgeclip_bench.offline_texts"

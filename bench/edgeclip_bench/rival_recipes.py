@@ -26,9 +26,9 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from edgeclip import Manifest
-from edgeclip.jina_clip import normalize_pixels
+from edgeclip.bundle.staging import file_facts, staged
+from edgeclip.families.jina_clip import normalize_pixels
 from edgeclip.manifest import TOWERS, TowerName
-from edgeclip.staging import file_facts, staged
 from edgeclip_quant.samples import made_up_samples
 
 # What opens a graph, and how (`edgeclip_bench.rival_runs`).

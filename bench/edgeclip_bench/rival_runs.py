@@ -18,10 +18,10 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from edgeclip.devices import Device
-from edgeclip.jina_clip import normalize_pixels
+from edgeclip.engine.devices import Device
+from edgeclip.engine.session import TowerSession
+from edgeclip.families.jina_clip import normalize_pixels
 from edgeclip.manifest import ImageFacts, TowerName
-from edgeclip.session import TowerSession
 from edgeclip_bench.rival_recipes import Engine, LeftOut, first_line
 
 Run = Callable[[NDArray[Any]], NDArray[np.float32]]

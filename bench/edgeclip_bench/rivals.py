@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip import Manifest
-from edgeclip.devices import usable_cpus
+from edgeclip.engine.devices import usable_cpus
 from edgeclip.errors import EdgeclipError, InputError
 from edgeclip.manifest import TOWERS, ImageFacts, TowerName
 from edgeclip.progress import ProgressBar, is_wanted

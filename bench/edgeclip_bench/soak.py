@@ -7,8 +7,8 @@ Texts have 2 to 512 tokens, as many between 2 and 4 as between 256 and 512, and 
 of 32 to 4000 pixels a side in five formats, 1 to 4 at a time. With --to-the-limit one call in a hundred has a text
 that the model must cut. The first fifth is warm-up: every buffer and every kernel has been used then.
 
-What malloc and Pillow keep is bounded (`edgeclip.memory`), as a process that decodes for long should have it, and the
-JSON says how; --unbounded leaves them as they come.
+What malloc and Pillow keep is bounded (`edgeclip.host.malloc_bounds`), as a process that decodes for long should have
+it, and the JSON says how; --unbounded leaves them as they come.
 
 The verdict comes from the rest, cut into windows: a line through their medians, and the interval that holds its slope
 with 95 % certainty. Medians, for a text of 8192 tokens takes 100 MB while it computes, and how many such moments a
@@ -35,7 +35,7 @@ import numpy as np
 from scipy.stats import linregress, t
 
 from edgeclip import Encoder, TruncationWarning
-from edgeclip.memory import bound_memory
+from edgeclip.host.malloc_bounds import bound_memory
 from edgeclip_bench.machine import machine
 from edgeclip_bench.memory import gpu_bytes, peak_bytes, reset_peak, resident_bytes
 

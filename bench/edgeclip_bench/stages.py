@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.encoder import Encoder
-from edgeclip.images import decode_image
+from edgeclip.inputs.images import decode_image
 from edgeclip.manifest import TowerName
 
 STAGES = ("read", "decode", "resize", "tokenise", "queue", "host_to_device", "compute", "device_to_host")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeclip.jina_clip import normalize_pixels
+from edgeclip.families.jina_clip import normalize_pixels
 from edgeclip.manifest import ImageFacts, TowerName
 from edgeclip_bench.plain import PlainTextTower, PlainVisionTower, load_plain_text, load_plain_vision
 from edgeclip_export.checkpoint import CONFIG, read_json

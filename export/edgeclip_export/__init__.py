@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeclip.installation import missing_package
+from edgeclip.host.installation import missing_package
 from edgeclip.manifest import Manifest, Target
 
 

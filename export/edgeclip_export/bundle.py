@@ -13,6 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from edgeclip.bundle.staging import file_facts, staged
 from edgeclip.errors import BuildError, CheckpointWarning
 from edgeclip.manifest import (
     MANIFEST_NAME,
@@ -26,7 +27,6 @@ from edgeclip.manifest import (
     TowerFacts,
     TowerName,
 )
-from edgeclip.staging import file_facts, staged
 from edgeclip_export.checkpoint import CONFIG, TOKENIZER, Checkpoint, read_json
 from edgeclip_export.jina_clip import FAMILY
 from edgeclip_export.jina_clip.config import JinaClipConfig, parse_config

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeclip.errors import BuildError, MissingExtraError
-from edgeclip.installation import install_command
+from edgeclip.host.installation import install_command
 from edgeclip_export.checkpoint import (
     CONFIG,
     FILES,

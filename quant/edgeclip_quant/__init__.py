@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeclip.bundle.staging import check_place
 from edgeclip.errors import BuildError
-from edgeclip.installation import missing_package
+from edgeclip.host.installation import missing_package
 from edgeclip.manifest import TOWERS, Manifest, Precision
-from edgeclip.staging import check_place
 
 if TYPE_CHECKING:
     from edgeclip_quant.budget import Budget

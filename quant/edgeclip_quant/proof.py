@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip.devices import usable_cpus
+from edgeclip.engine.devices import usable_cpus
 from edgeclip.errors import BuildError
 from edgeclip.manifest import (
     PROOF_DATA,

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnxruntime
 from onnx_ir.passes import InvariantError, PassError
 
+from edgeclip.bundle.staging import file_facts, staged
 from edgeclip.errors import BuildError
 from edgeclip.manifest import (
     MANIFEST_NAME,
@@ -25,7 +26,6 @@ from edgeclip.manifest import (
     TowerFacts,
     TowerName,
 )
-from edgeclip.staging import file_facts, staged
 from edgeclip_quant.budget import Budget, judge
 from edgeclip_quant.calibration import observe
 from edgeclip_quant.half import narrow_to_half

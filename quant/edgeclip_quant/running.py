@@ -8,9 +8,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgeclip.devices import Device, usable_cpus
+from edgeclip.engine.devices import Device, usable_cpus
+from edgeclip.engine.session import plan_tower
 from edgeclip.errors import BuildError
-from edgeclip.session import plan_tower
 from edgeclip_quant.samples import Batches
 
 Run = Callable[[NDArray[Any]], NDArray[np.float32]]

@@ -26,9 +26,9 @@ from edgeclip.errors import (
     UnprovedWarning,
     WrongVectorsError,
 )
-from edgeclip.image_stream import EncodedImages, SkippedImage
+from edgeclip.host.telemetry import disable_telemetry
+from edgeclip.inputs.image_stream import EncodedImages, SkippedImage
 from edgeclip.manifest import Manifest
-from edgeclip.telemetry import disable_telemetry
 
 __version__ = "0.1.0"
 

@@ -18,22 +18,22 @@ from typing import Any, Literal, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip.batch_policy import BatchPolicy
-from edgeclip.bundle import find_folder, open_manifest, unproved
-from edgeclip.devices import Device, choose_device, usable_cpus
+from edgeclip.bundle.files import find_folder, open_manifest, unproved
+from edgeclip.bundle.selftest import run_selftest
+from edgeclip.engine.batch_policy import BatchPolicy
+from edgeclip.engine.devices import Device, choose_device, usable_cpus
+from edgeclip.engine.providers import Plan
+from edgeclip.engine.session import TowerSession, import_onnxruntime, plan_tower
+from edgeclip.engine.towers import Towers
+from edgeclip.engine.unit_vectors import Vectors
 from edgeclip.errors import InputError, TruncationWarning, UnprovedWarning
-from edgeclip.image_stream import EncodedImages, OnError, SkippedImage, check_on_error, stream_images
-from edgeclip.images import ImageInput, is_image
-from edgeclip.inputs import check_batch_size, check_images, check_texts, check_truncate_dim
-from edgeclip.jina_clip import preprocess_image, prompt
+from edgeclip.families.jina_clip import preprocess_image, prompt
+from edgeclip.inputs.checks import check_batch_size, check_images, check_texts, check_truncate_dim
+from edgeclip.inputs.image_stream import EncodedImages, OnError, SkippedImage, check_on_error, stream_images
+from edgeclip.inputs.images import ImageInput, is_image
+from edgeclip.inputs.tokenization import TokenizedTexts, check_max_length
 from edgeclip.manifest import TOWERS, Manifest, TowerName
 from edgeclip.progress import ProgressBar, is_wanted
-from edgeclip.providers import Plan
-from edgeclip.selftest import run_selftest
-from edgeclip.session import TowerSession, import_onnxruntime, plan_tower
-from edgeclip.tokenization import TokenizedTexts, check_max_length
-from edgeclip.towers import Towers
-from edgeclip.vectors import Vectors
 
 _MOST_THREADS = 1024
 
@@ -70,9 +70,9 @@ class Encoder:
         decode images beside the tower's. A tower that is narrowed without a proof of what it cost is an
         UnprovedWarning.
 
-        `selftest` encodes the bundle's self-test before anything else (`edgeclip.selftest.run_selftest`). None does
-        so on every device but the CPU: drivers and compiled kernels go wrong in silence, and a GPU is quick to ask,
-        while a CPU would load both towers and compute two images first, seconds for whoever wants one text.
+        `selftest` encodes the bundle's self-test before anything else (`edgeclip.bundle.selftest.run_selftest`). None
+        does so on every device but the CPU: drivers and compiled kernels go wrong in silence, and a GPU is quick to
+        ask, while a CPU would load both towers and compute two images first, seconds for whoever wants one text.
 
         Raises BundleError for a folder that holds no complete bundle, DeviceError for a device that is unknown, not
         there or answers wrongly, MissingExtraError without onnxruntime, InputError for bad threads or selftest.

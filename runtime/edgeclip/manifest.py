@@ -2,7 +2,7 @@
 
 It is written last, so a bundle that has a manifest is complete, and read first, into frozen
 dataclasses that refuse what they do not know: a typo, a missing fact or a newer schema is a clear
-BundleError instead of a wrong vector later. Checking the files themselves is `edgeclip.bundle`'s
+BundleError instead of a wrong vector later. Checking the files themselves is `edgeclip.bundle.files`'s
 work.
 """
 

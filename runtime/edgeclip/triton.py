@@ -17,11 +17,11 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from edgeclip.batch_policy import BatchPolicy
-from edgeclip.bundle import open_manifest, verify_hash
+from edgeclip.bundle.files import open_manifest, verify_hash
+from edgeclip.bundle.staging import staged
+from edgeclip.engine.batch_policy import BatchPolicy
 from edgeclip.errors import BundleError, InputError
 from edgeclip.manifest import MANIFEST_NAME, TOWERS, Manifest, Precision, Target, TowerName
-from edgeclip.staging import staged
 
 # The oldest onnxruntime that loaded and ran such graphs of the small trained model, of those tried: 1.20.1, 1.22.1,
 # 1.23.2, 1.24.1, 1.25.0, 1.26.0 and 1.31.1, all with the CPU provider.

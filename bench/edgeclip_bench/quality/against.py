@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgeclip import Encoder, InputError, TruncationWarning
-from edgeclip.bundle import open_manifest
+from edgeclip.bundle.files import open_manifest
 from edgeclip.manifest import TowerName
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip_bench.quality.datasets import Data, ImageTextData, StsData, TextRetrievalData

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgeclip.errors import InputError
-from edgeclip.image_folder import holds_image, list_images
+from edgeclip.inputs.image_folder import holds_image, list_images
 from edgeclip_bench.quality.datasets import ClassificationData
 from edgeclip_bench.quality.image_files import tell_left_out
 from edgeclip_bench.quality.records import list_folder, read_lines

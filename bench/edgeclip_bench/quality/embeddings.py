@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip import Encoder, InputError, Manifest
-from edgeclip.bundle import verify_hash
-from edgeclip.jina_clip import prompt
+from edgeclip.bundle.files import verify_hash
+from edgeclip.families.jina_clip import prompt
+from edgeclip.inputs.truncation import counting_cut_texts
 from edgeclip.manifest import TOWERS, FileFacts, TowerName
 from edgeclip.progress import ProgressBar, is_wanted
-from edgeclip.truncation import counting_cut_texts
 from edgeclip_bench.quality.cache import EmbeddingCache, Entry, Space
 from edgeclip_bench.quality.spaces import space_of
 

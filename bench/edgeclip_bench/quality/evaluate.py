@@ -19,7 +19,7 @@ import PIL
 import tokenizers
 
 from edgeclip import Encoder, InputError, Manifest, TruncationWarning, __version__
-from edgeclip.jina_clip import prompt
+from edgeclip.families.jina_clip import prompt
 from edgeclip.manifest import TOWERS
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip_bench.machine import machine

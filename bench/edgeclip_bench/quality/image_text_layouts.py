@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeclip.errors import InputError
-from edgeclip.image_folder import Found, list_images
+from edgeclip.inputs.image_folder import Found, list_images
 from edgeclip_bench.quality.datasets import Caption, ImageTextData
 from edgeclip_bench.quality.image_files import ImageFinder, quote, tell_left_out
 from edgeclip_bench.quality.records import (

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from edgeclip.errors import InputError
-from edgeclip.image_folder import holds_image
+from edgeclip.inputs.image_folder import holds_image
 from edgeclip_bench.quality.caption_tables import caption_tables, is_caption_table, read_caption_table
 from edgeclip_bench.quality.class_folders import is_class_folders, read_class_folders
 from edgeclip_bench.quality.datasets import Data

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from edgeclip.errors import InputError
-from edgeclip.image_folder import is_system_name
+from edgeclip.inputs.image_folder import is_system_name
 
 # A line of a file that holds none would fill the memory, and gzip makes such a file of a few megabytes.
 LONGEST_LINE_BYTES = 64 << 20
@@ -87,7 +87,7 @@ def read_head(path: Path, size_bytes: int) -> bytes:
 
 
 def list_folder(folder: Path) -> list[Path]:
-    """What is in the folder, by name, without what is hidden or a system's own (`edgeclip.image_folder`)."""
+    """What is in the folder, by name, without what is hidden or a system's own (`edgeclip.inputs.image_folder`)."""
     try:
         return sorted(path for path in folder.iterdir() if not is_system_name(path.name))
     except OSError as error:

@@ -25,9 +25,9 @@ import tokenizers
 from PIL import Image, features
 
 from edgeclip import Encoder
+from edgeclip.engine.prepack.packed_weights import read_processor
+from edgeclip.host.nvidia import cuda_version, cudnn_version, read_driver, tensorrt_version
 from edgeclip.manifest import TowerName
-from edgeclip.nvidia import cuda_version, cudnn_version, read_driver, tensorrt_version
-from edgeclip.prepacked import read_processor
 from edgeclip_bench.machine import graphics_cards
 from edgeclip_bench.quality.cache import Space
 

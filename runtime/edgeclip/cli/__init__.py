@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from edgeclip import __version__
-from edgeclip.devices import DEVICES
+from edgeclip.engine.devices import DEVICES
 from edgeclip.errors import EdgeclipError
+from edgeclip.host.malloc_bounds import bound_memory
 from edgeclip.manifest import TARGETS, TOWERS
-from edgeclip.memory import bound_memory
 from edgeclip.serve.settings import add_settings
 
 _INTERRUPTED, _USAGE = 130, 2

@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgeclip.bundle.staging import stage_name
 from edgeclip.cli.format import format_table
 from edgeclip.cli.loading import load_extra
+from edgeclip.engine.session import import_onnxruntime
 from edgeclip.errors import InputError
 from edgeclip.manifest import TOWERS, TowerName
 from edgeclip.progress import ProgressBar, is_wanted
-from edgeclip.session import import_onnxruntime
-from edgeclip.staging import stage_name
 
 _FAILED = 1
 

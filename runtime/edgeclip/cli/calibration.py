@@ -12,11 +12,11 @@ from typing import Any
 from edgeclip.cli.loading import load_extra
 from edgeclip.cli.picture_folder import list_pictures
 from edgeclip.errors import InputError, TruncationWarning
-from edgeclip.image_folder import is_system_name
-from edgeclip.jina_clip import preprocess_image
+from edgeclip.families.jina_clip import preprocess_image
+from edgeclip.inputs.image_folder import is_system_name
+from edgeclip.inputs.tokenization import TextTokenizer
 from edgeclip.manifest import Manifest
 from edgeclip.progress import ProgressBar, is_wanted
-from edgeclip.tokenization import TextTokenizer
 
 # More images than these say little more, and each is a run of both bundles: 4 s at full size on two cores.
 _MOST_IMAGES, _MOST_TEXTS = 400, 4000

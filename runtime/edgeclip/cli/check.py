@@ -6,12 +6,12 @@ import json
 import time
 from collections.abc import Sequence
 
-from edgeclip.bundle import verify_hashes
+from edgeclip.bundle.files import verify_hashes
+from edgeclip.bundle.selftest import Repeated, repeat_proof, run_selftest
 from edgeclip.cli.format import format_bytes, format_table
 from edgeclip.encoder import Encoder
-from edgeclip.packing import find_packings
+from edgeclip.engine.prepack.packing import find_packings
 from edgeclip.progress import ProgressBar, is_wanted
-from edgeclip.selftest import Repeated, repeat_proof, run_selftest
 
 
 def run(options: argparse.Namespace) -> None:

@@ -5,9 +5,9 @@ import dataclasses
 import json
 
 from edgeclip.cli.format import format_bytes
-from edgeclip.doctor import Facts, Finding, diagnose
+from edgeclip.doctor.diagnosis import Facts, Finding, diagnose
+from edgeclip.doctor.environment import read_facts
 from edgeclip.errors import DeviceError
-from edgeclip.machine import read_facts
 
 
 def run(options: argparse.Namespace) -> None:

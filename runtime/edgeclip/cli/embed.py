@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from edgeclip import __version__
 from edgeclip.cli.picture_folder import list_pictures
 from edgeclip.cli.vector_file import Done, VectorFile, json_lines, skipped_line
-from edgeclip.devices import usable_cpus
 from edgeclip.encoder import Encoder
+from edgeclip.engine.devices import usable_cpus
 from edgeclip.errors import InputError, TruncationWarning
-from edgeclip.image_stream import SkippedImage
-from edgeclip.images import shown_path
+from edgeclip.inputs.image_stream import SkippedImage
+from edgeclip.inputs.images import shown_path
+from edgeclip.inputs.truncation import counting_cut_texts
 from edgeclip.progress import ProgressBar, is_wanted
-from edgeclip.truncation import counting_cut_texts
 
 # Encoded together, and lost together when a run is killed.
 _BLOCK, _BLOCK_CHARACTERS = 256, 1 << 18

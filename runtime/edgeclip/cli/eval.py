@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edgeclip.bundle.staging import stage_name
 from edgeclip.cli.loading import load_extra
+from edgeclip.engine.session import import_onnxruntime
 from edgeclip.errors import InputError
-from edgeclip.session import import_onnxruntime
-from edgeclip.staging import stage_name
 
 
 def run(options: argparse.Namespace) -> None:

@@ -3,10 +3,10 @@
 import argparse
 import sys
 
-from edgeclip.bundle import open_manifest
+from edgeclip.bundle.files import open_manifest
+from edgeclip.bundle.staging import check_place
 from edgeclip.cli.format import format_bytes
 from edgeclip.progress import ProgressBar, is_wanted
-from edgeclip.staging import check_place
 from edgeclip.triton import export_triton
 
 

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from edgeclip.bundle import open_manifest
+from edgeclip.bundle.files import open_manifest
 from edgeclip.cli.format import format_bytes, format_table
 from edgeclip.manifest import TOWERS, Measurement
 

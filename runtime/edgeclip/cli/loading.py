@@ -3,7 +3,7 @@
 from importlib import import_module
 from types import ModuleType
 
-from edgeclip.installation import missing_package
+from edgeclip.host.installation import missing_package
 
 
 def load_extra(module: str, extra: str) -> ModuleType:

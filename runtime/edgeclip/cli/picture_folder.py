@@ -4,13 +4,13 @@ import sys
 from pathlib import Path
 
 from edgeclip.errors import InputError
-from edgeclip.image_folder import ImageFolder, list_images
-from edgeclip.image_kinds import what_it_needs
-from edgeclip.images import decodes
+from edgeclip.inputs.image_folder import ImageFolder, list_images
+from edgeclip.inputs.image_kinds import what_it_needs
+from edgeclip.inputs.images import decodes
 
 
 def list_pictures(folder: Path, *, is_recursive: bool, skips_broken: bool) -> ImageFolder:
-    """The folder's pictures (`edgeclip.image_folder`), with a line on stderr for what was left out.
+    """The folder's pictures (`edgeclip.inputs.image_folder`), with a line on stderr for what was left out.
 
     Raises InputError for a folder that cannot be listed or holds none; and unless `skips_broken` for one with a
     subfolder or file that cannot be read, or with pictures that Pillow needs another library for.

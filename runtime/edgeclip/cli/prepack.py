@@ -6,8 +6,8 @@ import json
 import sys
 
 from edgeclip.cli.format import format_bytes, format_table
-from edgeclip.devices import usable_cpus
-from edgeclip.packing import pack_bundle, remove_packings
+from edgeclip.engine.devices import usable_cpus
+from edgeclip.engine.prepack.packing import pack_bundle, remove_packings
 
 
 def run(options: argparse.Namespace) -> None:

@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edgeclip.bundle import open_manifest
+from edgeclip.bundle.files import open_manifest
+from edgeclip.bundle.staging import check_place
 from edgeclip.cli.calibration import read_samples
 from edgeclip.cli.format import format_bytes
 from edgeclip.cli.loading import load_extra
 from edgeclip.cli.recipe_table import format_recipes
+from edgeclip.engine.session import import_onnxruntime
 from edgeclip.manifest import TOWERS, Manifest
 from edgeclip.progress import ProgressBar, is_wanted
-from edgeclip.session import import_onnxruntime
-from edgeclip.staging import check_place
 
 
 def run(options: argparse.Namespace) -> int:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclip.engine.unit_vectors import shorten as cut
 from edgeclip.serve.request_fields import Format
-from edgeclip.vectors import shorten as cut
 
 
 def shorten(vectors: NDArray[np.float32], dim: int, *, is_normalized: bool) -> NDArray[np.float32]:

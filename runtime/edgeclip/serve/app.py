@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeclip import __version__
-from edgeclip.batch_policy import BatchPolicy
 from edgeclip.encoder import Encoder
+from edgeclip.engine.batch_policy import BatchPolicy
 from edgeclip.manifest import TOWERS, Manifest, TowerName
 from edgeclip.serve.access_log import AccessLog
 from edgeclip.serve.decoding import PictureDecoder

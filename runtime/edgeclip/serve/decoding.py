@@ -24,7 +24,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip.batch_policy import Kind
+from edgeclip.engine.batch_policy import Kind
 from edgeclip.errors import InputError
 from edgeclip.serve.forming import FairQueue
 from edgeclip.serve.pictures import Header, PictureLimits, check_bytes, judge

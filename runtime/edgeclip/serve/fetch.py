@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from edgeclip import __version__
 from edgeclip.errors import InputError, MissingExtraError
-from edgeclip.installation import install_command
+from edgeclip.host.installation import install_command
 from edgeclip.serve.addresses import Address, is_plain_host, is_public_web
 from edgeclip.serve.url_hosts import UrlHost
 

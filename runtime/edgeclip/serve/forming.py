@@ -1,6 +1,6 @@
 """Which queued items make a tower's next batch: values in, values out, no clock and no threads.
 
-Items of one kind share a batch (`edgeclip.batch_policy`): nothing is padded. Whose turn it is, weighted fair
+Items of one kind share a batch (`edgeclip.engine.batch_policy`): nothing is padded. Whose turn it is, weighted fair
 queueing decides (Demers, Keshav and Shenker 1989), with a request as the flow and tokens as the bytes: each waiting
 request is owed an equal share of the tower, so two thousand texts delay a single one by no more than the batch that
 runs, and are themselves never starved by a stream of single ones. What is short goes first among equals.
@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from edgeclip.batch_policy import Kind, Shape
+from edgeclip.engine.batch_policy import Kind, Shape
 
 
 @dataclass(slots=True, kw_only=True)

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip.batch_policy import BatchPolicy, Kind
+from edgeclip.engine.batch_policy import BatchPolicy, Kind
 from edgeclip.errors import InputError
 from edgeclip.manifest import TowerName
 from edgeclip.serve.errors import log_bug

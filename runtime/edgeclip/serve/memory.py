@@ -1,15 +1,15 @@
 """Memory that the service gives back while it works.
 
-How much malloc keeps is bounded (`edgeclip.memory`), but what is small comes from the heaps all the same: of the 26
-MB that a text of 262,144 letters takes while it is tokenised, whatever is allocated above them and stays keeps all.
-So free pages are given back from time to time, which took 1 ms.
+How much malloc keeps is bounded (`edgeclip.host.malloc_bounds`), but what is small comes from the heaps all the same:
+of the 26 MB that a text of 262,144 letters takes while it is tokenised, whatever is allocated above them and stays
+keeps all. So free pages are given back from time to time, which took 1 ms.
 """
 
 import asyncio
 import time
 from collections.abc import Callable
 
-from edgeclip.memory import trim
+from edgeclip.host.malloc_bounds import trim
 
 _WORK_S = 0.1
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeclip.errors import MissingExtraError
-from edgeclip.installation import install_command
+from edgeclip.host.installation import install_command
 from edgeclip.serve.dialects import RequestLimits
 from edgeclip.serve.request_fields import (
     CUTS,

@@ -1,8 +1,8 @@
 """Images that strangers send, judged by their headers: which are decoded, and what decoding one takes.
 
 An image's header says how much memory and time its decoding takes, so it is read and judged before any pixel is
-decoded (`edgeclip.serve.decoding` does that). Of the formats that `edgeclip.images` reads, those are taken here that
-are bound by their header and decode without holding Python's lock:
+decoded (`edgeclip.serve.decoding` does that). Of the formats that `edgeclip.inputs.images` reads, those are taken
+here that are bound by their header and decode without holding Python's lock:
 
 - not JPEG 2000: 12 megapixels held up every other thread for 7.8 s (Pillow 13);
 - not AVIF and HEIF: the frame inside may be of any size; 1047 bytes that said 64 x 64 decoded 8000 x 8000;
@@ -20,7 +20,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from edgeclip.errors import InputError, MissingExtraError
-from edgeclip.installation import install_command
+from edgeclip.host.installation import install_command
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,7 +49,7 @@ _LEAST_COST = 10_000
 _BESIDE = {"WEBP": 12, "TIFF": 8, "GIF": 4}
 _COEFFICIENTS, _RGB, _EXTREME = 8, 4, 6
 _STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}  # others: 4
-# Beyond so many times as long as wide an image is copied once more to be resized (`edgeclip.jina_clip`).
+# Beyond so many times as long as wide an image is copied once more to be resized (`edgeclip.families.jina_clip`).
 _EXTREME_RATIO = 16
 
 

@@ -19,10 +19,10 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclip.bundle.selftest import SelfTest, read_selftest, run_selftest
 from edgeclip.encoder import Encoder
 from edgeclip.errors import BundleError, DeviceError, EdgeclipError, WrongVectorsError
 from edgeclip.manifest import TowerName
-from edgeclip.selftest import SelfTest, read_selftest, run_selftest
 from edgeclip.serve.errors import log_bug, without_paths
 from edgeclip.serve.lanes import LaneFailed, QueueFull, TimedOut
 

@@ -12,12 +12,12 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Self
 
-from edgeclip.bundle import verify_hash
+from edgeclip.bundle.files import verify_hash
 from edgeclip.encoder import Encoder
 from edgeclip.errors import InputError, MissingExtraError
-from edgeclip.installation import install_command
+from edgeclip.host.installation import install_command
+from edgeclip.host.malloc_bounds import bound_memory
 from edgeclip.manifest import TOWERS
-from edgeclip.memory import bound_memory
 from edgeclip.serve.access_log import LOGGER as ACCESS_LOGGER
 from edgeclip.serve.connections import Bounds, bounded_protocol
 from edgeclip.serve.keys import read_keys

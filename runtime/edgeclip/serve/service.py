@@ -22,7 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.encoder import Encoder
+from edgeclip.engine.unit_vectors import find_fault
 from edgeclip.errors import InputError, WrongVectorsError
+from edgeclip.inputs.tokenization import TokenizedTexts, check_max_length, is_quick, slices
 from edgeclip.manifest import TokenizerFacts, TowerName
 from edgeclip.serve.answers import encode_answer, shorten
 from edgeclip.serve.decoding import Flow, Picture
@@ -36,8 +38,6 @@ from edgeclip.serve.metrics import Metrics
 from edgeclip.serve.readiness import is_doubtful
 from edgeclip.serve.settings import Settings
 from edgeclip.serve.usage import image_tokens
-from edgeclip.tokenization import TokenizedTexts, check_max_length, is_quick, slices
-from edgeclip.vectors import find_fault
 
 _log = logging.getLogger("edgeclip.serve")
 # Numbers that are printed on the event loop: half a millisecond's worth. More goes to a thread, which costs 0.1 ms.

@@ -1,0 +1,1 @@
+"""`edgeclip doctor`: what is installed here, what runs, and the command that mends each problem."""

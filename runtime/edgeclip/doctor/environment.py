@@ -1,0 +1,122 @@
+"""What this machine and this installation are: the facts that `edgeclip.doctor.diagnosis` judges."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+
+import edgeclip
+from edgeclip.doctor.diagnosis import WHEELS, Facts, Processor, Provider
+from edgeclip.doctor.probe import probe_provider
+from edgeclip.engine.devices import PROVIDERS, usable_cpus
+from edgeclip.engine.session import import_onnxruntime
+from edgeclip.errors import MissingExtraError
+from edgeclip.host import nvidia
+from edgeclip.host.cgroup import cpu_quota, memory_limit
+
+# By /proc/cpuinfo's names, x86 and ARM: what onnxruntime's and OpenVINO's kernels choose by.
+_FEATURES = (
+    "avx2",
+    "avx_vnni",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "bf16",
+    "sve",
+)
+
+
+def read_facts() -> Facts:
+    """Ask everything, and start every provider that edgeclip knows: some seconds."""
+    version, import_error, available = None, None, []
+    cuda_built_for, libraries, units = "", {}, ()
+    try:
+        onnxruntime = import_onnxruntime()
+    except MissingExtraError as error:
+        import_error = str(error.__cause__ or error).splitlines()[0]
+    else:
+        version = onnxruntime.__version__
+        available = [name for name in onnxruntime.get_available_providers() if name in PROVIDERS.values()]
+        if PROVIDERS["cuda"] in available:
+            cuda_built_for = str(onnxruntime.cuda_version)
+            libraries = _libraries(cuda_built_for)
+        if PROVIDERS["openvino"] in available:
+            units = tuple(onnxruntime.capi._pybind_state.get_available_openvino_device_ids())
+    return Facts(
+        edgeclip=edgeclip.__version__,
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        wheels=_wheels(),
+        onnxruntime=version,
+        import_error=import_error,
+        providers=tuple(Provider(name=name, error=probe_provider(name)) for name in available),
+        driver=nvidia.read_driver(),
+        cuda_built_for=cuda_built_for,
+        libraries=libraries,
+        openvino_units=units,
+        processor=_processor(),
+        memory_bytes=_memory(),
+        memory_limit_bytes=memory_limit(),
+        pillow=_version("pillow"),
+    )
+
+
+def parse_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
+    """The processor's name and those of its features that matter, from /proc/cpuinfo's text."""
+    name = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    found = set(flags[1].split()) if flags else set()
+    return (name[1].strip() if name else ""), tuple(feature for feature in _FEATURES if feature in found)
+
+
+def _processor() -> Processor:
+    try:
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:  # no Linux
+        text = ""
+    name, features = parse_cpuinfo(text)
+    return Processor(
+        name=name or platform.processor() or platform.machine(),
+        features=features,
+        cores=os.cpu_count() or 1,
+        usable=usable_cpus(),
+        quota=cpu_quota(),
+    )
+
+
+def _libraries(built_for: str) -> dict[str, str | None]:
+    """Those that onnxruntime would find: its wheels' libraries are loaded first."""
+    major = built_for.partition(".")[0]
+    return {
+        "CUDA": nvidia.cuda_version(int(major)) if major.isdigit() else None,
+        "cuDNN": nvidia.cudnn_version(),
+        "TensorRT": nvidia.tensorrt_version(),
+    }
+
+
+def _wheels() -> dict[str, str]:
+    return {wheel: version for wheel in WHEELS if (version := _version(wheel))}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _memory() -> int | None:
+    if sys.platform == "win32":
+        return None
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None

@@ -1,0 +1,1 @@
+"""Graphs at work: devices, providers, onnxruntime's sessions, batch sizes."""

@@ -1,0 +1,256 @@
+"""The one place for batch sizes, captured shapes and TensorRT's profiles.
+
+The encoder, the service's lanes, the Triton export and the benchmarks ask it, so that no batch is ever formed outside
+of what an engine was built for. Values in, values out: nothing here runs anything.
+
+Only inputs of one shape share a batch: nothing is padded, so no mask is computed, and a text's vector depends on its
+company by no more than the order of a sum. A bigger batch is not faster once the GEMMs have rows enough, and costs
+memory, so texts are counted in tokens.
+
+A short text on a GPU is launch bound: its 24 layers are some 300 kernels of a few microseconds each, and starting
+them one by one takes longer than running them. A CUDA graph starts all of them at once, but only for one shape. So
+single texts up to CAPTURED_TOKENS, each length its own graph, and a few sizes of image batches get one; all other
+shapes run kernel by kernel. The set is finite, so it is the bound of what graphs hold; nothing is evicted.
+
+The GPU's numbers were chosen by reasoning, not measured: `bench/gpu_check.sh` is what measures them.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip.errors import InputError
+from edgeclip.manifest import Manifest, TowerName
+
+Shape = tuple[int, ...]
+# "throughput": all inputs are there. "latency": others wait for the batch that runs. "uniform": a batcher that has
+# one number for inputs of every length, as Triton's.
+Purpose = Literal["throughput", "latency", "uniform"]
+
+# Texts of 16 tokens at full size on two cores: 574 tokens a second with 256 at once, 595 with 1024
+# (bench/results/cpu_full_size.json).
+CPU_TOKENS, _CPU_LATENCY_TOKENS = 1024, 256
+# One image is 1297 tokens, so a batch of them gains nothing on a CPU and costs memory.
+CPU_IMAGES = 1
+# 16384 rows fill every tensor core's tile many times over, and their activations (about 20 kB a token at fp16) stay
+# below half a gigabyte.
+GPU_TOKENS = 16_384
+# Images of 1297 tokens each: 32 are 41504 rows. More are nowhere quicker, whatever batch_size says.
+MOST_IMAGES = 32
+_GPU_LATENCY_IMAGES = 16
+# A batch of shorter texts than this many tokens has no more rows on a GPU than texts of this many would.
+_FEWEST_TOKENS = 16
+# TensorRT reserves memory for the largest shape of a profile, here 8 texts of 8192 tokens.
+_UNIFORM_TEXTS = {"cpu": 16, "cuda": 64, "tensorrt": 8}
+_UNIFORM_IMAGES = {"cpu": 4, "cuda": MOST_IMAGES, "tensorrt": MOST_IMAGES}
+# The longest text of each TensorRT profile; the model's limit ends the last one.
+_PROFILE_TOKENS = (64, 512)
+# A longer text holds a CPU for many batches' time, so the service runs it beside the others. A GPU is full with one
+# run, which takes it some tens of milliseconds, so there all texts keep one queue.
+_CPU_LONG_TOKENS = 512
+# The special tokens alone.
+_SHORTEST_TEXT = 2
+# Texts up to this length, alone, get a CUDA graph.
+CAPTURED_TOKENS = 64
+# Batches of so many images get a CUDA graph.
+CAPTURED_IMAGES = (1, 8, MOST_IMAGES)
+
+
+class Kind(NamedTuple):
+    """What inputs must have in common to share a batch, and what one of them costs.
+
+    `cost` is tokens for a text, 1 for an image. A text with a literal padding token needs a mask, and goes with its
+    like, so that no other text pays for it.
+    """
+
+    cost: int
+    shape: Shape
+    needs_mask: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextBatch:
+    """The indices of the texts in a batch, and their ids (B, T)."""
+
+    indices: tuple[int, ...]
+    input_ids: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profiles:
+    """TensorRT's optimisation profiles of one input: the i-th is min[i], opt[i], max[i]."""
+
+    min: tuple[Shape, ...]
+    opt: tuple[Shape, ...]
+    max: tuple[Shape, ...]
+
+    def options(self, input_name: str) -> dict[str, str]:
+        """onnxruntime's trt_profile_*_shapes, each as "name:1x2,name:1x65"."""
+        ends = {"min": self.min, "opt": self.opt, "max": self.max}
+        return {
+            f"trt_profile_{end}_shapes": ",".join(f"{input_name}:{'x'.join(map(str, shape))}" for shape in shapes)
+            for end, shapes in ends.items()
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPolicy:
+    """How many inputs go to a tower at once, and which. `BatchPolicy.choose` makes one for a device and a bundle.
+
+    A batch has at most `tokens` tokens (one longer text goes alone) or `texts` texts whatever their length, and at
+    most `images` images. A text of less than `fewest_tokens` counts as so many. `profile_tokens` are the longest
+    texts of TensorRT's profiles, empty elsewhere. Texts of more than `long_tokens` are run beside the others; None:
+    no text is. `max_batch` lowers every one of these and raises none.
+    """
+
+    tokens: int
+    images: int
+    fewest_tokens: int = 1
+    texts: int | None = None
+    profile_tokens: tuple[int, ...] = ()
+    long_tokens: int | None = None
+    size_px: int = 0
+    pad_id: int | None = None
+    max_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        counts = (self.tokens, self.images, self.fewest_tokens, self.texts, self.max_batch)
+        if any(count is not None and count < 1 for count in counts):
+            raise InputError(f"{self}: wanted every size to be 1 or more")
+
+    @classmethod
+    def choose(cls, kind: str, manifest: Manifest, purpose: Purpose, *, max_batch: int | None = None) -> Self:
+        """The policy of a kind of device, as `Device.kind`; what is not CUDA or TensorRT is taken as a CPU."""
+        is_gpu = kind in ("cuda", "tensorrt")
+        limit = manifest.tokenizer.max_length
+        sized = kind if is_gpu else "cpu"
+        if is_gpu:
+            tokens, images = GPU_TOKENS, _GPU_LATENCY_IMAGES if purpose == "latency" else MOST_IMAGES
+        else:
+            tokens, images = _CPU_LATENCY_TOKENS if purpose == "latency" else CPU_TOKENS, CPU_IMAGES
+        return cls(
+            tokens=tokens,
+            images=_UNIFORM_IMAGES[sized] if purpose == "uniform" else images,
+            fewest_tokens=_FEWEST_TOKENS if is_gpu else 1,
+            texts=_UNIFORM_TEXTS[sized] if purpose == "uniform" else None,
+            profile_tokens=(*(edge for edge in _PROFILE_TOKENS if edge < limit), limit) if kind == "tensorrt" else (),
+            long_tokens=_CPU_LONG_TOKENS if kind == "cpu" and purpose == "latency" else None,
+            size_px=manifest.image.size_px,
+            pad_id=manifest.tokenizer.pad_id,
+            max_batch=max_batch,
+        )
+
+    def kind_of(self, item: NDArray[np.generic]) -> Kind:
+        """The kind of ids (T,) or of pixels (S, S, 3)."""
+        if item.ndim != 1:
+            return Kind(cost=1, shape=item.shape)
+        needs_mask = self.pad_id is not None and bool((item == self.pad_id).any())
+        return Kind(cost=max(1, len(item)), shape=item.shape, needs_mask=needs_mask)
+
+    def rows(self, shape: Shape) -> int:
+        """The most inputs in a batch, of ids (T,) or of pixels (S, S, 3); InputError outside of every profile.
+
+        With TensorRT all texts of a profile share its budget, for memory is reserved for its longest ones.
+        """
+        if len(shape) != 1:
+            most = self.images
+        elif self.texts is not None:
+            most = self.texts
+        else:
+            most = max(1, self.tokens // max(self._longest_like(shape[0]), self.fewest_tokens))
+        return min(most, self.max_batch or most)
+
+    def plan_texts(self, rows: Sequence[NDArray[np.int64]], batch_size: int | None = None) -> Iterator[TextBatch]:
+        """Batches of texts of one kind, the longest first so that a lack of memory shows at once.
+
+        `batch_size` lowers what a batch may have.
+        """
+        groups: dict[Kind, list[int]] = {}
+        for index, row in enumerate(rows):
+            groups.setdefault(self.kind_of(row), []).append(index)
+        for kind, members in sorted(groups.items(), reverse=True):
+            most = self.rows(kind.shape)
+            size = min(batch_size or most, most)
+            for start in range(0, len(members), size):
+                indices = tuple(members[start : start + size])
+                yield TextBatch(indices=indices, input_ids=np.stack([rows[index] for index in indices]))
+
+    def plan_images(self, count: int, batch_size: int | None = None) -> Iterator[range]:
+        """Consecutive indices, `images` at once; `batch_size` lowers that, or raises it to MOST_IMAGES at most."""
+        size = min(batch_size or self.images, MOST_IMAGES, self.max_batch or MOST_IMAGES)
+        for start in range(0, count, size):
+            yield range(start, min(start + size, count))
+
+    def parts(self, shape: Shape) -> list[slice]:
+        """How a batch formed by hand, of ids (B, T) or pixels (B, S, S, 3), is cut so that each part fits a profile.
+
+        One part where there are no profiles. InputError for inputs that fit none.
+        """
+        if not self.profile_tokens:
+            return [slice(0, shape[0])]
+        if len(shape) == 2:
+            self._longest_like(shape[1])
+            step = self.rows(shape[1:])
+        elif shape[1:] == (self.size_px, self.size_px, 3):
+            step = self.images
+        else:
+            wanted = f"ids (B, T) or pixels (B, {self.size_px}, {self.size_px}, 3)"
+            raise InputError(f"found a batch of shape {shape}, wanted {wanted}; the engine takes nothing else")
+        return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+
+    def profiles(self, tower: TowerName) -> Profiles | None:
+        """The profiles that a TensorRT engine is built with; every batch of this policy fits one. None elsewhere.
+
+        Best at what a query is: one text of 16 tokens, one image; else at the largest of the profile.
+        """
+        edges = self.profile_tokens
+        if not edges:
+            return None
+        if tower == "vision":
+            pixels = (self.size_px, self.size_px, 3)
+            one, most = (1, *pixels), (self.images, *pixels)
+            return Profiles(min=(one, (2, *pixels)), opt=(one, most), max=(one, most))
+        shortest = (_SHORTEST_TEXT, *(edge + 1 for edge in edges[:-1]))
+        return Profiles(
+            min=tuple((1, length) for length in shortest),
+            opt=((1, min(16, edges[0])), *((1, edge) for edge in edges[1:])),
+            max=tuple((self.rows((edge,)), edge) for edge in edges),
+        )
+
+    def _longest_like(self, length: int) -> int:
+        """The longest text of the profile that a text of `length` tokens falls in; without profiles, itself."""
+        if not self.profile_tokens:
+            return length
+        longest = next((edge for edge in self.profile_tokens if _SHORTEST_TEXT <= length <= edge), None)
+        if longest is None:
+            wanted = f"{_SHORTEST_TEXT} to {self.profile_tokens[-1]}"
+            raise InputError(f"found a text of {length} tokens, wanted {wanted}; the TensorRT engine takes no other")
+        return longest
+
+
+def is_oversized(tower: TowerName, shape: Shape) -> bool:
+    """Whether a batch is larger than those a CPU is given by default: a long text, or one that was formed by hand.
+
+    `shape` is (B, T) of ids or (B, S, S, 3) of pixels. The memory that such a batch takes is given back after it.
+    """
+    if tower == "text":
+        return math.prod(shape) > CPU_TOKENS
+    return shape[0] > CPU_IMAGES
+
+
+def is_captured(tower: TowerName, shape: Shape) -> bool:
+    """Whether inputs of this shape, ids (B, T) or pixels (B, S, S, 3), are run by a CUDA graph."""
+    if tower == "text":
+        return shape[0] == 1 and shape[1] <= CAPTURED_TOKENS
+    return shape[0] in CAPTURED_IMAGES
+
+
+def slot_rows(tower: TowerName) -> int:
+    """The most inputs of a batch on CUDA, whatever their length: a slot of `edgeclip.engine.cuda.bound_runs` holds
+    their answers.
+    """
+    return GPU_TOKENS // _FEWEST_TOKENS if tower == "text" else MOST_IMAGES

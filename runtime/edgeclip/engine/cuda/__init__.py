@@ -1,0 +1,1 @@
+"""A graph on CUDA: page-locked memory, bound runs, CUDA graphs."""

@@ -1,0 +1,104 @@
+"""Which device runs a bundle, and with how many threads: decided here, in values.
+
+`choose_device` turns what was asked for and what onnxruntime reports into a device, and refuses rather than falls
+back. With which options it runs is `edgeclip.engine.providers`; what really runs is asked of the session afterwards,
+in `edgeclip.engine.session`.
+"""
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from edgeclip.errors import DeviceError
+from edgeclip.host.cgroup import cpu_quota
+from edgeclip.host.installation import install_command
+from edgeclip.manifest import Target
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+# What a user may ask for, as messages and --help say it.
+DEVICES = "auto, cpu, cuda[:n], tensorrt[:n] or openvino[:CPU|GPU|NPU]"
+
+Unit = Literal["CPU", "GPU", "NPU"]
+
+_REQUEST = re.compile(r"(cpu)|(cuda|tensorrt)(?::(\d{1,4}))?|(openvino)(?::(CPU|GPU|NPU))?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A kind of device and its number, as `cpu` or `cuda:0`; OpenVINO's are of a unit, as `openvino:CPU`."""
+
+    kind: str
+    index: int = 0
+    unit: Unit = "CPU"
+
+    def __str__(self) -> str:
+        if self.kind == "cpu":
+            return self.kind
+        return f"{self.kind}:{self.unit if self.kind == 'openvino' else self.index}"
+
+    @property
+    def provider(self) -> str:
+        """onnxruntime's name for it."""
+        return PROVIDERS[self.kind]
+
+
+def choose_device(request: str, available: Sequence[str], target: Target) -> Device:
+    """The device for `request`: "auto", "cpu", "cuda[:n]", "tensorrt[:n]" or "openvino[:CPU|GPU|NPU]".
+
+    `available` is what onnxruntime.get_available_providers() reports. "auto" takes the device the
+    bundle's graphs are shaped for when onnxruntime has it, else the CPU. DeviceError for a name that
+    is no device, for one that this onnxruntime does not have, and for OpenVINO with graphs of
+    onnxruntime's own operators, which it would leave to the CPU.
+    """
+    if request == "auto":
+        return Device(kind=target if PROVIDERS[target] in available else "cpu")
+    match = _REQUEST.fullmatch(request) if isinstance(request, str) else None
+    if match is None:
+        raise DeviceError(f"unknown device {request!r}; devices are {DEVICES}")
+    cpu, gpu, index, openvino, unit = match.groups()
+    device = Device(kind=cpu or gpu or openvino, index=int(index or 0), unit=cast(Unit, unit or "CPU"))
+    if device.provider not in available:
+        extra, brought = ("openvino", "OpenVINO") if openvino else ("gpu", "CUDA and TensorRT")
+        raise DeviceError(
+            f"device {request!r} asked for, but this onnxruntime has only {', '.join(available)}; "
+            f"`pip uninstall onnxruntime && {install_command(extra)}` brings {brought}"
+        )
+    if openvino and target != "tensorrt":
+        raise DeviceError(
+            f"device {request!r} runs graphs of standard operators, and this bundle's are for {target}; "
+            "make one with `edgeclip export --target tensorrt`"
+        )
+    return device
+
+
+def check_index(device: Device, gpus: Sequence[str]) -> None:
+    """DeviceError for a GPU's number that is beyond the GPUs found; nothing found says nothing."""
+    if device.kind in ("cuda", "tensorrt") and gpus and device.index >= len(gpus):
+        found = ", ".join(f"{number} ({name})" for number, name in enumerate(gpus))
+        raise DeviceError(f"device {device} asked for, but the GPUs here are {found}")
+
+
+def check_unit(device: Device, units: Sequence[str]) -> None:
+    """DeviceError for an OpenVINO unit that is none of `units`, as OpenVINO names them: CPU, GPU.0, GPU.1, NPU."""
+    if device.kind == "openvino" and device.unit not in {unit.partition(".")[0] for unit in units}:
+        raise DeviceError(f"device {device} asked for, but OpenVINO finds only {', '.join(units) or 'nothing'} here")
+
+
+def usable_cpus(root: Path = Path("/")) -> int:
+    """The processors this process may use: its affinity, cut to the smallest quota of its control groups.
+
+    onnxruntime sizes its pool from the host's cores (microsoft/onnxruntime#29510), which in a
+    container of two cores on a host of 64 is 64 threads. `root` is where /proc and /sys lie.
+    """
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota(root)
+    return affinity if quota is None else max(1, min(affinity, math.ceil(quota)))

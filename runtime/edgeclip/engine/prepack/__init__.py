@@ -1,0 +1,1 @@
+"""Weights packed once for this machine and mapped by every process."""

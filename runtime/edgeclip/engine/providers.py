@@ -1,0 +1,208 @@
+"""With which options onnxruntime runs a tower on a device, and whether it really does: decided here, in values.
+
+Every option of a session stands in this file. `plan_session` gives them, `check_nodes` judges what onnxruntime then
+says of each node; `edgeclip.engine.session` acts.
+
+Not set, on purpose: session.set_denormal_as_zero, because it also switches denormals off in the thread that opens the
+session, so that the caller's own numpy rounds 1e-40 to 0 from then on (onnxruntime 1.31). Arena shrinkage on a GPU,
+because it would free what CUDA graphs point into (`edgeclip.engine.cuda.bound_runs`); growth by request keeps the
+arena small.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgeclip.engine.devices import PROVIDERS, Device
+from edgeclip.errors import DeviceError
+from edgeclip.manifest import Precision, Target
+
+Options = Mapping[str, str]
+
+# Add and LayerNormalization as two nodes beat the fused one on the CPU: 2.1 ms against 2.4 for the 48 of
+# a 16-token text, 30 against 135 for 47 at 1297 tokens (onnxruntime 1.31).
+_SLOWER_ON_CPU = ("SkipLayerNormFusion",)
+# Without VNNI, x86 adds pairs of products of unsigned inputs and signed weights in 16 bits, which overflow; with this
+# onnxruntime makes the weights unsigned, slower and right (onnxruntime #5644). It does so wherever x86 has AVX2, with
+# VNNI too, where it takes twice the time for nothing: 3.8 ms for 256 rows of 1024 to 4096, 8.0 with it.
+_RIGHT_WITHOUT_VNNI = ("session.x64quantprecision", "1")
+# The pool's threads stop spinning when a call ends instead of up to a millisecond later: a 16-token text costs the
+# same (0.98), and the cores are free for whoever takes the vector, the other tower, or another process.
+_SPIN_ONLY_INSIDE_CALLS = ("session.force_spinning_stop", "1")
+# Makes the session remember which provider took each node.
+_RECORD_NODES = ("session.record_ep_graph_assignment_info", "1")
+# Without it OpenVINO compiles for its CPU, in silence, what a GPU or NPU refused.
+_NO_CPU = ("session.disable_cpu_ep_fallback", "1")
+# What shapes are computed with; onnxruntime keeps these on the CPU beside a GPU, a few numbers each. The same names
+# stand for work on activations, which every GPU provider takes: an activation would bring others along.
+_SHAPE_ARITHMETIC = frozenset(
+    (
+        *("Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "ReduceMin", "ReduceMax", "ReduceSum", "Cast", "Identity"),
+        *("And", "Or", "Not", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Where", "If"),
+        *("Shape", "Size", "Constant", "ConstantOfShape", "Range", "Concat", "Expand", "Gather", "Reshape", "Slice"),
+        *("Split", "Squeeze", "Unsqueeze"),
+    )
+)
+_TARGETS: dict[str, Target] = {"cuda": "cuda", "tensorrt": "tensorrt", "openvino": "tensorrt"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a session is made with: providers by preference, config entries, optimisers that are switched off."""
+
+    providers: tuple[tuple[str, Options], ...]
+    entries: tuple[tuple[str, str], ...] = ()
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """An operator as onnxruntime names it (domain.type, the standard domain left out), and who took it."""
+
+    operator: str
+    provider: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts:
+    """Everything a TensorRT engine depends on: two that agree may share one.
+
+    `files` are the sha256 of the graph and its weights, which are part of an engine.
+    """
+
+    files: tuple[str, ...]
+    onnxruntime: str
+    tensorrt: str
+    gpu: str
+    options: Options
+
+    @property
+    def key(self) -> str:
+        """32 hex digits."""
+        facts = [self.files, self.onnxruntime, self.tensorrt, self.gpu, sorted(self.options.items())]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def plan_session(
+    device: Device,
+    precision: Precision,
+    *,
+    threads: int,
+    adds_in_16_bits: bool = False,
+    profiles: Options | None = None,
+    stream: int | None = None,
+) -> Plan:
+    """The options of a tower of this precision on this device.
+
+    `adds_in_16_bits` says of the CPU that its integer GEMM overflows. `profiles` are TensorRT's trt_profile_*_shapes.
+    `stream` is the address of the CUDA stream that a caller who captures graphs runs on. DeviceError for a precision
+    that the device does not compute in.
+    """
+    if device.kind == "cpu":
+        entries = (_SPIN_ONLY_INSIDE_CALLS, *((_RIGHT_WITHOUT_VNNI,) if adds_in_16_bits else ()))
+        return Plan(providers=((device.provider, {}),), entries=entries, without=_SLOWER_ON_CPU)
+    if device.kind == "openvino":
+        providers: tuple[tuple[str, Options], ...]
+        providers = ((device.provider, _openvino_options(device, precision, threads)),)
+        return Plan(providers=providers, entries=(_RECORD_NODES, *(() if device.unit == "CPU" else (_NO_CPU,))))
+    cuda = (PROVIDERS["cuda"], _cuda_options(device, precision, stream))
+    providers = (cuda,)
+    if device.kind == "tensorrt":  # CUDA beside it for the shape arithmetic alone: `check_nodes`
+        providers = ((device.provider, _tensorrt_options(device, precision, profiles or {})), cuda)
+    return Plan(providers=providers, entries=(_RECORD_NODES,))
+
+
+def cached_engines(plan: Plan, folder: Path) -> Plan:
+    """The plan with TensorRT's engines and timings kept in `folder`."""
+    (name, options), *others = plan.providers
+    kept = {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(folder),
+    }
+    return replace(plan, providers=((name, {**options, **kept}), *others))
+
+
+def cache_root(environment: Mapping[str, str], find_home: Callable[[], Path] = Path.home) -> Path:
+    """Where edgeclip keeps what it may build again: $XDG_CACHE_HOME/edgeclip, ~/.cache/edgeclip without it.
+
+    DeviceError where neither is known, as in a container whose user has no entry in /etc/passwd.
+    """
+    named = environment.get("XDG_CACHE_HOME", "")
+    if Path(named).is_absolute():  # a relative one is to be ignored: XDG Base Directory Specification 0.8
+        return Path(named) / "edgeclip"
+    try:
+        return find_home() / ".cache" / "edgeclip"
+    except RuntimeError as error:
+        raise DeviceError(
+            "no place to keep engines: this user has no home; set XDG_CACHE_HOME to a folder that may be written"
+        ) from error
+
+
+def check_nodes(nodes: Iterable[Node], device: Device, graph: str) -> None:
+    """DeviceError when the device did not take every node that matters: all but shape arithmetic.
+
+    Names the operators and how many, by the provider they fell to. `graph` says whose nodes they are.
+    """
+    nodes = list(nodes)
+    strays = Counter(
+        (node.provider, node.operator)
+        for node in nodes
+        if node.provider != device.provider and node.operator not in _SHAPE_ARITHMETIC
+    )
+    if strays:
+        told = ", ".join(
+            f"{count} {operator} on {provider}" for (provider, operator), count in sorted(strays.items())
+        )
+        raise DeviceError(
+            f"device {device} does not run {sum(strays.values())} of the {len(nodes)} nodes of the {graph} graph "
+            f"({told}); make a bundle for it with `edgeclip export --target {_TARGETS[device.kind]}`"
+        )
+    if not any(node.provider == device.provider for node in nodes):
+        raise DeviceError(f"device {device} runs none of the {len(nodes)} nodes of the {graph} graph")
+
+
+def _cuda_options(device: Device, precision: Precision, stream: int | None) -> Options:
+    options = {
+        "device_id": str(device.index),
+        # The next power of two, the default, takes up to twice what is asked for and keeps it (onnxruntime #22297).
+        "arena_extend_strategy": "kSameAsRequested",
+        # fp32 is fp32: TF32 keeps 10 bits of each factor. What is narrowed anyway is proved as it runs.
+        "use_tf32": "0" if precision == "fp32" else "1",
+        # The towers have no convolution (the patch embedding is a GEMM): nothing to search for seconds.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "do_copy_in_default_stream": "1",
+    }
+    if stream is not None:
+        options |= {"enable_cuda_graph": "1", "user_compute_stream": str(stream)}
+    return options
+
+
+def _tensorrt_options(device: Device, precision: Precision, profiles: Options) -> Options:
+    return {
+        "device_id": str(device.index),
+        "trt_fp16_enable": "1" if precision == "fp16" else "0",
+        # Q and DQ stand in the graph, so there is nothing to calibrate.
+        "trt_int8_enable": "1" if precision == "int8" else "0",
+        # LayerNormalization in fp16 overflows: cosine 0.65 (NVIDIA/TensorRT #4373).
+        "trt_layer_norm_fp32_fallback": "1" if precision == "fp16" else "0",
+        **profiles,
+    }
+
+
+def _openvino_options(device: Device, precision: Precision, threads: int) -> Options:
+    if device.unit == "NPU" and precision == "fp32":
+        raise DeviceError(
+            f"device {device} computes in fp16 and the bundle is fp32; `edgeclip quantize --to fp16` makes one that "
+            "is proved so"
+        )
+    # Its default is what the processor is fastest at: bf16 where it has AMX, fp16 on GPUs.
+    is_half = device.unit == "NPU" or (device.unit == "GPU" and precision == "fp16")
+    properties = {"INFERENCE_PRECISION_HINT": "f16" if is_half else "f32"}
+    if device.unit == "CPU":
+        properties |= {"INFERENCE_NUM_THREADS": str(threads), "NUM_STREAMS": "1"}
+    return {"device_type": device.unit, "load_config": json.dumps({device.unit: properties})}

@@ -1,0 +1,162 @@
+"""The towers of an open bundle: loaded when they are first used, watched, and left behind by a fork.
+
+A forked child has onnxruntime's sessions without the threads that work for them: running one would wait for ever, and
+so would freeing it. So in a child every session that was open is kept as it is, untouched, and towers are loaded anew
+when they are used. CUDA, TensorRT and OpenVINO do not work after a fork at all; there it is an error.
+"""
+
+import contextlib
+import ctypes
+import os
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip.bundle.files import verify_hash
+from edgeclip.bundle.watched_files import WatchedFiles
+from edgeclip.engine.devices import Device
+from edgeclip.engine.session import TowerSession
+from edgeclip.engine.unit_vectors import Vectors, find_fault, shorten
+from edgeclip.errors import BundleError, DeviceError, InputError, WrongVectorsError
+from edgeclip.inputs.tokenization import TextTokenizer
+from edgeclip.manifest import TOWERS, Manifest, TowerName
+
+# Loading a tower holds Python's lock for a few milliseconds at its beginning, parsing 250,000 pieces for 200 on end:
+# without this start the tower would wait for the pieces, with it the two go on side by side.
+_HEAD_START_S = 0.02
+
+
+class Towers:
+    """The sessions and the tokenizer of a bundle in `folder`, an absolute path. For use by any number of threads."""
+
+    def __init__(self, folder: Path, manifest: Manifest, device: Device, threads: int) -> None:
+        self._folder, self._manifest, self._device, self._threads = folder, manifest, device, threads
+        self._files = WatchedFiles(folder, manifest.files)
+        verify_hash(folder, manifest.file(manifest.tokenizer.file))  # a damaged one makes tokenizers panic
+        self.sessions: dict[TowerName, TowerSession] = {}
+        self.tokenizer: TextTokenizer | None = None
+        self._is_closed = self._is_forked = False
+        self._make_locks()
+        _open.add(self)
+
+    def check_open(self) -> None:
+        """InputError for what was closed, DeviceError for a device that a fork has broken."""
+        if self._is_closed:
+            raise InputError("the encoder is closed; open the bundle again")
+        if self._is_forked and self._device.kind != "cpu":
+            raise DeviceError(
+                f"this encoder was opened on {self._device} before the process was forked, and {self._device.kind} "
+                "does not work after a fork; open the bundle in the child, or start it by multiprocessing's spawn"
+            )
+
+    def session(self, tower: TowerName) -> TowerSession:
+        """The tower, loaded by the first that asks; loading one does not hold up the other's work."""
+        if session := self.sessions.get(tower):
+            return session
+        with self._locks[tower]:
+            self.check_open()
+            if session := self.sessions.get(tower):
+                return session
+            graph = self._manifest.tower(tower).file
+            verify_hash(self._folder, self._manifest.file(graph))
+            for file in self._manifest.files:
+                if file.name.startswith(graph) and file.name != graph:
+                    self._files.verify_replaced(file.name)
+            session = TowerSession(self._folder / graph, tower, self._device, self._threads, self._manifest)
+            if tower == "text":
+                # Mapped weights (`edgeclip_export.passes.gemm`) let the first text wait for the disk; this reads all.
+                facts = self._manifest.tokenizer
+                session.run(np.array([[facts.bos_id, facts.eos_id]], dtype=np.int64))
+            self.sessions[tower] = session
+            if self._is_closed:  # meanwhile: `close` says so first and frees then
+                self.sessions.clear()
+            return session
+
+    def load_ahead(self, tower: TowerName) -> None:
+        """Begin to load a tower in a thread of its own. What goes wrong there is raised where the tower is used."""
+
+        def load() -> None:
+            with contextlib.suppress(Exception):
+                self.session(tower)
+
+        thread = threading.Thread(target=load, name=f"edgeclip-load-{tower}")
+        thread.start()
+        thread.join(_HEAD_START_S)
+
+    def parse_tokenizer(self) -> TextTokenizer:
+        """The tokenizer, parsed by the first that asks."""
+        with self._parsing:
+            self.check_open()
+            if (parsed := self.tokenizer) is None:
+                facts = self._manifest.tokenizer
+                self._files.verify_replaced(facts.file)
+                self.tokenizer = parsed = TextTokenizer(self._folder / facts.file, facts)
+            if self._is_closed:  # meanwhile, as in `session`
+                self.tokenizer = None
+            return parsed
+
+    def run(self, tower: TowerName, batch: NDArray[Any], dim: int) -> Vectors:
+        """Unit vectors (B, dim) of a batch as the graph takes it, cut and then normalised.
+
+        Raises BundleError for files that are not what was exported any more, WrongVectorsError for other vectors of
+        NaN or of another length than 1, DeviceError for what the graph cannot take.
+        """
+        session = self.session(tower)
+        vectors = session.run(batch)
+        full = self._manifest.embedding_dim
+        if vectors.shape != (len(batch), full):
+            raise BundleError(
+                f"{self._folder}: the {tower} graph gives {vectors.shape} for {len(batch)} inputs of "
+                f"{full} dimensions; export it again"
+            )
+        if fault := find_fault(vectors, dim):
+            session.files.verify()
+            raise WrongVectorsError(
+                f"the {tower} graph answered with {fault}; its files are as exported, so it does not run right on "
+                f"{self._device}"
+            )
+        return shorten(vectors, dim)
+
+    @property
+    def overwritten(self) -> tuple[str, ...]:
+        """Names of the loaded towers' files that were changed in place since they were found right; reads nothing."""
+        return tuple(name for session in list(self.sessions.values()) for name in session.files.overwritten)
+
+    def verify_files(self) -> None:
+        """BundleError for a loaded tower's file whose bytes are not what was exported; each is read once a state."""
+        for session in list(self.sessions.values()):
+            session.files.verify()
+
+    def close(self) -> None:
+        """Free the sessions and the tokenizer. Closing twice is harmless."""
+        self._is_closed = True
+        self.sessions.clear()
+        self.tokenizer = None
+
+    def _make_locks(self) -> None:
+        self._parsing = threading.Lock()
+        self._locks = {tower: threading.Lock() for tower in TOWERS}
+
+    def _leave_behind(self) -> None:
+        """In a forked child: no session is ever freed, and no lock waits for a thread that is not there."""
+        for session in self.sessions.values():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+        self.sessions = {}
+        self._is_forked = True
+        self._make_locks()
+
+
+_open: "weakref.WeakSet[Towers]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for towers in list(_open):
+        towers._leave_behind()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,132 @@
+"""What is jina-clip's alone on the runtime side: from an image to pixels, from a text to a prompt.
+
+The vision graph takes uint8 pixels and has mean and std folded in, so an image leaves here at a
+quarter of the float tensor's size; `normalize_pixels` gives that tensor to whoever feeds another
+runtime. Decoding is `edgeclip.inputs.images`' work, token ids are `edgeclip.inputs.tokenization`'s.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip.errors import InputError
+from edgeclip.inputs import resample
+from edgeclip.inputs.images import ImageInput, RgbImage, decode_image
+from edgeclip.manifest import ImageFacts, Interpolation
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Pillow makes the whole resized image, 4 bytes a pixel: 17 MB for 16 crops of 512 px, 105 GB for a
+# line of 1 x 100000. Beyond so many crops only the crop is computed.
+_EXTREME_CROPS = 16
+
+
+def preprocess_image(image: ImageInput, facts: ImageFacts, *, label: str = "image") -> NDArray[np.uint8]:
+    """The pixels the reference gives its vision tower: (size_px, size_px, 3) uint8, a new array.
+
+    RGB first, then `facts.resize_mode`, then the centre. "shortest" makes the short side size_px and
+    crops the long one; "longest" makes the long side size_px and fills up with fill_color; "squash"
+    makes both size_px. Equal to the last bit whether Pillow resizes or, for arrays where it is not
+    installed and for extreme shapes, `edgeclip.inputs.resample`; and whichever version of Pillow does.
+
+    Takes what `decode_image` takes, and raises what it raises: InputError, MissingExtraError.
+    """
+    rgb = decode_image(image, label=label)
+    source = (rgb.shape[1], rgb.shape[0]) if isinstance(rgb, np.ndarray) else rgb.size
+    width, height = resized_size(source, facts)
+    left, right = _shown_span(width, facts.size_px)
+    top, bottom = _shown_span(height, facts.size_px)
+    is_extreme = width * height > _EXTREME_CROPS * facts.size_px**2
+    picture = None if is_extreme else _as_pillow(rgb)
+    if picture is None:
+        box = (left, top, right, bottom)
+        shown = resample.resize(np.asarray(rgb), (width, height), facts.interpolation, box)
+    else:
+        resized = _resize_with_pillow(picture, (width, height), facts.interpolation)
+        shown = np.array(resized.crop((left, top, right, bottom)))
+    return _fill_up(shown, facts)
+
+
+def normalize_pixels(pixels: NDArray[np.uint8], facts: ImageFacts) -> NDArray[np.float32]:
+    """The reference's float tensor: (pixels / 255 - mean) / std in float32, channels first.
+
+    (height, width, 3) uint8 gives (3, height, width) float32; (B, height, width, 3) gives
+    (B, 3, height, width). InputError for anything else.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] != 3:
+        found = f"{pixels.shape} array of {pixels.dtype}"
+        raise InputError(f"pixels: found a {found}, wanted uint8 (height, width, 3) or (B, height, width, 3)")
+    mean, std = np.array(facts.mean, np.float32), np.array(facts.std, np.float32)
+    scaled = pixels.astype(np.float32) / np.float32(255)
+    return np.ascontiguousarray(np.moveaxis((scaled - mean) / std, -1, -3))
+
+
+def prompt(text: str, task: str | None, instructions: Mapping[str, str]) -> str:
+    """`text` behind its task's instruction; behind nothing for None. InputError for an unknown task."""
+    if task is None:
+        return text
+    if not isinstance(task, str) or task not in instructions:
+        known = ", ".join(map(repr, instructions)) or "none, this model has no instructions"
+        raise InputError(f"task is {task!r}, wanted None or one that the model knows: {known}")
+    return instructions[task] + text
+
+
+def resized_size(source: tuple[int, int], facts: ImageFacts) -> tuple[int, int]:
+    """The (width, height) that an image of `source` (width, height) is resized to, before the crop.
+
+    No side is less than 1 pixel, where "longest" would round the short one to 0.
+    """
+    width, height = source
+    size = facts.size_px
+    if facts.resize_mode == "squash":
+        return size, size
+    if facts.resize_mode == "longest":
+        ratio = max(height / size, width / size)
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
+    short = min(source)
+    return size * width // short, size * height // short
+
+
+def _shown_span(length: int, size: int) -> tuple[int, int]:
+    """The first pixel of a resized side that the crop shows, and the one after its last."""
+    if length <= size:
+        return 0, length
+    first = round((length - size) / 2)  # halves to the even side, as the reference
+    return first, first + size
+
+
+def _as_pillow(rgb: RgbImage) -> "Image | None":
+    if not isinstance(rgb, np.ndarray):
+        return rgb
+    try:
+        from PIL import Image
+    except ImportError:
+        return None
+    return Image.fromarray(np.ascontiguousarray(rgb))
+
+
+def _resize_with_pillow(image: "Image", size: tuple[int, int], interpolation: Interpolation) -> "Image":
+    """Pillow's resize, one axis at a time, as versions disagree about which axis goes first."""
+    from PIL.Image import Resampling
+
+    if image.size == size:
+        return image
+    method = {"bicubic": Resampling.BICUBIC, "bilinear": Resampling.BILINEAR}[interpolation]
+    is_rows_first = resample.rows_first(image.size, size)
+    halfway = (image.width, size[1]) if is_rows_first else (size[0], image.height)
+    return image.resize(halfway, method).resize(size, method)
+
+
+def _fill_up(shown: NDArray[np.uint8], facts: ImageFacts) -> NDArray[np.uint8]:
+    """`shown` in the middle of (size_px, size_px, 3); an odd pixel of filling goes right and below."""
+    size = facts.size_px
+    height, width, _ = shown.shape
+    if (height, width) == (size, size):
+        return shown
+    top, left = (size - height) // 2, (size - width) // 2
+    pixels = np.full((size, size, 3), facts.fill_color, np.uint8)
+    pixels[top : top + height, left : left + width] = shown
+    return pixels

@@ -1,0 +1,1 @@
+"""The machine below the process: control groups, NVIDIA's libraries, malloc."""

@@ -1,0 +1,72 @@
+"""What callers pass as texts or images, checked and in a list; what would be read as something else is refused."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgeclip.errors import InputError
+from edgeclip.inputs.images import ImageInput, is_image
+from edgeclip.manifest import Manifest
+
+
+def check_texts(texts: str | Iterable[str]) -> list[str]:
+    """The texts as a list; InputError for what is none."""
+    if isinstance(texts, str):
+        texts = [texts]
+    _refuse_collection(texts, "texts")
+    is_scalar = isinstance(texts, np.ndarray) and texts.ndim == 0  # says it is iterable, and is not
+    if isinstance(texts, bytes | bytearray) or not isinstance(texts, Iterable) or is_scalar:
+        raise InputError(f"texts must be a str or a sequence of str, found {type(texts).__name__}")
+    checked = list(texts)
+    for index, text in enumerate(checked):
+        if not isinstance(text, str):
+            raise InputError(f"text {index} is {type(text).__name__}, wanted str")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"text {index} holds a lone surrogate, so it is no Unicode text") from error
+    return checked
+
+
+def check_images(images: Any) -> Sequence[ImageInput]:
+    """The images as a sequence, one for a single image. A sequence that makes its items when asked stays as it is."""
+    if is_image(images):
+        return [images]
+    _refuse_collection(images, "images")
+    if isinstance(images, Sequence) and not isinstance(images, list):
+        return images
+    if isinstance(images, Iterable) and not hasattr(images, "read"):  # a file would give its lines
+        return list(images)
+    return [images]  # what it is instead is said where it is decoded
+
+
+def check_batch_size(batch_size: int | None) -> None:
+    """InputError for what is no positive int."""
+    if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
+        raise InputError(f"batch_size is {batch_size!r}, wanted a positive int")
+
+
+def check_truncate_dim(truncate_dim: int | None, manifest: Manifest) -> int:
+    """How many dimensions are kept, the full width for None; InputError for what is no int from 1 to that."""
+    full = manifest.embedding_dim
+    if truncate_dim is None:
+        return full
+    if type(truncate_dim) is not int or not 1 <= truncate_dim <= full:
+        dims = ", ".join(map(str, manifest.matryoshka_dims))
+        raise InputError(
+            f"truncate_dim is {truncate_dim!r}, wanted an int from 1 to {full} (the model was trained for {dims})"
+        )
+    return truncate_dim
+
+
+def _refuse_collection(values: object, what: str) -> None:
+    """InputError for collections that iterate over something else, or in no order; no library is imported for it."""
+    kind = type(values)
+    name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+    if hasattr(kind, "columns") or hasattr(kind, "column_names"):
+        raise InputError(f"{what} are a {name}, a table; pass one of its columns, as table['{what[:-1]}']")
+    if isinstance(values, Mapping) and any(value is not None for value in values.values()):  # dict.fromkeys is a list
+        raise InputError(f"{what} are a {name}, of which only the keys would be read; pass list(it.values())")
+    if isinstance(values, set | frozenset):
+        raise InputError(f"{what} are a {name}, which has no order to give vectors in; pass sorted(it)")

@@ -1,0 +1,193 @@
+"""Which files of a folder are pictures: the one answer for `embed`, `eval` and `quantize --calibrate`.
+
+A file is a picture if its first bytes are an image's, whatever it is called. One that is called like an image and is
+none (empty, cut short, a web page saved under that name) counts as a picture too, a broken one: its owner believes
+that it is there, so it fails when it is decoded and is not passed over. The raw files of cameras begin like TIFF, but
+Pillow finds only their thumbnail, so they are left out, as is everything else; `ImageFolder.notes` says how much.
+
+Hidden files (".x", also "._x" of macOS) and what systems leave in folders (Thumbs.db, __MACOSX, @eaDir) are passed
+over. Order is by path, part by part, by the characters' numbers, and the same on every run. A subfolder that is
+reached twice, through a link, counts once, under the name that comes first; so links that loop come to an end.
+
+Only names are held and nothing is decoded: 500,000 files take 38 MB, and 15 s on two busy cores (November 2026).
+"""
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import overload
+
+from edgeclip.errors import InputError
+from edgeclip.inputs.image_kinds import HEAD_BYTES, NEEDED, has_image_suffix, image_kind
+
+_SYSTEM_NAMES = frozenset(
+    ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin")
+) | frozenset(("lost+found", "system volume information"))
+_RAW_SUFFIXES = (".3fr", ".arw", ".cr2", ".dng", ".erf", ".iiq", ".kdc", ".nef", ".nrw", ".pef", ".sr2", ".srw")
+# Opening a pipe that was put in a file's place must not wait for a writer.
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+@dataclass(slots=True)
+class Found:
+    """How many, and the first of them."""
+
+    count: int = 0
+    example: str = ""
+
+    def add(self, name: str) -> None:
+        """Count one."""
+        self.example = self.example or name
+        self.count += 1
+
+
+@dataclass(slots=True, kw_only=True)
+class ImageFolder(Sequence[str]):
+    """The paths of a folder's pictures, in order, each made from its name when it is asked for.
+
+    `left_out` are the files that are no pictures, `folders` the subfolders that were not entered, `unreadable` the
+    subfolders and files that could not be read. `needing` counts, by kind ("HEIF", "AVIF"), the pictures that Pillow
+    reads only with a library that may be missing.
+    """
+
+    folder: str
+    names: list[str] = field(default_factory=list)
+    left_out: Found = field(default_factory=Found)
+    folders: Found = field(default_factory=Found)
+    unreadable: Found = field(default_factory=Found)
+    needing: dict[str, Found] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [os.path.join(self.folder, name) for name in self.names[index]]
+        return os.path.join(self.folder, self.names[index])
+
+    def notes(self, hint: str = "") -> list[str]:
+        """What was left out, a sentence for each reason, with a count and an example; `hint` for the subfolders."""
+        notes = []
+        if self.left_out.count:
+            are = "file that is no image" if self.left_out.count == 1 else "files that are no images"
+            notes.append(f"left out {self.left_out.count} {are}, e.g. {self.left_out.example}")
+        if self.folders.count:
+            what = "subfolder" if self.folders.count == 1 else "subfolders"
+            notes.append(f"did not enter {self.folders.count} {what}, e.g. {self.folders.example}{hint}")
+        if self.unreadable.count:
+            notes.append(f"could not read {self.unreadable.count}, e.g. {self.unreadable.example}")
+        return notes
+
+
+def list_images(folder: Path, *, is_recursive: bool = False) -> ImageFolder:
+    """The pictures of a folder, and with `is_recursive` of the folders in it.
+
+    Raises InputError for a folder that cannot be listed. What cannot be read inside it is counted as unreadable.
+    """
+    found = ImageFolder(folder=str(folder))
+    for name, kind in _walk(found, is_recursive):
+        found.names.append(name)
+        if kind in NEEDED:
+            found.needing.setdefault(kind, Found()).add(name)
+    return found
+
+
+def holds_image(folder: Path) -> bool:
+    """Whether a picture lies in the folder itself; InputError for a folder that cannot be listed."""
+    return next(_walk(ImageFolder(folder=str(folder)), is_recursive=False), None) is not None
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether the file is a picture by the rule of this module; False for what is no file or cannot be read."""
+    try:
+        return path.is_file() and _kind_of(path, path.name) is not None
+    except OSError:
+        return False
+
+
+def is_system_name(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or left there by a system and not by its user."""
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
+
+
+def _walk(found: ImageFolder, is_recursive: bool) -> Iterator[tuple[str, str]]:
+    """Each picture's name within the folder, and its kind: "" for one that is only called so."""
+    seen: set[tuple[int, int]] = set()
+    try:
+        stack = [(os.path.join(found.folder, ""), "", *_list(found.folder, seen))]
+    except OSError as error:
+        raise InputError(f"{found.folder}: cannot be listed ({error.strerror})") from error
+    while stack:
+        place, prefix, names, folders = stack.pop()
+        while names:
+            name = names.pop()
+            path, shown = place + name, prefix + name
+            if name not in folders:
+                try:
+                    kind = _kind_of(path, name)
+                except OSError as error:
+                    found.unreadable.add(f"{shown} ({error.strerror})")
+                    continue
+                if kind is None:
+                    found.left_out.add(shown)
+                else:
+                    yield shown, kind
+            elif not is_recursive:
+                found.folders.add(shown)
+            else:
+                try:
+                    inner = _list(path, seen)
+                except OSError as error:
+                    found.unreadable.add(f"{shown} ({error.strerror})")
+                    continue
+                stack.append((place, prefix, names, folders))
+                stack.append((path + os.sep, shown + os.sep, *inner))
+                break
+
+
+def _list(folder: str, seen: set[tuple[int, int]]) -> tuple[list[str], set[str]]:
+    """The names in a folder, the last first, and which of them are folders; nothing for one that was seen."""
+    facts = os.stat(folder)
+    if (facts.st_dev, facts.st_ino) in seen and facts.st_ino:
+        return [], set()
+    seen.add((facts.st_dev, facts.st_ino))
+    names, folders = [], set()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not is_system_name(entry.name):
+                names.append(entry.name)
+                try:
+                    if entry.is_dir():
+                        folders.add(entry.name)
+                except OSError:  # a link to itself
+                    pass
+    names.sort(reverse=True)
+    return names, folders
+
+
+def _kind_of(path: str | Path, name: str) -> str | None:
+    """The kind of a picture, "" for what is only called one, None for no picture.
+
+    Raises OSError for what cannot be read and is not called like an image: of one that is, decoding says why.
+    """
+    if name.lower().endswith(_RAW_SUFFIXES):
+        return None
+    called = "" if has_image_suffix(name) else None
+    try:
+        file = os.open(path, _OPEN_FLAGS)
+        try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                return None
+            return image_kind(os.read(file, HEAD_BYTES), name) or called
+        finally:
+            os.close(file)
+    except OSError:
+        if called is None:
+            raise
+        return called

@@ -1,0 +1,120 @@
+"""Images on their way to the tower, decoded ahead (`edgeclip.inputs.prefetch`), with those that cannot be read
+skipped.
+
+A skipped image has no vector. A row of zeros or NaN in its place would be found by a search or spread through a mean;
+a row that is missing has to be accounted for, and the indices say how.
+"""
+
+import contextlib
+import os
+import threading
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip.errors import InputError, SkippedWarning
+from edgeclip.inputs.images import ImageInput, shown_path
+from edgeclip.inputs.prefetch import Pixels, stage_images
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkippedImage:
+    """An image that was skipped: its index in the input, and why it cannot be read."""
+
+    index: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedImages:
+    """Several images' vectors where those that cannot be read are skipped.
+
+    `vectors` (K, dim) float32 has a row for each image that could be read and none for the others; row k belongs to
+    the image of index `indices[k]`, (K,) int64.
+    """
+
+    vectors: NDArray[np.float32]
+    indices: NDArray[np.int64]
+    skipped: tuple[SkippedImage, ...]
+
+
+OnError = Literal["raise", "skip"] | Callable[[SkippedImage], None]
+
+
+def check_on_error(on_error: object) -> None:
+    """InputError for what is none of the three."""
+    if on_error not in ("raise", "skip") and not callable(on_error):
+        raise InputError(f'on_error is {on_error!r}, wanted "raise", "skip" or a function of a SkippedImage')
+
+
+def stream_images(
+    images: Sequence[ImageInput],
+    batches: Sequence[range],
+    preprocess: Callable[..., Pixels],
+    size_px: int,
+    threads: int,
+    on_error: OnError,
+    **buffers: Any,
+) -> Generator[tuple[Sequence[int], Pixels]]:
+    """The indices of each batch's images that can be read, and their pixels (B, size_px, size_px, 3) uint8.
+
+    `preprocess(image, label=)` gives the pixels of one image; `buffers` are `stage_images`' options. An image that
+    cannot be read raises its error, or is left out: then a function for `on_error` is called with it before its batch
+    comes, and "skip" gives one SkippedWarning at the end. A batch of which nothing is left does not come.
+    """
+    skipped: list[SkippedImage] = []
+    skip = on_error if callable(on_error) else skipped.append
+    reasons: dict[int, str] = {}  # of images that were prepared and not yet skipped
+    prepare = _preparing(images, preprocess, size_px, None if on_error == "raise" else reasons)
+    with contextlib.closing(stage_images(batches, prepare, (size_px, size_px, 3), threads, **buffers)) as staged:
+        for batch, pixels in staged:
+            broken = [index for index in batch if index in reasons]
+            for index in broken:
+                skip(SkippedImage(index=index, reason=reasons.pop(index)))
+            if not broken:
+                yield batch, pixels
+            elif kept := [index for index in batch if index not in broken]:
+                yield kept, pixels[[index - batch.start for index in kept]]
+    if skipped:
+        first = f"image {skipped[0].index}: {skipped[0].reason}"
+        told = f"{len(skipped)} of {len(images)} images were skipped; the first is {first}"
+        warnings.warn(SkippedWarning(told, skipped=tuple(one.index for one in skipped)), stacklevel=3)
+
+
+def _preparing(
+    images: Sequence[ImageInput], preprocess: Callable[..., Pixels], size_px: int, reasons: dict[int, str] | None
+) -> Callable[[int], Pixels]:
+    """`preprocess` of an image by its index, for several threads at once.
+
+    With `reasons`, an image that cannot be read is black, and why it cannot stands there.
+    """
+    loading = threading.Lock()
+
+    def prepare(index: int) -> Pixels:
+        image, label = images[index], f"image {index}"
+        if hasattr(image, "load"):
+            # A PIL image reads its file when first used and may stand in the list twice: Pillow loads one in one
+            # thread alone. Of what fails here `preprocess` tells.
+            with loading, contextlib.suppress(Exception):
+                image.load()
+        try:
+            return preprocess(image, label=label)
+        except (InputError, MemoryError) as error:
+            if reasons is None:
+                raise
+            reasons[index] = _reason(error, label, image)
+            return np.zeros((size_px, size_px, 3), np.uint8)
+
+    return prepare
+
+
+def _reason(error: Exception, label: str, image: ImageInput) -> str:
+    """The message without the image's label and path, with which it begins."""
+    text = str(error).removeprefix(label)
+    if isinstance(image, str | os.PathLike):
+        text = text.removeprefix(f" ({shown_path(os.fsdecode(image))})")
+    return text.removeprefix(": ")

@@ -1,0 +1,69 @@
+"""Images made ready ahead of the tower: decoded and resized by threads, into buffers that are used again.
+
+While the tower computes one batch, threads fill the next ones. Pillow releases the interpreter's lock, so on a GPU
+decoding and computing share nothing; on a CPU decoding costs its own share of the cores and no more, where it would
+otherwise leave all but one of them idle. How far ahead is a matter of the threads alone: a folder of 10,000
+photographs never has more than a few of them in memory.
+
+What an image is and how it becomes pixels is `edgeclip.inputs.images`' and `edgeclip.families.jina_clip`'s affair.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+
+
+def count_slots(batches: int, batch_size: int, threads: int) -> int:
+    """Staging buffers of batch_size images each: one that is computed on, and an image for every thread beside it."""
+    return min(batches, 1 + math.ceil(threads / batch_size))
+
+
+def stage_images(
+    batches: Sequence[range],
+    prepare: Callable[[int], Pixels],
+    shape: tuple[int, ...],
+    threads: int,
+    allocate: Callable[[tuple[int, ...]], Pixels] = lambda shape: np.empty(shape, np.uint8),
+    recycle: Callable[[Pixels], None] = lambda buffer: None,
+) -> Generator[tuple[range, Pixels]]:
+    """The batches in their order, each with its pixels (len(batch), *shape) uint8.
+
+    `prepare(index)` gives the pixels of one image, `shape` (height, width, 3), and is called from `threads` threads
+    at once. The pixels that are yielded are good until the next batch is asked for: then their buffer is filled
+    anew. `allocate` makes the buffers, (B, *shape), where ordinary memory will not do, and `recycle` is given each
+    when no thread fills it any more.
+
+    Raises what `prepare` raised for the first image that failed, in the order of the images, whichever thread came
+    upon it first. Close it (`contextlib.closing`), and no thread is left, whatever happened.
+    """
+    size = max(map(len, batches), default=1)
+    slots: list[Pixels] = []
+
+    def fill(index: int, row: Pixels) -> None:
+        row[...] = prepare(index)
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="edgeclip-images")
+    try:
+        for _ in range(count_slots(len(batches), size, threads)):  # when one finds no memory, the others go back
+            slots.append(allocate((size, *shape)))
+        started: deque[list[Future[None]]] = deque()
+        ahead = 0
+        for number, batch in enumerate(batches):
+            # The slot of the batch before this one is free now: its buffer was given back.
+            while ahead < min(len(batches), number + len(slots)):
+                slot = slots[ahead % len(slots)]
+                started.append([pool.submit(fill, index, slot[row]) for row, index in enumerate(batches[ahead])])
+                ahead += 1
+            for image in started.popleft():
+                image.result()
+            yield batch, slots[number % len(slots)][: len(batch)]
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        for slot in slots:
+            recycle(slot)
