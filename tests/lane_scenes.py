@@ -1,4 +1,6 @@
-"""A tower that a test holds up and spoils, and how a test asks a lane: for the tests of `edgeclip.serve.lanes`."""
+"""A tower that a test holds up and spoils, and how a test asks a lane: for the tests of
+`edgeclip.serve.queue.lanes`.
+"""
 
 import asyncio
 import threading
@@ -10,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.engine.batch_policy import BatchPolicy
-from edgeclip.serve.lanes import Lane, LaneLimits
+from edgeclip.serve.queue.lanes import Lane, LaneLimits
 
 Vectors = NDArray[np.float32]
 

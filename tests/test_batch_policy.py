@@ -31,7 +31,7 @@ from edgeclip.engine.session import TowerSession
 from edgeclip.errors import InputError
 from edgeclip.manifest import Manifest, TowerName
 from edgeclip.serve.app import lane_policy
-from edgeclip.serve.forming import FairQueue
+from edgeclip.serve.queue.fair_queue import FairQueue
 from edgeclip.serve.settings import Settings
 from edgeclip.triton import model_config
 from tests.triton_config import pairs, parse

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from edgeclip import Encoder
-from edgeclip.serve.access_log import LOGGER, AccessLog, request_id
+from edgeclip.serve.http.access_log import LOGGER, AccessLog, request_id
 from tests.serving import serving, wait_for
 
 KEY = "sk-one-two-three"

@@ -4,7 +4,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from edgeclip.serve.addresses import is_plain_host, is_public, is_public_web
+from edgeclip.serve.images.addresses import is_plain_host, is_public, is_public_web
 
 PUBLIC = [
     *("1.1.1.1", "8.8.8.8", "93.184.215.14", "100.63.255.255", "100.128.0.0", "172.15.255.255", "172.32.0.0"),

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from edgeclip.serve.answers import encode_answer, shorten
-from edgeclip.serve.request_fields import FORMATS, Format
-from edgeclip.serve.usage import image_tokens
+from edgeclip.serve.api.request_fields import FORMATS, Format
+from edgeclip.serve.api.response import encode_answer, shorten
+from edgeclip.serve.api.usage import image_tokens
 
 RANDOM = np.random.default_rng(0).standard_normal((5, 20)).astype(np.float32)
 VECTORS = RANDOM / np.linalg.norm(RANDOM, axis=1, keepdims=True)

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from edgeclip import Encoder
-from edgeclip.serve.fetch import FetchPolicy, fetch
-from edgeclip.serve.request_fields import FIELDS
+from edgeclip.serve.api.request_fields import FIELDS
+from edgeclip.serve.images.fetch import FetchPolicy, fetch
 from tests.conftest import DATA
 from tests.serving import serving
 

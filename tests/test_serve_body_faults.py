@@ -5,7 +5,7 @@ import json
 import pytest
 
 from edgeclip.serve.errors import ApiError
-from edgeclip.serve.reading import parse
+from edgeclip.serve.http.request_body import parse
 from tests.test_serve_dialects import LIMITS
 
 BOM = b"\xef\xbb\xbf"

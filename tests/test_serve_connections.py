@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from edgeclip import Encoder
-from edgeclip.serve import connections, framing
-from edgeclip.serve.gathering import Gathered
+from edgeclip.serve.http import connections, framing
+from edgeclip.serve.http.write_gathering import Gathered
 from tests.raw_http import GET, connect, drip, refusal, rest_of, talk
 from tests.serving import Troubled, depth, serving, until_ready, wait_for
 

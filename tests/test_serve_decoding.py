@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgeclip.errors import InputError
-from edgeclip.serve.decoding import LARGE_COST, PictureDecoder
-from edgeclip.serve.pictures import PictureLimits, judge
+from edgeclip.serve.images.decode_queue import LARGE_COST, PictureDecoder
+from edgeclip.serve.images.decoder import PictureLimits, judge
 
 LIMITS = PictureLimits(max_bytes=1 << 20, max_pixels=50_000_000, max_decode_bytes=1 << 30)
 PATIENCE_S = 20.0

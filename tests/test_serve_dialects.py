@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edgeclip.serve.dialects import (
+from edgeclip.serve.api.request import (
     EmbeddingRequest,
     ImageItem,
     RequestLimits,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from edgeclip.serve.addresses import Address
-from edgeclip.serve.fetch import FetchError, FetchPolicy, fetch
+from edgeclip.serve.images.addresses import Address
+from edgeclip.serve.images.fetch import FetchError, FetchPolicy, fetch
 
 BODY = bytes(range(256)) * 8
 NOT_PUBLIC = "does not lead to a web server on the public internet"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edgeclip.engine.batch_policy import BatchPolicy, Kind
-from edgeclip.serve.forming import FairQueue
+from edgeclip.serve.queue.fair_queue import FairQueue
 
 
 def texts(*lengths: int) -> list[Kind]:

@@ -6,7 +6,7 @@ import httptools
 import pytest
 
 from edgeclip.serve.errors import ApiError
-from edgeclip.serve.framing import MAX_HEAD_BYTES, AnswerReader, Head, RequestReader
+from edgeclip.serve.http.framing import MAX_HEAD_BYTES, AnswerReader, Head, RequestReader
 
 LINE = b" HTTP/1.1\r\n"
 BODY = b'{"input": "a"}'

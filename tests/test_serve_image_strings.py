@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from edgeclip.serve.image_strings import (
+from edgeclip.serve.api.image_strings import (
     ImageItem,
     ImageStringError,
     UrlItem,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgeclip import Encoder
 from edgeclip.errors import DeviceError, InputError
-from edgeclip.serve.lanes import Lane, LaneFailed, QueueFull, TimedOut
+from edgeclip.serve.queue.lanes import Lane, LaneFailed, QueueFull, TimedOut
 from tests.lane_scenes import PATIENCE_S, Tower, Vectors, asked, depth, ids, lane, limits, sizes
 
 

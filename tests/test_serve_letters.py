@@ -5,8 +5,8 @@ import unicodedata
 
 import pytest
 
+from edgeclip.serve.api.text_length import check_letters, count_letters
 from edgeclip.serve.errors import ApiError
-from edgeclip.serve.letters import check_letters, count_letters
 
 LONGEST = "\ufdfa"  # one letter, written as 18
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from edgeclip import Encoder
-from edgeclip.serve.image_strings import decode_base64
+from edgeclip.serve.api.image_strings import decode_base64
 from edgeclip.serve.settings import Settings
 from tests.conftest import DATA
 from tests.serving import serving
@@ -174,7 +174,7 @@ def test_base64_with_white_space_costs_no_more_than_without() -> None:
 
 
 def test_ids_are_held_small() -> None:
-    from edgeclip.serve.dialects import RequestLimits, TokenItem, parse_request
+    from edgeclip.serve.api.request import RequestLimits, TokenItem, parse_request
 
     limits = RequestLimits(
         max_items=1,

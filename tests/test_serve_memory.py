@@ -13,10 +13,10 @@ from typing import Any
 import httpx
 import pytest
 
-from edgeclip.serve.dialects import RequestLimits
+from edgeclip.serve.api.request import RequestLimits
 from edgeclip.serve.errors import ApiError
-from edgeclip.serve.memory import is_worth_it, keep_trimmed
-from edgeclip.serve.reading import parse
+from edgeclip.serve.http.request_body import parse
+from edgeclip.serve.memory_trimming import is_worth_it, keep_trimmed
 from tests.conftest import DATA
 from tests.serving import Troubled, serving, until_ready, wait_for
 

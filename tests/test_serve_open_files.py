@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from edgeclip import Encoder, InputError
-from edgeclip.serve.open_files import ConnectionRoom, OutOfFiles, is_out_of_files, plan_connections
+from edgeclip.serve.http.open_files import ConnectionRoom, OutOfFiles, is_out_of_files, plan_connections
 from tests.serving import serving, troubling, until_ready, wait_for
 
 FEW = 64

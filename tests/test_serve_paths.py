@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from edgeclip import Encoder
-from edgeclip.serve.paths import route_path
+from edgeclip.serve.http.paths import route_path
 from tests.raw_http import talk
 from tests.serving import serving
 

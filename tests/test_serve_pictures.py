@@ -13,8 +13,8 @@ from PIL import Image
 
 from edgeclip import Encoder
 from edgeclip.errors import InputError
-from edgeclip.serve.decoding import Picture, PictureDecoder
-from edgeclip.serve.pictures import MOST_SIDE_PX, PictureLimits, judge
+from edgeclip.serve.images.decode_queue import Picture, PictureDecoder
+from edgeclip.serve.images.decoder import MOST_SIDE_PX, PictureLimits, judge
 
 SIZE = (60, 40)
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from edgeclip.engine.batch_policy import BatchPolicy
 from edgeclip.manifest import TowerName
-from edgeclip.serve.lanes import Lane, LaneLimits
-from edgeclip.serve.priorities import LEAST_SHARE, MOST_SHARE, lower_this_thread, niceness_for
+from edgeclip.serve.queue.lanes import Lane, LaneLimits
+from edgeclip.serve.queue.thread_priority import LEAST_SHARE, MOST_SHARE, lower_this_thread, niceness_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="niceness is a thread's own on Linux only")
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from edgeclip.serve.dialects import EmbeddingRequest, ImageItem, TextItem, parse_request
+from edgeclip.serve.api.request import EmbeddingRequest, ImageItem, TextItem, parse_request
 from edgeclip.serve.errors import ApiError
 from tests.test_serve_dialects import LIMITS, PIXEL
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgeclip.errors import InputError
-from edgeclip.serve.keys import KeyRing, read_keys
+from edgeclip.serve.http.api_keys import KeyRing, read_keys
 from edgeclip.serve.settings import (
     OPTIONS,
     Settings,

@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from edgeclip import Encoder
-from edgeclip.serve import connections
+from edgeclip.serve.http import connections
 from tests.raw_http import GET, PATIENCE_S, drip, refusal, talk
 from tests.serving import running, serving, until_ready
 

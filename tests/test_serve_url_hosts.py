@@ -13,8 +13,8 @@ from aiohttp import web
 
 from edgeclip import Encoder
 from edgeclip.errors import InputError
-from edgeclip.serve.fetch import FetchError, fetch
-from edgeclip.serve.url_hosts import parse_url_hosts
+from edgeclip.serve.images.fetch import FetchError, fetch
+from edgeclip.serve.images.url_hosts import parse_url_hosts
 from tests.conftest import DATA
 from tests.serving import serving
 from tests.test_serve_fetch import BODY, picture, policy, server, to

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, features
 
 from edgeclip import Encoder
-from edgeclip.serve.pictures import _FORMATS
+from edgeclip.serve.images.decoder import _FORMATS
 from tests.web_page import add, left_out, names, search, wait_for_pictures
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """The HTTP of the service: its parts, put together, and its routes.
 
-Thin: what a request means is `edgeclip.serve.dialects`' work, what becomes of it `edgeclip.serve.service`'s. API keys
-guard /v1; the page, the documents, health and metrics hold nothing that a key protects.
+Thin: what a request means is `edgeclip.serve.api.request`' work, what becomes of it `edgeclip.serve.service`'s. API
+keys guard /v1; the page, the documents, health and metrics hold nothing that a key protects.
 """
 
 import asyncio
@@ -16,25 +16,25 @@ from edgeclip import __version__
 from edgeclip.encoder import Encoder
 from edgeclip.engine.batch_policy import BatchPolicy
 from edgeclip.manifest import TOWERS, Manifest, TowerName
-from edgeclip.serve.access_log import AccessLog
-from edgeclip.serve.decoding import PictureDecoder
+from edgeclip.serve.api.openapi import ASSETS, START_SCRIPT, describe, docs_page, read_asset
+from edgeclip.serve.api.request_fields import JINA_TASKS
 from edgeclip.serve.errors import ApiError, not_trusted
-from edgeclip.serve.fetch import FetchPolicy
-from edgeclip.serve.fetch import fetch as fetch_url
-from edgeclip.serve.keys import KeyRing
-from edgeclip.serve.lanes import Lane, LaneLimits
-from edgeclip.serve.memory import keep_trimmed
+from edgeclip.serve.http.access_log import AccessLog
+from edgeclip.serve.http.api_keys import KeyRing
+from edgeclip.serve.http.middleware import PAGE_POLICY, Application, Endpoint, Shell
+from edgeclip.serve.http.request_body import PendingBytes, parse, read_body, while_connected
+from edgeclip.serve.images.decode_queue import PictureDecoder
+from edgeclip.serve.images.decoder import PictureLimits
+from edgeclip.serve.images.fetch import FetchPolicy
+from edgeclip.serve.images.fetch import fetch as fetch_url
+from edgeclip.serve.images.url_hosts import parse_url_hosts
+from edgeclip.serve.memory_trimming import keep_trimmed
 from edgeclip.serve.metrics import KeptText, Metrics
-from edgeclip.serve.openapi import ASSETS, START_SCRIPT, describe, docs_page, read_asset
-from edgeclip.serve.pictures import PictureLimits
-from edgeclip.serve.priorities import niceness_for
+from edgeclip.serve.queue.lanes import Lane, LaneLimits
+from edgeclip.serve.queue.thread_priority import niceness_for
 from edgeclip.serve.readiness import Readiness
-from edgeclip.serve.reading import PendingBytes, parse, read_body, while_connected
-from edgeclip.serve.request_fields import JINA_TASKS
 from edgeclip.serve.service import EmbeddingService, Fetch, Stages
 from edgeclip.serve.settings import Settings
-from edgeclip.serve.shell import PAGE_POLICY, Application, Endpoint, Shell
-from edgeclip.serve.url_hosts import parse_url_hosts
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -58,7 +58,7 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
     """The service as an ASGI application. Its lifespan starts and ends the lanes; the encoder stays its caller's.
 
     `settings.api_keys` are all the keys: whoever has a file of them has read it already. `fetch` gets an image's URL
-    in place of `edgeclip.serve.fetch`, which follows the settings.
+    in place of `edgeclip.serve.images.fetch`, which follows the settings.
     """
     model = settings.model_name or encoder.manifest.source.name.rpartition("/")[2]
     metrics = Metrics(

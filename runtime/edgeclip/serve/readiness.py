@@ -24,7 +24,7 @@ from edgeclip.encoder import Encoder
 from edgeclip.errors import BundleError, DeviceError, EdgeclipError, WrongVectorsError
 from edgeclip.manifest import TowerName
 from edgeclip.serve.errors import log_bug, without_paths
-from edgeclip.serve.lanes import LaneFailed, QueueFull, TimedOut
+from edgeclip.serve.queue.lanes import LaneFailed, QueueFull, TimedOut
 
 _log = logging.getLogger("edgeclip.serve")
 # How long a probe waits for a run: Kubernetes gives up after a second.

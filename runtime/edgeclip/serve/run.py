@@ -18,16 +18,16 @@ from edgeclip.errors import InputError, MissingExtraError
 from edgeclip.host.installation import install_command
 from edgeclip.host.malloc_bounds import bound_memory
 from edgeclip.manifest import TOWERS
-from edgeclip.serve.access_log import LOGGER as ACCESS_LOGGER
-from edgeclip.serve.connections import Bounds, bounded_protocol
-from edgeclip.serve.keys import read_keys
-from edgeclip.serve.open_files import ConnectionRoom, raise_limit, room_for_connections
+from edgeclip.serve.http.access_log import LOGGER as ACCESS_LOGGER
+from edgeclip.serve.http.api_keys import read_keys
+from edgeclip.serve.http.connections import Bounds, bounded_protocol
+from edgeclip.serve.http.open_files import ConnectionRoom, raise_limit, room_for_connections
 from edgeclip.serve.settings import Settings
 
 if TYPE_CHECKING:
     from uvicorn import Config, Server
 
-    from edgeclip.serve.shell import Application
+    from edgeclip.serve.http.middleware import Application
 
 _log = logging.getLogger("edgeclip.serve")
 # Longer than clients and proxies keep a connection, so they close it and not we, under a request.

@@ -26,18 +26,18 @@ from edgeclip.engine.unit_vectors import find_fault
 from edgeclip.errors import InputError, WrongVectorsError
 from edgeclip.inputs.tokenization import TokenizedTexts, check_max_length, is_quick, slices
 from edgeclip.manifest import TokenizerFacts, TowerName
-from edgeclip.serve.answers import encode_answer, shorten
-from edgeclip.serve.decoding import Flow, Picture
-from edgeclip.serve.dialects import EmbeddingRequest, RequestLimits, TextItem, TokenItem
+from edgeclip.serve.api.image_strings import ImageItem, UrlItem, decode_base64
+from edgeclip.serve.api.request import EmbeddingRequest, RequestLimits, TextItem, TokenItem
+from edgeclip.serve.api.response import encode_answer, shorten
+from edgeclip.serve.api.text_length import check_letters
+from edgeclip.serve.api.usage import image_tokens
 from edgeclip.serve.errors import ApiError, ending, not_trusted, retry_later, without_paths
-from edgeclip.serve.fetch import FetchError
-from edgeclip.serve.image_strings import ImageItem, UrlItem, decode_base64
-from edgeclip.serve.lanes import LaneFailed, QueueFull
-from edgeclip.serve.letters import check_letters
+from edgeclip.serve.images.decode_queue import Flow, Picture
+from edgeclip.serve.images.fetch import FetchError
 from edgeclip.serve.metrics import Metrics
+from edgeclip.serve.queue.lanes import LaneFailed, QueueFull
 from edgeclip.serve.readiness import is_doubtful
 from edgeclip.serve.settings import Settings
-from edgeclip.serve.usage import image_tokens
 
 _log = logging.getLogger("edgeclip.serve")
 # Numbers that are printed on the event loop: half a millisecond's worth. More goes to a thread, which costs 0.1 ms.

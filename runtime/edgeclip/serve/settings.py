@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from edgeclip.errors import InputError
-from edgeclip.serve.access_log import LogFormat
-from edgeclip.serve.priorities import LEAST_SHARE, MOST_SHARE
-from edgeclip.serve.url_hosts import parse_url_hosts
+from edgeclip.serve.http.access_log import LogFormat
+from edgeclip.serve.images.url_hosts import parse_url_hosts
+from edgeclip.serve.queue.thread_priority import LEAST_SHARE, MOST_SHARE
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 PREFIX = "EDGECLIP_"

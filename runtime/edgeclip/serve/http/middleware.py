@@ -9,12 +9,12 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from edgeclip.serve.access_log import AccessLog, request_id
 from edgeclip.serve.errors import ApiError, ending, log_bug, out_of_files
-from edgeclip.serve.keys import KeyRing
+from edgeclip.serve.http.access_log import AccessLog, request_id
+from edgeclip.serve.http.api_keys import KeyRing
+from edgeclip.serve.http.open_files import OutOfFiles, is_out_of_files
+from edgeclip.serve.http.paths import route_path
 from edgeclip.serve.metrics import Metrics
-from edgeclip.serve.open_files import OutOfFiles, is_out_of_files
-from edgeclip.serve.paths import route_path
 
 if TYPE_CHECKING:
     from starlette.requests import Request

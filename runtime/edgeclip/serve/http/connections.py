@@ -13,7 +13,7 @@ and what is refused before there is a request is refused in OpenAI's shape too. 
 connection has left, as for nginx: of a FIN nobody can tell whether the other half is still read.
 
 The server behind is any asyncio protocol, and gets one request after the other, each in the plain form that
-`edgeclip.serve.framing` gives it. Only asyncio's Protocol and Transport are used of it.
+`edgeclip.serve.http.framing` gives it. Only asyncio's Protocol and Transport are used of it.
 """
 
 import asyncio
@@ -26,8 +26,8 @@ from http import HTTPStatus
 from typing import Any
 
 from edgeclip.serve.errors import ApiError
-from edgeclip.serve.framing import AnswerReader, Head, Place, RequestReader
-from edgeclip.serve.gathering import Gathered
+from edgeclip.serve.http.framing import AnswerReader, Head, Place, RequestReader
+from edgeclip.serve.http.write_gathering import Gathered
 
 _MAX_PIPELINED = 16
 # Of requests that wait for the answer before them; beyond it nothing is read.

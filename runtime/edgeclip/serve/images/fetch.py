@@ -1,9 +1,9 @@
 """Fetching an image by its URL, for a stranger who must not reach through this server what he cannot reach himself.
 
-A host is resolved once, every address it has is judged (`edgeclip.serve.addresses`), and the connection goes to those
-very addresses, so that a name cannot change its meaning between the two (DNS rebinding). Redirects are followed by
-hand, each judged like the first. No proxy, cookie, password or compression: what a proxy resolves nobody judges, and
-a compressed body has no size. What is told of a failure says nothing of the network behind this server.
+A host is resolved once, every address it has is judged (`edgeclip.serve.images.addresses`), and the connection goes
+to those very addresses, so that a name cannot change its meaning between the two (DNS rebinding). Redirects are
+followed by hand, each judged like the first. No proxy, cookie, password or compression: what a proxy resolves nobody
+judges, and a compressed body has no size. What is told of a failure says nothing of the network behind this server.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from edgeclip import __version__
 from edgeclip.errors import InputError, MissingExtraError
 from edgeclip.host.installation import install_command
-from edgeclip.serve.addresses import Address, is_plain_host, is_public_web
-from edgeclip.serve.url_hosts import UrlHost
+from edgeclip.serve.images.addresses import Address, is_plain_host, is_public_web
+from edgeclip.serve.images.url_hosts import UrlHost
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession, TCPConnector

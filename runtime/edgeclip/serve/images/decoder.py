@@ -1,8 +1,8 @@
 """Images that strangers send, judged by their headers: which are decoded, and what decoding one takes.
 
 An image's header says how much memory and time its decoding takes, so it is read and judged before any pixel is
-decoded (`edgeclip.serve.decoding` does that). Of the formats that `edgeclip.inputs.images` reads, those are taken
-here that are bound by their header and decode without holding Python's lock:
+decoded (`edgeclip.serve.images.decode_queue` does that). Of the formats that `edgeclip.inputs.images` reads, those
+are taken here that are bound by their header and decode without holding Python's lock:
 
 - not JPEG 2000: 12 megapixels held up every other thread for 7.8 s (Pillow 13);
 - not AVIF and HEIF: the frame inside may be of any size; 1047 bytes that said 64 x 64 decoded 8000 x 8000;

@@ -1,10 +1,10 @@
 """Images of strangers are decoded beside the event loop, in fair turns and in bounded memory.
 
-An image is judged by its header first (`edgeclip.serve.pictures`). Whose turn it is then, the fair queue of the
-towers decides (`edgeclip.serve.forming`), with a request as the flow and the decoding's cost as the bytes: eight
-large images of one client delay another's small one by no more than what is being decoded. A thread that decodes
-cannot be stopped, so large images never take the last thread, where there are several: a small one waits for small
-ones alone.
+An image is judged by its header first (`edgeclip.serve.images.decoder`). Whose turn it is then, the fair queue of the
+towers decides (`edgeclip.serve.queue.fair_queue`), with a request as the flow and the decoding's cost as the bytes:
+eight large images of one client delay another's small one by no more than what is being decoded. A thread that
+decodes cannot be stopped, so large images never take the last thread, where there are several: a small one waits for
+small ones alone.
 
 The memory of all that is decoded at once is bounded. An image that does not fit beside the others waits until it
 does, and nothing overtakes it, or a stream of small ones would keep it waiting for ever.
@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 from edgeclip.engine.batch_policy import Kind
 from edgeclip.errors import InputError
-from edgeclip.serve.forming import FairQueue
-from edgeclip.serve.pictures import Header, PictureLimits, check_bytes, judge
-from edgeclip.serve.priorities import lower_this_thread
+from edgeclip.serve.images.decoder import Header, PictureLimits, check_bytes, judge
+from edgeclip.serve.queue.fair_queue import FairQueue
+from edgeclip.serve.queue.thread_priority import lower_this_thread
 
 Pixels = NDArray[np.uint8]
 
@@ -133,7 +133,7 @@ class PictureDecoder:
         return cost * min(spent_s / done for done, spent_s in self._latest) / self._count
 
     async def judge(self, data: bytes, label: str) -> Header:
-        """The header of a file; raises what `edgeclip.serve.pictures.judge` raises."""
+        """The header of a file; raises what `edgeclip.serve.images.decoder.judge` raises."""
         check_bytes(len(data), self._limits, label)
         return await asyncio.get_running_loop().run_in_executor(self._judging, judge, data, self._limits, label)
 

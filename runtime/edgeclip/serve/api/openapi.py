@@ -1,6 +1,6 @@
 """What the service says of itself: the OpenAPI document, and the page at /docs that shows it.
 
-The document is written by hand, since the request is read by `edgeclip.serve.dialects` and not by a model class: a
+The document is written by hand, since the request is read by `edgeclip.serve.api.request` and not by a model class: a
 union of both dialects says little, and wrongly, when it is derived. Swagger's files come from the package
 fastapi-offline, so the page works without a network; none of its script is inline, so the policy can forbid that.
 """
@@ -12,8 +12,8 @@ from typing import Any
 
 from edgeclip.errors import MissingExtraError
 from edgeclip.host.installation import install_command
-from edgeclip.serve.dialects import RequestLimits
-from edgeclip.serve.request_fields import (
+from edgeclip.serve.api.request import RequestLimits
+from edgeclip.serve.api.request_fields import (
     CUTS,
     FORMATS,
     IGNORED_FIELDS,

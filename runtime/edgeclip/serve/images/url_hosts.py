@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from edgeclip.errors import InputError
-from edgeclip.serve.addresses import Address, embedded_v4
+from edgeclip.serve.images.addresses import Address, embedded_v4
 
 Network = IPv4Network | IPv6Network
 

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from edgeclip.serve.api.request_fields import printable
 from edgeclip.serve.errors import ApiError
-from edgeclip.serve.request_fields import printable
 
 if TYPE_CHECKING:
     from orjson import JSONDecodeError

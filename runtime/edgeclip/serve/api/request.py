@@ -6,11 +6,11 @@ The inputs are told apart by their shape, not by a switch:
     [1, 2, ...], [[1, 2], ...]: token ids    OpenAI, where the service allows them
     {"text": t}, {"image": i}, {"url": u}, {"bytes": b}, alone or in a list    Jina
 
-The other fields, and what further vendors call them, are `edgeclip.serve.request_fields`' work.
+The other fields, and what further vendors call them, are `edgeclip.serve.api.request_fields`' work.
 
 What was decided where the two say nothing or differ:
 
-- A plain string is a text, as in both, unless it is an image (`edgeclip.serve.image_strings`).
+- A plain string is a text, as in both, unless it is an image (`edgeclip.serve.api.image_strings`).
 - Token ids are refused unless the service allows them (`--token-ids`): OpenAI's clients send those of OpenAI's
   tokenizer, which are other words here. Those that are allowed are this model's. The opening and the closing token
   are put round them unless both are there.
@@ -24,8 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgeclip.serve.errors import ApiError
-from edgeclip.serve.image_strings import (
+from edgeclip.serve.api.image_strings import (
     ImageItem,
     ImageStringError,
     UrlItem,
@@ -33,8 +32,7 @@ from edgeclip.serve.image_strings import (
     is_url_or_data_uri,
     read_image,
 )
-from edgeclip.serve.letters import too_long, too_long_together
-from edgeclip.serve.request_fields import (
+from edgeclip.serve.api.request_fields import (
     Format,
     check_fields,
     invalid,
@@ -46,6 +44,8 @@ from edgeclip.serve.request_fields import (
     read_input,
     read_task,
 )
+from edgeclip.serve.api.text_length import too_long, too_long_together
+from edgeclip.serve.errors import ApiError
 
 KINDS = ("text", "image", "url", "bytes")
 
@@ -151,7 +151,8 @@ def _items(document: Mapping[str, Any], limits: RequestLimits) -> tuple[Item, ..
             code="array_above_max_length",
         )
     items = tuple(_item(item, f"input[{index}]", limits) for index, item in enumerate(found))
-    # As they were sent; as the tokenizer meets them they are counted where it is called (`edgeclip.serve.letters`).
+    # As they were sent; as the tokenizer meets them they are counted where it is called
+    # (`edgeclip.serve.api.text_length`).
     if sum(len(item.text) for item in items if isinstance(item, TextItem)) > limits.max_request_chars:
         raise too_long_together(limits.max_request_chars)
     images = sum(isinstance(item, ImageItem | UrlItem) for item in items)

@@ -1,8 +1,9 @@
 """A lane per tower: a bounded queue and its worker, so that a bulk image job delays no text.
 
 The event loop submits and awaits; the tower's calls run in the lane's own thread. No timer holds anything back: an
-idle lane runs what comes at once, and what came while a batch ran makes the next ones (`edgeclip.serve.forming`).
-On two cores a timer could only add its own wait, for the GEMMs of a batch of one are compute bound already.
+idle lane runs what comes at once, and what came while a batch ran makes the next ones
+(`edgeclip.serve.queue.fair_queue`). On two cores a timer could only add its own wait, for the GEMMs of a batch of one
+are compute bound already.
 
 A run cannot be stopped, and one text of 8192 tokens is as long as hundreds of queries. So a second worker runs what
 the policy calls long, one at a time, through the same session: onnxruntime's runs share its threads, and the thread
@@ -31,8 +32,8 @@ from edgeclip.engine.batch_policy import BatchPolicy, Kind
 from edgeclip.errors import InputError
 from edgeclip.manifest import TowerName
 from edgeclip.serve.errors import log_bug
-from edgeclip.serve.forming import FairQueue
-from edgeclip.serve.priorities import lower_this_thread
+from edgeclip.serve.queue.fair_queue import FairQueue
+from edgeclip.serve.queue.thread_priority import lower_this_thread
 
 Run = Callable[[NDArray[Any]], NDArray[np.float32]]
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.engine.unit_vectors import shorten as cut
-from edgeclip.serve.request_fields import Format
+from edgeclip.serve.api.request_fields import Format
 
 
 def shorten(vectors: NDArray[np.float32], dim: int, *, is_normalized: bool) -> NDArray[np.float32]:

@@ -5,9 +5,9 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from edgeclip.serve.body_faults import explain
-from edgeclip.serve.dialects import EmbeddingRequest, RequestLimits, parse_request
+from edgeclip.serve.api.request import EmbeddingRequest, RequestLimits, parse_request
 from edgeclip.serve.errors import ApiError, retry_later
+from edgeclip.serve.http.body_faults import explain
 from edgeclip.serve.metrics import Metrics
 from edgeclip.serve.settings import Settings
 
@@ -46,7 +46,8 @@ class PendingBytes:
 async def read_body(request: "Request", settings: Settings, take: Callable[[int], None]) -> bytearray:
     """The body, refused before it is read where its header says that it is too large, else as soon as it is.
 
-    ClientDisconnect when its client goes away, or takes longer than `edgeclip.serve.connections` waits for a body.
+    ClientDisconnect when its client goes away, or takes longer than `edgeclip.serve.http.connections` waits for a
+    body.
     """
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):

@@ -1,0 +1,1 @@
+"""The embedding APIs of Jina and OpenAI: requests, answers and their description."""

@@ -1,0 +1,1 @@
+"""HTTP: connections, bodies, keys, and what surrounds every request."""

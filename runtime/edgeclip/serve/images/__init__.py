@@ -1,0 +1,1 @@
+"""Images from strangers: fetched from allowed addresses and decoded within limits."""
