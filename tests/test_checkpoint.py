@@ -11,8 +11,8 @@ from edgeclip.errors import BuildError
 from edgeclip_bench.checkpoint import full_config, tiny_config, write_checkpoint
 from edgeclip_export import jina_clip_tensor_shapes
 from edgeclip_export.checkpoint import open_checkpoint, read_json
-from edgeclip_export.jina_clip.config import parse_config
-from edgeclip_export.jina_clip.weights import open_weights
+from edgeclip_export.families.jina_clip.config import parse_config
+from edgeclip_export.families.jina_clip.weights import open_weights
 from tests.conftest import DATA
 
 NORM = "vision_model.norm.weight"

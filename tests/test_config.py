@@ -8,8 +8,8 @@ import pytest
 from edgeclip.errors import BuildError
 from edgeclip_bench.checkpoint import full_config, tiny_config
 from edgeclip_export.checkpoint import read_json
-from edgeclip_export.jina_clip.config import parse_config
-from edgeclip_export.jina_clip.preprocessor import image_facts, reset_tokenizer
+from edgeclip_export.families.jina_clip.config import parse_config
+from edgeclip_export.families.jina_clip.preprocessor import image_facts, reset_tokenizer
 from tests.conftest import CHECKPOINT
 
 PREPROCESSOR = json.loads((CHECKPOINT / "preprocessor_config.json").read_text())

@@ -27,9 +27,9 @@ from edgeclip_export.demo.pictures import draw_picture
 from edgeclip_export.demo.scenes import Split, draw_scenes
 from edgeclip_export.demo.towers import LOGIT_SCALE, RawTowers
 from edgeclip_export.demo.train import Batch, Recipe, draw_batch, validate
-from edgeclip_export.jina_clip.config import parse_config
-from edgeclip_export.jina_clip.tensors import tensor_shapes
-from edgeclip_export.jina_clip.weights import open_weights
+from edgeclip_export.families.jina_clip.config import parse_config
+from edgeclip_export.families.jina_clip.tensors import tensor_shapes
+from edgeclip_export.families.jina_clip.weights import open_weights
 
 # Of unit vectors of 128: the same fp32 arithmetic in another order. Measured: 1.5e-7.
 FP32_PARITY = 2e-6

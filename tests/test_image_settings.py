@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from edgeclip_export.checkpoint import read_json
-from edgeclip_export.jina_clip.config import parse_config
-from edgeclip_export.jina_clip.preprocessor import image_facts, read_image_facts
+from edgeclip_export.families.jina_clip.config import parse_config
+from edgeclip_export.families.jina_clip.preprocessor import image_facts, read_image_facts
 from tests.conftest import CHECKPOINT
 from tests.test_saved_layouts import refusal
 

@@ -17,15 +17,15 @@ from edgeclip import Manifest
 from edgeclip.errors import BuildError
 from edgeclip.manifest import TARGETS, TOWERS, Target, TowerName
 from edgeclip_export.checkpoint import read_json
-from edgeclip_export.jina_clip.config import parse_config
+from edgeclip_export.families.jina_clip.config import parse_config
 from edgeclip_export.operators import attention, rotary_embedding
 from edgeclip_export.passes import TENSORRT_OPSET, census, lower
 from edgeclip_export.passes.activation import FuseSilu
 from edgeclip_export.passes.attention import FuseAttention, SpellOutAttention
-from edgeclip_export.passes.choice import FEW_ROWS, ChooseByRows
 from edgeclip_export.passes.gemm import WeightsFirst, WeightsInPlace
-from edgeclip_export.passes.parts import SeparateParts
+from edgeclip_export.passes.mask_choice import FEW_ROWS, ChooseByRows
 from edgeclip_export.passes.rotary import FuseRotary, SpellOutRotary
+from edgeclip_export.passes.split_linear import SeparateParts
 from edgeclip_export.passes.standard import RequireStandardOps
 from edgeclip_export.tracing import trace
 from tests.conftest import CHECKPOINT, DATA

@@ -25,8 +25,8 @@ from edgeclip_bench.plain import load_plain_text
 from edgeclip_export import export_checkpoint
 from edgeclip_export.bundle import PARITY
 from edgeclip_export.checkpoint import hash_file, open_checkpoint, read_json
-from edgeclip_export.jina_clip.config import parse_config
-from edgeclip_export.jina_clip.weights import open_weights
+from edgeclip_export.families.jina_clip.config import parse_config
+from edgeclip_export.families.jina_clip.weights import open_weights
 from tests.conftest import CHECKPOINT
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -15,11 +15,11 @@ from torch import nn
 
 from edgeclip_bench.plain import load_plain_text, load_plain_vision
 from edgeclip_export.checkpoint import open_checkpoint, read_json
-from edgeclip_export.jina_clip import fold
-from edgeclip_export.jina_clip.config import JinaClipConfig, parse_config
-from edgeclip_export.jina_clip.text_tower import TextTower
-from edgeclip_export.jina_clip.vision_tower import VisionTower
-from edgeclip_export.jina_clip.weights import open_weights
+from edgeclip_export.families.jina_clip import fold
+from edgeclip_export.families.jina_clip.config import JinaClipConfig, parse_config
+from edgeclip_export.families.jina_clip.text_tower import TextTower
+from edgeclip_export.families.jina_clip.vision_tower import VisionTower
+from edgeclip_export.families.jina_clip.weights import open_weights
 from tests.conftest import CHECKPOINT, GOLDEN
 
 # The golden README's bound on un-normalised features. Measured: 2e-6 for texts, 3.5e-6 for images; the

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from edgeclip_export import jina_clip_tensor_shapes
-from edgeclip_export.jina_clip.documents import config_document, preprocessor_document
+from edgeclip_export.families.jina_clip.documents import config_document, preprocessor_document
 
 Config = dict[str, Any]
 

@@ -3,7 +3,7 @@
 Nothing here is folded, fused or packed: modules and names follow the official layout, attention is
 torch's scaled_dot_product_attention, rotary positions are slices and concatenations, images come as
 normalised float NCHW, and the last block computes every token. It shares no arithmetic with
-`edgeclip_export.jina_clip`, so that tests can hold one against the other; LoRA is merged here too,
+`edgeclip_export.families.jina_clip`, so that tests can hold one against the other; LoRA is merged here too,
 because an export that leaves it in is too slow to be a fair rival.
 """
 
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgeclip_export.checkpoint import CONFIG, open_checkpoint, read_json
-from edgeclip_export.jina_clip.config import TextConfig, VisionConfig, parse_config
-from edgeclip_export.jina_clip.tensors import TEXT, VISION, tensor_shapes
-from edgeclip_export.jina_clip.weights import open_weights
+from edgeclip_export.families.jina_clip.config import TextConfig, VisionConfig, parse_config
+from edgeclip_export.families.jina_clip.tensors import TEXT, VISION, tensor_shapes
+from edgeclip_export.families.jina_clip.weights import open_weights
 
 
 def load_plain_text(folder: Path) -> "PlainTextTower":

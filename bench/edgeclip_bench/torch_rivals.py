@@ -21,7 +21,7 @@ from edgeclip.families.jina_clip import normalize_pixels
 from edgeclip.manifest import ImageFacts, TowerName
 from edgeclip_bench.plain import PlainTextTower, PlainVisionTower, load_plain_text, load_plain_vision
 from edgeclip_export.checkpoint import CONFIG, read_json
-from edgeclip_export.jina_clip.config import parse_config
+from edgeclip_export.families.jina_clip.config import parse_config
 
 Mode = Literal["eager", "compile", "compile, reduce-overhead"]
 MODES: tuple[Mode, ...] = ("eager", "compile, reduce-overhead", "compile")

@@ -37,8 +37,8 @@ def export_checkpoint(
 
 def jina_clip_tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a checkpoint with this (parsed) config.json."""
-    from edgeclip_export.jina_clip.config import parse_config
-    from edgeclip_export.jina_clip.tensors import tensor_shapes
+    from edgeclip_export.families.jina_clip.config import parse_config
+    from edgeclip_export.families.jina_clip.tensors import tensor_shapes
 
     return tensor_shapes(parse_config(config))
 

@@ -28,13 +28,13 @@ from edgeclip.manifest import (
     TowerName,
 )
 from edgeclip_export.checkpoint import CONFIG, TOKENIZER, Checkpoint, read_json
-from edgeclip_export.jina_clip import FAMILY
-from edgeclip_export.jina_clip.config import JinaClipConfig, parse_config
-from edgeclip_export.jina_clip.family import Progress, answer, load_tower, trace_tower
-from edgeclip_export.jina_clip.preprocessor import read_image_facts, reset_tokenizer, tokenizer_facts
-from edgeclip_export.jina_clip.selftest import TEXTS, SelfTest, make_selftest
-from edgeclip_export.jina_clip.tensors import tensor_shapes
-from edgeclip_export.jina_clip.weights import open_weights
+from edgeclip_export.families.jina_clip import FAMILY
+from edgeclip_export.families.jina_clip.config import JinaClipConfig, parse_config
+from edgeclip_export.families.jina_clip.family import Progress, answer, load_tower, trace_tower
+from edgeclip_export.families.jina_clip.preprocessor import read_image_facts, reset_tokenizer, tokenizer_facts
+from edgeclip_export.families.jina_clip.selftest import TEXTS, SelfTest, make_selftest
+from edgeclip_export.families.jina_clip.tensors import tensor_shapes
+from edgeclip_export.families.jina_clip.weights import open_weights
 from edgeclip_export.passes import TENSORRT_OPSET, census, lower
 from edgeclip_export.tracing import OPSET
 

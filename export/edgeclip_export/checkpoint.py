@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeclip.errors import BuildError
-from edgeclip_export.jina_clip.config import check_model
+from edgeclip_export.families.jina_clip.config import check_model
 from edgeclip_export.recognition import Missing, check_content, describe_absence, find_inner, recognise
 
 WEIGHTS = "model.safetensors"

@@ -7,8 +7,8 @@ from edgeclip.errors import BuildError
 from edgeclip.manifest import TARGETS, Manifest, Source, Target
 from edgeclip_export.bundle import write_bundle
 from edgeclip_export.checkpoint import open_checkpoint
+from edgeclip_export.families.jina_clip.family import Progress
 from edgeclip_export.hub import fetch_checkpoint, is_hub_id
-from edgeclip_export.jina_clip.family import Progress
 
 # The licence is a fact of the weights; it stands in the model card, which is not among the needed files.
 _HUB_LICENSES = {"jinaai/jina-clip-v2": "cc-by-nc-4.0"}

@@ -29,7 +29,7 @@ from edgeclip_export.checkpoint import (
     read_json,
     read_shards,
 )
-from edgeclip_export.jina_clip.config import check_model
+from edgeclip_export.families.jina_clip.config import check_model
 from edgeclip_export.recognition import describe_absence, list_names, recognise
 
 # What is fetched of a known repository when no revision is asked for. jina-clip-v2: the commit that mteb

@@ -7,7 +7,7 @@ not fill. Only the numbers differ.
 
 from typing import Any
 
-from edgeclip_export.jina_clip.documents import config_document, preprocessor_document
+from edgeclip_export.families.jina_clip.documents import config_document, preprocessor_document
 
 IMAGE_SIZE_PX = 116  # 8 patches of 14 pixels; the last 4 rows and columns are ignored, as the official 8 are
 WIDTH = 128

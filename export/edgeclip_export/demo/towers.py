@@ -1,6 +1,6 @@
 """The small model while it is trained: the official layout's raw tensors, folded into the export's own towers.
 
-Every step folds anew (`edgeclip_export.jina_clip.fold`) and gradients flow back through the fold, adapters
+Every step folds anew (`edgeclip_export.families.jina_clip.fold`) and gradients flow back through the fold, adapters
 and all. So what is trained is, tensor by tensor, what an export reads, and no second tower is written.
 """
 
@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from edgeclip_export.demo.layout import preprocessor_config
-from edgeclip_export.jina_clip.config import JinaClipConfig
-from edgeclip_export.jina_clip.fold import fold_text, fold_vision
-from edgeclip_export.jina_clip.tensors import tensor_shapes
-from edgeclip_export.jina_clip.text_tower import TextTower
-from edgeclip_export.jina_clip.vision_tower import VisionTower
+from edgeclip_export.families.jina_clip.config import JinaClipConfig
+from edgeclip_export.families.jina_clip.fold import fold_text, fold_vision
+from edgeclip_export.families.jina_clip.tensors import tensor_shapes
+from edgeclip_export.families.jina_clip.text_tower import TextTower
+from edgeclip_export.families.jina_clip.vision_tower import VisionTower
 
 LOGIT_SCALE = "logit_scale"
 # An adapter that starts large stays large: a third of the weights' length, so leaving it out cannot go unseen.

@@ -38,7 +38,7 @@ from edgeclip_export.demo.pictures import draw_picture
 from edgeclip_export.demo.scenes import Split, draw_scenes
 from edgeclip_export.demo.tokenizer import train_tokenizer
 from edgeclip_export.demo.towers import LOGIT_SCALE, RawTowers
-from edgeclip_export.jina_clip.config import parse_config
+from edgeclip_export.families.jina_clip.config import parse_config
 
 LOG = "training.json"
 STATE = "training.pt"

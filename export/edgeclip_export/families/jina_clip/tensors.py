@@ -5,7 +5,7 @@ one more or one of another shape is refused by that name. Without adapters, as w
 has some in the official layout is called by its plain name.
 """
 
-from edgeclip_export.jina_clip.config import JinaClipConfig, TextConfig, VisionConfig
+from edgeclip_export.families.jina_clip.config import JinaClipConfig, TextConfig, VisionConfig
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -9,8 +9,8 @@ query weights.
 import torch
 from torch import Tensor, nn
 
-from edgeclip_export.jina_clip.config import TextConfig
-from edgeclip_export.jina_clip.layers import Linear, l2_normalize
+from edgeclip_export.families.jina_clip.config import TextConfig
+from edgeclip_export.families.jina_clip.layers import Linear, l2_normalize
 from edgeclip_export.operators import attention, rotary_embedding
 
 

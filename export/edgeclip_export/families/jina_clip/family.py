@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from edgeclip.errors import BuildError
 from edgeclip.manifest import ImageFacts, TowerName
 from edgeclip_export.checkpoint import Checkpoint
-from edgeclip_export.jina_clip.config import JinaClipConfig
-from edgeclip_export.jina_clip.fold import fold_text, fold_vision
-from edgeclip_export.jina_clip.selftest import SelfTest, answer_images, answer_texts
-from edgeclip_export.jina_clip.tensors import TEXT, VISION, tensor_shapes
-from edgeclip_export.jina_clip.text_tower import TextTower
-from edgeclip_export.jina_clip.vision_tower import VisionTower
-from edgeclip_export.jina_clip.weights import open_weights
+from edgeclip_export.families.jina_clip.config import JinaClipConfig
+from edgeclip_export.families.jina_clip.fold import fold_text, fold_vision
+from edgeclip_export.families.jina_clip.selftest import SelfTest, answer_images, answer_texts
+from edgeclip_export.families.jina_clip.tensors import TEXT, VISION, tensor_shapes
+from edgeclip_export.families.jina_clip.text_tower import TextTower
+from edgeclip_export.families.jina_clip.vision_tower import VisionTower
+from edgeclip_export.families.jina_clip.weights import open_weights
 from edgeclip_export.tracing import trace
 
 # What is being done, how much of it is done, and of how much.

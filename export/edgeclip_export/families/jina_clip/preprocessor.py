@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from edgeclip.errors import BuildError
 from edgeclip.manifest import ImageFacts, Interpolation, ResizeMode, TokenizerFacts
 from edgeclip_export.checkpoint import PREPROCESSOR, PROCESSOR, read_json
-from edgeclip_export.jina_clip.config import JinaClipConfig, TextConfig
+from edgeclip_export.families.jina_clip.config import JinaClipConfig, TextConfig
 
 # How transformers names the edges of an image.
 _EDGES = frozenset(("height", "width", "shortest_edge", "longest_edge"))

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from edgeclip.errors import BuildError
 from edgeclip_export.checkpoint import Checkpoint
-from edgeclip_export.jina_clip.config import JinaClipConfig
-from edgeclip_export.jina_clip.tensors import BUFFERS, PARAMETRIZED, TEXT, VISION, tensor_shapes
+from edgeclip_export.families.jina_clip.config import JinaClipConfig
+from edgeclip_export.families.jina_clip.tensors import BUFFERS, PARAMETRIZED, TEXT, VISION, tensor_shapes
 from edgeclip_export.recognition import list_names
 from edgeclip_export.tensors import open_tensors
 

@@ -13,8 +13,8 @@ one token and keys and values for all.
 import torch
 from torch import Tensor, nn
 
-from edgeclip_export.jina_clip.config import VisionConfig
-from edgeclip_export.jina_clip.layers import Linear, l2_normalize
+from edgeclip_export.families.jina_clip.config import VisionConfig
+from edgeclip_export.families.jina_clip.layers import Linear, l2_normalize
 from edgeclip_export.operators import attention, rotary_embedding
 
 

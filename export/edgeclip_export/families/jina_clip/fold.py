@@ -19,9 +19,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from edgeclip_export.jina_clip import text_tower, vision_tower
-from edgeclip_export.jina_clip.config import LoraConfig, TextConfig, VisionConfig
-from edgeclip_export.jina_clip.tensors import PARAMETRIZED, TEXT, VISION
+from edgeclip_export.families.jina_clip import text_tower, vision_tower
+from edgeclip_export.families.jina_clip.config import LoraConfig, TextConfig, VisionConfig
+from edgeclip_export.families.jina_clip.tensors import PARAMETRIZED, TEXT, VISION
 
 Read = Callable[[str], Tensor]
 Weights = dict[str, Tensor]

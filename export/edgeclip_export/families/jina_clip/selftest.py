@@ -14,9 +14,9 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from edgeclip.manifest import ImageFacts
-from edgeclip_export.jina_clip.config import TextConfig
-from edgeclip_export.jina_clip.text_tower import TextTower
-from edgeclip_export.jina_clip.vision_tower import VisionTower
+from edgeclip_export.families.jina_clip.config import TextConfig
+from edgeclip_export.families.jina_clip.text_tower import TextTower
+from edgeclip_export.families.jina_clip.vision_tower import VisionTower
 
 TEXTS = (
     "a red bicycle leaning on a wall",

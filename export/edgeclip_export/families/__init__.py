@@ -1,0 +1,1 @@
+"""One folder per family of models: its configuration, tensors and towers."""
