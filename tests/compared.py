@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.manifest import RetrievalChange, TowerName
-from edgeclip_quant.choice import Candidate, Comparison
-from edgeclip_quant.proof import Timing, measure
+from edgeclip_quant.pick.pareto import Candidate, Comparison
+from edgeclip_quant.proof.measurement import Timing, measure
+from edgeclip_quant.proof.retrieval import Vectors
 from edgeclip_quant.recipes import COMPARED, Recipe
-from edgeclip_quant.retrieval import Vectors
 
 INPUTS, DIM = 8, 8
 SOURCE_BYTES = 4_000_000

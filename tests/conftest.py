@@ -101,7 +101,8 @@ def bundle(request: pytest.FixtureRequest) -> Path:
 
 def _quantized(bundle: Path, out: Path) -> Path:
     """The bundle as int8, calibrated on made-up inputs."""
-    from edgeclip_quant import proof, quantize_bundle
+    from edgeclip_quant import quantize_bundle
+    from edgeclip_quant.proof import measurement as proof
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proof, "_PAUSE_S", 0)  # what a timing waits for before each run is nothing to wait for here

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgeclip import Manifest
 from edgeclip.manifest import TowerName
-from edgeclip_quant.calibration import Observation
+from edgeclip_quant.inputs.layer_inputs import Observation
 
 
 def path_of(bundle: Path, tower: TowerName) -> Path:

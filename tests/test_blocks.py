@@ -5,9 +5,16 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from edgeclip_quant import blocks
-from edgeclip_quant.blocks import BLOCK, TABLE_BLOCK, blocks_product, gather_blocks, quantize_blocks, widen_blocks
 from edgeclip_quant.kernels import Plan, replace_layer
+from edgeclip_quant.passes import weight_blocks as blocks
+from edgeclip_quant.passes.weight_blocks import (
+    BLOCK,
+    TABLE_BLOCK,
+    blocks_product,
+    gather_blocks,
+    quantize_blocks,
+    widen_blocks,
+)
 from tests.layer_graphs import layer_model, only_layer, run_graph, run_model
 
 Array = NDArray[np.float32]

@@ -8,7 +8,7 @@ import pytest
 from edgeclip.errors import InputError
 from edgeclip.manifest import Measurement, RetrievalChange, TowerName
 from edgeclip_quant.budget import DEFAULT_BUDGETS, Budget, is_loss, judge, parse_budget
-from edgeclip_quant.retrieval import paired_interval
+from edgeclip_quant.proof.retrieval import paired_interval
 
 LOOSE = Budget(cosine=None, recall_points=None, size_mb=None)
 

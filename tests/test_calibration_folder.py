@@ -14,7 +14,7 @@ from edgeclip.cli import calibration
 from edgeclip.cli.calibration import read_samples
 from edgeclip.families.jina_clip import preprocess_image
 from edgeclip.inputs.tokenization import TextTokenizer
-from edgeclip_quant.samples import Samples
+from edgeclip_quant.inputs.made_up import Samples
 from tests.damage import reseal
 from tests.layout_files import write_images, write_lines
 

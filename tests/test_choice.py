@@ -6,7 +6,16 @@ from collections.abc import Sequence
 import pytest
 
 from edgeclip_quant.budget import Budget, parse_budget
-from edgeclip_quant.choice import ALIKE_LOSS, ALIKE_SIZE, ALIKE_TIME, Candidate, format_cosine, front, nearest, pick
+from edgeclip_quant.pick.pareto import (
+    ALIKE_LOSS,
+    ALIKE_SIZE,
+    ALIKE_TIME,
+    Candidate,
+    format_cosine,
+    front,
+    nearest,
+    pick,
+)
 from tests.compared import LOST, OTHER_BYTES, candidate, comparison
 
 LOOSE = Budget(cosine=-1.0, recall_points=None, size_mb=None)

@@ -20,7 +20,7 @@ from edgeclip.cli.recipe_table import format_recipes
 from edgeclip.host.installation import install_command
 from edgeclip.manifest import TOWERS, Target
 from edgeclip_quant.budget import parse_budget
-from edgeclip_quant.choice import front, pick
+from edgeclip_quant.pick.pareto import front, pick
 from edgeclip_quant.recipes import COMPARED
 from tests.command import Captured, refusal, run
 from tests.compared import all_recipes, candidate, comparison
@@ -37,7 +37,7 @@ FEW = tuple(one for one in COMPARED if one.name in ("int8", "int8-dynamic", "int
 def no_pauses(bundle: Path) -> Iterator[None]:
     """Nobody reads the times that are measured here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edgeclip_quant.proof._PAUSE_S", 0.0)
+        patch.setattr("edgeclip_quant.proof.measurement._PAUSE_S", 0.0)
         gc.freeze()  # each candidate is cleared away, and what the tests have loaded need not be looked through
         yield
         gc.unfreeze()

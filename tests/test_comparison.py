@@ -12,10 +12,10 @@ from edgeclip import BuildError, Manifest
 from edgeclip.manifest import PROOF_DATA, TOWERS, Target
 from edgeclip_quant import calibration_and_proof, quantize_automatically
 from edgeclip_quant.budget import Budget, parse_budget
-from edgeclip_quant.choice import Comparison, pick
-from edgeclip_quant.comparison import check_comparable, compare_recipes
+from edgeclip_quant.inputs.made_up import Samples, made_up_samples
+from edgeclip_quant.pick.comparison import check_comparable, compare_recipes
+from edgeclip_quant.pick.pareto import Comparison, pick
 from edgeclip_quant.recipes import COMPARED, INT4, INT8
-from edgeclip_quant.samples import Samples, made_up_samples
 from tests.damage import reseal
 
 (DYNAMIC,) = (one for one in COMPARED if one.name == "int8-dynamic")
@@ -27,7 +27,7 @@ OTHER_BYTES = 0.005
 def no_pauses(bundle: Path) -> Iterator[None]:
     """Nobody reads the times that are measured here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edgeclip_quant.proof._PAUSE_S", 0.0)
+        patch.setattr("edgeclip_quant.proof.measurement._PAUSE_S", 0.0)
         gc.freeze()  # each candidate is cleared away, and what the tests have loaded need not be looked through
         yield
         gc.unfreeze()

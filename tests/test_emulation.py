@@ -15,7 +15,7 @@ from edgeclip import BuildError, Manifest
 from edgeclip.manifest import TOWERS, Target, TowerName
 from edgeclip_quant import emulation
 from edgeclip_quant.emulation import emulating_session
-from edgeclip_quant.samples import made_up_samples
+from edgeclip_quant.inputs.made_up import made_up_samples
 
 # numpy's exp and erf and sums are others in the last bit: now and then a rounding falls on the other side.
 ALIKE = 0.95

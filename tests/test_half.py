@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from edgeclip import Manifest
 from edgeclip.manifest import TOWERS, Target, TowerName
 from edgeclip_quant.emulation import emulating_session
-from edgeclip_quant.half import LARGEST, narrow_to_half, to_half
-from edgeclip_quant.ranges import measure_ranges, scores_of
-from edgeclip_quant.samples import made_up_samples
-from edgeclip_quant.signatures import FillTypes
+from edgeclip_quant.inputs.made_up import made_up_samples
+from edgeclip_quant.inputs.value_ranges import measure_ranges, scores_of
+from edgeclip_quant.passes.float16 import LARGEST, narrow_to_half, to_half
+from edgeclip_quant.passes.operator_types import FillTypes
 
 GPU: tuple[Target, ...] = ("cuda", "tensorrt")
 # 1 - cosine of a vector to the fp32 graph's. Measured worst: 4.4e-6 (golden, padded texts), 4.1e-6 (the small trained

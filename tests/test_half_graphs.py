@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx_ir.passes import PostconditionError, PreconditionError
 
-from edgeclip_quant.half import NarrowToHalf, narrow_to_half
+from edgeclip_quant.passes.float16 import NarrowToHalf, narrow_to_half
 
 HALF, FULL = ir.DataType.FLOAT16, ir.DataType.FLOAT
 

@@ -21,7 +21,7 @@ from edgeclip_bench.rival_recipes import Material, prepare
 from edgeclip_bench.rival_results import closeness
 from edgeclip_bench.rival_runs import Contender, feed, open_run
 from edgeclip_quant import quantize_bundle
-from edgeclip_quant.samples import made_up_samples
+from edgeclip_quant.inputs.made_up import made_up_samples
 from tests.conftest import CHECKPOINT
 
 pytest.importorskip("optimum.onnxruntime", reason="optimum-onnx is not installed: .ci/optimum")

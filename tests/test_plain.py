@@ -8,8 +8,8 @@ import onnxruntime
 import pytest
 
 from edgeclip import Manifest
-from edgeclip_quant.linear import linear_layers
-from edgeclip_quant.plain import MakePlain
+from edgeclip_quant.passes.linear_layers import linear_layers
+from edgeclip_quant.passes.plain_graph import MakePlain
 
 # Sums in another order.
 SAME = 1e-6

@@ -12,8 +12,10 @@ import pytest
 
 from edgeclip import BuildError, Encoder, Manifest
 from edgeclip.manifest import TOWERS
-from edgeclip_quant import proof
-from edgeclip_quant.proof import (
+from edgeclip_quant.graph_runner import open_tower
+from edgeclip_quant.inputs.made_up import Samples
+from edgeclip_quant.proof import measurement as proof
+from edgeclip_quant.proof.measurement import (
     Timing,
     measure,
     proof_samples,
@@ -22,9 +24,7 @@ from edgeclip_quant.proof import (
     time_ratio,
     time_tower,
 )
-from edgeclip_quant.retrieval import Vectors
-from edgeclip_quant.running import open_tower
-from edgeclip_quant.samples import Samples
+from edgeclip_quant.proof.retrieval import Vectors
 
 MOST_BYTES = 2_000_000  # of proof.npz at 512 px
 

@@ -21,18 +21,18 @@ from edgeclip.inputs.tokenization import TextTokenizer
 from edgeclip.manifest import TOWERS, Target, TowerName
 from edgeclip_export import export_checkpoint
 from edgeclip_export.demo.dataset import write_dataset
-from edgeclip_quant import qdq
-from edgeclip_quant.calibration import Observation, observe
-from edgeclip_quant.linear import linear_layers
-from edgeclip_quant.plan import relative_error
-from edgeclip_quant.qdq import (
+from edgeclip_quant.inputs.layer_inputs import Observation, observe
+from edgeclip_quant.inputs.made_up import Batches, Samples, made_up_samples
+from edgeclip_quant.passes import qdq
+from edgeclip_quant.passes.linear_layers import linear_layers
+from edgeclip_quant.passes.qdq import (
     ACCEPTED,
     pack_rows,
     plan_rounding,
     quantize_for_tensorrt,
     rounded_product,
 )
-from edgeclip_quant.samples import Batches, Samples, made_up_samples
+from edgeclip_quant.pick.kernel_plan import relative_error
 from tests.conftest import DATA
 from tests.qdq_graphs import drawn, layer_model, observed, path_of, run_graph
 from tests.test_passes import census, describe

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgeclip import BuildError
 from edgeclip.manifest import TOWERS, Target, TowerName
-from edgeclip_quant.qdq import (
+from edgeclip_quant.passes.qdq import (
     check_accepted,
     quantize_for_tensorrt,
 )

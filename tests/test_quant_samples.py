@@ -8,8 +8,8 @@ from tokenizers import Tokenizer
 
 from edgeclip import Manifest
 from edgeclip.errors import BuildError, InputError
-from edgeclip_quant.retrieval import Vectors, retrieval_changes
-from edgeclip_quant.samples import Samples, made_up_samples, padded_pair
+from edgeclip_quant.inputs.made_up import Samples, made_up_samples, padded_pair
+from edgeclip_quant.proof.retrieval import Vectors, retrieval_changes
 
 
 def numbered(texts: int, images: int, pairs: tuple[int, ...] | None = None) -> Samples:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from edgeclip.manifest import TOWERS, Precision, Target
-from edgeclip_quant import proof, quantize_bundle
+from edgeclip_quant import quantize_bundle
+from edgeclip_quant.proof import measurement as proof
 from tests.damage import replace_graph
 from tests.refusal import refusal
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from edgeclip import BuildError, Manifest
 from edgeclip.manifest import TOWERS, Target, TowerName
-from edgeclip_quant.ranges import measure_ranges, scores_of
-from edgeclip_quant.samples import made_up_samples
+from edgeclip_quant.inputs.made_up import made_up_samples
+from edgeclip_quant.inputs.value_ranges import measure_ranges, scores_of
 
 # The same sums in another order.
 ORDER = 1e-5

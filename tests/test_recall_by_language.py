@@ -17,9 +17,10 @@ from edgeclip.cli.calibration import read_samples
 from edgeclip.manifest import TOWERS, RetrievalChange, Target, TowerName
 from edgeclip_export.demo.captions import LANGUAGES
 from edgeclip_export.demo.dataset import write_dataset
-from edgeclip_quant import proof, quantize_bundle
+from edgeclip_quant import quantize_bundle
 from edgeclip_quant.budget import DEFAULT_BUDGETS
-from edgeclip_quant.retrieval import Vectors, retrieval_changes
+from edgeclip_quant.proof import measurement as proof
+from edgeclip_quant.proof.retrieval import Vectors, retrieval_changes
 
 # The captions' vectors (500, 128) by language, and the pictures' under "pictures".
 Answers = dict[str, NDArray[np.float32]]

@@ -24,7 +24,7 @@ from edgeclip_bench.recipe_curves import (
     steps,
 )
 from edgeclip_quant.budget import Budget, parse_budget
-from edgeclip_quant.choice import Comparison, Pick, front, pick
+from edgeclip_quant.pick.pareto import Comparison, Pick, front, pick
 from edgeclip_quant.recipes import COMPARED, recipes_for
 from tests.compared import all_recipes, candidate, comparison
 

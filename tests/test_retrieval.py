@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeclip.errors import InputError
-from edgeclip_quant.retrieval import CAPTIONS, FIRST_ANSWERS, Vectors, paired_interval, retrieval_changes
+from edgeclip_quant.proof.retrieval import CAPTIONS, FIRST_ANSWERS, Vectors, paired_interval, retrieval_changes
 
 Array = NDArray[np.float32]
 

@@ -33,7 +33,7 @@ from edgeclip_bench.rival_results import closeness, paired
 from edgeclip_bench.rival_runs import Contender, feed, measure_resident, open_run
 from edgeclip_bench.rivals import case_batch, cases, main, take_turns
 from edgeclip_export import export_checkpoint
-from edgeclip_quant.samples import made_up_samples
+from edgeclip_quant.inputs.made_up import made_up_samples
 from tests.command import Captured
 from tests.conftest import CHECKPOINT, GOLDEN
 

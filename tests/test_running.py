@@ -10,8 +10,8 @@ import pytest
 from edgeclip import Encoder
 from edgeclip.engine import session
 from edgeclip.manifest import TOWERS, Manifest, TowerName
-from edgeclip_quant.proof import proof_samples
-from edgeclip_quant.running import answer, open_tower
+from edgeclip_quant.graph_runner import answer, open_tower
+from edgeclip_quant.proof.measurement import proof_samples
 
 
 @pytest.mark.parametrize("tower", TOWERS)

@@ -13,8 +13,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_state
 
 from edgeclip import Manifest
 from edgeclip.manifest import TOWERS, Target, TowerName
-from edgeclip_quant import signatures
-from edgeclip_quant.signatures import FillTypes, signature
+from edgeclip_quant.passes import operator_types as signatures
+from edgeclip_quant.passes.operator_types import FillTypes, signature
 
 
 def node(text: str, opset: int = 23) -> ir.Node:

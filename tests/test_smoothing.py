@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeclip_quant.kernels import product
-from edgeclip_quant.smoothing import (
+from edgeclip_quant.passes.smoothing import (
     fold_into_norm,
     is_fed_by_norm,
     levelling_factors,

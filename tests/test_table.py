@@ -6,8 +6,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx_ir.passes import PreconditionError
 
-from edgeclip_quant.linear import constant
-from edgeclip_quant.table import quantize_rows, replace_table
+from edgeclip_quant.passes.linear_layers import constant
+from edgeclip_quant.passes.token_table import quantize_rows, replace_table
 from tests.layer_graphs import run_graph
 
 Array = NDArray[np.float32]

@@ -27,7 +27,7 @@ from edgeclip.manifest import TOWERS, TowerName
 from edgeclip_bench.label_places import place_labels
 from edgeclip_bench.machine import machine
 from edgeclip_quant.budget import Budget
-from edgeclip_quant.choice import Candidate, Comparison, Pick, alike_words, front
+from edgeclip_quant.pick.pareto import Candidate, Comparison, Pick, alike_words, front
 from edgeclip_quant.recipes import INT8
 
 FILES = ("recipes.json", "recipes.png", "recipes.svg")

@@ -29,7 +29,7 @@ from edgeclip import Manifest
 from edgeclip.bundle.staging import file_facts, staged
 from edgeclip.families.jina_clip import normalize_pixels
 from edgeclip.manifest import TOWERS, TowerName
-from edgeclip_quant.samples import made_up_samples
+from edgeclip_quant.inputs.made_up import made_up_samples
 
 # What opens a graph, and how (`edgeclip_bench.rival_runs`).
 Engine = Literal["onnxruntime", "merged", "openvino", "openvino-bf16", "torch", "torch-bf16", "torch-compiled"]

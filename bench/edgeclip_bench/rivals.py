@@ -63,7 +63,7 @@ from edgeclip_bench.rival_results import (
     paired,
 )
 from edgeclip_bench.rival_runs import Contender, Resident, Run, feed, measure_resident, open_run
-from edgeclip_quant.samples import Batches, Samples, made_up_samples
+from edgeclip_quant.inputs.made_up import Batches, Samples, made_up_samples
 
 if TYPE_CHECKING:  # it loads torch, and every process that opens one graph imports this module anew
     from edgeclip_bench.latency import Case

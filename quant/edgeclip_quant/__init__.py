@@ -22,8 +22,8 @@ from edgeclip.manifest import TOWERS, Manifest, Precision
 
 if TYPE_CHECKING:
     from edgeclip_quant.budget import Budget
-    from edgeclip_quant.choice import Comparison
-    from edgeclip_quant.samples import Samples
+    from edgeclip_quant.inputs.made_up import Samples
+    from edgeclip_quant.pick.pareto import Comparison
 
 _TEXTS, _IMAGES = 32, 8
 
@@ -75,14 +75,14 @@ def quantize_automatically(
 ) -> Manifest:
     """Try the recipes for the CPU on each tower, take the fastest pair within the budget, and write its bundle.
 
-    `comparison` is what `edgeclip_quant.comparison.compare_recipes` gave for the same samples and the budget's
+    `comparison` is what `edgeclip_quant.pick.comparison.compare_recipes` gave for the same samples and the budget's
     cosine; None: it is made now, of the recipes that a bundle may be made by. Options and errors as in
     `quantize_bundle`; the budget's default is int8's. BuildError also when no pair is within it: what came nearest.
     """
     with _named_extras():
         from edgeclip_quant.budget import DEFAULT_BUDGETS
-        from edgeclip_quant.choice import nearest, pick
-        from edgeclip_quant.comparison import compare_recipes
+        from edgeclip_quant.pick.comparison import compare_recipes
+        from edgeclip_quant.pick.pareto import nearest, pick
         from edgeclip_quant.quantize import Order, quantize
         from edgeclip_quant.recipes import usable_recipes
 
@@ -120,7 +120,7 @@ def quantize_automatically(
 def calibration_and_proof(bundle: Path, samples: "Samples | None") -> "tuple[Samples, Samples | None]":
     """The halves of a user's samples; without any, made-up ones and None."""
     with _named_extras():
-        from edgeclip_quant.samples import made_up_samples
+        from edgeclip_quant.inputs.made_up import made_up_samples
     if samples is not None:
         return samples.halves()
     return made_up_samples(bundle, Manifest.read(bundle), texts=_TEXTS, images=_IMAGES), None

@@ -23,10 +23,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeclip_quant.blocks import blocks_product, matmul_blocks
-from edgeclip_quant.linear import LinearLayer, constant
-from edgeclip_quant.plain import CONTRIB
-from edgeclip_quant.smoothing import fold_into_norm, is_fed_by_norm
+from edgeclip_quant.passes.linear_layers import LinearLayer, constant
+from edgeclip_quant.passes.plain_graph import CONTRIB
+from edgeclip_quant.passes.smoothing import fold_into_norm, is_fed_by_norm
+from edgeclip_quant.passes.weight_blocks import blocks_product, matmul_blocks
 
 Kernel = Literal["int8 static", "int8 per row", "int8 per call", "int8 blocks", "int4 blocks", "fp32"]
 Array = NDArray[np.float32]

@@ -27,15 +27,15 @@ from edgeclip.manifest import (
     TowerName,
 )
 from edgeclip_quant.budget import Budget, judge
-from edgeclip_quant.calibration import observe
-from edgeclip_quant.half import narrow_to_half
-from edgeclip_quant.integers import Narrowed, census, narrow_to_integers, prepare
-from edgeclip_quant.linear import linear_layers
-from edgeclip_quant.proof import PROOF, prove
-from edgeclip_quant.qdq import MAX_ERROR, quantize_for_tensorrt
-from edgeclip_quant.ranges import measure_ranges
+from edgeclip_quant.inputs.layer_inputs import observe
+from edgeclip_quant.inputs.made_up import Batches, Samples, padded_pair
+from edgeclip_quant.inputs.value_ranges import measure_ranges
+from edgeclip_quant.passes.float16 import narrow_to_half
+from edgeclip_quant.passes.integer_layers import Narrowed, census, narrow_to_integers, prepare
+from edgeclip_quant.passes.linear_layers import linear_layers
+from edgeclip_quant.passes.qdq import MAX_ERROR, quantize_for_tensorrt
+from edgeclip_quant.proof.measurement import PROOF, prove
 from edgeclip_quant.recipes import Recipe
-from edgeclip_quant.samples import Batches, Samples, padded_pair
 
 Progress = Callable[[str, int, int], None]
 

@@ -14,7 +14,7 @@ from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, Precondi
 
 from edgeclip_export.passes.frame import Recorder, input_of
 
-# `edgeclip_quant.plain` puts the parts together again, by this ending and their numbers.
+# `edgeclip_quant.passes.plain_graph` puts the parts together again, by this ending and their numbers.
 ENDING = "_part_"
 
 

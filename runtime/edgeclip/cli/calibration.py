@@ -31,13 +31,13 @@ def read_samples(
     is_recursive: bool = False,
     on_skip: Callable[[str], None] | None = None,
 ) -> Any:
-    """The folder as `edgeclip_quant.samples.Samples`; of more than 400 images and 4000 texts an even choice.
+    """The folder as `edgeclip_quant.inputs.made_up.Samples`; of more than 400 images and 4000 texts an even choice.
 
     `is_recursive` takes the images and .txt files of subfolders too. With `on_skip`, an image that cannot be read is
     left out with its captions, and the reason is passed to it. Raises InputError, naming the file, for what cannot be
     read and for a folder with too little in it.
     """
-    sampling = load_extra("edgeclip_quant.samples", "quant")
+    sampling = load_extra("edgeclip_quant.inputs.made_up", "quant")
     layouts = load_extra("edgeclip_bench.quality.layouts", "bench")
     if not folder.is_dir():
         raise InputError(f"--calibrate {folder}: is no folder, wanted one with images and texts")

@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     is_auto = options.to == "auto"
     budget = budgets.parse_budget(options.budget, "int8" if is_auto else options.to) if options.to else None
     if options.report or is_auto:
-        load_extra("edgeclip_quant.comparison", "quant").check_comparable(options.bundle, source)
+        load_extra("edgeclip_quant.pick.comparison", "quant").check_comparable(options.bundle, source)
     if options.to and not is_auto:
         load_extra("edgeclip_quant.quantize", "quant").check_way(options.bundle, source, options.to)
     if options.report:
@@ -87,12 +87,12 @@ def _check_usage(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace, samples: Any, budget: Any) -> Any:
     """Recipes side by side: a table or JSON on stdout, files where a report is asked for, words on stderr."""
     quantizer = load_extra("edgeclip_quant", "quant")
-    choice = load_extra("edgeclip_quant.choice", "quant")
+    choice = load_extra("edgeclip_quant.pick.pareto", "quant")
     recipes = load_extra("edgeclip_quant.recipes", "quant")
     is_made_up, is_auto = samples is None, options.to == "auto"
     with ProgressBar("compare", 1, is_shown=is_wanted(None)) as bar:
         halves = quantizer.calibration_and_proof(options.bundle, samples)
-        comparison = load_extra("edgeclip_quant.comparison", "quant").compare_recipes(
+        comparison = load_extra("edgeclip_quant.pick.comparison", "quant").compare_recipes(
             options.bundle,
             *halves,
             bar.show,

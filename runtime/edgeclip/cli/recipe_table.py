@@ -11,8 +11,8 @@ _WHAT = {"text": "texts", "vision": "images"}
 
 
 def format_recipes(comparison: Any, picked: Any) -> str:
-    """A table for each tower of an `edgeclip_quant.choice.Comparison`, and below what the marks mean."""
-    choice = load_extra("edgeclip_quant.choice", "quant")
+    """A table for each tower of an `edgeclip_quant.pick.pareto.Comparison`, and below what the marks mean."""
+    choice = load_extra("edgeclip_quant.pick.pareto", "quant")
     default = load_extra("edgeclip_quant.recipes", "quant").INT8.name
     front = choice.front(comparison)
     never: dict[str, list[str]] = {}

@@ -8,9 +8,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import PreconditionError
 
-from edgeclip_quant.blocks import gather_blocks
-from edgeclip_quant.linear import constant
-from edgeclip_quant.plain import CONTRIB
+from edgeclip_quant.passes.linear_layers import constant
+from edgeclip_quant.passes.plain_graph import CONTRIB
+from edgeclip_quant.passes.weight_blocks import gather_blocks
 
 
 def quantize_rows(table: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

@@ -33,9 +33,9 @@ from edgeclip.manifest import (
     TowerName,
 )
 from edgeclip_quant.emulation import emulating_session
-from edgeclip_quant.retrieval import Vectors, retrieval_changes
-from edgeclip_quant.running import Run, answers, open_tower, run_of
-from edgeclip_quant.samples import Samples, made_up_samples
+from edgeclip_quant.graph_runner import Run, answers, open_tower, run_of
+from edgeclip_quant.inputs.made_up import Samples, made_up_samples
+from edgeclip_quant.proof.retrieval import Vectors, retrieval_changes
 
 Progress = Callable[[str, int, int], None]
 

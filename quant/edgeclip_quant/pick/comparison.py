@@ -12,14 +12,14 @@ from onnx_ir.passes import InvariantError, PassError
 
 from edgeclip.errors import BuildError
 from edgeclip.manifest import TOWERS, Manifest, RetrievalChange, TowerName
-from edgeclip_quant.choice import Candidate, Comparison
-from edgeclip_quant.integers import Prepared, narrow_to_integers, prepare
-from edgeclip_quant.proof import PROOF, measure, proof_samples, save_proof, time_tower
+from edgeclip_quant.graph_runner import answer, open_tower
+from edgeclip_quant.inputs.made_up import Samples
+from edgeclip_quant.passes.integer_layers import Prepared, narrow_to_integers, prepare
+from edgeclip_quant.pick.pareto import Candidate, Comparison
+from edgeclip_quant.proof.measurement import PROOF, measure, proof_samples, save_proof, time_tower
+from edgeclip_quant.proof.retrieval import Vectors, retrieval_changes
 from edgeclip_quant.quantize import check_source
 from edgeclip_quant.recipes import COMPARED, Recipe, recipes_for
-from edgeclip_quant.retrieval import Vectors, retrieval_changes
-from edgeclip_quant.running import answer, open_tower
-from edgeclip_quant.samples import Samples
 
 Progress = Callable[[str, int, int], None]
 

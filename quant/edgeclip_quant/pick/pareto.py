@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from edgeclip.manifest import TOWERS, Measurement, RetrievalChange, TowerName
 from edgeclip_quant.budget import Budget, judge
+from edgeclip_quant.proof.retrieval import Vectors, retrieval_changes
 from edgeclip_quant.recipes import Recipe
-from edgeclip_quant.retrieval import Vectors, retrieval_changes
 
 # Figures nearer than this count as the same. Sizes: graphs of the same kernels differ by their nodes. Times: one
 # graph timed twice on a busy machine gave 0.767 and 0.789. Losses (1 - the worst cosine): those of one half of a data

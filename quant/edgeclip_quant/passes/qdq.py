@@ -36,11 +36,11 @@ from numpy.typing import NDArray
 from onnx_ir.passes import PreconditionError, common
 
 from edgeclip.errors import BuildError
-from edgeclip_quant.calibration import Observation
+from edgeclip_quant.inputs.layer_inputs import Observation
 from edgeclip_quant.kernels import LEVELS, quantize_columns
-from edgeclip_quant.linear import LinearLayer, constant, linear_layers
-from edgeclip_quant.plan import relative_error
-from edgeclip_quant.smoothing import fold_into_norm, is_fed_by_norm, smoothing_factors
+from edgeclip_quant.passes.linear_layers import LinearLayer, constant, linear_layers
+from edgeclip_quant.passes.smoothing import fold_into_norm, is_fed_by_norm, smoothing_factors
+from edgeclip_quant.pick.kernel_plan import relative_error
 
 # Relative error (Frobenius) of a layer's output up to which it becomes int8; Gaussian data give 1.3e-2, the widest
 # layers of the two small models (behind SwiGLU) 3.5e-2.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgeclip.engine.devices import Device, usable_cpus
 from edgeclip.engine.session import plan_tower
 from edgeclip.errors import BuildError
-from edgeclip_quant.samples import Batches
+from edgeclip_quant.inputs.made_up import Batches
 
 Run = Callable[[NDArray[Any]], NDArray[np.float32]]
 

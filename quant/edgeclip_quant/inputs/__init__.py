@@ -1,0 +1,1 @@
+"""Inputs that calibrate and prove a smaller bundle, and what layers see of them."""

@@ -1,0 +1,1 @@
+"""Rewriting graphs for int8, int4 and fp16."""

@@ -1,0 +1,1 @@
+"""What a smaller bundle lost, measured."""
