@@ -42,7 +42,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/python -m edgeclip_bench.full_size bench/results
+	$(BIN)/python -m edgeclip_bench.latency.full_size bench/results
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -10,4 +10,4 @@ if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then
   shift
 fi
 export PYTHONPATH="$here/runtime:$here/export:$here/quant:$here/bench${PYTHONPATH:+:$PYTHONPATH}"
-exec "${PYTHON:-python3}" -m edgeclip_bench.gpu_check "$out" --work "${WORK:-/tmp/edgeclip-gpu-check}" "$@"
+exec "${PYTHON:-python3}" -m edgeclip_bench.gpu.check "$out" --work "${WORK:-/tmp/edgeclip-gpu-check}" "$@"

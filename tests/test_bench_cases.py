@@ -8,7 +8,7 @@ from PIL import Image
 
 from edgeclip import Encoder
 from edgeclip.errors import InputError
-from edgeclip_bench.bench_cases import (
+from edgeclip_bench.latency.cases import (
     Plan,
     cases_for,
     check_lengths,

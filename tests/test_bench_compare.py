@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgeclip.errors import InputError
-from edgeclip_bench.bench_compare import LEAST_SAMPLES, compare, judge, parse_threshold, ratio_interval
+from edgeclip_bench.latency.compare import LEAST_SAMPLES, compare, judge, parse_threshold, ratio_interval
 
 TRIALS = 40
 

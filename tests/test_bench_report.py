@@ -8,16 +8,16 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from edgeclip_bench.bench_cases import Case
-from edgeclip_bench.bench_page import pareto_front, render_page
-from edgeclip_bench.bench_records import Absence, Memory, Record, Result, Subject
-from edgeclip_bench.bench_report import duration, notes, render_csv, render_text
-from edgeclip_bench.bench_run import RULES, counted, server_result
-from edgeclip_bench.ceiling import Gemm, Work, make_ceiling
-from edgeclip_bench.percentiles import summarize
-from edgeclip_bench.scenarios import VirtualClock, find_server_rate
-from edgeclip_bench.stability import Window
-from edgeclip_bench.stages import Stages
+from edgeclip_bench.latency.cases import Case
+from edgeclip_bench.latency.page import pareto_front, render_page
+from edgeclip_bench.latency.records import Absence, Memory, Record, Result, Subject
+from edgeclip_bench.latency.report import duration, notes, render_csv, render_text
+from edgeclip_bench.latency.run import RULES, counted, server_result
+from edgeclip_bench.latency.scenarios import VirtualClock, find_server_rate
+from edgeclip_bench.latency.stages import Stages
+from edgeclip_bench.measure.ceiling import Gemm, Work, make_ceiling
+from edgeclip_bench.measure.percentiles import summarize
+from edgeclip_bench.measure.stability import Window
 
 NAME = "bundle <1> & \udcff"
 WORK = Work(flops=10**9, attention_flops=10**8, weight_bytes=10**6, products=(), operators_ms={"MatMul": 1.0})

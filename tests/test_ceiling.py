@@ -8,7 +8,7 @@ import pytest
 
 from edgeclip import Encoder
 from edgeclip.errors import BuildError
-from edgeclip_bench.ceiling import (
+from edgeclip_bench.measure.ceiling import (
     Gemm,
     NodeRun,
     Work,

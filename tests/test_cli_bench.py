@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeclip_bench.bench_records import BENCHMARK, SCHEMA_VERSION
+from edgeclip_bench.latency.records import BENCHMARK, SCHEMA_VERSION
 from tests.command import Captured, refusal, run
 from tests.conftest import CHECKPOINT, DATA
 

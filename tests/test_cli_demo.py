@@ -10,10 +10,10 @@ from edgeclip import Manifest
 from edgeclip.cli.demo import check_int8
 from edgeclip.cli.format import format_bytes
 from edgeclip.errors import BuildError
-from edgeclip_bench.contact_sheet import RIGHT
-from edgeclip_bench.demo import LANGUAGES as ASKED
-from edgeclip_bench.demo import run_demo
-from edgeclip_bench.demo_report import render_demo
+from edgeclip_bench.demo.contact_sheet import RIGHT
+from edgeclip_bench.demo.report import render_demo
+from edgeclip_bench.demo.run import LANGUAGES as ASKED
+from edgeclip_bench.demo.run import run_demo
 from edgeclip_export.demo.captions import LANGUAGES
 from edgeclip_export.demo.layout import MATRYOSHKA_DIMS
 from edgeclip_quant.budget import Budget
@@ -90,7 +90,7 @@ def test_int8_that_breaks_its_budget_is_one_line_after_fp32s_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By its size: for a cosine, layers would go back to fp32 until it is kept. What calibrates is no matter here."""
-    monkeypatch.setattr("edgeclip_bench.demo._CALIBRATION_IMAGES", 8)
+    monkeypatch.setattr("edgeclip_bench.demo.run._CALIBRATION_IMAGES", 8)
     found = run_demo(tmp_path / "demo", images=20, budget=Budget(cosine=None, recall_points=None, size_mb=1))
     assert found.int8 is None
     assert not (tmp_path / "demo" / "int8").exists()

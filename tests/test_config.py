@@ -6,7 +6,7 @@ import json
 import pytest
 
 from edgeclip.errors import BuildError
-from edgeclip_bench.checkpoint import full_config, tiny_config
+from edgeclip_bench.families.random_checkpoint import full_config, tiny_config
 from edgeclip_export.checkpoint import read_json
 from edgeclip_export.families.jina_clip.config import parse_config
 from edgeclip_export.families.jina_clip.preprocessor import image_facts, reset_tokenizer

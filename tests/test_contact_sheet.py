@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from edgeclip_bench.contact_sheet import Hit, Search, draw_contact_sheet
+from edgeclip_bench.demo.contact_sheet import Hit, Search, draw_contact_sheet
 
 FRAME = (0x1F, 0x9D, 0x55)
 PAPER = (0xFF, 0xFF, 0xFF)

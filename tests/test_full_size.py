@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from edgeclip import Encoder
-from edgeclip_bench.checkpoint import full_config, write_checkpoint
-from edgeclip_bench.full_size import ExportCost, measure_export, measure_quantisation
-from edgeclip_bench.latency import measure_in_process
-from edgeclip_bench.plain import load_plain_text
+from edgeclip_bench.families.random_checkpoint import full_config, write_checkpoint
+from edgeclip_bench.latency.full_size import ExportCost, measure_export, measure_quantisation
+from edgeclip_bench.latency.plain_export import measure_in_process
+from edgeclip_bench.rivals.plain_towers import load_plain_text
 from edgeclip_export.passes import census
 from edgeclip_quant import quantize_bundle
 from tests.test_parity import largest_difference

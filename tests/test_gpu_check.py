@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from edgeclip.manifest import Target
-from edgeclip_bench import gpu_check
-from edgeclip_bench.gpu_stages import STAGES, timed
+from edgeclip_bench.gpu import check as gpu_check
+from edgeclip_bench.gpu.stages import STAGES, timed
 from tests.conftest import CHECKPOINT
 
 SCRIPT = Path(__file__).parents[1] / "bench" / "gpu_check.sh"
@@ -52,7 +52,7 @@ def test_a_stage_that_is_stopped_or_fails_does_not_stop_the_others(
     graph = broken / "vision_model.onnx"
     graph.write_bytes(b"\xff" * graph.stat().st_size)
     short = {name: (stage, 0.05 if name == "rivals" else most) for name, (stage, most) in STAGES.items()}
-    monkeypatch.setattr("edgeclip_bench.gpu_stages.STAGES", {n: short[n] for n in ("latency", "rivals")})
+    monkeypatch.setattr("edgeclip_bench.gpu.stages.STAGES", {n: short[n] for n in ("latency", "rivals")})
     status, found = check(tmp_path / "out", broken)
     assert status == 1
     vision = [case for case in found["latency"]["cases"] if case["tower"] == "vision"]

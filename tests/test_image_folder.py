@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeclip_bench.image_folder import main, write_photos
+from edgeclip_bench.latency.image_folder import main, write_photos
 
 
 def test_photos_are_as_large_as_photos_and_not_noise(tmp_path: Path) -> None:

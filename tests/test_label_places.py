@@ -3,7 +3,7 @@
 import itertools
 import math
 
-from edgeclip_bench.label_places import place_labels
+from edgeclip_bench.measure.plot_labels import place_labels
 
 
 def boxes(middles: list[tuple[float, float]], sizes: list[tuple[float, float]]) -> list[tuple[float, ...]]:

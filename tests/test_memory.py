@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from edgeclip_bench.memory import gpu_bytes, peak_bytes, reset_peak, resident_bytes
+from edgeclip_bench.measure.resident_memory import gpu_bytes, peak_bytes, reset_peak, resident_bytes
 
 HELD = 100_000_000
 

@@ -19,7 +19,7 @@ import pytest
 from edgeclip import Encoder, Manifest
 from edgeclip.errors import InputError, TruncationWarning
 from edgeclip.host.installation import install_command
-from edgeclip_bench.mteb_model import BundleModel, describe, find_tasks, main, score_tasks
+from edgeclip_bench.quality.mteb_model import BundleModel, describe, find_tasks, main, score_tasks
 from tests.mteb_tasks import (
     BODIES,
     CAPTIONS,
@@ -260,7 +260,7 @@ def test_offline_means_offline_and_the_home_folder_stays_clean(bundle: Path, sic
     places = {name: str(sick / name) for name in ("MTEB_CACHE", "HF_HOME")}
     program = """if True:
         import sys
-        from edgeclip_bench.mteb_model import main
+        from edgeclip_bench.quality.mteb_model import main
         for task in ("SICK-R", "BIOSSES"):
             print(main([sys.argv[1], "--device", "cpu", "--tasks", task]))
     """
@@ -279,7 +279,7 @@ def test_without_mteb_the_extra_is_named(bundle: Path) -> None:
     program = """if True:
         import sys
         sys.modules["mteb"] = None
-        from edgeclip_bench.mteb_model import main
+        from edgeclip_bench.quality.mteb_model import main
         sys.exit(main([sys.argv[1], "--tasks", "SICK-R"]))
     """
     done = subprocess.run([sys.executable, "-c", program, str(bundle)], capture_output=True, text=True, timeout=60)

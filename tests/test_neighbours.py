@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from edgeclip_bench.neighbours import Spent, others_share, read_spent
+from edgeclip_bench.measure.other_processes import Spent, others_share, read_spent
 
 
 def spent(clock_s: float, busy_s: float, own_s: float) -> Spent:

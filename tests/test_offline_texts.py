@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeclip_bench.offline_texts import PADDED, TOKENS, draw_rows, main, plan, plan_padded
+from edgeclip_bench.latency.offline_texts import PADDED, TOKENS, draw_rows, main, plan, plan_padded
 
 PAD = 1
 # Padding and another batch sum in another order. Measured: 2e-7.

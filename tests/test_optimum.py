@@ -17,9 +17,9 @@ from edgeclip import Encoder, Manifest
 from edgeclip.families.jina_clip import preprocess_image
 from edgeclip.inputs.tokenization import TextTokenizer
 from edgeclip.manifest import TOWERS, TowerName
-from edgeclip_bench.rival_recipes import Material, prepare
-from edgeclip_bench.rival_results import closeness
-from edgeclip_bench.rival_runs import Contender, feed, open_run
+from edgeclip_bench.rivals.contenders import Contender, feed, open_run
+from edgeclip_bench.rivals.recipes import Material, prepare
+from edgeclip_bench.rivals.results import closeness
 from edgeclip_quant import quantize_bundle
 from edgeclip_quant.inputs.made_up import made_up_samples
 from tests.conftest import CHECKPOINT
@@ -118,7 +118,7 @@ def test_a_preset_quantises_the_bundles_vision_tower(bundle: Path, tmp_path: Pat
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("tower", TOWERS)
 def test_a_preset_quantises_the_plain_export(bundle: Path, work: Path, tower: TowerName, preset: str) -> None:
-    """The rival that `edgeclip_bench.rivals` measures."""
+    """The rival that `edgeclip_bench.rivals.run` measures."""
     manifest, rival = Manifest.read(bundle), f"optimum-{preset}"
     made = prepare(rival, material(bundle), tower, work)
     graph, plain = (work / name / tower / made.graph for name in (rival, "plain"))

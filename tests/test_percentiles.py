@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgeclip_bench.percentiles import samples_wanted, summarize
+from edgeclip_bench.measure.percentiles import samples_wanted, summarize
 
 # Of 1,000 draws of 50 the 95 % interval held the median 957 times; with so many its own spread is 0.7 points.
 LEAST_HELD = 930

@@ -14,7 +14,7 @@ from PIL import Image
 
 from edgeclip.errors import InputError
 from edgeclip.manifest import TOWERS
-from edgeclip_bench.recipe_curves import (
+from edgeclip_bench.quality.recipe_curves import (
     FILES,
     cosine_ticks,
     draw,

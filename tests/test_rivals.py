@@ -16,8 +16,9 @@ import pytest
 
 from edgeclip import Encoder, Manifest
 from edgeclip.manifest import TOWERS, Target, TowerName
-from edgeclip_bench.checkpoint import tiny_config, write_checkpoint
-from edgeclip_bench.rival_recipes import (
+from edgeclip_bench.families.random_checkpoint import tiny_config, write_checkpoint
+from edgeclip_bench.rivals.contenders import Contender, feed, measure_resident, open_run
+from edgeclip_bench.rivals.recipes import (
     CANNOT,
     RIVALS,
     LeftOut,
@@ -29,9 +30,8 @@ from edgeclip_bench.rival_recipes import (
     read_made,
     same_graphs,
 )
-from edgeclip_bench.rival_results import closeness, paired
-from edgeclip_bench.rival_runs import Contender, feed, measure_resident, open_run
-from edgeclip_bench.rivals import case_batch, cases, main, take_turns
+from edgeclip_bench.rivals.results import closeness, paired
+from edgeclip_bench.rivals.run import case_batch, cases, main, take_turns
 from edgeclip_export import export_checkpoint
 from edgeclip_quant.inputs.made_up import made_up_samples
 from tests.command import Captured
@@ -68,7 +68,7 @@ def report(folder: Path) -> dict[str, Any]:
     out = folder / "report.json"
     names = ",".join(name for name in (*RIVALS, *CANNOT) if name != COMPILED)
     options = ["--out", str(out), "--texts", "6", "--images", "3", "--rivals", names]
-    command = [sys.executable, "-m", "edgeclip_bench.rivals", *arguments(folder), *options]
+    command = [sys.executable, "-m", "edgeclip_bench.rivals.run", *arguments(folder), *options]
     # OpenMP's threads wait for each other by spinning: on a busy machine, for whole time slices.
     passive = os.environ | {"OMP_WAIT_POLICY": "passive"}
     done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8", timeout=600, env=passive)

@@ -21,7 +21,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from edgeclip import BuildError, Encoder, Manifest
 from edgeclip.errors import CheckpointWarning
-from edgeclip_bench.plain import load_plain_text
+from edgeclip_bench.rivals.plain_towers import load_plain_text
 from edgeclip_export import export_checkpoint
 from edgeclip_export.bundle import PARITY
 from edgeclip_export.checkpoint import hash_file, open_checkpoint, read_json

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from edgeclip_bench.scenarios import (
+from edgeclip_bench.latency.scenarios import (
     SERVER_TOLERANCE,
     WARM_UP_QUERIES,
     VirtualClock,
@@ -18,7 +18,7 @@ from edgeclip_bench.scenarios import (
     simulated_rate,
     stream,
 )
-from edgeclip_bench.stability import Effort
+from edgeclip_bench.measure.stability import Effort
 
 SERVICE_S = 0.010
 # The mean wait of 200,000 queries of an M/D/1 queue at 80 % load differed by 1.4 % from theory's.

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from edgeclip import Encoder
-from edgeclip_bench.service_load import (
+from edgeclip_bench.load.service_load import (
     BULK_IMAGES,
     Client,
     Tally,

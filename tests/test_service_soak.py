@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from edgeclip_bench.service_soak import main, status
+from edgeclip_bench.load.service_soak import main, status
 
 ACTS = {
     "ask_a_text": {"200"},

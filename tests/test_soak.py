@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgeclip.host.malloc_bounds import is_glibc
-from edgeclip_bench.soak import FORMATS, SIDES_PX, Trend, find_trend, log_uniform, main, make_files
+from edgeclip_bench.load.memory_soak import FORMATS, SIDES_PX, Trend, find_trend, log_uniform, main, make_files
 
 MB = 1e6
 
@@ -92,7 +92,7 @@ def test_a_short_soak(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     status = main([str(bundle), "--device", "cpu", "--threads", "1", *options])
     report = json.loads(out.read_text(encoding="utf-8"))
     trend = report["trend"]
-    assert report["benchmark"] == "edgeclip_bench.soak"
+    assert report["benchmark"] == "edgeclip_bench.load.memory_soak"
     assert status == (trend["verdict"] == "grows")
     assert trend["least_gained_bytes"] <= trend["gained_bytes"] <= trend["most_gained_bytes"]
     assert report["counts"]["texts"] > 0 and report["counts"]["images"] > 0
@@ -107,7 +107,7 @@ def test_a_short_soak(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_soak_bounds_its_own_process(bundle: Path, tmp_path: Path, options: list[str]) -> None:
     out = tmp_path / "soak.json"
     options = [*options, "--seconds", "1", "--largest-px", "100", "--threads", "1", "--out", str(out)]
-    command = [sys.executable, "-m", "edgeclip_bench.soak", str(bundle), "--device", "cpu", *options]
+    command = [sys.executable, "-m", "edgeclip_bench.load.memory_soak", str(bundle), "--device", "cpu", *options]
     done = subprocess.run(command, capture_output=True)
     assert done.returncode in (0, 1), done.stderr  # too short for its verdict to count
     bounds = json.loads(out.read_text(encoding="utf-8"))["bounds"]

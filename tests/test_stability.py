@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from edgeclip_bench.stability import Effort, Window, effort_for, is_steady, needs_more
+from edgeclip_bench.measure.stability import Effort, Window, effort_for, is_steady, needs_more
 
 
 def windows(*medians: float, queries: int = 100) -> list[Window]:

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from edgeclip import Encoder
-from edgeclip_bench.bench_cases import make_image
-from edgeclip_bench.stages import LEAST_ROUNDS, measure_image_stages, measure_text_stages, medians
+from edgeclip_bench.latency.cases import make_image
+from edgeclip_bench.latency.stages import LEAST_ROUNDS, measure_image_stages, measure_text_stages, medians
 
 
 def test_a_text_is_tokenised_and_computed(encoder: Encoder) -> None:

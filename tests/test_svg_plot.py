@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from edgeclip_bench.svg_plot import Axis, Series, draw, ticks
+from edgeclip_bench.measure.svg_plot import Axis, Series, draw, ticks
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgeclip_bench.plain import load_plain_text, load_plain_vision
+from edgeclip_bench.rivals.plain_towers import load_plain_text, load_plain_vision
 from edgeclip_export.checkpoint import open_checkpoint, read_json
 from edgeclip_export.families.jina_clip import fold
 from edgeclip_export.families.jina_clip.config import JinaClipConfig, parse_config

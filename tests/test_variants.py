@@ -1,6 +1,6 @@
 """Other shapes of the same architecture: exported and run, each equals the plain torch towers.
 
-The plain towers (`edgeclip_bench.plain`) share no arithmetic with the exported ones and agree with the
+The plain towers (`edgeclip_bench.rivals.plain_towers`) share no arithmetic with the exported ones and agree with the
 reference on the goldens (`test_towers`).
 """
 
@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from edgeclip import Encoder
 from edgeclip.families.jina_clip import normalize_pixels, preprocess_image
 from edgeclip.manifest import Target
-from edgeclip_bench.checkpoint import tiny_config, write_checkpoint
-from edgeclip_bench.plain import load_plain_text, load_plain_vision
+from edgeclip_bench.families.random_checkpoint import tiny_config, write_checkpoint
+from edgeclip_bench.rivals.plain_towers import load_plain_text, load_plain_vision
 from edgeclip_export import export_checkpoint
 from tests.test_parity import largest_difference, run_graph
 

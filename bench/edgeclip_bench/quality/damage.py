@@ -27,7 +27,7 @@ from safetensors.numpy import load_file, save_file
 from edgeclip import EdgeclipError, Manifest
 from edgeclip.manifest import MANIFEST_NAME, TowerName
 from edgeclip.progress import ProgressBar, is_wanted
-from edgeclip_bench.machine import machine
+from edgeclip_bench.measure.machine_facts import machine
 from edgeclip_bench.quality.against import CheckpointWarning, Difference, compare
 from edgeclip_bench.quality.evaluate import DataScores, evaluate
 from edgeclip_bench.quality.layouts import open_data

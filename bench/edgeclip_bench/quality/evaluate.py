@@ -22,7 +22,7 @@ from edgeclip import Encoder, InputError, Manifest, TruncationWarning, __version
 from edgeclip.families.jina_clip import prompt
 from edgeclip.manifest import TOWERS
 from edgeclip.progress import ProgressBar, is_wanted
-from edgeclip_bench.machine import machine
+from edgeclip_bench.measure.machine_facts import machine
 from edgeclip_bench.quality.cache import EmbeddingCache, default_folder
 from edgeclip_bench.quality.datasets import ClassificationData, Data, ImageTextData, StsData, TextRetrievalData
 from edgeclip_bench.quality.embeddings import Counts, Embedder

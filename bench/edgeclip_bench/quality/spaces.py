@@ -28,7 +28,7 @@ from edgeclip import Encoder
 from edgeclip.engine.prepack.packed_weights import read_processor
 from edgeclip.host.nvidia import cuda_version, cudnn_version, read_driver, tensorrt_version
 from edgeclip.manifest import TowerName
-from edgeclip_bench.machine import graphics_cards
+from edgeclip_bench.measure.machine_facts import graphics_cards
 from edgeclip_bench.quality.cache import Space
 
 # Between an input and its vector stand the runtime and what calls it here.

@@ -32,11 +32,11 @@ def run(options: argparse.Namespace) -> int:
     if options.bundle[0] == "compare":
         return _compare(options)
     import_onnxruntime()  # without it, this says what to install, and not the bench extra
-    cases = load_extra("edgeclip_bench.bench_cases", "bench")
-    runs = load_extra("edgeclip_bench.bench_run", "bench")
-    reports = load_extra("edgeclip_bench.bench_report", "bench")
-    pages = load_extra("edgeclip_bench.bench_page", "bench")
-    records = load_extra("edgeclip_bench.bench_records", "bench")
+    cases = load_extra("edgeclip_bench.latency.cases", "bench")
+    runs = load_extra("edgeclip_bench.latency.run", "bench")
+    reports = load_extra("edgeclip_bench.latency.report", "bench")
+    pages = load_extra("edgeclip_bench.latency.page", "bench")
+    records = load_extra("edgeclip_bench.latency.records", "bench")
     plan = cases.Plan(
         towers=TOWERS if options.tower == "both" else (options.tower,),
         scenarios=cases.parse_scenarios(options.scenario),
@@ -93,7 +93,7 @@ def _prepare_rivals(
     """
     if not options.rivals:
         return lambda: None
-    rivals = load_extra("edgeclip_bench.rivals", "bench")
+    rivals = load_extra("edgeclip_bench.rivals.run", "bench")
     names = rivals.parse_names(options.rivals)
     entries = rivals.open_bundles(options.checkpoint, [Path(name) for name in options.bundle])
 
@@ -101,8 +101,8 @@ def _prepare_rivals(
 
 
 def _compare(options: argparse.Namespace) -> int:
-    comparison = load_extra("edgeclip_bench.bench_compare", "bench")
-    records = load_extra("edgeclip_bench.bench_records", "bench")
+    comparison = load_extra("edgeclip_bench.latency.compare", "bench")
+    records = load_extra("edgeclip_bench.latency.records", "bench")
     threshold = comparison.parse_threshold(options.fail_over)
     before, after = (records.read_document(Path(name)) for name in options.bundle[1:])
     found = comparison.compare(before, after, threshold, across_machines=options.across_machines)

@@ -16,8 +16,8 @@ from edgeclip.errors import BuildError, InputError
 def run(options: argparse.Namespace) -> None:
     """Go the whole way in a temporary folder, or in the one to keep, and leave the contact sheet."""
     _check_sheet(options.sheet)
-    demo = load_extra("edgeclip_bench.demo", "bench")
-    report = load_extra("edgeclip_bench.demo_report", "bench")
+    demo = load_extra("edgeclip_bench.demo.run", "bench")
+    report = load_extra("edgeclip_bench.demo.report", "bench")
     with _folder(options.keep) as folder:
         found = demo.run_demo(folder, threads=options.threads, images=options.images)
         _copy(found.sheet, options.sheet)

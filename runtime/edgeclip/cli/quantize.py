@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     if options.to and not is_auto:
         load_extra("edgeclip_quant.quantize", "quant").check_way(options.bundle, source, options.to)
     if options.report:
-        load_extra("edgeclip_bench.recipe_curves", "bench").prepare_folder(options.report)
+        load_extra("edgeclip_bench.quality.recipe_curves", "bench").prepare_folder(options.report)
     if options.to:
         check_place(options.out, 2 * source.weight_bytes)
     skipped: list[str] = []
@@ -104,7 +104,7 @@ def _compare(options: argparse.Namespace, samples: Any, budget: Any) -> Any:
     picked = choice.pick(comparison, budget) if is_auto else None
     document = None
     if options.report:
-        curves = load_extra("edgeclip_bench.recipe_curves", "bench")
+        curves = load_extra("edgeclip_bench.quality.recipe_curves", "bench")
         document = curves.report_document(comparison, budget, picked)
         paths = curves.save_report(options.report, comparison, budget, picked)
         print(f"{options.report}: {', '.join(path.name for path in paths)}", file=sys.stderr)

@@ -1,0 +1,209 @@
+"""The whole way on the small trained model: export, int8, pictures nobody trained on, recall, a search, timings.
+
+`edgeclip demo` shows what this finds, as `demo_report` words it. Everything is what a user does with the real model:
+the checkpoint has jina-clip-v2's layout, the pictures are files, int8 is `edgeclip quantize --calibrate`'s, and the
+quality is `edgeclip eval --against`'s.
+"""
+
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip import Encoder, Manifest
+from edgeclip.cli.calibration import read_samples
+from edgeclip.errors import BuildError, InputError
+from edgeclip.progress import ProgressBar, is_wanted
+from edgeclip_bench.demo.contact_sheet import Hit, Search, draw_contact_sheet
+from edgeclip_bench.quality.against import Comparison, compare
+from edgeclip_bench.quality.datasets import ImageTextData
+from edgeclip_bench.quality.evaluate import Evaluation, evaluate, open_embedder
+from edgeclip_bench.quality.layouts import open_data
+from edgeclip_export import export_checkpoint
+from edgeclip_export.demo import CHECKPOINT
+from edgeclip_export.demo.captions import captions
+from edgeclip_export.demo.dataset import FAMILY, IMAGES, write_dataset
+from edgeclip_export.demo.scenes import Scene
+from edgeclip_quant import quantize_bundle
+from edgeclip_quant.budget import Budget
+
+BUNDLE, INT8, PICTURES, CALIBRATION, SHEET = "bundle", "int8", "pictures", "calibration", "search.png"
+LANGUAGES = {
+    "en": "English",
+    "zh": "Chinese",
+    "ar": "Arabic",
+    "hi": "Hindi",
+    "ru": "Russian",
+    "de": "German",
+    "ja": "Japanese",
+}
+_CALIBRATION_IMAGES = 100
+_FOUND = 5
+_TIMED = 9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The place, from 1, at which a bundle found what was meant, and its median time to embed the text and search."""
+
+    place: int
+    latency_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A caption as a query, in which language, and fp32's answer, then int8's where there is such a bundle."""
+
+    language: str
+    text: str
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Smaller:
+    """The int8 bundle, and how it does beside the fp32 one on the pictures."""
+
+    manifest: Manifest
+    comparison: Comparison
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demo:
+    """What the demo found, and how long each stage took in seconds.
+
+    `manifest` and `evaluation` are of fp32. `int8` is None where quantisation refused to write a bundle that lost
+    more than its budget: then `refusal` says why.
+    """
+
+    manifest: Manifest
+    evaluation: Evaluation
+    int8: Smaller | None
+    refusal: BuildError | None
+    questions: tuple[Question, ...]
+    sheet: Path
+    seconds: dict[str, float]
+
+
+def run_demo(
+    folder: Path,
+    *,
+    threads: int | None = None,
+    images: int = IMAGES,
+    seed: int = 0,
+    budget: Budget | None = None,
+) -> Demo:
+    """Go the whole way in `folder`, which keeps the bundles, the pictures and the contact sheet.
+
+    `images` pictures of combinations of shape, colour and side that are in no training picture, in families
+    that differ in one attribute; int8 is calibrated on others. `budget` None is int8's own.
+    Raises InputError for `images` that are no whole families, and what export, evaluation and Encoder.open raise.
+    """
+    if images < 1 or images % FAMILY:
+        raise InputError(f"{images} images: wanted whole families of {FAMILY}, so {FAMILY}, {2 * FAMILY}, ...")
+    seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def timed(stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        seconds[stage] = time.perf_counter() - started
+
+    def bar(stage: str) -> ProgressBar:
+        return ProgressBar(stage, 1, is_shown=is_wanted(None))
+
+    bundle, pictures = folder / BUNDLE, folder / PICTURES
+    with timed("export"), bar("export") as shown:
+        manifest = export_checkpoint(CHECKPOINT, bundle, progress=shown.show)
+    with timed(f"draw {images} pictures, and {_CALIBRATION_IMAGES} others"), bar("drawing pictures") as shown:
+        scenes = write_dataset(pictures, images=images, family=FAMILY, seed=seed, progress=shown.show)
+        others = folder / CALIBRATION
+        write_dataset(
+            others, split="validation", images=_CALIBRATION_IMAGES, family=1, seed=seed, progress=shown.show
+        )
+    (data,) = open_data(pictures)
+    assert isinstance(data, ImageTextData)
+    smaller: Manifest | None = None
+    refusal: BuildError | None = None
+    with timed("quantise to int8, calibrated on the others"), bar("quantise") as shown:
+        samples = read_samples(others, bundle, manifest)
+        try:
+            smaller = quantize_bundle(
+                bundle, folder / INT8, to="int8", samples=samples, budget=budget, progress=shown.show
+            )
+        except BuildError as error:
+            refusal = error
+    # What recall has embedded, the search need not embed again.
+    with contextlib.ExitStack() as stack:
+        cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeclip-demo-vectors-")))
+        opened = [bundle, folder / INT8] if smaller else [bundle]
+        encoders = [stack.enter_context(Encoder.open(one, threads=threads)) for one in opened]
+        int8: Smaller | None = None
+        with timed(f"recall over {len(data.captions)} captions and {images} pictures, of each bundle"):
+            if smaller:
+                comparison = compare(encoders[1], encoders[0], [data], cache=cache)
+                evaluation, int8 = comparison.reference, Smaller(manifest=smaller, comparison=comparison)
+            else:
+                evaluation = evaluate(encoders[0], [data], cache=cache)
+        with timed("search"):
+            questions, searches = _search(encoders, data, scenes, cache)
+    sheet = folder / SHEET
+    with timed("lay out what was found"):
+        note = f"{images} pictures of combinations that training never showed; the one that was meant has a frame"
+        precision = "int8" if smaller else "fp32"
+        draw_contact_sheet(searches, title=f"edgeclip: text to image, {precision}", note=note).save(sheet)
+    return Demo(
+        manifest=manifest,
+        evaluation=evaluation,
+        int8=int8,
+        refusal=refusal,
+        questions=questions,
+        sheet=sheet,
+        seconds=seconds,
+    )
+
+
+def _search(
+    encoders: Sequence[Encoder], data: ImageTextData, scenes: Sequence[Scene], cache: Path
+) -> tuple[tuple[Question, ...], tuple[Search, ...]]:
+    """A caption of a picture in each of `LANGUAGES`, against all pictures; what is shown the last bundle found."""
+    pictures = [_pictures(encoder, data, cache) for encoder in encoders]
+    questions, searches = [], []
+    for number, (language, name) in enumerate(LANGUAGES.items()):
+        meant = (2 * number + 1) * len(scenes) // (2 * len(LANGUAGES))
+        text = captions(scenes[meant], language)[0]
+        answers = []
+        for encoder, vectors in zip(encoders, pictures, strict=True):
+            cosines, latency_ms = _ask(encoder, vectors, text)
+            best = np.argsort(-cosines, kind="stable")
+            place = int(np.flatnonzero(best == meant)[0]) + 1
+            answers.append(Answer(place=place, latency_ms=latency_ms))
+        questions.append(Question(language=language, text=text, answers=tuple(answers)))
+        hits = tuple(
+            Hit(image=data.images[index], cosine=float(cosines[index]), is_right=index == meant)
+            for index in best[:_FOUND]
+        )
+        searches.append(Search(asked=f"asked in {name}", label=captions(scenes[meant], "en")[0], hits=hits))
+    return tuple(questions), tuple(searches)
+
+
+def _pictures(encoder: Encoder, data: ImageTextData, cache: Path) -> NDArray[np.float32]:
+    """Their vectors (N, D)."""
+    with open_embedder(encoder, device="auto", threads=None, cache=cache, progress=None) as embedder:
+        return embedder.images(data.images)
+
+
+def _ask(encoder: Encoder, pictures: NDArray[np.float32], text: str) -> tuple[NDArray[np.float32], float]:
+    """The cosines (N,), and the median milliseconds of asking so."""
+    times = []
+    cosines = np.zeros(0, np.float32)
+    for _ in range(_TIMED):
+        started = time.perf_counter()
+        cosines = pictures @ encoder.encode_text(text)  # (N,)
+        times.append((time.perf_counter() - started) * 1000)
+    return cosines, statistics.median(times)

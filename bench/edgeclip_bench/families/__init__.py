@@ -1,0 +1,1 @@
+"""One module per family of models: checkpoints of random weights in its official layout."""

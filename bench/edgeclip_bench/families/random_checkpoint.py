@@ -1,0 +1,155 @@
+"""Random-weight checkpoints in jina-clip-v2's official layout.
+
+    python -m edgeclip_bench.families.random_checkpoint OUT            full size: 865 M parameters, 1.73 GB as fp16
+    python -m edgeclip_bench.families.random_checkpoint OUT --tiny     the same layout, a few hundred kB
+
+Latency and memory do not depend on what the weights are, so a machine can be judged before anything
+is downloaded. The similarities of such a checkpoint mean nothing. Weights are drawn so that
+activations keep about unit variance through the towers, with an adapter that is not zero.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from edgeclip_export import jina_clip_tensor_shapes
+from edgeclip_export.families.jina_clip.documents import config_document, preprocessor_document
+
+Config = dict[str, Any]
+
+_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
+
+
+def full_config() -> Config:
+    """The official config.json's values."""
+    return config_document(
+        width=1024,
+        text_layers=24,
+        vision_layers=24,
+        head_width=64,
+        text_mlp=4096,
+        vocab_size=250002,
+        image_size=512,
+        matryoshka_dims=[32, 64, 128, 256, 512, 768, 1024],
+    )
+
+
+def tiny_config() -> Config:
+    """The same towers with small numbers: two layers, 64 wide, 56 px."""
+    return config_document(
+        width=64,
+        text_layers=2,
+        vision_layers=2,
+        head_width=16,
+        text_mlp=160,
+        vocab_size=2000,
+        image_size=56,
+        matryoshka_dims=[16, 32, 64],
+    )
+
+
+def write_checkpoint(out: Path, config: Config, *, seed: int = 0, dtype: str = "float16") -> None:
+    """Write config.json, model.safetensors, tokenizer.json and preprocessor_config.json into `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    shapes = jina_clip_tensor_shapes(config)
+    weights = {name: array.astype(dtype) for name, array in random_weights(shapes, seed)}
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    vocab_size = config["text_config"]["hf_model_config_kwargs"]["vocab_size"]
+    synthetic_tokenizer(vocab_size).save(str(out / "tokenizer.json"))
+    preprocessor = preprocessor_document(config["vision_config"]["image_size"])
+    (out / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Each tensor drawn so that a tower keeps about unit variance, one at a time."""
+    draw = np.random.default_rng(seed)
+    for name, shape in shapes.items():
+        values = draw.standard_normal(shape, dtype=np.float32)
+        if name.endswith("lora_A") or name.endswith("lora_B"):
+            values *= 0.05
+        elif len(shape) == 1 and name.endswith(".weight"):  # a norm's scale
+            values = 1.0 + 0.1 * values
+        elif len(shape) < 2 or name.endswith(("cls_token", "pos_embed")):
+            values *= 0.1
+        elif "embeddings" not in name:
+            values /= np.sqrt(np.prod(shape[1:]))
+        yield name, values
+
+
+def synthetic_tokenizer(vocab_size: int) -> Tokenizer:
+    """An XLM-R pipeline over made-up pieces: every letter of many scripts, then syllables.
+
+    Like the official file, it truncates and pads at 77 unless that is reset.
+    """
+    pieces = [(piece, 0.0) for piece in _SPECIALS]
+    for rank, piece in enumerate(_pieces()):
+        if len(pieces) == vocab_size - 1:
+            break
+        pieces.append((piece, -4.0 - np.log1p(rank)))
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=3, byte_fallback=False))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace("▁", prepend_scheme="always", split=True)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    tokenizer.add_special_tokens([AddedToken(piece, normalized=False) for piece in _SPECIALS])
+    tokenizer.add_special_tokens([AddedToken("<mask>", normalized=False, lstrip=True)])
+    tokenizer.enable_truncation(77)
+    tokenizer.enable_padding(length=77, pad_id=1, pad_token="<pad>")
+    return tokenizer
+
+
+def _pieces() -> Iterator[str]:
+    """Pieces without end: word starts and letters first, then longer and longer syllables."""
+    latin = "abcdefghijklmnopqrstuvwxyz"
+    yield from ["▁", ",", ".", "!", "?", "-", "'", ":", *"0123456789"]
+    yield from [f"▁{letter}" for letter in latin]
+    yield from latin
+    ranges = ((0x41, 0x5B), (0xE0, 0x180), (0x3B1, 0x3CA), (0x430, 0x450), (0x5D0, 0x5EB), (0x627, 0x64B))
+    more_ranges = (
+        (0x905, 0x93A),
+        (0xE01, 0xE2F),
+        (0x3041, 0x3097),
+        (0x30A1, 0x30FB),
+        (0x4E00, 0x9FA6),
+        (0xAC00, 0xD7A4),
+    )
+    syllables = [consonant + vowel for consonant in "bcdfghklmnprstvwz" for vowel in "aeiou"]
+    words = [first + second for first in syllables for second in syllables]
+    yield from syllables
+    yield from [chr(point) for start, stop in (*ranges, *more_ranges) for point in range(start, stop)]
+    yield from [f"▁{word}" for word in [*syllables, *words]]
+    for word in words:
+        for syllable in syllables:
+            yield f"▁{word}{syllable}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write a checkpoint where the command line says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m edgeclip_bench.families.random_checkpoint", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("out", type=Path, help="the folder to write; must not exist")
+    parser.add_argument("--tiny", action="store_true", help="small numbers instead of the official ones")
+    parser.add_argument("--seed", type=int, default=0, help="of the random weights (default 0)")
+    options = parser.parse_args(arguments)
+    if options.out.exists():
+        parser.error(f"{options.out} exists already")
+    write_checkpoint(options.out, tiny_config() if options.tiny else full_config(), seed=options.seed)
+    print(f"{options.out}: random weights; their similarities mean nothing", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

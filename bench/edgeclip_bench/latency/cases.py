@@ -1,0 +1,189 @@
+"""What `edgeclip bench` measures, decided in values, and the inputs it measures with.
+
+Inputs are made up: texts of exactly so many tokens, from words that the bundle's tokenizer has as one token, and JPEG
+files of so many pixels a side. What a text says or a picture shows costs no time; its length and its size do.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgeclip.errors import InputError, MissingExtraError
+from edgeclip.host.installation import install_command
+from edgeclip.manifest import TOWERS, TokenizerFacts, TowerName
+from edgeclip_bench.latency.scenarios import MULTI_STREAM_SAMPLES, SCENARIOS, Scenario
+
+# The opening and the closing token, and one between them.
+LEAST_TOKENS = 3
+LARGEST_PX = 20_000
+_JPEG_QUALITY = 90
+_WORDS = (
+    "a",
+    "the",
+    "red",
+    "of",
+    "and",
+    "in",
+    "on",
+    "to",
+    "x",
+    "1",
+    "2",
+    "3",
+    "is",
+    "it",
+    "we",
+    "no",
+    "so",
+    "go",
+    "up",
+)
+# Texts are drawn from so many of them.
+_WORDS_WANTED = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One measurement: `tokens` for a text, `image_px` (a side, on disk) for an image; `batch` samples a query."""
+
+    tower: TowerName
+    scenario: Scenario
+    batch: int
+    threads: int
+    tokens: int | None = None
+    image_px: int | None = None
+
+    @property
+    def subject(self) -> str:
+        """The sample, in words."""
+        return f"text, {self.tokens} tokens" if self.tower == "text" else f"image, {self.image_px} px"
+
+    @property
+    def kind(self) -> str:
+        """The sample as it stands in a sentence, behind "one" or a number."""
+        return f"text of {self.tokens} tokens" if self.tower == "text" else f"image of {self.image_px} px"
+
+    @property
+    def name(self) -> str:
+        """The sample and how many at once, as it stands in a table."""
+        many = f", batch {self.batch}" if self.batch > 1 and self.scenario != "multi-stream" else ""
+        return f"{self.subject}{many}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is asked for; InputError for what cannot be. `threads` of None is every processor that may be used."""
+
+    towers: tuple[TowerName, ...] = TOWERS
+    scenarios: tuple[Scenario, ...] = ("single-stream", "offline")
+    batches: tuple[int, ...] = (1,)
+    tokens: tuple[int, ...] = (16, 64, 512)
+    image_px: tuple[int, ...] = (1080,)
+    threads: tuple[int, ...] | None = None
+    seconds: float = 3.0
+    p99_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        for option, values, least, most in (
+            ("--batch", self.batches, 1, 4096),
+            ("--tokens", self.tokens, LEAST_TOKENS, None),
+            ("--image-px", self.image_px, 1, LARGEST_PX),
+            ("--threads", self.threads or (1,), 1, 1024),
+        ):
+            for value in values:
+                if value < least or (most and value > most):
+                    wanted = f"from {least} to {most}" if most else f"{least} or more"
+                    raise InputError(f"{option} {value}: wanted {wanted}")
+        if unknown := sorted(set(self.scenarios) - set(SCENARIOS)):
+            raise InputError(f"--scenario {', '.join(unknown)}: wanted some of {', '.join(SCENARIOS)}")
+        if not 0 < self.seconds <= 3600:
+            raise InputError(f"--seconds {self.seconds:g}: wanted more than 0 and at most 3600")
+        if "server" in self.scenarios and self.p99_ms is None:
+            raise InputError("--scenario server: give --p99-ms, the bound that p99 has to keep")
+        if self.p99_ms is not None and not 0 < self.p99_ms < float("inf"):
+            raise InputError(f"--p99-ms {self.p99_ms:g}: wanted a positive number of milliseconds")
+
+
+def cases_for(plan: Plan, threads: int) -> Iterator[Case]:
+    """The cases of a bundle with so many threads: scenario by scenario, texts before images, short before long.
+
+    Eight samples are a query of multi-stream, and offline has all of them, so only the others go by `batches`.
+    """
+    for scenario in (one for one in SCENARIOS if one in plan.scenarios):
+        fixed = {"multi-stream": (MULTI_STREAM_SAMPLES,), "offline": (1,)}
+        for tower in (one for one in TOWERS if one in plan.towers):
+            for size in sorted(set(plan.tokens if tower == "text" else plan.image_px)):
+                for batch in fixed.get(scenario, tuple(sorted(set(plan.batches)))):
+                    yield Case(
+                        tower=tower,
+                        scenario=scenario,
+                        batch=batch,
+                        threads=threads,
+                        tokens=size if tower == "text" else None,
+                        image_px=size if tower == "vision" else None,
+                    )
+
+
+def check_lengths(plan: Plan, facts: TokenizerFacts) -> None:
+    """InputError when a text is asked for that the model would cut."""
+    if "text" in plan.towers and (longest := max(plan.tokens)) > facts.max_length:
+        raise InputError(f"--tokens {longest}: the model takes at most {facts.max_length}")
+
+
+def make_text(tokens: int, count: Callable[[str], int]) -> str:
+    """A text that `count` says has exactly `tokens` tokens, the opening and closing ones among them.
+
+    InputError for a tokenizer to which none of the common words is one token.
+    """
+    empty = count("")
+    single = [word for word in _WORDS if count(word) == empty + 1 and count(f"{word} {word}") == empty + 2]
+    for words in (single[:_WORDS_WANTED], single[:1]):
+        text = " ".join(words[place % len(words)] for place in range(tokens - empty)) if words else ""
+        if count(text) == tokens:
+            return text
+    raise InputError(f"no text of {tokens} tokens could be made up for this tokenizer; try another --tokens")
+
+
+def make_image(folder: Path, size_px: int) -> Path:
+    """A square JPEG in `folder`: blotches and grain, which compress about as a photograph does.
+
+    Raises MissingExtraError without Pillow.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingExtraError(
+            f"measuring images needs Pillow: `{install_command('images')}`, or give --tower text"
+        ) from error
+    path = folder / f"{size_px}.jpg"
+    if not path.exists():
+        draw = np.random.default_rng(size_px)
+        coarse = draw.integers(0, 256, (max(1, size_px // 64), max(1, size_px // 64), 3), dtype=np.uint8)
+        smooth = np.asarray(Image.fromarray(coarse).resize((size_px, size_px), Image.Resampling.BICUBIC))
+        grain = draw.integers(-6, 7, smooth.shape, dtype=np.int16)
+        pixels = (smooth + grain).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(path, quality=_JPEG_QUALITY)
+    return path
+
+
+def offline_size(query_s: float, run_s: float) -> int:
+    """How many samples go into one offline run of about `run_s`, given the time of one alone: 3 to 2048."""
+    return int(min(2048, max(3, round(run_s / max(query_s, 1e-9)))))
+
+
+def parse_numbers(option: str, words: str) -> tuple[int, ...]:
+    """ "1,8" -> (1, 8); InputError for anything else, by the option's name."""
+    try:
+        return tuple(dict.fromkeys(int(word) for word in words.split(",")))
+    except ValueError as error:
+        raise InputError(f"{option} {words!r}: wanted whole numbers with commas between them, as 1,8") from error
+
+
+def parse_scenarios(words: str) -> tuple[Scenario, ...]:
+    """ "server,offline" -> both; InputError for what is none."""
+    chosen: Sequence[str] = [word.strip() for word in words.split(",")]
+    if unknown := [word for word in chosen if word not in SCENARIOS]:
+        raise InputError(f"--scenario {', '.join(unknown)}: wanted some of {', '.join(SCENARIOS)}")
+    return tuple(scenario for scenario in SCENARIOS if scenario in chosen)

@@ -1,0 +1,177 @@
+"""From nothing to the first vector: how long a process that has just been started takes to answer.
+
+    python -m edgeclip_bench.latency.cold_start BUNDLE [--device cpu] [--rounds 7] [--prepacked DIR] [--out FILE.json]
+
+Every round is a process of its own, once for a text and once for an image, and counts from the moment that its parent
+starts it: Python itself, `import edgeclip`, `Encoder.open`, the first vector, and, to compare, the second. A round
+before the first reads the files, so what is measured is with a warm page cache; a disk has its own speed.
+
+Then what a second process costs: the memory that it shares with no other (USS) beside a first that has the bundle
+open, when both have encoded a text and an image. With --prepacked all of it is measured once more, in turn, from
+weights that `edgeclip prepack` puts into DIR first.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from edgeclip.cli.format import format_table
+from edgeclip.manifest import TOWERS, Manifest, TowerName
+from edgeclip_bench.measure.machine_facts import machine
+
+BENCHMARK = "edgeclip_bench.latency.cold_start"
+STEPS = ("python", "import", "open", "first_vector")
+TEXT = "a red bicycle on the road by the sea"
+PHOTO_PX = (1200, 800)
+
+# Moments are CLOCK_MONOTONIC's, which processes share.
+_PROGRAM = """if True:
+    import json, sys, time
+    moments = [time.monotonic()]
+    from edgeclip import Encoder
+    moments.append(time.monotonic())
+    folder, device, tower, what = sys.argv[1:]
+    encoder = Encoder.open(folder, device=device)
+    moments.append(time.monotonic())
+    encode = encoder.encode_text if tower == "text" else encoder.encode_image
+    for _ in range(2):
+        assert encode(what).any()
+        moments.append(time.monotonic())
+    print(json.dumps(moments))
+"""
+
+# One that has everything open and waits until its stdin ends.
+_HOLDER = """if True:
+    import sys
+    from edgeclip import Encoder
+    folder, device, text, image = sys.argv[1:]
+    encoder = Encoder.open(folder, device=device)
+    encoder.encode_text(text), encoder.encode_image(image)
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print a table, write the JSON."""
+    parser = argparse.ArgumentParser(
+        prog="python -m edgeclip_bench.latency.cold_start", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=7, help="processes for each tower (7)")
+    parser.add_argument("--prepacked", type=Path, metavar="DIR", help="also with packed weights, which stay in DIR")
+    parser.add_argument("--out", type=Path, help="write the JSON here")
+    options = parser.parse_args(arguments)
+    report = measure(options.bundle, device=options.device, rounds=options.rounds, prepacked=options.prepacked)
+    if options.out:
+        options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    rows = [
+        (f"{tower}, {way}", *(f"{found['median_ms'][step]:.0f}" for step in ROWS))
+        for way, one in report["ways"].items()
+        for tower, found in one["towers"].items()
+    ]
+    print(format_table(("median ms", *(step.replace("_", " ") for step in ROWS)), rows))
+    for way, one in report["ways"].items():
+        print(f"{way}: a second process has {one['second_process']['own_bytes'] / 1e6:.0f} MB of its own")
+    return 0
+
+
+ROWS = (*STEPS, "total", "second_vector")
+
+
+def measure(bundle: Path, *, device: str, rounds: int, prepacked: Path | None = None) -> dict[str, Any]:
+    """The JSON document; raises subprocess.CalledProcessError when a process fails, its words on stderr."""
+    manifest = Manifest.read(bundle)
+    with tempfile.TemporaryDirectory() as scratch:
+        caches = {"bundle": Path(scratch) / "nothing packed"} | ({"prepacked": prepacked} if prepacked else {})
+        if prepacked:
+            command = [sys.executable, "-m", "edgeclip", "prepack", str(bundle)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=_environment(prepacked))
+        inputs: dict[TowerName, str] = {"text": TEXT, "vision": str(_photo(Path(scratch) / "photo.jpg"))}
+        ways: dict[str, dict[str, Any]] = {way: {"towers": {}} for way in caches}
+        for tower in TOWERS:
+            turns = [
+                {way: start(bundle, device, tower, inputs[tower], cache) for way, cache in caches.items()}
+                for _ in range(rounds + 1)
+            ][1:]
+            for way in caches:
+                found = [turn[way] for turn in turns]
+                ways[way]["towers"][tower] = {
+                    "precision": manifest.tower(tower).precision,
+                    "median_ms": {step: float(np.median([one[step] for one in found])) for step in ROWS},
+                    "slowest_total_ms": max(one["total"] for one in found),
+                    "rounds": found,
+                }
+        for way, cache in caches.items():
+            ways[way]["second_process"] = second_process(bundle, device, tuple(inputs.values()), cache)
+    return {
+        "benchmark": BENCHMARK,
+        "machine": machine(),
+        "bundle": bundle.name,
+        "device": device,
+        "tokenizer_bytes": manifest.file(manifest.tokenizer.file).size_bytes,
+        "rounds": rounds,
+        "ways": ways,
+    }
+
+
+def start(bundle: Path, device: str, tower: TowerName, what: str, cache: Path) -> Mapping[str, float]:
+    """One process: milliseconds of every step, of all of them up to the first vector, and of the second vector.
+
+    `cache` is where it looks for packed weights.
+    """
+    command = [sys.executable, "-c", _PROGRAM, str(bundle), device, tower, what]
+    environment = _environment(cache)
+    begun = time.monotonic()
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return split(begun, json.loads(done.stdout))
+
+
+def second_process(bundle: Path, device: str, inputs: Sequence[str], cache: Path) -> dict[str, int]:
+    """Bytes of a process beside another that has the same open: all that is resident, and what no other shares."""
+    command = [sys.executable, "-c", _HOLDER, str(bundle), device, *inputs]
+    with contextlib.ExitStack() as running:
+        for _ in range(2):
+            holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(cache))
+            process = running.enter_context(holder)
+            assert process.stdout is not None
+            if process.stdout.readline() != b"ready\n":
+                raise subprocess.CalledProcessError(process.wait(), command)
+        memory = psutil.Process(process.pid).memory_full_info()
+    return {"resident_bytes": int(memory.rss), "own_bytes": int(memory.uss)}
+
+
+def _environment(cache: Path) -> dict[str, str]:
+    return {**os.environ, "XDG_CACHE_HOME": str(cache.resolve())}
+
+
+def split(begun: float, moments: Sequence[float]) -> Mapping[str, float]:
+    """Milliseconds between the moments, in seconds, of a process that was started at `begun`."""
+    ends = np.array([begun, *moments])
+    *steps, second = (float(step) for step in np.diff(ends) * 1000)
+    return {**dict(zip(STEPS, steps, strict=True)), "total": float(sum(steps)), "second_vector": second}
+
+
+def _photo(path: Path) -> Path:
+    from PIL import Image
+
+    width, height = PHOTO_PX
+    coarse = np.random.default_rng(0).integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize(PHOTO_PX, Image.Resampling.BILINEAR).save(path, quality=90)
+    return path
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,127 @@
+"""Everything at full size, from nothing: what `make bench` runs and the README quotes.
+
+    python -m edgeclip_bench.latency.full_size RESULTS [--work DIR]
+
+Draws a checkpoint of 865 M random weights, exports it for the CPU and quantises it to int8, each in a process of its
+own (time and peak memory are measured), and holds the bundle against the plain export
+(`edgeclip_bench.latency.plain_export`). What the int8 bundle is worth beside others' is `edgeclip_bench.rivals.run`'
+to say. Needs 10 GB of disk, 8 GB of memory and about a quarter of an hour on two cores.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from edgeclip.manifest import Measurement, Target
+from edgeclip_bench.families.random_checkpoint import full_config, write_checkpoint
+from edgeclip_bench.latency import plain_export as latency
+from edgeclip_export import export_checkpoint
+from edgeclip_quant import quantize_bundle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportCost:
+    """What an export took, measured in a process that did nothing else."""
+
+    target: Target
+    seconds: float
+    peak_resident_bytes: int
+    largest_difference: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantisationCost:
+    """What int8 took, measured in a process that did nothing else, and what its proof says."""
+
+    seconds: float
+    peak_resident_bytes: int
+    size_bytes: int
+    measured: tuple[Measurement, ...]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run all of it and leave the JSON in the results folder."""
+    parser = argparse.ArgumentParser(
+        prog="python -m edgeclip_bench.latency.full_size", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("results", type=Path, help="the folder for the JSON")
+    parser.add_argument("--work", type=Path, help="keep checkpoint, bundle and plain graphs here, or take them")
+    options = parser.parse_args(arguments)
+    options.results.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        work = options.work or Path(scratch)
+        checkpoint, bundle = work / "checkpoint", work / "bundle"
+        if not checkpoint.exists():
+            write_checkpoint(checkpoint, full_config())
+        if not bundle.exists():
+            cost = measure_export(checkpoint, bundle, "cpu")
+            print(f"export: {cost.seconds:.0f} s, {cost.peak_resident_bytes / 1e9:.2f} GB at most", file=sys.stderr)
+            report = {
+                "benchmark": "edgeclip_bench.latency.full_size",
+                "machine": latency.machine(),
+                "export": asdict(cost),
+            }
+            (options.results / "export_full_size.json").write_text(json.dumps(report, indent=2) + "\n")
+        smaller = work / "int8"
+        if not smaller.exists():
+            quantised = measure_quantisation(bundle, smaller)
+            peak = f"{quantised.peak_resident_bytes / 1e9:.2f} GB at most"
+            print(f"int8: {quantised.seconds:.0f} s, {peak}, {quantised.size_bytes / 1e6:.0f} MB", file=sys.stderr)
+            report = {
+                "benchmark": "edgeclip_bench.latency.full_size",
+                "machine": latency.machine(),
+                "int8": asdict(quantised),
+            }
+            (options.results / "quantize_full_size.json").write_text(json.dumps(report, indent=2) + "\n")
+        out = options.results / "cpu_full_size.json"
+        return latency.main([str(checkpoint), str(bundle), "--plain", str(work / "plain"), "--out", str(out)])
+
+
+def measure_export(checkpoint: Path, out: Path, target: Target) -> ExportCost:
+    """Export in a fresh process; its peak is the process's own, from start to end."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_export, checkpoint, out, target).result()
+
+
+def measure_quantisation(bundle: Path, out: Path) -> QuantisationCost:
+    """Quantise to int8 in a fresh process, calibrated on made-up inputs."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_quantise, bundle, out).result()
+
+
+def _export(checkpoint: Path, out: Path, target: Target) -> ExportCost:
+    started = time.perf_counter()
+    manifest = export_checkpoint(checkpoint, out, target=target)
+    return ExportCost(
+        target=target,
+        seconds=time.perf_counter() - started,
+        peak_resident_bytes=_peak_resident_bytes(),
+        largest_difference=max(measured.largest_difference for measured in manifest.measured),
+    )
+
+
+def _quantise(bundle: Path, out: Path) -> QuantisationCost:
+    started = time.perf_counter()
+    manifest = quantize_bundle(bundle, out)
+    return QuantisationCost(
+        seconds=time.perf_counter() - started,
+        peak_resident_bytes=_peak_resident_bytes(),
+        size_bytes=manifest.weight_bytes,
+        measured=manifest.measured,
+    )
+
+
+def _peak_resident_bytes() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

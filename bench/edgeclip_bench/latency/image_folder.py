@@ -1,0 +1,109 @@
+"""A folder of photos against its pixels: what reading, decoding and resizing add to the tower's own time.
+
+    python -m edgeclip_bench.latency.image_folder BUNDLE [--images 12] [--rounds 3] [--out F.json]
+
+JPEG files of 1 to 2 megapixels are made, noise scaled up so that they compress as photos do. In turns, the vision
+tower gets their pixels, made beforehand; `encode_image` gets the paths, and decodes the next while one computes; and
+each path by itself, one after another, as a loop over a folder does. The ratios are to the first, round by round.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeclip import Encoder
+from edgeclip.cli.format import format_table
+from edgeclip_bench.measure.machine_facts import machine
+
+BENCHMARK = "edgeclip_bench.latency.image_folder"
+# Sizes of cameras' small pictures, 1.0 to 1.9 megapixels.
+_SIZES = ((1200, 900), (1600, 1200), (1500, 1000), (1000, 1000))
+_GRAIN = 4
+_PURE = "pixels made beforehand"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print a table, write the JSON."""
+    parser = argparse.ArgumentParser(
+        prog="python -m edgeclip_bench.latency.image_folder", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--images", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--out", type=Path, help="write the JSON here")
+    options = parser.parse_args(arguments)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Encoder.open(options.bundle, device=options.device, threads=options.threads) as encoder,
+    ):
+        report = measure(encoder, write_photos(Path(scratch), options.images), rounds=options.rounds)
+    report["bundle"] = options.bundle.name
+    if options.out:
+        options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    rows = [
+        (way, f"{found['images_per_s']:.2f}", f"{found['ratio_median']:.3f}") for way, found in report["ways"].items()
+    ]
+    print(format_table(("way", "images/s", "time to pixels'"), rows))
+    return 0
+
+
+def write_photos(folder: Path, count: int) -> list[Path]:
+    """`count` JPEG files; Pillow."""
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    paths = []
+    for index in range(count):
+        width, height = _SIZES[index % len(_SIZES)]
+        noise = draw.integers(0, 256, (height // _GRAIN, width // _GRAIN, 3), dtype=np.uint8)
+        path = folder / f"{index}.jpg"
+        Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).save(path, quality=90)
+        paths.append(path)
+    return paths
+
+
+def measure(encoder: Encoder, paths: Sequence[Path], *, rounds: int) -> dict[str, Any]:
+    """The JSON document of the three ways on the same files."""
+    pixels = [encoder.preprocess(path) for path in paths]
+    ways: dict[str, Callable[[], Any]] = {
+        _PURE: lambda: [encoder.run_tower("vision", one[None]) for one in pixels],
+        "files, the next decoded meanwhile": lambda: encoder.encode_image(paths, progress=False),
+        "files, one after another": lambda: [encoder.encode_image(path) for path in paths],
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    encoder.run_tower("vision", pixels[0][None])
+    for turn in range(rounds):
+        names = list(ways)
+        for way in names[turn % 3 :] + names[: turn % 3]:
+            started = time.perf_counter()
+            ways[way]()
+            seconds[way].append(time.perf_counter() - started)
+    return {
+        "benchmark": BENCHMARK,
+        "machine": machine(),
+        "device": encoder.device,
+        "precision": encoder.manifest.vision.precision,
+        "images": len(paths),
+        "file_bytes": sum(path.stat().st_size for path in paths),
+        "rounds": rounds,
+        "ways": {
+            way: {
+                "seconds": times,
+                "images_per_s": len(paths) / float(np.median(times)),
+                "ratio_median": float(np.median(np.divide(times, seconds[_PURE]))),
+            }
+            for way, times in seconds.items()
+        },
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

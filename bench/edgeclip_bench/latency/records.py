@@ -1,0 +1,202 @@
+"""The JSON document of `edgeclip bench`, as dataclasses: what they hold is what it holds.
+
+    benchmark         "edgeclip_bench.bench"
+    schema_version    1; a reader refuses another
+    machine           processor, threads, memory, system, python, graphics cards
+    versions          of onnxruntime and what else was at work
+    rules             in words: how percentiles, steadiness, warm-up and latency are meant
+    bundles           `Subject`: what was measured
+    results           `Result`: one for each case, with its samples
+    memory            `Memory`: one for each bundle and number of threads
+    left_out          `Absence`: what was asked for and not measured, and why
+    rivals            the document of `edgeclip_bench.rivals.run`, or null
+    attached          other documents by their "benchmark", as those of cold start and soak
+
+Times are milliseconds and end in `_ms`; null means not measured or not allowed by the samples, never zero.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgeclip.errors import InputError
+from edgeclip.manifest import TowerName
+from edgeclip_bench.latency.cases import Case
+from edgeclip_bench.latency.stages import Stages
+from edgeclip_bench.measure.ceiling import Ceiling
+from edgeclip_bench.measure.percentiles import Distribution
+from edgeclip_bench.measure.stability import Window
+
+BENCHMARK = "edgeclip_bench.bench"
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A bundle: `worst_cosine` is what its manifest says it lost against its fp32 source, by tower."""
+
+    name: str
+    source: str
+    target: str
+    precision: Mapping[TowerName, str]
+    parameters: int
+    weight_bytes: int
+    worst_cosine: Mapping[TowerName, float | None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """The figure that counts in a scenario; `why` says what is missing where the value is None."""
+
+    name: str
+    unit: str
+    value: float | None
+    why: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeFigures:
+    """One rate that the server scenario tried: `answered` of `planned` queries, fewer where it was broken off."""
+
+    rate_per_s: float
+    planned: int
+    answered: int
+    is_kept: bool
+    latency: Distribution
+    wait: Distribution
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFigures:
+    """The highest rate that kept `bound_ms` and the lowest that did not, queries a second, and every probe."""
+
+    bound_ms: float
+    rate_per_s: float
+    broken_per_s: float
+    probes: tuple[ProbeFigures, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """A case that was measured. `device` is what really ran it.
+
+    `latency` is of queries; None in the offline scenario, which has none. `per_second` counts samples. `samples_ms`
+    are the latencies in their order, in the offline scenario the time of each run divided by its samples.
+    `queries` is how many there were, `samples` how many texts or images in them. `others_share` is what other
+    processes took of all processors meanwhile (`edgeclip_bench.measure.other_processes`).
+    """
+
+    bundle: str
+    case: Case
+    device: str
+    counts: Metric
+    per_second: float
+    queries: int
+    samples: int
+    warm_up: int
+    is_steady: bool | None
+    windows: tuple[Window, ...]
+    latency: Distribution | None
+    samples_ms: tuple[float, ...]
+    server: ServerFigures | None = None
+    stages: Stages | None = None
+    ceiling: Ceiling | None = None
+    others_share: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Resident memory of the process: before the bundle was opened, and the most while it was measured.
+
+    `gpu_bytes` is what the GPU held more after the measurements than before, all its processes together.
+    """
+
+    bundle: str
+    threads: int
+    before_bytes: int
+    peak_bytes: int
+    gpu_bytes: int | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Absence:
+    """What could not be measured, and why."""
+
+    what: str
+    why: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """Everything of one run."""
+
+    machine: Mapping[str, Any]
+    versions: Mapping[str, str]
+    rules: Mapping[str, str]
+    bundles: tuple[Subject, ...]
+    results: tuple[Result, ...]
+    memory: tuple[Memory, ...]
+    left_out: tuple[Absence, ...]
+    rivals: Mapping[str, Any] | None = None
+    attached: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"benchmark": BENCHMARK, "schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
+
+    def to_json(self) -> str:
+        """The text of the document."""
+        return json.dumps(self.document(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_document(path: Path, *, benchmark: str | None = BENCHMARK) -> dict[str, Any]:
+    """The JSON document of a benchmark; of any where `benchmark` is None.
+
+    InputError for a file that cannot be read, that is none, whose schema this version does not know, or that is not
+    whole.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a JSON document ({error})") from error
+    found = document.get("benchmark") if isinstance(document, dict) else None
+    if not isinstance(found, str) or (benchmark and found != benchmark):
+        wanted = benchmark or 'with its name in "benchmark"'
+        raise InputError(f"{path}: found {found!r}, wanted a benchmark's document {wanted}")
+    version = document.get("schema_version")
+    if benchmark and version != SCHEMA_VERSION:
+        raise InputError(
+            f"{path}: schema_version is {version!r}, this edgeclip reads {SCHEMA_VERSION}; measure again"
+        )
+    if benchmark and (missing := _missing(document)):
+        raise InputError(f"{path}: the document is not whole ({missing}); measure again")
+    return dict(document)
+
+
+def _missing(document: Mapping[str, Any]) -> str | None:
+    """What of a comparison's needs a document has not, in words."""
+    for part, kind in (("machine", dict), ("versions", dict), ("bundles", list), ("results", list)):
+        if not isinstance(document.get(part), kind):
+            return f'no "{part}"'
+    for number, result in enumerate(document["results"]):
+        where = f"result {number}"
+        if not isinstance(result, dict) or not {"bundle", "case", "device", "samples_ms", "server"} <= set(result):
+            return f'{where} lacks "bundle", "case", "device", "samples_ms" or "server"'
+        case, samples, server = result["case"], result["samples_ms"], result["server"]
+        if not isinstance(case, dict) or not {field.name for field in dataclasses.fields(Case)} <= set(case):
+            return f'{where} has no complete "case"'
+        if not isinstance(samples, list) or not samples or not all(map(_is_positive, samples)):
+            return f'{where} has no "samples_ms", a list of positive numbers'
+        rates = [server.get(name) for name in ("rate_per_s", "broken_per_s")] if isinstance(server, dict) else []
+        if server is not None and not (rates and all(map(_is_positive, rates))):
+            return f'{where} has no rates in "server"'
+    return None
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and 0 < value < math.inf

@@ -1,0 +1,349 @@
+"""`edgeclip bench` at work: bundles opened one after another, every case asked of them, everything kept.
+
+What is timed is what a user calls, `Encoder.encode_text` with a str and `Encoder.encode_image` with a path, so
+tokenising, reading and decoding are in it; the steps are told apart besides (`edgeclip_bench.latency.stages`). One
+bundle is open at a time, so no other session's threads take the processor.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip import Encoder, Manifest
+from edgeclip.engine.devices import usable_cpus
+from edgeclip.errors import BuildError, InputError
+from edgeclip.manifest import TOWERS
+from edgeclip_bench.latency.cases import Case, Plan, cases_for, check_lengths, make_image, make_text, offline_size
+from edgeclip_bench.latency.records import (
+    Absence,
+    Memory,
+    Metric,
+    ProbeFigures,
+    Record,
+    Result,
+    ServerFigures,
+    Subject,
+)
+from edgeclip_bench.latency.scenarios import (
+    COUNTS,
+    SERVER_QUERIES,
+    WARM_UP_RULE,
+    Probe,
+    Query,
+    ServerRun,
+    WallClock,
+    find_server_rate,
+    stream,
+)
+from edgeclip_bench.latency.stages import Stages, measure_image_stages, measure_text_stages
+from edgeclip_bench.measure.ceiling import Ceiling, best_gemm, gemm_kind, make_ceiling, measure_copy, profile_tower
+from edgeclip_bench.measure.machine_facts import graphics_cards, machine
+from edgeclip_bench.measure.other_processes import RULE as OTHERS
+from edgeclip_bench.measure.other_processes import others_share, read_spent
+from edgeclip_bench.measure.percentiles import RULE as PERCENTILES
+from edgeclip_bench.measure.percentiles import Distribution, samples_wanted, summarize
+from edgeclip_bench.measure.resident_memory import gpu_bytes, peak_bytes, reset_peak, resident_bytes
+from edgeclip_bench.measure.stability import RULE as STEADY
+from edgeclip_bench.measure.stability import Effort, effort_for
+
+RULES = {
+    "percentiles": PERCENTILES,
+    "steady": STEADY,
+    "warm_up": WARM_UP_RULE,
+    "others": OTHERS,
+    "latency": "of Encoder.encode_text(str) or encode_image(path), whole; a server's from the scheduled moment",
+    "counts": "MLPerf Inference: p90 of single-stream, p99 of multi-stream, rate under a p99 bound of server, "
+    "samples a second of offline",
+    "ceiling": "floor = max(FLOPs / measured GEMM, weight bytes / measured copy); share = floor / compute",
+}
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "openvino", "numpy", "pillow", "tokenizers")
+# A longer probe is not begun: three to six follow each other.
+_LONGEST_PROBE_S = 300.0
+# Lone queries that tell what a worker can do, before the first probe.
+_SERVICE_QUERIES = 20
+_KEPT_SAMPLES = 20_000
+# Runs enough for a comparison of two documents to judge by.
+_OFFLINE = {"most": 6, "queries": 2}
+
+Show = Callable[[str, int, int], None]
+
+
+def bench(bundles: Sequence[Path], plan: Plan, *, device: str = "auto", progress: Show | None = None) -> Record:
+    """Measure every case of the plan on each bundle.
+
+    `progress` is told what is measured, how many cases are done, and of how many. Raises what `Encoder.open` and the
+    encoder raise, and InputError for a plan that a bundle cannot follow.
+    """
+    manifests = [Manifest.read(folder) for folder in bundles]
+    names = [folder.resolve().name for folder in bundles]
+    if len(set(names)) < len(names):
+        raise InputError(f"two bundles are called {max(names, key=names.count)}; rename one")
+    for manifest in manifests:
+        check_lengths(plan, manifest.tokenizer)
+    threads = plan.threads or (usable_cpus(),)
+    total = len(bundles) * sum(len(list(cases_for(plan, count))) for count in threads)
+    results: list[Result] = []
+    memory: list[Memory] = []
+    left_out: list[Absence] = []
+    done = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        if "vision" in plan.towers:  # before anything is measured: without Pillow this is where it ends
+            for size in plan.image_px:
+                make_image(Path(scratch), size)
+        for name, folder, manifest in zip(names, bundles, manifests, strict=True):
+            for count in threads:
+                reset_peak()
+                before, gpu_before = resident_bytes(), gpu_bytes(0) if device != "cpu" else None
+                with Encoder.open(folder, device=device, threads=count) as encoder:
+                    bundle = _Opened(name, folder, manifest, encoder, plan, Path(scratch))
+                    for case in cases_for(plan, count):
+                        if progress:
+                            progress(f"{case.scenario}, {case.name}", done, total)
+                        spent = read_spent()
+                        measured = bundle.measure(case)
+                        share = others_share(spent, read_spent(), os.cpu_count() or 1)
+                        done += 1
+                        if isinstance(measured, Result):
+                            results.append(replace(measured, others_share=round(share, 4)))
+                        else:
+                            left_out.append(measured)
+                    gpu_after = gpu_bytes(_index(encoder.device)) if encoder.device != "cpu" else None
+                    memory.append(
+                        Memory(
+                            bundle=name,
+                            threads=count,
+                            before_bytes=before,
+                            peak_bytes=peak_bytes(),
+                            gpu_bytes=gpu_after - gpu_before if gpu_after and gpu_before is not None else None,
+                        )
+                    )
+                    results, missing = _with_ceilings(results, bundle)
+                    left_out += missing
+    return Record(
+        machine={**machine(), "graphics_cards": graphics_cards()},
+        versions=dict(_versions()),
+        rules=RULES,
+        bundles=tuple(_subject(name, manifest) for name, manifest in zip(names, manifests, strict=True)),
+        results=tuple(results),
+        memory=tuple(memory),
+        left_out=tuple(dict.fromkeys(left_out)),
+    )
+
+
+class _Opened:
+    """An open bundle and what its cases need."""
+
+    def __init__(
+        self, name: str, folder: Path, manifest: Manifest, encoder: Encoder, plan: Plan, scratch: Path
+    ) -> None:
+        self.name, self.folder, self.manifest, self.encoder = name, folder, manifest, encoder
+        self.plan, self._scratch, self._clock = plan, scratch, WallClock()
+        self._texts: dict[int, str] = {}
+        # The batches that the towers saw, for the ceilings.
+        self.batches: dict[Case, NDArray[Any]] = {}
+
+    def measure(self, case: Case) -> Result | Absence:
+        """One case, in its scenario."""
+        if case.scenario == "offline":
+            return self._offline(case)
+        if case.scenario == "server":
+            return self._server(case)
+        effort = effort_for(self.plan.seconds, samples_wanted(COUNTS[case.scenario]))
+        run = stream(self._query(case, case.batch), effort, self._clock, per_query=case.batch)
+        latency = summarize(run.latencies_ms)
+        return Result(
+            bundle=self.name,
+            case=case,
+            device=self.encoder.device,
+            counts=counted(COUNTS[case.scenario], latency),
+            per_second=run.per_second,
+            queries=len(run.latencies_ms),
+            samples=len(run.latencies_ms) * case.batch,
+            warm_up=run.warm_up,
+            is_steady=run.is_steady,
+            windows=run.windows,
+            latency=latency,
+            samples_ms=_kept(run.latencies_ms),
+            stages=self._stages(case) if case.scenario == "single-stream" else None,
+        )
+
+    def _offline(self, case: Case) -> Result:
+        effort = replace(effort_for(self.plan.seconds), **_OFFLINE)
+        alone = self._query(case, 1)
+        alone()
+        started = self._clock.now()
+        alone()
+        size = offline_size(self._clock.now() - started, effort.window_s / effort.queries)
+        run = stream(self._query(case, size), effort, self._clock, per_query=size, warm=alone)
+        return Result(
+            bundle=self.name,
+            case=case,
+            device=self.encoder.device,
+            counts=Metric(name="throughput", unit="samples/s", value=run.per_second),
+            per_second=run.per_second,
+            queries=len(run.latencies_ms),
+            samples=len(run.latencies_ms) * size,
+            warm_up=run.warm_up,
+            is_steady=run.is_steady,
+            windows=run.windows,
+            latency=None,
+            samples_ms=_kept(run.latencies_ms / size),
+        )
+
+    def _server(self, case: Case) -> Result | Absence:
+        query, bound_ms = self._query(case, case.batch), self.plan.p99_ms
+        assert bound_ms is not None, "the plan checks it"
+        alone = Effort(window_s=self.plan.seconds / 2, least=1, most=1, queries=_SERVICE_QUERIES)
+        lone = stream(query, alone, self._clock)
+        service_s = [float(ms) / 1000 for ms in lone.latencies_ms]
+        median_ms = float(np.median(lone.latencies_ms))
+        what = f"server, {case.name}"
+        if median_ms > bound_ms:
+            why = f"alone it takes {median_ms:.3g} ms, so no rate keeps p99 at {bound_ms:g} ms"
+            return Absence(what=f"{self.name}: {what}", why=why)
+        if SERVER_QUERIES * median_ms / 1000 > _LONGEST_PROBE_S:
+            why = f"alone it takes {median_ms:.3g} ms; {SERVER_QUERIES} of them, which p99 wants, take too long"
+            return Absence(what=f"{self.name}: {what}", why=why)
+        run = find_server_rate(query, service_s, bound_ms, self._clock)
+        return server_result(self.name, case, self.encoder.device, run)
+
+    def _stages(self, case: Case) -> Stages:
+        seconds = self.plan.seconds / 4
+        if case.tower == "text":
+            stages, batch = measure_text_stages(self.encoder, [self._text(case)] * case.batch, seconds)
+        else:
+            stages, batch = measure_image_stages(self.encoder, [self._image(case)] * case.batch, seconds)
+        self.batches[case] = batch
+        return stages
+
+    def _query(self, case: Case, samples: int) -> Query:
+        if case.tower == "text":
+            text = self._text(case)
+            texts: str | list[str] = text if samples == 1 else [text] * samples
+            return partial(self.encoder.encode_text, texts, progress=False)
+        path = self._image(case)
+        paths: Path | list[Path] = path if samples == 1 else [path] * samples
+        at_once = samples if case.scenario != "offline" else None
+        return partial(self.encoder.encode_image, paths, batch_size=at_once, progress=False)
+
+    def _text(self, case: Case) -> str:
+        assert case.tokens is not None
+        if case.tokens not in self._texts:
+            self._texts[case.tokens] = make_text(case.tokens, lambda text: len(self.encoder.tokenize(text).rows[0]))
+        return self._texts[case.tokens]
+
+    def _image(self, case: Case) -> Path:
+        assert case.image_px is not None
+        return make_image(self._scratch, case.image_px)
+
+
+def counted(level: str, latency: Distribution) -> Metric:
+    """The percentile that counts, or how many samples it wants."""
+    value = latency.level(level)
+    why = None if value is not None else f"{level} wants {samples_wanted(level):,} samples"
+    return Metric(name=level, unit="ms", value=value, why=why)
+
+
+def server_result(name: str, case: Case, device: str, run: ServerRun) -> Result | Absence:
+    """What the probes say; an Absence when not one rate kept the bound."""
+    best = run.best
+    if best is None:
+        why = f"no rate kept p99 at {run.bound_ms:g} ms"
+        return Absence(what=f"{name}: server, {case.name}", why=why)
+    return Result(
+        bundle=name,
+        case=case,
+        device=device,
+        counts=Metric(name=f"rate at p99 <= {run.bound_ms:g} ms", unit="queries/s", value=run.rate_per_s),
+        per_second=run.rate_per_s * case.batch,
+        queries=len(best.latencies_ms),
+        samples=len(best.latencies_ms) * case.batch,
+        warm_up=run.warm_up,
+        is_steady=None,
+        windows=(),
+        latency=summarize(best.latencies_ms),
+        samples_ms=_kept(best.latencies_ms),
+        server=ServerFigures(
+            bound_ms=run.bound_ms,
+            rate_per_s=run.rate_per_s,
+            broken_per_s=run.broken_per_s,
+            probes=tuple(_probe_figures(probe) for probe in run.probes),
+        ),
+        stages=Stages(rounds=len(best.waits_ms), queue_ms=float(np.median(best.waits_ms))),
+    )
+
+
+def _probe_figures(probe: Probe) -> ProbeFigures:
+    return ProbeFigures(
+        rate_per_s=probe.rate_per_s,
+        planned=probe.planned,
+        answered=len(probe.latencies_ms),
+        is_kept=probe.is_kept,
+        latency=summarize(probe.latencies_ms),
+        wait=summarize(probe.waits_ms),
+    )
+
+
+def _with_ceilings(results: Sequence[Result], bundle: _Opened) -> tuple[list[Result], list[Absence]]:
+    """The results, those of this bundle whose steps were measured with the ceiling beside them."""
+    found: list[Result] = []
+    missing: list[Absence] = []
+    for result in results:
+        ceiling: Ceiling | None = None
+        if result.bundle == bundle.name and result.case in bundle.batches:
+            try:
+                ceiling = _ceiling(result, bundle)
+            except BuildError as error:
+                missing.append(Absence(what=f"{bundle.name}: ceiling of {result.case.name}", why=str(error)))
+        found.append(replace(result, ceiling=ceiling) if ceiling else result)
+    return found, missing
+
+
+def _ceiling(result: Result, bundle: _Opened) -> Ceiling | None:
+    case, device = result.case, result.device
+    if result.stages is None or not result.stages.compute_ms:
+        return None
+    work = profile_tower(bundle.folder, bundle.manifest, case.tower, bundle.batches[case], case.threads)
+    kind = gemm_kind(bundle.manifest.tower(case.tower).precision, device)
+    gemm = best_gemm(work, kind, device, case.threads)
+    is_host = device.partition(":")[0] in ("cpu", "openvino")
+    return make_ceiling(work, result.stages.compute_ms, gemm, measure_copy(case.threads) if is_host else None)
+
+
+def _subject(name: str, manifest: Manifest) -> Subject:
+    proved = {one.tower: one.worst_cosine for one in manifest.measured if one.against == "fp32 bundle"}
+    return Subject(
+        name=name,
+        source=manifest.source.name,
+        target=manifest.target,
+        precision={tower: manifest.tower(tower).precision for tower in TOWERS},
+        parameters=manifest.text.parameters + manifest.vision.parameters,
+        weight_bytes=manifest.weight_bytes,
+        worst_cosine={tower: proved.get(tower) for tower in TOWERS},
+    )
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for package in ("edgeclip", *_PACKAGES):
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            continue
+
+
+def _kept(samples_ms: NDArray[np.float64]) -> tuple[float, ...]:
+    """In their order, every so-manieth where there are very many."""
+    step = -(-len(samples_ms) // _KEPT_SAMPLES)
+    return tuple(round(float(ms), 4) for ms in samples_ms[::step])
+
+
+def _index(device: str) -> int:
+    return int(device.partition(":")[2] or 0) if device.partition(":")[2].isdigit() else 0

@@ -1,0 +1,352 @@
+"""The service under load, over HTTP: requests a second and latency against concurrency, and what images do to texts.
+
+    python -m edgeclip_bench.load.service_load URL [--seconds S] [--concurrency N ...] [--rate R ...]
+                                          [--bundle BUNDLE] [--key KEY] [--out FILE.json]
+
+    closed loop   N clients, each sending its next request when the last is answered
+    open loop     Poisson arrivals of R requests a second; latency counts from when a request was due, so that a
+                  service that falls behind shows it (no coordinated omission)
+    text          one short text a request
+    mixed         nine texts to one image
+    beside        the text of a closed loop while four clients keep sending eight images each
+
+With --bundle, what HTTP costs: one short text through the service and through an Encoder in this process, in turns.
+The service must run on this machine then. Requests that are refused are counted by status and are no latencies.
+"""
+
+import argparse
+import asyncio
+import base64
+import http.client
+import io
+import itertools
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, closing
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import numpy as np
+
+from edgeclip import Encoder
+from edgeclip.cli.format import format_table
+from edgeclip_bench.measure.machine_facts import machine
+from edgeclip_bench.measure.percentiles import RULE, Distribution, summarize
+
+Body = dict[str, Any]
+
+CONCURRENCIES = (1, 4, 16, 64)
+SECONDS = 30.0
+BULK_CLIENTS, BULK_IMAGES = 4, 8
+OVERHEAD_TURNS = 300
+PAUSE_S = 0.05
+_TEXTS_TO_AN_IMAGE = 9
+_WARM_UP_REQUESTS = 20
+_TIMEOUT_S = 300.0
+_SEED = 0
+_HEADER = ("workload", "loop", "load", "requests/s", "p50 ms", "p99 ms", "refused")
+_TEXTS = (
+    "a red bicycle against a wall",
+    "zwei Hunde spielen am Strand mit einem Ball",
+    "une tasse de café sur une table en bois",
+    "夜の東京の街角",
+    "a woman reads a newspaper on a train",
+    "старый мост через реку в тумане",
+    "football",
+    "a plate of pasta with basil and tomatoes, seen from above",
+)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the requests of one run."""
+
+    latencies_ms: list[float] = field(default_factory=list)
+    refusals: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One run: `load` is clients of a closed loop, requests a second of an open one."""
+
+    workload: str
+    loop: str
+    load: float
+    requests_a_second: float
+    refused: dict[str, int]
+    latency: Distribution | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overhead:
+    """One short text, in turns through the service and in this process; the median of the differences is theirs."""
+
+    encoding: str
+    service: Distribution
+    encoder: Distribution
+    median_difference_ms: float
+
+
+class Client:
+    """One service, as a client with connections that stay open sees it."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self._session, self._url = session, f"{url.rstrip('/')}/v1/embeddings"
+
+    async def send(self, body: Body, tally: Tally, *, due_s: float | None = None) -> None:
+        """Post and read to the end; the latency counts from `due_s`."""
+        began_s = time.perf_counter() if due_s is None else due_s
+        try:
+            async with self._session.post(self._url, json=body) as response:
+                await response.read()
+                status = response.status
+        except (aiohttp.ClientError, TimeoutError) as error:
+            tally.refusals[type(error).__name__] += 1
+            return
+        if status == 200:
+            tally.latencies_ms.append((time.perf_counter() - began_s) * 1e3)
+        else:
+            tally.refusals[str(status)] += 1
+
+
+@asynccontextmanager
+async def connect(url: str, key: str | None) -> AsyncIterator[Client]:
+    """A client with as many connections as it needs."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector) as session:
+        yield Client(session, url)
+
+
+async def closed_loop(client: Client, bodies: Iterator[Body], clients: int, seconds: float) -> Tally:
+    """`clients` at once, none with more than one request in flight, until `seconds` have passed."""
+    tally = Tally()
+    began_s = time.perf_counter()
+
+    async def one() -> None:
+        while time.perf_counter() - began_s < seconds:
+            await client.send(next(bodies), tally)
+
+    await asyncio.gather(*(one() for _ in range(clients)))
+    tally.seconds = time.perf_counter() - began_s
+    return tally
+
+
+async def open_loop(client: Client, bodies: Iterator[Body], rate: float, seconds: float) -> Tally:
+    """Requests when they are due, whatever became of those before."""
+    tally = Tally()
+    gaps = np.random.default_rng(_SEED).exponential(1 / rate, max(1, round(rate * seconds)))
+    began_s = time.perf_counter()
+    tasks = []
+    for due_s in began_s + np.cumsum(gaps):
+        await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+        tasks.append(asyncio.create_task(client.send(next(bodies), tally, due_s=float(due_s))))
+    await asyncio.gather(*tasks)
+    tally.seconds = time.perf_counter() - began_s
+    return tally
+
+
+@asynccontextmanager
+async def bulk_images(client: Client) -> AsyncIterator[Tally]:
+    """A bulk job in the background; its tally counts requests of BULK_IMAGES."""
+    tally = Tally()
+    bodies = itertools.cycle([{"input": images(BULK_IMAGES), "model": "any"}])
+
+    async def one() -> None:
+        while True:
+            await client.send(next(bodies), tally)
+
+    tasks = [asyncio.create_task(one()) for _ in range(BULK_CLIENTS)]
+    await asyncio.sleep(1.0)  # until their first images are with the tower
+    began_s = time.perf_counter()
+    try:
+        yield tally
+    finally:
+        tally.seconds = time.perf_counter() - began_s
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def text_bodies() -> Iterator[Body]:
+    """One short text each, by turns."""
+    return itertools.cycle([{"input": [text], "model": "any"} for text in _TEXTS])
+
+
+def mixed_bodies() -> Iterator[Body]:
+    """Nine texts, then an image."""
+    texts = text_bodies()
+    pictures = itertools.cycle([{"input": [image], "model": "any"} for image in images(4)])
+    while True:
+        yield from itertools.islice(texts, _TEXTS_TO_AN_IMAGE)
+        yield next(pictures)
+
+
+def images(count: int) -> list[dict[str, str]]:
+    """JPEGs of 640 x 480, made up, in base64."""
+    from PIL import Image
+
+    random = np.random.default_rng(_SEED)
+    made = []
+    for _ in range(count):
+        coarse = Image.fromarray(random.integers(0, 256, (30, 40, 3), np.uint8))
+        file = io.BytesIO()
+        coarse.resize((640, 480), Image.Resampling.BICUBIC).save(file, "JPEG", quality=85)
+        made.append({"image": base64.b64encode(file.getvalue()).decode()})
+    return made
+
+
+def row(workload: str, loop: str, load: float, tally: Tally) -> Row:
+    """A run's figures; no latency where nothing was answered."""
+    return Row(
+        workload=workload,
+        loop=loop,
+        load=load,
+        requests_a_second=len(tally.latencies_ms) / tally.seconds,
+        refused=dict(tally.refusals),
+        latency=summarize(tally.latencies_ms) if tally.latencies_ms else None,
+    )
+
+
+async def measure_load(
+    url: str,
+    *,
+    seconds: float = SECONDS,
+    concurrencies: Sequence[int] = CONCURRENCIES,
+    rates: Sequence[float] = (),
+    key: str | None = None,
+    tell: Callable[[Row], None] = lambda row: None,
+) -> list[Row]:
+    """Every workload; `tell` hears of each row as it is done."""
+    rows: list[Row] = []
+
+    def note(*figures: Any) -> None:
+        rows.append(row(*figures))
+        tell(rows[-1])
+
+    async with connect(url, key) as client:
+        for bodies in (text_bodies(), mixed_bodies()):
+            for body in itertools.islice(bodies, _WARM_UP_REQUESTS):
+                await client.send(body, Tally())
+        for clients in concurrencies:
+            note("text", "closed", clients, await closed_loop(client, text_bodies(), clients, seconds))
+        for clients in concurrencies:
+            note("mixed", "closed", clients, await closed_loop(client, mixed_bodies(), clients, seconds))
+        for rate in rates:
+            note("text", "open", rate, await open_loop(client, text_bodies(), rate, seconds))
+            note("mixed", "open", rate, await open_loop(client, mixed_bodies(), rate, seconds))
+        for clients in concurrencies[:2]:
+            async with bulk_images(client) as bulk:
+                tally = await closed_loop(client, text_bodies(), clients, seconds)
+            note("text beside images", "closed", clients, tally)
+            note(f"{BULK_IMAGES} images beside text", "closed", BULK_CLIENTS, bulk)
+    return rows
+
+
+def measure_overhead(url: str, bundle: Path, *, key: str | None, turns: int = OVERHEAD_TURNS) -> list[Overhead]:
+    """What the service adds to one short text, as JSON numbers and as base64.
+
+    In turns, each after a pause and one that does not count: the threads of the other process spin for a while after
+    its run, and would take the processor. The client is the standard library's, which adds 0.2 ms of its own.
+    """
+    found = []
+    with Encoder.open(bundle) as encoder, closing(_connection(url)) as connection:
+        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+        for encoding in ("float", "base64"):
+            body = json.dumps({"input": _TEXTS[0], "model": "any", "encoding_format": encoding})
+            ask = partial(_post, connection, f"{urlsplit(url).path.rstrip('/')}/v1/embeddings", body, headers)
+            answer = partial(encoder.encode_text, _TEXTS[0])
+            times = [(_time_ms(ask), _time_ms(answer)) for _ in range(turns + _WARM_UP_REQUESTS)][_WARM_UP_REQUESTS:]
+            service, inside = zip(*times, strict=True)
+            found.append(
+                Overhead(
+                    encoding=encoding,
+                    service=summarize(service),
+                    encoder=summarize(inside),
+                    median_difference_ms=float(np.median(np.subtract(service, inside))),
+                )
+            )
+    return found
+
+
+def _connection(url: str) -> http.client.HTTPConnection:
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    return kind(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)
+
+
+def _post(connection: http.client.HTTPConnection, path: str, body: str, headers: dict[str, str]) -> None:
+    connection.request("POST", path, body, headers)
+    response = connection.getresponse()
+    response.read()
+    if response.status != 200:
+        raise SystemExit(f"service_load: the service answered {response.status}")
+
+
+def _time_ms(work: Callable[[], object]) -> float:
+    time.sleep(PAUSE_S)
+    work()
+    began_s = time.perf_counter()
+    work()
+    return (time.perf_counter() - began_s) * 1e3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print a table on stderr and JSON on stdout or into a file."""
+    parser = argparse.ArgumentParser(prog="edgeclip_bench.load.service_load", description=__doc__.split("\n")[0])
+    parser.add_argument("url", help="as http://127.0.0.1:8000")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each run (30)")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=CONCURRENCIES, help="clients (1 4 16 64)")
+    parser.add_argument("--rate", type=float, nargs="*", default=(), help="requests a second of open loops")
+    parser.add_argument("--bundle", type=Path, help="the bundle that is served: measure the overhead too")
+    parser.add_argument("--key", help="an API key")
+    parser.add_argument("--out", type=Path, help="the JSON; default: stdout")
+    options = parser.parse_args(arguments)
+    overhead = measure_overhead(options.url, options.bundle, key=options.key) if options.bundle else []
+    rows = asyncio.run(
+        measure_load(
+            options.url,
+            seconds=options.seconds,
+            concurrencies=options.concurrency,
+            rates=options.rate,
+            key=options.key,
+            tell=lambda done: print(*_cells(done), sep="  ", file=sys.stderr),
+        )
+    )
+    print(format_table(_HEADER, [_cells(done) for done in rows]), file=sys.stderr)
+    for one in overhead:
+        print(f"overhead, {one.encoding}: {one.median_difference_ms:.2f} ms at the median", file=sys.stderr)
+    report = {
+        "machine": machine(),
+        "seconds_each": options.seconds,
+        "percentiles": RULE,
+        "overhead": [asdict(one) for one in overhead],
+        "rows": [asdict(one) for one in rows],
+    }
+    text = json.dumps(report, indent=1) + "\n"
+    if options.out:
+        options.out.write_text(text, encoding="utf-8")
+    else:
+        sys.stdout.write(text)
+    return 0
+
+
+def _cells(done: Row) -> list[str]:
+    latency = done.latency
+    p50 = f"{latency.p50_ms:.1f}" if latency else "-"
+    p99 = f"{latency.p99_ms:.1f}" if latency and latency.p99_ms is not None else "-"
+    refused = ", ".join(f"{status}: {count}" for status, count in sorted(done.refused.items())) or "-"
+    return [done.workload, done.loop, f"{done.load:g}", f"{done.requests_a_second:.1f}", p50, p99, refused]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

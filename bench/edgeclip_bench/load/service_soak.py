@@ -1,0 +1,336 @@
+"""The service under honest and hostile clients for minutes: no answer of 500, and memory that stays flat.
+
+    python -m edgeclip_bench.load.service_soak BUNDLE [--seconds 600] [--clients 6] [--out F.json]
+
+The service is started in a process of its own. Clients draw what they do: short and bulk texts, texts that need a
+mask, token ids, images, images of 49 megapixels, broken images, bodies of 60 MB, JSON that grows when it is parsed,
+paths that are not there, requests that are left before the answer, bytes that are no HTTP, heads that never end.
+
+Resident memory is sampled each second, and whenever all clients rest for a second, the least then: that is what was
+kept, where a sample between holds a decoded image or none as chance has it. Both are judged as
+`edgeclip_bench.load.memory_soak` does.
+"""
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import functools
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import numpy as np
+import psutil
+
+from edgeclip_bench.load.memory_soak import Trend, find_trend
+from edgeclip_bench.measure.machine_facts import machine
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+BENCHMARK = "edgeclip_bench.load.service_soak"
+_STARTS_WITHIN_S = 120.0
+_TIMEOUT_S = 120.0
+_PICTURES = ((64, 48, "PNG"), (300, 700, "JPEG"), (900, 600, "WEBP"))
+_LARGE_PX = 7000
+_LARGE_BODY_BYTES = 60_000_000
+_RESTS = 100  # in a run
+_REST_S = 1.0
+# A tick of the clock that took longer was no traffic: somebody stopped this process, or the machine slept.
+_LONGEST_TICK = 3
+
+Act = Callable[[], Awaitable[str]]
+Samples = Sequence[tuple[float, int]]  # (second, bytes)
+
+
+class Mischief:
+    """What clients do to one service, each act a coroutine that gives what became of it."""
+
+    def __init__(self, session: aiohttp.ClientSession, port: int, seed: int) -> None:
+        self._session, self._port = session, port
+        self._url = f"http://127.0.0.1:{port}/v1/embeddings"
+        self._draw = np.random.default_rng(seed)
+        self._pictures, self._large_picture = _pictures()
+        self.acts: tuple[Act, ...] = (
+            self.ask_a_text,
+            self.ask_many_texts,
+            self.ask_token_ids,
+            self.ask_a_masked_text,
+            self.ask_images,
+            self.ask_a_large_image,
+            self.ask_for_what_is_not_there,
+            self.send_a_broken_image,
+            self.send_a_large_body,
+            self.send_json_that_grows,
+            self.leave_before_the_answer,
+            self.send_no_http,
+            self.send_an_endless_head,
+        )
+
+    async def ask_a_text(self) -> str:
+        """One, as a search does."""
+        return await self._post({"input": "a red bicycle"})
+
+    async def ask_many_texts(self) -> str:
+        """Up to 40, of up to 200 words, in two formats."""
+        return await self._post({"input": self._texts(), "embedding_type": ["float", "ubinary"]})
+
+    async def ask_token_ids(self) -> str:
+        """Up to 20,000, which the model must cut."""
+        ids = self._draw.integers(5, 300, self._draw.integers(1, 20_000)).tolist()
+        return await self._post({"input": ids, "truncate": True})
+
+    async def ask_a_masked_text(self) -> str:
+        """Of up to 4000 words, and the padding token: too long for some."""
+        return await self._post({"input": "<pad> " + "w " * int(self._draw.integers(1, 4000))})
+
+    async def ask_images(self) -> str:
+        """Up to three."""
+        chosen = self._draw.integers(len(self._pictures), size=self._draw.integers(1, 4))
+        return await self._post({"input": [{"image": self._pictures[index]} for index in chosen]})
+
+    async def ask_a_large_image(self) -> str:
+        """A file of 150 kB that is 147 MB when it is decoded."""
+        return await self._post({"input": {"image": self._large_picture}})
+
+    async def ask_for_what_is_not_there(self) -> str:
+        """Each time by another path."""
+        async with self._session.put(f"http://127.0.0.1:{self._port}/{self._draw.bytes(8).hex()}") as response:
+            return str(response.status)
+
+    async def send_a_broken_image(self) -> str:
+        """A file that ends too early."""
+        return await self._post({"input": {"image": self._pictures[0][: self._draw.integers(4, 80)]}})
+
+    async def send_a_large_body(self) -> str:
+        """Up to 60 MB, of one text."""
+        text = b"w " * int(self._draw.integers(1, _LARGE_BODY_BYTES // 2))
+        return await self._post(b'{"truncate":true,"input":"' + text + b'"}')
+
+    async def send_json_that_grows(self) -> str:
+        """Two bytes a list, which are fifty when parsed."""
+        body = b'{"input":[' + b"[]," * int(self._draw.integers(1, 600_000)) + b"1]}"
+        return await self._post(body)
+
+    async def leave_before_the_answer(self) -> str:
+        """Within 50 ms."""
+        try:
+            async with asyncio.timeout(self._draw.random() * 0.05):
+                await self._post({"input": self._texts()})
+        except TimeoutError:
+            return "left"
+        return "answered"
+
+    async def send_no_http(self) -> str:
+        """200 random bytes."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        try:
+            writer.write(os.urandom(200) + b"\r\n\r\n")
+            async with asyncio.timeout(_TIMEOUT_S):
+                return (await reader.readline()).decode(errors="replace")[9:12] or "closed"
+        finally:
+            writer.close()
+
+    async def send_an_endless_head(self) -> str:
+        """Up to 300 kB of one header, then gone."""
+        _, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        try:
+            writer.write(b"GET / HTTP/1.1\r\na: " + b"x" * int(self._draw.integers(10, 300_000)))
+            await asyncio.sleep(self._draw.random() * 0.2)
+        finally:
+            writer.close()
+        return "cut off"
+
+    async def _post(self, body: dict[str, Any] | bytes) -> str:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        async with self._session.post(self._url, data=io.BytesIO(data), headers=headers) as response:
+            await response.read()
+            return str(response.status)
+
+    def _texts(self) -> list[str]:
+        return ["w " * int(self._draw.integers(1, 200)) for _ in range(self._draw.integers(1, 40))]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Soak, print the verdict, write the JSON; 1 when memory grows or an answer was 500."""
+    parser = argparse.ArgumentParser(
+        prog="python -m edgeclip_bench.load.service_soak", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--clients", type=int, default=6)
+    parser.add_argument("--out", type=Path, help="write the JSON here")
+    options = parser.parse_args(arguments)
+    report = soak(options.bundle, seconds=options.seconds, clients=options.clients)
+    if options.out:
+        options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    acts = sum(sum(found.values()) for found in report["outcomes"].values())
+    print(f"{acts} acts, {report['answers_500']} answers of 500")
+    for name in ("at_rest", "in_traffic"):
+        trend = report[name]["trend"]
+        print(
+            f"memory {name.replace('_', ' ')}: {trend['verdict']}, {trend['gained_bytes'] / 1e6:+.1f} MB "
+            f"({trend['least_gained_bytes'] / 1e6:+.1f} to {trend['most_gained_bytes'] / 1e6:+.1f}) in "
+            f"{trend['seconds']:.0f} s on {trend['held_bytes'] / 1e6:.0f} MB"
+            if trend
+            else f"memory {name.replace('_', ' ')}: too few samples"
+        )
+    return status(report)
+
+
+def status(report: dict[str, Any]) -> int:
+    """1 when memory grows, at rest or in traffic, or an answer was 500."""
+    trends = [report[name]["trend"] for name in ("at_rest", "in_traffic")]
+    return int(any(trend and trend["verdict"] == "grows" for trend in trends) or report["answers_500"] > 0)
+
+
+def soak(bundle: Path, *, seconds: float, clients: int) -> dict[str, Any]:
+    """The JSON document of one service's life."""
+    port = _free_port()
+    flags = ("--port", str(port), "--token-ids", "--log-level", "error")
+    command = (sys.executable, "-m", "edgeclip", "serve", str(bundle), *flags)
+    with subprocess.Popen(command) as service:
+        try:
+            outcomes, in_traffic, at_rest = asyncio.run(_torment(service.pid, port, seconds, clients))
+        finally:
+            service.terminate()
+    return {
+        "benchmark": BENCHMARK,
+        "machine": machine(),
+        "bundle": bundle.name,
+        "seconds": seconds,
+        "clients": clients,
+        "outcomes": {act: dict(found) for act, found in sorted(outcomes.items())},
+        "answers_500": sum(found["500"] for found in outcomes.values()),
+        "exit_status": service.returncode,
+        "at_rest": _judged(at_rest),
+        "in_traffic": _judged(in_traffic),
+    }
+
+
+def _judged(samples: Samples) -> dict[str, Any]:
+    """Samples and their trend, which the first seconds of a run have not."""
+    trend: Trend | None = None
+    with contextlib.suppress(ValueError):  # too few of them
+        trend = find_trend(samples)
+    return {
+        "trend": trend and asdict(trend),
+        "samples": [[round(second, 1), held] for second, held in samples],
+    }
+
+
+async def _torment(
+    process: int, port: int, seconds: float, clients: int
+) -> tuple[dict[str, Counter[str]], Samples, Samples]:
+    outcomes: dict[str, Counter[str]] = {}
+    in_traffic: list[tuple[float, int]] = []
+    at_rest: list[tuple[float, int]] = []
+    memory, busy, may_act = psutil.Process(process), 0, asyncio.Event()
+    may_act.set()
+    timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
+    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+        await _until_ready(session, port)
+        ran_s = 0.0
+
+        def sample() -> tuple[float, int]:
+            return ran_s, memory.memory_info().rss
+
+        async def client(seed: int) -> None:
+            nonlocal busy
+            mischief, draw = Mischief(session, port, seed), np.random.default_rng((1, seed))
+            while ran_s < seconds:
+                await may_act.wait()
+                act = mischief.acts[draw.integers(len(mischief.acts))]
+                busy += 1
+                try:
+                    outcome = await act()
+                except (aiohttp.ClientError, OSError) as error:  # a connection that the service cut
+                    outcome = type(error).__name__
+                finally:
+                    busy -= 1
+                outcomes.setdefault(act.__name__, Counter())[outcome] += 1
+
+        async def watch() -> None:
+            nonlocal ran_s
+            interval_s, before_s = min(1.0, seconds / 120), time.monotonic()
+            while ran_s < seconds:
+                if may_act.is_set():
+                    in_traffic.append(sample())
+                await asyncio.sleep(interval_s)
+                now_s = time.monotonic()
+                ran_s += min(now_s - before_s, _LONGEST_TICK * interval_s)
+                before_s = now_s
+
+        async def least(within_s: float) -> tuple[float, int]:
+            """Of ten samples: the service may still be at work on what nobody waits for any more."""
+            found = []
+            for _ in range(10):
+                await asyncio.sleep(within_s / 10)
+                found.append(sample())
+            return min(found, key=lambda one: one[1])
+
+        async def rest() -> None:
+            while ran_s < seconds:
+                await asyncio.sleep(seconds / _RESTS - min(_REST_S, seconds / 600))
+                may_act.clear()
+                while busy:
+                    await asyncio.sleep(0.02)
+                at_rest.append(await least(min(_REST_S, seconds / 600)))
+                may_act.set()
+
+        await asyncio.gather(watch(), rest(), *(client(seed) for seed in range(clients)))
+    return outcomes, in_traffic, at_rest
+
+
+async def _until_ready(session: aiohttp.ClientSession, port: int) -> None:
+    async with asyncio.timeout(_STARTS_WITHIN_S):
+        while True:
+            try:
+                async with session.get(f"http://127.0.0.1:{port}/health/ready") as response:
+                    if response.status == 200:
+                        return
+            except aiohttp.ClientError:
+                pass
+            await asyncio.sleep(0.2)
+
+
+@functools.cache
+def _pictures() -> tuple[list[str], str]:
+    """Base64 of small images of noise, and of a large one of nothing."""
+    from PIL import Image
+
+    small = [
+        Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8))
+        for width, height, _ in _PICTURES
+    ]
+    large = Image.new("RGB", (_LARGE_PX, _LARGE_PX), "teal")
+    files = [_file(image, kind) for image, (*_, kind) in zip(small, _PICTURES, strict=True)]
+    return files, _file(large, "PNG")
+
+
+def _file(image: "Image", kind: str) -> str:
+    with io.BytesIO() as file:
+        image.save(file, kind)
+        return base64.b64encode(file.getvalue()).decode()
+
+
+def _free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

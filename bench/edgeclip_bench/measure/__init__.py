@@ -1,0 +1,1 @@
+"""What every measurement needs: percentiles, memory, the machine's facts and ceilings, plots."""

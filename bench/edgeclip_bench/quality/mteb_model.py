@@ -1,0 +1,279 @@
+"""A bundle as mteb sees a model: the benchmark brings tasks, data and scores, the bundle the vectors.
+
+    python -m edgeclip_bench.quality.mteb_model BUNDLE --tasks STSBenchmark ... [--truncate-dim N ...] [--json]
+
+    mteb.evaluate(BundleModel("bundle"), tasks=mteb.get_tasks(["STSBenchmark"]))
+
+By default inputs are treated as mteb treats them for jinaai/jina-clip-v2 itself, so that scores compare: no
+instruction before any text, and what is text and image at once is the sum of both vectors. mteb comes with
+the extra `mteb` and takes seconds to import, so it is loaded when a model is made.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip import Encoder, Manifest
+from edgeclip.cli.format import format_table
+from edgeclip.cli.loading import load_extra
+from edgeclip.errors import EdgeclipError, InputError
+from edgeclip.manifest import TOWERS
+from edgeclip.progress import ProgressBar, is_wanted
+
+if TYPE_CHECKING:
+    from mteb import AbsTask, TaskMetadata
+    from mteb.models import ModelMeta
+    from mteb.types import Array, BatchedInput, PromptType
+    from torch.utils.data import DataLoader
+
+_MODALITIES = ("text", "image")
+
+
+class BundleModel:
+    """An edgeclip bundle as mteb sees a model (its EncoderProtocol): for texts, images, and both fused.
+
+    `truncate_dim` and `max_length` are those of `Encoder`. `query_task` names the instruction that goes before
+    the text of what a task calls a query ("retrieval.query" for jina-clip-v2); no other text gets one.
+
+    Raises MissingExtraError without mteb, InputError for a wrong option, and what `Encoder.open` raises.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        *,
+        truncate_dim: int | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+        query_task: str | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        load_extra("mteb", "mteb")
+        self.encoder = Encoder.open(bundle, device=device, threads=threads)
+        # A wrong option is said now, not when the data is loaded.
+        self.encoder.encode_text([], task=query_task, truncate_dim=truncate_dim, max_length=max_length)
+        self._truncate_dim, self._query_task, self._max_length = truncate_dim, query_task, max_length
+        self.dim = truncate_dim or self.encoder.manifest.embedding_dim
+        self.mteb_model_meta = describe(self.encoder.manifest, truncate_dim, query_task, max_length)
+
+    def encode(
+        self,
+        inputs: "DataLoader[BatchedInput]",
+        *,
+        task_metadata: "TaskMetadata",
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: "PromptType | None" = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+    ) -> NDArray[np.float32]:
+        """Vectors (N, dim) float32 of everything in the loader, in its order.
+
+        Unit vectors, but of inputs with text and image the sum of the two: cosine takes no notice of length.
+        InputError for audio and video.
+        """
+        # mteb says 32 where nobody said anything. On the CPU the runtime's own plan is as fast (texts) and
+        # spares the memory of 32 images at once.
+        at_once = None if self.encoder.device == "cpu" else batch_size
+        texts: list[str] = []
+        images: list[NDArray[np.float32]] = []
+        with ProgressBar("batches", len(inputs), is_shown=is_wanted(show_progress_bar)) as bar:
+            for batch in inputs:
+                _check_modalities(task_metadata.name, {"text", "image", "audio", "video"} & batch.keys())
+                # All texts go to the runtime together, for it batches those of one length.
+                texts += batch.get("text", ())
+                if "image" in batch:
+                    images.append(
+                        self.encoder.encode_image(
+                            batch["image"], truncate_dim=self._truncate_dim, batch_size=at_once, progress=False
+                        )
+                    )
+                bar.advance()
+        if images and not texts:
+            return np.concatenate(images)
+        task = self._query_task if prompt_type == "query" else None
+        vectors = self.encoder.encode_text(
+            texts,
+            task=task,
+            truncate_dim=self._truncate_dim,
+            max_length=self._max_length,
+            batch_size=at_once,
+            progress=show_progress_bar,
+        )
+        return vectors + np.concatenate(images) if images else vectors
+
+    def similarity(self, embeddings1: "Array", embeddings2: "Array") -> "Array":
+        """The cosine of every row of one with every row of the other: (N, dim), (M, dim) -> (N, M)."""
+        from mteb.similarity_functions import cos_sim
+
+        return cos_sim(embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: "Array", embeddings2: "Array") -> "Array":
+        """The cosine of each row of one with the same row of the other: (N, dim), (N, dim) -> (N,)."""
+        from mteb.similarity_functions import pairwise_cos_sim
+
+        return pairwise_cos_sim(embeddings1, embeddings2)
+
+
+def describe(
+    manifest: Manifest, truncate_dim: int | None, query_task: str | None, max_length: int | None
+) -> "ModelMeta":
+    """What mteb writes beside the scores, from the manifest and the options of a `BundleModel`."""
+    from mteb.models import ModelMeta
+    from mteb.models.model_meta import ScoringFunction
+    from mteb.types import Licenses
+
+    source = manifest.source
+    options = {"truncate_dim": truncate_dim, "query_task": query_task, "max_length": max_length}
+    is_listed = source.license in get_args(Licenses)  # mteb refuses others
+    return ModelMeta(
+        loader=None,
+        name=f"edgeclip/{Path(source.name).name}",
+        # mteb finds old results by name, revision and options. The manifest holds the hash of every file, so an
+        # fp32 and an int8 bundle of one checkpoint are never taken for each other.
+        revision=hashlib.sha256(manifest.to_json().encode()).hexdigest()[:40],
+        release_date=None,
+        languages=None,
+        n_parameters=manifest.text.parameters + manifest.vision.parameters,
+        memory_usage_mb=manifest.weight_bytes / 2**20,
+        max_tokens=max_length or manifest.tokenizer.max_length,
+        embed_dim=truncate_dim or manifest.embedding_dim,
+        license=source.license if is_listed else "not specified",
+        open_weights=True,
+        public_training_code=None,
+        public_training_data=None,
+        framework=["ONNX"],
+        similarity_fn_name=ScoringFunction.COSINE,
+        use_instructions=query_task is not None,
+        training_datasets=None,
+        adapted_from=source.name,
+        modalities=["text", "image"],
+        experiment_kwargs={name: value for name, value in options.items() if value is not None} or None,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """The main score of one task at `dim` dimensions: the mean of its `parts`, named "split/subset"."""
+
+    task: str
+    metric: str
+    dim: int
+    main_score: float
+    parts: dict[str, float]
+
+
+def find_tasks(names: Iterable[str]) -> list["AbsTask"]:
+    """mteb's tasks of these names; InputError for one that it does not know or a bundle cannot do."""
+    mteb = load_extra("mteb", "mteb")
+    tasks: list[AbsTask] = []
+    for name in names:
+        try:
+            tasks.append(mteb.get_task(name))
+        except KeyError as error:  # its text names the nearest task
+            raise InputError(f"mteb knows no such task ({str(error.args[0]).removeprefix('KeyError: ')})") from error
+        _check_modalities(name, set(tasks[-1].metadata.modalities))
+    return tasks
+
+
+def score_tasks(model: BundleModel, tasks: Iterable["AbsTask"], results: Path | None = None) -> Iterator[Score]:
+    """Run the tasks one by one. mteb keeps its results in the folder and does not run again what it finds there.
+
+    Raises InputError for data that cannot be loaded and for a folder that cannot be written.
+    """
+    mteb = load_extra("mteb", "mteb")
+    for task in tasks:
+        name = task.metadata.name
+        try:
+            cache = mteb.ResultCache(results) if results else None
+            found = mteb.evaluate(model, task, cache=cache, encode_kwargs={"show_progress_bar": is_wanted(None)})
+        except OSError as error:
+            raise InputError(f"task {name}: data or results cannot be read or written ({error})") from error
+        if found.exceptions:  # of data that is not public mteb only warns
+            raise InputError(f"task {name}: {found.exceptions[0].exception}")
+        result = found.task_results[0]
+        yield Score(
+            task=name,
+            metric=task.metadata.main_score,
+            dim=model.dim,
+            main_score=float(result.get_score()),
+            parts={
+                f"{split}/{part['hf_subset']}": float(part["main_score"])
+                for split, parts in result.scores.items()
+                for part in parts
+            },
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run tasks at every width asked for and print their main scores; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m edgeclip_bench.quality.mteb_model", description=__doc__.split("\n")[0]
+    )
+    add = parser.add_argument
+    add("bundle", metavar="BUNDLE", type=Path, help="the folder of a bundle")
+    add("--tasks", nargs="+", required=True, metavar="TASK", help="mteb's names of the tasks")
+    add("--truncate-dim", type=int, action="append", metavar="N", help="keep the first N dimensions; may be repeated")
+    add("--query-task", metavar="T", help="prepend the instruction of this task to queries (none)")
+    add("--max-length", type=int, metavar="N", help="cut texts at N tokens")
+    add("--out", type=Path, metavar="DIR", help="keep mteb's results here; what is there already is not run again")
+    add("--device", default="auto", help="auto, cpu, cuda[:n] or tensorrt[:n] (auto)")
+    add("--threads", type=int, metavar="N", help="threads (all that may be used)")
+    add("--json", action="store_true", help="JSON instead of a table")
+    options = parser.parse_args(arguments)
+    try:
+        report = _run(options)
+    except EdgeclipError as error:
+        print(f"edgeclip: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return 1
+    print(json.dumps(report, indent=2) if options.json else _table(report["scores"]))
+    return 0
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
+    tasks = find_tasks(options.tasks)
+    kept = {name: getattr(options, name) for name in ("device", "threads", "query_task", "max_length")}
+    scores: list[Score] = []
+    for truncate_dim in options.truncate_dim or [None]:
+        model = BundleModel(options.bundle, truncate_dim=truncate_dim, **kept)
+        with model.encoder:
+            scores += score_tasks(model, tasks, options.out)
+    from edgeclip_bench.measure.machine_facts import machine  # psutil, which comes with the extra too
+
+    manifest = model.encoder.manifest
+    return {
+        "benchmark": "edgeclip_bench.quality.mteb_model",
+        "machine": machine(),
+        "mteb": load_extra("mteb", "mteb").__version__,
+        "model": model.mteb_model_meta.name,
+        "revision": model.mteb_model_meta.revision,
+        "precision": {tower: manifest.tower(tower).precision for tower in TOWERS},
+        **kept,
+        "device": model.encoder.device,
+        "scores": [asdict(score) for score in scores],
+    }
+
+
+def _table(scores: Sequence[dict[str, Any]]) -> str:
+    cells = {(score["task"], score["metric"], score["dim"]): f"{score['main_score']:.4f}" for score in scores}
+    dims = dict.fromkeys(dim for *_, dim in cells)
+    tasks = dict.fromkeys((task, metric) for task, metric, _ in cells)
+    rows = [(*task, *(cells[*task, dim] for dim in dims)) for task in tasks]
+    return format_table(("task", "main score", *(f"{dim} dim" for dim in dims)), rows)
+
+
+def _check_modalities(task: str, found: set[str]) -> None:
+    if unread := sorted(found.difference(_MODALITIES)):
+        raise InputError(f"task {task} has {', '.join(unread)}; a bundle reads {' and '.join(_MODALITIES)}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

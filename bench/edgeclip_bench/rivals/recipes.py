@@ -1,0 +1,354 @@
+"""The rivals' graphs: what others make of the same tower, each with their own tool and made once.
+
+    WORK/<rival>/<tower>/    the graph, its weights, and made.json with what they were made of and with
+    WORK/<rival>/both/       the same for one graph of both towers
+
+A graph is taken again when checkpoint and recipe are still the same, by whichever interpreter it was made: so
+packages that do not go together can each prepare their own rivals in one folder. Each is made in a process of its
+own, which gives back the memory that it took; what the tool says while at it is in WORK/<rival>/<tower>.log.
+"""
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+from edgeclip import Manifest
+from edgeclip.bundle.staging import file_facts, staged
+from edgeclip.families.jina_clip import normalize_pixels
+from edgeclip.manifest import TOWERS, TowerName
+from edgeclip_quant.inputs.made_up import made_up_samples
+
+# What opens a graph, and how (`edgeclip_bench.rivals.contenders`).
+Engine = Literal["onnxruntime", "merged", "openvino", "openvino-bf16", "torch", "torch-bf16", "torch-compiled"]
+
+_RECORD = "made.json"
+# onnxruntime's quantizer would by default take every operator whose name it knows. It takes the Attention of opset
+# 23 for com.microsoft's, and the graph does not load; ConvInteger has no kernel for int8 weights
+# (microsoft/onnxruntime#15888). What it knows beside these and stands in the towers: the weights' MatMul, the
+# token table's Gather.
+_OPERATORS = ["MatMul", "Gather"]
+# nncf would take 300; the towers' ranges settle long before.
+_TEXTS, _IMAGES = 128, 32
+
+
+class LeftOut(Exception):  # noqa: N818
+    """A rival cannot take part; the message says why in a line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """What the rivals are made of: a checkpoint, its fp32 bundle, and the hash of the weights of both."""
+
+    checkpoint: Path
+    bundle: Path
+    weights_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A rival's tower on disk. `made_with` is of packages, `files` of hashes of what is loaded."""
+
+    rival: str
+    tower: TowerName
+    recipe: str
+    weights_sha256: str
+    made_with: Mapping[str, str]
+    made_in_s: float
+    graph: str
+    size_bytes: int
+    files: Mapping[str, str]
+
+
+Graphs = Mapping[TowerName, Path]
+# (material, tower, the plain graphs, a folder) -> the file in the folder that is loaded
+Make = Callable[[Material, TowerName, Graphs, Path], Path]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rival:
+    """A tool's way with a tower: `recipe` says it in a line, `packages` must be installed to make it.
+
+    `taken_from` is the rival whose files it opens in another way. `is_of_plain` is what is made of the plain graph,
+    `is_joint` one graph for both towers.
+    """
+
+    recipe: str
+    engine: Engine
+    packages: tuple[str, ...]
+    make: Make | None = None
+    taken_from: str | None = None
+    is_of_plain: bool = True
+    is_joint: bool = False
+
+
+def make_plain(material: Material, tower: TowerName, plain: Graphs, folder: Path) -> Path:
+    """The graph as torch.onnx.export leaves it; `plain` is not there yet."""
+    from edgeclip_bench.latency.plain_export import plain_graph
+
+    return plain_graph(material.checkpoint, folder, tower)
+
+
+def _torch(material: Material, tower: TowerName, plain: Graphs, folder: Path) -> Path:
+    from edgeclip_bench.rivals.torch_towers import save_tower
+
+    return save_tower(material.checkpoint, tower, folder)
+
+
+def _merged(material: Material, tower: TowerName, plain: Graphs, folder: Path) -> Path:
+    from edgeclip_bench.rivals.merged_graph import merge_graphs
+
+    return merge_graphs(plain, folder)
+
+
+def _quantize_dynamic(weight_type: str) -> Make:
+    def make(material: Material, tower: TowerName, plain: Graphs, folder: Path) -> Path:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        quantize_dynamic(
+            plain[tower],
+            folder / plain[tower].name,
+            op_types_to_quantize=_OPERATORS,
+            per_channel=True,
+            weight_type=QuantType[weight_type],
+            use_external_data_format=True,
+        )
+        return folder / plain[tower].name
+
+    return make
+
+
+def _optimum(preset: str) -> Make:
+    def make(material: Material, tower: TowerName, plain: Graphs, folder: Path) -> Path:
+        from optimum.onnxruntime import AutoQuantizationConfig, ORTQuantizer
+
+        config = getattr(AutoQuantizationConfig, preset)(
+            is_static=False, per_channel=True, operators_to_quantize=_OPERATORS
+        )
+        quantizer = ORTQuantizer.from_pretrained(plain[tower].parent, file_name=plain[tower].name)
+        quantizer.quantize(config, folder, file_suffix="", use_external_data_format=True)
+        (folder / "ort_config.json").unlink()  # tells presets apart whose graphs are one
+        return folder / plain[tower].name
+
+    return make
+
+
+def _openvino(material: Material, tower: TowerName, plain: Graphs, folder: Path) -> Path:
+    import openvino
+
+    openvino.save_model(openvino.convert_model(plain[tower]), folder / "model.xml", compress_to_fp16=False)
+    return folder / "model.xml"
+
+
+def _openvino_int8(material: Material, tower: TowerName, plain: Graphs, folder: Path) -> Path:
+    import nncf
+    import openvino
+
+    batches = _calibration(material, tower)
+    model = nncf.quantize(
+        openvino.convert_model(plain[tower]),
+        nncf.Dataset(batches),
+        subset_size=len(batches),
+        model_type=nncf.ModelType.TRANSFORMER,
+        # Else its inputs become int8 as well. Raises when the graph has none.
+        ignored_scope=nncf.IgnoredScope(types=["ScaledDotProductAttention"]),
+    )
+    openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
+    return folder / "model.xml"
+
+
+def _calibration(material: Material, tower: TowerName) -> Sequence[NDArray[Any]]:
+    manifest = Manifest.read(material.bundle)
+    samples = made_up_samples(material.bundle, manifest, texts=_TEXTS, images=_IMAGES)
+    if tower == "text":
+        return samples.text
+    return [normalize_pixels(pixels, manifest.image) for pixels in samples.vision]
+
+
+PLAIN = "plain"
+_OF_WEIGHTS = f"of {' and '.join(_OPERATORS)}, per channel"
+RIVALS: Mapping[str, Rival] = {
+    PLAIN: Rival(
+        recipe="torch.onnx.export, fp32",
+        engine="onnxruntime",
+        packages=("torch", "onnxscript"),
+        make=make_plain,
+        is_of_plain=False,
+    ),
+    "torch": Rival(
+        recipe="torch eager, fp32",
+        engine="torch",
+        packages=("torch", "safetensors"),
+        make=_torch,
+        is_of_plain=False,
+    ),
+    "torch-bf16": Rival(
+        recipe="torch eager, bfloat16",
+        engine="torch-bf16",
+        packages=("torch", "safetensors"),
+        taken_from="torch",
+    ),
+    "torch-compiled": Rival(
+        recipe="torch.compile, fp32",
+        engine="torch-compiled",
+        packages=("torch", "safetensors"),
+        taken_from="torch",
+    ),
+    "merged": Rival(
+        recipe="both plain graphs in one, a dummy for the other tower's input, fp32",
+        engine="merged",
+        packages=("onnx",),
+        make=_merged,
+        is_joint=True,
+    ),
+    **{
+        name: Rival(
+            recipe=f"onnxruntime.quantization.quantize_dynamic {_OF_WEIGHTS}, {weight_type} weights",
+            engine="onnxruntime",
+            packages=("onnx",),
+            make=_quantize_dynamic(weight_type),
+        )
+        for name, weight_type in (("quantize_dynamic", "QInt8"), ("quantize_dynamic-quint8", "QUInt8"))
+    },
+    "openvino": Rival(
+        recipe="openvino.convert_model, fp32",
+        engine="openvino",
+        packages=("openvino",),
+        make=_openvino,
+    ),
+    "openvino-bf16": Rival(
+        recipe="openvino.convert_model, fp32 weights, computed in bfloat16",
+        engine="openvino-bf16",
+        packages=("openvino",),
+        taken_from="openvino",
+    ),
+    "openvino-int8": Rival(
+        recipe=f"nncf.quantize, transformer, attention fp32, calibrated on {_TEXTS} made-up texts, {_IMAGES} images",
+        engine="openvino",
+        packages=("openvino", "nncf"),
+        make=_openvino_int8,
+    ),
+    **{
+        f"optimum-{preset}": Rival(
+            recipe=f"optimum.onnxruntime AutoQuantizationConfig.{preset} {_OF_WEIGHTS}, dynamic",
+            engine="onnxruntime",
+            packages=("optimum-onnx",),
+            make=_optimum(preset),
+        )
+        for preset in ("avx2", "avx512_vnni", "arm64")
+    },
+}
+
+
+# Who would be asked for next, and why they are not here.
+CANNOT: Mapping[str, str] = {
+    "sentence-transformers": "loads this model only by the Python code of its repository (trust_remote_code), which "
+    "a checkpoint does not hold and this benchmark does not run",
+    "fastembed": "opens the ONNX files that it knows, jina-clip-v1's among them (fastembed 0.9), and no checkpoint",
+}
+
+
+def place(name: str, tower: TowerName) -> Path:
+    """Where a rival's tower lies in the folder of all."""
+    owner = RIVALS[name].taken_from or name
+    return Path(owner, "both" if RIVALS[owner].is_joint else tower)
+
+
+def prepare(name: str, material: Material, tower: TowerName, work: Path) -> Made:
+    """The rival's tower under `work`, made now unless it is there; LeftOut when it cannot be made here."""
+    rival = RIVALS[name]
+    if rival.taken_from:
+        return dataclasses.replace(prepare(rival.taken_from, material, tower, work), rival=name, recipe=rival.recipe)
+    folder = work / place(name, tower)
+    made = read_made(folder)
+    if made and (made.weights_sha256, made.recipe) == (material.weights_sha256, rival.recipe):
+        return dataclasses.replace(made, tower=tower)
+    if missing := [package for package in rival.packages if not installed(package)]:
+        raise LeftOut(f"not in {work}, and {' and '.join(missing)} not installed to make it")
+    plain: dict[TowerName, Path] = {}
+    if rival.is_of_plain:
+        for one in TOWERS if rival.is_joint else (tower,):
+            plain[one] = work / place(PLAIN, one) / prepare(PLAIN, material, one, work).graph
+    shutil.rmtree(folder, ignore_errors=True)
+    with staged(folder, needed_bytes=Manifest.read(material.bundle).weight_bytes) as stage:
+        started = time.perf_counter()
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            try:
+                log = folder.with_name(f"{folder.name}.log")
+                graph = pool.submit(_make, name, material, tower, plain, stage, log).result()
+            except BrokenProcessPool as error:
+                raise LeftOut("the process that made it died; is there memory enough?") from error
+        seconds = time.perf_counter() - started
+        files = file_facts(stage, lambda what, done, total: None)
+        made = Made(
+            rival=name,
+            tower=tower,
+            recipe=rival.recipe,
+            weights_sha256=material.weights_sha256,
+            made_with={package: version(package) for package in rival.packages},
+            made_in_s=seconds,
+            graph=graph,
+            size_bytes=sum(file.size_bytes for file in files),
+            files={file.name: file.sha256 for file in files},
+        )
+        (stage / _RECORD).write_text(json.dumps(asdict(made), indent=2) + "\n", encoding="utf-8")
+    return made
+
+
+def read_made(folder: Path) -> Made | None:
+    """What was made in a folder; None where nothing was, or nothing that this version knows."""
+    with contextlib.suppress(OSError, ValueError):
+        document = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        if set(document) == {field.name for field in dataclasses.fields(Made)}:
+            return Made(**document)
+    return None
+
+
+def installed(package: str) -> bool:
+    """Whether a distribution of that name is installed."""
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _make(name: str, material: Material, tower: TowerName, plain: Graphs, folder: Path, log: Path) -> str:
+    """In a process of its own. The tools' errors have no class in common, and not all can be sent back."""
+    with log.open("wb") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    make = RIVALS[name].make
+    assert make is not None
+    try:
+        return make(material, tower, plain, folder).name
+    except Exception as error:
+        raise LeftOut(first_line(error)) from None
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the rest of its essay."""
+    return f"{type(error).__name__}: {error}".strip().split("\n")[0]
+
+
+def same_graphs(made: Sequence[Made]) -> dict[str, str]:
+    """Of one tower's graphs, each rival whose files and engine are to the last bit another's before it, and that."""
+    first: dict[tuple[Engine, frozenset[tuple[str, str]]], str] = {}
+    same = {}
+    for one in made:
+        known = first.setdefault((RIVALS[one.rival].engine, frozenset(one.files.items())), one.rival)
+        if known != one.rival:
+            same[one.rival] = known
+    return same
