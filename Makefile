@@ -28,7 +28,7 @@ demo: $(READY)
 	$(BIN)/edgeclip demo
 
 train-demo: $(READY)
-	$(BIN)/python -m edgeclip_export.demo.train demo-checkpoint
+	$(BIN)/python -m edgeclip_bench.demo.train demo-checkpoint
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder

@@ -84,7 +84,7 @@ def bundles(shared: Path) -> Bundles:
 @pytest.fixture(scope="session")
 def trained_bundles(shared: Path) -> Bundles:
     """Those of the small trained checkpoint that ships with the package."""
-    from edgeclip_export import demo
+    from edgeclip_bench import demo
 
     return Bundles(demo.CHECKPOINT, shared / "trained")
 

@@ -10,12 +10,12 @@ from edgeclip import Manifest
 from edgeclip.cli.demo import check_int8
 from edgeclip.cli.format import format_bytes
 from edgeclip.errors import BuildError
+from edgeclip_bench.demo.captions import LANGUAGES
 from edgeclip_bench.demo.contact_sheet import RIGHT
+from edgeclip_bench.demo.layout import MATRYOSHKA_DIMS
 from edgeclip_bench.demo.report import render_demo
 from edgeclip_bench.demo.run import LANGUAGES as ASKED
 from edgeclip_bench.demo.run import run_demo
-from edgeclip_export.demo.captions import LANGUAGES
-from edgeclip_export.demo.layout import MATRYOSHKA_DIMS
 from edgeclip_quant.budget import Budget
 from tests.command import Captured, refusal, run
 

@@ -6,11 +6,11 @@ import torch
 from tokenizers import Tokenizer
 
 from edgeclip.errors import BuildError
-from edgeclip_export.demo import CHECKPOINT
-from edgeclip_export.demo.captions import LANGUAGES, caption, captions
-from edgeclip_export.demo.pictures import draw_picture
-from edgeclip_export.demo.scenes import Scene, draw_scenes
-from edgeclip_export.demo.train import Recipe, draw_batch
+from edgeclip_bench.demo import CHECKPOINT
+from edgeclip_bench.demo.captions import LANGUAGES, caption, captions
+from edgeclip_bench.demo.drawing import draw_picture
+from edgeclip_bench.demo.scenes import Scene, draw_scenes
+from edgeclip_bench.demo.train import Recipe, draw_batch
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from edgeclip.errors import InputError
-from edgeclip_export.demo.captions import LANGUAGES, caption, captions
-from edgeclip_export.demo.scenes import (
+from edgeclip_bench.demo.captions import LANGUAGES, caption, captions
+from edgeclip_bench.demo.scenes import (
     BACKGROUNDS,
     COLOURS,
     MAX_COUNT,

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgeclip.errors import BuildError
+from edgeclip_bench.demo.captions import LANGUAGES, captions
+from edgeclip_bench.demo.dataset import CAPTIONS, FAMILY, IMAGES, main, write_dataset
+from edgeclip_bench.demo.layout import IMAGE_SIZE_PX
+from edgeclip_bench.demo.scenes import Scene, draw_scenes, split_of
 from edgeclip_bench.quality.datasets import ImageTextData
 from edgeclip_bench.quality.layouts import open_data
-from edgeclip_export.demo.captions import LANGUAGES, captions
-from edgeclip_export.demo.dataset import CAPTIONS, FAMILY, IMAGES, main, write_dataset
-from edgeclip_export.demo.layout import IMAGE_SIZE_PX
-from edgeclip_export.demo.scenes import Scene, draw_scenes, split_of
 
 COUNT, MEMBERS = 40, 5
 # About what the four backgrounds are drawn in.

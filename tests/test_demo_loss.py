@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgeclip_export.demo.loss import contrastive_loss, matryoshka_loss
+from edgeclip_bench.demo.loss import contrastive_loss, matryoshka_loss
 
 # Of losses around 3, fp32 against a loop in fp64. Measured: 2e-7.
 LOSS_TOLERANCE = 2e-6

@@ -9,15 +9,15 @@ from safetensors import safe_open
 
 from edgeclip.bundle.files import verify_hashes
 from edgeclip.manifest import Manifest, Target
+from edgeclip_bench.demo import CHECKPOINT
+from edgeclip_bench.demo.captions import LANGUAGES
+from edgeclip_bench.demo.layout import WIDTH
+from edgeclip_bench.demo.train import LOG, Recipe
 from edgeclip_bench.quality import damage
 from edgeclip_bench.quality.against import compare
 from edgeclip_bench.quality.damage import BUNDLES, DAMAGES, DIMS, FAINT, RIGHT, Judgement, judge_damages, overall
 from edgeclip_bench.quality.layouts import open_data
 from edgeclip_export.checkpoint import WEIGHTS, hash_file
-from edgeclip_export.demo import CHECKPOINT
-from edgeclip_export.demo.captions import LANGUAGES
-from edgeclip_export.demo.layout import WIDTH
-from edgeclip_export.demo.train import LOG, Recipe
 
 MAX_WEIGHT_BYTES = 6_000_000
 # Of 500 pictures in families of ten, none in a combination that was trained, in every language and direction.

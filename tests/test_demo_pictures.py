@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from edgeclip_export.demo import pictures
-from edgeclip_export.demo.pictures import Pixels, draw_picture, object_masks
-from edgeclip_export.demo.scenes import (
+from edgeclip_bench.demo import drawing as pictures
+from edgeclip_bench.demo.drawing import Pixels, draw_picture, object_masks
+from edgeclip_bench.demo.scenes import (
     BACKGROUNDS,
     COLOURS,
     RELATIONS,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgeclip.errors import BuildError
-from edgeclip_export.demo.scenes import (
+from edgeclip_bench.demo.scenes import (
     BACKGROUNDS,
     COLOURS,
     MAX_COUNT,

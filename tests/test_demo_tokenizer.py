@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from edgeclip_export.demo import tokenizer as module
-from edgeclip_export.demo.captions import LANGUAGES, captions
-from edgeclip_export.demo.layout import VOCAB_SIZE
-from edgeclip_export.demo.scenes import draw_scenes
-from edgeclip_export.demo.tokenizer import train_tokenizer
+from edgeclip_bench.demo import tokenizer as module
+from edgeclip_bench.demo.captions import LANGUAGES, captions
+from edgeclip_bench.demo.layout import VOCAB_SIZE
+from edgeclip_bench.demo.scenes import draw_scenes
+from edgeclip_bench.demo.tokenizer import train_tokenizer
 from tests.conftest import CHECKPOINT
 
 MAX_MEAN_PIECES = 25  # what a query costs; French has the most, 22.4
@@ -148,7 +148,7 @@ def test_a_seed_gives_the_same_bytes_in_every_process(monkeypatch: pytest.Monkey
     here = train_tokenizer(7).to_str(pretty=True)
     program = f"""if True:
         import sys
-        from edgeclip_export.demo import tokenizer
+        from edgeclip_bench.demo import tokenizer
         tokenizer._CAPTIONS_PER_LANGUAGE = {few}
         sys.stdout.buffer.write(tokenizer.train_tokenizer(7).to_str(pretty=True).encode())
     """

@@ -17,16 +17,16 @@ from torch import Tensor
 
 from edgeclip import Encoder
 from edgeclip.errors import BuildError
+from edgeclip_bench.demo import layout, tokenizer, train
+from edgeclip_bench.demo.captions import LANGUAGES, captions
+from edgeclip_bench.demo.drawing import draw_picture
+from edgeclip_bench.demo.layout import MATRYOSHKA_DIMS, checkpoint_config
+from edgeclip_bench.demo.loss import matryoshka_loss
+from edgeclip_bench.demo.scenes import Split, draw_scenes
+from edgeclip_bench.demo.towers import LOGIT_SCALE, RawTowers
+from edgeclip_bench.demo.train import Batch, Recipe, draw_batch, validate
 from edgeclip_export import export_checkpoint
 from edgeclip_export.checkpoint import FILES, hash_file, open_checkpoint
-from edgeclip_export.demo import layout, tokenizer, train
-from edgeclip_export.demo.captions import LANGUAGES, captions
-from edgeclip_export.demo.layout import MATRYOSHKA_DIMS, checkpoint_config
-from edgeclip_export.demo.loss import matryoshka_loss
-from edgeclip_export.demo.pictures import draw_picture
-from edgeclip_export.demo.scenes import Split, draw_scenes
-from edgeclip_export.demo.towers import LOGIT_SCALE, RawTowers
-from edgeclip_export.demo.train import Batch, Recipe, draw_batch, validate
 from edgeclip_export.families.jina_clip.config import parse_config
 from edgeclip_export.families.jina_clip.tensors import tensor_shapes
 from edgeclip_export.families.jina_clip.weights import open_weights

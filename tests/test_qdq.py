@@ -19,8 +19,8 @@ from edgeclip import BuildError, Manifest
 from edgeclip.families.jina_clip import preprocess_image
 from edgeclip.inputs.tokenization import TextTokenizer
 from edgeclip.manifest import TOWERS, Target, TowerName
+from edgeclip_bench.demo.dataset import write_dataset
 from edgeclip_export import export_checkpoint
-from edgeclip_export.demo.dataset import write_dataset
 from edgeclip_quant.inputs.layer_inputs import Observation, observe
 from edgeclip_quant.inputs.made_up import Batches, Samples, made_up_samples
 from edgeclip_quant.passes import qdq

@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 from edgeclip import BuildError, Encoder, Manifest
 from edgeclip.bundle.selftest import run_selftest
 from edgeclip.manifest import PROOF_DATA, TOWERS, Measurement, Precision, Target, TowerName
+from edgeclip_bench.demo.dataset import write_dataset
 from edgeclip_export import export_checkpoint
-from edgeclip_export.demo.dataset import write_dataset
 from edgeclip_quant import quantize_bundle
 from edgeclip_quant.budget import DEFAULT_BUDGETS, Budget
 from edgeclip_quant.inputs.made_up import Samples

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from edgeclip import Encoder, Manifest
 from edgeclip.cli.calibration import read_samples
 from edgeclip.manifest import TOWERS, RetrievalChange, Target, TowerName
-from edgeclip_export.demo.captions import LANGUAGES
-from edgeclip_export.demo.dataset import write_dataset
+from edgeclip_bench.demo.captions import LANGUAGES
+from edgeclip_bench.demo.dataset import write_dataset
 from edgeclip_quant import quantize_bundle
 from edgeclip_quant.budget import DEFAULT_BUDGETS
 from edgeclip_quant.proof import measurement as proof

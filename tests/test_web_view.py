@@ -52,9 +52,9 @@ MARKUP = Markup((WEB / "index.html").read_text(encoding="utf-8"))
 
 
 def test_the_samples_are_what_the_demo_draws() -> None:
-    """The files' pixels and their texts are those of `edgeclip_export.demo.samples`; no file is large."""
-    samples = pytest.importorskip("edgeclip_export.demo.samples")
-    from edgeclip_export.demo.captions import captions
+    """The files' pixels and their texts are those of `edgeclip_bench.demo.samples`; no file is large."""
+    samples = pytest.importorskip("edgeclip_bench.demo.samples")
+    from edgeclip_bench.demo.captions import captions
 
     wanted = {f"web/sample-{name}.png": captions(scene, "en")[0] for name, scene in samples.SAMPLES.items()}
     assert wanted == MARKUP.pictures
@@ -79,7 +79,7 @@ def scenes_url(trained_bundles: Bundles) -> "object":
 
 def test_a_visitor_can_try_at_once(browser: "Browser", scenes_url: str) -> None:
     """One click on an example text reads the samples and finds the picture it tells of, in each language."""
-    samples = pytest.importorskip("edgeclip_export.demo.samples")
+    samples = pytest.importorskip("edgeclip_bench.demo.samples")
     page = opened(browser, scenes_url)
     assert page.run("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
     assert "Nothing" not in page.text("#status") and page.text("#intro").startswith("Add pictures")

@@ -20,16 +20,16 @@ from edgeclip import Encoder, Manifest
 from edgeclip.cli.calibration import read_samples
 from edgeclip.errors import BuildError, InputError
 from edgeclip.progress import ProgressBar, is_wanted
+from edgeclip_bench.demo import CHECKPOINT
+from edgeclip_bench.demo.captions import captions
 from edgeclip_bench.demo.contact_sheet import Hit, Search, draw_contact_sheet
+from edgeclip_bench.demo.dataset import FAMILY, IMAGES, write_dataset
+from edgeclip_bench.demo.scenes import Scene
 from edgeclip_bench.quality.against import Comparison, compare
 from edgeclip_bench.quality.datasets import ImageTextData
 from edgeclip_bench.quality.evaluate import Evaluation, evaluate, open_embedder
 from edgeclip_bench.quality.layouts import open_data
 from edgeclip_export import export_checkpoint
-from edgeclip_export.demo import CHECKPOINT
-from edgeclip_export.demo.captions import captions
-from edgeclip_export.demo.dataset import FAMILY, IMAGES, write_dataset
-from edgeclip_export.demo.scenes import Scene
 from edgeclip_quant import quantize_bundle
 from edgeclip_quant.budget import Budget
 

@@ -27,15 +27,15 @@ from safetensors.numpy import load_file, save_file
 from edgeclip import EdgeclipError, Manifest
 from edgeclip.manifest import MANIFEST_NAME, TowerName
 from edgeclip.progress import ProgressBar, is_wanted
+from edgeclip_bench.demo import CHECKPOINT
+from edgeclip_bench.demo.dataset import CAPTIONS, IMAGES, write_dataset
+from edgeclip_bench.demo.layout import MATRYOSHKA_DIMS
 from edgeclip_bench.measure.machine_facts import machine
 from edgeclip_bench.quality.against import CheckpointWarning, Difference, compare
 from edgeclip_bench.quality.evaluate import DataScores, evaluate
 from edgeclip_bench.quality.layouts import open_data
 from edgeclip_export import export_checkpoint
 from edgeclip_export.checkpoint import WEIGHTS, hash_file
-from edgeclip_export.demo import CHECKPOINT
-from edgeclip_export.demo.dataset import CAPTIONS, IMAGES, write_dataset
-from edgeclip_export.demo.layout import MATRYOSHKA_DIMS
 
 ROTARY = "RotaryEmbedding"
 RIGHT = "as it should be"

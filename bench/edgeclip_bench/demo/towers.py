@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from edgeclip_export.demo.layout import preprocessor_config
+from edgeclip_bench.demo.layout import preprocessor_config
 from edgeclip_export.families.jina_clip.config import JinaClipConfig
 from edgeclip_export.families.jina_clip.fold import fold_text, fold_vision
 from edgeclip_export.families.jina_clip.tensors import tensor_shapes

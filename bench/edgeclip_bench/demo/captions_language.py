@@ -16,7 +16,7 @@ Options mean the same in every language that has them:
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from edgeclip_export.demo.scenes import BACKGROUNDS, RELATIONS, Group, Scene
+from edgeclip_bench.demo.scenes import BACKGROUNDS, RELATIONS, Group, Scene
 
 Options = frozenset[str]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip_export.demo.scenes import COLOURS, SHAPES, TEXTURES, Group, Scene, Shape, Size, Texture
+from edgeclip_bench.demo.scenes import COLOURS, SHAPES, TEXTURES, Group, Scene, Shape, Size, Texture
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.float32]

@@ -4,8 +4,8 @@ The tables hold what the grammar cannot derive: a noun's gender and its irregula
 stem. The function under each table makes number, gender and case agree.
 """
 
-from edgeclip_export.demo.captions_language import Language, Options, join
-from edgeclip_export.demo.scenes import Group
+from edgeclip_bench.demo.captions_language import Language, Options, join
+from edgeclip_bench.demo.scenes import Group
 
 # English. Nouns and adjectives are the names in `scenes`; `with` also takes little and big for small and large.
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from edgeclip_export.demo.captions import LANGUAGES, caption
-from edgeclip_export.demo.scenes import draw_scenes
+from edgeclip_bench.demo.captions import LANGUAGES, caption
+from edgeclip_bench.demo.scenes import draw_scenes
 
 _SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 _UNKNOWN = 3

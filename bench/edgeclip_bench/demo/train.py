@@ -1,6 +1,6 @@
 """Train the small model: from nothing to a checkpoint in the official layout.
 
-    python -m edgeclip_export.demo.train OUT
+    python -m edgeclip_bench.demo.train OUT
 
 Pictures and captions are drawn as they are needed, each step's from the seed and the step's number alone,
 so a run that was interrupted goes on where it was and sees what it would have seen. Matrices are optimised
@@ -30,14 +30,14 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from edgeclip.errors import BuildError, EdgeclipError
+from edgeclip_bench.demo.captions import LANGUAGES, caption
+from edgeclip_bench.demo.drawing import draw_picture
+from edgeclip_bench.demo.layout import IMAGE_SIZE_PX, MATRYOSHKA_DIMS, checkpoint_config, preprocessor_config
+from edgeclip_bench.demo.loss import matryoshka_loss
+from edgeclip_bench.demo.scenes import Split, draw_scenes
+from edgeclip_bench.demo.tokenizer import train_tokenizer
+from edgeclip_bench.demo.towers import LOGIT_SCALE, RawTowers
 from edgeclip_export.checkpoint import CONFIG, PREPROCESSOR, TOKENIZER, WEIGHTS, hash_file
-from edgeclip_export.demo.captions import LANGUAGES, caption
-from edgeclip_export.demo.layout import IMAGE_SIZE_PX, MATRYOSHKA_DIMS, checkpoint_config, preprocessor_config
-from edgeclip_export.demo.loss import matryoshka_loss
-from edgeclip_export.demo.pictures import draw_picture
-from edgeclip_export.demo.scenes import Split, draw_scenes
-from edgeclip_export.demo.tokenizer import train_tokenizer
-from edgeclip_export.demo.towers import LOGIT_SCALE, RawTowers
 from edgeclip_export.families.jina_clip.config import parse_config
 
 LOG = "training.json"
@@ -251,7 +251,7 @@ def _write_json(path: Path, document: dict[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train where the command line says."""
-    parser = argparse.ArgumentParser(prog="python -m edgeclip_export.demo.train", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m edgeclip_bench.demo.train", description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder, or that of a run that was interrupted")
     for name, what in (("seed", "of weights and data"), ("steps", "of training"), ("batch", "pictures in a step")):
         default = getattr(Recipe(), name)

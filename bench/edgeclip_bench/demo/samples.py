@@ -3,7 +3,7 @@
 The scenes are chosen by hand: every shape, colour and background is shown, and half of them are combinations that
 the small model never saw in training. The project drew them, so its own licence covers them.
 
-python -m edgeclip_export.demo.samples runtime/edgeclip/serve/web
+python -m edgeclip_bench.demo.samples runtime/edgeclip/serve/web
 """
 
 import sys
@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from edgeclip_export.demo.pictures import draw_picture
-from edgeclip_export.demo.scenes import Background, Colour, Group, Relation, Scene, Shape, Size, Texture
+from edgeclip_bench.demo.drawing import draw_picture
+from edgeclip_bench.demo.scenes import Background, Colour, Group, Relation, Scene, Shape, Size, Texture
 
 _SIDE_PX = 256
 

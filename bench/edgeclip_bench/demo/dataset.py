@@ -1,6 +1,6 @@
 """Scenes as files: pictures and a captions.jsonl in every language, as `edgeclip eval` reads them.
 
-python -m edgeclip_export.demo.dataset OUT [--split test] [--images 500] [--family 10] [--seed 0]
+python -m edgeclip_bench.demo.dataset OUT [--split test] [--images 500] [--family 10] [--seed 0]
 """
 
 import argparse
@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from edgeclip.errors import BuildError
-from edgeclip_export.demo.captions import LANGUAGES, caption
-from edgeclip_export.demo.pictures import draw_picture
-from edgeclip_export.demo.scenes import MAX_FAMILY, SPLITS, Scene, Split, draw_scenes
+from edgeclip_bench.demo.captions import LANGUAGES, caption
+from edgeclip_bench.demo.drawing import draw_picture
+from edgeclip_bench.demo.scenes import MAX_FAMILY, SPLITS, Scene, Split, draw_scenes
 
 CAPTIONS = "captions.jsonl"
 IMAGES = 500
@@ -74,9 +74,7 @@ def _write(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write a data set where the command line says."""
-    parser = argparse.ArgumentParser(
-        prog="python -m edgeclip_export.demo.dataset", description=__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m edgeclip_bench.demo.dataset", description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     parser.add_argument("--split", choices=get_args(Split), default="test", help="which combinations (test)")
     parser.add_argument("--images", type=int, default=IMAGES, help=f"how many ({IMAGES})")

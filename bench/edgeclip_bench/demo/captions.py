@@ -8,10 +8,10 @@ from its other side (`Scene.turned`) may share one. The grammar is the languages
 import numpy as np
 
 from edgeclip.errors import InputError
-from edgeclip_export.demo.captions_asian import ARABIC, CHINESE, HINDI, JAPANESE, TURKISH
-from edgeclip_export.demo.captions_european import ENGLISH, FRENCH, GERMAN, RUSSIAN, SPANISH
-from edgeclip_export.demo.captions_language import Language
-from edgeclip_export.demo.scenes import Scene
+from edgeclip_bench.demo.captions_asian import ARABIC, CHINESE, HINDI, JAPANESE, TURKISH
+from edgeclip_bench.demo.captions_european import ENGLISH, FRENCH, GERMAN, RUSSIAN, SPANISH
+from edgeclip_bench.demo.captions_language import Language
+from edgeclip_bench.demo.scenes import Scene
 
 _LANGUAGES: dict[str, Language] = {
     "en": ENGLISH,

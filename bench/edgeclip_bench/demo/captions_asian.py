@@ -4,8 +4,8 @@ The tables hold what the grammar cannot derive: a noun's gender, its forms, its 
 under each table makes the words of a group agree.
 """
 
-from edgeclip_export.demo.captions_language import Language, Options, join
-from edgeclip_export.demo.scenes import Group
+from edgeclip_bench.demo.captions_language import Language, Options, join
+from edgeclip_bench.demo.scenes import Group
 
 # Turkish. Nouns: as such, and in the `genitive` that "at the left of" asks for; a counted noun stays singular.
 
