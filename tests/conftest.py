@@ -14,7 +14,7 @@ from edgeclip import Encoder
 from edgeclip.manifest import TARGETS, Target
 
 if TYPE_CHECKING:
-    from tests.browser import Browser
+    from tests.scenes.browser import Browser
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden"
@@ -143,7 +143,7 @@ def encoder(bundle: Path) -> Iterator[Encoder]:
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Browser"]:
     """A headless Chromium; without one, or without the extra for the service, the test is skipped."""
-    driver = pytest.importorskip("tests.browser")
+    driver = pytest.importorskip("tests.scenes.browser")
     if driver.CHROMIUM is None:
         pytest.skip("no Chromium here")
     with driver.browsing(tmp_path_factory.mktemp("browser")) as opened:
@@ -153,7 +153,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Browser"]:
 @pytest.fixture(scope="session")
 def page_url(bundle: Path, encoder: Encoder) -> Iterator[str]:
     """A service of the golden bundle for the page, which takes pictures up to a megapixel."""
-    from tests.serving import serving
+    from tests.scenes.serving import serving
 
     with serving(bundle, encoder, max_image_pixels=1_000_000) as running:
         yield running
@@ -162,7 +162,7 @@ def page_url(bundle: Path, encoder: Encoder) -> Iterator[str]:
 @pytest.fixture
 def page(browser: "Browser", page_url: str) -> Iterator["Browser"]:
     """The page, opened anew; what the browser complains of fails the test, but for answers that are refusals."""
-    from tests.web_page import opened
+    from tests.scenes.web_page import opened
 
     yield opened(browser, page_url)
     assert [error for error in browser.errors if not error.startswith("Failed to load resource")] == []

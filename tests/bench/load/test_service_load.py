@@ -1,0 +1,161 @@
+"""The load told of is the load that was: clients in flight, latencies from when a request was due, refusals."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from edgeclip import Encoder
+from edgeclip_bench.load.service_load import (
+    BULK_IMAGES,
+    Client,
+    Tally,
+    bulk_images,
+    closed_loop,
+    connect,
+    main,
+    measure_overhead,
+    mixed_bodies,
+    open_loop,
+    row,
+    text_bodies,
+)
+from tests.scenes.serving import serving
+
+
+class Stub:
+    """A service that takes `work_s` for each request, one after another, and counts who is there."""
+
+    def __init__(self, *, work_s: float = 0.0, status: int = 200) -> None:
+        self.work_s, self.status = work_s, status
+        self.inside = self.most = 0
+        self.bodies: list[Any] = []
+        self._turn = asyncio.Lock()
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.bodies.append(await request.json())
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        async with self._turn:
+            await asyncio.sleep(self.work_s)
+        self.inside -= 1
+        return web.Response(status=self.status)
+
+
+@asynccontextmanager
+async def client_of(stub: Stub) -> AsyncIterator[Client]:
+    app = web.Application(client_max_size=1 << 24)
+    app.router.add_post("/v1/embeddings", stub.answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        async with connect(f"http://127.0.0.1:{runner.addresses[0][1]}/", key=None) as client:
+            yield client
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize("clients", [1, 4])
+def test_a_closed_loop_has_that_many_in_flight(clients: int) -> None:
+    async def scene() -> tuple[Stub, Tally]:
+        stub = Stub(work_s=0.01)
+        async with client_of(stub) as client:
+            return stub, await closed_loop(client, text_bodies(), clients, 0.3)
+
+    stub, tally = asyncio.run(scene())
+    assert stub.most == clients
+    assert len(tally.latencies_ms) == len(stub.bodies) > clients
+    assert min(tally.latencies_ms) >= 10.0
+    assert row("text", "closed", clients, tally).requests_a_second == len(tally.latencies_ms) / tally.seconds
+
+
+def test_an_open_loop_s_latency_counts_from_when_the_request_was_due() -> None:
+    """Twenty a second to who does ten: the last of about 20 waits for half of them."""
+
+    async def scene() -> Tally:
+        async with client_of(Stub(work_s=0.1)) as client:
+            return await open_loop(client, text_bodies(), 20.0, 1.0)
+
+    tally = asyncio.run(scene())
+    assert len(tally.latencies_ms) == 20
+    assert max(tally.latencies_ms) > 500.0
+
+
+def test_refusals_are_counted_and_are_no_latencies() -> None:
+    async def scene() -> Tally:
+        async with client_of(Stub(status=429, work_s=0.01)) as client:
+            return await closed_loop(client, text_bodies(), 2, 0.1)
+
+    tally = asyncio.run(scene())
+    assert set(tally.refusals) == {"429"} and not tally.latencies_ms
+    assert row("text", "closed", 2, tally).latency is None
+
+
+def test_a_service_that_is_not_there_is_counted_too() -> None:
+    async def scene() -> Tally:
+        tally = Tally()
+        async with connect("http://127.0.0.1:9", key=None) as client:
+            await client.send(next(text_bodies()), tally)
+        return tally
+
+    assert sum(asyncio.run(scene()).refusals.values()) == 1
+
+
+def test_one_in_ten_of_the_mixed_is_an_image() -> None:
+    bodies = mixed_bodies()
+    kinds = ["image" if "image" in next(bodies)["input"][0] else "text" for _ in range(30)]
+    assert kinds == ([*["text"] * 9, "image"]) * 3
+
+
+def test_the_bulk_job_is_there_and_ends() -> None:
+    async def scene() -> Stub:
+        stub = Stub(work_s=0.01)
+        async with client_of(stub) as client:
+            async with bulk_images(client) as tally:
+                await closed_loop(client, text_bodies(), 1, 0.1)
+            sent = len(stub.bodies)
+            await asyncio.sleep(0.05)
+            assert len(stub.bodies) <= sent + 4
+            assert tally.seconds >= 0.1
+        return stub
+
+    stub = asyncio.run(scene())
+    assert {len(body["input"]) for body in stub.bodies} == {1, BULK_IMAGES}
+
+
+def test_the_real_service_under_a_little_load(
+    bundle: Path, encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "load.json"
+    with serving(bundle, encoder) as url:
+        assert main([url, "--seconds", "0.3", "--concurrency", "2", "--rate", "20", "--out", str(out)]) == 0
+    report = json.loads(out.read_text())
+    shown = capsys.readouterr().err
+    names = ["text", "mixed", "text", "mixed", "text beside images", f"{BULK_IMAGES} images beside text"]
+    assert [one["workload"] for one in report["rows"]] == names
+    for one in report["rows"][:-1]:
+        assert one["refused"] == {} and one["latency"]["samples"] > 0, one
+        assert one["workload"] in shown
+
+
+def test_the_overhead_is_the_median_of_differences(bundle: Path, encoder: Encoder) -> None:
+    with serving(bundle, encoder) as url:
+        found = measure_overhead(url, bundle, key=None, turns=5)
+        assert [one.encoding for one in found] == ["float", "base64"]
+        for one in found:
+            assert one.service.samples == one.encoder.samples == 5
+            assert one.service.min_ms > 0 and one.encoder.min_ms > 0
+            lowest, highest = (
+                one.service.min_ms - one.encoder.max_ms,
+                one.service.max_ms - one.encoder.min_ms,
+            )
+            assert lowest <= one.median_difference_ms <= highest
+        with pytest.raises(SystemExit, match="the service answered 404"):
+            measure_overhead(f"{url}/nowhere", bundle, key=None, turns=1)
