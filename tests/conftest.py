@@ -20,7 +20,14 @@ DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden"
 CHECKPOINT = GOLDEN / "model"
 # These take longest, so they begin: a process that is given one of them last would let the others wait at the end.
-_FIRST = ("test_demo_model", "test_rivals", "test_cli_demo", "test_recall_by_language", "test_half", "test_cli_bench")
+_FIRST = (
+    "bench/demo/test_model",
+    "bench/rivals/test_rivals",
+    "runtime/cli/test_demo",
+    "quant/test_recall_by_language",
+    "quant/passes/test_float16",
+    "runtime/cli/test_bench",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole files, the longest first; the order of the others stays."""
     ranks = {name: rank for rank, name in enumerate(_FIRST)}
-    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+    items.sort(key=lambda item: ranks.get(str(item.path.relative_to(DATA.parent).with_suffix("")), len(ranks)))
 
 
 def made_once(path: Path, make: Callable[[Path], object]) -> Path:
