@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
     "edgeclip": ROOT / "runtime" / "edgeclip",
+    "edgeclip_graph": ROOT / "export" / "edgeclip_graph",
     "edgeclip_export": ROOT / "export" / "edgeclip_export",
     "edgeclip_quant": ROOT / "quant" / "edgeclip_quant",
     "edgeclip_bench": ROOT / "bench" / "edgeclip_bench",
@@ -18,7 +19,13 @@ PACKAGES = {
 HEAVY = ("torch", "onnx", "onnxscript", "onnx_ir", "PIL", "huggingface_hub", "fastapi", "safetensors", "onnxruntime")
 # What a runtime module may import at its top beside the standard library.
 LEAN = {"edgeclip", "numpy", "tokenizers"}
-# What of the runtime the export and quant packages may import: what a bundle is, and how a session is opened.
+# Which of the other packages each of these may import, itself included.
+MAY_IMPORT = {
+    "edgeclip_graph": {"edgeclip_graph"},
+    "edgeclip_export": {"edgeclip_export", "edgeclip_graph"},
+    "edgeclip_quant": {"edgeclip_quant", "edgeclip_graph"},
+}
+# What of the runtime they may import: what a bundle is, and how a session is opened.
 SHARED = (
     "bundle.",
     "engine.devices",
@@ -86,15 +93,31 @@ def test_the_runtime_loads_little(path: Path) -> None:
     assert top <= LEAN | sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("path", modules("edgeclip_export") + modules("edgeclip_quant"), ids=name_of)
-def test_export_and_quant_share_only_what_a_bundle_is_and_how_it_is_written(path: Path) -> None:
+@pytest.mark.parametrize("path", [path for package in MAY_IMPORT for path in modules(package)], ids=name_of)
+def test_graph_export_and_quant_import_one_way(path: Path) -> None:
+    """Of the runtime they import `SHARED` alone; export and quant do not import each other."""
     own = path.relative_to(ROOT).parts[1]
     for name in imports(path):
         first, _, rest = name.partition(".")
         if first == "edgeclip":
             assert rest.startswith(SHARED), name
         elif first in PACKAGES:
-            assert first == own, name
+            assert first in MAY_IMPORT[own], name
+
+
+@pytest.mark.parametrize("path", modules("edgeclip_graph"), ids=name_of)
+def test_the_graph_package_imports_no_torch(path: Path) -> None:
+    """Quantising needs no torch, and it rewrites graphs with this package."""
+    assert "torch" not in {name.partition(".")[0] for name in imports(path)}
+
+
+def test_all_of_the_graph_package_loads_without_torch() -> None:
+    """In a process of its own; a package that one of its modules imports could bring torch along."""
+    folder = PACKAGES["edgeclip_graph"]
+    names = [".".join(path.relative_to(folder.parent).with_suffix("").parts) for path in modules("edgeclip_graph")]
+    program = f"import sys, {', '.join(names)}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["False"]
 
 
 @pytest.mark.parametrize("path", modules("edgeclip_bench"), ids=name_of)

@@ -35,8 +35,8 @@ from edgeclip_export.families.jina_clip.preprocessor import read_image_facts, re
 from edgeclip_export.families.jina_clip.selftest import TEXTS, SelfTest, make_selftest
 from edgeclip_export.families.jina_clip.tensors import tensor_shapes
 from edgeclip_export.families.jina_clip.weights import open_weights
-from edgeclip_export.passes import TENSORRT_OPSET, census, lower
 from edgeclip_export.tracing import OPSET
+from edgeclip_graph.passes import TENSORRT_OPSET, census, lower
 
 SELFTEST = "selftest.npz"
 GRAPHS: dict[TowerName, str] = {"text": "text_model.onnx", "vision": "vision_model.onnx"}

@@ -1,7 +1,7 @@
 """The two operators that every target has a kernel of its own for.
 
 A tower calls them like any other torch function. Run eagerly they are the maths, spelled out; while
-torch traces them each leaves a single node of the domain `edgeclip`, and `edgeclip_export.passes`
+torch traces them each leaves a single node of the domain `edgeclip`, and `edgeclip_graph.passes`
 replaces every such node by what the target runs fastest. So a tower is written and traced once, and
 no pass has to recognise attention among twenty small operators.
 
@@ -11,8 +11,7 @@ Both take and give (batch, tokens, heads * head width), the layout the projectio
 import torch
 from torch import Tensor
 
-DOMAIN = "edgeclip"
-ROTARY, ATTENTION = "RotaryEmbedding", "Attention"
+from edgeclip_graph.operators import ATTENTION, DOMAIN, ROTARY
 
 
 def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:

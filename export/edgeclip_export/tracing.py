@@ -1,7 +1,7 @@
 """A torch tower in, an ONNX graph out, by torch's exporter.
 
 The trace is the same for every target: plain ONNX, plus one node of the domain `edgeclip` for each
-attention and each rotation. What becomes of those is `edgeclip_export.passes`' work.
+attention and each rotation. What becomes of those is `edgeclip_graph.passes`' work.
 """
 
 import contextlib

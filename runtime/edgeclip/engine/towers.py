@@ -68,7 +68,7 @@ class Towers:
                     self._files.verify_replaced(file.name)
             session = TowerSession(self._folder / graph, tower, self._device, self._threads, self._manifest)
             if tower == "text":
-                # Mapped weights (`edgeclip_export.passes.gemm`) let the first text wait for the disk; this reads all.
+                # Mapped weights (`edgeclip_graph.passes.gemm`) let the first text wait for the disk; this reads all.
                 facts = self._manifest.tokenizer
                 session.run(np.array([[facts.bos_id, facts.eos_id]], dtype=np.int64))
             self.sessions[tower] = session

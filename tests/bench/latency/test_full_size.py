@@ -16,7 +16,7 @@ from edgeclip_bench.families.random_checkpoint import full_config, write_checkpo
 from edgeclip_bench.latency.full_size import ExportCost, measure_export, measure_quantisation
 from edgeclip_bench.latency.plain_export import measure_in_process
 from edgeclip_bench.rivals.plain_towers import load_plain_text
-from edgeclip_export.passes import census
+from edgeclip_graph.passes import census
 from edgeclip_quant import quantize_bundle
 from tests.export.families.jina_clip.test_parity import largest_difference
 

@@ -34,7 +34,7 @@ from edgeclip_quant.passes.qdq import (
 )
 from edgeclip_quant.pick.kernel_plan import relative_error
 from tests.conftest import DATA
-from tests.export.passes.test_passes import census, describe
+from tests.graph.passes.test_passes import census, describe
 from tests.quant.test_quantize import with_outliers
 from tests.scenes.qdq_graphs import drawn, layer_model, observed, path_of, run_graph
 

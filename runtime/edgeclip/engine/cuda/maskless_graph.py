@@ -1,7 +1,7 @@
 """A text graph for texts without padding: the attention's choice, made before onnxruntime opens the graph.
 
 A text graph for CUDA asks at run time whether anything is padding, by an If round every attention
-(`edgeclip_export.passes.attention`). On a GPU that answer must come back to the processor before the layers can go
+(`edgeclip_graph.passes.attention`). On a GPU that answer must come back to the processor before the layers can go
 on, and onnxruntime refuses CUDA graphs for a graph with an If. But who forms the batch knows the answer. So the
 condition is made a constant here, and onnxruntime then puts the branch without a mask in the If's place.
 """

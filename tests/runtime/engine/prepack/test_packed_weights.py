@@ -98,7 +98,7 @@ def test_what_it_did_as_json_and_again_and_removed(int8_bundle: Path, cache: Pat
 
 
 def test_a_tower_that_shares_its_weights_anyway_is_left_out(bundle: Path, cache: Path, capsys: Captured) -> None:
-    """The fp32 text tower reads them in place (`edgeclip_export.passes.gemm`)."""
+    """The fp32 text tower reads them in place (`edgeclip_graph.passes.gemm`)."""
     before = vectors(bundle)
     text, vision = json.loads(run("prepack", bundle, "--json", capsys=capsys)[1])["towers"]
     assert (text["folder"], text["shared_bytes"]) == (None, 0)

@@ -19,15 +19,15 @@ from edgeclip.manifest import TARGETS, TOWERS, Target, TowerName
 from edgeclip_export.checkpoint import read_json
 from edgeclip_export.families.jina_clip.config import parse_config
 from edgeclip_export.operators import attention, rotary_embedding
-from edgeclip_export.passes import TENSORRT_OPSET, census, lower
-from edgeclip_export.passes.activation import FuseSilu
-from edgeclip_export.passes.attention import FuseAttention, SpellOutAttention
-from edgeclip_export.passes.gemm import WeightsFirst, WeightsInPlace
-from edgeclip_export.passes.mask_choice import FEW_ROWS, ChooseByRows
-from edgeclip_export.passes.rotary import FuseRotary, SpellOutRotary
-from edgeclip_export.passes.split_linear import SeparateParts
-from edgeclip_export.passes.standard import RequireStandardOps
 from edgeclip_export.tracing import trace
+from edgeclip_graph.passes import TENSORRT_OPSET, census, lower
+from edgeclip_graph.passes.activation import FuseSilu
+from edgeclip_graph.passes.attention import FuseAttention, SpellOutAttention
+from edgeclip_graph.passes.gemm import WeightsFirst, WeightsInPlace
+from edgeclip_graph.passes.mask_choice import FEW_ROWS, ChooseByRows
+from edgeclip_graph.passes.rotary import FuseRotary, SpellOutRotary
+from edgeclip_graph.passes.split_linear import SeparateParts
+from edgeclip_graph.passes.standard import RequireStandardOps
 from tests.conftest import CHECKPOINT, DATA
 from tests.export.families.jina_clip.test_parity import run_graph
 

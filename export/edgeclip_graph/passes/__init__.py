@@ -19,13 +19,13 @@ from onnx_ir.passes import PassBase, PassError, common
 
 from edgeclip.errors import BuildError
 from edgeclip.manifest import Target, TowerName
-from edgeclip_export.passes.activation import FuseSilu
-from edgeclip_export.passes.attention import FuseAttention, SpellOutAttention
-from edgeclip_export.passes.gemm import WeightsFirst, WeightsInPlace
-from edgeclip_export.passes.mask_choice import ChooseByRows
-from edgeclip_export.passes.rotary import FuseRotary, SpellOutRotary
-from edgeclip_export.passes.split_linear import SeparateParts
-from edgeclip_export.passes.standard import RequireStandardOps
+from edgeclip_graph.passes.activation import FuseSilu
+from edgeclip_graph.passes.attention import FuseAttention, SpellOutAttention
+from edgeclip_graph.passes.gemm import WeightsFirst, WeightsInPlace
+from edgeclip_graph.passes.mask_choice import ChooseByRows
+from edgeclip_graph.passes.rotary import FuseRotary, SpellOutRotary
+from edgeclip_graph.passes.split_linear import SeparateParts
+from edgeclip_graph.passes.standard import RequireStandardOps
 
 # What TensorRT 10's parser reads; the first opset with Gelu.
 TENSORRT_OPSET = 20

@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassBase, PassResult, PostconditionError, PreconditionError, common
 
-from edgeclip_export.operators import ATTENTION
-from edgeclip_export.passes.frame import Recorder, input_of
+from edgeclip_graph.frame import Recorder, input_of
+from edgeclip_graph.operators import ATTENTION
 
 # Rows (texts x tokens) up to which the weights go first. Measured at full size on two cores, as a share of
 # the other way's time: 0.68 at 16 rows, 0.72 at 32, 0.84 at 64, 0.90 at 128, 0.98 at 256, 1.05 at 512.

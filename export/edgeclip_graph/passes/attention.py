@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from edgeclip_export.operators import ATTENTION
-from edgeclip_export.passes.frame import CONTRIB, LowerOperator, Recorder, heads_of, input_of
+from edgeclip_graph.frame import CONTRIB, LowerOperator, Recorder, heads_of, input_of
+from edgeclip_graph.operators import ATTENTION
 
 # What the reference adds to the score of a masked key; in fp32 its exponential is exactly zero.
 MASKED_SCORE = -10000.0

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
 
-from edgeclip_export.operators import DOMAIN
+from edgeclip_graph.operators import DOMAIN
 
 CONTRIB = "com.microsoft"
 

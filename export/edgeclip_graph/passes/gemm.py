@@ -22,7 +22,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
 
-from edgeclip_export.passes.frame import CONTRIB, Recorder, input_of
+from edgeclip_graph.frame import CONTRIB, Recorder, input_of
 
 PRODUCT = "FusedMatMul"
 ELEMENTWISE = ("Gelu",)

@@ -2,8 +2,8 @@
 
 import onnx_ir as ir
 
-from edgeclip_export.operators import ROTARY
-from edgeclip_export.passes.frame import CONTRIB, LowerOperator, Recorder, heads_of, input_of
+from edgeclip_graph.frame import CONTRIB, LowerOperator, Recorder, heads_of, input_of
+from edgeclip_graph.operators import ROTARY
 
 
 class FuseRotary(LowerOperator):

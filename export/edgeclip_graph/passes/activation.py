@@ -4,7 +4,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
 from onnxscript.rewriter import RewriteRule, RewriteRuleSet
 
-from edgeclip_export.passes.frame import CONTRIB
+from edgeclip_graph.frame import CONTRIB
 
 
 class FuseSilu(InPlacePass):

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
 
-from edgeclip_export.passes.frame import Recorder, input_of
+from edgeclip_graph.frame import Recorder, input_of
 
 # `edgeclip_quant.passes.plain_graph` puts the parts together again, by this ending and their numbers.
 ENDING = "_part_"
