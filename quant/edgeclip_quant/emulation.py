@@ -25,9 +25,9 @@ import onnxruntime
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, common
 
 from edgeclip.errors import BuildError
+from edgeclip_graph.linear import constant
 from edgeclip_quant.inputs.value_ranges import ATTENTION
 from edgeclip_quant.passes.float16 import MOVES
-from edgeclip_quant.passes.linear_layers import constant
 from edgeclip_quant.passes.operator_types import FillTypes
 
 _FULL, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16

@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeclip_quant.passes.linear_layers import LinearLayer, constant
+from edgeclip_graph.linear import LinearLayer, constant
 from edgeclip_quant.passes.plain_graph import CONTRIB
 from edgeclip_quant.passes.smoothing import fold_into_norm, is_fed_by_norm
 from edgeclip_quant.passes.weight_blocks import blocks_product, matmul_blocks

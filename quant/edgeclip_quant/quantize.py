@@ -26,13 +26,13 @@ from edgeclip.manifest import (
     TowerFacts,
     TowerName,
 )
+from edgeclip_graph.linear import linear_layers
 from edgeclip_quant.budget import Budget, judge
 from edgeclip_quant.inputs.layer_inputs import observe
 from edgeclip_quant.inputs.made_up import Batches, Samples, padded_pair
 from edgeclip_quant.inputs.value_ranges import measure_ranges
 from edgeclip_quant.passes.float16 import narrow_to_half
 from edgeclip_quant.passes.integer_layers import Narrowed, census, narrow_to_integers, prepare
-from edgeclip_quant.passes.linear_layers import linear_layers
 from edgeclip_quant.passes.qdq import MAX_ERROR, quantize_for_tensorrt
 from edgeclip_quant.proof.measurement import PROOF, prove
 from edgeclip_quant.recipes import Recipe

@@ -18,10 +18,10 @@ from edgeclip.bundle.selftest import run_selftest
 from edgeclip.manifest import PROOF_DATA, TOWERS, Measurement, Precision, Target, TowerName
 from edgeclip_bench.demo.dataset import write_dataset
 from edgeclip_export import export_checkpoint
+from edgeclip_graph.linear import linear_layers
 from edgeclip_quant import quantize_bundle
 from edgeclip_quant.budget import DEFAULT_BUDGETS, Budget
 from edgeclip_quant.inputs.made_up import Samples
-from edgeclip_quant.passes.linear_layers import linear_layers
 from edgeclip_quant.passes.plain_graph import MakePlain
 from edgeclip_quant.proof import measurement as proof
 from edgeclip_quant.proof.measurement import open_tower, proof_samples

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeclip_quant.passes.linear_layers import LinearLayer, linear_layers
+from edgeclip_graph.linear import LinearLayer, linear_layers
 
 Draw = np.random.Generator
 Change = Callable[[ir.Model, float, Draw], None]

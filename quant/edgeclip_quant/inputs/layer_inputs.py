@@ -15,7 +15,7 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgeclip_quant.passes.linear_layers import LinearLayer, constant, linear_layers
+from edgeclip_graph.linear import LinearLayer, constant, linear_layers
 
 Progress = Callable[[str, int, int], None]
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from edgeclip.errors import BuildError
+from edgeclip_graph.linear import constant
 from edgeclip_quant.inputs.layer_inputs import Progress
-from edgeclip_quant.passes.linear_layers import constant
 from edgeclip_quant.passes.operator_types import FillTypes
 
 ATTENTION = "MultiHeadAttention"

@@ -21,8 +21,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError, common
 
+from edgeclip_graph.linear import constant
 from edgeclip_quant.inputs.value_ranges import ATTENTION, scores_of
-from edgeclip_quant.passes.linear_layers import constant
 from edgeclip_quant.passes.operator_types import FillTypes, signature
 
 # A user's input may go four times beyond every sample, cuBLAS may keep partial sums of a product in fp16, and -10000,

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from edgeclip.manifest import TowerName
+from edgeclip_graph.linear import linear_layers
 from edgeclip_quant.graph_runner import answer
 from edgeclip_quant.inputs.layer_inputs import Observation, observe
 from edgeclip_quant.inputs.made_up import Batches
 from edgeclip_quant.kernels import Plan, replace_layer
-from edgeclip_quant.passes.linear_layers import linear_layers
 from edgeclip_quant.passes.plain_graph import MakePlain
 from edgeclip_quant.passes.token_table import replace_table
 from edgeclip_quant.pick.kernel_plan import plan_layer, raise_worst

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError, common
 
-from edgeclip_quant.passes.linear_layers import LinearLayer, array_of, constant, linear_layer
+from edgeclip_graph.linear import LinearLayer, array_of, constant, linear_layer
 
 CONTRIB = "com.microsoft"
 _PRODUCT, _ATTENTION = "FusedMatMul", "MultiHeadAttention"

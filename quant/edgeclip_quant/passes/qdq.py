@@ -36,9 +36,9 @@ from numpy.typing import NDArray
 from onnx_ir.passes import PreconditionError, common
 
 from edgeclip.errors import BuildError
+from edgeclip_graph.linear import LinearLayer, constant, linear_layers
 from edgeclip_quant.inputs.layer_inputs import Observation
 from edgeclip_quant.kernels import LEVELS, quantize_columns
-from edgeclip_quant.passes.linear_layers import LinearLayer, constant, linear_layers
 from edgeclip_quant.passes.smoothing import fold_into_norm, is_fed_by_norm, smoothing_factors
 from edgeclip_quant.pick.kernel_plan import relative_error
 

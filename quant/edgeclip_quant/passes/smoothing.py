@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeclip_quant.passes.linear_layers import constant
+from edgeclip_graph.linear import constant
 
 # Half of the spread stays with the activations. The paper's default for most models.
 STRENGTH = 0.5

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import PreconditionError
 
-from edgeclip_quant.passes.linear_layers import constant
+from edgeclip_graph.linear import constant
 from edgeclip_quant.passes.plain_graph import CONTRIB
 from edgeclip_quant.passes.weight_blocks import gather_blocks
 

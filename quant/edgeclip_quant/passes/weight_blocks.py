@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeclip_quant.passes.linear_layers import constant
+from edgeclip_graph.linear import constant
 
 Array = NDArray[np.float32]
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclip_graph.linear import LinearLayer
 from edgeclip_quant.inputs.layer_inputs import Observation
 from edgeclip_quant.kernels import Kernel, Plan, lowest, product
-from edgeclip_quant.passes.linear_layers import LinearLayer
 from edgeclip_quant.passes.smoothing import is_fed_by_norm, levelling_factors, smoothing_factors, stems_from_norm
 from edgeclip_quant.recipes import Recipe
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from edgeclip import Manifest
 from edgeclip.manifest import TOWERS, TowerName
+from edgeclip_graph.linear import linear_layers
 from edgeclip_quant.budget import DEFAULT_BUDGETS
 from edgeclip_quant.graph_runner import answer
 from edgeclip_quant.inputs.made_up import Batches, Samples, made_up_samples
 from edgeclip_quant.passes.integer_layers import Narrowed, Prepared, census, narrow_to_integers, prepare
-from edgeclip_quant.passes.linear_layers import linear_layers
 from edgeclip_quant.passes.plain_graph import MakePlain
 from edgeclip_quant.proof.measurement import proof_samples
 from edgeclip_quant.recipes import COMPARED, INT4, INT8, Recipe

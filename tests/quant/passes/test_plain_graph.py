@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from edgeclip import Manifest
-from edgeclip_quant.passes.linear_layers import linear_layers
+from edgeclip_graph.linear import linear_layers
 from edgeclip_quant.passes.plain_graph import MakePlain
 
 # Sums in another order.

@@ -21,10 +21,10 @@ from edgeclip.inputs.tokenization import TextTokenizer
 from edgeclip.manifest import TOWERS, Target, TowerName
 from edgeclip_bench.demo.dataset import write_dataset
 from edgeclip_export import export_checkpoint
+from edgeclip_graph.linear import linear_layers
 from edgeclip_quant.inputs.layer_inputs import Observation, observe
 from edgeclip_quant.inputs.made_up import Batches, Samples, made_up_samples
 from edgeclip_quant.passes import qdq
-from edgeclip_quant.passes.linear_layers import linear_layers
 from edgeclip_quant.passes.qdq import (
     ACCEPTED,
     pack_rows,

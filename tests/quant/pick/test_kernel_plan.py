@@ -8,9 +8,9 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+from edgeclip_graph.linear import constant
 from edgeclip_quant.inputs.layer_inputs import Observation
 from edgeclip_quant.kernels import Kernel, Plan, product
-from edgeclip_quant.passes.linear_layers import constant
 from edgeclip_quant.pick.kernel_plan import plan_layer, raise_worst, relative_error
 from edgeclip_quant.recipes import COMPARED, INT4, INT8, Recipe
 from tests.scenes.layer_graphs import SOURCES, Source, layer_model, only_layer
