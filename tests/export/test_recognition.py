@@ -1,7 +1,6 @@
 """What is no checkpoint is called by its name, in one line with what to do: other models, formats, lost files."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from edgeclip import BuildError
 from edgeclip_export import export_checkpoint
 from edgeclip_export.checkpoint import FILES, open_checkpoint
 from tests.conftest import CHECKPOINT
+from tests.scenes.permissions import bound_by_permissions
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 1730688642\n"
 
@@ -213,7 +213,7 @@ def test_what_a_trainer_does_not_save_is_to_be_copied(folder: Path) -> None:
     assert refusal(folder).endswith("no tokenizer.json, preprocessor_config.json; copy them from the base model")
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
+@bound_by_permissions
 def test_a_file_that_may_not_be_read_is_said(folder: Path) -> None:
     (folder / "config.json").chmod(0)
     assert "cannot be read (Permission denied); give this user the right to" in refusal(folder)

@@ -1,9 +1,13 @@
 """Captions in a table beside the images: Hugging Face's imagefolder, and Flickr8k and Flickr30k as Kaggle has them.
 
-A table is JSON lines, or rows under a header between commas, tabs or bars; one column names the image, one has the
-caption. It is known by its columns: metadata.jsonl and metadata.csv have `file_name`, and a caption or a list of them
-(https://huggingface.co/docs/datasets/image_dataset); captions.txt `image,caption`; results.csv
-`image_name| comment_number| comment`. Flickr's own Flickr8k.token.txt has no header: "a.jpg#0", a tab, a caption.
+A table is JSON lines, or rows under a header between commas, semicolons, tabs or bars; one column names the image,
+one has the caption. It is known by its columns, in capitals or not: metadata.jsonl and metadata.csv have `file_name`,
+and a caption or a list of them (https://huggingface.co/docs/datasets/image_dataset); captions.txt `image,caption`;
+results.csv `image_name| comment_number| comment`. Flickr's own Flickr8k.token.txt has no header: "a.jpg#0", a tab, a
+caption.
+
+A file that is called like such a table and is none is never passed over: then the images beside it would be taken for
+something else, as for classes. Reading it says what is wrong with it.
 """
 
 import csv
@@ -14,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from edgeclip.errors import InputError
+from edgeclip.inputs.image_kinds import has_image_suffix
 from edgeclip_bench.quality.datasets import ImageTextData
 from edgeclip_bench.quality.image_files import ImageFinder
 from edgeclip_bench.quality.image_text_layouts import Item, gather
 from edgeclip_bench.quality.records import (
     as_text,
+    list_folder,
     plain_suffix,
     read_lines,
     read_records,
@@ -37,11 +43,21 @@ _FOLDERS = (
     *("images", "Images", "flickr30k_images", "flickr30k-images", "flickr30k_images/flickr30k_images"),
     *("Flickr8k_Dataset", "Flicker8k_Dataset", "Flickr_Data/Images"),
 )
-_NAMES = re.compile(r"metadata\.(jsonl|csv)|captions\.(txt|csv|tsv)|results\.csv|.*\.token(\.txt)?", re.IGNORECASE)
+# What is called so is meant as a table of captions, whatever is in it.
+_TABLE_NAMES = re.compile(r"(metadata\.(jsonl|csv|tsv)|captions\.(csv|tsv))(\.gz)?", re.IGNORECASE)
+# What is called so may be one: captions.txt may also hold plain texts, results.csv any results.
+_LIKELY_NAMES = re.compile(r"(captions\.txt|results\.csv|.*\.token(\.txt)?)(\.gz)?", re.IGNORECASE)
 
 
 def is_caption_table(file: Path) -> bool:
-    """Whether the file's first row names an image and a caption."""
+    """Whether the file is called as only a table of captions is, or its first row names an image and a caption.
+
+    Of captions.txt and results.csv one of the two, or an image file, is enough: reading them says what is missing.
+    """
+    if _TABLE_NAMES.fullmatch(file.name):
+        return True
+    if _LIKELY_NAMES.fullmatch(file.name) and plain_suffix(file) != ".jsonl" and _is_meant(file):
+        return True
     try:
         _read(file)
     except InputError:
@@ -50,9 +66,22 @@ def is_caption_table(file: Path) -> bool:
 
 
 def caption_tables(folder: Path) -> list[Path]:
-    """The files of a folder that are called as such tables are, and are such tables."""
-    named = (path for path in sorted(folder.iterdir()) if _NAMES.fullmatch(path.name) and path.is_file())
-    return [path for path in named if is_caption_table(path)]
+    """The files of a folder that are called as tables of captions are, and are such tables or meant as such."""
+    return [
+        path
+        for path in list_folder(folder)
+        if (_TABLE_NAMES.fullmatch(path.name) or _LIKELY_NAMES.fullmatch(path.name))
+        and path.is_file()
+        and is_caption_table(path)
+    ]
+
+
+def _is_meant(file: Path) -> bool:
+    """Whether the first row has one of the columns of such a table, or begins with the name of an image file."""
+    _, line = next(read_lines(file), ("", ""))
+    _, columns = _split_header(line)
+    is_known = any(column.lower() in (*_IMAGE_COLUMNS, *_CAPTION_COLUMNS) for column in columns)
+    return len(columns) > 1 and (is_known or has_image_suffix(columns[0].partition("#")[0]))
 
 
 def read_caption_table(file: Path, selection: Selection) -> ImageTextData:
@@ -61,10 +90,10 @@ def read_caption_table(file: Path, selection: Selection) -> ImageTextData:
     Images lie in the file's folder, or in a folder there that is called as Kaggle calls it.
     """
     rows = list(_read(file))
-    splits = {str(row["split"]) for _, row in rows if row.get("split")}
+    splits = {str(split) for _, row in rows if (split := _optional(row, "split"))}
     if splits:
         split = choose_split(splits, selection.split, file)
-        rows = [(where, row) for where, row in rows if row.get("split") == split]
+        rows = [(where, row) for where, row in rows if _optional(row, "split") == split]
     else:
         selection.refuse(file, "a table of captions", split="which names no splits")
     items = (_item(where, row) for where, row in rows)
@@ -80,7 +109,8 @@ def _item(where: str, row: dict[str, Any]) -> Item:
         except ValueError as error:
             raise InputError(f"{where}: a list of captions that is no JSON ({error})") from error
     values = captions if isinstance(captions, list) else [captions]
-    language = take_text(row, "language", where) if row.get("language") else None
+    language = _optional(row, "language")
+    language = as_text(language, where, "'language'") if language else None
     return Item(
         where=where,
         names=(take_text(row, _column(row, _IMAGE_COLUMNS, where, "image"), where).strip(),),
@@ -97,13 +127,18 @@ def _read(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         where, line = next(read_lines(file), (str(file), ""))
         if _TOKEN.fullmatch(line):
             return _read_tokens(file)
-        delimiter = next((one for one in "|\t," if one in line), ",")
-        columns = [column.strip() for column in line.split(delimiter)]
+        delimiter, columns = _split_header(line)
         first = dict.fromkeys(columns)
         rows = _read_rows(file, columns, delimiter)
     _column(first, _IMAGE_COLUMNS, where, "image")
     _column(first, _CAPTION_COLUMNS, where, "caption")
     return rows
+
+
+def _split_header(line: str) -> tuple[str, list[str]]:
+    """What stands between a header's columns, and the columns."""
+    delimiter = next((one for one in "|\t;," if one in line), ",")
+    return delimiter, [column.strip().strip('"') for column in line.split(delimiter)]
 
 
 def _read_tokens(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -117,13 +152,13 @@ def _read_tokens(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _read_rows(file: Path, columns: list[str], delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each row below the header, by column. What is too much belongs to the last one, if that is the caption."""
-    quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+    quoting = csv.QUOTE_MINIMAL if delimiter in ",;" else csv.QUOTE_NONE
     rows = read_table(file, delimiter=delimiter, quoting=quoting)
     next(rows)
     for where, fields in rows:
         if len(fields) == len(columns) - 1 and (numbered := _NUMBERED.fullmatch(fields[-1])) and delimiter == "|":
             fields = [*fields[:-1], "", numbered[1]]
-        if len(fields) > len(columns) and columns[-1] in _CAPTION_COLUMNS:
+        if len(fields) > len(columns) and columns[-1].lower() in _CAPTION_COLUMNS:
             fields = [*fields[: len(columns) - 1], delimiter.join(fields[len(columns) - 1 :])]
         if len(fields) != len(columns):
             raise InputError(f"{where}: {len(fields)} columns, wanted {len(columns)}: {', '.join(columns)}")
@@ -131,10 +166,15 @@ def _read_rows(file: Path, columns: list[str], delimiter: str) -> Iterator[tuple
 
 
 def _column(row: dict[str, Any], known: tuple[str, ...], where: str, what: str) -> str:
-    """The only column of those known; InputError for none or several."""
-    found = [column for column in known if column in row]
+    """The only column of those known, in capitals or not; InputError for none or several."""
+    found = [column for column in row if column.lower() in known]
     if len(found) != 1:
         there = ", ".join(map(repr, found or row)) or "no column"
         wanted = f"wanted one column for the {what}, called {', '.join(known)}"
         raise InputError(f"{where}: found {there}; {wanted}")
     return found[0]
+
+
+def _optional(row: dict[str, Any], name: str) -> Any:
+    """The value of the column of that name, in capitals or not; None where there is none."""
+    return next((value for column, value in row.items() if column.lower() == name), None)

@@ -4,17 +4,23 @@ DIR/<class>/*.jpg, or DIR/<split>/<class>/*.jpg, as torchvision's ImageFolder ha
 order of their folders' names. In a class's name underscores become spaces, for a prompt is a sentence.
 Better names stand in classes.txt (a line for each: folder, tab, name), prompts in templates.txt (a line
 each, with {} for the name), both beside the class folders or in DIR.
+
+Folders called train, val, test and the like are splits and never the classes; one so called among others may be a
+class, as CIFAR-100 has one for trains.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from edgeclip.errors import InputError
 from edgeclip.inputs.image_folder import holds_image, list_images
 from edgeclip_bench.quality.datasets import ClassificationData
-from edgeclip_bench.quality.image_files import tell_left_out
+from edgeclip_bench.quality.known_layouts import not_understood
 from edgeclip_bench.quality.records import list_folder, read_lines
 from edgeclip_bench.quality.selection import Selection, choose_split
+
+_SPLIT = re.compile(r"(train|training|val|valid|validation|dev|test|testing|unlabeled)\d*", re.IGNORECASE)
 
 
 def is_class_folders(folder: Path) -> bool:
@@ -26,7 +32,7 @@ def read_class_folders(folder: Path, selection: Selection) -> ClassificationData
     """Images by class; of a `limit`, each class has its share (one of each in turn), not only the first.
 
     A single class, a class without images, two classes of one name, or a class that classes.txt leaves out
-    or adds is an InputError; files that are no images are counted in a warning.
+    or adds is an InputError; files that are no images are counted on stderr.
     """
     selection.refuse(folder, "class folders", images="which hold the images", languages="which name no language")
     top, folder = folder, _choose_split_folder(folder, selection)
@@ -36,9 +42,9 @@ def read_class_folders(folder: Path, selection: Selection) -> ClassificationData
         of_class.append([Path(path) for path in found])
         if not found:
             raise InputError(f"{sub}: holds no image; a class has some, and other folders do not belong here")
-        tell_left_out(sub, found.notes())
+        found.print_notes()
     if len(of_class) < 2:
-        raise InputError(f"{folder}: holds one folder of images, wanted one for each of several classes")
+        raise not_understood(folder, "holds one folder of images, wanted one for each of several classes")
     shares = share_out([len(images) for images in of_class], selection.limit)
     return ClassificationData(
         name=selection.name,
@@ -72,10 +78,13 @@ def _holds_classes(folder: Path) -> bool:
 def _choose_split_folder(folder: Path, selection: Selection) -> Path:
     subs = _folders_in(folder)
     if any(holds_image(sub) for sub in subs):
+        splits = [sub.name for sub in subs if _SPLIT.fullmatch(sub.name) and holds_image(sub)]
+        if len(splits) > 1 or len(splits) == len(subs):
+            raise not_understood(folder, f"holds images in {', '.join(splits)}, which are splits and no classes")
         selection.refuse(folder, "class folders", split="which are of no split")
         return folder
-    splits = {sub.name: sub for sub in subs if _holds_classes(sub)}
-    return splits[choose_split(splits, selection.split, folder)]
+    of_split = {sub.name: sub for sub in subs if _holds_classes(sub)}
+    return of_split[choose_split(of_split, selection.split, folder)]
 
 
 def _beside(folder: Path, top: Path, name: str) -> Path | None:

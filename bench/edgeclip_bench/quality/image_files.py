@@ -7,8 +7,6 @@ there. Symbolic links are the user's own and are followed.
 
 import os
 import reprlib
-import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,9 +52,3 @@ def quote(name: str) -> str:
 def _is_under(path: Path, folder: Path) -> bool:
     """By the names alone: where a link leads is the affair of whoever made it."""
     return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
-
-
-def tell_left_out(folder: Path, notes: Iterable[str]) -> None:
-    """Warn about what is left out of a folder (`ImageFolder.notes`), in one line."""
-    if told := "; ".join(notes):
-        warnings.warn(f"{folder}: {told}", stacklevel=3)

@@ -17,7 +17,7 @@ from typing import Any
 from edgeclip.errors import InputError
 from edgeclip.inputs.image_folder import Found, list_images
 from edgeclip_bench.quality.datasets import Caption, ImageTextData
-from edgeclip_bench.quality.image_files import ImageFinder, quote, tell_left_out
+from edgeclip_bench.quality.image_files import ImageFinder, quote
 from edgeclip_bench.quality.records import (
     as_list,
     as_object,
@@ -81,7 +81,7 @@ def read_image_folder(folder: Path, selection: Selection) -> ImageTextData:
     for path in list_folder(folder):
         if path not in used and not path.is_dir():
             found.left_out.add(path.name)
-    tell_left_out(folder, found.notes())
+    found.print_notes()
     items = (_read_text_beside(image, text) for text, image in texts.items())
     return gather(items, ImageFinder(base=folder), folder, selection, benchmark=selection.name.lower())
 

@@ -27,6 +27,7 @@ from edgeclip_bench.quality.image_text_layouts import (
     read_karpathy,
     read_xtd10,
 )
+from edgeclip_bench.quality.known_layouts import LISTED, PARQUET, not_understood
 from edgeclip_bench.quality.records import (
     as_object,
     list_folder,
@@ -39,27 +40,6 @@ from edgeclip_bench.quality.records import (
 from edgeclip_bench.quality.selection import Selection, choose_split
 from edgeclip_bench.quality.text_layouts import choose_sts, is_retrieval, is_sts, read_retrieval, read_sts
 
-# Every layout, as the message and docs/evaluating.md list them.
-LAYOUTS = (
-    "captions.jsonl of edgeclip",
-    "captions.jsonl of Crossmodal-3600",
-    "Hugging Face's imagefolder with metadata.jsonl or metadata.csv",
-    "Kaggle's Flickr8k captions.txt and Flickr30k results.csv",
-    "Flickr's .token files",
-    "images with a .txt beside each",
-    "a .json of Karpathy's splits",
-    "a .json of COCO's captions",
-    "XTD10",
-    "a BEIR or MTEB corpus.jsonl with queries and qrels",
-    "sentence pairs in .jsonl, .tsv or .csv",
-    "a folder of images for each class",
-)
-_PARQUET = (
-    "parquet is not read: write it as JSON lines beside it, with "
-    "pandas.read_parquet('x.parquet').to_json('x.jsonl', orient='records', lines=True)"
-)
-# How much of what was found a message lists.
-_LISTED = 8
 # Karpathy's and COCO's files name their "images" before that.
 _HEAD_BYTES = 4096
 
@@ -90,10 +70,13 @@ def open_data(
         languages=None if languages is None else tuple(languages),
         limit=limit,
     )
-    if path.is_dir():
-        return _open_folder(path, selection)
-    if path.is_file():
-        return _open_file(path, selection)
+    try:
+        if path.is_dir():
+            return _open_folder(path, selection)
+        if path.is_file():
+            return _open_file(path, selection)
+    except OSError as error:  # of a file in a folder that may be listed and not entered
+        raise InputError(f"{error.filename or path}: cannot be read ({error.strerror})") from error
     raise InputError(f"{path}: no such file or folder")
 
 
@@ -119,7 +102,7 @@ def _open_file(path: Path, selection: Selection) -> tuple[Data, ...]:
         return _open_pairs(path, selection)
     if suffix == ".jsonl":
         return _open_json_lines(path, selection)
-    raise _not_understood(path, f"is {suffix or 'without a suffix'}")
+    raise not_understood(path, f"is {suffix or 'without a suffix'}")
 
 
 def _open_table(path: Path, selection: Selection) -> tuple[Data, ...]:
@@ -139,7 +122,7 @@ def _open_json_lines(path: Path, selection: Selection) -> tuple[Data, ...]:
         return (read_caption_table(path, selection),)
     if "sentence1" in first:
         return _open_pairs(path, selection)
-    raise _not_understood(path, f"its first line has {', '.join(map(repr, first)) or 'no fields'}")
+    raise not_understood(path, f"its first line has {', '.join(map(repr, first)) or 'no fields'}")
 
 
 def _open_json(path: Path, selection: Selection) -> tuple[Data, ...]:
@@ -148,7 +131,7 @@ def _open_json(path: Path, selection: Selection) -> tuple[Data, ...]:
         return (read_coco(path, document, selection),)
     if "images" in document:
         return (read_karpathy(path, document, selection),)
-    raise _not_understood(path, f"has {', '.join(map(repr, list(document)[:_LISTED])) or 'no fields'}")
+    raise not_understood(path, f"has {', '.join(map(repr, list(document)[:LISTED])) or 'no fields'}")
 
 
 def _open_pairs(path: Path, selection: Selection) -> tuple[Data, ...]:
@@ -160,6 +143,8 @@ def _open_folder(folder: Path, selection: Selection) -> tuple[Data, ...]:
     """Files that describe a dataset go before folders of images, which may be theirs."""
     paths = list_folder(folder)
     files = [path for path in paths if path.is_file()]
+    folders = [path for path in paths if path.is_dir()]
+    entered = [path for path in folders if os.access(path, os.R_OK | os.X_OK)]
     found: dict[str, Callable[[], tuple[Data, ...]]] = {}
     if is_retrieval(folder):
         found["a corpus"] = lambda: (read_retrieval(folder, selection),)
@@ -170,8 +155,7 @@ def _open_folder(folder: Path, selection: Selection) -> tuple[Data, ...]:
             choose_coco(folder, selection), replace(selection, split=None)
         )
     for table in caption_tables(folder):
-        if table.suffix != ".jsonl" or table.stem != "captions":
-            found[table.name] = partial(_open_table, table, selection)
+        found[table.name] = partial(_open_table, table, selection)
     for file in files:
         if plain_stem(file) == "captions" and plain_suffix(file) == ".jsonl":
             found[file.name] = partial(_open_json_lines, file, selection)
@@ -181,38 +165,48 @@ def _open_folder(folder: Path, selection: Selection) -> tuple[Data, ...]:
         raise InputError(f"{folder}: holds {', '.join(found)}; name the file that is meant, or keep them apart")
     for read in found.values():
         return read()
-    if splits := {path.name: path for path in paths if path.is_dir() and caption_tables(path)}:
+    if splits := {path.name: path for path in entered if caption_tables(path)}:
+        if selection.split not in splits:
+            _check_entered(folders, entered)
         chosen = splits[choose_split(splits, selection.split, folder)]
         return _open_folder(chosen, replace(selection, split=None))
-    if tables := [path for part in (folder, *paths) for path in part.glob("metadata.parquet")]:
-        raise InputError(f"{tables[0]}: {_PARQUET}")
-    if lists := [file.name for file in files if plain_suffix(file) == ".jsonl" and _names_images(file)]:
+    if tables := [path for part in (folder, *entered) for path in part.glob("metadata.parquet")]:
+        raise InputError(f"{tables[0]}: {PARQUET}")
+    if lists := [file.name for file in files if _names_images(file)]:
         raise InputError(
             f"{folder}: holds {', '.join(lists)}; name the file that is meant, or call it captions.jsonl"
         )
     if holds_image(folder):
         return (read_image_folder(folder, selection),)
+    if [path.name for path in folders] == ["data"]:  # as the Hub's repositories have it
+        return _open_folder(folders[0], selection)
     if is_class_folders(folder):
         return (read_class_folders(folder, selection),)
     if pairs := [file for file in files if plain_suffix(file) in (".jsonl", ".tsv", ".csv") and is_sts(file)]:
         return read_sts(choose_sts(pairs, selection, folder), selection)
     # BEIR's cqadupstack is twelve datasets.
-    if parts := [path for path in paths if path.is_dir() and is_retrieval(path)]:
+    if parts := [path for path in entered if is_retrieval(path)]:
+        _check_entered(folders, entered)
         return tuple(read_retrieval(part, selection.named(f"{selection.name}/{part.name}")) for part in parts)
     names = [f"{path.name}/" if path.is_dir() else path.name for path in paths]
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    raise _not_understood(folder, f"holds {', '.join(names[:_LISTED]) or 'nothing'}{more}")
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    raise not_understood(folder, f"holds {', '.join(names[:LISTED]) or 'nothing'}{more}")
+
+
+def _check_entered(folders: Sequence[Path], entered: Sequence[Path]) -> None:
+    """InputError for a subfolder that cannot be entered, where it may be the one that is meant."""
+    if shut := [path for path in folders if path not in entered]:
+        raise InputError(f"{shut[0]}: cannot be read; make it readable, or name the folder or file that is meant")
 
 
 def _names_images(file: Path) -> bool:
+    """Whether a list of another name says which texts describe which images."""
+    if plain_suffix(file) in (".csv", ".tsv"):
+        return is_caption_table(file)
+    if plain_suffix(file) != ".jsonl":
+        return False
     try:
         _, first = next(read_records(file))
     except (StopIteration, InputError):
         return False
     return "image" in first or "image/key" in first
-
-
-def _not_understood(path: Path, found: str) -> InputError:
-    is_parquet = path.suffix == ".parquet" or (path.is_dir() and next(path.glob("**/*.parquet"), None) is not None)
-    hint = f"; {_PARQUET}" if is_parquet else ""
-    return InputError(f"{path}: no layout that is known: {found}{hint}; understood are: {'; '.join(LAYOUTS)}")

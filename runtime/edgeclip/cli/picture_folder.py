@@ -1,6 +1,5 @@
 """A folder of pictures as a verb takes it: what is left out is said, what would be missed in silence is an error."""
 
-import sys
 from pathlib import Path
 
 from edgeclip.errors import InputError
@@ -27,6 +26,5 @@ def list_pictures(folder: Path, *, is_recursive: bool, skips_broken: bool) -> Im
                     f"{folder}: {some.count} of its {len(found)} images, e.g. {some.example}, need "
                     f"{what_it_needs(kind)}; or leave them out with --skip-broken"
                 )
-    for note in found.notes("; --recursive does"):
-        print(f"edgeclip: {folder}: {note}", file=sys.stderr)
+    found.print_notes("; --recursive does")
     return found

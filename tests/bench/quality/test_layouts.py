@@ -15,6 +15,7 @@ from edgeclip_bench.quality.datasets import Data, ImageTextData, StsData
 from edgeclip_bench.quality.layouts import open_data
 from edgeclip_bench.quality.selection import Selection, choose_split
 from tests.scenes.layout_files import refusal, write_images, write_lines
+from tests.scenes.permissions import bound_by_permissions
 
 CAPTION = {"image": "a.png", "caption": "a"}
 DOCUMENT = {"_id": "d", "text": "a text"}
@@ -221,3 +222,27 @@ def test_opening_loads_no_image_library(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program, str(file)], check=True, capture_output=True, text=True)
     assert done.stdout.split() == []
+
+
+@bound_by_permissions
+@pytest.mark.parametrize("mode", [0, 0o444])
+def test_a_subfolder_that_cannot_be_read_matters_only_where_it_is_asked_for(tmp_path: Path, mode: int) -> None:
+    """A backup or a trash bin beside the data ends nothing; one that may be the split that is meant does."""
+    data, shut = tmp_path / "data", tmp_path / "data" / "test"
+    write_images(data, "a.png")
+    captions = write_lines(data / "captions.jsonl", [CAPTION])
+    shut.mkdir(mode=mode)
+    assert isinstance(only(open_data(data)), ImageTextData)
+    captions.unlink()
+    write_lines(data / "a.txt", ["a"])
+    assert isinstance(only(open_data(data)), ImageTextData)
+    (data / "a.txt").rename(data / "a.md")
+    (data / "a.png").unlink()
+    assert refusal(data).startswith(
+        f"{data}: no layout that is known: " if mode else f"{shut}: cannot be listed (Perm"
+    )
+    write_images(data, "train/a.png")
+    write_lines(data / "train" / "metadata.jsonl", [{"file_name": "a.png", "text": "a"}])
+    told = "cannot be read; make it readable, or name the folder or file that is meant"
+    assert refusal(data) == f"{shut}: {told}"
+    assert isinstance(only(open_data(data, split="train")), ImageTextData)

@@ -77,13 +77,14 @@ def test_share_out(sizes: list[int], limit: int | None, shares: list[int]) -> No
     assert share_out(sizes, limit) == shares
 
 
-def test_what_is_no_image_is_counted(pets: Path) -> None:
+def test_what_is_no_image_is_counted(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (pets / "Husky" / "more").mkdir()
     (pets / "Husky" / "Thumbs.db").touch()
     (pets / "Husky" / "notes.md").touch()
     (pets / "Husky" / ".DS_Store").touch()
-    with pytest.warns(UserWarning, match="Husky: left out 1 file that is no image, e.g. notes.md; did not enter 1"):
-        assert len(read(pets).images) == 4
+    assert len(read(pets).images) == 4
+    notes = ("left out 1 file that is no image, e.g. notes.md", "did not enter 1 subfolder, e.g. more")
+    assert capsys.readouterr().err == "".join(f"edgeclip: {pets / 'Husky'}: {note}\n" for note in notes)
 
 
 @pytest.mark.parametrize(
@@ -121,5 +122,21 @@ def test_folders_that_are_no_classes(pets: Path) -> None:
 def test_one_class_is_nothing_to_choose_from(tmp_path: Path) -> None:
     """More likely a dataset's images without its captions."""
     write_images(tmp_path, "images/1.jpg")
-    wanted = "holds one folder of images, wanted one for each of several classes"
-    assert refusal(tmp_path) == f"{tmp_path}: {wanted}"
+    wanted = "holds one folder of images, wanted one for each of several classes; understood are: captions.jsonl"
+    assert refusal(tmp_path).startswith(f"{tmp_path}: no layout that is known: {wanted}")
+
+
+@pytest.mark.parametrize(
+    "names", [("test", "train"), ("train2017", "val2017"), ("Test",), ("other", "dev", "validation")]
+)
+def test_splits_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    write_images(tmp_path, *(f"{name}/1.jpg" for name in names))
+    splits = ", ".join(name for name in names if name != "other")
+    told = f"holds images in {splits}, which are splits and no classes; understood are: captions.jsonl"
+    assert refusal(tmp_path).startswith(f"{tmp_path}: no layout that is known: {told}")
+
+
+def test_one_class_among_others_may_be_called_like_a_split(tmp_path: Path) -> None:
+    """CIFAR-100 has a class of trains."""
+    write_images(tmp_path, "train/1.jpg", "trout/1.jpg")
+    assert read(tmp_path).classes == ("train", "trout")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeclip_bench.quality.layouts import LAYOUTS
+from edgeclip_bench.quality.known_layouts import LAYOUTS
 from tests.conftest import DATA
 from tests.scenes.captioned_images import captions, read
 from tests.scenes.layout_files import refusal, write_images, write_lines
@@ -112,13 +112,68 @@ def test_a_row_of_another_width_is_refused(tmp_path: Path) -> None:
     assert refusal(file) == f"{file}:2: 2 columns, wanted 3: file_name, text, label"
 
 
-def test_metadata_without_captions_is_no_such_table(tmp_path: Path) -> None:
-    """A column for each of two captions says not which is meant; labels alone are none."""
-    write_images(tmp_path, "a.png")
-    file = write_lines(tmp_path / "metadata.jsonl", [{"file_name": "a.png", "label": 3}])
-    assert "its first line has 'file_name', 'label'; understood are:" in refusal(file)
+@pytest.mark.parametrize("split", ["", "train/", "test/"])
+def test_metadata_without_captions_says_so(tmp_path: Path, split: str) -> None:
+    """It is not passed over: images beside it are no classes and have no .txt each."""
+    write_images(tmp_path, "train/a.png", "test/a.png")
+    wanted = "wanted one column for the caption, called caption, captions, text,"
+    file = write_lines(tmp_path / f"{split}metadata.jsonl", [{"file_name": "a.png", "additional_feature": "red"}])
+    for path in (file, tmp_path):
+        assert refusal(path).startswith(f"{file}:1: found 'file_name', 'additional_feature'; {wanted}")
     write_lines(file, [{"file_name": "a.png", "text": "a", "caption": "b"}])
-    assert "understood are:" in refusal(file)
+    assert refusal(tmp_path).startswith(f"{file}:1: found 'text', 'caption'; {wanted}")
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "captions.csv", "captions.tsv", "captions.txt", "results.csv"])
+@pytest.mark.parametrize("images", [("a.png",), ("train2017/a.png", "val2017/b.png")])
+def test_a_table_that_is_none_says_what_is_wrong(tmp_path: Path, name: str, images: tuple[str, ...]) -> None:
+    write_images(tmp_path, *images)
+    file = write_lines(tmp_path / name, ["Picture,Caption", "a.png,one"])
+    assert refusal(tmp_path).startswith(f"{file}:1: found 'Picture', 'Caption'; wanted one column for the image")
+    write_lines(file, ["a.png,one"])
+    assert refusal(tmp_path).startswith(f"{file}:1: found 'a.png', 'one'; wanted one column for the image")
+    file.write_bytes(b"\xff\xfe")
+    assert refusal(tmp_path) == f"{file}:1: not UTF-8 (invalid start byte at byte 0)"
+
+
+def test_plain_texts_and_other_results_are_no_tables(tmp_path: Path) -> None:
+    images = write_images(tmp_path, "a.png")
+    write_lines(tmp_path / "a.txt", ["one"])
+    write_lines(tmp_path / "captions.txt", ["a dog, black, runs"])
+    write_lines(tmp_path / "results.csv", ["model,recall", "small,0.5"])
+    assert read(tmp_path).images == tuple(images)
+
+
+@pytest.mark.parametrize("delimiter", list(",;\t|"))
+@pytest.mark.parametrize("header", [("Image", "Caption"), ("FILE_NAME", "Text"), ('"image"', '"caption"')])
+def test_columns_in_capitals_quotes_and_between_any_delimiter(
+    tmp_path: Path, delimiter: str, header: tuple[str, str]
+) -> None:
+    write_images(tmp_path, "a.png", "b.png")
+    rows = [("Split", *header), ("test", "a.png", "one"), ("train", "b.png", "two"), ("test", "b.png", "three")]
+    file = write_lines(tmp_path / "captions.csv", map(delimiter.join, rows))
+    for path in (file, tmp_path):
+        assert captions(read(path)) == [("one", 0, None), ("three", 1, None)]
+
+
+def test_a_table_of_another_name_is_named(tmp_path: Path) -> None:
+    write_images(tmp_path, "flickr30k-images/a.png")
+    file = write_lines(tmp_path / "flickr_annotations_30k.csv", ["raw,filename", '"[""one""]",a.png'])
+    wanted = "holds flickr_annotations_30k.csv; name the file that is meant, or call it captions.jsonl"
+    assert refusal(tmp_path) == f"{tmp_path}: {wanted}"
+    assert captions(read(file)) == [("one", 0, None)]
+
+
+def test_the_data_folder_of_a_repository_is_entered(tmp_path: Path) -> None:
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "pets" / "README.md").touch()
+    for split in ("train", "test"):
+        write_images(tmp_path / "pets" / "data" / split, "a.png")
+        lines = [{"file_name": "a.png", "text": split}]
+        write_lines(tmp_path / "pets" / "data" / split / "metadata.jsonl", lines)
+    data = read(tmp_path / "pets")
+    assert (data.name, captions(data)) == ("pets", [("test", 0, None)])
+    assert captions(read(tmp_path / "pets", split="train")) == [("train", 0, None)]
 
 
 @pytest.mark.parametrize("name", ["metadata.parquet", "train/metadata.parquet"])

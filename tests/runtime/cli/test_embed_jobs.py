@@ -17,6 +17,7 @@ from edgeclip import Encoder
 from tests.conftest import DATA
 from tests.scenes.command import Captured, refusal, run, run_process
 from tests.scenes.listed_files import read_rows
+from tests.scenes.permissions import bound_by_permissions
 
 PNG = (DATA / "images" / "rgb_odd.png").read_bytes()
 GRAY = (DATA / "images" / "gray.jpg").read_bytes()
@@ -229,7 +230,7 @@ def test_usage(bundle: Path, capsys: Captured) -> None:
         assert caught.value.code == 2 and told in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+@bound_by_permissions
 def test_a_subfolder_that_cannot_be_read_is_said(bundle: Path, photos: Path, capsys: Captured) -> None:
     (photos / "shut").mkdir(mode=0)
     told = refusal("embed", bundle, "--images", photos, "--recursive", capsys=capsys)

@@ -1,7 +1,6 @@
 """`edgeclip eval`: tables or one JSON document on stdout, files that are whole, mistakes in one line."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from edgeclip_bench.quality.layouts import open_data
 from tests.scenes.command import Captured, refusal, run, run_process
 from tests.scenes.evaluation_data import draw_images, perturbed
 from tests.scenes.layout_files import write_lines
+from tests.scenes.permissions import bound_by_permissions
 
 PAIRS = [{"sentence1": f"one {index}", "sentence2": f"{index * 7 % 9} two", "score": index} for index in range(9)]
 
@@ -139,7 +139,7 @@ def test_mistakes_are_one_line(bundle: Path, pairs: Path, pictures: Path, tmp_pa
     assert run_process("eval", bundle).returncode == 2
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="needs a folder that this user may not write to")
+@bound_by_permissions
 def test_a_folder_that_may_not_be_written_to_is_said_first(
     bundle: Path, pairs: Path, tmp_path: Path, capsys: Captured
 ) -> None:

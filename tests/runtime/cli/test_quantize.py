@@ -24,6 +24,7 @@ from edgeclip_quant.pick.pareto import front, pick
 from edgeclip_quant.recipes import COMPARED
 from tests.scenes.command import Captured, refusal, run
 from tests.scenes.compared import all_recipes, candidate, comparison
+from tests.scenes.permissions import bound_by_permissions
 
 if sys.platform == "linux":
     import fcntl
@@ -122,7 +123,7 @@ def test_a_taken_or_impossible_out_is_found_before_the_work(place: Place, to: st
     assert "cannot be written (" in place.refuse(place.tmp / "file" / "out", "--to", to)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+@bound_by_permissions
 def test_a_closed_folder_is_found_before_the_work(place: Place) -> None:
     closed = place.tmp / "closed"
     closed.mkdir(mode=0o500)

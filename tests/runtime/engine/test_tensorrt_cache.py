@@ -8,6 +8,7 @@ import pytest
 from edgeclip.bundle.staging import stage_folder, stage_name
 from edgeclip.engine.tensorrt_cache import engine_folder
 from edgeclip.errors import DeviceError
+from tests.scenes.permissions import bound_by_permissions
 
 
 def names(root: Path) -> list[str]:
@@ -65,7 +66,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         engine_folder(tmp_path / "file" / "engines", "key").__enter__()
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
+@bound_by_permissions
 def test_a_folder_without_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(DeviceError, match=r"cannot be kept there \(Permission denied\)"):

@@ -12,6 +12,7 @@ from edgeclip.inputs.image_folder import ImageFolder, holds_image, is_image_file
 from edgeclip.inputs.image_kinds import HEAD_BYTES, image_kind
 from edgeclip.inputs.images import decode_image, decodes
 from tests.scenes.image_inputs import FILES, IMAGES, PNG, encoded
+from tests.scenes.permissions import bound_by_permissions
 
 PICTURE = Image.new("RGB", (40, 30), (200, 30, 30))
 SAVED = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "ICO", "PPM", "TGA", "JPEG2000")
@@ -126,7 +127,7 @@ def test_a_pipe_is_no_picture_and_nobody_waits_for_it(tmp_path: Path) -> None:
     assert list_images(tmp_path).notes() == ["left out 1 file that is no image, e.g. pipe.png"]
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+@bound_by_permissions
 def test_what_may_not_be_read_is_counted(tmp_path: Path) -> None:
     """A file that is called an image stays in, for decoding says what is wrong with it."""
     write(tmp_path, {"a.png": PNG, "b.png": PNG, "notes": b"x", "shut/c.png": PNG})

@@ -19,6 +19,7 @@ from edgeclip.errors import InputError
 from edgeclip.inputs import images
 from edgeclip.inputs.images import decode_image
 from tests.scenes.image_inputs import FILES, IMAGES, PNG, data_uri, encoded, refusal
+from tests.scenes.permissions import bound_by_permissions
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -68,7 +69,7 @@ def test_a_folder(tmp_path: Path) -> None:
     assert "is a folder; pass the files in it" in refusal(tmp_path)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+@bound_by_permissions
 def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(PNG)
