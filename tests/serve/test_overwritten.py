@@ -16,6 +16,7 @@ from tests.runtime.bundle.test_watched_files import (
     half_written,
     in_place,
     inside,
+    moved_file,
     nans,
     other_model,
     zeros,
@@ -141,3 +142,15 @@ def test_a_vector_that_is_0_in_what_is_asked_for_is_refused(bundle: Path, troubl
         troubled.spoil = empty
         assert post(url, dimensions=16).status_code == 200
         assert is_refused(post(url, dimensions=8))
+
+
+def test_weights_that_were_renamed_and_then_overwritten_are_503(copied_bundle: Path, trained_int8: Path) -> None:
+    """A probe is ready after the rename alone, which docs/bundles.md recommends."""
+    with Encoder.open(copied_bundle, device="cpu") as encoder, serving(copied_bundle, encoder, ready_s=600) as url:
+        until_ready(url)
+        mapped = moved_file(copied_bundle, trained_int8)
+        assert httpx.get(f"{url}/health/ready", timeout=60).status_code == 200
+        assert post(url).status_code == 200
+        in_place(mapped, other_model(mapped.read_bytes()))
+        assert httpx.get(f"{url}/health/ready", timeout=60).status_code == 503
+        assert is_refused(post(url))

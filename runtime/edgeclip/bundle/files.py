@@ -7,8 +7,9 @@ tokenizer, a graph without its weights) is hashed before it is parsed; all bytes
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import IO
 
 from edgeclip.errors import BundleError
 from edgeclip.manifest import TOWERS, FileFacts, Manifest, dangling_target
@@ -79,19 +80,38 @@ def verify_hashes(
 
 def verify_hash(folder: Path, file: FileFacts, progress: Callable[[int], None] = lambda read_bytes: None) -> None:
     """Read one file and compare its sha256, as `verify_hashes` does."""
-    digest = hashlib.sha256()
     try:
         with (folder / file.name).open("rb") as stream:
-            while block := stream.read(_BLOCK_BYTES):
-                digest.update(block)
-                progress(len(block))
+            verify_stream(stream, folder, file, progress)
     except OSError as error:
-        raise BundleError(f"{folder}: {file.name} cannot be read ({error.strerror})") from error
+        raise _unreadable(folder, file, error) from error
+
+
+def verify_stream(
+    stream: IO[bytes], folder: Path, file: FileFacts, progress: Callable[[int], None] = lambda read_bytes: None
+) -> None:
+    """Read an open file from where it stands to its end and compare its sha256, as `verify_hashes` does."""
+    digest = hashlib.sha256()
+    try:
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+            progress(len(block))
+    except OSError as error:
+        raise _unreadable(folder, file, error) from error
     if digest.hexdigest() != file.sha256:
         raise BundleError(
             f"{folder}: {file.name} is not what was exported (its sha256 differs from the manifest's); "
             "export or copy the bundle again"
         )
+
+
+def _unreadable(folder: Path, file: FileFacts, error: OSError) -> BundleError:
+    return BundleError(f"{folder}: {file.name} cannot be read ({error.strerror})")
+
+
+def weights_of(graph: str, files: Iterable[FileFacts]) -> list[FileFacts]:
+    """The files beside a graph that hold its weights, which onnxruntime maps."""
+    return [file for file in files if file.name.startswith(graph) and file.name != graph]
 
 
 def unproved(manifest: Manifest) -> str | None:

@@ -11,7 +11,6 @@ import mmap
 import os
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclip.bundle.files import weights_of
 from edgeclip.bundle.linked_weights import give_linked_weights
-from edgeclip.bundle.watched_files import WatchedFiles
+from edgeclip.bundle.watched_files import FilesAtOpening, WatchedFiles
 from edgeclip.engine.batch_policy import BatchPolicy, is_oversized
 from edgeclip.engine.cuda.bound_runs import GATE
 from edgeclip.engine.cuda.cuda_session import CudaTower, CudaWay
@@ -40,7 +40,7 @@ from edgeclip.engine.tensorrt_cache import engine_folder
 from edgeclip.errors import BundleError, DeviceError, MissingExtraError
 from edgeclip.host.installation import install_command
 from edgeclip.host.nvidia import Driver, read_driver, tensorrt_version
-from edgeclip.manifest import FileFacts, Manifest, TowerName
+from edgeclip.manifest import Manifest, TowerName
 
 # y = MatMulInteger(x, w) as a model: x (1, 4) uint8, w (4, 4) int8, all 127.
 _PRODUCT = (
@@ -100,7 +100,8 @@ class TowerSession:
 
     On the CPU it is opened from packed weights if `edgeclip prepack` made some, unless `is_packed` is False. For
     `edgeclip.engine.prepack.packing`: `packed` are such weights, and nothing else is opened; `save_to` is a folder to
-    write them to.
+    write them to. `since` are the bundle's files as they were when it was opened: a session that is opened later is
+    of no other bundle, or a BundleError.
     """
 
     def __init__(
@@ -115,9 +116,13 @@ class TowerSession:
         is_packed: bool = True,
         packed: Packed | None = None,
         save_to: Path | None = None,
+        since: FilesAtOpening | None = None,
     ) -> None:
         self._tower, self._device = tower, device
-        self.files = _watch_weights(path, manifest.files if manifest else ())
+        files = self.files = WatchedFiles(path.parent, weights_of(path.name, manifest.files) if manifest else ())
+        if since:
+            since.verify(path.name)
+            files.verify_since(since)
         # What a GPU computes with are copies.
         self._is_mapped = device.kind in ("cpu", "openvino")
         self._linked: mmap.mmap | None = None
@@ -140,10 +145,11 @@ class TowerSession:
                 found = self._start_packed(path, plan, threads, manifest) if is_packed and not save_to else None
             with self._gate():
                 self._session = found or self._start(path, plan, threads, cuda.model if cuda else None, save_to)
+        files.verify_mapped()
         if device.kind != "cpu":
             check_nodes(_nodes(self._session), device, tower)
         self._input = self._session.get_inputs()[0].name
-        masked = functools.partial(TowerSession, path, tower, device, threads, manifest, way="plain")
+        masked = functools.partial(TowerSession, path, tower, device, threads, manifest, way="plain", since=since)
         self._lane = cuda.bind(self._session, lambda: masked().run) if cuda else None
         # The CPU's arena keeps what the largest batch took: 240 MB of a text of 2048 tokens. Giving it back after
         # every run costs some 10 % at 300 and 512 tokens, so that is done after those that are larger than planned.
@@ -168,8 +174,9 @@ class TowerSession:
             return None
 
     def _start_optimised(self, packed: Packed, plan: Plan, threads: int) -> Any:
-        files = _watch_weights(packed.graph, packed.files)
+        files = WatchedFiles(packed.graph.parent, weights_of(packed.graph.name, packed.files))
         session = self._start(packed.graph, plan, threads, is_optimised=True)
+        files.verify_mapped()
         self.files = files
         return session
 
@@ -281,6 +288,8 @@ class TowerSession:
             options = self._shrinking if is_oversized(self._tower, batch.shape) else None
             with self._gate():
                 output: NDArray[np.float32] = self._session.run(None, {self._input: batch}, options)[0]
+        except BundleError:  # of the session for padded texts, which is opened when the first one comes
+            raise
         except Exception as error:
             raise DeviceError(
                 f"the {self._tower} graph failed on {self._device} with a batch of shape {batch.shape} "
@@ -325,12 +334,6 @@ def _load_nvidia(device: Device) -> Driver | None:
     driver = read_driver()
     check_index(device, driver.gpus if driver else ())
     return driver
-
-
-def _watch_weights(graph: Path, files: Sequence[FileFacts]) -> WatchedFiles:
-    """The graph's weights among a folder's files. The graph is parsed when it is opened, and not read again."""
-    parts = [file for file in files if file.name.startswith(graph.name) and file.name != graph.name]
-    return WatchedFiles(graph.parent, parts)
 
 
 def _graph_hashes(graph: str, manifest: Manifest) -> tuple[str, ...]:

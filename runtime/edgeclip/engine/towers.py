@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.bundle.files import verify_hash
-from edgeclip.bundle.watched_files import WatchedFiles
+from edgeclip.bundle.watched_files import FilesAtOpening
 from edgeclip.engine.devices import Device
 from edgeclip.engine.session import TowerSession
 from edgeclip.engine.unit_vectors import Vectors, find_fault, shorten
@@ -35,7 +35,7 @@ class Towers:
 
     def __init__(self, folder: Path, manifest: Manifest, device: Device, threads: int) -> None:
         self._folder, self._manifest, self._device, self._threads = folder, manifest, device, threads
-        self._files = WatchedFiles(folder, manifest.files)
+        self._files = FilesAtOpening(folder, manifest.files)
         verify_hash(folder, manifest.file(manifest.tokenizer.file))  # a damaged one makes tokenizers panic
         self.sessions: dict[TowerName, TowerSession] = {}
         self.tokenizer: TextTokenizer | None = None
@@ -63,10 +63,8 @@ class Towers:
                 return session
             graph = self._manifest.tower(tower).file
             verify_hash(self._folder, self._manifest.file(graph))
-            for file in self._manifest.files:
-                if file.name.startswith(graph) and file.name != graph:
-                    self._files.verify_replaced(file.name)
-            session = TowerSession(self._folder / graph, tower, self._device, self._threads, self._manifest)
+            path = self._folder / graph
+            session = TowerSession(path, tower, self._device, self._threads, self._manifest, since=self._files)
             if tower == "text":
                 # Mapped weights (`edgeclip_graph.passes.gemm`) let the first text wait for the disk; this reads all.
                 facts = self._manifest.tokenizer
@@ -93,7 +91,7 @@ class Towers:
             self.check_open()
             if (parsed := self.tokenizer) is None:
                 facts = self._manifest.tokenizer
-                self._files.verify_replaced(facts.file)
+                self._files.verify(facts.file)
                 self.tokenizer = parsed = TextTokenizer(self._folder / facts.file, facts)
             if self._is_closed:  # meanwhile, as in `session`
                 self.tokenizer = None

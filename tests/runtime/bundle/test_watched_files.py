@@ -1,5 +1,6 @@
 """Weights that are overwritten under a process give an error that names the file, no vector; renaming is safe."""
 
+import gc
 import os
 import re
 import shutil
@@ -13,8 +14,12 @@ import numpy as np
 import pytest
 
 from edgeclip import Encoder
+from edgeclip.bundle.watched_files import FilesAtOpening, WatchedFiles
+from edgeclip.engine.devices import Device
+from edgeclip.engine.session import TowerSession
 from edgeclip.engine.unit_vectors import LENGTH_TOLERANCE
 from edgeclip.errors import BundleError
+from edgeclip.manifest import Manifest
 
 TEXTS = ["a red bicycle", "海滩上美丽的日落", "ein rotes Fahrrad im Regen"]
 PIXELS = np.random.default_rng(5).integers(0, 256, (2, 40, 30, 3), dtype=np.uint8)
@@ -151,15 +156,151 @@ def test_what_was_only_touched_or_linked_is_read_once_and_goes_on(
     read: list[str] = []
     from edgeclip.bundle import watched_files
 
-    verify = watched_files.verify_hash
+    verify = watched_files.verify_stream
     with Encoder.open(copied_bundle, device="cpu") as encoder:
         wanted = encoder.encode_text(TEXTS)
-        monkeypatch.setattr(watched_files, "verify_hash", lambda *args: read.append(args[1].name) or verify(*args))
+        monkeypatch.setattr(watched_files, "verify_stream", lambda *args: read.append(args[2].name) or verify(*args))
         for change in (Path.touch, lambda path: path.chmod(0o640), lambda path: os.link(path, f"{path}.link")):
             change(copied_bundle / WEIGHTS)
             for _ in range(3):
                 assert np.array_equal(encoder.encode_text(TEXTS), wanted)
     assert read == [WEIGHTS] * 3
+
+
+def moved_folder(bundle: Path, new: Path) -> Path:
+    """The recipe of docs/bundles.md; gives where the old weights are now."""
+    old = bundle.rename(bundle.with_name("old"))
+    shutil.copytree(new, bundle)
+    return old / WEIGHTS
+
+
+def moved_file(bundle: Path, new: Path) -> Path:
+    old = (bundle / WEIGHTS).rename(bundle / "old_weights")
+    shutil.copy(new / WEIGHTS, bundle)
+    return old
+
+
+def unlinked_name(bundle: Path, new: Path) -> Path:
+    """Another link to the same file is left."""
+    os.link(bundle / WEIGHTS, bundle / "other_name")
+    (bundle / WEIGHTS).unlink()
+    return bundle / "other_name"
+
+
+def removed_folder(bundle: Path, new: Path) -> Path:
+    os.link(bundle / WEIGHTS, bundle.with_name("other_name"))
+    shutil.rmtree(bundle)
+    return bundle.with_name("other_name")
+
+
+PLACES = [moved_folder, moved_file, unlinked_name, removed_folder]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("content", [other_model, nans, half_as_long])
+@pytest.mark.parametrize("write", [in_place, inside])
+def test_the_file_that_is_mapped_is_watched_whatever_its_path_names_now(
+    copied_bundle: Path,
+    trained_int8: Path,
+    place: Callable[[Path, Path], Path],
+    content: Callable[[bytes], bytes],
+    write: Callable[[Path, bytes], None],
+) -> None:
+    """Replaced by rename, it goes on; then overwritten where it is now, no vector leaves, and no device is blamed."""
+    if content is half_as_long and write is inside:
+        pytest.skip("would be the right bytes")
+    with Encoder.open(copied_bundle, device="cpu") as encoder:
+        wanted = encoder.encode_text(TEXTS)
+        mapped = place(copied_bundle, trained_int8)
+        assert encoder.overwritten_files == ()  # no probe of the service is red for it
+        assert np.array_equal(encoder.encode_text(TEXTS), wanted)
+        encoder.verify_files()
+        right = mapped.read_bytes()
+        write(mapped, content(right))
+        for call in (lambda: encoder.encode_text("a"), encoder.verify_files):
+            with pytest.raises(BundleError, match=f"{WEIGHTS} was overwritten in place while it was used"):
+                call()
+        assert encoder.overwritten_files == (WEIGHTS,) or write is inside
+        write(mapped, right)
+        assert np.array_equal(encoder.encode_text(TEXTS), wanted)
+
+
+def test_a_link_that_is_turned_while_its_old_file_is_overwritten(copied_bundle: Path, tmp_path: Path) -> None:
+    """As DVC and Nix keep files: in a store."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    (copied_bundle / WEIGHTS).rename(first)
+    second.write_bytes(other_model(first.read_bytes()))
+    (copied_bundle / WEIGHTS).symlink_to(first)
+    with Encoder.open(copied_bundle, device="cpu") as encoder:
+        wanted = encoder.encode_text(TEXTS)
+        (copied_bundle / WEIGHTS).unlink()
+        (copied_bundle / WEIGHTS).symlink_to(second)
+        assert np.array_equal(encoder.encode_text(TEXTS), wanted)
+        inside(first, second.read_bytes())
+        with pytest.raises(BundleError, match=f"{WEIGHTS} was overwritten in place"):
+            encoder.encode_text(TEXTS)
+
+
+def test_weights_that_are_replaced_while_a_session_opens_are_refused(
+    copied_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the descriptor and the mapping: what is watched would be another file than what is read."""
+    start = TowerSession._start
+
+    def replacing(self: TowerSession, *args: Any, **named: Any) -> Any:
+        shutil.copy(copied_bundle / WEIGHTS, copied_bundle / "new")
+        (copied_bundle / "new").replace(copied_bundle / WEIGHTS)
+        return start(self, *args, **named)
+
+    monkeypatch.setattr(TowerSession, "_start", replacing)
+    with (
+        Encoder.open(copied_bundle, device="cpu") as encoder,
+        pytest.raises(BundleError, match=f"{WEIGHTS} was replaced while it was opened"),
+    ):
+        encoder.encode_text("a")
+
+
+def test_a_session_that_is_opened_later_is_of_the_bundle_that_was_opened(copied_bundle: Path) -> None:
+    """As CUDA opens one for the first text with padding: by the files' states when the bundle was opened."""
+    manifest = Manifest.read(copied_bundle)
+    opening = FilesAtOpening(copied_bundle, manifest.files)
+    path, device = copied_bundle / "text_model.onnx", Device(kind="cpu")
+    TowerSession(path, "text", device, 1, manifest, since=opening)
+    (copied_bundle / "new").write_bytes(other_model((copied_bundle / WEIGHTS).read_bytes()))
+    (copied_bundle / "new").replace(copied_bundle / WEIGHTS)
+    with pytest.raises(BundleError, match=f"{WEIGHTS} was replaced after the bundle was opened"):
+        TowerSession(path, "text", device, 1, manifest, since=opening)
+
+
+def test_a_descriptor_that_something_closed_is_an_error(copied_bundle: Path) -> None:
+    """What cannot be watched is not trusted, nor a file that got its number meanwhile."""
+    files = WatchedFiles(copied_bundle, [Manifest.read(copied_bundle).file(WEIGHTS)])
+    files.check()
+    descriptor = files._descriptors[WEIGHTS]
+    os.close(descriptor)
+    with pytest.raises(BundleError, match="can be watched no more"):
+        files.check()
+    other = os.open(copied_bundle / "tokenizer.json", os.O_RDONLY)
+    os.dup2(other, descriptor)
+    os.close(other)
+    with pytest.raises(BundleError, match="can be watched no more"):
+        files.check()
+    del files
+    gc.collect()
+    os.close(descriptor)  # it is left to its new owner
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="lists open files by /proc")
+def test_a_closed_encoder_holds_no_file(copied_bundle: Path) -> None:
+    with Encoder.open(copied_bundle, device="cpu") as encoder:
+        encoder.encode_text("a"), encoder.encode_image(PIXELS)
+        assert sum(copied_bundle in path.parents for path in open_files()) == 2
+    gc.collect()
+    assert not any(copied_bundle in path.parents for path in open_files())
+
+
+def open_files() -> list[Path]:
+    return [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "text_model.onnx", "tokenizer.json"])

@@ -1,9 +1,8 @@
 """How many connections the limit of open files allows, and what happens where it is reached all the same.
 
-A connection is an open file, and so are the bundle's files while a tower is loaded, a fetched URL's socket and what a
-thread reads. Connections are taken while enough is left for the others, so no request fails for want of one. Those
-that wait to be accepted are all open for a moment before one can be refused: their queue is short where the limit is
-low.
+A connection is an open file, and so are a loaded tower's weights, a fetched URL's socket and what a thread reads.
+Connections are taken while enough is left for the others, so no request fails for want of one. Those that wait to be
+accepted are all open for a moment before one can be refused: their queue is short where the limit is low.
 """
 
 import asyncio
@@ -15,15 +14,19 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from edgeclip.bundle.files import weights_of
 from edgeclip.errors import InputError
+from edgeclip.manifest import TOWERS, Manifest
 from edgeclip.serve.settings import Settings
 
 _log = logging.getLogger("edgeclip.serve")
 _BACKLOG = 2048
 _MOST_REFUSED = 64
 _LEAST_QUEUE = 8
-# For the event loop (6 on Linux with uvloop), a bundle's files, what threads read, the metrics of the process.
-_RESERVED = 24
+# For the event loop (6 on Linux with uvloop), what threads read, the metrics of the process.
+_RESERVED = 20
+# A file of weights: it is watched by a descriptor, and mapped by another where it is a link.
+_PER_WEIGHTS = 2
 # A URL in progress: its socket, and what looks its name up.
 _PER_FETCH = 2
 _OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
@@ -70,9 +73,11 @@ def raise_limit(max_connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def room_for_connections(settings: Settings, *, fetches_at_once: int) -> ConnectionRoom:
-    """The room in this process as it is now; a warning where it is less than the settings say."""
-    reserved = _RESERVED + (_PER_FETCH * fetches_at_once if settings.allow_urls else 0)
+def room_for_connections(settings: Settings, manifest: Manifest, *, fetches_at_once: int) -> ConnectionRoom:
+    """The room in this process before it loads the bundle's towers; a warning where the settings say more."""
+    weights = sum(len(weights_of(manifest.tower(tower).file, manifest.files)) for tower in TOWERS)
+    fetches = fetches_at_once if settings.allow_urls else 0
+    reserved = _RESERVED + _PER_WEIGHTS * weights + _PER_FETCH * fetches
     limit = _limit()
     room = plan_connections(wanted=settings.max_connections, limit=limit, opened=_count_open(), reserved=reserved)
     if room.served < settings.max_connections:
