@@ -1,4 +1,4 @@
-"""The whole way of a text and of an image, from what a user has to a unit vector.
+"""The encoder: every step from a user's text or image to a unit vector. To read the code, start here.
 
     text  -> instruction prefix -> token ids -> batches of one length -> text graph   -> cut, normalise
     image -> RGB -> resize, crop -> uint8 pixels -> batches           -> vision graph -> cut, normalise
@@ -41,10 +41,11 @@ _MOST_THREADS = 1024
 class Encoder:
     """A bundle, opened on a device. `Encoder.open` makes one; it is a context manager.
 
-    On the CPU a tower is loaded when it is first used, and the tokenizer with the first text, so whoever only
-    searches never pays for the vision tower. Any number of threads may call one Encoder, and one may close it while
-    others encode: those finish, or are told that it is closed. After a fork it loads its towers anew in the child, on
-    the CPU; elsewhere it says that it cannot. Pickled, or copied, it opens its bundle again.
+    On the CPU a tower is loaded when it is first used, and the tokenizer with the first text, so a program that only
+    searches by text never loads the vision tower. Any number of threads may call one Encoder. One thread may close it
+    while others encode: calls in progress finish, later ones raise an error that says it is closed. After a fork an
+    Encoder on the CPU loads its towers again in the child; on other devices the child gets an error. A pickled or
+    copied Encoder opens its bundle again.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, device: Device, threads: int) -> None:
@@ -65,17 +66,18 @@ class Encoder:
     ) -> Self:
         """Open the bundle in a folder.
 
-        `device` is "auto", "cpu", "cuda[:n]", "tensorrt[:n]" or "openvino[:CPU|GPU|NPU]"; anything but "auto" is that
-        or an error. `threads=None` takes every processor the process may use (cgroup and affinity); as many threads
-        decode images beside the tower's. A tower that is narrowed without a proof of what it cost is an
-        UnprovedWarning.
+        `device` is "auto", "cpu", "cuda[:n]", "tensorrt[:n]" or "openvino[:CPU|GPU|NPU]"; any value but "auto" means
+        that device or an error. `threads=None` takes every processor the process may use (cgroup and affinity); as
+        many threads decode images while the tower computes. A quantised tower without a proof of what that cost gives
+        an UnprovedWarning.
 
-        `selftest` encodes the bundle's self-test before anything else (`edgeclip.bundle.selftest.run_selftest`). None
-        does so on every device but the CPU: drivers and compiled kernels go wrong in silence, and a GPU is quick to
-        ask, while a CPU would load both towers and compute two images first, seconds for whoever wants one text.
+        `selftest` runs the bundle's self-test before anything else (`edgeclip.bundle.selftest.run_selftest`). None
+        runs it on every device but the CPU: drivers and compiled kernels can be wrong without an error, and a GPU
+        needs little time for it, while a CPU would load both towers and compute two images first, which takes
+        seconds.
 
-        Raises BundleError for a folder that holds no complete bundle, DeviceError for a device that is unknown, not
-        there or answers wrongly, MissingExtraError without onnxruntime, InputError for bad threads or selftest.
+        Raises BundleError for a folder that holds no complete bundle, DeviceError for a device that is unknown,
+        absent or answers wrongly, MissingExtraError without onnxruntime, InputError for bad threads or selftest.
         """
         if selftest is not None and type(selftest) is not bool:
             raise InputError(f"selftest is {selftest!r}, wanted True, False or None")
@@ -101,7 +103,7 @@ class Encoder:
 
     @property
     def device(self) -> str:
-        """What runs the towers: "cpu", "cuda:0", "tensorrt:0", "openvino:CPU"."""
+        """The device that runs the towers: "cpu", "cuda:0", "tensorrt:0", "openvino:CPU"."""
         return str(self._device)
 
     @property
@@ -117,7 +119,7 @@ class Encoder:
     def plan(self, tower: TowerName) -> Plan:
         """The providers, their options and the session entries that onnxruntime runs a tower with.
 
-        On CUDA without the stream that graphs are captured on, which is another number in each process.
+        On CUDA the stream that graphs are captured on is left out, because its number differs in each process.
         """
         return plan_tower(tower, self._device, self._threads, self.manifest)
 
@@ -131,14 +133,14 @@ class Encoder:
         batch_size: int | None = None,
         progress: bool | None = None,
     ) -> Vectors:
-        """Unit vectors of texts: (dim,) for one str, (N, dim) float32 for several, in their order.
+        """Unit vectors of texts: (dim,) for one str, (N, dim) float32 for several, in the order of the texts.
 
-        `task` prepends the model's instruction of that name. `truncate_dim` keeps the first so many dimensions, then
-        normalises. `max_length` is in tokens, the opening and closing one included (None: the model's limit); texts
-        that were longer are cut and counted in a TruncationWarning. `batch_size` caps the texts that go to the tower
-        together. `progress=None` shows a bar when stderr is a terminal.
+        `task` prepends the model's instruction of that name. `truncate_dim` keeps the first `truncate_dim`
+        dimensions, then normalises. `max_length` is in tokens, the opening and closing one included (None: the
+        model's limit); longer texts are cut and counted in a TruncationWarning. `batch_size` is the most texts in one
+        batch. `progress=None` shows a bar when stderr is a terminal.
 
-        Raises InputError for what is no text and for an unknown option.
+        Raises InputError for an input that is not a text and for an unknown option.
         """
         self._check_open()
         is_single = isinstance(texts, str)
@@ -190,15 +192,15 @@ class Encoder:
         progress: bool | None = None,
         on_error: OnError = "raise",
     ) -> Vectors | EncodedImages:
-        """Unit vectors of images: (dim,) for one image, (N, dim) float32 for several, in their order.
+        """Unit vectors of images: (dim,) for one image, (N, dim) float32 for several, in the order of the images.
 
-        An image is a path, the bytes of a file, a "data:image/...;base64," string, a PIL image, or an
-        RGB array (height, width, 3) uint8. URLs are not fetched. Options as in `encode_text`; no more than 32 images
-        go to the tower together, whatever `batch_size` is.
+        An image is a path, the bytes of a file, a "data:image/...;base64," string, a PIL image, or an RGB array
+        (height, width, 3) uint8. URLs are not fetched. Options as in `encode_text`; a batch has at most 32 images,
+        whatever `batch_size` is.
 
         An image that cannot be read is an InputError that names it. With `on_error="skip"` it is left out, and the
-        answer is an EncodedImages: the vectors, the index of each one's image, and what was skipped and why. A
-        function for `on_error` skips too, and is called with each SkippedImage as it is found, in order.
+        result is an EncodedImages: the vectors, the index of each one's image, and which images were skipped and why.
+        A function for `on_error` skips too, and is called with each SkippedImage as it is found, in order.
         """
         self._check_open()
         is_single = is_image(images)
@@ -240,13 +242,15 @@ class Encoder:
         batch_size: int | None = None,
         on_error: OnError = "raise",
     ) -> Generator[tuple[Sequence[int], Vectors]]:
-        """The vectors of images as they come: the indices of a batch, a range, and its (B, dim) float32, in order.
+        """Yield the vectors of images batch by batch, in order: the indices of the batch's images, and its (B, dim)
+        float32.
 
-        For more images than their vectors should be held of. The next are decoded in threads while one batch
-        computes, a few and no more; so an array must stay as it is until its vector came. Whoever stops early closes
-        it (`contextlib.closing`), and no thread is left. Options and errors as in `encode_image`, the options' at
-        once. Of a batch with skipped images the other indices come, in a list; a function for `on_error` is called
-        before that, and "skip" gives one SkippedWarning at the end.
+        Use it for more images than memory has room for vectors. The indices are a range. Threads decode a few of the
+        next images while one batch computes, so an array must not change until its vector was yielded. A caller that
+        stops early must close the iterator (`contextlib.closing`); then no thread is left. Options and errors are
+        those of `encode_image`; wrong options are raised at once. With skipped images the indices of the others are a
+        list; a function for `on_error` is called before the batch is yielded, and "skip" gives one SkippedWarning at
+        the end.
         """
         self._check_open()
         dim = check_truncate_dim(truncate_dim, self.manifest)
@@ -270,9 +274,10 @@ class Encoder:
     def tokenize(
         self, texts: str | Iterable[str], *, task: str | None = None, max_length: int | None = None
     ) -> TokenizedTexts:
-        """The ids that the text tower takes for each text, (T,) int64, and which texts were cut.
+        """The token ids of each text as the text tower takes them, (T,) int64, and the indices of texts that were
+        cut.
 
-        The first step of `encode_text`, for whoever forms batches elsewhere; raises what it raises.
+        This is the first step of `encode_text`, for programs that form batches themselves; it raises the same errors.
         """
         instructions = self.manifest.tokenizer.instructions
         prompt("", task, instructions)  # an unknown task is one without texts, too
@@ -281,31 +286,33 @@ class Encoder:
         return self._towers.parse_tokenizer().encode(prompts, max_length)
 
     def count_token_ids(self) -> int:
-        """How many ids the text tower takes: one more than the highest that the tokenizer gives."""
+        """The size of the range of token ids: one more than the highest id that the tokenizer gives."""
         return self._towers.parse_tokenizer().count_ids()
 
     def preprocess(self, image: ImageInput, *, label: str = "image") -> NDArray[np.uint8]:
-        """The pixels that the vision tower takes for an image: (size_px, size_px, 3) uint8.
+        """The pixels of an image as the vision tower takes them: (size_px, size_px, 3) uint8.
 
-        The first step of `encode_image`, for whoever forms batches elsewhere. Any number of threads may decode at
-        once. Raises InputError, which calls the image `label`.
+        This is the first step of `encode_image`, for programs that form batches themselves. Any number of threads may
+        call it at once. Raises InputError, whose message calls the image `label`.
         """
         return preprocess_image(image, self.manifest.image, label=label)
 
     def run_tower(self, tower: TowerName, batch: NDArray[Any]) -> Vectors:
-        """Unit vectors (B, dim) of inputs as the graph takes them: ids (B, T) int64, or pixels (B, S, S, 3) uint8.
+        """Unit vectors (B, dim) of inputs in the graph's own form: ids (B, T) int64, or pixels (B, S, S, 3) uint8.
 
-        Nothing is tokenised, padded or resized. Raises DeviceError for what the graph cannot take.
+        Nothing is tokenised, padded or resized. Raises DeviceError for inputs that the graph cannot take.
         """
         return self._run(tower, batch, self.manifest.embedding_dim)
 
     @property
     def overwritten_files(self) -> tuple[str, ...]:
-        """Names of files that a loaded tower was opened from and that were changed in place since; none is read."""
+        """Names of files of loaded towers that were changed in place since they were opened. No file is read."""
         return self._towers.overwritten
 
     def verify_files(self) -> None:
-        """BundleError for a file of a loaded tower that is not what was exported; one is read once in each state."""
+        """Read changed files of loaded towers; raise BundleError for one whose bytes are not those that were
+        exported.
+        """
         self._towers.verify_files()
 
     def close(self) -> None:
@@ -313,7 +320,7 @@ class Encoder:
         self._towers.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A pickle holds the folder and the options: reading it, as copying does, opens the bundle once more."""
+        """Pickle the folder and the options; unpickling or copying opens the bundle again."""
         self._check_open()
         return _reopen, (type(self), str(self._folder), self._opened_by)
 

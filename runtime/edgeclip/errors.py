@@ -1,4 +1,4 @@
-"""Everything edgeclip raises on purpose.
+"""Every error and warning that edgeclip raises on purpose.
 
     EdgeclipError
     ├── BundleError          a bundle that is missing, damaged, or not for this version
@@ -8,8 +8,7 @@
     ├── MissingExtraError    a package that an extra would have installed        (also ImportError)
     └── BuildError           an export or quantisation that came out wrong
 
-Each message says what was found, what was wanted and what to do, in one line: the command line
-prints it as it stands and exits 1.
+Each message says in one line what was found, what was wanted and what to do. The command line prints it and exits 1.
 """
 
 
@@ -34,7 +33,7 @@ class InputError(EdgeclipError, ValueError):
 
 
 class MissingExtraError(EdgeclipError, ImportError):
-    """A package is not installed; the message names the extra that brings it."""
+    """A package is not installed; the message names the extra that installs it."""
 
 
 class BuildError(EdgeclipError):
@@ -42,15 +41,15 @@ class BuildError(EdgeclipError):
 
 
 class UnprovedWarning(UserWarning):
-    """A bundle is narrowed, and nobody measured what that cost it."""
+    """A bundle was quantised, and what that cost was never measured."""
 
 
 class CheckpointWarning(UserWarning):
-    """A checkpoint is not in the official layout; the message says what was undone, or cannot be known."""
+    """A checkpoint is not in the official layout; the message says what was undone, or what cannot be known."""
 
 
 class TruncationWarning(UserWarning):
-    """Some texts, `cut` of them, were longer than max_length and lost their tail."""
+    """`cut` texts were longer than max_length and lost their end."""
 
     def __init__(self, message: str, *, cut: int = 0) -> None:
         super().__init__(message)
@@ -58,7 +57,7 @@ class TruncationWarning(UserWarning):
 
 
 class SkippedWarning(UserWarning):
-    """Some images, those of the indices `skipped`, could not be read and were skipped, as `on_error="skip"` asks."""
+    """The images of the indices `skipped` could not be read and were skipped, as `on_error="skip"` asks."""
 
     def __init__(self, message: str, *, skipped: tuple[int, ...] = ()) -> None:
         super().__init__(message)

@@ -1,7 +1,7 @@
-"""A progress bar on stderr for work that takes a while, and none where nobody looks.
+"""A progress bar on stderr, shown only on a terminal.
 
-Nothing is drawn before the work has taken half a second, nor when stderr is no terminal. A line is never wider than
-that: what wraps cannot be drawn over.
+Nothing is drawn before the work has taken half a second. A line is never wider than the terminal, because a wrapped
+line cannot be overwritten.
 """
 
 import os
@@ -16,13 +16,13 @@ _BAR_WIDTH, _LEAST_BAR_WIDTH = 24, 4
 
 
 def is_wanted(progress: bool | None, stream: TextIO | None = None) -> bool:
-    """What was asked for; None means when stderr is a terminal."""
+    """Whether to show a bar: the caller's choice; for None, whether stderr is a terminal."""
     stream = sys.stderr if stream is None else stream
     return bool(stream and stream.isatty()) if progress is None else progress
 
 
 class ProgressBar:
-    """`with ProgressBar("images", total) as bar: bar.advance(1)`."""
+    """A bar that counts steps: `with ProgressBar("images", total) as bar: bar.advance(1)`."""
 
     def __init__(self, label: str, total: int, *, is_shown: bool, stream: TextIO | None = None) -> None:
         self._label, self._total, self._done = label, total, 0
@@ -37,7 +37,7 @@ class ProgressBar:
         self.show(self._label, self._done + steps, self._total)
 
     def show(self, label: str, done: int, total: int) -> None:
-        """Say what is being done and how much of it is done; something else is said at once."""
+        """Show what is being done and how much of it is done; a new label is drawn at once."""
         now = time.monotonic()
         is_new = label != self._label and now - self._started >= _DELAY_S
         self._label, self._done, self._total = label, done, total
@@ -63,7 +63,7 @@ class ProgressBar:
 
 
 def render(label: str, done: int, total: int, elapsed_s: float, columns: int | None = None) -> str:
-    """One line: label, bar, share, count, time so far; below `columns` wide, by a shorter bar, none, or a cut."""
+    """One line of label, bar, share, count and time; a shorter bar, no bar or a cut keep it within `columns`."""
     share = min(1.0, done / total) if total else 1.0
     figures = f"{share:4.0%} {done}/{total} {elapsed_s:.0f} s"
     room = _BAR_WIDTH if columns is None else min(_BAR_WIDTH, columns - 1 - len(f"{label} [] {figures}"))
@@ -74,7 +74,7 @@ def render(label: str, done: int, total: int, elapsed_s: float, columns: int | N
 
 
 def _columns(stream: TextIO) -> int | None:
-    """The width of a terminal; None of what is none, or does not say."""
+    """The width of the terminal; None if stderr is none, or does not say."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or None
     except (OSError, ValueError):

@@ -1,12 +1,13 @@
-"""A bundle as a Triton Inference Server model repository: one model per tower, for Triton's onnxruntime backend.
+"""Write a bundle as a Triton Inference Server model repository: one model per tower, for Triton's onnxruntime
+backend.
 
-Triton batches requests of one shape and of no other, which is the way the text graph wants them: nothing is padded,
-so a text's vector does not depend on its company. What Triton does not do is turn texts into ids and images into
-pixels; `triton_readme.md` goes with every repository and says how, with a client that runs.
+Triton batches only requests of one shape, which suits the text graph: nothing is padded, so the other texts of a
+batch do not change a text's vector. Triton does not turn texts into ids or images into pixels; every repository has a
+README (`triton_readme.md`) that says how, with a client that runs.
 
 The layout is the one documented for models of several files: `1/model.onnx` is a folder with a `model.onnx` in it.
-Options are those that triton-inference-server/onnxruntime_backend reads in src/onnxruntime.cc. TensorRT's were never
-run by us.
+The options are those that triton-inference-server/onnxruntime_backend reads in src/onnxruntime.cc. TensorRT's options
+were never run by this project.
 """
 
 import os
@@ -59,10 +60,10 @@ def export_triton(
 
     `threads` is what one tower takes on the CPU; 0 leaves it to onnxruntime, which takes every core for each tower.
     Graphs and weights are copies: onnx and onnx_ir refuse weights that have a second hard link, so linking them would
-    spoil the bundle for `edgeclip quantize`. Every file's hash is checked; `progress` is told the bytes read.
+    spoil the bundle for `edgeclip quantize`. Every file's hash is checked; `progress` is called with the bytes read.
 
-    Raises BundleError for what is no complete bundle, InputError for bad threads, BuildError when `out` exists,
-    cannot be written, or the disk is full.
+    Raises BundleError for a folder that holds no complete bundle, InputError for bad threads, BuildError when `out`
+    exists, cannot be written, or the disk is full.
     """
     if type(threads) is not int or not 0 <= threads <= _MOST_THREADS:
         raise InputError(
@@ -108,7 +109,7 @@ def model_config(manifest: Manifest, tower: TowerName, *, threads: int = 0) -> s
         "version_policy { latest { num_versions: 1 } }",
         f"instance_group [ {{ kind: {'KIND_GPU' if is_gpu else 'KIND_CPU'} count: 1 }} ]",
         "dynamic_batching {",
-        # Nobody waits for company: what queued up while a batch ran is the next one.
+        # No request waits for others: the requests that came while a batch ran form the next one.
         "  max_queue_delay_microseconds: 0",
         "  default_queue_policy {",
         "    timeout_action: REJECT",
@@ -170,7 +171,7 @@ def readme(manifest: Manifest) -> str:
 
 
 def _tensors(manifest: Manifest, tower: TowerName) -> tuple[_Tensor, _Tensor, _Tensor]:
-    """The graph's input, the same at warm-up, and its output; without the batch axis, as Triton wants them."""
+    """The graph's input, the same input at warm-up, and its output; without the batch axis, as Triton wants them."""
     answer = _Tensor(name=f"{_embeds(tower)}_embeds", kind="TYPE_FP32", shape=(manifest.embedding_dim,))
     if tower == "text":
         given = _Tensor(name="input_ids", kind="TYPE_INT64", shape=(-1,))
@@ -186,7 +187,7 @@ def _embeds(tower: TowerName) -> str:
 
 
 def _parameters(is_gpu: bool, threads: int) -> dict[str, str]:
-    """What the backend reads beside the accelerators."""
+    """The parameters that the backend reads, but for the accelerators."""
     always = {
         "execution_mode": "0",  # one node after another: the towers have no branches
         "enable_mem_pattern": "0",  # plans memory for each shape it has seen, and texts have many
@@ -245,7 +246,7 @@ def _oldest_runtime(target: Target, precision: Precision) -> str:
 
 
 def _tower_files(folder: Path, manifest: Manifest, tower: TowerName) -> list[str]:
-    """The graph and its data: whatever is named as the graph with something after it."""
+    """The graph and its data: all files whose names begin with the graph's."""
     graph = manifest.tower(tower).file
     names = [file.name for file in manifest.files if file.name.startswith(graph)]
     other = manifest.tower("vision" if tower == "text" else "text").file

@@ -1,1 +1,3 @@
-"""`edgeclip doctor`: what is installed here, what runs, and the command that mends each problem."""
+"""`edgeclip doctor`: what is installed on this machine, which devices really run, and the command that mends each
+problem.
+"""

@@ -1,8 +1,9 @@
-"""What ails an installation, and the one command that mends it: decided from the facts that
-`edgeclip.doctor.environment` reads.
+"""Find the problems of an installation and the command that mends each, from facts read by
+`edgeclip.doctor.environment`.
 
-The rules are what users of onnxruntime run into: two wheels that overwrite each other (#26996), a GPU wheel without
-its libraries (#21769), a driver too old for the CUDA that the wheel was built with, and the silence about all of it.
+Nothing is read or started here. The rules cover what users of onnxruntime run into: two wheels that overwrite each
+other (#26996), a GPU wheel without its libraries (#21769), a driver too old for the CUDA that the wheel was built
+with. onnxruntime reports none of these by itself.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ Level = Literal["error", "note"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
-    """One that onnxruntime lists; `error` is why it does not run, None when it does."""
+    """A provider that onnxruntime lists; `error` says why it does not run, None when it does."""
 
     name: str
     error: str | None
@@ -32,7 +33,9 @@ class Provider:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Processor:
-    """`features` are those that decide how fast a tower is; `usable`: what affinity and `quota` leave of `cores`."""
+    """The processor: `features` are those that decide its speed; `usable` is what affinity and `quota` leave of
+    `cores`.
+    """
 
     name: str
     features: tuple[str, ...]
@@ -43,11 +46,12 @@ class Processor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """A machine and an installation, as found.
+    """Facts about a machine and the installation on it.
 
-    `onnxruntime` is the version that is imported, None when `import_error` says why not; `wheels` are those that
-    pip knows; `cuda_built_for` is the CUDA that the wheel wants, `libraries` the versions found of CUDA, cuDNN and
-    TensorRT (None: not found), both empty without a GPU wheel. Memory is in bytes, its limit the control group's.
+    `onnxruntime` is the version that is imported, None when the import fails for the reason in `import_error`.
+    `wheels` are those that pip lists. `cuda_built_for` is the CUDA version that the wheel needs, `libraries` the
+    versions of CUDA, cuDNN and TensorRT that were found (None: not found); both are empty without a GPU wheel. Memory
+    is in bytes, its limit is the control group's.
     """
 
     edgeclip: str
@@ -67,13 +71,13 @@ class Facts:
     pillow: str | None
 
     def runs(self, kind: str) -> bool:
-        """Whether the provider of that kind of device was started and answered."""
+        """Whether a provider for this kind of device was started and gave the right answer."""
         return any(one.name == PROVIDERS[kind] and one.error is None for one in self.providers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A problem and the command that mends it. A note is about what works without."""
+    """A problem and the command that mends it. A note is about something that works without it."""
 
     level: Level
     problem: str
@@ -81,7 +85,7 @@ class Finding:
 
 
 def diagnose(facts: Facts) -> tuple[Finding, ...]:
-    """What is wrong, the worst first."""
+    """The problems of an installation, the worst first."""
     findings = [*_wheels(facts), *_cpu(facts), *_gpu(facts), *_openvino(facts)]
     if facts.pillow is None:
         findings.append(_note("Pillow is not installed: no image file can be decoded", install_command("images")))
@@ -173,7 +177,7 @@ def _openvino(facts: Facts) -> list[Finding]:
 
 
 def _extra(facts: Facts) -> str:
-    """What the user is most likely to want: the most special wheel installed, else what the hardware calls for."""
+    """The extra that this installation most likely needs: that of its wheel, else the one for the hardware."""
     for wheel in ("onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime"):
         if wheel in facts.wheels:
             return WHEELS[wheel]

@@ -1,4 +1,4 @@
-"""What this machine and this installation are: the facts that `edgeclip.doctor.diagnosis` judges."""
+"""Read the facts of this machine and installation that `edgeclip.doctor.diagnosis` judges."""
 
 import importlib.metadata
 import os
@@ -35,7 +35,7 @@ _FEATURES = (
 
 
 def read_facts() -> Facts:
-    """Ask everything, and start every provider that edgeclip knows: some seconds."""
+    """Read all facts, and start every provider that edgeclip supports. Takes some seconds."""
     version, import_error, available = None, None, []
     cuda_built_for, libraries, units = "", {}, ()
     try:
@@ -93,7 +93,7 @@ def _processor() -> Processor:
 
 
 def _libraries(built_for: str) -> dict[str, str | None]:
-    """Those that onnxruntime would find: its wheels' libraries are loaded first."""
+    """The versions of the libraries that onnxruntime would load; libraries from wheels come first."""
     major = built_for.partition(".")[0]
     return {
         "CUDA": nvidia.cuda_version(int(major)) if major.isdigit() else None,

@@ -1,8 +1,8 @@
-"""Whether a provider that onnxruntime lists really runs: `python -m edgeclip.doctor.probe PROVIDER` multiplies by it
-once.
+"""Test whether one of onnxruntime's providers really runs: `python -m edgeclip.doctor.probe PROVIDER` computes one
+product.
 
-In a process of its own, because a broken driver may crash or hang it, and because onnxruntime tells why a library was
-not loaded only in its log on stderr.
+It runs in a process of its own, because a broken driver may crash or hang it, and because onnxruntime writes the
+reason why a library was not loaded only to its log on stderr.
 """
 
 import re
@@ -48,7 +48,7 @@ def probe_provider(provider: str, *, patience_s: float = _PATIENCE_S) -> str | N
 
 
 def find_reason(log: str, status: int) -> str:
-    """The line of a failed probe's stderr that says most: a library that is missing, else the last."""
+    """The most useful line of a failed probe's stderr: the one about a missing library, else the last."""
     if missing := _MISSING.search(log):
         return missing[0]
     lines = [line for raw in log.splitlines() if (line := _clean(raw))]
@@ -58,7 +58,10 @@ def find_reason(log: str, status: int) -> str:
 
 
 def run_product(provider: str) -> None:
-    """Multiply by `provider` in this process; RuntimeError when another did it, or the product is wrong."""
+    """Compute a product with `provider` in this process.
+
+    Raises RuntimeError when another provider computed it, or the result is wrong.
+    """
     onnxruntime = import_onnxruntime()
     if provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
         onnxruntime.preload_dlls()

@@ -1,1 +1,1 @@
-"""Graphs at work: devices, providers, onnxruntime's sessions, batch sizes."""
+"""The engine: devices, providers, onnxruntime's sessions and batch sizes."""

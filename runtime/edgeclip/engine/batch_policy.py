@@ -1,18 +1,18 @@
-"""The one place for batch sizes, captured shapes and TensorRT's profiles.
+"""The one place that decides batch sizes, the shapes that CUDA graphs are captured for, and TensorRT's profiles.
 
-The encoder, the service's lanes, the Triton export and the benchmarks ask it, so that no batch is ever formed outside
-of what an engine was built for. Values in, values out: nothing here runs anything.
+The encoder, the service's queues, the Triton export and the benchmarks ask this module, so no batch lies outside of
+the shapes that an engine was built for. All functions are pure: nothing here runs a graph.
 
-Only inputs of one shape share a batch: nothing is padded, so no mask is computed, and a text's vector depends on its
-company by no more than the order of a sum. A bigger batch is not faster once the GEMMs have rows enough, and costs
-memory, so texts are counted in tokens.
+Only inputs of one shape share a batch. Nothing is padded, so no mask is computed, and the other texts of a batch
+change a text's vector by no more than the order of a sum. A bigger batch is not faster once the matrix products have
+enough rows, and costs memory, so texts are counted in tokens.
 
 A short text on a GPU is launch bound: its 24 layers are some 300 kernels of a few microseconds each, and starting
 them one by one takes longer than running them. A CUDA graph starts all of them at once, but only for one shape. So
-single texts up to CAPTURED_TOKENS, each length its own graph, and a few sizes of image batches get one; all other
-shapes run kernel by kernel. The set is finite, so it is the bound of what graphs hold; nothing is evicted.
+single texts of up to CAPTURED_TOKENS tokens get a CUDA graph for each length, and so do a few sizes of image batches;
+all other shapes run kernel by kernel. This set of shapes is finite, so no CUDA graph is ever evicted.
 
-The GPU's numbers were chosen by reasoning, not measured: `bench/gpu_check.sh` is what measures them.
+The GPU's numbers were chosen by reasoning, not measured: `bench/gpu_check.sh` measures them.
 """
 
 import math
@@ -39,7 +39,7 @@ CPU_IMAGES = 1
 # 16384 rows fill every tensor core's tile many times over, and their activations (about 20 kB a token at fp16) stay
 # below half a gigabyte.
 GPU_TOKENS = 16_384
-# Images of 1297 tokens each: 32 are 41504 rows. More are nowhere quicker, whatever batch_size says.
+# Images of 1297 tokens each: 32 are 41504 rows. A larger batch is quicker on no device, whatever batch_size says.
 MOST_IMAGES = 32
 _GPU_LATENCY_IMAGES = 16
 # A batch of shorter texts than this many tokens has no more rows on a GPU than texts of this many would.
@@ -49,8 +49,8 @@ _UNIFORM_TEXTS = {"cpu": 16, "cuda": 64, "tensorrt": 8}
 _UNIFORM_IMAGES = {"cpu": 4, "cuda": MOST_IMAGES, "tensorrt": MOST_IMAGES}
 # The longest text of each TensorRT profile; the model's limit ends the last one.
 _PROFILE_TOKENS = (64, 512)
-# A longer text holds a CPU for many batches' time, so the service runs it beside the others. A GPU is full with one
-# run, which takes it some tens of milliseconds, so there all texts keep one queue.
+# A longer text occupies a CPU for the time of many batches, so the service runs it in a thread of its own. One run
+# fills a GPU and takes some tens of milliseconds there, so all texts share one queue.
 _CPU_LONG_TOKENS = 512
 # The special tokens alone.
 _SHORTEST_TEXT = 2
@@ -61,10 +61,10 @@ CAPTURED_IMAGES = (1, 8, MOST_IMAGES)
 
 
 class Kind(NamedTuple):
-    """What inputs must have in common to share a batch, and what one of them costs.
+    """A kind of inputs: only inputs of the same kind share a batch. `cost` is tokens for a text, 1 for an image.
 
-    `cost` is tokens for a text, 1 for an image. A text with a literal padding token needs a mask, and goes with its
-    like, so that no other text pays for it.
+    A text with a literal padding token needs a mask. It is a kind of its own, so no other text computes a mask for
+    it.
     """
 
     cost: int
@@ -74,7 +74,7 @@ class Kind(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextBatch:
-    """The indices of the texts in a batch, and their ids (B, T)."""
+    """A batch of texts: their indices in the input, and their ids (B, T)."""
 
     indices: tuple[int, ...]
     input_ids: NDArray[np.int64]
@@ -99,12 +99,14 @@ class Profiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPolicy:
-    """How many inputs go to a tower at once, and which. `BatchPolicy.choose` makes one for a device and a bundle.
+    """The largest batches of a device and a bundle, and how inputs are divided into them. `BatchPolicy.choose` makes
+    one.
 
-    A batch has at most `tokens` tokens (one longer text goes alone) or `texts` texts whatever their length, and at
-    most `images` images. A text of less than `fewest_tokens` counts as so many. `profile_tokens` are the longest
-    texts of TensorRT's profiles, empty elsewhere. Texts of more than `long_tokens` are run beside the others; None:
-    no text is. `max_batch` lowers every one of these and raises none.
+    A batch of texts has at most `tokens` tokens (one longer text forms a batch alone) and at most `texts` texts; a
+    batch of images has at most `images` images. A text of less than `fewest_tokens` counts as `fewest_tokens`.
+    `profile_tokens` are the longest texts of TensorRT's profiles, empty on other devices. Texts of more than
+    `long_tokens` tokens are run by a thread of their own; None: there is no such thread. `max_batch` can lower every
+    one of these numbers and raises none.
     """
 
     tokens: int
@@ -124,7 +126,7 @@ class BatchPolicy:
 
     @classmethod
     def choose(cls, kind: str, manifest: Manifest, purpose: Purpose, *, max_batch: int | None = None) -> Self:
-        """The policy of a kind of device, as `Device.kind`; what is not CUDA or TensorRT is taken as a CPU."""
+        """The policy for a kind of device, as in `Device.kind`; every kind but CUDA and TensorRT counts as a CPU."""
         is_gpu = kind in ("cuda", "tensorrt")
         limit = manifest.tokenizer.max_length
         sized = kind if is_gpu else "cpu"
@@ -145,16 +147,17 @@ class BatchPolicy:
         )
 
     def kind_of(self, item: NDArray[np.generic]) -> Kind:
-        """The kind of ids (T,) or of pixels (S, S, 3)."""
+        """The kind of an input: ids (T,) or pixels (S, S, 3)."""
         if item.ndim != 1:
             return Kind(cost=1, shape=item.shape)
         needs_mask = self.pad_id is not None and bool((item == self.pad_id).any())
         return Kind(cost=max(1, len(item)), shape=item.shape, needs_mask=needs_mask)
 
     def rows(self, shape: Shape) -> int:
-        """The most inputs in a batch, of ids (T,) or of pixels (S, S, 3); InputError outside of every profile.
+        """The most inputs in a batch, for ids (T,) or pixels (S, S, 3); InputError for an input outside of every
+        profile.
 
-        With TensorRT all texts of a profile share its budget, for memory is reserved for its longest ones.
+        With TensorRT all texts of a profile have the same limit, because memory is reserved for the longest one.
         """
         if len(shape) != 1:
             most = self.images
@@ -165,9 +168,9 @@ class BatchPolicy:
         return min(most, self.max_batch or most)
 
     def plan_texts(self, rows: Sequence[NDArray[np.int64]], batch_size: int | None = None) -> Iterator[TextBatch]:
-        """Batches of texts of one kind, the longest first so that a lack of memory shows at once.
+        """Divide texts of one kind into batches, the longest first so that a lack of memory shows at once.
 
-        `batch_size` lowers what a batch may have.
+        `batch_size` can lower the size of a batch.
         """
         groups: dict[Kind, list[int]] = {}
         for index, row in enumerate(rows):
@@ -180,15 +183,18 @@ class BatchPolicy:
                 yield TextBatch(indices=indices, input_ids=np.stack([rows[index] for index in indices]))
 
     def plan_images(self, count: int, batch_size: int | None = None) -> Iterator[range]:
-        """Consecutive indices, `images` at once; `batch_size` lowers that, or raises it to MOST_IMAGES at most."""
+        """Divide images into batches of consecutive indices, `images` each; `batch_size` replaces that, up to
+        MOST_IMAGES.
+        """
         size = min(batch_size or self.images, MOST_IMAGES, self.max_batch or MOST_IMAGES)
         for start in range(0, count, size):
             yield range(start, min(start + size, count))
 
     def parts(self, shape: Shape) -> list[slice]:
-        """How a batch formed by hand, of ids (B, T) or pixels (B, S, S, 3), is cut so that each part fits a profile.
+        """Divide a batch that a caller formed, of ids (B, T) or pixels (B, S, S, 3), into parts that each fit a
+        profile.
 
-        One part where there are no profiles. InputError for inputs that fit none.
+        One part where there are no profiles. InputError for inputs that fit no profile.
         """
         if not self.profile_tokens:
             return [slice(0, shape[0])]
@@ -203,9 +209,11 @@ class BatchPolicy:
         return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
 
     def profiles(self, tower: TowerName) -> Profiles | None:
-        """The profiles that a TensorRT engine is built with; every batch of this policy fits one. None elsewhere.
+        """The profiles that a TensorRT engine is built with; every batch of this policy fits one. None on other
+        devices.
 
-        Best at what a query is: one text of 16 tokens, one image; else at the largest of the profile.
+        The optimum of the first is a query (one text of 16 tokens, one image), that of the others the profile's
+        largest shape.
         """
         edges = self.profile_tokens
         if not edges:
@@ -222,7 +230,7 @@ class BatchPolicy:
         )
 
     def _longest_like(self, length: int) -> int:
-        """The longest text of the profile that a text of `length` tokens falls in; without profiles, itself."""
+        """The longest text of the profile that holds a text of `length` tokens; `length` itself without profiles."""
         if not self.profile_tokens:
             return length
         longest = next((edge for edge in self.profile_tokens if _SHORTEST_TEXT <= length <= edge), None)
@@ -233,9 +241,9 @@ class BatchPolicy:
 
 
 def is_oversized(tower: TowerName, shape: Shape) -> bool:
-    """Whether a batch is larger than those a CPU is given by default: a long text, or one that was formed by hand.
+    """Whether a batch is larger than the default batches of a CPU: a long text, or a batch formed by the caller.
 
-    `shape` is (B, T) of ids or (B, S, S, 3) of pixels. The memory that such a batch takes is given back after it.
+    `shape` is (B, T) of ids or (B, S, S, 3) of pixels. The memory that such a batch takes is freed after it.
     """
     if tower == "text":
         return math.prod(shape) > CPU_TOKENS
@@ -250,7 +258,5 @@ def is_captured(tower: TowerName, shape: Shape) -> bool:
 
 
 def slot_rows(tower: TowerName) -> int:
-    """The most inputs of a batch on CUDA, whatever their length: a slot of `edgeclip.engine.cuda.bound_runs` holds
-    their answers.
-    """
+    """The most inputs of a batch on CUDA, whatever their length: the rows that a slot of `bound_runs` must hold."""
     return GPU_TOKENS // _FEWEST_TOKENS if tower == "text" else MOST_IMAGES

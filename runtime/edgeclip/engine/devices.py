@@ -1,8 +1,8 @@
-"""Which device runs a bundle, and with how many threads: decided here, in values.
+"""Choose the device that runs a bundle, and the number of threads. Pure functions, but for reading /proc and /sys.
 
-`choose_device` turns what was asked for and what onnxruntime reports into a device, and refuses rather than falls
-back. With which options it runs is `edgeclip.engine.providers`; what really runs is asked of the session afterwards,
-in `edgeclip.engine.session`.
+`choose_device` takes the requested name and what onnxruntime reports, and raises an error instead of falling back to
+another device. `edgeclip.engine.providers` chooses the options; `edgeclip.engine.session` asks onnxruntime afterwards
+what really runs.
 """
 
 import math
@@ -34,7 +34,7 @@ _REQUEST = re.compile(r"(cpu)|(cuda|tensorrt)(?::(\d{1,4}))?|(openvino)(?::(CPU|
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A kind of device and its number, as `cpu` or `cuda:0`; OpenVINO's are of a unit, as `openvino:CPU`."""
+    """A kind of device and its number, as `cpu` or `cuda:0`; for OpenVINO its unit, as `openvino:CPU`."""
 
     kind: str
     index: int = 0
@@ -47,17 +47,17 @@ class Device:
 
     @property
     def provider(self) -> str:
-        """onnxruntime's name for it."""
+        """onnxruntime's name of the provider for this device."""
         return PROVIDERS[self.kind]
 
 
 def choose_device(request: str, available: Sequence[str], target: Target) -> Device:
     """The device for `request`: "auto", "cpu", "cuda[:n]", "tensorrt[:n]" or "openvino[:CPU|GPU|NPU]".
 
-    `available` is what onnxruntime.get_available_providers() reports. "auto" takes the device the
-    bundle's graphs are shaped for when onnxruntime has it, else the CPU. DeviceError for a name that
-    is no device, for one that this onnxruntime does not have, and for OpenVINO with graphs of
-    onnxruntime's own operators, which it would leave to the CPU.
+    `available` is what onnxruntime.get_available_providers() reports. "auto" takes the device that the bundle's
+    graphs are made for when onnxruntime has it, else the CPU. DeviceError for an unknown name, for a device that this
+    onnxruntime does not have, and for OpenVINO with graphs of onnxruntime's own operators, which it would leave to
+    the CPU.
     """
     if request == "auto":
         return Device(kind=target if PROVIDERS[target] in available else "cpu")
@@ -81,23 +81,24 @@ def choose_device(request: str, available: Sequence[str], target: Target) -> Dev
 
 
 def check_index(device: Device, gpus: Sequence[str]) -> None:
-    """DeviceError for a GPU's number that is beyond the GPUs found; nothing found says nothing."""
+    """DeviceError for a GPU number beyond the GPUs that were found; no check when none were found."""
     if device.kind in ("cuda", "tensorrt") and gpus and device.index >= len(gpus):
         found = ", ".join(f"{number} ({name})" for number, name in enumerate(gpus))
         raise DeviceError(f"device {device} asked for, but the GPUs here are {found}")
 
 
 def check_unit(device: Device, units: Sequence[str]) -> None:
-    """DeviceError for an OpenVINO unit that is none of `units`, as OpenVINO names them: CPU, GPU.0, GPU.1, NPU."""
+    """DeviceError for an OpenVINO unit that is not in `units`, which are OpenVINO's names: CPU, GPU.0, GPU.1, NPU."""
     if device.kind == "openvino" and device.unit not in {unit.partition(".")[0] for unit in units}:
         raise DeviceError(f"device {device} asked for, but OpenVINO finds only {', '.join(units) or 'nothing'} here")
 
 
 def usable_cpus(root: Path = Path("/")) -> int:
-    """The processors this process may use: its affinity, cut to the smallest quota of its control groups.
+    """The number of processors this process may use: its affinity, limited by the smallest quota of its control
+    groups.
 
-    onnxruntime sizes its pool from the host's cores (microsoft/onnxruntime#29510), which in a
-    container of two cores on a host of 64 is 64 threads. `root` is where /proc and /sys lie.
+    onnxruntime sizes its pool by the host's cores (microsoft/onnxruntime#29510): 64 threads in a container of two
+    cores on a host of 64. `root` is the folder that holds /proc and /sys.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota(root)

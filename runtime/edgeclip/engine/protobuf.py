@@ -1,6 +1,8 @@
-"""Protobuf's wire format, as far as ONNX graphs are read and changed here: the runtime does without the onnx package.
+"""Read and change ONNX graphs at the level of protobuf's wire format, because the runtime does not need the onnx
+package.
 
-https://protobuf.dev/programming-guides/encoding; the fields' numbers are in onnx.proto.
+Only what edgeclip uses is here. https://protobuf.dev/programming-guides/encoding; the numbers of fields are in
+onnx.proto.
 """
 
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """A field of a message as it stands there."""
+    """A field of a message, with its bytes as they are."""
 
     number: int
     value: bytes  # of a length-delimited field its content, of a number the number's bytes
@@ -20,7 +22,7 @@ class Field:
 
 
 def read_fields(message: bytes) -> Iterator[Field]:
-    """A message's fields in their order; ValueError or IndexError for what is none."""
+    """A message's fields in order; ValueError or IndexError for bytes that are no message."""
     at = 0
     while at < len(message):
         start = at
@@ -42,7 +44,7 @@ def read_fields(message: bytes) -> Iterator[Field]:
 
 
 def read_varint(message: bytes, at: int) -> tuple[int, int]:
-    """The number that begins there, and where it ends."""
+    """The number that begins at this place, and the place where it ends."""
     value = shift = 0
     while True:
         byte = message[at]
@@ -53,22 +55,22 @@ def read_varint(message: bytes, at: int) -> tuple[int, int]:
 
 
 def all_values(fields: list[Field], number: int) -> list[bytes]:
-    """Of every field of that number."""
+    """The values of all fields with this number."""
     return [field.value for field in fields if field.number == number]
 
 
 def read_text(fields: list[Field], number: int) -> str:
-    """The first field of that number; "" without one."""
+    """The text of the first field with this number; "" without one."""
     return next(iter(all_values(fields, number)), b"").decode()
 
 
 def encode_number(number: int, value: int) -> bytes:
-    """A field that holds a number from 0."""
+    """The bytes of a field that holds a number of at least 0."""
     return _encode(number << 3 | _VARINT) + _encode(value)
 
 
 def encode_bytes(number: int, value: bytes) -> bytes:
-    """A field that holds bytes, a text or a message."""
+    """The bytes of a field that holds bytes, a text or a message."""
     return _encode(number << 3 | _LENGTH) + _encode(len(value)) + value
 
 

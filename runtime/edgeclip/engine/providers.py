@@ -1,7 +1,7 @@
-"""With which options onnxruntime runs a tower on a device, and whether it really does: decided here, in values.
+"""Choose the options with which onnxruntime runs a tower on a device, and judge whether the device really runs it.
 
-Every option of a session stands in this file. `plan_session` gives them, `check_nodes` judges what onnxruntime then
-says of each node; `edgeclip.engine.session` acts.
+Every session option stands in this file. All functions are pure: `plan_session` gives the options, `check_nodes`
+judges which provider took each node; `edgeclip.engine.session` acts on both.
 
 Not set, on purpose: session.set_denormal_as_zero, because it also switches denormals off in the thread that opens the
 session, so that the caller's own numpy rounds 1e-40 to 0 from then on (onnxruntime 1.31). Arena shrinkage on a GPU,
@@ -30,7 +30,7 @@ _SLOWER_ON_CPU = ("SkipLayerNormFusion",)
 # VNNI too, where it takes twice the time for nothing: 3.8 ms for 256 rows of 1024 to 4096, 8.0 with it.
 _RIGHT_WITHOUT_VNNI = ("session.x64quantprecision", "1")
 # The pool's threads stop spinning when a call ends instead of up to a millisecond later: a 16-token text costs the
-# same (0.98), and the cores are free for whoever takes the vector, the other tower, or another process.
+# same (0.98), and the cores are free for the caller, the other tower, or another process.
 _SPIN_ONLY_INSIDE_CALLS = ("session.force_spinning_stop", "1")
 # Makes the session remember which provider took each node.
 _RECORD_NODES = ("session.record_ep_graph_assignment_info", "1")
@@ -51,7 +51,7 @@ _TARGETS: dict[str, Target] = {"cuda": "cuda", "tensorrt": "tensorrt", "openvino
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a session is made with: providers by preference, config entries, optimisers that are switched off."""
+    """What a session is made with: providers by preference, config entries, and optimisers that are switched off."""
 
     providers: tuple[tuple[str, Options], ...]
     entries: tuple[tuple[str, str], ...] = ()
@@ -60,7 +60,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """An operator as onnxruntime names it (domain.type, the standard domain left out), and who took it."""
+    """An operator by onnxruntime's name (domain.type, without the standard domain), and its provider."""
 
     operator: str
     provider: str
@@ -68,7 +68,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFacts:
-    """Everything a TensorRT engine depends on: two that agree may share one.
+    """Everything a TensorRT engine depends on: two towers with equal facts may share an engine.
 
     `files` are the sha256 of the graph and its weights, which are part of an engine.
     """
@@ -81,7 +81,7 @@ class EngineFacts:
 
     @property
     def key(self) -> str:
-        """32 hex digits."""
+        """32 hex digits that stand for these facts."""
         facts = [self.files, self.onnxruntime, self.tensorrt, self.gpu, sorted(self.options.items())]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
@@ -95,10 +95,10 @@ def plan_session(
     profiles: Options | None = None,
     stream: int | None = None,
 ) -> Plan:
-    """The options of a tower of this precision on this device.
+    """The options for a tower of this precision on this device.
 
-    `adds_in_16_bits` says of the CPU that its integer GEMM overflows. `profiles` are TensorRT's trt_profile_*_shapes.
-    `stream` is the address of the CUDA stream that a caller who captures graphs runs on. DeviceError for a precision
+    `adds_in_16_bits` says of a CPU that its integer products overflow. `profiles` are TensorRT's
+    trt_profile_*_shapes. `stream` is the address of the CUDA stream for captured graphs. DeviceError for a precision
     that the device does not compute in.
     """
     if device.kind == "cpu":
@@ -116,7 +116,7 @@ def plan_session(
 
 
 def cached_engines(plan: Plan, folder: Path) -> Plan:
-    """The plan with TensorRT's engines and timings kept in `folder`."""
+    """The plan, changed so that TensorRT's engines and timings are kept in `folder`."""
     (name, options), *others = plan.providers
     kept = {
         "trt_engine_cache_enable": "1",
@@ -128,7 +128,7 @@ def cached_engines(plan: Plan, folder: Path) -> Plan:
 
 
 def cache_root(environment: Mapping[str, str], find_home: Callable[[], Path] = Path.home) -> Path:
-    """Where edgeclip keeps what it may build again: $XDG_CACHE_HOME/edgeclip, ~/.cache/edgeclip without it.
+    """The folder for all that edgeclip can build again: $XDG_CACHE_HOME/edgeclip, else ~/.cache/edgeclip.
 
     DeviceError where neither is known, as in a container whose user has no entry in /etc/passwd.
     """
@@ -144,9 +144,9 @@ def cache_root(environment: Mapping[str, str], find_home: Callable[[], Path] = P
 
 
 def check_nodes(nodes: Iterable[Node], device: Device, graph: str) -> None:
-    """DeviceError when the device did not take every node that matters: all but shape arithmetic.
+    """DeviceError when the device did not take every node but shape arithmetic.
 
-    Names the operators and how many, by the provider they fell to. `graph` says whose nodes they are.
+    The message counts the operators by the provider that took them. `graph` names the graph in it.
     """
     nodes = list(nodes)
     strays = Counter(

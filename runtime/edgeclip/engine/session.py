@@ -1,7 +1,7 @@
-"""One tower in onnxruntime: open it, ask what really runs, run it.
+"""One tower in onnxruntime: open it, ask which provider took each node, run it.
 
-The thin shell round the decisions of `edgeclip.engine.devices` and `edgeclip.engine.providers`. onnxruntime is
-imported here, on first use.
+The decisions are made in `edgeclip.engine.devices` and `edgeclip.engine.providers`. onnxruntime is imported here, on
+first use.
 """
 
 import contextlib
@@ -50,14 +50,14 @@ _PRODUCT = (
     b"b\x13\n\x01y\x12\x0e\n\x0c\x08\x06\x12\x08\n\x02\x08\x01\n\x02\x08\x04B\x04\n\x00\x10\r"
 )
 _INPUTS = {"text": "input_ids", "vision": "pixel_values"}
-# onnxruntime prints an error that it then raises; what it raises is told, once.
+# onnxruntime prints an error that it then raises; only what it raises is reported.
 _FATAL_ONLY = 4
 # Its exceptions that say what is wrong with a file, whatever the device.
 _ABOUT_THE_GRAPH = ("InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NoModel")
 
 
 def import_onnxruntime() -> ModuleType:
-    """onnxruntime, or a MissingExtraError that says what brings it."""
+    """Import onnxruntime; a MissingExtraError says how to install it."""
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
@@ -81,7 +81,7 @@ def import_onnxruntime() -> ModuleType:
 
 @functools.cache
 def adds_in_16_bits() -> bool:
-    """Whether this processor's integer GEMM overflows: found out by one."""
+    """Whether this processor's integer products overflow in 16 bits; computes one product to find out."""
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -160,7 +160,7 @@ class TowerSession:
             self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def _start_packed(self, path: Path, plan: Plan, threads: int, manifest: Manifest | None) -> Any:
-        """From packed weights of this graph, made by this onnxruntime on this processor; None without them."""
+        """Open packed weights that this onnxruntime made of this graph on this processor; None without them."""
         root = packed_root(os.environ)
         if self._device.kind != "cpu" or manifest is None or root is None:
             return None
@@ -230,7 +230,7 @@ class TowerSession:
         return session
 
     def _build(self, path: Path, plan: Plan, threads: int, manifest: Manifest, driver: Driver | None) -> Any:
-        """With TensorRT: from engines on disk, or by building and keeping them."""
+        """Open with TensorRT: use the engines on disk, or build and keep them."""
         facts = EngineFacts(
             files=_graph_hashes(path.name, manifest),
             onnxruntime=import_onnxruntime().__version__,
@@ -251,22 +251,23 @@ class TowerSession:
         return session
 
     def allocate(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """Memory for pixels (B, S, S, 3) that the device takes without another copy: page-locked for CUDA.
+        """Memory for pixels (B, S, S, 3) that the device reads without another copy: page-locked for CUDA.
 
-        Given to `recycle`, it is used again.
+        Give it to `recycle` when it is no longer used.
         """
         return self._lane.bound.allocate(shape) if self._lane else np.empty(shape, np.uint8)
 
     def recycle(self, memory: NDArray[np.uint8]) -> None:
-        """Take back what `allocate` gave and nobody uses any more."""
+        """Keep memory of `allocate`, which nothing uses any more, for the next call."""
         if self._lane:
             self._lane.bound.recycle(memory)
 
     def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """The tower's unit vectors for a batch (B, ...): (B, D) float32.
 
-        What is larger than TensorRT's profiles is run in parts; what fits none of them is an InputError. Raises
-        BundleError when weights that are read in place were overwritten, DeviceError for what the graph cannot take.
+        A batch larger than TensorRT's profiles is run in parts; inputs that fit no profile are an InputError. Raises
+        BundleError when weights that are read in place were overwritten, DeviceError for inputs that the graph cannot
+        take.
         """
         parts = self._policy.parts(batch.shape) if self._policy else []
         self._check_files()  # before: reading beyond the new end of a file that was cut ends the process (SIGBUS)
@@ -298,14 +299,14 @@ class TowerSession:
         return output
 
     def _gate(self) -> contextlib.AbstractContextManager[None]:
-        """What allocates on a GPU outside the lane must not do so while a lane captures (`CaptureGate`)."""
+        """Keep allocations on a GPU outside of a lane from running while a lane captures (`CaptureGate`)."""
         return GATE.together() if self._device.kind == "cuda" else contextlib.nullcontext()
 
 
 def plan_tower(
     tower: TowerName, device: Device, threads: int, manifest: Manifest | None, stream: int | None = None
 ) -> Plan:
-    """The plan of a tower's session on this machine; `plan_session` says what `stream` is and what it raises."""
+    """The plan of a tower's session on this machine; `stream` and the errors are those of `plan_session`."""
     profiles = BatchPolicy.choose(device.kind, manifest, "throughput").profiles(tower) if manifest else None
     return plan_session(
         device,
@@ -318,7 +319,7 @@ def plan_tower(
 
 
 def packed_facts(graph: str, plan: Plan, manifest: Manifest) -> PackedFacts:
-    """What the packed weights of the bundle's graph of this file name depend on."""
+    """The facts that packed weights of the bundle's graph with this file name depend on."""
     return PackedFacts(
         files=_graph_hashes(graph, manifest),
         onnxruntime=import_onnxruntime().__version__,
@@ -328,8 +329,8 @@ def packed_facts(graph: str, plan: Plan, manifest: Manifest) -> PackedFacts:
 
 
 def _load_nvidia(device: Device) -> Driver | None:
-    """CUDA's libraries, from their wheels too; DeviceError when the GPU of that number is not there."""
-    with contextlib.redirect_stdout(sys.stderr):  # where it tells what it did not find
+    """Load CUDA's libraries, from wheels too; DeviceError when there is no GPU with this number."""
+    with contextlib.redirect_stdout(sys.stderr):  # it prints on stdout what it did not find
         import_onnxruntime().preload_dlls()
     driver = read_driver()
     check_index(device, driver.gpus if driver else ())
@@ -342,7 +343,7 @@ def _graph_hashes(graph: str, manifest: Manifest) -> tuple[str, ...]:
 
 
 def _nodes(session: Any) -> list[Node]:
-    """What each node was given to, as the session recorded it."""
+    """The provider that took each node, as the session recorded it."""
     return [
         Node(operator=".".join(filter(None, (node.domain, node.op_type))), provider=part.ep_name)
         for part in session.get_provider_graph_assignment_info()

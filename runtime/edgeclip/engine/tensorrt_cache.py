@@ -1,8 +1,8 @@
-"""A folder of compiled engines on disk: whole or not there.
+"""A folder of compiled TensorRT engines on disk that is complete or absent.
 
-An engine takes TensorRT minutes to build and it writes it straight into the folder it is given. So that folder has
-another name until the session stands, and a list of its files with their sizes is written into it last; whoever is
-killed on the way, or copies half a folder, leaves nothing that would be used.
+TensorRT takes minutes to build an engine, and writes it straight into the folder it is given. So that folder has
+another name until the session is open, and a list of its files with their sizes is written last. A killed process or
+a half-copied folder leaves nothing that would be used.
 """
 
 import contextlib
@@ -21,10 +21,10 @@ _ENGINES = "*.engine"  # as onnxruntime names them
 
 @contextlib.contextmanager
 def engine_folder(root: Path, key: str) -> Iterator[tuple[Path, bool]]:
-    """The folder of engines for `key`, and whether they are built by now; else they are kept if the block succeeds.
+    """Yield the folder of engines for `key`, and whether it is complete; new engines are kept if the block succeeds.
 
-    DeviceError for a root that cannot be written. A disk that is full when the engines are there is told on stderr:
-    they run, and are built again next time.
+    DeviceError for a folder that cannot be written. A disk that is full when the engines are built is reported on
+    stderr: they run, and are built again next time.
     """
     folder = root / key
     if _is_whole(folder):
@@ -59,7 +59,7 @@ def _write_list(folder: Path) -> None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether the files are those of its list. The timing cache may have grown since."""
+    """Whether the folder has the files of its list in their sizes. The timing cache may have grown since."""
     try:
         sizes = json.loads((folder / _LIST).read_text())
         engines = {name: size for name, size in sizes.items() if Path(name).match(_ENGINES)}

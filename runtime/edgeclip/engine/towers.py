@@ -1,8 +1,8 @@
-"""The towers of an open bundle: loaded when they are first used, watched, and left behind by a fork.
+"""The towers of an open bundle: load each on first use, watch their files, and load them again after a fork.
 
-A forked child has onnxruntime's sessions without the threads that work for them: running one would wait for ever, and
-so would freeing it. So in a child every session that was open is kept as it is, untouched, and towers are loaded anew
-when they are used. CUDA, TensorRT and OpenVINO do not work after a fork at all; there it is an error.
+A forked child has onnxruntime's sessions without their threads: running or freeing one would wait for ever. So in a
+child every session that was open is kept untouched, and towers are loaded anew when they are used. CUDA, TensorRT and
+OpenVINO do not work after a fork at all; there it is an error.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _HEAD_START_S = 0.02
 
 
 class Towers:
-    """The sessions and the tokenizer of a bundle in `folder`, an absolute path. For use by any number of threads."""
+    """The sessions and the tokenizer of a bundle in `folder`, an absolute path. Any number of threads may use it."""
 
     def __init__(self, folder: Path, manifest: Manifest, device: Device, threads: int) -> None:
         self._folder, self._manifest, self._device, self._threads = folder, manifest, device, threads
@@ -44,7 +44,7 @@ class Towers:
         _open.add(self)
 
     def check_open(self) -> None:
-        """InputError for what was closed, DeviceError for a device that a fork has broken."""
+        """InputError after `close`, DeviceError for a device that a fork has broken."""
         if self._is_closed:
             raise InputError("the encoder is closed; open the bundle again")
         if self._is_forked and self._device.kind != "cpu":
@@ -54,7 +54,7 @@ class Towers:
             )
 
     def session(self, tower: TowerName) -> TowerSession:
-        """The tower, loaded by the first that asks; loading one does not hold up the other's work."""
+        """The session of a tower. The first caller loads it; loading one does not delay work on the other."""
         if session := self.sessions.get(tower):
             return session
         with self._locks[tower]:
@@ -75,7 +75,7 @@ class Towers:
             return session
 
     def load_ahead(self, tower: TowerName) -> None:
-        """Begin to load a tower in a thread of its own. What goes wrong there is raised where the tower is used."""
+        """Begin to load a tower in a thread of its own. Errors are raised when the tower is used."""
 
         def load() -> None:
             with contextlib.suppress(Exception):
@@ -86,7 +86,7 @@ class Towers:
         thread.join(_HEAD_START_S)
 
     def parse_tokenizer(self) -> TextTokenizer:
-        """The tokenizer, parsed by the first that asks."""
+        """The tokenizer. The first caller parses it."""
         with self._parsing:
             self.check_open()
             if (parsed := self.tokenizer) is None:
@@ -98,10 +98,10 @@ class Towers:
             return parsed
 
     def run(self, tower: TowerName, batch: NDArray[Any], dim: int) -> Vectors:
-        """Unit vectors (B, dim) of a batch as the graph takes it, cut and then normalised.
+        """Unit vectors (B, dim) of a batch in the graph's own form, cut and then normalised.
 
-        Raises BundleError for files that are not what was exported any more, WrongVectorsError for other vectors of
-        NaN or of another length than 1, DeviceError for what the graph cannot take.
+        Raises BundleError for files that changed since the export, WrongVectorsError for other vectors that hold NaN
+        or whose length is not 1, DeviceError for inputs that the graph cannot take.
         """
         session = self.session(tower)
         vectors = session.run(batch)
@@ -121,11 +121,13 @@ class Towers:
 
     @property
     def overwritten(self) -> tuple[str, ...]:
-        """Names of the loaded towers' files that were changed in place since they were found right; reads nothing."""
+        """Names of loaded towers' files that were changed in place since they were last verified; reads nothing."""
         return tuple(name for session in list(self.sessions.values()) for name in session.files.overwritten)
 
     def verify_files(self) -> None:
-        """BundleError for a loaded tower's file whose bytes are not what was exported; each is read once a state."""
+        """BundleError for a loaded tower's file whose bytes are not those of the export; a file is read again only if
+        it changed.
+        """
         for session in list(self.sessions.values()):
             session.files.verify()
 
@@ -140,7 +142,7 @@ class Towers:
         self._locks = {tower: threading.Lock() for tower in TOWERS}
 
     def _leave_behind(self) -> None:
-        """In a forked child: no session is ever freed, and no lock waits for a thread that is not there."""
+        """Prepare a forked child: free no session, and replace locks that a thread of the parent may hold."""
         for session in self.sessions.values():
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
         self.sessions = {}

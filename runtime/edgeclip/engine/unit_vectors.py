@@ -1,4 +1,4 @@
-"""Unit vectors: what every one is held against before it leaves the library, and how it is cut.
+"""Check that vectors have length 1 before they leave the library, and cut them to fewer dimensions.
 
 Both towers' graphs end with a normalisation, so a length that is not 1 means broken weights or a broken device.
 """
@@ -17,7 +17,7 @@ _SHORTEST = 1e-12
 
 
 def find_fault(vectors: Vectors, dim: int) -> str | None:
-    """What is wrong with rows (N, D) that should be unit vectors, also when cut to `dim`; None for nothing."""
+    """What is wrong with rows (N, D) that should be unit vectors, also when cut to `dim`; None if nothing is."""
     with np.errstate(over="ignore", invalid="ignore"):
         lengths = np.linalg.norm(vectors, axis=1)
     if not np.isfinite(lengths).all():
@@ -30,7 +30,9 @@ def find_fault(vectors: Vectors, dim: int) -> str | None:
 
 
 def shorten(vectors: Vectors, dim: int) -> Vectors:
-    """The first `dim` of each unit vector (N, D), normalised again: (N, dim). For what `find_fault` passed."""
+    """The first `dim` values of each unit vector (N, D), normalised again: (N, dim). `find_fault` must have passed
+    them.
+    """
     if dim == vectors.shape[1]:
         return vectors
     cut = vectors[:, :dim]

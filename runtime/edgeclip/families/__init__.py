@@ -1,1 +1,1 @@
-"""One module per family of models: how its texts and images are prepared."""
+"""One module per family of models, which prepares its texts and images."""

@@ -1,8 +1,8 @@
-"""What is jina-clip's alone on the runtime side: from an image to pixels, from a text to a prompt.
+"""What is special about jina-clip at run time: an image to pixels, a text to a prompt.
 
-The vision graph takes uint8 pixels and has mean and std folded in, so an image leaves here at a
-quarter of the float tensor's size; `normalize_pixels` gives that tensor to whoever feeds another
-runtime. Decoding is `edgeclip.inputs.images`' work, token ids are `edgeclip.inputs.tokenization`'s.
+The vision graph takes uint8 pixels and has mean and std folded in, so the pixels are a quarter of the float tensor's
+size; `normalize_pixels` gives that float tensor for use with another runtime. `edgeclip.inputs.images` decodes
+images, `edgeclip.inputs.tokenization` makes token ids.
 """
 
 from collections.abc import Mapping
@@ -25,14 +25,14 @@ _EXTREME_CROPS = 16
 
 
 def preprocess_image(image: ImageInput, facts: ImageFacts, *, label: str = "image") -> NDArray[np.uint8]:
-    """The pixels the reference gives its vision tower: (size_px, size_px, 3) uint8, a new array.
+    """The pixels that the reference gives its vision tower: (size_px, size_px, 3) uint8, a new array.
 
-    RGB first, then `facts.resize_mode`, then the centre. "shortest" makes the short side size_px and
-    crops the long one; "longest" makes the long side size_px and fills up with fill_color; "squash"
-    makes both size_px. Equal to the last bit whether Pillow resizes or, for arrays where it is not
-    installed and for extreme shapes, `edgeclip.inputs.resample`; and whichever version of Pillow does.
+    The image becomes RGB, is resized by `facts.resize_mode`, and its centre is cut out. "shortest" makes the short
+    side size_px and crops the long one; "longest" makes the long side size_px and fills the rest with fill_color;
+    "squash" makes both size_px. The result is equal to the reference's in every bit, with any version of Pillow, and
+    with `edgeclip.inputs.resample`, which replaces Pillow where it is not installed and for extreme shapes.
 
-    Takes what `decode_image` takes, and raises what it raises: InputError, MissingExtraError.
+    Takes what `decode_image` takes, and raises the same errors: InputError, MissingExtraError.
     """
     rgb = decode_image(image, label=label)
     source = (rgb.shape[1], rgb.shape[0]) if isinstance(rgb, np.ndarray) else rgb.size
@@ -65,7 +65,7 @@ def normalize_pixels(pixels: NDArray[np.uint8], facts: ImageFacts) -> NDArray[np
 
 
 def prompt(text: str, task: str | None, instructions: Mapping[str, str]) -> str:
-    """`text` behind its task's instruction; behind nothing for None. InputError for an unknown task."""
+    """`text` after its task's instruction; `text` alone for the task None. InputError for an unknown task."""
     if task is None:
         return text
     if not isinstance(task, str) or task not in instructions:
@@ -77,7 +77,7 @@ def prompt(text: str, task: str | None, instructions: Mapping[str, str]) -> str:
 def resized_size(source: tuple[int, int], facts: ImageFacts) -> tuple[int, int]:
     """The (width, height) that an image of `source` (width, height) is resized to, before the crop.
 
-    No side is less than 1 pixel, where "longest" would round the short one to 0.
+    No side is less than 1 pixel; plain rounding would give 0 for the short side in "longest".
     """
     width, height = source
     size = facts.size_px
@@ -91,7 +91,7 @@ def resized_size(source: tuple[int, int], facts: ImageFacts) -> tuple[int, int]:
 
 
 def _shown_span(length: int, size: int) -> tuple[int, int]:
-    """The first pixel of a resized side that the crop shows, and the one after its last."""
+    """The first pixel of a resized side that is inside the crop, and the pixel after the last one."""
     if length <= size:
         return 0, length
     first = round((length - size) / 2)  # halves to the even side, as the reference
@@ -109,7 +109,7 @@ def _as_pillow(rgb: RgbImage) -> "Image | None":
 
 
 def _resize_with_pillow(image: "Image", size: tuple[int, int], interpolation: Interpolation) -> "Image":
-    """Pillow's resize, one axis at a time, as versions disagree about which axis goes first."""
+    """Resize with Pillow, one axis at a time, because Pillow's versions differ in which axis they resize first."""
     from PIL.Image import Resampling
 
     if image.size == size:
@@ -121,7 +121,7 @@ def _resize_with_pillow(image: "Image", size: tuple[int, int], interpolation: In
 
 
 def _fill_up(shown: NDArray[np.uint8], facts: ImageFacts) -> NDArray[np.uint8]:
-    """`shown` in the middle of (size_px, size_px, 3); an odd pixel of filling goes right and below."""
+    """`shown` in the middle of (size_px, size_px, 3); an odd pixel of filling goes to the right and below."""
     size = facts.size_px
     height, width, _ = shown.shape
     if (height, width) == (size, size):

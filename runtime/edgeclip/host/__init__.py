@@ -1,1 +1,1 @@
-"""The machine below the process: control groups, NVIDIA's libraries, malloc."""
+"""The machine that the process runs on: control groups, NVIDIA's libraries, malloc, the installation of edgeclip."""

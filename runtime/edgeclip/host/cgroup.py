@@ -1,8 +1,8 @@
-"""What the container allows: the quotas of this process's control group and of every one above it.
+"""The CPU quota and memory limit of a container: the smallest of this process's control group and of all above it.
 
-A limit may stand anywhere on the way up (a pod's above its container's, a systemd slice's above its service's), and
-the smallest counts. Both versions of cgroups are read, also side by side: which group is ours stands in
-/proc/self/cgroup, where the trees are mounted in /proc/self/mountinfo (cgroups(7), kernel's cgroup-v2.rst).
+Any group above may hold the limit (a pod's above its container's, a systemd slice's above its service's). Both
+versions of cgroups are read, also side by side: /proc/self/cgroup names the process's group, /proc/self/mountinfo the
+place of the trees (cgroups(7), kernel's cgroup-v2.rst).
 """
 
 from collections.abc import Callable, Iterator
@@ -16,9 +16,9 @@ _NO_MEMORY_LIMIT = 2**62
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """The processors that the smallest CPU quota is worth, as 1.5; None without a quota.
+    """The smallest CPU quota as a number of processors, as 1.5; None without a quota.
 
-    `root` is where /proc and /sys lie. What cannot be read or is no number sets no limit.
+    `root` is the folder that holds /proc and /sys. A value that cannot be read or is no number sets no limit.
     """
     return _smallest(root, "cpu", _read_cpu)
 
@@ -50,7 +50,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _own_paths(root: Path, controller: str) -> Iterator[tuple[bool, PurePosixPath]]:
-    """Lines as `0::/user.slice` (version 2) and `4:cpu,cpuacct:/docker/1f3a` (version 1): is it 2, our path."""
+    """Parse lines as `0::/user.slice` (version 2) and `4:cpu,cpuacct:/docker/1f3a` (version 1): is it 2, our path."""
     for line in _lines(root / "proc/self/cgroup"):
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -59,7 +59,9 @@ def _own_paths(root: Path, controller: str) -> Iterator[tuple[bool, PurePosixPat
 
 
 def _mounts(root: Path, controller: str) -> Iterator[tuple[bool, PurePosixPath, PurePosixPath]]:
-    """Lines as `32 31 0:29 /docker/1f3a /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu`: is it 2, root, place."""
+    """Parse lines as `32 31 0:29 /docker/1f3a /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu`: is it 2, root, mount
+    point.
+    """
     for line in _lines(root / "proc/self/mountinfo"):
         fields, _, kind = line.partition(" - ")
         place, (filesystem, _, options) = fields.split(), (kind.split(maxsplit=2) + [""] * 3)[:3]

@@ -1,8 +1,8 @@
-"""The command that adds an extra to this installation of edgeclip, worded here and nowhere else.
+"""The command that adds an extra to this installation of edgeclip; every message takes it from here.
 
-No package index has an edgeclip of ours, and the owner of that name there would run code on every machine that asked
-for it. So the command names the folder, file or URL that pip says edgeclip was installed from (direct_url.json:
-https://packaging.python.org/en/latest/specifications/direct-url/).
+This project has no package of its name on an index, and the owner of that name there could run code on every machine
+that installed it. So the command names the folder, file or URL that pip says edgeclip was installed from
+(direct_url.json: https://packaging.python.org/en/latest/specifications/direct-url/).
 """
 
 import json
@@ -18,22 +18,24 @@ from edgeclip.errors import MissingExtraError
 
 
 def install_command(extra: str, option: str = "") -> str:
-    """`pip install '/that/folder[extra]'`, quoted for this system's shells; `option` is one of pip install's.
+    """`pip install '/that/folder[extra]'`, quoted for this system's shells; `option` is an option of pip install.
 
-    Where nothing is known of the source, or it is gone, the command is for a clone's folder, and says so.
+    Where the source is unknown or gone, the command is for the folder of a clone, and says so.
     """
     return format_command(_direct_url(), _clone(), extra, option)
 
 
 def missing_package(error: ModuleNotFoundError, extra: str) -> MissingExtraError:
-    """The package that could not be imported, and the command that brings it; onnxruntime is the extra `cpu`'s."""
+    """A message: the package that could not be imported, and the command that installs it (for onnxruntime, the extra
+    `cpu`).
+    """
     package = str(error.name).split(".")[0]
     command = install_command("cpu" if package == "onnxruntime" else extra)
     return MissingExtraError(f"{package} is not installed: `{command}`")
 
 
 def format_command(direct_url: dict[str, Any], clone: Path | None, extra: str, option: str = "") -> str:
-    """The command for what direct_url.json holds ({} without one); `clone` is used without it."""
+    """The command for the contents of direct_url.json ({} without one); without it, `clone` is the folder."""
     url = str(direct_url.get("url", ""))
     path = Path(url2pathname(urlsplit(url).path)) if url.startswith("file:") else clone
     words = ["pip install", *([option] if option else [])]
@@ -51,7 +53,7 @@ def format_command(direct_url: dict[str, Any], clone: Path | None, extra: str, o
 
 
 def _quote(text: str) -> str:
-    """For sh, bash, zsh and fish; on Windows for cmd and PowerShell, whose paths hold no double quote."""
+    """Quote for sh, bash, zsh and fish; on Windows for cmd and PowerShell, whose paths hold no double quote."""
     return f'"{text}"' if sys.platform == "win32" else shlex.quote(text)
 
 

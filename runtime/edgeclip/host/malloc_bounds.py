@@ -1,21 +1,21 @@
-"""How much of freed memory a process keeps, bounded. For whoever owns the process, before it has threads:
+"""Bound how much freed memory a process keeps. A program calls this at its start, before it has threads:
 
     import os
     from edgeclip.host.malloc_bounds import bound_memory
 
     bound_memory(os.environ)
 
-glibc gives threads that allocate at the same time a heap each, up to eight a core, and after a freed block of 20 MB
-takes blocks of that size from these heaps too, instead of mapping them apart. So what decoding took once stays
-resident in each heap: a small model held 370 MB under images of many sizes, 170 of them free, and more by the minute.
-With two heaps and a fixed size it holds 190.
+glibc gives threads that allocate at the same time a heap each, up to eight per core. After a block of 20 MB was
+freed, it takes blocks of that size from these heaps too, instead of mapping them apart. So the memory of a decoded
+image stays resident in each heap: a small model held 370 MB under images of many sizes, 170 MB of them free, and more
+by the minute. With two heaps and a fixed size it holds 190 MB.
 
-What is mapped apart comes as fresh pages, each a fault: 11 ms more for the 41 that a JPEG of 2000 x 1500 takes. So
-Pillow is told to build images of blocks of 1 MB and to keep 32 of them for the next: 2 ms more, and 20 MB.
+Memory that is mapped apart comes as fresh pages, each a page fault: 11 ms more for the 41 ms of a JPEG of 2000 x
+1500. So Pillow is set to build images of blocks of 1 MB and to keep 32 free ones: 2 ms more, and 20 MB.
 
-`edgeclip embed`, `eval` and `serve` set these bounds; importing edgeclip does not, malloc is its host's. Less was
-tried and is not enough. Two threads that live long and decode alone: up to 340 MB. Pillow's blocks alone: 400.
-malloc_trim: it leaves the upper ends of other threads' heaps, 70 MB.
+`edgeclip embed`, `eval` and `serve` set these bounds. Importing edgeclip does not, because malloc belongs to the
+program. Smaller changes were tried and are not enough: two long-lived threads that decode alone reach 340 MB,
+Pillow's blocks alone 400 MB, and malloc_trim leaves 70 MB at the upper ends of other threads' heaps.
 
 musl and macOS have no such settings; jemalloc, where it is preloaded, has its own.
 """
@@ -29,7 +29,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """A variable and its value; of glibc's also the tunable that is the same, and the number of it for mallopt(3)."""
+    """An environment variable and its value; for glibc also the equivalent tunable and the parameter number for
+    mallopt(3).
+    """
 
     variable: str
     value: int
@@ -48,21 +50,22 @@ BOUNDS = (
 
 
 def wanted_bounds(environment: Mapping[str, str]) -> tuple[Bound, ...]:
-    """The bounds that the environment does not set itself."""
+    """The bounds that the environment does not set already."""
     tunables = {entry.partition("=")[0] for entry in environment.get("GLIBC_TUNABLES", "").split(":")}
     return tuple(bound for bound in BOUNDS if bound.variable not in environment and bound.tunable not in tunables)
 
 
 def is_glibc() -> bool:
-    """Whether this process' C library is GNU's."""
+    """Whether this process's C library is GNU's."""
     return "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {})
 
 
 def bound_memory(environment: MutableMapping[str, str]) -> tuple[Bound, ...]:
-    """Set the bounds for this process, before it has threads: those that were taken. None but on glibc.
+    """Set the bounds for this process, before it has threads, and return those that were set. Does nothing without
+    glibc.
 
-    What `environment`, os.environ, sets itself stays. Pillow's are written there, where Pillow looks when it is
-    imported, and so are handed on to child processes.
+    Values that `environment` (os.environ) sets already stay. Pillow's are written there, because Pillow reads them
+    when it is imported, and so child processes inherit them.
     """
     if not is_glibc():
         return ()
@@ -70,7 +73,7 @@ def bound_memory(environment: MutableMapping[str, str]) -> tuple[Bound, ...]:
 
 
 def trim() -> None:
-    """Give the free pages of all heaps back. Nothing but on glibc."""
+    """Return the free pages of all heaps to the system. Does nothing without glibc."""
     if is_glibc():
         ctypes.CDLL(None).malloc_trim(0)
 

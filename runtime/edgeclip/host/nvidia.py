@@ -1,6 +1,6 @@
-"""What NVIDIA's libraries say of themselves: the driver with its GPUs, CUDA, cuDNN, TensorRT.
+"""The versions of NVIDIA's driver, CUDA, cuDNN and TensorRT, and the GPUs, as the libraries themselves report them.
 
-Asked through ctypes, so it works whatever onnxruntime was installed, and answers None where a library is not there.
+They are asked through ctypes, so any onnxruntime may be installed. The answer is None where a library is not there.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ _NAME_BYTES = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Driver:
-    """The newest CUDA that the driver runs, as "13.0", and the GPUs it shows, in CUDA's order."""
+    """The newest CUDA that the driver runs, as "13.0", and the GPUs it reports, in CUDA's order."""
 
     cuda: str
     gpus: tuple[str, ...]
@@ -65,7 +65,7 @@ def tensorrt_version() -> str | None:
 
 
 def format_cuda(number: int) -> str:
-    """CUDA's way of writing a version in one number: 12080 is "12.8"."""
+    """CUDA's version from its one-number form: 12080 is "12.8"."""
     return f"{number // 1000}.{number % 1000 // 10}"
 
 

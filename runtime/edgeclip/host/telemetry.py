@@ -1,9 +1,9 @@
-"""The telemetry of onnxruntime, switched off before onnxruntime is imported.
+"""Switch off onnxruntime's telemetry, before onnxruntime is imported.
 
-From 1.31 on, official builds of onnxruntime look up a host of Microsoft's, send events to it and keep a device id
-in the cache folder, from any process that imports them. "Disabling Telemetry" in the wheel's Privacy.md documents the
+From 1.31 on, official builds of onnxruntime look up a host of Microsoft's, send events to it and keep a device id in
+the cache folder, from any process that imports them. "Disabling Telemetry" in the wheel's Privacy.md documents the
 variable that prevents all of it; it is read once, when onnxruntime's library is loaded. So `edgeclip/__init__.py`
-calls this first: every module of the four packages that imports onnxruntime has run that file before.
+calls this first: every module of this project's packages that imports onnxruntime has run that file before.
 """
 
 import contextlib
@@ -14,10 +14,10 @@ VARIABLE = "ORT_DISABLE_TELEMETRY"
 
 
 def disable_telemetry(environment: MutableMapping[str, str]) -> None:
-    """Set ORT_DISABLE_TELEMETRY=1 in `environment`, os.environ; what the user set stays. Child processes inherit it.
+    """Set ORT_DISABLE_TELEMETRY=1 in `environment` (os.environ) unless the user set it. Child processes inherit it.
 
-    An onnxruntime that the process imported earlier has read its environment by then and written its device id: it
-    is asked to send no more events, which is all that its API offers.
+    An onnxruntime that the process imported earlier has read its environment by then and written its device id: its
+    API can only stop it from sending more events, which this does.
     """
     if VARIABLE in environment:
         return

@@ -1,1 +1,1 @@
-"""Texts and images as users have them become arrays as the graphs take them."""
+"""Turn a user's texts and images into the arrays that the graphs take."""

@@ -1,4 +1,4 @@
-"""What callers pass as texts or images, checked and in a list; what would be read as something else is refused."""
+"""Check what callers pass as texts, images and options; refuse what Python would silently read as something else."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from edgeclip.manifest import Manifest
 
 
 def check_texts(texts: str | Iterable[str]) -> list[str]:
-    """The texts as a list; InputError for what is none."""
+    """The texts as a list; InputError for an input that is not texts."""
     if isinstance(texts, str):
         texts = [texts]
     _refuse_collection(texts, "texts")
@@ -30,7 +30,7 @@ def check_texts(texts: str | Iterable[str]) -> list[str]:
 
 
 def check_images(images: Any) -> Sequence[ImageInput]:
-    """The images as a sequence, one for a single image. A sequence that makes its items when asked stays as it is."""
+    """The images as a sequence, also for a single image. A sequence that makes its items on demand stays as it is."""
     if is_image(images):
         return [images]
     _refuse_collection(images, "images")
@@ -42,13 +42,15 @@ def check_images(images: Any) -> Sequence[ImageInput]:
 
 
 def check_batch_size(batch_size: int | None) -> None:
-    """InputError for what is no positive int."""
+    """InputError for a batch size that is no positive int."""
     if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
         raise InputError(f"batch_size is {batch_size!r}, wanted a positive int")
 
 
 def check_truncate_dim(truncate_dim: int | None, manifest: Manifest) -> int:
-    """How many dimensions are kept, the full width for None; InputError for what is no int from 1 to that."""
+    """The number of dimensions to keep, the full width for None; InputError unless it is an int from 1 to the full
+    width.
+    """
     full = manifest.embedding_dim
     if truncate_dim is None:
         return full
@@ -61,7 +63,7 @@ def check_truncate_dim(truncate_dim: int | None, manifest: Manifest) -> int:
 
 
 def _refuse_collection(values: object, what: str) -> None:
-    """InputError for collections that iterate over something else, or in no order; no library is imported for it."""
+    """InputError for collections that iterate over something else, or in no order; imports no library for that."""
     kind = type(values)
     name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
     if hasattr(kind, "columns") or hasattr(kind, "column_names"):

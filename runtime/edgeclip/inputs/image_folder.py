@@ -1,13 +1,14 @@
-"""Which files of a folder are pictures: the one answer for `embed`, `eval` and `quantize --calibrate`.
+"""Decide which files of a folder are images: one rule for `embed`, `eval` and `quantize --calibrate`.
 
-A file is a picture if its first bytes are an image's, whatever it is called. One that is called like an image and is
-none (empty, cut short, a web page saved under that name) counts as a picture too, a broken one: its owner believes
-that it is there, so it fails when it is decoded and is not passed over. The raw files of cameras begin like TIFF, but
-Pillow finds only their thumbnail, so they are left out, as is everything else; `ImageFolder.notes` says how much.
+A file is an image if its first bytes are an image's, whatever its name is. A file with an image's name and other
+content (empty, cut short, a web page saved under that name) counts as an image too, a broken one: its owner believes
+that it is an image, so it fails when it is decoded and is not left out. The raw files of cameras begin like TIFF, but
+Pillow finds only their thumbnail, so they are left out, as is everything else; `ImageFolder.notes` counts them.
 
-Hidden files (".x", also "._x" of macOS) and what systems leave in folders (Thumbs.db, __MACOSX, @eaDir) are passed
-over. Order is by path, part by part, by the characters' numbers, and the same on every run. A subfolder that is
-reached twice, through a link, counts once, under the name that comes first; so links that loop come to an end.
+Hidden files (".x", also "._x" of macOS) and files that systems leave in folders (Thumbs.db, __MACOSX, @eaDir) are
+left out. Order is by path, part by part, by the characters' Unicode numbers, and the same on every run. A subfolder
+that is reached twice, through a link, counts once, under the name that comes first; so links that loop come to an
+end.
 
 Only names are held and nothing is decoded: 500,000 files take 38 MB, and 15 s on two busy cores (November 2026).
 """
@@ -33,23 +34,23 @@ _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY
 
 @dataclass(slots=True)
 class Found:
-    """How many, and the first of them."""
+    """A count of files, and the first of them."""
 
     count: int = 0
     example: str = ""
 
     def add(self, name: str) -> None:
-        """Count one."""
+        """Count one file."""
         self.example = self.example or name
         self.count += 1
 
 
 @dataclass(slots=True, kw_only=True)
 class ImageFolder(Sequence[str]):
-    """The paths of a folder's pictures, in order, each made from its name when it is asked for.
+    """The paths of a folder's images, in order; each path is made from its name on demand.
 
-    `left_out` are the files that are no pictures, `folders` the subfolders that were not entered, `unreadable` the
-    subfolders and files that could not be read. `needing` counts, by kind ("HEIF", "AVIF"), the pictures that Pillow
+    `left_out` are the files that are no images, `folders` the subfolders that were not entered, `unreadable` the
+    subfolders and files that could not be read. `needing` counts, by kind ("HEIF", "AVIF"), the images that Pillow
     reads only with a library that may be missing.
     """
 
@@ -73,7 +74,9 @@ class ImageFolder(Sequence[str]):
         return os.path.join(self.folder, self.names[index])
 
     def notes(self, hint: str = "") -> list[str]:
-        """What was left out, a sentence for each reason, with a count and an example; `hint` for the subfolders."""
+        """What was left out: a sentence for each reason, with a count and an example; `hint` is added for the
+        subfolders.
+        """
         notes = []
         if self.left_out.count:
             are = "file that is no image" if self.left_out.count == 1 else "files that are no images"
@@ -92,9 +95,10 @@ class ImageFolder(Sequence[str]):
 
 
 def list_images(folder: Path, *, is_recursive: bool = False) -> ImageFolder:
-    """The pictures of a folder, and with `is_recursive` of the folders in it.
+    """List the images of a folder, and with `is_recursive` of its subfolders.
 
-    Raises InputError for a folder that cannot be listed. What cannot be read inside it is counted as unreadable.
+    Raises InputError for a folder that cannot be listed. Anything inside it that cannot be read is counted as
+    unreadable.
     """
     found = ImageFolder(folder=str(folder))
     for name, kind in _walk(found, is_recursive):
@@ -105,12 +109,12 @@ def list_images(folder: Path, *, is_recursive: bool = False) -> ImageFolder:
 
 
 def holds_image(folder: Path) -> bool:
-    """Whether a picture lies in the folder itself; InputError for a folder that cannot be listed."""
+    """Whether the folder, without subfolders, holds an image; InputError for a folder that cannot be listed."""
     return next(_walk(ImageFolder(folder=str(folder)), is_recursive=False), None) is not None
 
 
 def is_image_file(path: Path) -> bool:
-    """Whether the file is a picture by the rule of this module; False for what is no file or cannot be read."""
+    """Whether the file is an image by the rule of this module; False for a path that is no file or cannot be read."""
     try:
         return path.is_file() and _kind_of(path, path.name) is not None
     except OSError:
@@ -118,12 +122,12 @@ def is_image_file(path: Path) -> bool:
 
 
 def is_system_name(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or left there by a system and not by its user."""
+    """Whether a file or folder of this name is hidden, or was left there by a system."""
     return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 
 def _walk(found: ImageFolder, is_recursive: bool) -> Iterator[tuple[str, str]]:
-    """Each picture's name within the folder, and its kind: "" for one that is only called so."""
+    """Yield each image's name within the folder, and its kind: "" for a file that has only an image's name."""
     seen: set[tuple[int, int]] = set()
     try:
         stack = [(os.path.join(found.folder, ""), "", *_list(found.folder, seen))]
@@ -158,7 +162,9 @@ def _walk(found: ImageFolder, is_recursive: bool) -> Iterator[tuple[str, str]]:
 
 
 def _list(folder: str, seen: set[tuple[int, int]]) -> tuple[list[str], set[str]]:
-    """The names in a folder, the last first, and which of them are folders; nothing for one that was seen."""
+    """The names in a folder, the last first, and which of them are folders; nothing for a folder that was listed
+    before.
+    """
     facts = os.stat(folder)
     if (facts.st_dev, facts.st_ino) in seen and facts.st_ino:
         return [], set()
@@ -178,9 +184,9 @@ def _list(folder: str, seen: set[tuple[int, int]]) -> tuple[list[str], set[str]]
 
 
 def _kind_of(path: str | Path, name: str) -> str | None:
-    """The kind of a picture, "" for what is only called one, None for no picture.
+    """The kind of an image, "" for a file that has only an image's name, None for any other file.
 
-    Raises OSError for what cannot be read and is not called like an image: of one that is, decoding says why.
+    Raises OSError for a file that cannot be read and has no image's name; with such a name, decoding will report it.
     """
     if name.lower().endswith(_RAW_SUFFIXES):
         return None

@@ -1,7 +1,7 @@
-"""What a file is by its first bytes, whatever its name says.
+"""Recognise a file's format by its first bytes, whatever its name is.
 
-Kinds are called as Pillow calls its formats. A kind that is no image has a sentence that says what to do with it. The
-patterns are stricter than Pillow's own, which take a text that begins with "BM" or "P3" for a picture.
+Kinds have Pillow's names of formats. A kind that is no image has a sentence that says what to do with it. The
+patterns are stricter than Pillow's own, which take a text that begins with "BM" or "P3" for an image.
 """
 
 import re
@@ -54,9 +54,10 @@ NEEDED = {
 
 
 def image_kind(head: bytes, name: str = "") -> str | None:
-    """Pillow's name for the image format of a file that begins with these bytes; None for what is no image.
+    """Pillow's name for the image format of a file that begins with these bytes; None for other files.
 
-    `head` is the first HEAD_BYTES of the file, or all of a shorter one. `name` is the file's, by which TGA is known.
+    `head` is the first HEAD_BYTES of the file, or all of a shorter one. `name` is the file's name, which decides for
+    TGA.
     """
     for kind, pattern in _KINDS:
         if re.match(pattern, head, re.DOTALL):
@@ -74,7 +75,7 @@ def what_to_do(head: bytes) -> str | None:
 
 
 def what_it_needs(kind: str) -> str:
-    """The library that images of a kind in NEEDED need, and what installs it."""
+    """The library that images of a kind in NEEDED need, and the command that installs it."""
     _, library, extra = NEEDED[kind]
     return f"{library}: `{install_command(*extra)}`"
 

@@ -1,8 +1,7 @@
-"""Images on their way to the tower, decoded ahead (`edgeclip.inputs.prefetch`), with those that cannot be read
-skipped.
+"""Decode images ahead of the vision tower (`edgeclip.inputs.prefetch`), and skip those that cannot be read.
 
-A skipped image has no vector. A row of zeros or NaN in its place would be found by a search or spread through a mean;
-a row that is missing has to be accounted for, and the indices say how.
+A skipped image has no vector. A row of zeros or NaN in its place would be found by a search or spread through a mean.
+The indices say which images the rows belong to.
 """
 
 import contextlib
@@ -23,7 +22,7 @@ from edgeclip.inputs.prefetch import Pixels, stage_images
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SkippedImage:
-    """An image that was skipped: its index in the input, and why it cannot be read."""
+    """A skipped image: its index in the input, and why it cannot be read."""
 
     index: int
     reason: str
@@ -31,7 +30,7 @@ class SkippedImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedImages:
-    """Several images' vectors where those that cannot be read are skipped.
+    """The vectors of several images, of which some may have been skipped.
 
     `vectors` (K, dim) float32 has a row for each image that could be read and none for the others; row k belongs to
     the image of index `indices[k]`, (K,) int64.
@@ -46,7 +45,7 @@ OnError = Literal["raise", "skip"] | Callable[[SkippedImage], None]
 
 
 def check_on_error(on_error: object) -> None:
-    """InputError for what is none of the three."""
+    """InputError for a value of `on_error` that is neither "raise" nor "skip" nor a function."""
     if on_error not in ("raise", "skip") and not callable(on_error):
         raise InputError(f'on_error is {on_error!r}, wanted "raise", "skip" or a function of a SkippedImage')
 
@@ -60,11 +59,11 @@ def stream_images(
     on_error: OnError,
     **buffers: Any,
 ) -> Generator[tuple[Sequence[int], Pixels]]:
-    """The indices of each batch's images that can be read, and their pixels (B, size_px, size_px, 3) uint8.
+    """Yield for each batch the indices of its readable images, and their pixels (B, size_px, size_px, 3) uint8.
 
-    `preprocess(image, label=)` gives the pixels of one image; `buffers` are `stage_images`' options. An image that
+    `preprocess(image, label=)` gives the pixels of one image; `buffers` are options of `stage_images`. An image that
     cannot be read raises its error, or is left out: then a function for `on_error` is called with it before its batch
-    comes, and "skip" gives one SkippedWarning at the end. A batch of which nothing is left does not come.
+    is yielded, and "skip" gives one SkippedWarning at the end. A batch without readable images is not yielded.
     """
     skipped: list[SkippedImage] = []
     skip = on_error if callable(on_error) else skipped.append
@@ -88,9 +87,9 @@ def stream_images(
 def _preparing(
     images: Sequence[ImageInput], preprocess: Callable[..., Pixels], size_px: int, reasons: dict[int, str] | None
 ) -> Callable[[int], Pixels]:
-    """`preprocess` of an image by its index, for several threads at once.
+    """A function that preprocesses an image by its index, for several threads at once.
 
-    With `reasons`, an image that cannot be read is black, and why it cannot stands there.
+    With `reasons`, an image that cannot be read becomes black, and the reason is written there.
     """
     loading = threading.Lock()
 
@@ -98,7 +97,7 @@ def _preparing(
         image, label = images[index], f"image {index}"
         if hasattr(image, "load"):
             # A PIL image reads its file when first used and may stand in the list twice: Pillow loads one in one
-            # thread alone. Of what fails here `preprocess` tells.
+            # thread alone. `preprocess` reports what fails here.
             with loading, contextlib.suppress(Exception):
                 image.load()
         try:
@@ -113,7 +112,7 @@ def _preparing(
 
 
 def _reason(error: Exception, label: str, image: ImageInput) -> str:
-    """The message without the image's label and path, with which it begins."""
+    """The message without the image's label and path at its beginning."""
     text = str(error).removeprefix(label)
     if isinstance(image, str | os.PathLike):
         text = text.removeprefix(f" ({shown_path(os.fsdecode(image))})")

@@ -1,16 +1,16 @@
-"""Decoding: whatever a user calls an image becomes RGB, 8 bits a channel.
+"""Decode anything that a user calls an image to RGB with 8 bits per channel.
 
-RGB means what Pillow's `convert("RGB")` means, because the reference means that: alpha is dropped and
-not composited (a transparent pixel shows its hidden colour), EXIF orientation is not applied, 16-bit
-grey saturates at 255, an animation gives its first frame.
+RGB means what Pillow's `convert("RGB")` means, because the reference means that: alpha is dropped and not composited
+(a transparent pixel shows its hidden colour), EXIF orientation is not applied, 16-bit grey saturates at 255, an
+animation gives its first frame.
 
-Images are untrusted. Only formats that hold nothing but pixels are opened (EPS would start
-ghostscript), and what Pillow calls a decompression bomb, more than twice `PIL.Image.MAX_IMAGE_PIXELS`,
-is refused from its header. Between once and twice that, Pillow warns: the warning is passed on, and
-the image is taken even where warnings are errors, for phones take photos of that size.
+Images are untrusted. Only formats that hold nothing but pixels are opened (EPS would start ghostscript). An image
+that Pillow calls a decompression bomb, with more than twice `PIL.Image.MAX_IMAGE_PIXELS`, is refused from its header.
+Between once and twice that, Pillow warns: the warning is passed on, and the image is decoded even where warnings are
+errors, because phones take photos of that size.
 
-Pillow is imported when something must be decoded; arrays need none. Resizing and cropping is the
-model's affair (`edgeclip.families.jina_clip`).
+Pillow is imported when something must be decoded; arrays need none. Each family resizes and crops
+(`edgeclip.families.jina_clip`).
 """
 
 import base64
@@ -47,16 +47,16 @@ _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "HEIF", "JPEG2000", "TIFF", "B
 _WANTED = 'a path, bytes, a "data:image/...;base64," string, a PIL image or a uint8 RGB array'
 _SHOWN_CHARACTERS = 100
 _PATH_KINDS = "OUT"  # numpy's for objects, str of one width, and StringDType
-# A pipe is read whole, for a decoder must go back in it: so much, and not for ever from one where nobody writes.
+# A pipe is read whole, because decoders seek: at most so many bytes, and only while bytes keep coming.
 _MOST_PIPE_BYTES = 1 << 30
 _PIPE_SILENCE_S = 30.0
 _quiet_lock = threading.Lock()
 
 
 def is_image(value: object) -> TypeGuard[ImageInput]:
-    """Whether `value` is one image, good or bad, rather than several.
+    """Whether `value` is one image, valid or not, rather than several.
 
-    An array is one unless it has 4 axes, or holds str or objects (paths mostly) along its only axis.
+    An array is one image unless it has 4 axes, or holds str or objects (mostly paths) along its only axis.
     """
     if isinstance(value, np.ndarray):
         return value.ndim == 0 if value.dtype.kind in _PATH_KINDS else value.ndim != 4
@@ -66,13 +66,12 @@ def is_image(value: object) -> TypeGuard[ImageInput]:
 def decode_image(image: ImageInput, *, label: str) -> RgbImage:
     """`image` as RGB: a PIL image in mode "RGB", or for an array that array, checked.
 
-    Takes a path, the bytes of a file, a "data:image/...;base64," string, a PIL image in any mode that
-    converts to RGB, or an array (height, width, 3) uint8 of any strides. Nothing is copied that is RGB
-    already.
+    Takes a path, the bytes of a file, a "data:image/...;base64," string, a PIL image in any mode that converts to
+    RGB, or an array (height, width, 3) uint8 of any strides. An image that is RGB already is not copied.
 
-    `label` ("image 3") begins every message; the path follows it in brackets. Raises InputError for
-    what is no image that can be read, MissingExtraError when it must be decoded and Pillow is not
-    installed, MemoryError where its pixels do not fit.
+    `label` ("image 3") begins every message; the path follows it in brackets. Raises InputError for an input that is
+    no readable image, MissingExtraError when it must be decoded and Pillow is not installed, MemoryError where its
+    pixels do not fit.
     """
     if isinstance(image, np.ndarray):
         if image.ndim == 0 and image.dtype.kind in _PATH_KINDS:
@@ -91,7 +90,7 @@ def decode_image(image: ImageInput, *, label: str) -> RgbImage:
 
 
 def _is_pil_image(value: object) -> TypeGuard["Image"]:
-    module = sys.modules.get("PIL.Image")  # whoever has a PIL image has imported it
+    module = sys.modules.get("PIL.Image")  # a program that has a PIL image has imported it
     return module is not None and isinstance(value, module.Image)
 
 
@@ -181,7 +180,7 @@ def _is_pipe(path: str) -> bool:
 
 
 def _read_pipe(path: str, label: str) -> bytes:
-    """All that is written into a pipe; InputError for one that is silent for long, or does not end."""
+    """All bytes that are written into a pipe; InputError for a pipe that is silent for long, or does not end."""
     parts: list[bytes] = []
     size_bytes = 0
     try:
@@ -241,7 +240,7 @@ def decodes(kind: str) -> bool:
 
 
 def _known_formats() -> list[str]:
-    """The formats read here that this Pillow knows; it raises KeyError for others."""
+    """The formats read here that this Pillow has; it raises KeyError for others."""
     from PIL import Image
 
     lacking = _lacking_formats()
@@ -289,9 +288,10 @@ def _to_rgb(image: "Image") -> "Image":
 
 
 def _whatever_pillow_warns(work: "Callable[[], Image]") -> "Image":
-    """`work()`, done again without warnings where the user's filters made one an error.
+    """The result of `work()`, which is repeated without warnings where the user's filters made a warning an error.
 
-    Not without them from the start: until Python 3.14 `catch_warnings` swaps the filters of all threads.
+    Warnings are not switched off from the start: until Python 3.14 `catch_warnings` changes the filters of all
+    threads.
     """
     try:
         return work()
@@ -302,7 +302,7 @@ def _whatever_pillow_warns(work: "Callable[[], Image]") -> "Image":
 
 
 def _unread(file: BinaryIO) -> str:
-    """What a file is that no decoder took."""
+    """A message that says what a file is that no decoder could read."""
     file.seek(0)
     head = file.read(HEAD_BYTES)
     if not head:
@@ -313,7 +313,7 @@ def _unread(file: BinaryIO) -> str:
 
 
 def shown_path(path: str) -> str:
-    """The path on one line, its middle left out when it is long."""
+    """The path on one line; the middle of a long one is left out."""
     text = path if path.isprintable() else ascii(path)[1:-1]
     half = _SHOWN_CHARACTERS // 2
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:half]}...{text[-half:]}"

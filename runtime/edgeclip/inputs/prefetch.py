@@ -1,11 +1,11 @@
-"""Images made ready ahead of the tower: decoded and resized by threads, into buffers that are used again.
+"""Decode and resize images in threads ahead of the tower, into buffers that are reused.
 
-While the tower computes one batch, threads fill the next ones. Pillow releases the interpreter's lock, so on a GPU
-decoding and computing share nothing; on a CPU decoding costs its own share of the cores and no more, where it would
-otherwise leave all but one of them idle. How far ahead is a matter of the threads alone: a folder of 10,000
-photographs never has more than a few of them in memory.
+While the tower computes one batch, threads fill the next ones. Pillow releases the interpreter's lock. On a GPU,
+decoding and computing therefore do not compete; on a CPU decoding takes its share of the cores, where it would
+otherwise leave all but one of them idle. The number of threads alone decides how many images are decoded ahead: a
+folder of 10,000 photos never has more than a few of them in memory.
 
-What an image is and how it becomes pixels is `edgeclip.inputs.images`' and `edgeclip.families.jina_clip`'s affair.
+`edgeclip.inputs.images` decodes an image, `edgeclip.families.jina_clip` turns it into pixels.
 """
 
 import math
@@ -20,7 +20,7 @@ Pixels = NDArray[np.uint8]
 
 
 def count_slots(batches: int, batch_size: int, threads: int) -> int:
-    """Staging buffers of batch_size images each: one that is computed on, and an image for every thread beside it."""
+    """The number of staging buffers of `batch_size` images: one for the tower, and enough for an image per thread."""
     return min(batches, 1 + math.ceil(threads / batch_size))
 
 
@@ -32,15 +32,15 @@ def stage_images(
     allocate: Callable[[tuple[int, ...]], Pixels] = lambda shape: np.empty(shape, np.uint8),
     recycle: Callable[[Pixels], None] = lambda buffer: None,
 ) -> Generator[tuple[range, Pixels]]:
-    """The batches in their order, each with its pixels (len(batch), *shape) uint8.
+    """Yield the batches in order, each with its pixels (len(batch), *shape) uint8.
 
     `prepare(index)` gives the pixels of one image, `shape` (height, width, 3), and is called from `threads` threads
-    at once. The pixels that are yielded are good until the next batch is asked for: then their buffer is filled
-    anew. `allocate` makes the buffers, (B, *shape), where ordinary memory will not do, and `recycle` is given each
+    at once. The pixels that are yielded are valid until the next batch is asked for: then their buffer is filled
+    anew. `allocate` makes the buffers, (B, *shape), where ordinary memory will not do, and `recycle` gets each buffer
     when no thread fills it any more.
 
-    Raises what `prepare` raised for the first image that failed, in the order of the images, whichever thread came
-    upon it first. Close it (`contextlib.closing`), and no thread is left, whatever happened.
+    Raises the error of the first image that failed, in the order of the images, whichever thread met it first. Close
+    it (`contextlib.closing`), and no thread is left, whatever happened.
     """
     size = max(map(len, batches), default=1)
     slots: list[Pixels] = []

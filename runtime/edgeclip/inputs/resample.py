@@ -1,19 +1,18 @@
-"""Pillow's resize in numpy, equal to the last bit.
+"""Pillow's resize in numpy, equal in every bit.
 
-For arrays where Pillow is not installed, and for images whose resized form would be far larger than
-the crop that is wanted of it: `resize` computes a window of the output and nothing else.
+It is used for arrays where Pillow is not installed, and for images whose resized form would be far larger than the
+crop that is wanted: `resize` computes a window of the output and nothing else.
 
-The maths is that of Pillow's src/libImaging/Resample.c for 8-bit images. Each axis is a convolution
-with a kernel that widens by the scale when the image shrinks; its weights are normalised in float64
-and rounded to 22 fractional bits; the result of one axis is rounded and clipped to 8 bits before the
-other follows; an axis that keeps its size is left alone. Counted in steps of 2**-22, a weighted sum
-of bytes stays below 2**31, so float64 holds it and every partial sum exactly, in whatever order a
-matrix product adds them: the sums can run through BLAS and still be equal.
+The maths is that of Pillow's src/libImaging/Resample.c for 8-bit images. Each axis is a convolution with a kernel
+that widens by the scale when the image shrinks; its weights are normalised in float64 and rounded to 22 fractional
+bits; the result of one axis is rounded and clipped to 8 bits before the other follows; an axis that keeps its size is
+left alone. Counted in steps of 2**-22, a weighted sum of bytes stays below 2**31, so float64 holds it and every
+partial sum exactly, in whatever order a matrix product adds them: the sums can run through BLAS and still be equal.
 
-Which axis goes first shows in the last bit, and Pillow changed it: columns up to 12.1, a special case
-for very tall images in 12.2, the rule of `rows_first` since 13.0. That rule is the one kept here.
+Which axis is resized first shows in the last bit, and Pillow changed it: columns up to 12.1, a special case for very
+tall images in 12.2, the rule of `rows_first` since 13.0. This module follows the last.
 
-What size an image gets, and which window of it counts, is the model's affair (`edgeclip.families.jina_clip`).
+`edgeclip.families.jina_clip` decides the size and the window.
 """
 
 from collections.abc import Iterator
@@ -37,7 +36,7 @@ _CHUNK_BYTES = 1 << 19
 
 
 class _Axis(NamedTuple):
-    """Outputs `first` to `last` of an axis that goes from `source` to `target` pixels."""
+    """The outputs `first` to `last` of an axis that is resized from `source` to `target` pixels."""
 
     source: int
     target: int
@@ -52,12 +51,12 @@ def resize(
     interpolation: Interpolation,
     box: tuple[int, int, int, int] | None = None,
 ) -> NDArray[np.uint8]:
-    """What `box` cuts out of Pillow 13's `resize(size, interpolation)`, at the cost of `box` alone.
+    """The part `box` of Pillow 13's `resize(size, interpolation)`, at the cost of `box` alone.
 
-    `pixels` is (height, width, channels) uint8 of any strides, `size` is (width, height), and `box`
-    is (left, top, right, bottom) in pixels of the output, by default all of it. Returns a new array
-    (bottom - top, right - left, channels). InputError for other pixels, for a box that is empty or
-    not inside the output, and for an unknown interpolation.
+    `pixels` is (height, width, channels) uint8 of any strides, `size` is (width, height), and `box` is (left, top,
+    right, bottom) in pixels of the output, by default all of it. Returns a new array (bottom - top, right - left,
+    channels). InputError for other pixels, for a box that is empty or not inside the output, and for an unknown
+    interpolation.
     """
     width, height = size
     left, top, right, bottom = box if box is not None else (0, 0, width, height)
@@ -81,10 +80,10 @@ def resize(
 
 
 def rows_first(source: tuple[int, int], target: tuple[int, int]) -> bool:
-    """Whether the rows are resized before the columns, as Pillow 13 has it; sizes are (width, height).
+    """Whether the rows are resized before the columns, as in Pillow 13; sizes are (width, height).
 
-    They are where the height loses more than twice the pixels that the width loses. Two calls of any
-    Pillow's resize that change one axis each, in this order, give what Pillow 13 gives in one.
+    That is so where the height loses more than twice the pixels that the width loses. Two calls of any Pillow's
+    resize that change one axis each, in this order, give what Pillow 13 gives in one.
     """
     width_loss, height_loss = source[0] - target[0], source[1] - target[1]
     return height_loss > max(0, 2 * width_loss)
@@ -95,7 +94,7 @@ def _resize_rows(pixels: NDArray[np.uint8], axis: _Axis) -> NDArray[np.uint8]:
 
 
 def _resize_columns(pixels: NDArray[np.uint8], axis: _Axis) -> NDArray[np.uint8]:
-    """The columns of `axis`, from pixels that hold just the columns they need."""
+    """The columns of `axis`, from pixels that hold only the columns they need."""
     if axis.source == axis.target:
         return pixels
     rows, _, channels = pixels.shape
@@ -116,14 +115,14 @@ def _resize_columns(pixels: NDArray[np.uint8], axis: _Axis) -> NDArray[np.uint8]
 
 
 def _blocks(axis: _Axis) -> Iterator[_Axis]:
-    """The axis in runs of neighbouring outputs."""
+    """The axis divided into runs of consecutive outputs."""
     step = max(1, min(_BLOCK_OUTPUTS, _BLOCK_INPUTS * axis.target // axis.source))
     for first in range(axis.first, axis.last, step):
         yield axis._replace(first=first, last=min(first + step, axis.last))
 
 
 def _inputs(axis: _Axis) -> slice:
-    """The inputs that the axis' outputs are made from."""
+    """The range of inputs that the axis's outputs are made from."""
     if axis.source == axis.target:
         return slice(axis.first, axis.last)
     _, low, high = _windows(axis)

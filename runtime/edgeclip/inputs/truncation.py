@@ -1,4 +1,4 @@
-"""What several calls of an encoder cut, as one number instead of a warning each."""
+"""Count the texts that several calls of an encoder cut, instead of a warning for each call."""
 
 import warnings
 from collections.abc import Iterator
@@ -10,14 +10,17 @@ from edgeclip.errors import TruncationWarning
 
 @dataclass(slots=True)
 class CutTexts:
-    """How many texts were cut."""
+    """The number of texts that were cut."""
 
     count: int = 0
 
 
 @contextmanager
 def counting_cut_texts() -> Iterator[CutTexts]:
-    """Counts instead of TruncationWarnings, whole after the block; other warnings are given on, also if it fails."""
+    """Count cut texts instead of giving TruncationWarnings; the count is complete after the block.
+
+    Other warnings are passed on, also if the block fails.
+    """
     cut, caught = CutTexts(), list[warnings.WarningMessage]()
     try:
         with warnings.catch_warnings(record=True) as caught:

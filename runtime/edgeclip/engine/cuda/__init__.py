@@ -1,1 +1,1 @@
-"""A graph on CUDA: page-locked memory, bound runs, CUDA graphs."""
+"""Running a graph on CUDA: page-locked memory, bound runs and CUDA graphs."""

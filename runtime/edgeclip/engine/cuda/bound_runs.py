@@ -1,16 +1,17 @@
-"""One tower on a GPU: page-locked staging, copies on the session's own stream, bound outputs, CUDA graphs.
+"""Run one tower on a GPU with page-locked buffers, copies on the session's own stream, bound outputs and CUDA graphs.
 
     reserve -> the caller fills a slot's page-locked memory -> submit -> [upload, run, download] -> rows
 
-The bracket runs in one thread per tower, the lane: onnxruntime keeps captured graphs per calling thread, and a graph
-replays into the memory it was captured with, so two runs of one session must not mix. While the lane waits for the
-GPU, callers fill the next slots of the ring; nothing is allocated per call but the rows that are returned. Copies lie
-on the same stream as the kernels, in order: a batch of 32 images takes 25 MB, half a millisecond of PCIe beside tens
-of milliseconds of compute.
+The steps in brackets run in one thread per tower, called the lane: onnxruntime keeps captured graphs per calling
+thread, and a graph replays into the memory it was captured with, so two runs of one session must not mix. While the
+lane waits for the GPU, callers fill the next slots of a ring of buffers; nothing is allocated per call but the rows
+that are returned. Copies lie on the same stream as the kernels, in order: a batch of 32 images takes 25 MB, half a
+millisecond of PCIe beside tens of milliseconds of compute.
 
-onnxruntime's side: options enable_cuda_graph and user_compute_stream of the CUDA provider, and gpu_graph_id of a run,
-where -1 captures nothing (https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html). A run with a
-new id warms up, captures and replays by itself. Arena shrinkage must stay off: it would free what graphs point into.
+onnxruntime's part: the options enable_cuda_graph and user_compute_stream of the CUDA provider, and gpu_graph_id of a
+run, where -1 captures nothing (https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html). A run
+with a new id warms up, captures and replays by itself. Arena shrinkage must stay off: it would free memory that CUDA
+graphs point into.
 
 Everything here runs on ordinary memory too (`HostMemory`), which is how it is tested without a GPU.
 """
@@ -32,7 +33,7 @@ from edgeclip.engine.batch_policy import Shape
 
 Rows = NDArray[np.float32]
 
-# One is filled, one is on the GPU, one is between: more only add latency and memory.
+# Slots of the ring: one is filled, one is on the GPU, one is between. More only add latency and memory.
 SLOTS = 3
 _NO_GRAPH = "-1"
 # What `recycle` keeps at most; two batches of 32 images of 512 px are 50 MB.
@@ -41,9 +42,7 @@ _ELEMENTS: dict[str, np.dtype[Any]] = {"tensor(int64)": np.dtype(np.int64), "ten
 
 
 class Memory(Protocol):
-    """Where a lane's buffers lie, and how bytes get there and back: `edgeclip.engine.cuda.cudart.CudaStream`, or
-    `HostMemory`.
-    """
+    """The memory of a lane's buffers and the copies between host and device: `cudart.CudaStream` or `HostMemory`."""
 
     @property
     def kind(self) -> str:
@@ -51,64 +50,64 @@ class Memory(Protocol):
 
     @property
     def index(self) -> int:
-        """Its number."""
+        """The device's number."""
 
     def enter(self) -> None:
-        """Called first in the lane's thread."""
+        """Prepare the lane's thread; called in it before anything else."""
 
     def host(self, size_bytes: int) -> NDArray[np.uint8]:
-        """Memory that the caller fills and that copies start from or end in."""
+        """Host memory for inputs and outputs, which copies start from or end in."""
 
     def owns(self, array: NDArray[Any]) -> bool:
-        """Whether the array lies in memory that `host` gave."""
+        """Whether the array lies in memory that `host` returned."""
 
     def upload(self, source: NDArray[np.uint8], target: int) -> None:
-        """Begin a copy to an address of the device."""
+        """Begin a copy from host memory to an address of the device."""
 
     def download(self, source: int, target: NDArray[np.uint8]) -> None:
-        """Begin a copy from an address of the device."""
+        """Begin a copy from an address of the device to host memory."""
 
     def wait(self) -> None:
-        """Return when all that was begun is done."""
+        """Return when all copies and runs that were begun are done."""
 
 
 class HostMemory:
-    """Ordinary memory, where copies are done when they are begun."""
+    """Ordinary memory for tests without a GPU; a copy is done at once."""
 
     kind, index = "cpu", 0
 
     def enter(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def host(self, size_bytes: int) -> NDArray[np.uint8]:
-        """Zeros."""
+        """An array of zeros."""
         return np.zeros(size_bytes, np.uint8).view(_Ordinary)
 
     def owns(self, array: NDArray[Any]) -> bool:
-        """Whether it is a view of such."""
+        """Whether the array is a view of one that `host` returned."""
         return isinstance(array, _Ordinary)
 
     def upload(self, source: NDArray[np.uint8], target: int) -> None:
-        """Copy to an address."""
+        """Copy to an address at once."""
         ctypes.memmove(target, source.ctypes.data, source.nbytes)
 
     def download(self, source: int, target: NDArray[np.uint8]) -> None:
-        """Copy from an address."""
+        """Copy from an address at once."""
         ctypes.memmove(target.ctypes.data, source, target.nbytes)
 
     def wait(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 class _Ordinary(np.ndarray[Any, Any]):
-    """An array that knows, and whose views know, that `HostMemory` made it."""
+    """An array that `HostMemory` made; its views know that too."""
 
 
 class CaptureGate:
-    """Runs pass together, a capture alone.
+    """Lets any number of runs pass together, and a capture only alone.
 
-    CUDA captures in its global mode: any thread that allocates meanwhile breaks the capture, also one of another
-    session. So whatever allocates on the GPU or page-locks memory passes here.
+    CUDA captures in its global mode: any thread that allocates meanwhile breaks the capture, also a thread of another
+    session. So every call that allocates on the GPU or page-locks memory passes this gate.
     """
 
     def __init__(self) -> None:
@@ -117,7 +116,7 @@ class CaptureGate:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Wait for a capture, then pass."""
+        """Wait for a capture in progress, then pass."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_closed)
             self._running += 1
@@ -130,7 +129,7 @@ class CaptureGate:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Close the gate, wait for those inside, then pass."""
+        """Close the gate, wait for all that are inside, then pass."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_closed)
             self._is_closed = True
@@ -149,7 +148,7 @@ GATE = CaptureGate()
 
 @dataclass(slots=True, kw_only=True)
 class Slot:
-    """One place of the ring. `inputs` is the caller's to fill, between `reserve` and `submit`."""
+    """One place of the ring. The caller fills `inputs` between `reserve` and `submit`."""
 
     inputs: NDArray[Any]
     staging: NDArray[np.uint8] | None
@@ -171,8 +170,8 @@ class BoundTower:
     """A session with one input and one output, run through a ring of slots.
 
     `most_items` and `most_rows` bound a batch: elements of the input (tokens, or bytes of pixels), and inputs. Bigger
-    batches are cut, which changes no vector. `is_captured` says for which shapes of the input a CUDA graph is made,
-    when one first comes. Calling it from several threads at once is safe.
+    batches are divided, which changes no vector. `is_captured` says for which shapes of the input a CUDA graph is
+    made, the first time that shape comes. Calling it from several threads at once is safe.
     """
 
     def __init__(
@@ -191,7 +190,7 @@ class BoundTower:
         self._wanted, self._element, self.dim = tuple(source.shape), _ELEMENTS[source.type], int(target.shape[1])
         self._most_items, self._most_rows = most_items, most_rows
         self._graphs: dict[Shape, _Bound] = {}
-        # Never one twice: a first run that fails after its capture leaves a graph of buffers that are gone.
+        # No id is used twice: a first run that fails after its capture leaves a graph of buffers that were freed.
         self._graph_ids = itertools.count(1)
         self._loose: _Bound | None = None
         self._free: queue.LifoQueue[Slot | None] = queue.LifoQueue()  # last in, first out: its memory is warm
@@ -202,7 +201,9 @@ class BoundTower:
         self._lane = ThreadPoolExecutor(1, thread_name_prefix="edgeclip-lane", initializer=memory.enter)
 
     def run(self, batch: NDArray[Any]) -> Rows:
-        """The rows (B, D) float32 of a batch as the graph takes it; ValueError for one that it cannot take."""
+        """The rows (B, D) float32 of a batch in the graph's own form; ValueError for a batch that the graph cannot
+        take.
+        """
         self._check(batch.shape)
         step = self.rows_at_once(batch.shape[1:])
         waiting = [self._begin(batch[start : start + step]) for start in range(0, len(batch), step)]
@@ -210,7 +211,7 @@ class BoundTower:
         return rows[0] if len(rows) == 1 else np.concatenate([np.empty((0, self.dim), np.float32), *rows])
 
     def rows_at_once(self, row: Shape) -> int:
-        """How many inputs of a shape fit a slot; ValueError for one that fits none."""
+        """How many inputs of a shape fit a slot; ValueError for an input that is larger than a slot."""
         items = int(np.prod(row))
         if items > self._most_items:
             raise ValueError(f"an input of shape {row} is larger than the {self._most_items} elements of a slot")
@@ -219,7 +220,7 @@ class BoundTower:
     def reserve(self, shape: Shape) -> Slot:
         """A slot whose `inputs` have this shape, to be filled and then given to `submit` or `release`.
 
-        Waits while all are in use: so much, and no more, is decoded ahead of the GPU.
+        Waits while all slots are in use, which bounds how much is decoded ahead of the GPU.
         """
         self._check(shape)
         if shape[0] > self.rows_at_once(shape[1:]):
@@ -236,7 +237,7 @@ class BoundTower:
         return slot
 
     def submit(self, slot: Slot) -> Future[Rows]:
-        """Run a filled slot; it goes back to the ring by itself."""
+        """Run a filled slot. The slot returns to the ring by itself."""
         try:
             return self._lane.submit(self._execute, slot)
         except BaseException:  # the lane was closed
@@ -244,14 +245,15 @@ class BoundTower:
             raise
 
     def release(self, slot: Slot) -> None:
-        """Give back a slot that is not to be run."""
+        """Return a slot to the ring without running it."""
         self._free.put(slot)
 
     def allocate(self, shape: Shape) -> NDArray[Any]:
-        """Memory for inputs of this shape that `run` copies to the GPU as it lies; it may be filled again after.
+        """Page-locked memory for inputs of this shape, which `run` copies to the GPU without another copy; it may be
+        reused.
 
-        Whatever `run` is given besides goes through a slot. The driver is slow to page-lock, so what was given to
-        `recycle` is given out first.
+        Inputs in other memory are copied into a slot first. The driver is slow to page-lock memory, so memory that
+        was given to `recycle` is returned first.
         """
         with self._idle_lock:
             for at, idle in enumerate(self._idle):
@@ -260,7 +262,7 @@ class BoundTower:
         return self._host(int(np.prod(shape)) * self._element.itemsize).view(self._element).reshape(shape)
 
     def recycle(self, memory: NDArray[Any]) -> None:
-        """Keep what `allocate` gave for who asks next; beyond MOST_IDLE_BYTES the oldest is let go."""
+        """Keep memory of `allocate` for the next call of it; beyond MOST_IDLE_BYTES the oldest is freed."""
         with self._idle_lock:
             self._idle.append(memory)
             while sum(idle.nbytes for idle in self._idle) > MOST_IDLE_BYTES:
@@ -268,11 +270,11 @@ class BoundTower:
 
     @property
     def captured(self) -> tuple[Shape, ...]:
-        """The shapes that have a CUDA graph by now."""
+        """The shapes that have a CUDA graph so far."""
         return tuple(self._graphs)
 
     def close(self) -> None:
-        """Let what was submitted finish, and end the lane. Closing twice is harmless."""
+        """Finish what was submitted and end the lane's thread. Closing twice is harmless."""
         self._lane.shutdown()
 
     def _begin(self, batch: NDArray[Any]) -> Future[Rows]:
@@ -309,7 +311,7 @@ class BoundTower:
             return self._memory.host(size_bytes)
 
     def _execute(self, slot: Slot) -> Rows:
-        """In the lane: upload, run, download, wait, copy out."""
+        """Upload, run, download, wait and copy the rows out; runs in the lane's thread."""
         try:
             shape: Shape = slot.inputs.shape
             if self._is_captured(shape):
@@ -340,7 +342,9 @@ class BoundTower:
         return np.array(answers).view(np.float32).reshape(rows, self.dim)
 
     def _bind_fixed(self, shape: Shape) -> _Bound:
-        """Buffers for one shape alone: a captured graph reads and writes where it did when it was captured."""
+        """Buffers for one shape alone, because a captured graph always reads and writes the addresses it was captured
+        with.
+        """
         source, target = self._device(shape, self._element), self._device((shape[0], self.dim), np.dtype(np.float32))
         binding = self._session.io_binding()
         binding.bind_ortvalue_input(self._input, source)
@@ -354,7 +358,7 @@ class BoundTower:
         )
 
     def _rebind(self, shape: Shape) -> _Bound:
-        """The one pair of buffers that all other shapes share."""
+        """The one pair of buffers that all shapes without a CUDA graph share."""
         if self._loose is None:
             source = self._device((self._most_items,), self._element)
             target = self._device((self._most_rows, self.dim), np.dtype(np.float32))

@@ -1,6 +1,6 @@
-"""A tower on CUDA: which graph its session opens, with which options, and how it is run then.
+"""What is special about a session on CUDA: which graph it opens, with which options, and how it is run.
 
-`edgeclip.engine.session` opens sessions; what is CUDA's alone in that is here, so that it stays a few lines there.
+`edgeclip.engine.session` opens the session.
 """
 
 import threading
@@ -26,11 +26,11 @@ CUDA_WAYS: tuple[CudaWay, ...] = ("graphs", "bound", "plain")
 
 
 class CudaTower:
-    """What a session on CUDA is opened with, `model` and `entries`; `bind` gives what runs it.
+    """What a session on CUDA is opened with (`model` and `entries`), and `bind`, which makes the object that runs it.
 
-    `memory` is the device's `edgeclip.engine.cuda.cudart.CudaStream`, which the session must have been given too.
-    With `captures` the shapes of `edgeclip.engine.batch_policy` get CUDA graphs; without, every run starts its
-    kernels one by one. Raises BundleError for a graph that cannot be read.
+    `memory` is the device's `edgeclip.engine.cuda.cudart.CudaStream`, which the session must use too. With `captures`
+    the shapes of `edgeclip.engine.batch_policy` get CUDA graphs; without it, every run starts its kernels one by one.
+    Raises BundleError for a graph that cannot be read.
     """
 
     def __init__(self, path: Path, tower: TowerName, memory: Memory, *, captures: bool = True) -> None:
@@ -39,16 +39,18 @@ class CudaTower:
 
     @property
     def model(self) -> Path | bytes:
-        """The graph: the file, or a text graph from which the question for padding was taken."""
+        """The graph to open: the file, or the bytes of a text graph from which the test for padding was removed."""
         return self._unmasked.model if self._unmasked else self._path
 
     @property
     def entries(self) -> tuple[tuple[str, str], ...]:
-        """The session's config entries: where the weights lie, for a graph that is given as bytes."""
+        """The session's config entries; for a graph that is given as bytes they say where its weights lie."""
         return (("session.model_external_initializers_file_folder_path", str(self._path.parent)),)
 
     def bind(self, session: Any, open_masked: Callable[[], Run]) -> "CudaLane":
-        """What runs the session. `open_masked` opens the file as it is, when the first text with padding comes."""
+        """The object that runs the session. `open_masked` opens the unchanged file when the first text with padding
+        comes.
+        """
         items = GPU_TOKENS
         if self._tower == "vision":
             items = MOST_IMAGES * int(np.prod(session.get_inputs()[0].shape[1:]))
@@ -63,7 +65,7 @@ class CudaTower:
 
 
 class CudaLane:
-    """Runs a bound tower; texts with a literal padding token, which need a mask, by another session."""
+    """Runs a bound tower; texts with a literal padding token, which need a mask, run in a second session."""
 
     def __init__(self, bound: BoundTower, pad_id: int | None, open_masked: Callable[[], Run]) -> None:
         self.bound = bound
@@ -72,7 +74,7 @@ class CudaLane:
         self._lock = threading.Lock()
 
     def run(self, batch: NDArray[Any]) -> Rows:
-        """The rows (B, D) float32 of a batch as the graph takes it."""
+        """The rows (B, D) float32 of a batch in the graph's own form."""
         if self._pad_id is None or not (batch == self._pad_id).any():
             return self.bound.run(batch)
         with self._lock:  # it holds the weights once more, so it is opened when it is needed, which is hardly ever

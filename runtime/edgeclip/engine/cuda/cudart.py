@@ -1,6 +1,6 @@
-"""The few calls of CUDA's runtime that onnxruntime's Python lacks: page-locked memory, a stream, copies on it.
+"""The few calls of CUDA's runtime that onnxruntime's Python lacks: page-locked memory, a stream, and copies on it.
 
-The library is the one that onnxruntime itself has loaded, so nothing has to be installed for this. Semantics:
+They use the library that onnxruntime itself has loaded, so nothing else has to be installed. Semantics:
 https://docs.nvidia.com/cuda/cuda-runtime-api, "Memory Management" and "Stream Management".
 """
 
@@ -29,7 +29,7 @@ _LIBRARIES = _WINDOWS if sys.platform == "win32" else _LINUX
 class CudaStream:
     """A stream of one device, with page-locked memory and asynchronous copies in the stream's order.
 
-    onnxruntime is given the same stream, so its kernels wait for the copies before them without being told.
+    onnxruntime uses the same stream, so its kernels wait for the copies before them.
     """
 
     kind = "cuda"
@@ -44,16 +44,16 @@ class CudaStream:
         self.handle = int(handle.value or 0)
 
     def enter(self) -> None:
-        """Make the device the calling thread's own; once per thread that copies."""
+        """Select the device for the calling thread; needed once per thread that copies."""
         self._call("cudaSetDevice", ctypes.c_int(self.index))
 
     def host(self, size_bytes: int) -> NDArray[np.uint8]:
-        """Page-locked memory; it is given back when no view of it is left."""
+        """Page-locked memory; it is freed when no view of it is left."""
         with self._selected():
             return np.asarray(_PageLocked(self._library, size_bytes, self._call))
 
     def owns(self, array: NDArray[Any]) -> bool:
-        """Whether the array lies in page-locked memory that `host` gave."""
+        """Whether the array lies in page-locked memory that `host` returned."""
         root: Any = array
         while isinstance(root, np.ndarray):
             root = root.base
@@ -68,11 +68,11 @@ class CudaStream:
         self._copy(target.ctypes.data, source, target.nbytes, _TO_HOST)
 
     def wait(self) -> None:
-        """Return when all that was begun is done; DeviceError for what failed meanwhile."""
+        """Return when all that was begun is done; DeviceError if any of it failed."""
         self._call("cudaStreamSynchronize", ctypes.c_void_p(self.handle))
 
     def memory(self) -> tuple[int, int]:
-        """The device's free and total bytes, other processes counted in."""
+        """The device's free and total bytes; memory of other processes counts as used."""
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         with self._selected():
             self._call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
@@ -90,7 +90,7 @@ class CudaStream:
 
     @contextlib.contextmanager
     def _selected(self) -> Iterator[None]:
-        """The device, in a thread that may have chosen another for work of its own."""
+        """Select the device for a thread, in which the program may have selected another; restore that after."""
         before = ctypes.c_int()
         self._call("cudaGetDevice", ctypes.byref(before))
         self._call("cudaSetDevice", ctypes.c_int(self.index))
@@ -147,7 +147,9 @@ def _library() -> ctypes.CDLL:
 
 
 def _loaded() -> list[str]:
-    """The file that the process has loaded, where the system tells: two of them would be two of every state."""
+    """The path of the library that the process has loaded, where the system can say; a second copy would have its own
+    state.
+    """
     try:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

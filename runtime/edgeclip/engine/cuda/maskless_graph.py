@@ -1,9 +1,9 @@
-"""A text graph for texts without padding: the attention's choice, made before onnxruntime opens the graph.
+"""Remove the test for padding from a CUDA text graph, before onnxruntime opens it.
 
-A text graph for CUDA asks at run time whether anything is padding, by an If round every attention
-(`edgeclip_graph.passes.attention`). On a GPU that answer must come back to the processor before the layers can go
-on, and onnxruntime refuses CUDA graphs for a graph with an If. But who forms the batch knows the answer. So the
-condition is made a constant here, and onnxruntime then puts the branch without a mask in the If's place.
+A text graph for CUDA tests at run time whether any token is padding, with an If around every attention. On a GPU the
+result must return to the processor before the layers can go on, and onnxruntime refuses CUDA graphs for a graph with
+an If. The caller that forms the batch knows whether it has padding. So this module makes the condition a constant,
+and onnxruntime then replaces the If by its branch without a mask.
 """
 
 from dataclasses import dataclass
@@ -30,17 +30,17 @@ _BOOL = 9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unmasked:
-    """A graph that must not be given padding, and the id that is padding."""
+    """A graph that must not get padding, and the id of the padding token."""
 
     model: bytes
     pad_id: int
 
 
 def without_mask(model: bytes) -> Unmasked | None:
-    """The text graph with every "is nothing hidden?" answered yes; None for a graph that does not ask.
+    """The text graph with every test for padding replaced by "no padding"; None for a graph that has no such test.
 
-    `model` is a serialized ModelProto whose weights lie in a file beside it. Raises BundleError for what is no graph,
-    and for one that asks in a way that is not known here.
+    `model` is a serialized ModelProto whose weights lie in a file beside it. Raises BundleError for bytes that are no
+    graph, and for a graph whose test has an unknown form.
     """
     try:
         return _without_mask(model)
@@ -85,7 +85,7 @@ def _makes(field: Field, name: str) -> bool:
 
 
 def _pad_id(graph: list[Field], nodes: list[list[Field]]) -> int:
-    """The constant that the ids are compared with."""
+    """The constant that the test compares the ids with."""
     equals = [all_values(node, _NODE_INPUT) for node in nodes if read_text(node, _NODE_OP_TYPE) == "Equal"]
     if len(equals) != 1:
         raise ValueError(f"{len(equals)} comparisons where the ids are compared with the padding's")

@@ -1,1 +1,1 @@
-"""Weights packed once for this machine and mapped by every process."""
+"""Weights packed once for this machine's processor and mapped by every process."""

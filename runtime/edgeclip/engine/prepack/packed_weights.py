@@ -1,14 +1,14 @@
-"""Weights as onnxruntime's GEMMs want them, kept on this machine's disk: processes share them.
+"""Weights on disk in the layout that onnxruntime's matrix products want, so that processes share them.
 
-A session on the CPU copies most weights into another order when it opens, into memory of its process's own: of the
-full-size int8 bundle 600 MB for every process. onnxruntime can write graph and copies to a file
-(session.save_external_prepacked_constant_initializers), and a session that opens that file maps them: the next
-process has the same pages. It still packs each weight once, to compare by hash, and drops its copy; so packed weights
-of another processor cost memory and give no wrong vector.
+A session on the CPU copies most weights into another layout when it opens, into memory of its own process: 600 MB per
+process for the full-size int8 bundle. onnxruntime can write the graph and these copies to a file
+(session.save_external_prepacked_constant_initializers). A session that opens that file maps the copies, and the next
+process uses the same pages. It still packs each weight once, compares the hash, and drops its own copy; so weights
+that were packed for another processor cost memory and give no wrong vector.
 
-They take more room than the bundle itself and serve one version of onnxruntime on one processor. So nobody gets them
-unasked: `edgeclip prepack` makes them (`edgeclip.engine.prepack.packing`), every opening on the CPU looks for them. A
-folder here is whole or not there, and what it cannot serve is opened from the bundle.
+Packed weights take more room than the bundle itself, and serve one version of onnxruntime on one processor. So they
+are made only on request: `edgeclip prepack` makes them (`edgeclip.engine.prepack.packing`), and every opening on the
+CPU looks for them. A folder of packed weights is complete or absent. If it does not fit, the bundle itself is opened.
 """
 
 import hashlib
@@ -51,30 +51,30 @@ class PackedFacts:
 
     @property
     def prefix(self) -> str:
-        """16 hex digits: of which graph they are."""
+        """16 hex digits that stand for the graph alone."""
         return _digest([_LAYOUT, *self.files])
 
     @property
     def key(self) -> str:
-        """The folder's name: of which graph, packed by what."""
+        """The folder's name: it stands for the graph and for all that packed it."""
         made_by = [self.onnxruntime, self.processor, *self.plan.entries, *self.plan.without]
         return f"{self.prefix}-{_digest(made_by)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packed:
-    """A tower's folder of packed weights: its graph to open, the bytes of its files."""
+    """A tower's folder of packed weights: the graph to open, and the size of its files in bytes."""
 
     graph: Path
     files: tuple[FileFacts, ...]
 
     @property
     def size_bytes(self) -> int:
-        """What it takes on disk."""
+        """The bytes that it takes on disk."""
         return sum(file.size_bytes for file in self.files)
 
     def verify(self) -> None:
-        """Read every byte; BundleError names the file whose sha256 is not what was written."""
+        """Read every byte; BundleError names a file whose sha256 differs from what was written."""
         for file in self.files:
             try:
                 verify_hash(self.graph.parent, file)
@@ -85,7 +85,7 @@ class Packed:
 
 
 def packed_root(environment: Mapping[str, str], find_home: Callable[[], Path] = Path.home) -> Path | None:
-    """Where packed weights are kept; None for a user without a home."""
+    """The folder in which packed weights are kept; None for a user without a home folder."""
     try:
         return cache_root(environment, find_home) / "prepacked"
     except DeviceError:
@@ -93,7 +93,7 @@ def packed_root(environment: Mapping[str, str], find_home: Callable[[], Path] = 
 
 
 def saving_entries(graph: str) -> tuple[tuple[str, str], ...]:
-    """The session's config entries that write weights and packed copies beside the written graph of this name."""
+    """The session's config entries that make it write weights and packed copies beside a graph file of this name."""
     return (
         ("session.optimized_model_external_initializers_file_name", f"{graph}_data"),
         ("session.optimized_model_external_initializers_min_size_in_bytes", "1024"),
@@ -102,9 +102,10 @@ def saving_entries(graph: str) -> tuple[tuple[str, str], ...]:
 
 
 def find_packed(root: Path, facts: PackedFacts) -> Packed | None:
-    """What is kept for these facts; None without it. What is there and damaged is told on stderr, and is None.
+    """The packed weights for these facts; None if there are none. Damaged ones are reported on stderr and count as
+    none.
 
-    Sizes are compared, and the graph by its hash, as of a bundle: `Packed.verify` reads the rest.
+    The sizes of all files are compared, and the hash of the graph; `Packed.verify` reads the rest.
     """
     folder = root / facts.key
     try:
@@ -126,16 +127,16 @@ def find_packed(root: Path, facts: PackedFacts) -> Packed | None:
 
 
 def tell_unused(error: Exception) -> None:
-    """Say on stderr, in one line, why the bundle is opened without them."""
+    """Print one line on stderr that says why the bundle is opened without packed weights."""
     print(f"edgeclip: opened without packed weights ({error})", file=sys.stderr)
 
 
 @contextmanager
 def keep_packed(root: Path, facts: PackedFacts, graph: str, weight_bytes: int) -> Iterator[Path]:
-    """A folder to write `graph` and its weights into; it takes its place when the block succeeds.
+    """Yield a folder to write `graph` and its weights into; it gets its final name when the block succeeds.
 
-    What was packed of the same graph by another onnxruntime or processor goes then. Raises BuildError for a place
-    that cannot be written and a disk without room.
+    Weights of the same graph that another onnxruntime or processor packed are removed then. Raises BuildError for a
+    folder that cannot be written and a disk without room.
     """
     folder = root / facts.key
     shutil.rmtree(folder, ignore_errors=True)
@@ -155,7 +156,9 @@ def keep_packed(root: Path, facts: PackedFacts, graph: str, weight_bytes: int) -
 
 
 def remove_packed(root: Path, facts: PackedFacts) -> int:
-    """Remove what is kept of the graph, whoever packed it; the bytes that became free. Raises BuildError."""
+    """Remove all packed weights of the graph, for any processor; returns the bytes that were freed. Raises
+    BuildError.
+    """
     freed = 0
     for folder in _folders(root, facts.prefix):
         try:
@@ -173,7 +176,7 @@ def count_packed(graph: bytes) -> int:
 
 
 def read_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The first processor's name and features, which kernels and so their packing are chosen by."""
+    """The first processor's name and features, which decide the kernels and so the layout of packed weights."""
     try:
         with cpuinfo.open(errors="replace") as file:
             first = file.read(16384).split("\n\n")[0]

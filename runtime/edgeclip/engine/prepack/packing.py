@@ -1,5 +1,6 @@
-"""Packing a bundle's weights for this machine (`edgeclip.engine.prepack.packed_weights`): write, open, compare,
-keep.
+"""Pack a bundle's weights for this machine's processor: write them, open them, compare vectors, keep them.
+
+`edgeclip.engine.prepack.packed_weights` says what packed weights are.
 """
 
 import os
@@ -33,7 +34,9 @@ _CPU = Device(kind="cpu")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TowerPacking:
-    """What was packed of a tower: bytes on disk, of those shared copies, and where; no folder without any."""
+    """The packed weights of one tower: bytes on disk, bytes of shared copies, and the folder (None where nothing was
+    packed).
+    """
 
     tower: TowerName
     folder: Path | None
@@ -42,15 +45,15 @@ class TowerPacking:
 
 
 class _NotWorthItError(Exception):
-    """Next to nothing of the tower is packed."""
+    """Raised where packing would change next to nothing of the tower."""
 
 
 def pack_bundle(bundle: Path, threads: int) -> list[TowerPacking]:
-    """Pack both towers for the CPU, those that are not yet; every byte of the bundle is read and compared first.
+    """Pack each tower for the CPU unless it is packed already; every byte of the bundle is read and compared first.
 
-    A tower whose weights onnxruntime reads in place, or packs in a way that it cannot write, is left out. Raises
-    BundleError for a damaged bundle, BuildError for a place that cannot be written, and when the packed graph's
-    vectors are not those of the bundle's to the last bit.
+    A tower whose weights onnxruntime reads in place, or packs in a layout that it cannot write, is left out. Raises
+    BundleError for a damaged bundle, BuildError for a folder that cannot be written, and when the packed graph's
+    vectors differ from the bundle's in any bit.
     """
     manifest = open_manifest(bundle)
     verify_hashes(bundle, manifest)
@@ -58,14 +61,14 @@ def pack_bundle(bundle: Path, threads: int) -> list[TowerPacking]:
 
 
 def find_packings(bundle: Path) -> list[tuple[TowerName, Packed]]:
-    """The towers of the bundle that are packed for this machine."""
+    """The packed weights of each tower of the bundle on this machine."""
     manifest, root = open_manifest(bundle), packed_root(os.environ)
     found = ((tower, find_packed(root, _facts(tower, manifest))) for tower in TOWERS if root)
     return [(tower, packed) for tower, packed in found if packed]
 
 
 def remove_packings(bundle: Path) -> int:
-    """Remove what is packed of the bundle; the bytes that became free."""
+    """Remove all packed weights of the bundle; returns the bytes that were freed."""
     manifest, root = open_manifest(bundle), packed_root(os.environ)
     return sum(remove_packed(root, _facts(tower, manifest)) for tower in TOWERS) if root else 0
 
@@ -109,7 +112,7 @@ def _pack(bundle: Path, tower: TowerName, manifest: Manifest, threads: int) -> T
 
 
 def _kept(root: Path, facts: PackedFacts) -> Packed | None:
-    """What is there and undamaged to the last byte."""
+    """The packed weights that exist and are undamaged to the last byte."""
     if packed := find_packed(root, facts):
         try:
             packed.verify()

@@ -1,8 +1,10 @@
-"""A written graph's weights moved to whole pages, because onnxruntime's GEMMs want packed copies aligned.
+"""Move a written graph's weights to the beginning of pages, because onnxruntime's matrix products need aligned
+copies.
 
-onnxruntime aligns what is larger than 1 MiB when it writes packed weights, and the rest follows one after the other
-(ModelSavingOptions::align_threshold); mapped from there, a GEMM in fp32 reads with aligned instructions and the
-process dies (onnxruntime 1.31, SIGSEGV on AVX-512). To be dropped when it aligns all of them.
+onnxruntime aligns only tensors larger than 1 MiB when it writes packed weights, and the rest follow one after the
+other (ModelSavingOptions::align_threshold). An fp32 product reads them with aligned instructions, and the process
+dies when they are mapped from there (onnxruntime 1.31, SIGSEGV on AVX-512). Delete this module when onnxruntime
+aligns all of them.
 """
 
 from pathlib import Path
@@ -18,10 +20,10 @@ _BLOCK_BYTES = 8 << 20
 
 
 def align_weights(graph: Path, weights: Path) -> None:
-    """Move every weight and packed copy to the beginning of a page, in files that take the old ones' place.
+    """Move every weight and packed copy to the beginning of a page, in files that replace the old ones.
 
-    `weights` is the one file that the graph's weights lie in. Raises ValueError for a graph that is not as
-    onnxruntime writes it, OSError.
+    `weights` is the one file that holds the graph's weights. Raises ValueError for a graph that is not as onnxruntime
+    writes it, OSError.
     """
     model = graph.read_bytes()
     moved = weights.with_name(f"{weights.name}.moved")
@@ -38,7 +40,7 @@ def align_weights(graph: Path, weights: Path) -> None:
 
 
 class _Mover:
-    """Copies from one file of weights to another, and says in the graph where they are now."""
+    """Copies from one file of weights to another, and changes the places that the graph names."""
 
     def __init__(self, old: BinaryIO, new: BinaryIO) -> None:
         self._old, self._new = old, new
