@@ -2,18 +2,22 @@
 
 While it is written, all of it lies in the folder OUT.partial:
 
-    job.json     what decides the vectors: the bundle's manifest, versions, device, threads, options, the texts' hash
-    images.jsonl each image's path, size and time of change, so that --resume finds what changed meanwhile
-    done.json    how far it is: written a few times a second, after the vectors are on the disk
-    vectors      the beginning of OUT
-    rows.jsonl   the beginning of OUT.rows.jsonl, which says what each row of a .npy is
+    job.json       what decides the vectors: the bundle's manifest, versions, device, threads, options, texts
+    images.jsonl   each image's path, size and time of change, so that --resume finds what changed meanwhile
+    done.json      how far it is: written a few times a second, after the vectors are on the disk
+    vectors        the beginning of OUT
+    rows.jsonl     the beginning of OUT.rows.jsonl, which says what each row of a .npy is
+    finished.json  OUT.job.json to be, by which --resume knows a finished file of the same job
 
-A run that is killed, or ended by Ctrl-C, a full disk or a bad file, leaves the folder if anything in it is done. What
-was written after the last done.json is cut off and computed again, in the same batches, so the finished file is the
-same to the last bit. The folder is locked as long as a process writes it.
+A run that is killed, or ended by Ctrl-C, a full disk, a power cut or a bad file, leaves the folder if anything in it
+is done. What was written after the last done.json is cut off and computed again, in the same batches, so the finished
+file is the same to the last bit. Images that are not done yet may change, come and go meanwhile. Once done.json says
+that the file is whole, only names are left to be given, and --resume gives those that are missing. The folder is
+locked as long as a process writes it.
 """
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -29,6 +33,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclip.cli.durable_files import flush, flush_folder, open_at, replace_bytes
 from edgeclip.errors import BuildError, InputError
 
 try:
@@ -52,6 +57,7 @@ class Done:
     row_bytes: int = 0
     cut: int = 0
     skipped: int = 0
+    is_whole: bool = False  # nothing is left but to give the files their names
 
     @property
     def inputs(self) -> int:
@@ -74,11 +80,13 @@ class VectorFile:
         self._out, self._total, self._dim = out, total, dim
         self._folder = out.with_name(f"{out.name}.partial")
         self._rows_out = out.with_name(f"{out.name}.rows.jsonl")
+        self._job_out = out.with_name(f"{out.name}.job.json")
         self._is_npy = out.suffix == ".npy"
         self._job, self._images, self._is_resumed = job, images, is_resumed
         self._lock: int | None = None
         self._next_at = 0.0
         self._is_torn = False  # in the middle of a batch
+        self._is_finished = False
         self._files: list[BinaryIO] = []
 
     def write(self, kind: str, names: Sequence[str], vectors: NDArray[np.float32], cut: Collection[int] = ()) -> None:
@@ -112,13 +120,15 @@ class VectorFile:
         started = time.monotonic()
         if started < self._next_at and not is_last:
             return
-        self.done.vector_bytes, self.done.row_bytes = (_flush(file) for file in self._files)
-        _replace(self._folder / "done.json", json.dumps(asdict(self.done)).encode())
+        self.done.vector_bytes, self.done.row_bytes = (flush(file) for file in self._files)
+        replace_bytes(self._folder / "done.json", json.dumps(asdict(self.done)).encode())
         now = time.monotonic()
         self._next_at = now + max(_PAUSE_S, _PAUSE_TIMES * (now - started))
 
     def finish(self) -> None:
-        """Give the file its name, and its rows theirs."""
+        """Give the file its name, and what lies beside it theirs."""
+        if self._is_finished:
+            return
         if self._is_npy:
             self._files[0].flush()
             self._files[0].seek(0)
@@ -126,15 +136,39 @@ class VectorFile:
             begins = self._files[0].tell()
             if self._files[0].seek(0, os.SEEK_END) != begins + 4 * self.done.rows * self._dim:
                 raise BuildError(f"{self._folder}: has not the bytes of {self.done.rows} rows; {_AGAIN}")
+        for written in self._files:
+            written.flush()
+        found = os.stat(self._folder / "vectors")
+        images = _hash_of(self._folder / "images.jsonl")
+        finished = {"job": self._job, "images": images, "out": [found.st_size, found.st_mtime_ns]}
+        self.done.is_whole = True
+        replace_bytes(self._folder / "finished.json", json.dumps(finished | {"done": asdict(self.done)}).encode())
         self.checkpoint(is_last=True)
         for written in self._files:
             written.close()
-        if self._is_npy:  # the rows of an older file must not stand beside the new one
-            self._rows_out.unlink(missing_ok=True)
-        (self._folder / "vectors").replace(self._out)
-        if self._is_npy:
-            (self._folder / "rows.jsonl").replace(self._rows_out)
+        self._give_names()
+        self._remove_folder()
+
+    def _give_names(self) -> None:
+        """Rename what is not renamed yet; then nothing is left to be done."""
+        vectors = self._folder / "vectors"
+        if vectors.exists():
+            for beside in (
+                self._rows_out,
+                self._job_out,
+            ):  # what is of an older file must not stand beside the new one
+                beside.unlink(missing_ok=True)
+            vectors.replace(self._out)
+        for name, out in (("rows.jsonl", self._rows_out), ("finished.json", self._job_out)):
+            path = self._folder / name
+            if path.exists() and (self._is_npy or name == "finished.json"):
+                path.replace(out)
+        flush_folder(self._out.parent)
+        (self._folder / "done.json").unlink()
+
+    def _remove_folder(self) -> None:
         shutil.rmtree(self._folder)
+        self._is_finished = True
 
     def __enter__(self) -> Self:
         try:
@@ -150,7 +184,7 @@ class VectorFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and not isinstance(error, OSError) and not self._is_torn:
+        if error is not None and not isinstance(error, OSError) and not (self._is_torn or self.done.is_whole):
             with contextlib.suppress(OSError):
                 self.checkpoint(is_last=True)
         self._leave(is_told=True)
@@ -162,8 +196,18 @@ class VectorFile:
         self._lock = self._lock_folder()
         saved = self._folder / "done.json"
         if self._is_resumed and saved.exists():
-            self._check_job()
             self.done = Done(**json.loads(saved.read_bytes()))
+            if self.done.is_whole:
+                self._give_names()
+                self.done = Done()
+        is_begun = self._is_resumed and saved.exists()
+        if self._is_resumed and not is_begun and self._is_out_of_this_job():
+            print(f"edgeclip: {self._out}: is finished", file=sys.stderr)
+            self._remove_folder()
+            return
+        if is_begun:
+            self._check_job()
+            self._check_images()
             print(f"edgeclip: {self._folder}: {self.done.inputs} of {self._total} are done", file=sys.stderr)
         else:
             if self._is_resumed:
@@ -172,11 +216,12 @@ class VectorFile:
                 print(f"edgeclip: {self._folder}: replaces what an interrupted run left there", file=sys.stderr)
             for path in self._folder.iterdir():
                 path.unlink()
-            _replace(self._folder / "job.json", json.dumps(self._job).encode())
+            flush_folder(self._out.parent)
+            replace_bytes(self._folder / "job.json", json.dumps(self._job).encode())
             with (self._folder / "images.jsonl").open("wb") as file:
                 file.writelines(map(_line, map(_facts, self._images)))
         for name, size_bytes in (("vectors", self.done.vector_bytes), ("rows.jsonl", self.done.row_bytes)):
-            self._files.append(_open_at(self._folder / name, size_bytes))
+            self._files.append(open_at(self._folder / name, size_bytes))
         if self._is_npy and not self.done.vector_bytes:
             self._write_header(self._total)
         self.checkpoint(is_last=True)
@@ -190,11 +235,40 @@ class VectorFile:
                     f"--resume: {name} was {before.get(name)!r:.80} when {self._folder} was begun, and now is "
                     f"{now!r:.80}; make it the same, or {_AGAIN}"
                 )
-        with (self._folder / "images.jsonl").open("rb") as file:
-            for line, facts in itertools.zip_longest(file, map(_facts, self._images)):
+
+    def _check_images(self) -> None:
+        """InputError for a change among the images that are done; of the others the list is written anew."""
+        path, now = self._folder / "images.jsonl", map(_facts, self._images)
+        new = path.with_name(f"{path.name}.new")
+        with path.open("rb") as before, new.open("wb") as file:
+            for line, facts in itertools.zip_longest(
+                itertools.islice(before, self.done.images), itertools.islice(now, self.done.images)
+            ):
                 was = None if line is None else json.loads(line)
                 if was != facts:
-                    raise InputError(f"--resume: {_difference(was, facts)} since {self._folder} was begun; {_AGAIN}")
+                    told = _difference(was, facts)
+                    raise InputError(f"--resume: {told} since {self._folder} was begun; {_AGAIN}")
+                file.write(_line(facts))
+            file.writelines(map(_line, now))
+            flush(file)
+        new.replace(path)
+
+    def _is_out_of_this_job(self) -> bool:
+        """Whether the finished file is there, is the one that was written, and is what this job would write."""
+        try:
+            finished, found = json.loads(self._job_out.read_bytes()), os.stat(self._out)
+            if finished["out"] != [found.st_size, found.st_mtime_ns] or finished["job"] != self._job:
+                return False
+            self.done = Done(**finished["done"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return False
+        digest = hashlib.sha256()
+        for facts in map(_facts, self._images):
+            digest.update(_line(facts))
+        if finished["images"] == digest.hexdigest():
+            return True
+        self.done = Done()
+        return False
 
     def _write_header(self, rows: int) -> None:
         """numpy leaves room for the number of rows to grow, so that another number takes as many bytes."""
@@ -208,12 +282,20 @@ class VectorFile:
             self.done.images += count
 
     def _leave(self, *, is_told: bool) -> None:
-        """Close all; what is done stays for --resume, a folder in which nothing is done goes."""
+        """Close the files, leave the folder, and unlock it."""
         for file in self._files:
             with contextlib.suppress(OSError):  # what was not written yet does not fit now either
                 file.close()
         if self._lock is None and fcntl is not None:  # not ours
             return
+        if not self._is_finished:  # else a folder of that name is another run's
+            self._leave_folder(is_told=is_told)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _leave_folder(self, *, is_told: bool) -> None:
+        """Keep the folder for --resume if something in it is done, and say so; else remove it."""
         done: int | None = 0  # None where that cannot be read: then nothing is removed
         with contextlib.suppress(FileNotFoundError):
             saved = (self._folder / "done.json").read_bytes()
@@ -224,9 +306,6 @@ class VectorFile:
             shutil.rmtree(self._folder, ignore_errors=True)
         elif done and is_told:
             print(f"edgeclip: {self._folder}: keeps {done} of {self._total}; --resume goes on there", file=sys.stderr)
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
 
     def _raise_if_disk(self, error: BaseException | None) -> None:
         if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
@@ -283,27 +362,6 @@ def _difference(was: list[Any] | None, now: list[Any] | None) -> str:
     return f"{now[0] if now else ''} has come to the images"
 
 
-def _open_at(path: Path, size_bytes: int) -> BinaryIO:
-    """The file, cut to so many bytes, to be written on; ValueError for one that has fewer."""
-    file = path.open("r+b" if path.exists() else "w+b")
-    if file.seek(0, os.SEEK_END) < size_bytes:
-        file.close()
-        raise ValueError(f"{path.name} is shorter than it was")
-    file.truncate(size_bytes)
-    file.seek(size_bytes)
-    return file
-
-
-def _flush(file: BinaryIO) -> int:
-    """Onto the disk; the size in bytes."""
-    file.flush()
-    os.fsync(file.fileno())
-    return file.seek(0, os.SEEK_END)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    new = path.with_name(f"{path.name}.new")
-    with new.open("wb") as file:
-        file.write(data)
-        _flush(file)
-    new.replace(path)
+def _hash_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

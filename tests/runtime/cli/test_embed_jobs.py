@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from edgeclip import Encoder
+from edgeclip.cli.vector_file import VectorFile
 from tests.conftest import DATA
 from tests.scenes.command import Captured, refusal, run, run_process
 from tests.scenes.listed_files import read_rows
@@ -67,7 +68,7 @@ def test_a_broken_picture_is_skipped_and_named(
 def test_without_the_option_the_first_broken_picture_ends_it(
     bundle: Path, photos: Path, tmp_path: Path, capsys: Captured
 ) -> None:
-    """What was done before it is kept, and goes on when the picture is mended; nothing has the file's name."""
+    """What was done before it is kept, and goes on with --skip-broken; nothing has the file's name."""
     command = ("embed", bundle, "--images", photos, "--out", tmp_path / "v.npy")
     status, _, err = run(*command, capsys=capsys)
     assert status == 1 and err.splitlines()[1:] == [
@@ -78,10 +79,125 @@ def test_without_the_option_the_first_broken_picture_ends_it(
     assert not (tmp_path / "v.npy").exists()
     status, _, err = run(*command, "--resume", "--skip-broken", capsys=capsys)
     assert status == 1 and f"{tmp_path / 'v.npy'}.partial: 2 of 7 are done" in err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "v.npy", "v.npy.rows.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "photos",
+        "v.npy",
+        "v.npy.job.json",
+        "v.npy.rows.jsonl",
+    ]
     assert [row.name[-5] for row in read_rows(tmp_path / "v.npy")] == list("0123456")
     assert run(*command[:4], "--out", tmp_path / "w.npy", "--skip-broken", capsys=capsys)[0] == 1
     assert (tmp_path / "v.npy").read_bytes() == (tmp_path / "w.npy").read_bytes()
+
+
+@pytest.mark.parametrize("mend", ["replaced", "removed", "added"])
+def test_it_goes_on_when_the_picture_is_mended(
+    bundle: Path, photos: Path, tmp_path: Path, capsys: Captured, mend: str
+) -> None:
+    """Only what is done must be as it was: images after it may be replaced, removed and added."""
+    command = ("embed", bundle, "--images", photos, "--batch-size", 1, "--out")
+    assert run(*command, tmp_path / "v.npy", capsys=capsys)[0] == 1
+    (photos / "6.png").write_bytes(GRAY)
+    if mend == "removed":
+        (photos / "2.png").unlink()
+    else:
+        (photos / "2.png").write_bytes(PNG)
+    if mend == "added":
+        (photos / "9.png").write_bytes(GRAY)
+    total = {"replaced": 7, "removed": 6, "added": 8}[mend]
+    status, _, err = run(*command, tmp_path / "v.npy", "--resume", capsys=capsys)
+    assert status == 0 and f"{tmp_path / 'v.npy'}.partial: 2 of {total} are done" in err
+    assert run(*command, tmp_path / "w.npy", capsys=capsys)[0] == 0
+    for suffix in ("", ".rows.jsonl"):
+        assert (tmp_path / f"v.npy{suffix}").read_bytes() == (tmp_path / f"w.npy{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize("name", OUTS)
+def test_a_finished_file_is_not_written_again(
+    bundle: Path, photos: Path, tmp_path: Path, capsys: Captured, name: str
+) -> None:
+    """The exit status is as before; a file of another job, or one that was changed since, is begun anew."""
+    out = tmp_path / name
+    command = ("embed", bundle, "--images", photos, "--skip-broken", "--resume", "--out", out)
+    assert run(*command, capsys=capsys)[0] == 1
+    before = out.stat()
+    status, _, err = run(*command, capsys=capsys)
+    assert (status, out.stat().st_mtime_ns, out.stat().st_ino) == (1, before.st_mtime_ns, before.st_ino)
+    told = f"{out}: 0 texts, 5 images, 64 dimensions, on cpu, 2 skipped"
+    assert err.splitlines()[1:] == [f"edgeclip: {out}: is finished", told]
+    assert not list(tmp_path.glob("*.partial"))
+    (photos / "2.png").write_bytes(PNG)
+    for change in (lambda: None, lambda: out.write_bytes(out.read_bytes()), out.unlink):
+        change()
+        assert "nothing is done yet; begins with the first input" in run(*command, capsys=capsys)[2]
+    assert (
+        run(*command, "--truncate-dim", 8, capsys=capsys)[2]
+        .splitlines()[-1]
+        .endswith("8 dimensions, on cpu, 1 skipped")
+    )
+
+
+# Killed when it is about to rename or remove its Nth file.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from edgeclip.cli.vector_file import VectorFile
+
+out, last, *options = sys.argv[1:]
+left = int(last)
+
+def count(event, arguments):
+    global left
+    if event in ("os.rename", "os.remove", "os.rmdir", "shutil.rmtree"):
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+with VectorFile(Path(out), {"job": 1}, ["a", "b"], 2, 3, is_resumed=bool(options)) as file:
+    if file.done.images == 0:
+        file.write("image", ["a", "b"], np.arange(6, dtype=np.float32).reshape(2, 3))
+        file.checkpoint(is_last=True)
+    sys.addaudithook(count)
+    file.finish()
+"""
+
+
+@pytest.mark.parametrize("name", OUTS)
+def test_a_run_that_is_killed_while_it_finishes_loses_nothing(tmp_path: Path, name: str) -> None:
+    """At any of its steps; --resume gives the names that are missing, and the rows of an older file never stay."""
+    step, is_killed = 0, True
+    while is_killed:
+        step += 1
+        out = tmp_path / str(step) / name
+        out.parent.mkdir()
+        beside = [out.with_name(f"{name}.rows.jsonl")] if name.endswith("npy") else []
+        for path in (out, *beside):
+            path.write_bytes(b"old")
+        command = [sys.executable, "-c", KILLED, str(out)]
+        is_killed = subprocess.run([*command, str(step)], check=False, capture_output=True).returncode < 0
+        done = subprocess.run([*command, "-1", "--resume"], check=True, capture_output=True, text=True)
+        assert ("is finished" in done.stderr) or ("2 of 2 are done" in done.stderr)
+        assert sorted(path.name for path in out.parent.iterdir()) == sorted(
+            [name, f"{name}.job.json", *(path.name for path in beside)]
+        )
+        if name.endswith("npy"):
+            np.testing.assert_array_equal(np.load(out), np.arange(6).reshape(2, 3))
+        rows = [json.loads(line)["image"] for line in (*beside, out)[0].read_text().splitlines()]
+        assert rows == ["a", "b"]
+    assert step > 6
+
+
+def test_the_folder_of_another_run_is_left_alone(tmp_path: Path) -> None:
+    """When this run's file is finished, a folder of that name is one that another run has just made."""
+    out = tmp_path / "v.npy"
+    with VectorFile(out, {}, ["a"], 1, 2, is_resumed=False) as file:
+        file.write("image", ["a"], np.ones((1, 2), np.float32))
+        file.finish()
+        other = Path(f"{out}.partial")
+        other.mkdir()
+        (other / "done.json").write_text("{}")
+    assert (other / "done.json").exists()
 
 
 def test_a_resumed_run_counts_images_from_the_first(
@@ -167,7 +283,7 @@ def test_a_killed_run_goes_on_to_the_same_file(job: Job, tmp_path: Path, name: s
 def test_what_changed_meanwhile_is_said(job: Job, copied_bundle: Path, tmp_path: Path, capsys: Captured) -> None:
     """And nothing of the interrupted run is lost by asking."""
     out, photos = tmp_path / "v.npy", tmp_path / "photos"
-    with job.running(out, 256) as process:
+    with job.running(out, 620) as process:
         process.send_signal(signal.SIGKILL)
     done = job.done(out)
     command = (*job.command, "--out", out, "--resume")
@@ -189,10 +305,10 @@ def test_what_changed_meanwhile_is_said(job: Job, copied_bundle: Path, tmp_path:
     (photos / "005.png").rename(tmp_path / "005.png")
     assert told() == f"--resume: {photos / '005.png'} is no longer among the images {begun}"
     (tmp_path / "005.png").rename(photos / "005.png")
-    before = (photos / "299.png").stat()
-    os.utime(photos / "299.png", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-    assert told() == f"--resume: {photos / '299.png'} was changed {begun}"
-    os.utime(photos / "299.png", ns=(before.st_atime_ns, before.st_mtime_ns))
+    before = (photos / "006.png").stat()
+    os.utime(photos / "006.png", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert told() == f"--resume: {photos / '006.png'} was changed {begun}"
+    os.utime(photos / "006.png", ns=(before.st_atime_ns, before.st_mtime_ns))
     assert job.done(out) == done
     assert run_process(*command).stderr.splitlines()[-1].startswith(f"{out}: 600 texts")
 
