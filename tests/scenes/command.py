@@ -21,6 +21,11 @@ def run(*arguments: object, capsys: Captured) -> tuple[int, str, str]:
     return status, *capsys.readouterr()
 
 
+def bench(case: str, *arguments: object) -> int:
+    """The exit status of `edgeclip bench CASE ARGUMENTS`."""
+    return main(["bench", case, *map(str, arguments)])
+
+
 def refusal(*arguments: object, capsys: Captured) -> str:
     """The one line that a run fails with: status 1, nothing on stdout, no traceback."""
     status, out, err = run(*arguments, capsys=capsys)

@@ -1,12 +1,11 @@
 """Scenes as files: pictures and a captions.jsonl in every language, as `edgeclip eval` reads them.
 
-python -m edgeclip_bench.demo.dataset OUT [--split test] [--images 500] [--family 10] [--seed 0]
+edgeclip bench draw-scenes OUT [--split test] [--images 500] [--family 10] [--seed 0]
 """
 
 import argparse
 import json
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -72,24 +71,16 @@ def _write(
     return scenes
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write a data set where the command line says."""
-    parser = argparse.ArgumentParser(prog="python -m edgeclip_bench.demo.dataset", description=__doc__.split("\n")[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     parser.add_argument("--split", choices=get_args(Split), default="test", help="which combinations (test)")
     parser.add_argument("--images", type=int, default=IMAGES, help=f"how many ({IMAGES})")
     parser.add_argument("--family", type=int, default=FAMILY, help=f"how many differ in one attribute ({FAMILY})")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes (0)")
-    options = parser.parse_args(arguments)
-    try:
-        write_dataset(
-            options.out, split=options.split, images=options.images, family=options.family, seed=options.seed
-        )
-    except BuildError as error:
-        print(f"edgeclip: {error}", file=sys.stderr)
-        return 1
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write a data set."""
+    write_dataset(options.out, split=options.split, images=options.images, family=options.family, seed=options.seed)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from edgeclip.cli.format import format_bytes, format_table
 from edgeclip.manifest import PROOF_DATA, TOWERS, TowerName
+from edgeclip.tables import format_bytes, format_table
 from edgeclip_bench.demo.run import LANGUAGES, Demo, Smaller
 from edgeclip_bench.quality.evaluate import Evaluation
 from edgeclip_bench.quality.searches import Direction

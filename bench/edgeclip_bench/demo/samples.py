@@ -3,11 +3,10 @@
 The scenes are chosen by hand: every shape, colour and background is shown, and half of them are combinations that
 the small model never saw in training. The project drew them, so its own licence covers them.
 
-python -m edgeclip_bench.demo.samples runtime/edgeclip/serve/web
+edgeclip bench draw-samples runtime/edgeclip/serve/web
 """
 
-import sys
-from collections.abc import Sequence
+import argparse
 from io import BytesIO
 from pathlib import Path
 
@@ -88,11 +87,13 @@ def draw_sample(name: str) -> bytes:
     return file.getvalue()
 
 
-def main(arguments: Sequence[str]) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
+    parser.add_argument("out", type=Path, metavar="OUT", help="a folder that is there, as runtime/edgeclip/serve/web")
+
+
+def run(options: argparse.Namespace) -> int:
     """Write the files into the folder that is named."""
     for name in SAMPLES:
-        (Path(arguments[0]) / f"sample-{name}.png").write_bytes(draw_sample(name))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+        (options.out / f"sample-{name}.png").write_bytes(draw_sample(name))
+    return 0

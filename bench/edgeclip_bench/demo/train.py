@@ -1,6 +1,6 @@
 """Train the small model: from nothing to a checkpoint in the official layout.
 
-    python -m edgeclip_bench.demo.train OUT
+    edgeclip bench train-demo OUT
 
 Pictures and captions are drawn as they are needed, each step's from the seed and the step's number alone,
 so a run that was interrupted goes on where it was and sees what it would have seen. Matrices are optimised
@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from edgeclip.errors import BuildError, EdgeclipError
+from edgeclip.errors import BuildError
 from edgeclip_bench.demo.captions import LANGUAGES, caption
 from edgeclip_bench.demo.drawing import draw_picture
 from edgeclip_bench.demo.layout import IMAGE_SIZE_PX, MATRYOSHKA_DIMS, checkpoint_config, preprocessor_config
@@ -249,24 +249,19 @@ def _write_json(path: Path, document: dict[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Train where the command line says."""
-    parser = argparse.ArgumentParser(prog="python -m edgeclip_bench.demo.train", description=__doc__.split("\n")[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder, or that of a run that was interrupted")
     for name, what in (("seed", "of weights and data"), ("steps", "of training"), ("batch", "pictures in a step")):
         default = getattr(Recipe(), name)
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} ({default})")
-    options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train."""
     try:
         train(options.out, Recipe(seed=options.seed, steps=options.steps, batch=options.batch))
-    except EdgeclipError as error:
-        print(f"edgeclip: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print(f"interrupted; the same command goes on from the last {_SAVE_EVERY} steps", file=sys.stderr)
         return 130
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

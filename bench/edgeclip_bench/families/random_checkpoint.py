@@ -1,7 +1,7 @@
 """Random-weight checkpoints in jina-clip-v2's official layout.
 
-    python -m edgeclip_bench.families.random_checkpoint OUT            full size: 865 M parameters, 1.73 GB as fp16
-    python -m edgeclip_bench.families.random_checkpoint OUT --tiny     the same layout, a few hundred kB
+    edgeclip bench random-checkpoint OUT            full size: 865 M parameters, 1.73 GB as fp16
+    edgeclip bench random-checkpoint OUT --tiny     the same layout, a few hundred kB
 
 Latency and memory do not depend on what the weights are, so a machine can be judged before anything
 is downloaded. The similarities of such a checkpoint mean nothing. Weights are drawn so that
@@ -135,21 +135,17 @@ def _pieces() -> Iterator[str]:
             yield f"▁{word}{syllable}"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Write a checkpoint where the command line says."""
-    parser = argparse.ArgumentParser(
-        prog="python -m edgeclip_bench.families.random_checkpoint", description=__doc__.split("\n")[0]
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
     parser.add_argument("out", type=Path, help="the folder to write; must not exist")
     parser.add_argument("--tiny", action="store_true", help="small numbers instead of the official ones")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights (default 0)")
-    options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write a checkpoint."""
     if options.out.exists():
-        parser.error(f"{options.out} exists already")
+        options.usage_error(f"{options.out} exists already")
     write_checkpoint(options.out, tiny_config() if options.tiny else full_config(), seed=options.seed)
     print(f"{options.out}: random weights; their similarities mean nothing", file=sys.stderr)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

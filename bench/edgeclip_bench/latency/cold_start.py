@@ -1,6 +1,6 @@
 """From nothing to the first vector: how long a process that has just been started takes to answer.
 
-    python -m edgeclip_bench.latency.cold_start BUNDLE [--device cpu] [--rounds 7] [--prepacked DIR] [--out FILE.json]
+    edgeclip bench cold-start BUNDLE [--device cpu] [--rounds 7] [--prepacked DIR] [--out FILE.json]
 
 Every round is a process of its own, once for a text and once for an image, and counts from the moment that its parent
 starts it: Python itself, `import edgeclip`, `Encoder.open`, the first vector, and, to compare, the second. A round
@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from edgeclip.cli.format import format_table
 from edgeclip.manifest import TOWERS, Manifest, TowerName
+from edgeclip.tables import format_table
 from edgeclip_bench.measure.machine_facts import machine
 
 BENCHMARK = "edgeclip_bench.latency.cold_start"
@@ -63,17 +63,17 @@ _HOLDER = """if True:
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, print a table, write the JSON."""
-    parser = argparse.ArgumentParser(
-        prog="python -m edgeclip_bench.latency.cold_start", description=__doc__.split("\n")[0]
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=7, help="processes for each tower (7)")
     parser.add_argument("--prepacked", type=Path, metavar="DIR", help="also with packed weights, which stay in DIR")
     parser.add_argument("--out", type=Path, help="write the JSON here")
-    options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print a table, write the JSON."""
     report = measure(options.bundle, device=options.device, rounds=options.rounds, prepacked=options.prepacked)
     if options.out:
         options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -171,7 +171,3 @@ def _photo(path: Path) -> Path:
     coarse = np.random.default_rng(0).integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
     Image.fromarray(coarse).resize(PHOTO_PX, Image.Resampling.BILINEAR).save(path, quality=90)
     return path
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -12,14 +12,19 @@ What differs between two runs as a whole is in no sample. So a change is not jud
 or other processes took much of the processors, and runs of different machines are compared only on request.
 """
 
+import argparse
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.errors import InputError
+from edgeclip.tables import format_table
+from edgeclip_bench.latency.records import read_document
 from edgeclip_bench.measure.other_processes import MUCH
 
 Verdict = Literal["regression", "faster", "same", "too few samples", "not steady", "others at work"]
@@ -67,6 +72,52 @@ class Verdicts:
     def regressions(self) -> tuple[Change, ...]:
         """What fails the gate."""
         return tuple(change for change in self.changes if change.verdict == "regression")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Two documents, and what counts as slower."""
+    parser.add_argument("before", metavar="BEFORE.json", type=Path, help="what `edgeclip bench --out` wrote before")
+    parser.add_argument("after", metavar="AFTER.json", type=Path, help="and after")
+    parser.add_argument("--fail-over", metavar="P", default="5%", help="exit 1 over this and noise (5%%)")
+    parser.add_argument("--across-machines", action="store_true", help="compare though the machines differ")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print a row for each case; 1 when one became slower."""
+    threshold = parse_threshold(options.fail_over)
+    before, after = (read_document(path) for path in (options.before, options.after))
+    found = compare(before, after, threshold, across_machines=options.across_machines)
+    rows = [
+        (
+            change.case,
+            f"{change.before:.4g} {change.unit}",
+            f"{change.after:.4g} {change.unit}",
+            f"{change.change:+.1%}",
+            f"{change.low:+.1%} to {change.high:+.1%}",
+            change.verdict,
+        )
+        for change in found.changes
+    ]
+    print(format_table(("case", "before", "after", "slower by", "noise: its interval", "verdict"), rows))
+    for what, names in (("only before", found.only_before), ("only after", found.only_after)):
+        for name in names:
+            print(f"{what}: {name}")
+    for difference in found.differences:
+        print(f"differs: {difference}")
+    sys.stdout.flush()
+    if found.unjudged:
+        print(
+            f"edgeclip: {len(found.unjudged)} of {len(found.changes)} cases changed and were not judged (not steady, "
+            "or other processes at work): measure again on a quiet machine, or with more --seconds",
+            file=sys.stderr,
+        )
+    for change in found.regressions:
+        print(
+            f"edgeclip: regression: {change.case}: {change.before:.4g} to {change.after:.4g} {change.unit}, "
+            f"{change.change:+.1%} ({change.low:+.1%} to {change.high:+.1%}), over {threshold:.1%}",
+            file=sys.stderr,
+        )
+    return int(bool(found.regressions))
 
 
 def parse_threshold(words: str) -> float:

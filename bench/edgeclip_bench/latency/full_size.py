@@ -1,6 +1,6 @@
 """Everything at full size, from nothing: what `make bench` runs and the README quotes.
 
-    python -m edgeclip_bench.latency.full_size RESULTS [--work DIR]
+    edgeclip bench full-size RESULTS [--work DIR]
 
 Draws a checkpoint of 865 M random weights, exports it for the CPU and quantises it to int8, each in a process of its
 own (time and peak memory are measured), and holds the bundle against the plain export
@@ -46,14 +46,14 @@ class QuantisationCost:
     measured: tuple[Measurement, ...]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run all of it and leave the JSON in the results folder."""
-    parser = argparse.ArgumentParser(
-        prog="python -m edgeclip_bench.latency.full_size", description=__doc__.split("\n")[0]
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
     parser.add_argument("results", type=Path, help="the folder for the JSON")
     parser.add_argument("--work", type=Path, help="keep checkpoint, bundle and plain graphs here, or take them")
-    options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run all of it and leave the JSON in the results folder."""
     options.results.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or Path(scratch)
@@ -81,7 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
             }
             (options.results / "quantize_full_size.json").write_text(json.dumps(report, indent=2) + "\n")
         out = options.results / "cpu_full_size.json"
-        return latency.main([str(checkpoint), str(bundle), "--plain", str(work / "plain"), "--out", str(out)])
+        latency.compare_bundle(checkpoint, bundle, plain=work / "plain", rounds=1, out=out)
+    return 0
 
 
 def measure_export(checkpoint: Path, out: Path, target: Target) -> ExportCost:
@@ -121,7 +122,3 @@ def _quantise(bundle: Path, out: Path) -> QuantisationCost:
 def _peak_resident_bytes() -> int:
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in kilobytes elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,6 +1,6 @@
 """A folder of photos against its pixels: what reading, decoding and resizing add to the tower's own time.
 
-    python -m edgeclip_bench.latency.image_folder BUNDLE [--images 12] [--rounds 3] [--out F.json]
+    edgeclip bench image-folder BUNDLE [--images 12] [--rounds 3] [--out F.json]
 
 JPEG files of 1 to 2 megapixels are made, noise scaled up so that they compress as photos do. In turns, the vision
 tower gets their pixels, made beforehand; `encode_image` gets the paths, and decodes the next while one computes; and
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgeclip import Encoder
-from edgeclip.cli.format import format_table
+from edgeclip.tables import format_table
 from edgeclip_bench.measure.machine_facts import machine
 
 BENCHMARK = "edgeclip_bench.latency.image_folder"
@@ -28,18 +28,18 @@ _GRAIN = 4
 _PURE = "pixels made beforehand"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, print a table, write the JSON."""
-    parser = argparse.ArgumentParser(
-        prog="python -m edgeclip_bench.latency.image_folder", description=__doc__.split("\n")[0]
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--images", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, help="write the JSON here")
-    options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print a table, write the JSON."""
     with (
         tempfile.TemporaryDirectory() as scratch,
         Encoder.open(options.bundle, device=options.device, threads=options.threads) as encoder,
@@ -103,7 +103,3 @@ def measure(encoder: Encoder, paths: Sequence[Path], *, rounds: int) -> dict[str
             for way, times in seconds.items()
         },
     }
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,6 +1,6 @@
 """Many short texts of mixed length: batches of one length against padded batches of 32, on one session.
 
-    python -m edgeclip_bench.latency.offline_texts BUNDLE [--texts 2000] [--rounds 3] [--budgets 512,1024] [--out
+    edgeclip bench offline-texts BUNDLE [--texts 2000] [--rounds 3] [--budgets 512,1024] [--out
     F.json]
 
 Padded batches of 32 in the order of the input are what everybody does who calls a model with a list of texts. Both
@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip import Encoder
-from edgeclip.cli.format import format_table
 from edgeclip.engine.batch_policy import CPU_TOKENS, BatchPolicy, TextBatch
+from edgeclip.tables import format_table
 from edgeclip_bench.measure.machine_facts import machine
 
 BENCHMARK = "edgeclip_bench.latency.offline_texts"
@@ -31,11 +31,8 @@ PADDED = 32
 Rows = Sequence[NDArray[np.int64]]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, print a table, write the JSON."""
-    parser = argparse.ArgumentParser(
-        prog="python -m edgeclip_bench.latency.offline_texts", description=__doc__.split("\n")[0]
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--texts", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
@@ -43,7 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, help="write the JSON here")
-    options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print a table, write the JSON."""
     with Encoder.open(options.bundle, device=options.device, threads=options.threads) as encoder:
         report = measure(encoder, texts=options.texts, rounds=options.rounds, budgets=options.budgets)
     report["bundle"] = options.bundle.name
@@ -128,7 +128,3 @@ def _encode(encoder: Encoder, batches: Sequence[TextBatch], count: int) -> NDArr
 
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(","))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,6 +1,6 @@
 """A bundle against the plain export of the same checkpoint, in one run on one machine.
 
-    python -m edgeclip_bench.latency.plain_export CHECKPOINT BUNDLE [--rounds N] [--out FILE.json]
+    edgeclip bench plain-export CHECKPOINT BUNDLE [--rounds N] [--out FILE.json]
 
 The rival is what torch.onnx.export and onnxruntime give by themselves for `edgeclip_bench.rivals.plain_towers`: no
 session option is set but the number of threads, which is the same for both. The two take turns, so what else the
@@ -31,11 +31,11 @@ import torch
 from numpy.typing import NDArray
 
 from edgeclip import Manifest
-from edgeclip.cli.format import format_bytes, format_table
 from edgeclip.engine.devices import Device, usable_cpus
 from edgeclip.engine.session import TowerSession
 from edgeclip.families.jina_clip import normalize_pixels
 from edgeclip.manifest import TOWERS, ImageFacts, TowerName
+from edgeclip.tables import format_bytes, format_table
 from edgeclip_bench.measure.machine_facts import machine as hardware
 from edgeclip_bench.rivals.plain_towers import load_plain_text, load_plain_vision
 from edgeclip_export.tracing import OPSET
@@ -90,32 +90,39 @@ class Memory:
     open_s: float
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, print a table, write the JSON."""
-    parser = argparse.ArgumentParser(
-        prog="python -m edgeclip_bench.latency.plain_export", description=__doc__.split("\n")[0]
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("bundle", type=Path, help="the bundle of that checkpoint, for the CPU")
     parser.add_argument("--rounds", type=int, default=1, help="multiplies the rounds of every case (1)")
     parser.add_argument("--plain", type=Path, help="keep the plain graphs in this folder, or take them from it")
     parser.add_argument("--out", type=Path, help="write the JSON here")
-    options = parser.parse_args(arguments)
-    manifest = Manifest.read(options.bundle)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print a table, write the JSON."""
+    compare_bundle(options.checkpoint, options.bundle, plain=options.plain, rounds=options.rounds, out=options.out)
+    return 0
+
+
+def compare_bundle(checkpoint: Path, bundle: Path, *, plain: Path | None, rounds: int, out: Path | None) -> None:
+    """Measure both graphs of both towers, print the tables, and write the JSON to `out`.
+
+    The plain graphs are kept in `plain`, or taken from there; None for a folder that goes again.
+    """
+    manifest = Manifest.read(bundle)
     with tempfile.TemporaryDirectory() as scratch:
-        plain = options.plain or Path(scratch)
+        plain = plain or Path(scratch)
         latencies: list[Latency] = []
         memories: list[Memory] = []
         for tower in TOWERS:
-            graph = plain_graph(options.checkpoint, plain, tower)
-            ours = options.bundle / manifest.tower(tower).file
-            latencies += list(compare(ours, graph, tower, manifest.image, options.rounds))
+            graph = plain_graph(checkpoint, plain, tower)
+            ours = bundle / manifest.tower(tower).file
+            latencies += list(compare(ours, graph, tower, manifest.image, rounds))
             memories.append(measure_in_process(ours, "bundle", tower, manifest.image, SHORT_TOKENS))
             memories.append(measure_in_process(graph, "plain", tower, manifest.image, SHORT_TOKENS))
         longest = manifest.tokenizer.max_length
-        memories.append(
-            measure_in_process(options.bundle / manifest.text.file, "bundle", "text", manifest.image, longest)
-        )
+        memories.append(measure_in_process(bundle / manifest.text.file, "bundle", "text", manifest.image, longest))
     report = {
         "benchmark": "edgeclip_bench.latency.plain_export",
         "machine": machine(),
@@ -125,9 +132,8 @@ def main(arguments: list[str] | None = None) -> int:
         "memory": [asdict(memory) for memory in memories],
     }
     _print_tables(latencies, memories)
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=2) + "\n")
-    return 0
+    if out:
+        out.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def machine() -> dict[str, Any]:
@@ -308,7 +314,3 @@ def _print_tables(latencies: Sequence[Latency], memories: Sequence[Memory]) -> N
         for memory in memories
     ]
     print(format_table(("memory", "open s", "loaded", "of it anonymous", "peak above it", "tokens"), memory_rows))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

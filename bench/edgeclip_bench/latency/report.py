@@ -7,8 +7,8 @@ import csv
 import io
 from collections.abc import Iterator
 
-from edgeclip.cli.format import format_bytes
 from edgeclip.manifest import TOWERS
+from edgeclip.tables import format_bytes
 from edgeclip_bench.latency.records import Metric, Record, Result
 from edgeclip_bench.latency.scenarios import MULTI_STREAM_SAMPLES, SCENARIOS, Scenario
 from edgeclip_bench.latency.stages import STAGES

@@ -1,6 +1,6 @@
 """Does memory stay flat? Random texts and images for minutes, resident memory every second, and a verdict.
 
-    python -m edgeclip_bench.load.memory_soak BUNDLE [--seconds 600] [--device auto] [--clients 1] [--to-the-limit]
+    edgeclip bench memory-soak BUNDLE [--seconds 600] [--device auto] [--clients 1] [--to-the-limit]
     [--unbounded]
         [--out F.json]
 
@@ -78,11 +78,8 @@ class Counts:
     images: int = 0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Soak, print the verdict, write the JSON; 1 when memory grows. Without `arguments` the process is its own."""
-    parser = argparse.ArgumentParser(
-        prog="python -m edgeclip_bench.load.memory_soak", description=__doc__.split("\n")[0]
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--seconds", type=float, default=600.0, help="how long (600)")
     parser.add_argument("--device", default="auto")
@@ -93,9 +90,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--unbounded", action="store_true", help="leave malloc and Pillow as they come")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write the JSON here")
-    options = parser.parse_args(arguments)
-    is_own_process = arguments is None
-    bounds = bound_memory(os.environ) if is_own_process and not options.unbounded else ()
+
+
+def run(options: argparse.Namespace) -> int:
+    """Soak, print the verdict, write the JSON; 1 when memory grows. In a process of its own memory is bounded."""
+    bounds = bound_memory(os.environ) if options.is_own_process and not options.unbounded else ()
     report = soak(
         options.bundle,
         seconds=options.seconds,
@@ -260,7 +259,3 @@ def _gpu_memory(device: str) -> Callable[[], int] | None:
     if kind not in ("cuda", "tensorrt") or gpu_bytes(int(index)) is None:
         return None
     return lambda: gpu_bytes(int(index)) or 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

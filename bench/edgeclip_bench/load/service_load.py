@@ -1,6 +1,6 @@
 """The service under load, over HTTP: requests a second and latency against concurrency, and what images do to texts.
 
-    python -m edgeclip_bench.load.service_load URL [--seconds S] [--concurrency N ...] [--rate R ...]
+    edgeclip bench service-load URL [--seconds S] [--concurrency N ...] [--rate R ...]
                                           [--bundle BUNDLE] [--key KEY] [--out FILE.json]
 
     closed loop   N clients, each sending its next request when the last is answered
@@ -36,7 +36,8 @@ import aiohttp
 import numpy as np
 
 from edgeclip import Encoder
-from edgeclip.cli.format import format_table
+from edgeclip.errors import InputError
+from edgeclip.tables import format_table
 from edgeclip_bench.measure.machine_facts import machine
 from edgeclip_bench.measure.percentiles import RULE, Distribution, summarize
 
@@ -289,7 +290,7 @@ def _post(connection: http.client.HTTPConnection, path: str, body: str, headers:
     response = connection.getresponse()
     response.read()
     if response.status != 200:
-        raise SystemExit(f"service_load: the service answered {response.status}")
+        raise InputError(f"the service at {path} answered {response.status}, wanted 200")
 
 
 def _time_ms(work: Callable[[], object]) -> float:
@@ -300,9 +301,8 @@ def _time_ms(work: Callable[[], object]) -> float:
     return (time.perf_counter() - began_s) * 1e3
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print a table on stderr and JSON on stdout or into a file."""
-    parser = argparse.ArgumentParser(prog="edgeclip_bench.load.service_load", description=__doc__.split("\n")[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
     parser.add_argument("url", help="as http://127.0.0.1:8000")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of each run (30)")
     parser.add_argument("--concurrency", type=int, nargs="+", default=CONCURRENCIES, help="clients (1 4 16 64)")
@@ -310,7 +310,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, help="the bundle that is served: measure the overhead too")
     parser.add_argument("--key", help="an API key")
     parser.add_argument("--out", type=Path, help="the JSON; default: stdout")
-    options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print a table on stderr and JSON on stdout or into a file."""
     overhead = measure_overhead(options.url, options.bundle, key=options.key) if options.bundle else []
     rows = asyncio.run(
         measure_load(
@@ -346,7 +349,3 @@ def _cells(done: Row) -> list[str]:
     p99 = f"{latency.p99_ms:.1f}" if latency and latency.p99_ms is not None else "-"
     refused = ", ".join(f"{status}: {count}" for status, count in sorted(done.refused.items())) or "-"
     return [done.workload, done.loop, f"{done.load:g}", f"{done.requests_a_second:.1f}", p50, p99, refused]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """The service under honest and hostile clients for minutes: no answer of 500, and memory that stays flat.
 
-    python -m edgeclip_bench.load.service_soak BUNDLE [--seconds 600] [--clients 6] [--out F.json]
+    edgeclip bench service-soak BUNDLE [--seconds 600] [--clients 6] [--out F.json]
 
 The service is started in a process of its own. Clients draw what they do: short and bulk texts, texts that need a
 mask, token ids, images, images of 49 megapixels, broken images, bodies of 60 MB, JSON that grows when it is parsed,
@@ -163,16 +163,16 @@ class Mischief:
         return ["w " * int(self._draw.integers(1, 200)) for _ in range(self._draw.integers(1, 40))]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Soak, print the verdict, write the JSON; 1 when memory grows or an answer was 500."""
-    parser = argparse.ArgumentParser(
-        prog="python -m edgeclip_bench.load.service_soak", description=__doc__.split("\n")[0]
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--clients", type=int, default=6)
     parser.add_argument("--out", type=Path, help="write the JSON here")
-    options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Soak, print the verdict, write the JSON; 1 when memory grows or an answer was 500."""
     report = soak(options.bundle, seconds=options.seconds, clients=options.clients)
     if options.out:
         options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -330,7 +330,3 @@ def _free_port() -> int:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         return int(held.getsockname()[1])
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgeclip.cli.format import format_table
+from edgeclip.tables import format_table
 
 NONE = "-"
 

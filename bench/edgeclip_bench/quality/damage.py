@@ -1,6 +1,6 @@
 """Exports that are broken on purpose: what an evaluation must see.
 
-    python -m edgeclip_bench.quality.damage OUT.json
+    edgeclip bench damage OUT.json
 
 Each has a mistake that was made with real exports: rotary positions lost, the adapter not merged, images
 squashed instead of cropped, or cropped elsewhere than in their middle. The small trained model is exported
@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import onnx_ir as ir
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from edgeclip import EdgeclipError, Manifest
+from edgeclip import Manifest
 from edgeclip.manifest import MANIFEST_NAME, TowerName
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip_bench.demo import CHECKPOINT
@@ -173,23 +173,19 @@ def overall(found: DataScores, *, metric: str = "recall@5", dim: int | None = No
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Judge every damage and write the figures where the command line says."""
-    parser = argparse.ArgumentParser(
-        prog="python -m edgeclip_bench.quality.damage", description=__doc__.split("\n")[0]
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
     parser.add_argument("out", type=Path, metavar="OUT.json")
     parser.add_argument("--images", type=int, default=IMAGES, help=f"how many test pictures ({IMAGES})")
     parser.add_argument("--seed", type=int, default=0, help="of the pictures (0)")
-    options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Judge every damage and write the figures."""
     if not options.out.parent.is_dir():
-        parser.error(f"{options.out}: there is no folder {options.out.parent}")
-    try:
-        with tempfile.TemporaryDirectory(prefix="edgeclip-damage-") as folder:
-            found = judge_damages(Path(folder), images=options.images, seed=options.seed)
-    except EdgeclipError as error:
-        print(f"edgeclip: {error}", file=sys.stderr)
-        return 1
+        options.usage_error(f"{options.out}: there is no folder {options.out.parent}")
+    with tempfile.TemporaryDirectory(prefix="edgeclip-damage-") as folder:
+        found = judge_damages(Path(folder), images=options.images, seed=options.seed)
     figures: dict[str, Any] = {
         name: {
             **{metric: overall(one.scores, metric=metric) for metric in METRICS},
@@ -215,7 +211,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     document = {"machine": machine(), "images": options.images, "seed": options.seed, "recall": figures}
     options.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

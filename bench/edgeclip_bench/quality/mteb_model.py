@@ -1,6 +1,6 @@
 """A bundle as mteb sees a model: the benchmark brings tasks, data and scores, the bundle the vectors.
 
-    python -m edgeclip_bench.quality.mteb_model BUNDLE --tasks STSBenchmark ... [--truncate-dim N ...] [--json]
+    edgeclip bench mteb BUNDLE --tasks STSBenchmark ... [--truncate-dim N ...] [--json]
 
     mteb.evaluate(BundleModel("bundle"), tasks=mteb.get_tasks(["STSBenchmark"]))
 
@@ -12,21 +12,21 @@ the extra `mteb` and takes seconds to import, so it is loaded when a model is ma
 import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip import Encoder, Manifest
-from edgeclip.cli.format import format_table
-from edgeclip.cli.loading import load_extra
-from edgeclip.errors import EdgeclipError, InputError
+from edgeclip.errors import InputError
+from edgeclip.host.installation import needs_extra
 from edgeclip.manifest import TOWERS
 from edgeclip.progress import ProgressBar, is_wanted
+from edgeclip.tables import format_table
 
 if TYPE_CHECKING:
     from mteb import AbsTask, TaskMetadata
@@ -56,7 +56,7 @@ class BundleModel:
         query_task: str | None = None,
         max_length: int | None = None,
     ) -> None:
-        load_extra("mteb", "mteb")
+        _load_mteb()
         self.encoder = Encoder.open(bundle, device=device, threads=threads)
         # A wrong option is said now, not when the data is loaded.
         self.encoder.encode_text([], task=query_task, truncate_dim=truncate_dim, max_length=max_length)
@@ -171,9 +171,15 @@ class Score:
     parts: dict[str, float]
 
 
+def _load_mteb() -> ModuleType:
+    with needs_extra("mteb"):
+        import mteb
+    return mteb
+
+
 def find_tasks(names: Iterable[str]) -> list["AbsTask"]:
     """mteb's tasks of these names; InputError for one that it does not know or a bundle cannot do."""
-    mteb = load_extra("mteb", "mteb")
+    mteb = _load_mteb()
     tasks: list[AbsTask] = []
     for name in names:
         try:
@@ -189,7 +195,7 @@ def score_tasks(model: BundleModel, tasks: Iterable["AbsTask"], results: Path | 
 
     Raises InputError for data that cannot be loaded and for a folder that cannot be written.
     """
-    mteb = load_extra("mteb", "mteb")
+    mteb = _load_mteb()
     for task in tasks:
         name = task.metadata.name
         try:
@@ -213,11 +219,8 @@ def score_tasks(model: BundleModel, tasks: Iterable["AbsTask"], results: Path | 
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run tasks at every width asked for and print their main scores; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m edgeclip_bench.quality.mteb_model", description=__doc__.split("\n")[0]
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
     add = parser.add_argument
     add("bundle", metavar="BUNDLE", type=Path, help="the folder of a bundle")
     add("--tasks", nargs="+", required=True, metavar="TASK", help="mteb's names of the tasks")
@@ -228,12 +231,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--device", default="auto", help="auto, cpu, cuda[:n] or tensorrt[:n] (auto)")
     add("--threads", type=int, metavar="N", help="threads (all that may be used)")
     add("--json", action="store_true", help="JSON instead of a table")
-    options = parser.parse_args(arguments)
-    try:
-        report = _run(options)
-    except EdgeclipError as error:
-        print(f"edgeclip: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 1
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run tasks at every width asked for and print their main scores; returns the exit status."""
+    report = _run(options)
     print(json.dumps(report, indent=2) if options.json else _table(report["scores"]))
     return 0
 
@@ -252,7 +254,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "benchmark": "edgeclip_bench.quality.mteb_model",
         "machine": machine(),
-        "mteb": load_extra("mteb", "mteb").__version__,
+        "mteb": _load_mteb().__version__,
         "model": model.mteb_model_meta.name,
         "revision": model.mteb_model_meta.revision,
         "precision": {tower: manifest.tower(tower).precision for tower in TOWERS},
@@ -273,7 +275,3 @@ def _table(scores: Sequence[dict[str, Any]]) -> str:
 def _check_modalities(task: str, found: set[str]) -> None:
     if unread := sorted(found.difference(_MODALITIES)):
         raise InputError(f"task {task} has {', '.join(unread)}; a bundle reads {' and '.join(_MODALITIES)}")
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

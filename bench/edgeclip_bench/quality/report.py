@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from edgeclip.cli.format import format_table
+from edgeclip.tables import format_table
 from edgeclip_bench.quality.against import Agreement, Comparison, Difference
 from edgeclip_bench.quality.evaluate import BundleIdentity, DataScores, Evaluation, Score
 from edgeclip_bench.quality.published import AVERAGES, FULL_DIM, kept_share_for

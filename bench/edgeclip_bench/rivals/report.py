@@ -7,8 +7,8 @@ A case's table has what is to be weighed against each other in one line: time, r
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from edgeclip.cli.format import format_bytes
 from edgeclip.manifest import TOWERS
+from edgeclip.tables import format_bytes
 from edgeclip_bench.measure.report_table import NONE, Table
 
 Document = Mapping[str, Any]

@@ -1,6 +1,6 @@
 """A quantised bundle against what others make of the same towers, in one run on one machine.
 
-    python -m edgeclip_bench.rivals.run CHECKPOINT BUNDLE [SMALLER ...] [--rivals NAMES] [--work DIR] [--out
+    edgeclip bench rivals CHECKPOINT BUNDLE [SMALLER ...] [--rivals NAMES] [--work DIR] [--out
     FILE.json]
 
 BUNDLE is the checkpoint's fp32 bundle for the CPU, every SMALLER one of its quantised ones. Of each contender:
@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from edgeclip import Manifest
 from edgeclip.engine.devices import usable_cpus
-from edgeclip.errors import EdgeclipError, InputError
+from edgeclip.errors import InputError
 from edgeclip.manifest import TOWERS, ImageFacts, TowerName
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip_bench.measure.machine_facts import machine
@@ -96,9 +96,8 @@ class Entry:
     manifest: Manifest
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Prepare, measure, print the tables, write the JSON."""
-    parser = argparse.ArgumentParser(prog="python -m edgeclip_bench.rivals.run", description=__doc__.split("\n")[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("bundle", type=Path, help="its fp32 bundle for the CPU")
     parser.add_argument("smaller", type=Path, nargs="*", help="quantised bundles of it, told apart by their names")
@@ -109,24 +108,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--texts", type=int, default=64, help="texts that the cosines are of (64)")
     parser.add_argument("--images", type=int, default=16, help="images that the cosines are of (16)")
     parser.add_argument("--out", type=Path, help="write the JSON here")
-    options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prepare, measure, print the tables, write the JSON."""
     if min(options.rounds, options.texts, options.images) < 1:
-        parser.error("--rounds, --texts and --images want 1 or more")
+        options.usage_error("--rounds, --texts and --images want 1 or more")
     if options.prepare and not options.work:
-        parser.error("--prepare wants --work, the folder to prepare in")
+        options.usage_error("--prepare wants --work, the folder to prepare in")
     try:
         names = parse_names(options.rivals)
     except InputError as error:
-        parser.error(str(error))
-    try:
-        entries = open_bundles(options.checkpoint, [options.bundle, *options.smaller])
-        if options.prepare:
-            prepare_all(names, options.checkpoint, entries[0], options.work)
-            return 0
-        counts = {"texts": options.texts, "images": options.images}
-        report = run_rivals(names, options.checkpoint, entries, options.work, rounds=options.rounds, **counts)
-    except EdgeclipError as error:
-        parser.exit(1, f"rivals: {error}\n")
+        options.usage_error(str(error))
+    entries = open_bundles(options.checkpoint, [options.bundle, *options.smaller])
+    if options.prepare:
+        prepare_all(names, options.checkpoint, entries[0], options.work)
+        return 0
+    counts = {"texts": options.texts, "images": options.images}
+    report = run_rivals(names, options.checkpoint, entries, options.work, rounds=options.rounds, **counts)
     print(render_tables(list(rival_tables(report))))
     if options.out:
         options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -372,7 +371,3 @@ def _weigh(
 def _leave_out(rival: str, tower: TowerName, why: str) -> Absence:
     print(f"rivals: {rival}, {tower}: left out: {why}", file=sys.stderr)
     return Absence(rival=rival, tower=tower, why=why)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,9 +1,7 @@
-"""`edgeclip bench`: latency and throughput of bundles, and whether they became worse.
+"""`edgeclip bench BUNDLE ...`: latency and throughput of bundles, in tables, as JSON, CSV and a page.
 
-    edgeclip bench BUNDLE [BUNDLE ...]            measure
-    edgeclip bench compare BEFORE.json AFTER.json   hold one measurement against another
-
-A bundle that is called "compare" is reached as ./compare.
+`edgeclip bench CASE ...`, as `edgeclip bench compare BEFORE.json AFTER.json`, is another benchmark or tool: the table
+of all is edgeclip_bench.cases. A bundle in a folder that is called as a case is reached as ./compare.
 """
 
 import argparse
@@ -11,32 +9,76 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgeclip.bundle.staging import stage_name
-from edgeclip.cli.format import format_table
-from edgeclip.cli.loading import load_extra
+from edgeclip.engine.devices import DEVICES
 from edgeclip.engine.session import import_onnxruntime
 from edgeclip.errors import InputError
+from edgeclip.host.installation import needs_extra
 from edgeclip.manifest import TOWERS, TowerName
 from edgeclip.progress import ProgressBar, is_wanted
 
-_FAILED = 1
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
+    parser.add_argument("bundle", metavar="BUNDLE", nargs="+", help="folders of bundles")
+    parser.add_argument("--tower", choices=(*TOWERS, "both"), default="both", help="what is measured (both)")
+    parser.add_argument(
+        "--scenario",
+        metavar="S",
+        default="single-stream,offline",
+        help="MLPerf's single-stream, multi-stream, server, offline (single-stream,offline)",
+    )
+    parser.add_argument("--batch", metavar="N", default="1", help="samples a query, as 1,8 (1)")
+    parser.add_argument("--tokens", metavar="N", default="16,64,512", help="lengths of the texts (16,64,512)")
+    parser.add_argument("--image-px", metavar="N", default="1080", help="sides of the images on disk (1080)")
+    parser.add_argument("--threads", metavar="N", help="numbers of threads, as 1,2 (all that may be used)")
+    parser.add_argument("--device", default="auto", help=f"{DEVICES} (auto)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        metavar="S",
+        default=3.0,
+        help="for each case, about; to five times that where slow (3)",
+    )
+    parser.add_argument("--p99-ms", type=float, metavar="MS", help="the bound of the server scenario")
+    parser.add_argument("--rivals", metavar="NAMES", help="others' graphs of --checkpoint too; fp32 BUNDLE first")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="what the bundles were made from")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="keep the rivals' graphs here")
+    parser.add_argument(
+        "--attach",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="put another benchmark's JSON into the document, as cold start's or soak's",
+    )
+    parser.add_argument("--json", action="store_true", help="the JSON document instead of tables")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON document")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write perf_analyzer's columns")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _list_cases()
+
+
+def _list_cases() -> str:
+    from edgeclip_bench.cases import CASES
+
+    width = max(map(len, CASES))
+    lines = [f"  {name:<{width}}  {case.help}" for name, case in CASES.items()]
+    return "\n".join(["or a case, which has a --help of its own (edgeclip bench CASE --help):", *lines])
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure or compare; the exit status."""
+    """Measure every case of the options on each bundle; print and write what was found."""
     _check_usage(options)
-    if options.bundle[0] == "compare":
-        return _compare(options)
     import_onnxruntime()  # without it, this says what to install, and not the bench extra
-    cases = load_extra("edgeclip_bench.latency.cases", "bench")
-    runs = load_extra("edgeclip_bench.latency.run", "bench")
-    reports = load_extra("edgeclip_bench.latency.report", "bench")
-    pages = load_extra("edgeclip_bench.latency.page", "bench")
-    records = load_extra("edgeclip_bench.latency.records", "bench")
+    with needs_extra("bench"):
+        from edgeclip_bench.latency import cases, page, records, report
+        from edgeclip_bench.latency.run import bench
     plan = cases.Plan(
         towers=TOWERS if options.tower == "both" else (options.tower,),
         scenarios=cases.parse_scenarios(options.scenario),
@@ -48,7 +90,12 @@ def run(options: argparse.Namespace) -> int:
         p99_ms=options.p99_ms,
     )
     bundles = [Path(name) for name in options.bundle]
-    files = {path: render for path, render in _renderers(options, reports, pages) if path}
+    renderers: tuple[tuple[Path | None, Callable[[records.Record], str]], ...] = (
+        (options.out, records.Record.to_json),
+        (options.csv, report.render_csv),
+        (options.html, page.render_page),
+    )
+    files = {path: render for path, render in renderers if path}
     for path in files:
         _check_place(path)
     attached = {}
@@ -57,9 +104,9 @@ def run(options: argparse.Namespace) -> int:
         attached[document["benchmark"]] = document
     rivals = _prepare_rivals(options, plan.towers, max(plan.threads or (0,)) or None)
     with ProgressBar("bench", 1, is_shown=is_wanted(None)) as bar:
-        record = runs.bench(bundles, plan, device=options.device, progress=bar.show)
+        record = bench(bundles, plan, device=options.device, progress=bar.show)
     record = dataclasses.replace(record, rivals=rivals(), attached=attached)
-    print(record.to_json() if options.json else reports.render_text(record), end="")
+    print(record.to_json() if options.json else report.render_text(record), end="")
     for path, render in files.items():
         _write(path, render(record))
         print(f"{path}: written", file=sys.stderr)
@@ -68,20 +115,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _check_usage(options: argparse.Namespace) -> None:
     """Status 2 for what cannot be meant, as argparse has it for what it knows itself."""
-    if options.bundle[0] == "compare":
-        if len(options.bundle) != 3:
-            options.usage_error("compare wants two documents: `edgeclip bench compare BEFORE.json AFTER.json`")
-        return
     if (options.checkpoint or options.work) and not options.rivals:
         options.usage_error("--checkpoint and --work are for --rivals: name some, or all")
     if options.rivals and not options.checkpoint:
         options.usage_error("--rivals wants --checkpoint, the folder that the bundles were made from")
-
-
-def _renderers(options: argparse.Namespace, reports: Any, pages: Any) -> Iterator[tuple[Path | None, Any]]:
-    yield options.out, lambda record: record.to_json()
-    yield options.csv, reports.render_csv
-    yield options.html, pages.render_page
 
 
 def _prepare_rivals(
@@ -93,50 +130,12 @@ def _prepare_rivals(
     """
     if not options.rivals:
         return lambda: None
-    rivals = load_extra("edgeclip_bench.rivals.run", "bench")
+    with needs_extra("bench"):
+        from edgeclip_bench.rivals import run as rivals
     names = rivals.parse_names(options.rivals)
     entries = rivals.open_bundles(options.checkpoint, [Path(name) for name in options.bundle])
 
     return lambda: rivals.run_rivals(names, options.checkpoint, entries, options.work, towers=towers, threads=threads)
-
-
-def _compare(options: argparse.Namespace) -> int:
-    comparison = load_extra("edgeclip_bench.latency.compare", "bench")
-    records = load_extra("edgeclip_bench.latency.records", "bench")
-    threshold = comparison.parse_threshold(options.fail_over)
-    before, after = (records.read_document(Path(name)) for name in options.bundle[1:])
-    found = comparison.compare(before, after, threshold, across_machines=options.across_machines)
-    rows = [
-        (
-            change.case,
-            f"{change.before:.4g} {change.unit}",
-            f"{change.after:.4g} {change.unit}",
-            f"{change.change:+.1%}",
-            f"{change.low:+.1%} to {change.high:+.1%}",
-            change.verdict,
-        )
-        for change in found.changes
-    ]
-    print(format_table(("case", "before", "after", "slower by", "noise: its interval", "verdict"), rows))
-    for what, names in (("only before", found.only_before), ("only after", found.only_after)):
-        for name in names:
-            print(f"{what}: {name}")
-    for difference in found.differences:
-        print(f"differs: {difference}")
-    sys.stdout.flush()
-    if found.unjudged:
-        print(
-            f"edgeclip: {len(found.unjudged)} of {len(found.changes)} cases changed and were not judged (not steady, "
-            "or other processes at work): measure again on a quiet machine, or with more --seconds",
-            file=sys.stderr,
-        )
-    for change in found.regressions:
-        print(
-            f"edgeclip: regression: {change.case}: {change.before:.4g} to {change.after:.4g} {change.unit}, "
-            f"{change.change:+.1%} ({change.low:+.1%} to {change.high:+.1%}), over {threshold:.1%}",
-            file=sys.stderr,
-        )
-    return _FAILED if found.regressions else 0
 
 
 def _check_place(path: Path) -> None:

@@ -8,10 +8,18 @@ from collections.abc import Sequence
 
 from edgeclip.bundle.files import verify_hashes
 from edgeclip.bundle.selftest import Repeated, repeat_proof, run_selftest
-from edgeclip.cli.format import format_bytes, format_table
+from edgeclip.cli.arguments import add_bundle, add_device, add_json
 from edgeclip.encoder import Encoder
 from edgeclip.engine.prepack.packing import find_packings
 from edgeclip.progress import ProgressBar, is_wanted
+from edgeclip.tables import format_bytes, format_table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
+    add_bundle(parser)
+    add_device(parser)
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -7,21 +7,43 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from edgeclip.cli.loading import load_extra
 from edgeclip.errors import BuildError, InputError
+from edgeclip.host.installation import needs_extra
+
+if TYPE_CHECKING:
+    from edgeclip_bench.demo.run import Demo
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
+    parser.add_argument(
+        "--sheet",
+        type=Path,
+        metavar="FILE",
+        default=Path("edgeclip-demo.png"),
+        help="the contact sheet of what was found (edgeclip-demo.png)",
+    )
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="leave bundles and pictures in DIR, which must not exist"
+    )
+    parser.add_argument(
+        "--images", type=int, metavar="N", default=500, help="how many pictures, in whole families of 20 (500)"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="threads (all that may be used)")
 
 
 def run(options: argparse.Namespace) -> None:
     """Go the whole way in a temporary folder, or in the one to keep, and leave the contact sheet."""
     _check_sheet(options.sheet)
-    demo = load_extra("edgeclip_bench.demo.run", "bench")
-    report = load_extra("edgeclip_bench.demo.report", "bench")
+    with needs_extra("bench"):
+        from edgeclip_bench.demo import run as demo
+        from edgeclip_bench.demo.report import render_demo
     with _folder(options.keep) as folder:
         found = demo.run_demo(folder, threads=options.threads, images=options.images)
         _copy(found.sheet, options.sheet)
-    print(report.render_demo(found))
+    print(render_demo(found))
     sys.stdout.flush()  # what follows is on stderr, and comes after it
     print(f"\n{options.sheet}: what the questions found, as pictures", file=sys.stderr)
     if options.keep:
@@ -30,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
     check_int8(found)
 
 
-def check_int8(found: Any) -> None:
+def check_int8(found: "Demo") -> None:
     """BuildError where quantising refused: what could be shown was shown, but not the whole way was gone."""
     if found.refusal is not None:
         raise BuildError(

@@ -4,10 +4,16 @@ import argparse
 import dataclasses
 import json
 
-from edgeclip.cli.format import format_bytes
+from edgeclip.cli.arguments import add_json
 from edgeclip.doctor.diagnosis import Facts, Finding, diagnose
 from edgeclip.doctor.environment import read_facts
 from edgeclip.errors import DeviceError
+from edgeclip.tables import format_bytes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> None:

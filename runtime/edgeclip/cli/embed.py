@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip import __version__
+from edgeclip.cli.arguments import add_bundle, add_device, add_folder
 from edgeclip.cli.picture_folder import list_pictures
 from edgeclip.cli.vector_file import Done, VectorFile, json_lines, skipped_line
 from edgeclip.encoder import Encoder
@@ -81,6 +82,23 @@ class _Stdout:
 
     def finish(self) -> None:
         """Nothing is left to do."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
+    add_bundle(parser)
+    parser.add_argument("--text", action="append", default=[], metavar="T", help="a text; may be repeated")
+    parser.add_argument("--texts", type=Path, metavar="FILE", help="a UTF-8 file, one text a line; - is stdin")
+    parser.add_argument("--image", action="append", default=[], metavar="F", help="an image; may be repeated")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="every image in a folder, sorted by name")
+    add_folder(parser)
+    parser.add_argument("--task", metavar="T", help="prepend the instruction of this task to the texts")
+    parser.add_argument("--truncate-dim", type=int, metavar="N", help="keep the first N dimensions")
+    parser.add_argument("--max-length", type=int, metavar="N", help="cut texts at N tokens")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="at most N inputs at once")
+    parser.add_argument("--out", type=Path, metavar="FILE", help=".npy or .jsonl; default: JSON lines on stdout")
+    parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
+    add_device(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -10,9 +10,49 @@ from pathlib import Path
 from typing import Any
 
 from edgeclip.bundle.staging import stage_name
+from edgeclip.cli.arguments import add_bundle, add_device, add_json
 from edgeclip.cli.loading import load_extra
 from edgeclip.engine.session import import_onnxruntime
 from edgeclip.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
+    add_bundle(parser)
+    parser.add_argument("data", metavar="DATA", type=Path, nargs="+", help="a file or folder in a known layout")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="where the images lie, if not with the captions")
+    parser.add_argument("--split", metavar="S", help="the split to take (test, else what is held out)")
+    parser.add_argument(
+        "--language", action="append", dest="languages", metavar="L", help="only this one; may be repeated"
+    )
+    parser.add_argument(
+        "--name",
+        metavar="N",
+        help="the data set's name; published figures are known of coco and flickr30k (Karpathy's test splits), "
+        "xm3600, xtd10",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images, queries or pairs")
+    parser.add_argument(
+        "--truncate-dim",
+        type=int,
+        action="append",
+        dest="truncate_dims",
+        metavar="N",
+        help="evaluate at N dimensions besides all; may be repeated (those the model was trained for)",
+    )
+    parser.add_argument("--task", metavar="T", help="prepend this task's instruction to queries and captions")
+    parser.add_argument("--against", type=Path, metavar="OTHER", help="another bundle, to be held against")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write report.json, report.md and curve.png, .svg")
+    cache = parser.add_mutually_exclusive_group()
+    cache.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keep embeddings here, up to 5 GB; may be deleted (~/.cache/edgeclip/embeddings)",
+    )
+    cache.add_argument("--no-cache", action="store_true", help="keep no embeddings")
+    add_device(parser)
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -2,17 +2,28 @@
 
 import argparse
 import sys
+from pathlib import Path
 
-from edgeclip.cli.format import format_bytes
-from edgeclip.cli.loading import load_extra
+from edgeclip.host.installation import needs_extra
+from edgeclip.manifest import TARGETS
 from edgeclip.progress import ProgressBar, is_wanted
+from edgeclip.tables import format_bytes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder, or a Hub id as jinaai/jina-clip-v2")
+    parser.add_argument("out", metavar="OUT", type=Path, help="the bundle to write; must not exist")
+    parser.add_argument("--target", choices=TARGETS, default="cpu", help="what the graphs are shaped for (cpu)")
+    parser.add_argument("--revision", help="a commit, branch or tag of the Hub id")
 
 
 def run(options: argparse.Namespace) -> None:
     """Export, then say in one line what was written."""
-    exporter = load_extra("edgeclip_export", "export")
+    with needs_extra("export"):
+        from edgeclip_export import export_checkpoint
     with ProgressBar("export", 1, is_shown=is_wanted(None)) as bar:
-        manifest = exporter.export_checkpoint(
+        manifest = export_checkpoint(
             options.checkpoint,
             options.out,
             target=options.target,

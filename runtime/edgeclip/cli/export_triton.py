@@ -2,12 +2,21 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from edgeclip.bundle.files import open_manifest
 from edgeclip.bundle.staging import check_place
-from edgeclip.cli.format import format_bytes
+from edgeclip.cli.arguments import add_bundle
 from edgeclip.progress import ProgressBar, is_wanted
+from edgeclip.tables import format_bytes
 from edgeclip.triton import export_triton
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
+    add_bundle(parser)
+    parser.add_argument("out", metavar="OUT", type=Path, help="the repository to write; must not exist")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of each tower on the CPU (one per core)")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -4,10 +4,17 @@ import argparse
 from collections.abc import Sequence
 
 from edgeclip.bundle.files import open_manifest
-from edgeclip.cli.format import format_bytes, format_table
+from edgeclip.cli.arguments import add_bundle, add_json
 from edgeclip.manifest import TOWERS, Measurement
+from edgeclip.tables import format_bytes, format_table
 
 _SEARCHES = {"text": "images with texts", "vision": "texts with images"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
+    add_bundle(parser)
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> None:

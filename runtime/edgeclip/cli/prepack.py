@@ -5,9 +5,17 @@ import dataclasses
 import json
 import sys
 
-from edgeclip.cli.format import format_bytes, format_table
+from edgeclip.cli.arguments import add_bundle, add_json
 from edgeclip.engine.devices import usable_cpus
 from edgeclip.engine.prepack.packing import pack_bundle, remove_packings
+from edgeclip.tables import format_bytes, format_table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
+    add_bundle(parser)
+    parser.add_argument("--remove", action="store_true", help="remove what was kept of this bundle")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -8,13 +8,48 @@ from typing import Any
 
 from edgeclip.bundle.files import open_manifest
 from edgeclip.bundle.staging import check_place
+from edgeclip.cli.arguments import add_bundle, add_folder, add_json
 from edgeclip.cli.calibration import read_samples
-from edgeclip.cli.format import format_bytes
 from edgeclip.cli.loading import load_extra
 from edgeclip.cli.recipe_table import format_recipes
 from edgeclip.engine.session import import_onnxruntime
 from edgeclip.manifest import TOWERS, Manifest
 from edgeclip.progress import ProgressBar, is_wanted
+from edgeclip.tables import format_bytes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
+    add_bundle(parser)
+    parser.add_argument("out", metavar="OUT", type=Path, nargs="?", help="the bundle to write; must not exist")
+    parser.add_argument(
+        "--to",
+        choices=("fp16", "int8", "int4", "auto"),
+        help="int8 or int4 of a bundle for the cpu, fp16 for cuda, int8 for tensorrt; auto: the fastest "
+        "recipe for the cpu within the budget",
+    )
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="DIR",
+        help="your images, and texts in .txt files, or images with captions as `eval` reads them (made-up inputs)",
+    )
+    add_folder(parser)
+    parser.add_argument(
+        "--budget",
+        metavar="B",
+        help="what may be lost: cosine=0.99,recall=0.5,size_mb=900 (of recall@5, points); else nothing is written "
+        "(int8: cosine 0.99, recall 0.5; fp16: 0.9995, 0.5; int4: 0.8, 5)",
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        nargs="?",
+        const=Path("quantize-report"),
+        help="compare the recipes for the cpu: a table, and recipes.json, .png and .svg in DIR (quantize-report)",
+    )
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from edgeclip.cli.format import format_table
 from edgeclip.cli.loading import load_extra
 from edgeclip.manifest import TOWERS, TowerName
+from edgeclip.tables import format_table
 
 _WHAT = {"text": "texts", "vision": "images"}
 

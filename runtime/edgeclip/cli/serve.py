@@ -4,9 +4,14 @@ import argparse
 import os
 import sys
 
-from edgeclip.cli.format import format_table
 from edgeclip.serve.run import serve, with_key_file
-from edgeclip.serve.settings import describe_settings, read_settings, unknown_variables
+from edgeclip.serve.settings import add_settings, describe_settings, read_settings, unknown_variables
+from edgeclip.tables import format_table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
+    add_settings(parser)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -8,6 +8,8 @@ that installed it. So the command names the folder, file or URL that pip says ed
 import json
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,15 @@ def install_command(extra: str, option: str = "") -> str:
     Where the source is unknown or gone, the command is for the folder of a clone, and says so.
     """
     return format_command(_direct_url(), _clone(), extra, option)
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Imports inside of this that find no package raise MissingExtraError, which names `extra` and what brings it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise missing_package(error, extra) from error
 
 
 def missing_package(error: ModuleNotFoundError, extra: str) -> MissingExtraError:

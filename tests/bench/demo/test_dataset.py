@@ -12,11 +12,12 @@ from PIL import Image
 
 from edgeclip.errors import BuildError
 from edgeclip_bench.demo.captions import LANGUAGES, captions
-from edgeclip_bench.demo.dataset import CAPTIONS, FAMILY, IMAGES, main, write_dataset
+from edgeclip_bench.demo.dataset import CAPTIONS, FAMILY, IMAGES, write_dataset
 from edgeclip_bench.demo.layout import IMAGE_SIZE_PX
 from edgeclip_bench.demo.scenes import Scene, draw_scenes, split_of
 from edgeclip_bench.quality.datasets import ImageTextData
 from edgeclip_bench.quality.layouts import open_data
+from tests.scenes.command import bench
 
 COUNT, MEMBERS = 40, 5
 # About what the four backgrounds are drawn in.
@@ -167,12 +168,12 @@ def test_the_usual_set_is_of_whole_families() -> None:
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(tmp_path / "out"), "--split", "train", "--images", "4", "--family", "2", "--seed", "6"]
-    assert main(arguments) == 0
+    assert bench("draw-scenes", *arguments) == 0
     wanted = write_dataset(tmp_path / "same", split="train", images=4, family=2, seed=6)
     assert {split_of(scene) for scene in wanted} == {"train"}
     assert contents(tmp_path / "out") == contents(tmp_path / "same")
     assert capsys.readouterr() == ("", "")
-    assert main(arguments) == 1
+    assert bench("draw-scenes", *arguments) == 1
     assert capsys.readouterr() == ("", f"edgeclip: {tmp_path / 'out'}: cannot be written (File exists)\n")
-    assert main([str(tmp_path / "uneven"), "--images", "5", "--family", "2"]) == 1
+    assert bench("draw-scenes", str(tmp_path / "uneven"), "--images", "5", "--family", "2") == 1
     assert capsys.readouterr() == ("", "edgeclip: 5 images are no whole families of 2, of which one has at most 20\n")

@@ -30,6 +30,7 @@ from edgeclip_export.checkpoint import FILES, hash_file, open_checkpoint
 from edgeclip_export.families.jina_clip.config import parse_config
 from edgeclip_export.families.jina_clip.tensors import tensor_shapes
 from edgeclip_export.families.jina_clip.weights import open_weights
+from tests.scenes.command import bench
 
 # Of unit vectors of 128: the same fp32 arithmetic in another order. Measured: 1.5e-7.
 FP32_PARITY = 2e-6
@@ -368,14 +369,14 @@ def test_the_command_line(
     out = tmp_path / "model"
     arguments = [str(out), "--steps", "3", "--batch", "4", "--seed", "5"]
     interrupt(2)
-    assert train.main(arguments) == 130
+    assert bench("train-demo", *arguments) == 130
     assert "the same command goes on" in capsys.readouterr().err
-    assert train.main(arguments) == 0
+    assert bench("train-demo", *arguments) == 0
     assert "going on from step 2 of 3" in capsys.readouterr().err
     assert Recipe(**log_of(out)["recipe"]) == Recipe(steps=3, batch=4, seed=5)
     (tmp_path / "file").touch()
     for target, message in ((out, "holds a trained checkpoint already"), (tmp_path / "file", "cannot be made")):
-        assert train.main([str(target), *arguments[1:]]) == 1
+        assert bench("train-demo", target, *arguments[1:]) == 1
         out_text, err = capsys.readouterr()
         assert out_text == ""
         assert err.startswith(f"edgeclip: {target}: {message}") and err.count("\n") == 1

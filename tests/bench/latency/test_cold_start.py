@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeclip_bench.latency.cold_start import STEPS, main, split
+from edgeclip_bench.latency.cold_start import STEPS, split
+from tests.scenes.command import bench
 
 
 def test_steps_are_between_the_moments() -> None:
@@ -25,7 +26,7 @@ def test_processes_are_measured_for_both_towers(
 ) -> None:
     out = tmp_path / "cold.json"
     cache = tmp_path / "cache"
-    assert main([str(bundle), "--rounds", "1", "--prepacked", str(cache), "--out", str(out)]) == 0
+    assert bench("cold-start", str(bundle), "--rounds", "1", "--prepacked", str(cache), "--out", str(out)) == 0
     report = json.loads(out.read_text(encoding="utf-8"))
     assert report["benchmark"] == "edgeclip_bench.latency.cold_start"
     assert list(report["ways"]) == ["bundle", "prepacked"] and list(cache.rglob("vision_model.onnx"))

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeclip_bench.latency.image_folder import main, write_photos
+from edgeclip_bench.latency.image_folder import write_photos
+from tests.scenes.command import bench
 
 
 def test_photos_are_as_large_as_photos_and_not_noise(tmp_path: Path) -> None:
@@ -22,7 +23,7 @@ def test_photos_are_as_large_as_photos_and_not_noise(tmp_path: Path) -> None:
 
 def test_ratios_are_to_the_pixels_alone(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "folder.json"
-    assert main([str(bundle), "--images", "3", "--rounds", "2", "--out", str(out)]) == 0
+    assert bench("image-folder", str(bundle), "--images", "3", "--rounds", "2", "--out", str(out)) == 0
     ways = json.loads(out.read_text(encoding="utf-8"))["ways"]
     pure, ahead, alone = ways.values()
     assert pure["ratio_median"] == 1

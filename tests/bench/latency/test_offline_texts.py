@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeclip_bench.latency.offline_texts import PADDED, TOKENS, draw_rows, main, plan, plan_padded
+from edgeclip_bench.latency.offline_texts import PADDED, TOKENS, draw_rows, plan, plan_padded
+from tests.scenes.command import bench
 
 PAD = 1
 # Padding and another batch sum in another order. Measured: 2e-7.
@@ -37,7 +38,8 @@ def test_a_budget_is_kept() -> None:
 
 def test_the_ways_agree(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "offline.json"
-    assert main([str(bundle), "--texts", "80", "--rounds", "1", "--budgets", "128,512", "--out", str(out)]) == 0
+    words = ("--texts", 80, "--rounds", 1, "--budgets", "128,512", "--out", out)
+    assert bench("offline-texts", bundle, *words) == 0
     ways = json.loads(out.read_text(encoding="utf-8"))["ways"]
     assert list(ways) == ["padded, 32 at once", "one length, 128 tokens at once", "one length, 512 tokens at once"]
     assert all(way["largest_difference"] <= SAME and way["texts_per_s"] > 0 for way in ways.values())

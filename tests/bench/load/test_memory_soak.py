@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from edgeclip.host.malloc_bounds import is_glibc
-from edgeclip_bench.load.memory_soak import FORMATS, SIDES_PX, Trend, find_trend, log_uniform, main, make_files
+from edgeclip_bench.load.memory_soak import FORMATS, SIDES_PX, Trend, find_trend, log_uniform, make_files
+from tests.scenes.command import bench
 
 MB = 1e6
 
@@ -89,7 +90,7 @@ def test_a_short_soak(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     """Too short for a verdict to count, long enough for everything to be called; two threads share the Encoder."""
     out = tmp_path / "soak.json"
     options = ["--seconds", "3", "--clients", "2", "--largest-px", "200", "--to-the-limit", "--out", str(out)]
-    status = main([str(bundle), "--device", "cpu", "--threads", "1", *options])
+    status = bench("memory-soak", str(bundle), "--device", "cpu", "--threads", "1", *options)
     report = json.loads(out.read_text(encoding="utf-8"))
     trend = report["trend"]
     assert report["benchmark"] == "edgeclip_bench.load.memory_soak"
@@ -107,7 +108,7 @@ def test_a_short_soak(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_soak_bounds_its_own_process(bundle: Path, tmp_path: Path, options: list[str]) -> None:
     out = tmp_path / "soak.json"
     options = [*options, "--seconds", "1", "--largest-px", "100", "--threads", "1", "--out", str(out)]
-    command = [sys.executable, "-m", "edgeclip_bench.load.memory_soak", str(bundle), "--device", "cpu", *options]
+    command = [sys.executable, "-m", "edgeclip", "bench", "memory-soak", str(bundle), "--device", "cpu", *options]
     done = subprocess.run(command, capture_output=True)
     assert done.returncode in (0, 1), done.stderr  # too short for its verdict to count
     bounds = json.loads(out.read_text(encoding="utf-8"))["bounds"]

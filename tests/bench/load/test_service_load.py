@@ -18,13 +18,13 @@ from edgeclip_bench.load.service_load import (
     bulk_images,
     closed_loop,
     connect,
-    main,
     measure_overhead,
     mixed_bodies,
     open_loop,
     row,
     text_bodies,
 )
+from tests.scenes.command import bench
 from tests.scenes.serving import serving
 
 
@@ -135,7 +135,7 @@ def test_the_real_service_under_a_little_load(
 ) -> None:
     out = tmp_path / "load.json"
     with serving(bundle, encoder) as url:
-        assert main([url, "--seconds", "0.3", "--concurrency", "2", "--rate", "20", "--out", str(out)]) == 0
+        assert bench("service-load", url, "--seconds", 0.3, "--concurrency", 2, "--rate", 20, "--out", out) == 0
     report = json.loads(out.read_text())
     shown = capsys.readouterr().err
     names = ["text", "mixed", "text", "mixed", "text beside images", f"{BULK_IMAGES} images beside text"]

@@ -19,7 +19,8 @@ import pytest
 from edgeclip import Encoder, Manifest
 from edgeclip.errors import InputError, TruncationWarning
 from edgeclip.host.installation import install_command
-from edgeclip_bench.quality.mteb_model import BundleModel, describe, find_tasks, main, score_tasks
+from edgeclip_bench.quality.mteb_model import BundleModel, describe, find_tasks, score_tasks
+from tests.scenes.command import bench
 from tests.scenes.mteb_tasks import (
     BODIES,
     CAPTIONS,
@@ -226,11 +227,11 @@ def test_the_command_prints_main_scores(
     widths = ("--truncate-dim", "64", "--truncate-dim", "16")
     wanted = [by_hand(encoder)["Similarity"], by_hand(encoder, dim=16)["Similarity"]]
     arguments = [str(bundle), "--tasks", "SICK-R", "--device", "cpu", "--out", str(sick / "out")]
-    assert main([*arguments, *widths]) == 0
+    assert bench("mteb", *arguments, *widths) == 0
     header, row = capsys.readouterr().out.splitlines()
     assert header.split() == ["task", "main", "score", "64", "dim", "16", "dim"]
     assert row.split() == ["SICK-R", "cosine_spearman", *(f"{score:.4f}" for score in wanted)]
-    assert main([*arguments, *widths, "--json"]) == 0
+    assert bench("mteb", *arguments, *widths, "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert [score["main_score"] for score in report["scores"]] == pytest.approx(wanted, abs=TOLERANCE)
     assert [score["dim"] for score in report["scores"]] == [64, 16]
@@ -243,7 +244,7 @@ def test_wrong_usage_is_one_line(
     mteb: ModuleType, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refusal(*arguments: str) -> str:
-        assert main(arguments) == 1
+        assert bench("mteb", *arguments) == 1
         out, err = capsys.readouterr()
         assert out == "" and err.count("\n") == 1
         return err
@@ -260,9 +261,9 @@ def test_offline_means_offline_and_the_home_folder_stays_clean(bundle: Path, sic
     places = {name: str(sick / name) for name in ("MTEB_CACHE", "HF_HOME")}
     program = """if True:
         import sys
-        from edgeclip_bench.quality.mteb_model import main
+        from edgeclip.cli import main
         for task in ("SICK-R", "BIOSSES"):
-            print(main([sys.argv[1], "--device", "cpu", "--tasks", task]))
+            print(main(["bench", "mteb", sys.argv[1], "--device", "cpu", "--tasks", task]))
     """
     env = os.environ | places | {"HOME": str(home), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-W", "error", "-c", program, str(bundle)]
@@ -279,8 +280,8 @@ def test_without_mteb_the_extra_is_named(bundle: Path) -> None:
     program = """if True:
         import sys
         sys.modules["mteb"] = None
-        from edgeclip_bench.quality.mteb_model import main
-        sys.exit(main([sys.argv[1], "--tasks", "SICK-R"]))
+        from edgeclip.cli import main
+        sys.exit(main(["bench", "mteb", sys.argv[1], "--tasks", "SICK-R"]))
     """
     done = subprocess.run([sys.executable, "-c", program, str(bundle)], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")

@@ -31,11 +31,11 @@ from edgeclip_bench.rivals.recipes import (
     same_graphs,
 )
 from edgeclip_bench.rivals.results import closeness, paired
-from edgeclip_bench.rivals.run import case_batch, cases, main, take_turns
+from edgeclip_bench.rivals.run import case_batch, cases, take_turns
 from edgeclip_export import export_checkpoint
 from edgeclip_quant.inputs.made_up import made_up_samples
 from tests.conftest import CHECKPOINT, GOLDEN
-from tests.scenes.command import Captured
+from tests.scenes.command import Captured, bench
 
 MEASURED = ["plain", "quantize_dynamic", "quantize_dynamic-quint8"]  # with what tests are installed with
 OPENED = [*MEASURED, "torch", "torch-bf16", "merged"]
@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_checkpoint(folder / "checkpoint", tiny_config())
     export_checkpoint(folder / "checkpoint", folder / "fp32")
     assert edgeclip(["quantize", str(folder / "fp32"), str(folder / "int8"), "--to", "int8"]) == 0
-    assert main([*arguments(folder), "--prepare", "--rivals", ",".join(OPENED)]) == 0
+    assert bench("rivals", *arguments(folder), "--prepare", "--rivals", ",".join(OPENED)) == 0
     return folder
 
 
@@ -68,7 +68,7 @@ def report(folder: Path) -> dict[str, Any]:
     out = folder / "report.json"
     names = ",".join(name for name in (*RIVALS, *CANNOT) if name != COMPILED)
     options = ["--out", str(out), "--texts", "6", "--images", "3", "--rivals", names]
-    command = [sys.executable, "-m", "edgeclip_bench.rivals.run", *arguments(folder), *options]
+    command = [sys.executable, "-m", "edgeclip", "bench", "rivals", *arguments(folder), *options]
     # OpenMP's threads wait for each other by spinning: on a busy machine, for whole time slices.
     passive = os.environ | {"OMP_WAIT_POLICY": "passive"}
     done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8", timeout=600, env=passive)
@@ -182,7 +182,7 @@ def test_a_graph_that_cannot_be_opened_is_left_out_with_its_reason(
     (tmp_path / "work" / "quantize_dynamic" / "vision" / "plain_vision.onnx").write_bytes(b"no graph")
     out = tmp_path / "report.json"
     options = ["--rivals", "quantize_dynamic", "--work", str(tmp_path / "work"), "--out", str(out), "--texts", "1"]
-    assert main([*arguments(folder)[:3], *options, "--images", "1"]) == 0
+    assert bench("rivals", *arguments(folder)[:3], *options, "--images", "1") == 0
     found = json.loads(out.read_text(encoding="utf-8"))
     (absence,) = found["left_out"]
     assert (absence["rival"], absence["tower"]) == ("quantize_dynamic", "vision")
@@ -201,7 +201,7 @@ def test_a_tool_that_fails_is_left_out_and_its_words_are_kept(folder: Path, tmp_
     for tower in TOWERS:
         (tmp_path / "plain" / tower / f"plain_{tower}.onnx").write_bytes(b"no graph")
     options = ["--rivals", "quantize_dynamic", "--work", str(tmp_path), "--prepare"]
-    assert main([*arguments(folder)[:2], *options]) == 0
+    assert bench("rivals", *arguments(folder)[:2], *options) == 0
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(": left out: ")[0] for line in lines] == [
         "rivals: quantize_dynamic, text",
@@ -314,11 +314,15 @@ def test_twins_are_told_by_their_files() -> None:
 
 
 def refusal(capsys: Captured, *given: object) -> tuple[int | str | None, str]:
-    with pytest.raises(SystemExit) as exit_:
-        main([str(argument) for argument in given])
+    """The exit status of `edgeclip bench rivals` and the one line that it ends with."""
+    status: int | str | None
+    try:
+        status = bench("rivals", *given)
+    except SystemExit as exit_:
+        status = exit_.code
     out, err = capsys.readouterr()
-    assert out == ""
-    return exit_.value.code, err.splitlines()[-1]
+    assert out == "" and err.count("\n") == 1
+    return status, err.rstrip("\n")
 
 
 def test_bundles_that_do_not_belong_are_refused(
@@ -327,29 +331,29 @@ def test_bundles_that_do_not_belong_are_refused(
     checkpoint, fp32, int8 = (folder / name for name in ("checkpoint", "fp32", "int8"))
     assert refusal(capsys, checkpoint, int8) == (
         1,
-        f"rivals: {int8}: is int8/int8 for cpu; wanted the fp32 bundle for the CPU first",
+        f"edgeclip: {int8}: is int8/int8 for cpu; wanted the fp32 bundle for the CPU first",
     )
     cuda = bundles["cuda"]
     assert refusal(capsys, CHECKPOINT, bundles["cpu"], cuda) == (
         1,
-        f"rivals: {cuda}: is fp32/fp32 for cuda; wanted one for the CPU",
+        f"edgeclip: {cuda}: is fp32/fp32 for cuda; wanted one for the CPU",
     )
     assert refusal(capsys, checkpoint, fp32, bundles["cpu"]) == (
         1,
-        f"rivals: {bundles['cpu']}: was made from other weights than those in {checkpoint}",
+        f"edgeclip: {bundles['cpu']}: was made from other weights than those in {checkpoint}",
     )
     assert refusal(capsys, checkpoint, fp32, fp32) == (
         1,
-        f"rivals: {fp32}: another contender is called fp32 too; rename the folder",
+        f"edgeclip: {fp32}: another contender is called fp32 too; rename the folder",
     )
     shutil.copytree(int8, tmp_path / "openvino")
     assert "called openvino too" in refusal(capsys, checkpoint, fp32, tmp_path / "openvino")[1]
-    assert refusal(capsys, GOLDEN, fp32)[1].startswith(f"rivals: {GOLDEN}: has no config.json, but model has")
+    assert refusal(capsys, GOLDEN, fp32)[1].startswith(f"edgeclip: {GOLDEN}: has no config.json, but model has")
 
 
 def test_options_that_cannot_be_are_refused(folder: Path, capsys: Captured) -> None:
     given = arguments(folder)
     assert refusal(capsys, *given, "--rivals", "plain,tensorflow")[0] == 2
     assert "unknown tensorflow; wanted some of plain, " in refusal(capsys, *given, "--rivals", "tensorflow")[1]
-    assert refusal(capsys, *given, "--rounds", "0")[1].endswith("--rounds, --texts and --images want 1 or more")
-    assert refusal(capsys, *given[:3], "--prepare")[1].endswith("--prepare wants --work, the folder to prepare in")
+    assert refusal(capsys, *given, "--rounds", "0")[1].split("; ")[0].endswith("--images want 1 or more")
+    assert "--prepare wants --work, the folder to prepare in" in refusal(capsys, *given[:3], "--prepare")[1]

@@ -8,8 +8,8 @@ from PIL import Image
 
 from edgeclip import Manifest
 from edgeclip.cli.demo import check_int8
-from edgeclip.cli.format import format_bytes
 from edgeclip.errors import BuildError
+from edgeclip.tables import format_bytes
 from edgeclip_bench.demo.captions import LANGUAGES
 from edgeclip_bench.demo.contact_sheet import RIGHT
 from edgeclip_bench.demo.layout import MATRYOSHKA_DIMS

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from edgeclip import Encoder, TruncationWarning
-from edgeclip.cli import build_parser, embed
+from edgeclip.cli import embed, parse_arguments
 from tests.conftest import DATA
 from tests.scenes.command import NEEDS_SHELL, Captured, refusal, run, run_process, run_shell
 
@@ -148,7 +148,7 @@ def test_who_stops_early_leaves_no_thread(bundle: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(embed._Stdout, "write", stop)
     options = [word for file in FILES * 9 for word in ("--image", file)]
     with pytest.raises(BrokenPipeError) as caught:
-        embed.run(build_parser().parse_args(["embed", str(bundle), *options]))
+        embed.run(parse_arguments(["embed", str(bundle), *options]))
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("edgeclip-images")]
     assert caught.tb is not None
 

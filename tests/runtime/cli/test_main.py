@@ -13,9 +13,9 @@ import pytest
 
 from edgeclip import BundleError, Manifest
 from edgeclip.cli import main
-from edgeclip.cli.format import format_bytes, format_table
 from edgeclip.engine.devices import DEVICES
 from edgeclip.host.installation import install_command
+from edgeclip.tables import format_bytes, format_table
 from tests.conftest import CHECKPOINT
 from tests.scenes.command import NEEDS_SHELL, Captured, refusal, run, run_process, run_shell
 from tests.scenes.damage import flip_byte, replace_graph, reseal
@@ -51,7 +51,7 @@ def test_wrong_usage_is_status_2(arguments: list[str], capsys: Captured) -> None
     assert caught.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert re.fullmatch(r"(edgeclip( \w+)?): .+; `\1 --help` shows the usage\n", err)
+    assert re.fullmatch(r"(edgeclip( [\w-]+)*): .+; `\1 --help` shows the usage\n", err)
 
 
 @pytest.mark.parametrize("verb", ["embed", "check", "inspect", "export", "demo"])

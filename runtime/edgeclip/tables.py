@@ -1,4 +1,4 @@
-"""How numbers and rows look in a terminal."""
+"""Byte counts and tables as a terminal shows them, for the command line and for the benchmarks."""
 
 import unicodedata
 from collections.abc import Sequence
