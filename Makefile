@@ -28,7 +28,7 @@ demo: $(READY)
 	$(BIN)/edgeclip demo
 
 train-demo: $(READY)
-	$(BIN)/python -m edgeclip_bench.demo.train demo-checkpoint
+	$(BIN)/edgeclip bench train-demo demo-checkpoint
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -42,7 +42,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/python -m edgeclip_bench.latency.full_size bench/results
+	$(BIN)/edgeclip bench full-size bench/results
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeclip_bench.cases import CASES
 from tests.conftest import DATA
 
 ROOT = DATA.parents[1]
@@ -14,7 +15,7 @@ DOCUMENTS = (
 )
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
-MODULE = re.compile(r"python -m (edgeclip[\w.]*)")
+CASE = re.compile(r"edgeclip bench ([a-z]+-[a-z-]+|compare|damage|mteb|rivals)\b")
 README_LINES = 150
 
 
@@ -58,14 +59,12 @@ def test_every_result_is_quoted_and_every_quoted_result_exists() -> None:
     assert quoted == {path.name for path in (ROOT / "bench" / "results").glob("*.json")}
 
 
-def test_every_module_that_a_page_runs_is_a_program() -> None:
-    pages = [path for path in DOCUMENTS if path.name not in ("CHANGELOG.md", "tree.md")]
-    names = {name for path in pages for name in MODULE.findall(path.read_text(encoding="utf-8"))}
-    assert len(names) > 5
-    for name in sorted(names):
-        path = name.replace(".", "/")
-        programs = [*ROOT.glob(f"*/{path}.py"), *ROOT.glob(f"*/{path}/__main__.py")]
-        assert any('__name__ == "__main__"' in program.read_text(encoding="utf-8") for program in programs), name
+def test_every_benchmark_that_a_page_runs_is_a_case() -> None:
+    """And no page runs a module, for all that users run is a verb."""
+    texts = [path.read_text(encoding="utf-8") for path in DOCUMENTS if path.name != "tree.md"]
+    names = {name for text in texts for name in CASE.findall(text) if not name.startswith("jina-clip")}
+    assert len(names) > 10 and names <= set(CASES)
+    assert [text for text in texts if "python -m edgeclip" in text] == []
 
 
 def test_the_readme_is_short_and_names_every_page() -> None:
