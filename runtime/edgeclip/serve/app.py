@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,18 +23,20 @@ from edgeclip.serve.errors import ApiError, not_trusted
 from edgeclip.serve.http.access_log import AccessLog
 from edgeclip.serve.http.api_keys import KeyRing
 from edgeclip.serve.http.middleware import PAGE_POLICY, Application, Endpoint, Shell
-from edgeclip.serve.http.request_body import PendingBytes, parse, read_body, while_connected
+from edgeclip.serve.http.pending_bytes import PendingBytes
+from edgeclip.serve.http.request_body import parse, read_body, while_connected
 from edgeclip.serve.images.decode_queue import PictureDecoder
 from edgeclip.serve.images.decoder import PictureLimits
 from edgeclip.serve.images.fetch import FetchPolicy
 from edgeclip.serve.images.fetch import fetch as fetch_url
+from edgeclip.serve.images.fetch_queue import Fetch
 from edgeclip.serve.images.url_hosts import parse_url_hosts
 from edgeclip.serve.memory_trimming import keep_trimmed
 from edgeclip.serve.metrics import KeptText, Metrics
 from edgeclip.serve.queue.lanes import Lane, LaneLimits
 from edgeclip.serve.queue.thread_priority import niceness_for
 from edgeclip.serve.readiness import Readiness
-from edgeclip.serve.service import EmbeddingService, Fetch, Stages
+from edgeclip.serve.service import EmbeddingService, Stages
 from edgeclip.serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -58,7 +61,7 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
     """The service as an ASGI application. Its lifespan starts and ends the lanes; the encoder stays its caller's.
 
     `settings.api_keys` are all the keys: whoever has a file of them has read it already. `fetch` gets an image's URL
-    in place of `edgeclip.serve.images.fetch`, which follows the settings.
+    in place of `edgeclip.serve.images.fetch.fetch`, which follows the settings.
     """
     model = settings.model_name or encoder.manifest.source.name.rpartition("/")[2]
     metrics = Metrics(
@@ -128,7 +131,7 @@ def _route(settings: Settings, encoder: Encoder, model: str, metrics: Metrics, f
         encoder,
         lanes=lanes,
         decoder=decoder,
-        fetch=fetch or (lambda url: fetch_url(url, policy)),
+        fetch=fetch or partial(fetch_url, policy=policy),
         metrics=metrics,
         distrust=readiness.distrust,
     )
@@ -198,7 +201,7 @@ def _route(settings: Settings, encoder: Encoder, model: str, metrics: Metrics, f
             if settings.is_model_checked and asked != model:
                 message = f"the model that was asked for is not served here; {model} is"
                 raise ApiError(404, message, param="model", code="model_not_found")
-            answer = await while_connected(request, service.embed(parsed, asked, stages))
+            answer = await while_connected(request, service.embed(parsed, asked, stages, room))
         if readiness.doubt:  # since it began
             raise not_trusted(settings.ready_s)
         request.scope["edgeclip.stages"] = stages.seconds

@@ -44,7 +44,7 @@ def serve(settings: Settings) -> None:
         import uvicorn
 
         from edgeclip.serve.app import create_app
-        from edgeclip.serve.service import FETCHES_AT_ONCE
+        from edgeclip.serve.images.fetch_queue import FETCHES_AT_ONCE
     except ImportError as error:
         raise _missing(error) from error
     bound_memory(os.environ)

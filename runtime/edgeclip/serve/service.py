@@ -1,7 +1,7 @@
 """The way of a request through the service, from its normal form to the answer's JSON.
 
     texts  -> counted, tokenised (long ones in a thread, a slice at a time) -> text lane   \\
-    images -> fetched -> base64 -> decoded, resized -> vision lane  -> cut, encoded
+    images -> fetched, or base64 -> decoded, resized -> vision lane -> cut, encoded
 
 Whatever computes runs in threads: the lanes', the decoder's, or the few of `_threads`. Cancelling `embed` (the client
 has gone, or time is up) takes its inputs out of every queue.
@@ -11,9 +11,8 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -23,17 +22,17 @@ from numpy.typing import NDArray
 
 from edgeclip.encoder import Encoder
 from edgeclip.engine.unit_vectors import find_fault
-from edgeclip.errors import InputError, WrongVectorsError
+from edgeclip.errors import WrongVectorsError
 from edgeclip.inputs.tokenization import TokenizedTexts, check_max_length, is_quick, slices
 from edgeclip.manifest import TokenizerFacts, TowerName
-from edgeclip.serve.api.image_strings import ImageItem, UrlItem, decode_base64
+from edgeclip.serve.api.image_strings import ImageItem, UrlItem
 from edgeclip.serve.api.request import EmbeddingRequest, RequestLimits, TextItem, TokenItem
 from edgeclip.serve.api.response import encode_answer, shorten
 from edgeclip.serve.api.text_length import check_letters
 from edgeclip.serve.api.usage import image_tokens
 from edgeclip.serve.errors import ApiError, ending, not_trusted, retry_later, without_paths
-from edgeclip.serve.images.decode_queue import Flow, Picture
-from edgeclip.serve.images.fetch import FetchError
+from edgeclip.serve.images.fetch_queue import ByteRoom, Fetch, FetchQueue
+from edgeclip.serve.images.opener import Decoder, ImageOpener
 from edgeclip.serve.metrics import Metrics
 from edgeclip.serve.queue.lanes import LaneFailed, QueueFull
 from edgeclip.serve.readiness import is_doubtful
@@ -42,8 +41,8 @@ from edgeclip.serve.settings import Settings
 _log = logging.getLogger("edgeclip.serve")
 # Numbers that are printed on the event loop: half a millisecond's worth. More goes to a thread, which costs 0.1 ms.
 _NUMBERS_AT_ONCE = 16_384
-_BYTES_AT_ONCE = 64 << 10
-FETCHES_AT_ONCE = 16
+# URLs in progress at one site, in images that may be in progress.
+_URLS_OF_A_SITE = 4
 # By how much images may come out quicker than any of late did.
 _DOUBT = 1.25
 # A text with a literal padding token needs a mask, and attention with a mask holds T x T numbers for every head: one
@@ -58,16 +57,6 @@ class Lane(Protocol):
 
     async def submit(self, items: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         """The vectors (N, D) of inputs, in their order."""
-
-
-class Decoder(Protocol):
-    """What is asked of the decoder of images."""
-
-    def flow(self, admit: Callable[[float], None]) -> AbstractContextManager[Flow]:
-        """For the images of one request; `admit` gets the seconds that decoding them takes."""
-
-
-Fetch = Callable[[str], Awaitable[bytes]]
 
 
 class Stages:
@@ -121,10 +110,16 @@ class EmbeddingService:
     ) -> None:
         self._distrust = distrust
         self._settings, self._encoder, self._metrics = settings, encoder, metrics
-        self._lanes, self._decoder, self._fetch_url = lanes, decoder, fetch
+        self._lanes = lanes
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="edgeclip-serve")
-        self._fetches = asyncio.Semaphore(FETCHES_AT_ONCE)
-        self._images_in_progress = 0
+        self._images = ImageOpener(
+            decoder,
+            FetchQueue(fetch, most_of_a_site=_URLS_OF_A_SITE * settings.max_queued_images),
+            self._aside,
+            most_images=settings.max_queued_images,
+            max_image_bytes=settings.max_image_bytes,
+            seconds_per_image=lambda: metrics.towers["vision"].seconds_per_input,
+        )
         manifest = encoder.manifest
         most = check_max_length(settings.max_length, manifest.tokenizer)
         self.facts = dataclasses.replace(manifest.tokenizer, max_length=most)
@@ -145,11 +140,11 @@ class EmbeddingService:
         """Free the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def embed(self, request: EmbeddingRequest, model: str, stages: Stages) -> bytes:
-        """The answer's JSON, which names `model`; ApiError where there is none."""
+    async def embed(self, request: EmbeddingRequest, model: str, stages: Stages, room: ByteRoom) -> bytes:
+        """The answer's JSON, which names `model`; ApiError where there is none. Fetched bytes count in `room`."""
         try:
             async with asyncio.timeout(self._settings.request_timeout_s):
-                vectors, tokens, cut = await self._embed(request, stages)
+                vectors, tokens, cut = await self._embed(request, stages, room)
                 with stages.measure("encode"):
                     return await self._aside(
                         lambda: encode_answer(
@@ -173,18 +168,20 @@ class EmbeddingService:
             message = f"the answer was not ready within {limit_s:.0f} s{pace}; send fewer inputs at once"
             raise ApiError(504, message, code="timeout") from error
 
-    async def _embed(self, request: EmbeddingRequest, stages: Stages) -> tuple[NDArray[np.float32], int, set[int]]:
+    async def _embed(
+        self, request: EmbeddingRequest, stages: Stages, room: ByteRoom
+    ) -> tuple[NDArray[np.float32], int, set[int]]:
         texts = [index for index, item in enumerate(request.items) if isinstance(item, TextItem | TokenItem)]
         images = [index for index, item in enumerate(request.items) if isinstance(item, ImageItem | UrlItem)]
         if not images:  # the way of a query: no task is started
             parts = [await self._embed_texts(request, texts, stages)]
         elif not texts:
-            parts = [await self._embed_images(request, images, stages)]
+            parts = [await self._embed_images(request, images, stages, room)]
         else:
             parts = await _all_or_none(
                 [
                     self._embed_texts(request, texts, stages),
-                    self._embed_images(request, images, stages),
+                    self._embed_images(request, images, stages, room),
                 ]
             )
         if len(parts) == 1:
@@ -257,12 +254,15 @@ class EmbeddingService:
             cut += (some.start + index for index in part.cut)
         return TokenizedTexts(rows=tuple(rows), cut=tuple(cut))
 
-    async def _embed_images(self, request: EmbeddingRequest, indices: Sequence[int], stages: Stages) -> _Embedded:
+    async def _embed_images(
+        self, request: EmbeddingRequest, indices: Sequence[int], stages: Stages, room: ByteRoom
+    ) -> _Embedded:
         self._check_time(len(indices))
         admit = partial(self._check_time, len(indices))
-        with self._admitted(len(indices)), self._decoder.flow(admit) as flow:
+        items = {index: request.items[index] for index in indices}
+        with self._images.request(list(items.values()), room, admit) as images:
             with stages.measure("images"):
-                pictures = await _all_or_none([self._open(request.items[index], index, flow) for index in indices])
+                pictures = await _all_or_none([images.open(item, index) for index, item in items.items()])
             vectors = await self._run("vision", [picture.pixels for picture in pictures], stages)
         tokens = sum(image_tokens(picture.width, picture.height) for picture in pictures)
         self._count("image", len(indices), tokens)
@@ -294,45 +294,6 @@ class EmbeddingService:
             self._metrics.truncated.inc(cut)
 
         asyncio.get_running_loop().call_soon(count)
-
-    @contextmanager
-    def _admitted(self, images: int) -> Iterator[None]:
-        """Room for so many decoded images, or 429: what waits for the lane is memory."""
-        if self._images_in_progress + images > self._settings.max_queued_images:
-            each = self._metrics.towers["vision"].seconds_per_input or 1.0
-            raise retry_later("too many images are waiting; try again later", each * self._images_in_progress)
-        self._images_in_progress += images
-        try:
-            yield
-        finally:
-            self._images_in_progress -= images
-
-    async def _open(self, item: object, index: int, flow: Flow) -> Picture:
-        label = f"input[{index}]"
-        if isinstance(item, UrlItem):
-            async with self._fetches:  # also while it is decoded: what was fetched counts in no other limit
-                try:
-                    data = await self._fetch_url(item.url)
-                except FetchError as error:
-                    raise ApiError(400, f"{label}: {error}", param=label, code="url_not_fetched") from error
-                return await self._decode(data, label, flow)
-        assert isinstance(item, ImageItem)
-        text = item.data
-        try:
-            data = await self._aside(lambda: decode_base64(text), is_long=len(text) > _BYTES_AT_ONCE)
-        except ValueError as error:
-            message = f"{label}: neither base64 nor a URL"
-            raise ApiError(400, message, param=label, code="invalid_base64") from error
-        return await self._decode(data, label, flow)
-
-    async def _decode(self, data: bytes, label: str, flow: Flow) -> Picture:
-        if len(data) > self._settings.max_image_bytes:
-            message = f"{label} has {len(data)} bytes, at most {self._settings.max_image_bytes} are taken"
-            raise ApiError(413, message, param=label, code="image_too_large")
-        try:
-            return await flow.decode(data, label)
-        except InputError as error:
-            raise ApiError(400, str(error), param=label, code="invalid_image") from error
 
     async def _run(self, tower: TowerName, rows: Sequence[NDArray[Any]], stages: Stages) -> NDArray[np.float32]:
         try:

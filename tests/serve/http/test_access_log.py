@@ -80,7 +80,7 @@ def test_ids_alone_need_no_log(bundle: Path, encoder: Encoder, caplog: pytest.Lo
 
 
 def test_a_bug_s_line_names_the_request(bundle: Path, encoder: Encoder, caplog: pytest.LogCaptureFixture) -> None:
-    async def broken(url: str) -> bytes:
+    async def broken(url: str, *, take: Any) -> bytes:
         raise ZeroDivisionError(SECRET)
 
     with serving(bundle, encoder, request_id=True, fetch=broken) as url:

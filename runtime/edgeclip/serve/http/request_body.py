@@ -1,14 +1,13 @@
 """What is read of a request: its body within limits, as JSON, and whether its client is still there."""
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING
 
 from edgeclip.serve.api.request import EmbeddingRequest, RequestLimits, parse_request
-from edgeclip.serve.errors import ApiError, retry_later
+from edgeclip.serve.errors import ApiError
 from edgeclip.serve.http.body_faults import explain
-from edgeclip.serve.metrics import Metrics
+from edgeclip.serve.http.pending_bytes import Room
 from edgeclip.serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -18,32 +17,7 @@ if TYPE_CHECKING:
 _UNWATCHED_S = 0.1
 
 
-class PendingBytes:
-    """The bytes of all bodies in progress, bounded: many large requests at once are memory too."""
-
-    def __init__(self, most: int, metrics: Metrics) -> None:
-        self._most, self._held = most, 0
-        metrics.pending_bytes.set_function(lambda: self._held)
-
-    @contextlib.contextmanager
-    def room(self) -> "Any":
-        """A function that takes room for so many bytes, or raises 429; all of it is free again afterwards."""
-        taken = 0
-
-        def take(count: int) -> None:
-            nonlocal taken
-            if self._held + count > self._most:
-                raise retry_later("too many large requests are in progress; try again later", 1)
-            taken += count
-            self._held += count
-
-        try:
-            yield take
-        finally:
-            self._held -= taken
-
-
-async def read_body(request: "Request", settings: Settings, take: Callable[[int], None]) -> bytearray:
+async def read_body(request: "Request", settings: Settings, room: Room) -> bytearray:
     """The body, refused before it is read where its header says that it is too large, else as soon as it is.
 
     ClientDisconnect when its client goes away, or takes longer than `edgeclip.serve.http.connections` waits for a
@@ -78,7 +52,7 @@ async def read_body(request: "Request", settings: Settings, take: Callable[[int]
         if values > settings.max_values:
             text = f"the body has more than {settings.max_values} commas and brackets; send several requests"
             raise ApiError(413, text, code="body_too_large")
-        take(len(chunk))
+        room.take(len(chunk))
         body += chunk
         if not message.get("more_body"):
             return body

@@ -4,29 +4,27 @@ A host is resolved once, every address it has is judged (`edgeclip.serve.images.
 to those very addresses, so that a name cannot change its meaning between the two (DNS rebinding). Redirects are
 followed by hand, each judged like the first. No proxy, cookie, password or compression: what a proxy resolves nobody
 judges, and a compressed body has no size. What is told of a failure says nothing of the network behind this server.
+
+`edgeclip.serve.images.fetch_queue` decides when a URL is fetched.
 """
 
 import asyncio
-import functools
 import socket
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from edgeclip import __version__
 from edgeclip.errors import InputError, MissingExtraError
 from edgeclip.host.installation import install_command
 from edgeclip.serve.images.addresses import Address, is_plain_host, is_public_web
+from edgeclip.serve.images.name_lookup import look_up
 from edgeclip.serve.images.url_hosts import UrlHost
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession, TCPConnector
     from yarl import URL
 
-# Resolving blocks a thread for as long as a stranger's name server likes; theirs are not the loop's own.
-_RESOLVERS = 8
 _CHUNK_BYTES = 1 << 16
 _REDIRECTS = (301, 302, 303, 307, 308)
 _NOT_PUBLIC = "the URL does not lead to a web server on the public internet"
@@ -55,11 +53,16 @@ class FetchPolicy:
 
 
 async def fetch(
-    url: str, policy: FetchPolicy, *, is_reachable: Callable[[Address, int], bool] = is_public_web
+    url: str,
+    policy: FetchPolicy,
+    *,
+    is_reachable: Callable[[Address, int], bool] = is_public_web,
+    take: Callable[[int], None] = lambda count: None,
 ) -> bytes:
     """The bytes that an https URL gives, with `policy.allow_http` an http one too. FetchError when it gives none.
 
-    `is_reachable` judges every address and port before a connection to a host that is not listed.
+    `is_reachable` judges every address and port before a connection to a host that is not listed. `take` is called
+    with the number of bytes of each piece as it comes; what it raises ends the fetch.
     """
     if not policy.is_allowed and not policy.hosts:
         raise FetchError("URLs are not fetched here; send the image as base64")
@@ -72,7 +75,7 @@ async def fetch(
         async with asyncio.timeout(policy.timeout_s):
             target = URL(url)
             for _ in range(policy.max_redirects + 1):
-                answer = await _visit(target, policy, is_reachable)
+                answer = await _visit(target, policy, is_reachable, take)
                 if isinstance(answer, bytes):
                     return answer
                 target = target.join(answer)
@@ -85,7 +88,9 @@ async def fetch(
         raise error if isinstance(error, FetchError) else FetchError("the URL is malformed") from error
 
 
-async def _visit(url: "URL", policy: FetchPolicy, is_reachable: Callable[[Address, int], bool]) -> "bytes | URL":
+async def _visit(
+    url: "URL", policy: FetchPolicy, is_reachable: Callable[[Address, int], bool], take: Callable[[int], None]
+) -> "bytes | URL":
     """What a URL gives: an image's bytes, or where it redirects to."""
     name = (url.raw_host or "").lower().removesuffix(".")
     listed = next((entry for entry in policy.hosts if entry.is_of(url.scheme, name, url.port or 0)), None)
@@ -99,17 +104,17 @@ async def _visit(url: "URL", policy: FetchPolicy, is_reachable: Callable[[Addres
     host, port = url.raw_host, url.port
     if not host or not port or not is_plain_host(host):
         raise FetchError(_NOT_PUBLIC)
-    addresses = await _resolve(host, port)
+    addresses = await look_up(host)
     if not addresses or not all(
         is_reachable(address, port) if listed is None else listed.may_reach(address) for address in addresses
     ):
         # The same words for both: else they tell which internal names there are.
         raise FetchError(_NOT_PUBLIC if listed is None else _CLOSED)
     async with _session(_connector_to(addresses)) as session, session.get(url, allow_redirects=False) as response:
-        return await _read(response, policy.max_bytes)
+        return await _read(response, policy.max_bytes, take)
 
 
-async def _read(response: "ClientResponse", max_bytes: int) -> "bytes | URL":
+async def _read(response: "ClientResponse", max_bytes: int, take: Callable[[int], None]) -> "bytes | URL":
     from yarl import URL
 
     if response.status in _REDIRECTS and (location := response.headers.get("Location")):
@@ -125,26 +130,11 @@ async def _read(response: "ClientResponse", max_bytes: int) -> "bytes | URL":
         raise FetchError(too_large)
     body = bytearray()
     async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
-        body += chunk
-        if len(body) > max_bytes:
+        if len(body) + len(chunk) > max_bytes:
             raise FetchError(too_large)
+        take(len(chunk))
+        body += chunk
     return bytes(body)
-
-
-@functools.cache
-def _resolvers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=_RESOLVERS, thread_name_prefix="edgeclip-resolve")
-
-
-async def _resolve(host: str, port: int) -> list[Address]:
-    """Every address of a host; none for one that has none."""
-    try:
-        found = await asyncio.get_running_loop().run_in_executor(
-            _resolvers(), functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-        )
-    except (OSError, UnicodeError):
-        return []
-    return list({ip_address(str(where[0])): None for *_, where in found})
 
 
 def _session(connector: "TCPConnector") -> "ClientSession":

@@ -17,6 +17,9 @@ from dataclasses import dataclass, field
 
 from edgeclip.engine.batch_policy import Kind, Shape
 
+# Whether a request may have an item of a kind now.
+May = Callable[[int, Kind], bool]
+
 
 @dataclass(slots=True, kw_only=True)
 class _Waiting:
@@ -32,10 +35,16 @@ class _Waiting:
         """When its packet, or next item of that kind, would be done, were all served at once; then who has least."""
         return self.start + max(kind.cost, self.packet), self.cost, self.arrival
 
-    def cheapest(self, above: int, up_to: int | None) -> Kind | None:
+    def cheapest(self, above: int, up_to: int | None, may: "May | None") -> Kind | None:
         """Its kind of least cost within bounds."""
-        if above or up_to is not None:
-            within = (kind for kind in self.by_kind if above < kind.cost and (up_to is None or kind.cost <= up_to))
+        if above or up_to is not None or may is not None:
+            within = (
+                kind
+                for kind in self.by_kind
+                if above < kind.cost
+                and (up_to is None or kind.cost <= up_to)
+                and (may is None or may(self.arrival, kind))
+            )
             return min(within, default=None)
         return min(self.by_kind, default=None)
 
@@ -88,21 +97,25 @@ class FairQueue:
             self._depth -= sum(map(len, waiting.by_kind.values()))
             self._cost -= waiting.cost
 
-    def take(self, *, above: int = 0, up_to: int | None = None) -> list[tuple[int, int]]:
+    def take(self, *, above: int = 0, up_to: int | None = None, may: May | None = None) -> list[tuple[int, int]]:
         """The next batch, (request, index) each, all of one kind; empty when nothing waits.
 
         The request whose turn it is names the kind; the others with items of that kind fill the batch, by turns. Only
-        items are taken that cost more than `above`, and no more than `up_to`.
+        items are taken that cost more than `above`, no more than `up_to`, and that `may` lets their request have.
         """
         offers = [
             (waiting.rank(kind), kind)
             for waiting in self._waiting.values()
-            if (kind := waiting.cheapest(above, up_to)) is not None
+            if (kind := waiting.cheapest(above, up_to, may)) is not None
         ]
         if not offers:
             return []
         _, kind = min(offers)
-        turns = [(waiting.rank(kind), waiting) for waiting in self._waiting.values() if kind in waiting.by_kind]
+        turns = [
+            (waiting.rank(kind), waiting)
+            for waiting in self._waiting.values()
+            if kind in waiting.by_kind and (may is None or may(waiting.arrival, kind))
+        ]
         heapq.heapify(turns)
         sharers, size = len(self._waiting), self._rows(kind.shape)
         taken: list[tuple[int, int]] = []
