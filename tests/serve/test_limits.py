@@ -33,7 +33,7 @@ LIMITS: dict[str, Any] = {
 }
 # Limits that a single request to this server cannot meet, and where they are tested.
 ELSEWHERE = {
-    "max_pending_bytes": "test_serve_trouble.py",
+    "max_pending_bytes": "http/test_pending_bytes.py",
     "max_queued_texts": "test_serve_lanes.py, test_serve_trouble.py",
     "max_queued_images": "test_serve_trouble.py",
     "max_connections": "test_serve_connections.py",

@@ -150,10 +150,10 @@ def test_a_full_queue_is_429(bundle: Path, troubled: Troubled) -> None:
 
 
 def test_large_requests_at_once_are_429(bundle: Path, troubled: Troubled) -> None:
-    with serving(bundle, troubled, max_body_bytes=100_000, max_pending_bytes=150_000, ready_s=600) as url:
+    with serving(bundle, troubled, max_body_bytes=220_000, max_pending_bytes=220_000, ready_s=600) as url:
         until_ready(url)
         troubled.may_run.clear()
-        body = json.dumps({"input": "a"}).ljust(90_000).encode()
+        body = json.dumps({"input": "a"}).ljust(210_000).encode()
 
         async def crowd() -> list[httpx.Response]:
             async with httpx.AsyncClient(base_url=url, timeout=60) as client:

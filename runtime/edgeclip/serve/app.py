@@ -190,7 +190,7 @@ def _route(settings: Settings, encoder: Encoder, model: str, metrics: Metrics, f
         if readiness.doubt and not (await readiness.check()).is_ready:
             raise not_trusted(settings.ready_s)
         with pending.room() as room:
-            with stages.measure("read"):
+            with stages.measure("read"), room.incomplete():
                 body = await read_body(request, settings, room)
             with stages.measure("parse"):
                 request.scope["edgeclip.bytes_in"] = len(body)

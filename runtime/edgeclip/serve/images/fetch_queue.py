@@ -9,7 +9,7 @@ pile up in memory; their bytes count in the room of its body as they come.
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -39,6 +39,9 @@ class ByteRoom(Protocol):
 
     def give(self, count: int) -> None:
         """Count bytes less."""
+
+    def incomplete(self) -> AbstractContextManager[None]:
+        """The time in which bytes come; the request may be given up for another."""
 
 
 class FetchQueue:
@@ -85,7 +88,8 @@ class RequestedUrls:
         async with self._few:
             try:
                 async with self._places.place(self._number, _site_of_url(url)):
-                    data = await self._fetch(url, take=take)
+                    with self._room.incomplete():
+                        data = await self._fetch(url, take=take)
                 yield data
             finally:
                 self._room.give(taken)
