@@ -343,6 +343,7 @@ def parts() -> dict[str, bytes]:
     image = gif.getvalue().index(b"\x2c\0\0\0\0\x08\0\x08\0")
     return {
         "png, chunks before its pixels": whole[:end] + chunk(b"abCd") * count + whole[end:],
+        "png, few chunks of none": whole[:end] + chunk(b"prVt") * 1100 + whole[end:],
         "png, chunks behind its pixels": whole[:-12] + chunk(b"abCd") * count + whole[-12:],
         "jpeg, segments": jpeg.getvalue()[:2] + b"\xff\xe5\0\2" * count + jpeg.getvalue()[2:],
         "jpeg, filling": jpeg.getvalue()[:2] + b"\xff" * count + jpeg.getvalue()[2:],
@@ -353,8 +354,51 @@ def parts() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", parts())
 def test_a_file_of_very_many_parts_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match="input.0.: (found a file in more than|is no image that is taken)"):
+    with pytest.raises(InputError, match="input.0.: (found a file in too many|is no image that is taken)"):
         judge(parts()[name], LIMITS, "input[0]")
+
+
+def test_headers_that_take_long_hold_nobody_s_small_image() -> None:
+    """They are judged in turns: after one of them, not after all that one request has."""
+    judged: list[str] = []
+
+    class Noted(bytes):
+        """A file that notes when it is judged."""
+
+        def startswith(self, *given: Any) -> bool:
+            judged.append("slow" if len(self) > 1000 else "quick")
+            time.sleep(0.01)
+            return super().startswith(*given)
+
+    async def scene() -> None:
+        decoder = PictureDecoder(lambda image, /, *, label: np.zeros((4, 4, 3), np.uint8), LIMITS, threads=1)
+
+        async def ask(*files: bytes) -> None:
+            with decoder.flow() as flow:
+                await asyncio.gather(*(flow.decode(data, "") for data in files))
+
+        slow = [asyncio.create_task(ask(*[Noted(SMALL + bytes(2000))] * 50)) for _ in range(2)]
+        await until(lambda: judged)
+        await ask(Noted(SMALL))
+        assert judged.index("quick") <= 3
+        for task in slow:
+            task.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+        count = len(judged)
+        await asyncio.sleep(0.05)
+        assert len(judged) <= count + 1  # what was given up is not judged any more
+        decoder.close()
+
+    asyncio.run(scene())
+
+
+def test_many_packed_chunks_in_a_png_are_refused() -> None:
+    """Each profile is unpacked, to a megabyte."""
+    whole, packed = png(20, 10), b"a\0\0" + zlib.compress(bytes(1 << 20))
+    end = whole.index(b"IDAT") - 4
+    assert judge(whole[:end] + chunk(b"iCCP", packed) + whole[end:], LIMITS, "").width == 20
+    with pytest.raises(InputError, match="found a file in too many chunks"):
+        judge(whole[:end] + chunk(b"iCCP", packed) * 65 + whole[end:], LIMITS, "")
 
 
 def test_compressed_texts_in_a_png_do_not_unpack_without_end() -> None:

@@ -1,10 +1,10 @@
 """Images of strangers are decoded beside the event loop, in fair turns and in bounded memory.
 
-An image is judged by its header first (`edgeclip.serve.images.decoder`). Whose turn it is then, the fair queue of the
-towers decides (`edgeclip.serve.queue.fair_queue`), with a request as the flow and the decoding's cost as the bytes:
-eight large images of one client delay another's small one by no more than what is being decoded. A thread that
-decodes cannot be stopped, so large images never take the last thread, where there are several: a small one waits for
-small ones alone.
+An image is judged by its header first (`edgeclip.serve.images.decoder`), in turns of the requests, for a header can
+take a hundred times as long as an ordinary one. Whose turn it is to be decoded, the fair queue of the towers decides
+(`edgeclip.serve.queue.fair_queue`), with a request as the flow and the decoding's cost as the bytes: eight large
+images of one client delay another's small one by no more than what is being decoded. A thread that decodes cannot be
+stopped, so large images never take the last thread, where there are several: a small one waits for small ones alone.
 
 The memory of all that is decoded at once is bounded. An image that does not fit beside the others waits until it
 does, and nothing overtakes it, or a stream of small ones would keep it waiting for ever.
@@ -28,11 +28,14 @@ from edgeclip.engine.batch_policy import Kind
 from edgeclip.errors import InputError
 from edgeclip.serve.images.decoder import Header, PictureLimits, check_bytes, judge
 from edgeclip.serve.queue.fair_queue import FairQueue
+from edgeclip.serve.queue.fair_thread import FairThread
 from edgeclip.serve.queue.thread_priority import lower_this_thread
 
 Pixels = NDArray[np.uint8]
 
 _NICENESS = 10
+# A header that takes as long as any has so many bytes.
+_LONG_HEADER_BYTES = 64 << 10
 # What takes a core longer than some 0.1 s: a JPEG of more than 16 megapixels, a PNG of more than five.
 LARGE_COST = 16_000_000
 # Decodes whose pace is remembered, and how much of them must have been done before it says anything.
@@ -79,7 +82,7 @@ class Flow:
         Raises InputError, which calls the image `label`, for what is too large or no image; MissingExtraError without
         Pillow; and what `admit` raises.
         """
-        header = await self._decoder.judge(data, label)
+        header = await self._decoder.judge(self._number, data, label)
         self._cost += header.cost
         self._admit(self._decoder.seconds(self._cost))
         return await self._decoder.submit(self._number, data, label, header)
@@ -92,7 +95,7 @@ class PictureDecoder:
         self._preprocess, self._limits, self._count = preprocess, limits, threads
         lower = partial(lower_this_thread, _NICENESS)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="edgeclip-decode", initializer=lower)
-        self._judging = ThreadPoolExecutor(1, thread_name_prefix="edgeclip-judge", initializer=lower)
+        self._judging = FairThread("edgeclip-judge", lower)
         self._queue = FairQueue(lambda shape: 1, quantum=LARGE_COST)
         self._flows, self._places = itertools.count(), itertools.count()
         self._waiting: dict[int, _Job] = {}
@@ -113,13 +116,14 @@ class PictureDecoder:
             yield Flow(self, number, admit)
         finally:
             self._queue.remove(number)
+            self._judging.forget(number)
             self._waiting = {place: job for place, job in self._waiting.items() if not job.answer.done()}
 
     def close(self) -> None:
         """Take no more; what runs is finished."""
         self._is_open = False
-        for threads in (self._judging, self._threads):
-            threads.shutdown(wait=False, cancel_futures=True)
+        self._judging.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     @property
     def depth(self) -> int:
@@ -132,10 +136,11 @@ class PictureDecoder:
             return 0.0
         return cost * min(spent_s / done for done, spent_s in self._latest) / self._count
 
-    async def judge(self, data: bytes, label: str) -> Header:
-        """The header of a file; raises what `edgeclip.serve.images.decoder.judge` raises."""
+    async def judge(self, flow: int, data: bytes, label: str) -> Header:
+        """The header of a file, in the turn of its flow; raises what `edgeclip.serve.images.decoder.judge` raises."""
         check_bytes(len(data), self._limits, label)
-        return await asyncio.get_running_loop().run_in_executor(self._judging, judge, data, self._limits, label)
+        cost = min(max(1, len(data)), _LONG_HEADER_BYTES)
+        return await self._judging.run(flow, cost, partial(judge, data, self._limits, label))
 
     async def submit(self, flow: int, data: bytes, label: str, header: Header) -> Picture:
         """The pixels of a file of this header, in the turn of its flow."""
