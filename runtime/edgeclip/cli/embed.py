@@ -11,23 +11,21 @@ import re
 import sys
 import warnings
 from collections.abc import Collection, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip import __version__
 from edgeclip.cli.arguments import add_bundle, add_device, add_folder
 from edgeclip.cli.picture_folder import list_pictures
 from edgeclip.cli.vector_file import Done, VectorFile, json_lines, skipped_line
 from edgeclip.encoder import Encoder
-from edgeclip.engine.devices import usable_cpus
 from edgeclip.errors import InputError, TruncationWarning
 from edgeclip.inputs.image_stream import SkippedImage
 from edgeclip.inputs.images import shown_path
 from edgeclip.inputs.truncation import counting_cut_texts
+from edgeclip.manifest import TOWERS
 from edgeclip.progress import ProgressBar, is_wanted
 
 # Encoded together, and lost together when a run is killed.
@@ -239,18 +237,13 @@ def _encode_texts(encoder: Encoder, texts: Sequence[str], options: argparse.Name
 
 def _describe_job(options: argparse.Namespace, encoder: Encoder, texts: Sequence[str], dim: int) -> dict[str, Any]:
     """What the vectors depend on besides the images, by the names that a message has for it."""
+    from edgeclip.engine.vector_facts import vector_facts  # reads the package's files
+
     digest = hashlib.sha256()
     for text in texts:
         digest.update(f"{len(text)} {text}".encode(errors="surrogatepass"))
     return {
-        "the bundle's manifest": hashlib.sha256((options.bundle / "manifest.json").read_bytes()).hexdigest(),
-        "edgeclip's version": __version__,
-        **{
-            f"the version of {name}": _version(name)
-            for name in ("onnxruntime", "pillow", "pillow-heif", "tokenizers")
-        },
-        "the device": encoder.device,
-        "--threads": options.threads or usable_cpus(),
+        **vector_facts(encoder, TOWERS),
         "--task": options.task,
         "--truncate-dim": dim,
         "--max-length": options.max_length,
@@ -258,13 +251,6 @@ def _describe_job(options: argparse.Namespace, encoder: Encoder, texts: Sequence
         "the number of texts": len(texts),
         "the hash of the texts": digest.hexdigest(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _read_lines(path: Path) -> list[str]:

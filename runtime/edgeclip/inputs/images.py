@@ -213,7 +213,7 @@ def _decode(file: BinaryIO, label: str) -> "Image":
         ) from error
 
     def open_rgb() -> Image.Image:
-        with Image.open(file, formats=_known_formats()) as image:
+        with Image.open(file, formats=known_formats()) as image:
             return _to_rgb(image)
 
     try:
@@ -234,13 +234,16 @@ def _decode(file: BinaryIO, label: str) -> "Image":
 def decodes(kind: str) -> bool:
     """Whether images of this kind (`edgeclip.inputs.image_kinds`) can be decoded here; True without Pillow."""
     try:
-        return kind in _known_formats()
+        return kind in known_formats()
     except ImportError:
         return True
 
 
-def _known_formats() -> list[str]:
-    """The formats read here that this Pillow has; it raises KeyError for others."""
+def known_formats() -> list[str]:
+    """The formats read here that this Pillow has (it raises KeyError for others), HEIC by pillow-heif among them.
+
+    Raises ImportError without Pillow.
+    """
     from PIL import Image
 
     lacking = _lacking_formats()
@@ -309,7 +312,7 @@ def _unread(file: BinaryIO) -> str:
         return "is empty (0 bytes)"
     if found := what_to_do(head):
         return f"found {found}"
-    return f"not an image, or damaged at its beginning; convert it to one of {', '.join(_known_formats())}"
+    return f"not an image, or damaged at its beginning; convert it to one of {', '.join(known_formats())}"
 
 
 def shown_path(path: str) -> str:

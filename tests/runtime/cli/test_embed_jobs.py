@@ -1,6 +1,7 @@
 """`edgeclip embed --out`: a bad file costs itself alone, a killed run goes on, and the finished file is the same."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -15,8 +16,10 @@ import pytest
 
 from edgeclip import Encoder
 from edgeclip.cli.vector_file import VectorFile
+from edgeclip.manifest import Manifest
 from tests.conftest import DATA
 from tests.scenes.command import Captured, refusal, run, run_process
+from tests.scenes.damage import reseal
 from tests.scenes.listed_files import read_rows
 from tests.scenes.permissions import bound_by_permissions
 
@@ -293,11 +296,11 @@ def test_what_changed_meanwhile_is_said(job: Job, copied_bundle: Path, tmp_path:
         return refusal(command[0], bundle, *command[2:], *options, capsys=capsys)
 
     assert told("--task", "retrieval.query").startswith("--resume: --task was None when ")
-    assert told("--threads", 2).startswith("--resume: --threads was 1 when ")
+    assert told("--threads", 2).startswith("--resume: the number of threads was 1 when ")
     assert told("--truncate-dim", 8).startswith("--resume: --truncate-dim was 64 when ")
     assert told("--text", "one more").startswith("--resume: the number of texts was 600 when ")
-    manifest = json.loads((copied_bundle / "manifest.json").read_bytes())
-    (copied_bundle / "manifest.json").write_text(json.dumps(manifest, indent=7))
+    source = Manifest.read(copied_bundle).source
+    reseal(copied_bundle, source=dataclasses.replace(source, name="renamed"))
     assert told(bundle=copied_bundle).startswith("--resume: the bundle's manifest was ")
     (photos / "0.png").write_bytes(PNG)
     assert told() == f"--resume: {photos / '0.png'} has come to the images {begun}"
@@ -357,7 +360,7 @@ def test_a_subfolder_that_cannot_be_read_is_said(bundle: Path, photos: Path, cap
 def test_heic_that_cannot_be_decoded_ends_it_before_the_first_picture(
     bundle: Path, photos: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeclip.inputs.images._known_formats", lambda: ["JPEG", "PNG"])
+    monkeypatch.setattr("edgeclip.inputs.images.known_formats", lambda: ["JPEG", "PNG"])
     (photos / "9").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     told = refusal("embed", bundle, "--images", photos, capsys=capsys)
     assert told.startswith(f"{photos}: 1 of its 8 images, e.g. 9, need pillow-heif: `pip install ")

@@ -155,7 +155,7 @@ def test_heic_is_named_where_it_cannot_be_decoded(tmp_path: Path, monkeypatch: p
     heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
     found = list_images(write(tmp_path, {"IMG_1.HEIC": heic, "photo": heic, "a.png": PNG}))
     assert found.names == ["IMG_1.HEIC", "a.png", "photo"] and found.needing["HEIF"].count == 2
-    monkeypatch.setattr("edgeclip.inputs.images._known_formats", lambda: ["JPEG", "PNG"])
+    monkeypatch.setattr("edgeclip.inputs.images.known_formats", lambda: ["JPEG", "PNG"])
     assert not decodes("HEIF")
     with pytest.raises(InputError, match=r"found a HEIC image, which needs pillow-heif: `pip install .*\[heic\]"):
         decode_image(tmp_path / "photo", label="image 0")
