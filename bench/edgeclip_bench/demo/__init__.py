@@ -1,7 +1,7 @@
-"""The small trained model that ships with the package: its checkpoint, and everything that makes it.
+"""The demo and its small trained model: the checkpoint, all that makes it, and what `edgeclip demo` does with it.
 
-Scenes (`scenes`) are drawn (`pictures`) and told in ten languages (`captions`); `train` makes the checkpoint
-of them, `dataset` writes them as files to evaluate on.
+Scenes (`scenes`) are drawn (`drawing`) and described in ten languages (`captions`). `train` makes the checkpoint of
+them, `dataset` writes them as files to evaluate on, `run` is the demo.
 """
 
 from pathlib import Path

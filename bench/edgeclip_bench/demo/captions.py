@@ -1,8 +1,8 @@
-"""A scene in words, in ten languages, each in several wordings.
+"""Captions of a scene in ten languages, each in several wordings.
 
-Every wording states every fact, so a caption belongs to one picture: only a scene and the same scene told
-from its other side (`Scene.turned`) may share one. The grammar is the languages' own business
-(`captions_european`, `captions_asian`, over the frame in `captions_language`).
+Every wording states every fact, so a caption belongs to one picture: only a scene and its mirrored description
+(`Scene.turned`) may share one. The grammar is in the languages' own modules (`captions_european`, `captions_asian`,
+on the frame in `captions_language`).
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ LANGUAGES: tuple[str, ...] = tuple(_LANGUAGES)
 
 
 def captions(scene: Scene, language: str) -> tuple[str, ...]:
-    """Every wording of the scene in the language: at least six, all different, the first the plainest.
+    """Every wording of the scene in the language: at least six, all different, the plainest first.
 
     Raises InputError for a language not in LANGUAGES.
     """

@@ -1,7 +1,7 @@
-"""Scenes told in Turkish, Hindi, Arabic, Chinese and Japanese.
+"""Captions of scenes in Turkish, Hindi, Arabic, Chinese and Japanese.
 
-The tables hold what the grammar cannot derive: a noun's gender, its forms, its classifier. The function
-under each table makes the words of a group agree.
+The tables hold what the grammar cannot derive: a noun's gender, its forms, its classifier. The function under each
+table makes the words of a group agree.
 """
 
 from edgeclip_bench.demo.captions_language import Language, Options, join

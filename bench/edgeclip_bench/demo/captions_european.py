@@ -1,7 +1,7 @@
-"""Scenes told in English, German, French, Spanish and Russian.
+"""Captions of scenes in English, German, French, Spanish and Russian.
 
-The tables hold what the grammar cannot derive: a noun's gender and its irregular forms, an adjective's
-stem. The function under each table makes number, gender and case agree.
+The tables hold what the grammar cannot derive: a noun's gender and its irregular forms, an adjective's stem. The
+function under each table makes number, gender and case agree.
 """
 
 from edgeclip_bench.demo.captions_language import Language, Options, join

@@ -1,14 +1,14 @@
-"""What a language brings so that scenes can be told in it: words, one function for agreement, wordings.
+"""What a language needs so that scenes can be described in it: words, a function for agreement, wordings.
 
-A wording is a template for `str.format`. Its fields are the two groups, `{a}` (the scene's first) and `{b}`,
-whose format specification lists options of the language (`{b:dative digits}`), and the language's own
-phrases, chosen by the scene's relation (`{beside}`) or background (`{ground}`). Every language says where in
-the picture the first group is, `{here}`; `{there}` follows from it. A field may stand inside a specification:
-in Russian `{b:{case}}` is the case that the relation's preposition governs.
+A wording is a template for `str.format`. Its fields are the two groups, `{a}` (the scene's first) and `{b}`, whose
+format specification lists options of the language (`{b:dative digits}`), and the language's own phrases, chosen by
+the scene's relation (`{beside}`) or background (`{ground}`). Every language says where in the picture the first group
+is, `{here}`; `{there}` follows from it. A field may stand inside a specification: in Russian `{b:{case}}` is the case
+that the relation's preposition governs.
 
 Options mean the same in every language that has them:
 
-    digits   the count as a figure             plain   the texture "plain" is said, not passed over
+    digits   the count as a figure             plain   the texture "plain" is named, not left out
     bare     one object without the word one   with    the texture as "with stripes", or a synonym
     is       nothing but the verb that agrees with the group
 """
@@ -37,7 +37,7 @@ class Language:
     """Templates, the plainest first."""
 
     def tell(self, scene: Scene, wording: str) -> str:
-        """The scene in one of the wordings."""
+        """Describe the scene in one of the wordings."""
         relation, background = RELATIONS.index(scene.relation), BACKGROUNDS.index(scene.background)
         opposite = RELATIONS.index(scene.turned().relation)
         fields = {field: words[relation] for field, words in self.by_relation.items()}
@@ -48,7 +48,7 @@ class Language:
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """A group as a wording sees it: formatting it is telling it."""
+    """A group as a field of a wording: formatting it gives its words."""
 
     language: Language
     group: Group
@@ -60,5 +60,5 @@ class _Told:
 
 
 def join(*words: str) -> str:
-    """The words that there are, with single spaces between."""
+    """The words that are not empty, with single spaces between."""
     return " ".join(word for word in words if word)

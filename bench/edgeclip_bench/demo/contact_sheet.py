@@ -1,4 +1,4 @@
-"""What searches found, laid out as one picture: a row for each query, its best hits side by side."""
+"""Draw the results of searches as one picture: a row for each query, its best hits side by side."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ RIGHT = "#1f9d55"  # the frame of what was meant
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hit:
-    """A picture that was found, its cosine to the query, and whether it is the one that was meant."""
+    """A picture that was found, its cosine to the query, and whether it is the right one."""
 
     image: Path
     cosine: float
@@ -28,7 +28,7 @@ class Hit:
 class Search:
     """A query and what it found, best first.
 
-    `asked` is the language; `label` says the query in Latin letters, for no font is sure to be there.
+    `asked` is the language; `label` is the query in Latin script, because a font for other scripts may be missing.
     """
 
     asked: str
@@ -79,7 +79,7 @@ def _draw_hit(sheet: Image.Image, pen: ImageDraw.ImageDraw, hit: Hit, left: int,
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> list[str]:
-    """Words on as few lines of `width_px` as they fit."""
+    """The words on as few lines of `width_px` as they need."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

@@ -1,4 +1,4 @@
-"""Scenes as files: pictures and a captions.jsonl in every language, as `edgeclip eval` reads them.
+"""Write scenes as files: pictures and a captions.jsonl in every language, as `edgeclip eval` reads them.
 
 edgeclip bench draw-scenes OUT [--split test] [--images 500] [--family 10] [--seed 0]
 """
@@ -19,7 +19,7 @@ from edgeclip_bench.demo.scenes import MAX_FAMILY, SPLITS, Scene, Split, draw_sc
 
 CAPTIONS = "captions.jsonl"
 IMAGES = 500
-# So many pictures of one family: to find one among the first five means to tell three quarters of them apart.
+# Pictures in one family: a vector that finds its picture among the first five separates it from three quarters.
 FAMILY = 20
 _SHORT_SIDE_PX = (116, 256)
 _MAX_ASPECT = 1.6
@@ -34,11 +34,12 @@ def write_dataset(
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> list[Scene]:
-    """Write `images` PNG files and captions.jsonl, one caption per language each; the scenes in order.
+    """Write `images` PNG files and captions.jsonl, with one caption per language for each; return the scenes in
+    order.
 
-    Pictures are larger than what the model sees and seldom square, so resizing and cropping count. The
-    same arguments give the same files. Raises BuildError when `out` exists or cannot be written,
-    `images` is no multiple of `family`, or `seed` is negative.
+    Pictures are larger than the model's input and seldom square, so resizing and cropping count. The same arguments
+    give the same files. Raises BuildError when `out` exists or cannot be written, `images` is no multiple of
+    `family`, or `seed` is negative.
     """
     if images < 1 or not 1 <= family <= MAX_FAMILY or images % family:
         raise BuildError(f"{images} images are no whole families of {family}, of which one has at most {MAX_FAMILY}")
@@ -72,7 +73,7 @@ def _write(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line takes."""
+    """Declare the arguments of this case on the command line."""
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     parser.add_argument("--split", choices=get_args(Split), default="test", help="which combinations (test)")
     parser.add_argument("--images", type=int, default=IMAGES, help=f"how many ({IMAGES})")

@@ -1,8 +1,8 @@
-"""Scenes drawn as pictures.
+"""Draw scenes as pictures.
 
-The scene fills the middle square of its picture, which is what the model's centre crop sees; a picture
-that is not square shows more background and strangers to either side, which no caption speaks of.
-Everything is drawn with supersampled masks, so pictures of any size look alike.
+The scene fills the middle square of its picture, which is what the model's centre crop sees. A picture that is not
+square shows more background and further objects to either side, which no caption mentions. Everything is drawn with
+supersampled masks, so pictures of any size look alike.
 """
 
 from functools import lru_cache
@@ -46,7 +46,7 @@ def draw_picture(
 ) -> Pixels:
     """(height, width, 3) uint8 RGB with the scene in its middle square of `side_px`.
 
-    A clean picture has no strangers, no scratches and no noise.
+    A clean picture has no further objects, no scratches and no noise.
     """
     picture = np.empty((height_px, width_px, 3), dtype=np.float32)
     picture[:] = _jitter(_RGB[scene.background], draw)
@@ -63,7 +63,7 @@ def draw_picture(
 
 
 def _places(relation: str, is_first: bool, group: Group, draw: np.random.Generator) -> list[tuple[float, float]]:
-    """Where a group's objects are in the unit square: its half, cut into three along the border."""
+    """The places of a group's objects in the unit square: the group's half, cut into three along the border."""
     is_near = is_first == (relation in ("left_of", "above"))
     cells = draw.permutation(3)[: group.count]
     reach = 0.5 - _EXTENT[group.size][1]  # what is left of half a square, and of a third with care
@@ -77,7 +77,7 @@ def _places(relation: str, is_first: bool, group: Group, draw: np.random.Generat
 
 
 def _place(picture: Mask, group: Group, x: float, y: float, side_px: int, draw: np.random.Generator) -> None:
-    """One object with its middle at (x, y); what falls outside the picture is cut."""
+    """Draw one object with its middle at (x, y); parts outside of the picture are cut off."""
     low, high = _EXTENT[group.size]
     size_px = max(4, round(float(draw.uniform(low, high)) * side_px))
     shape, tone = object_masks(group.shape, group.texture, size_px)
@@ -95,7 +95,7 @@ def _place(picture: Mask, group: Group, x: float, y: float, side_px: int, draw: 
 
 
 def _draw_strangers(picture: Mask, side_px: int, draw: np.random.Generator) -> None:
-    """Objects in what the centre crop cuts away."""
+    """Draw objects that no caption mentions, outside of the centre crop."""
     height, width = picture.shape[:2]
     spare = max(height, width) - side_px
     extent = _EXTENT["large"][1] * side_px
@@ -116,7 +116,7 @@ def _draw_strangers(picture: Mask, side_px: int, draw: np.random.Generator) -> N
 
 
 def _scratch(picture: Mask, side_px: int, draw: np.random.Generator) -> None:
-    """Short strokes in any colour over everything, which no caption speaks of either."""
+    """Draw short strokes in any colour over everything; no caption mentions them."""
     width_px = max(1, round(0.015 * side_px))
     for _ in range(_SCRATCHES):
         length_px = round(float(draw.uniform(0.04, 0.16)) * side_px)
@@ -128,7 +128,7 @@ def _scratch(picture: Mask, side_px: int, draw: np.random.Generator) -> None:
 
 @lru_cache(maxsize=4096)
 def object_masks(shape: Shape, texture: Texture, size_px: int) -> tuple[Mask, Mask]:
-    """Coverage of the shape and of its texture's second tone, each (size_px, size_px) in 0..1."""
+    """The coverage of the shape and of its texture's second tone, each (size_px, size_px) from 0 to 1."""
     fine = (np.arange(size_px * _SUPERSAMPLE, dtype=np.float32) + 0.5) / (size_px * _SUPERSAMPLE) * 2 - 1
     y, x = np.meshgrid(fine, fine, indexing="ij")  # -1..1, y downwards
     return _shrink(_is_inside(shape, x, y), size_px), _shrink(_is_second_tone(texture, x, y), size_px)

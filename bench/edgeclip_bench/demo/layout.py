@@ -1,8 +1,7 @@
-"""The small model's checkpoint: jina-clip-v2's layout with small numbers.
+"""The configuration of the small model's checkpoint: jina-clip-v2's layout with small numbers.
 
-Everything that makes the official model what it is is there: interpolated rotary positions, SwiGLU with
-sub-LayerNorms, an adapter that is always on, Matryoshka dimensions, an image size that its patches do
-not fill. Only the numbers differ.
+It has all that is special about the official model: interpolated rotary positions, SwiGLU with sub-LayerNorms, an
+adapter that is always on, Matryoshka dimensions, an image size that its patches do not fill. Only the numbers differ.
 """
 
 from typing import Any
@@ -19,7 +18,7 @@ MATRYOSHKA_DIMS = (16, 32, 64, 128)
 
 
 def checkpoint_config(vocab_size: int = VOCAB_SIZE) -> dict[str, Any]:
-    """config.json."""
+    """The contents of config.json."""
     return config_document(
         width=WIDTH,
         text_layers=TEXT_LAYERS,
@@ -33,5 +32,5 @@ def checkpoint_config(vocab_size: int = VOCAB_SIZE) -> dict[str, Any]:
 
 
 def preprocessor_config() -> dict[str, Any]:
-    """preprocessor_config.json."""
+    """The contents of preprocessor_config.json."""
     return preprocessor_document(IMAGE_SIZE_PX)

@@ -1,4 +1,4 @@
-"""What the small model is trained for."""
+"""The loss that the small model is trained with."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ _TEXT_TO_TEXT = 0.5  # what two captions of a picture weigh beside a picture and
 def matryoshka_loss(images: Tensor, first: Tensor, second: Tensor, scale: Tensor, dims: Sequence[int]) -> Tensor:
     """The mean of `contrastive_loss` over the dimensions, and over three pairs of views of one scene.
 
-    (B, D) each: the pictures, their captions in one language, and their captions in another. Row i of all
-    three belongs together. Cut, then normalised, as a user does (Kusupati et al. 2022, arXiv:2205.13147).
+    The inputs are (B, D) each: the pictures, their captions in one language, and their captions in another. Row i of
+    all three belongs together. Cut, then normalised, as a user does (Kusupati et al. 2022, arXiv:2205.13147).
     """
     total = images.new_zeros(())
     for dim in dims:

@@ -1,4 +1,4 @@
-"""What the demo found, in tables for people: int8 beside fp32, recall by language and by dimension, a search."""
+"""The demo's results as tables: int8 beside fp32, recall by language and by dimension, a search."""
 
 from collections.abc import Iterable, Sequence
 
@@ -14,7 +14,9 @@ _EMBEDDED: dict[TowerName, str] = {"text": "captions", "vision": "pictures"}
 
 
 def render_demo(found: Demo) -> str:
-    """Every table, with a line before each that needs one; without int8's columns where there is no such bundle."""
+    """Every table, with a line before each that needs one; int8's columns are left out where there is no int8
+    bundle.
+    """
     evaluations = [found.evaluation, *([found.int8.comparison.evaluation] if found.int8 else [])]
     parts = [_what(found)]
     if found.int8:
@@ -37,7 +39,7 @@ def _what(found: Demo) -> str:
 
 
 def _costs(found: Demo, int8: Smaller) -> str:
-    """Size, closeness on the demo's own inputs, and the time that quantising measured, pair by pair of runs."""
+    """Size, closeness on the demo's own inputs, and the ratio of times that quantising measured."""
     rows = [("bundle", format_bytes(found.manifest.weight_bytes), format_bytes(int8.manifest.weight_bytes))]
     worst = {one.tower: (one.samples, one.worst) for one in int8.comparison.closeness}
     for tower in TOWERS:
@@ -90,7 +92,7 @@ def _moved(int8: Smaller) -> str:
 
 
 def _questions(found: Demo) -> str:
-    """The texts stand last: they are long, and one that runs from right to left would turn its neighbours round."""
+    """The table of queries; its texts stand in the last column, because they are long or run from right to left."""
     header = ("asked in", "place", "int8", "ms", "int8") if found.int8 else ("asked in", "place", "ms")
     rows = [
         (

@@ -1,8 +1,8 @@
-"""The whole way on the small trained model: export, int8, pictures nobody trained on, recall, a search, timings.
+"""The demo on the small trained model: export, int8, recall on pictures it was not trained on, a search, timings.
 
-`edgeclip demo` shows what this finds, as `demo_report` words it. Everything is what a user does with the real model:
-the checkpoint has jina-clip-v2's layout, the pictures are files, int8 is `edgeclip quantize --calibrate`'s, and the
-quality is `edgeclip eval --against`'s.
+`edgeclip demo` shows the result as `edgeclip_bench.demo.report` words it. Every step is what a user does with the
+real model: the checkpoint has jina-clip-v2's layout, the pictures are files, int8 comes from `edgeclip quantize
+--calibrate` and the quality from `edgeclip eval --against`.
 """
 
 import contextlib
@@ -50,7 +50,9 @@ _TIMED = 9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The place, from 1, at which a bundle found what was meant, and its median time to embed the text and search."""
+    """A bundle's answer to a query: the rank, from 1, of the right picture, and the median time to embed and
+    search.
+    """
 
     place: int
     latency_ms: float
@@ -58,7 +60,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A caption as a query, in which language, and fp32's answer, then int8's where there is such a bundle."""
+    """A caption as a query, its language, and the answers of fp32 and, where there is such a bundle, of int8."""
 
     language: str
     text: str
@@ -67,7 +69,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Smaller:
-    """The int8 bundle, and how it does beside the fp32 one on the pictures."""
+    """The int8 bundle, and its figures beside the fp32 one's on the pictures."""
 
     manifest: Manifest
     comparison: Comparison
@@ -75,7 +77,7 @@ class Smaller:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demo:
-    """What the demo found, and how long each stage took in seconds.
+    """The demo's results, and how long each stage took in seconds.
 
     `manifest` and `evaluation` are of fp32. `int8` is None where quantisation refused to write a bundle that lost
     more than its budget: then `refusal` says why.
@@ -98,11 +100,11 @@ def run_demo(
     seed: int = 0,
     budget: Budget | None = None,
 ) -> Demo:
-    """Go the whole way in `folder`, which keeps the bundles, the pictures and the contact sheet.
+    """Run all stages in `folder`, which keeps the bundles, the pictures and the contact sheet.
 
-    `images` pictures of combinations of shape, colour and side that are in no training picture, in families
-    that differ in one attribute; int8 is calibrated on others. `budget` None is int8's own.
-    Raises InputError for `images` that are no whole families, and what export, evaluation and Encoder.open raise.
+    There are `images` pictures of combinations of shape, colour and side that are in no training picture, in families
+    that differ in one attribute; int8 is calibrated on others. `budget` None is int8's own. Raises InputError for
+    `images` that are no whole families, and what export, evaluation and Encoder.open raise.
     """
     if images < 1 or images % FAMILY:
         raise InputError(f"{images} images: wanted whole families of {FAMILY}, so {FAMILY}, {2 * FAMILY}, ...")
@@ -171,7 +173,7 @@ def run_demo(
 def _search(
     encoders: Sequence[Encoder], data: ImageTextData, scenes: Sequence[Scene], cache: Path
 ) -> tuple[tuple[Question, ...], tuple[Search, ...]]:
-    """A caption of a picture in each of `LANGUAGES`, against all pictures; what is shown the last bundle found."""
+    """Search all pictures with a caption in each of `LANGUAGES`; the last bundle's hits are those that are shown."""
     pictures = [_pictures(encoder, data, cache) for encoder in encoders]
     questions, searches = [], []
     for number, (language, name) in enumerate(LANGUAGES.items()):
@@ -193,13 +195,13 @@ def _search(
 
 
 def _pictures(encoder: Encoder, data: ImageTextData, cache: Path) -> NDArray[np.float32]:
-    """Their vectors (N, D)."""
+    """The pictures' vectors (N, D)."""
     with open_embedder(encoder, device="auto", threads=None, cache=cache, progress=None) as embedder:
         return embedder.images(data.images)
 
 
 def _ask(encoder: Encoder, pictures: NDArray[np.float32], text: str) -> tuple[NDArray[np.float32], float]:
-    """The cosines (N,), and the median milliseconds of asking so."""
+    """The cosines (N,) of a query to all pictures, and the median milliseconds that it took."""
     times = []
     cosines = np.zeros(0, np.float32)
     for _ in range(_TIMED):

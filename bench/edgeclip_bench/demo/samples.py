@@ -1,7 +1,8 @@
-"""The sample pictures and example texts of the page that `edgeclip serve` shows, drawn once and kept as files there.
+"""Draw the sample pictures of the page that `edgeclip serve` shows, and hold its example texts.
 
-The scenes are chosen by hand: every shape, colour and background is shown, and half of them are combinations that
-the small model never saw in training. The project drew them, so its own licence covers them.
+The pictures are drawn once and kept as files there. The scenes are chosen by hand: every shape, colour and background
+is shown, and half of them are combinations that the small model never saw in training. The project drew them, so its
+own licence covers them.
 
 edgeclip bench draw-samples runtime/edgeclip/serve/web
 """
@@ -88,7 +89,7 @@ def draw_sample(name: str) -> bytes:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line takes."""
+    """Declare the arguments of this case on the command line."""
     parser.add_argument("out", type=Path, metavar="OUT", help="a folder that is there, as runtime/edgeclip/serve/web")
 
 

@@ -1,9 +1,9 @@
-"""Scenes of coloured shapes: what is in a picture, told apart from how it is drawn and described.
+"""Scenes of coloured shapes: what is in a picture, apart from how it is drawn and described.
 
-A scene is two groups of objects on a background, one group beside the other. Training, validation and
-test differ in what they combine, not only in their draws: a shape in a colour on a side that a test
-picture shows is in no training picture (`split_of`). And scenes come in families whose members differ
-from the first in one attribute, so that a vector has to hold every attribute to find its own picture.
+A scene is two groups of objects on a background, one group beside the other. Training, validation and test differ in
+what they combine, not only in their draws: a shape in a colour on a side that a test picture shows is in no training
+picture (`split_of`). And scenes come in families whose members differ from the first in one attribute, so that a
+vector has to hold every attribute to find its own picture.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ RELATIONS: tuple[Relation, ...] = get_args(Relation)
 BACKGROUNDS: tuple[Background, ...] = get_args(Background)
 SPLITS: tuple[Split, ...] = get_args(Split)
 MAX_COUNT = 3
-# A scene has 44 neighbours that differ in one attribute; in its own split are at least 25 of them.
+# 44 scenes differ from a given one in one attribute; at least 25 of them are in its own split.
 MAX_FAMILY = 20
 
 _T = TypeVar("_T")
@@ -45,7 +45,7 @@ _OPPOSITE: dict[Relation, Relation] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """One to three objects that are alike."""
+    """One to three equal objects."""
 
     count: int
     size: Size
@@ -64,11 +64,11 @@ class Scene:
     background: Background
 
     def turned(self) -> "Scene":
-        """The same picture told from its second group."""
+        """The same picture described from its second group."""
         return replace(self, first=self.second, relation=_OPPOSITE[self.relation], second=self.first)
 
     def canonical(self) -> "Scene":
-        """The one of the two tellings of a picture that stands for both."""
+        """One of the two descriptions of a picture; it is the same for both."""
         return self if self.relation in ("left_of", "above") else self.turned()
 
 
@@ -89,10 +89,10 @@ def _split_of_combination(shape: Shape, colour: Colour, side: Relation) -> Split
 
 
 def draw_scenes(split: Split, draw: np.random.Generator, *, family: int) -> Iterator[Scene]:
-    """Scenes without end, no picture twice, in families of `family`.
+    """Yield scenes without end, no picture twice, in families of `family` scenes.
 
-    The first of a family is drawn at random; each other one differs from it in one attribute of one
-    group, in the relation or in the background. A family has at most `MAX_FAMILY` members.
+    The first of a family is drawn at random; each other one differs from it in one attribute of one group, in the
+    relation or in the background. A family has at most `MAX_FAMILY` members.
     """
     if not 1 <= family <= MAX_FAMILY:
         raise BuildError(f"a family of {family}: wanted 1 to {MAX_FAMILY}")
@@ -118,7 +118,7 @@ def draw_scenes(split: Split, draw: np.random.Generator, *, family: int) -> Iter
 
 
 def change_one(scene: Scene, draw: np.random.Generator) -> Scene:
-    """The same scene but for one attribute."""
+    """The same scene with one attribute changed."""
     what = int(draw.integers(12))
     if what == 10:
         return replace(scene, relation=_other(RELATIONS, scene.relation, draw))

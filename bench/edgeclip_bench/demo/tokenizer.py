@@ -1,9 +1,9 @@
 """The small model's tokenizer: XLM-R's pipeline over a Unigram vocabulary counted on its captions.
 
-The pieces are the captions' words, runs of up to three signs where a language writes no spaces, and
-every letter, each with the logarithm of its share. Counting beats the usual trainer here: that one seeds
-its pieces with what different words share, so it cuts up a short word that is frequent but like no
-other, and its result differs from run to run.
+The pieces are the captions' words, runs of up to three characters where a language writes no spaces, and every
+character, each with the logarithm of its share. Counting beats the usual trainer here: that one seeds its pieces with
+what different words share, so it cuts up a short word that is frequent but like no other, and its result differs from
+run to run.
 """
 
 import math
@@ -26,7 +26,7 @@ _RUNS = 400
 
 
 def train_tokenizer(seed: int) -> Tokenizer:
-    """The tokenizer of captions of training scenes; the same seed gives the same file."""
+    """The tokenizer made from captions of training scenes; the same seed gives the same file."""
     draw = np.random.default_rng((seed, 1))
     scenes = draw_scenes("train", draw, family=1)
 
@@ -43,10 +43,10 @@ def train_tokenizer(seed: int) -> Tokenizer:
     words = _count_words(tokenizer, captions([name for name in LANGUAGES if name not in _WITHOUT_SPACES]))
     strings = _count_words(tokenizer, captions(_WITHOUT_SPACES))
     pieces = words + _count_runs(strings)
-    for letter, count in (_count_letters(words + strings) + Counter(_MARKS)).items():
-        pieces.setdefault(letter, count)
+    for character, count in (_count_characters(words + strings) + Counter(_MARKS)).items():
+        pieces.setdefault(character, count)
     total = sum(pieces.values())
-    # A letter alone must never be likelier than the word it stands in.
+    # A single character must never be likelier than the word it stands in.
     scores = {piece: math.log(count / total) - (12.0 if len(piece) == 1 else 0.0) for piece, count in pieces.items()}
     ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
     tokenizer.model = models.Unigram([*((special, 0.0) for special in _SPECIALS), *ranked], _UNKNOWN, False)
@@ -62,7 +62,7 @@ def train_tokenizer(seed: int) -> Tokenizer:
 
 
 def _count_words(tokenizer: Tokenizer, texts: Sequence[str]) -> Counter[str]:
-    """What the pipeline cuts texts into before the model sees them: ▁words, here without the mark behind."""
+    """Count the words that the pipeline divides texts into before the model sees them, without the mark behind."""
     counts: Counter[str] = Counter()
     for text in texts:
         normal = tokenizer.normalizer.normalize_str(text)
@@ -71,7 +71,7 @@ def _count_words(tokenizer: Tokenizer, texts: Sequence[str]) -> Counter[str]:
 
 
 def _count_runs(strings: Counter[str]) -> Counter[str]:
-    """The runs of up to `_MAX_RUN` signs that save the most pieces."""
+    """Count the runs of up to `_MAX_RUN` characters that save the most pieces."""
     counts: Counter[str] = Counter()
     for string, times in strings.items():
         for length in range(2, _MAX_RUN + 1):
@@ -81,9 +81,9 @@ def _count_runs(strings: Counter[str]) -> Counter[str]:
     return Counter({run: counts[run] for run in saved[:_RUNS]})
 
 
-def _count_letters(strings: Counter[str]) -> Counter[str]:
+def _count_characters(strings: Counter[str]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for string, times in strings.items():
-        for letter in string:
-            counts[letter] += times
+        for character in string:
+            counts[character] += times
     return counts

@@ -1,7 +1,7 @@
-"""The small model while it is trained: the official layout's raw tensors, folded into the export's own towers.
+"""The small model during training: raw tensors in the official layout, folded into the export's own towers.
 
 Every step folds anew (`edgeclip_export.families.jina_clip.fold`) and gradients flow back through the fold, adapters
-and all. So what is trained is, tensor by tensor, what an export reads, and no second tower is written.
+included. So the tensors that are trained are those that an export reads, and no second tower is written.
 """
 
 import math
@@ -44,7 +44,7 @@ class RawTowers:
     def encode(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Unit vectors of pictures (B, S, S, 3) uint8 and of texts (N, T): (B, D) and (N, D).
 
-        GEMMs are in bfloat16 where the processor multiplies it (`has_bfloat16`): four times quicker there.
+        Products are in bfloat16 where the processor multiplies it (`has_bfloat16`): four times quicker there.
         """
         text = fold_text(self._config.text, self._read)
         vision = fold_vision(self._config.vision, self._mean, self._std, self._read)
@@ -54,15 +54,15 @@ class RawTowers:
         return images.float(), texts.float()
 
     def matrices(self) -> list[Tensor]:
-        """What Muon is for: the linear layers' weights."""
+        """The parameters that Muon optimises: the linear layers' weights."""
         return [tensor for name, tensor in self.tensors.items() if _is_matrix(name, tensor)]
 
     def others(self) -> list[Tensor]:
-        """Tables, adapters, norms, biases, the patch embedding, the logit scale."""
+        """The other parameters: tables, adapters, norms, biases, the patch embedding, the logit scale."""
         return [tensor for name, tensor in self.tensors.items() if not _is_matrix(name, tensor)]
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over the values of tensors of the same names."""
+        """Copy the values of tensors of the same names."""
         with torch.no_grad():
             for name, tensor in self.tensors.items():
                 tensor.copy_(tensors[name])
@@ -72,7 +72,7 @@ class RawTowers:
 
 
 class _AttentionInFloat32(TorchFunctionMode):
-    """torch 2.13 computes the gradient of bfloat16 attention four times slower than that of float32."""
+    """Attention in float32, because torch 2.13 computes the gradient of bfloat16 attention four times slower."""
 
     def __torch_function__(
         self,
@@ -92,7 +92,9 @@ def _is_matrix(name: str, tensor: Tensor) -> bool:
 
 
 def _initial(name: str, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
-    """Activations of about unit variance, residual branches that start small, an adapter that is not zero."""
+    """Initial tensors: activations of about unit variance, residual branches that start small, an adapter that is not
+    zero.
+    """
     noise = torch.randn(shape, generator=draw)
     if name == LOGIT_SCALE:
         return torch.tensor(math.log(1 / 0.07))

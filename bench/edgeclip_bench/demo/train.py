@@ -1,13 +1,12 @@
-"""Train the small model: from nothing to a checkpoint in the official layout.
+"""Train the small model, from nothing to a checkpoint in the official layout.
 
     edgeclip bench train-demo OUT
 
-Pictures and captions are drawn as they are needed, each step's from the seed and the step's number alone,
-so a run that was interrupted goes on where it was and sees what it would have seen. Matrices are optimised
-by Muon (Jordan et al. 2024, as torch.optim.Muon), everything else by AdamW; the rate warms up, stays, and
-falls to nothing. OUT gets the checkpoint's four files and training.json: the recipe, the log, the machine
-and the weights' hash. While it runs, OUT/training.pt holds what a continuation needs. A processor without
-bfloat16 takes 1.7 times as long.
+Pictures and captions are drawn as they are needed. Each step's depend on the seed and the step's number alone, so an
+interrupted run goes on where it stopped and sees the same data. Matrices are optimised by Muon (Jordan et al. 2024,
+as torch.optim.Muon), everything else by AdamW; the rate warms up, stays, and falls to zero. OUT gets the checkpoint's
+four files and training.json: the recipe, the log, the machine and the weights' hash. While it runs, OUT/training.pt
+holds what a continuation needs. A processor without bfloat16 takes 1.7 times as long.
 """
 
 import argparse
@@ -77,7 +76,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Pictures (B, S, S, 3) uint8 and the ids (2B, T) of their captions: one language's, then another's."""
+    """Pictures (B, S, S, 3) uint8, and the ids (2B, T) of their captions: those in one language, then in another."""
 
     pixels: Tensor
     ids: Tensor
@@ -86,7 +85,7 @@ class Batch:
 def draw_batch(
     tokenizer: Tokenizer, split: Split, seed: Sequence[int], *, count: int, family: int, language: str | None = None
 ) -> Batch:
-    """A batch from its seed; each picture is told in two languages drawn for it, or twice in one."""
+    """A batch from its seed; each picture has captions in two languages drawn for it, or two in the same."""
     draw = np.random.default_rng(tuple(seed))
     scenes = draw_scenes(split, draw, family=family)
     pictures, first, second = [], [], []
@@ -106,7 +105,7 @@ def draw_batch(
 
 
 def train(out: Path, recipe: Recipe) -> None:
-    """Train, or go on training, and leave the checkpoint in `out`.
+    """Train, or continue training, and leave the checkpoint in `out`.
 
     Raises BuildError when `out` holds a finished checkpoint or a run with another recipe, or cannot be written.
     """
@@ -208,7 +207,7 @@ def validate(
 def _resume(
     path: Path, recipe: Recipe, towers: RawTowers, optimizers: Sequence[torch.optim.Optimizer]
 ) -> dict[str, Any]:
-    """The log so far, with everything else put back; an empty one when there is nothing to go on from."""
+    """Restore the state of an interrupted run; return its log, an empty one where there is nothing to continue."""
     if not path.exists():
         return {"seconds": 0.0, "loss": []}
     try:
@@ -250,7 +249,7 @@ def _write_json(path: Path, document: dict[str, Any]) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line takes."""
+    """Declare the arguments of this case on the command line."""
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder, or that of a run that was interrupted")
     for name, what in (("seed", "of weights and data"), ("steps", "of training"), ("batch", "pictures in a step")):
         default = getattr(Recipe(), name)

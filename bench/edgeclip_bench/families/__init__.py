@@ -1,1 +1,1 @@
-"""One module per family of models: checkpoints of random weights in its official layout."""
+"""One module per family of models, which writes checkpoints of random weights in the family's official layout."""

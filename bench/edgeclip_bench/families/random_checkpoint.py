@@ -1,11 +1,11 @@
-"""Random-weight checkpoints in jina-clip-v2's official layout.
+"""Write random-weight checkpoints in jina-clip-v2's official layout.
 
     edgeclip bench random-checkpoint OUT            full size: 865 M parameters, 1.73 GB as fp16
     edgeclip bench random-checkpoint OUT --tiny     the same layout, a few hundred kB
 
-Latency and memory do not depend on what the weights are, so a machine can be judged before anything
-is downloaded. The similarities of such a checkpoint mean nothing. Weights are drawn so that
-activations keep about unit variance through the towers, with an adapter that is not zero.
+Latency and memory do not depend on the weights' values, so a machine can be judged before anything is downloaded. The
+similarities of such a checkpoint mean nothing. Weights are drawn so that activations keep about unit variance through
+the towers, with an adapter that is not zero.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def write_checkpoint(out: Path, config: Config, *, seed: int = 0, dtype: str = "
 
 
 def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Each tensor drawn so that a tower keeps about unit variance, one at a time."""
+    """Yield each tensor, drawn so that a tower keeps about unit variance, one at a time."""
     draw = np.random.default_rng(seed)
     for name, shape in shapes.items():
         values = draw.standard_normal(shape, dtype=np.float32)
@@ -86,7 +86,7 @@ def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Iterator
 
 
 def synthetic_tokenizer(vocab_size: int) -> Tokenizer:
-    """An XLM-R pipeline over made-up pieces: every letter of many scripts, then syllables.
+    """An XLM-R pipeline over made-up pieces: every character of many scripts, then syllables.
 
     Like the official file, it truncates and pads at 77 unless that is reset.
     """
@@ -111,7 +111,7 @@ def synthetic_tokenizer(vocab_size: int) -> Tokenizer:
 
 
 def _pieces() -> Iterator[str]:
-    """Pieces without end: word starts and letters first, then longer and longer syllables."""
+    """Yield pieces without end: word starts and characters first, then longer and longer syllables."""
     latin = "abcdefghijklmnopqrstuvwxyz"
     yield from ["▁", ",", ".", "!", "?", "-", "'", ":", *"0123456789"]
     yield from [f"▁{letter}" for letter in latin]
@@ -136,7 +136,7 @@ def _pieces() -> Iterator[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line takes."""
+    """Declare the arguments of this case on the command line."""
     parser.add_argument("out", type=Path, help="the folder to write; must not exist")
     parser.add_argument("--tiny", action="store_true", help="small numbers instead of the official ones")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights (default 0)")

@@ -1,1 +1,1 @@
-"""Everything that wants a GPU, in one command."""
+"""All checks that need a GPU, in one command."""

@@ -1,12 +1,12 @@
-"""Everything that wants a GPU, in one command and ten minutes: what `bench/gpu_check.sh` runs.
+"""Run all checks that need a GPU, in one command of ten minutes: the program behind `bench/gpu_check.sh`.
 
     python -m edgeclip_bench.gpu.check OUT [--work DIR] [--checkpoint DIR] [--bundle DIR] [--fp16 DIR]
     python -m edgeclip_bench.gpu.check OUT --device cpu --tiny        the same on a CPU in a minute: its own test
 
-Random weights at full size, exported for CUDA and narrowed to fp16, then on the GPU: self-test and proof, latency
+Random weights at full size are exported for CUDA and narrowed to fp16. Then, on the GPU: self-test and proof, latency
 with CUDA graphs and without, parity with fp32 on the CPU, PyTorch eager and compiled, memory under random inputs.
-Every stage is a process with a time of its own and leaves OUT/STAGE.json as it goes; one that fails or is stopped
-does not stop the others unless they need what it makes. What is there (--checkpoint, --bundle, --fp16) is not made.
+Every stage is a process with a time limit and leaves OUT/STAGE.json as it goes. A stage that fails or is stopped does
+not stop the others unless they need its result. What is given (--checkpoint, --bundle, --fp16) is not made.
 """
 
 import argparse
@@ -30,7 +30,7 @@ _VERSIONS = ("onnxruntime", "onnxruntime-gpu", "torch", "numpy", "tokenizers", "
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the stages; 0 when all went through, 1 when one failed, 2 when something is missing from the start."""
+    """Run the stages; 0 when all succeeded, 1 when one failed, 2 when something is missing from the start."""
     options = _parse(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     if options.stage:
@@ -42,7 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.device == "cuda" and (reason := _no_gpu()):
         print(f"gpu_check: {reason}", file=sys.stderr)
         return 2
-    from edgeclip_bench.measure.machine_facts import machine  # wants psutil, whose absence was told above
+    from edgeclip_bench.measure.machine_facts import (
+        machine,
+    )  # needs psutil; `missing_modules` has reported its absence
 
     _write(options.out / "machine.json", {**machine(), "versions": versions(), **_card(options.device)})
     ended = _run_stages(options)
@@ -53,13 +55,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def missing_modules(*, makes: bool) -> list[str]:
-    """The modules that are not there, of those that the stages import."""
+    """The modules that the stages import and that are not installed."""
     wanted = _NEEDED + (_NEEDED_TO_MAKE if makes else ())
     return [name for name in wanted if importlib.util.find_spec(name) is None]
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that matter, those that are installed."""
+    """The installed versions of the packages that matter."""
     found = {}
     for name in _VERSIONS:
         try:
@@ -70,12 +72,12 @@ def versions() -> dict[str, str]:
 
 
 def time_left(budget_s: float, spent_s: float, most_s: float) -> float:
-    """The seconds that a stage gets: its own most, or what is left."""
+    """The seconds that a stage gets: its own limit, or what is left of the budget."""
     return max(0.0, min(most_s, budget_s - spent_s))
 
 
 def summary(report: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """The table for people: how each stage ended, latencies side by side, what parity and the soak say."""
+    """The table for people: how each stage ended, latencies side by side, the results of parity and soak."""
     for name, result in report.items():
         yield f"{name:<12} {result.get('seconds_taken', 0):6.0f} s  {result.get('error', 'done')}"
     cases = [case for name in ("latency", "rivals") for case in report.get(name, {}).get("cases", [])]
@@ -108,7 +110,7 @@ def _row(shape: tuple[Any, ...], case: Mapping[str, Any]) -> str:
 
 
 def _run_stages(options: argparse.Namespace) -> list[str]:
-    """Every stage in a process of its own, each as long as it may."""
+    """Run every stage in a process of its own, within its time."""
     from edgeclip_bench.gpu.stages import STAGES
 
     started, ended = time.monotonic(), []
@@ -143,7 +145,7 @@ def _command(options: argparse.Namespace, stage: str) -> list[str]:
 
 
 def _call(command: Sequence[str], seconds: float) -> str | None:
-    """Run it; what went wrong in words, None when nothing did."""
+    """Run a process; return what went wrong in words, None when nothing did."""
     if seconds <= 0:
         return "no time was left"
     try:
@@ -154,7 +156,7 @@ def _call(command: Sequence[str], seconds: float) -> str | None:
 
 
 def _run_stage(options: argparse.Namespace) -> int:
-    """This process is one stage."""
+    """Run one stage in this process."""
     from edgeclip_bench.gpu.stages import STAGES, Setup
 
     if options.device == "cuda":
@@ -189,7 +191,7 @@ def _paths(options: argparse.Namespace) -> dict[str, Path]:
 
 
 def _no_gpu() -> str | None:
-    """Why there is none, None when there is one."""
+    """The reason why there is no GPU, None when there is one."""
     import onnxruntime
     import torch
 
@@ -216,7 +218,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:
-    """Whole or not at all: a process that is stopped leaves what it wrote last."""
+    """Write a file whole or not at all, so that a stopped process leaves what it wrote last."""
     part = path.with_suffix(".part")
     part.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     part.replace(path)

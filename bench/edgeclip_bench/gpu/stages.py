@@ -1,7 +1,7 @@
-"""What `edgeclip_bench.gpu.check` does, stage by stage; each gives what its JSON holds.
+"""The stages of `edgeclip_bench.gpu.check`; each returns the contents of its JSON file.
 
-A stage runs in a process of its own, so none inherits another's memory or a GPU in a bad state. `note` writes what is
-known so far: a stage that is stopped by its time has lost nothing.
+A stage runs in a process of its own, so none inherits another's memory or a GPU in a bad state. `note` writes the
+results so far: a stage that is stopped by its time limit loses nothing.
 """
 
 import sys
@@ -42,7 +42,7 @@ _WARM_UPS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """Where everything is, and how much of it there is time for."""
+    """Where the files are, and how much time there is."""
 
     checkpoint: Path
     bundle: Path
@@ -54,12 +54,12 @@ class Setup:
 
     @property
     def where(self) -> Device:
-        """The device, as a session takes it."""
+        """The device, in the form that a session takes."""
         return Device(kind=self.device)
 
 
 def make_checkpoint(setup: Setup, note: Note) -> dict[str, Any]:
-    """Random weights, unless the folder is there."""
+    """Write random weights, unless the folder is there."""
     from edgeclip_bench.families.random_checkpoint import full_config, tiny_config, write_checkpoint
 
     if not setup.checkpoint.exists():
@@ -68,7 +68,7 @@ def make_checkpoint(setup: Setup, note: Note) -> dict[str, Any]:
 
 
 def export(setup: Setup, note: Note) -> dict[str, Any]:
-    """The fp32 bundle for CUDA, unless it is there."""
+    """Export the fp32 bundle for CUDA, unless it is there."""
     from edgeclip_export import export_checkpoint
 
     if not setup.bundle.exists():
@@ -77,7 +77,7 @@ def export(setup: Setup, note: Note) -> dict[str, Any]:
 
 
 def narrow(setup: Setup, note: Note) -> dict[str, Any]:
-    """The fp16 bundle with its proof, unless it is there."""
+    """Write the fp16 bundle with its proof, unless it is there."""
     from edgeclip_quant import quantize_bundle
 
     if not setup.narrow.exists():
@@ -86,7 +86,7 @@ def narrow(setup: Setup, note: Note) -> dict[str, Any]:
 
 
 def check(setup: Setup, note: Note) -> dict[str, Any]:
-    """What `edgeclip check` does on the device: the self-test and the proof; and how long opening takes."""
+    """Do what `edgeclip check` does on the device, the self-test and the proof, and time how long opening takes."""
     started = time.perf_counter()
     with Encoder.open(setup.narrow, device=setup.device) as encoder:
         opened_s = time.perf_counter() - started
@@ -98,7 +98,7 @@ def check(setup: Setup, note: Note) -> dict[str, Any]:
 
 
 def parity(setup: Setup, note: Note) -> dict[str, Any]:
-    """fp16 on the device against fp32 on the CPU, every way; a row alone against the row in a batch."""
+    """Compare fp16 on the device with fp32 on the CPU, in every mode, and a row alone with the row in a batch."""
     image = open_manifest(setup.bundle).image
     pad = open_manifest(setup.bundle).tokenizer.pad_id
     draw = np.random.default_rng(0)
@@ -139,7 +139,9 @@ def parity(setup: Setup, note: Note) -> dict[str, Any]:
 
 
 def latency(setup: Setup, note: Note) -> dict[str, Any]:
-    """One batch after the other, host to host: with CUDA graphs, with bound buffers alone, by plain session.run."""
+    """Time one batch after the other, host to host: with CUDA graphs, with bound buffers alone, by plain
+    session.run.
+    """
     found: dict[str, Any] = {"cases": []}
     for tower in TOWERS:
         for way in _ways(setup):
@@ -164,7 +166,7 @@ def latency(setup: Setup, note: Note) -> dict[str, Any]:
 
 
 def rivals(setup: Setup, note: Note) -> dict[str, Any]:
-    """The torch towers at fp16, eager and compiled, on the same inputs, host to host."""
+    """Time the torch towers at fp16, eager and compiled, on the same inputs, host to host."""
     import torch
 
     from edgeclip_bench.rivals.torch_towers import MODES, compiled, feed, open_rival, runner
@@ -192,7 +194,7 @@ def rivals(setup: Setup, note: Note) -> dict[str, Any]:
 
 
 def soak(setup: Setup, note: Note) -> dict[str, Any]:
-    """Texts of random lengths and images of random sizes through an Encoder: how memory goes after the warm-up."""
+    """Encode texts of random lengths and images of random sizes; record memory after the warm-up."""
     draw = np.random.default_rng(0)
     words = ["a", "red", "bicycle", "on", "the", "wall", "of", "an", "old", "house", "by", "the", "sea"]
     samples: list[dict[str, float]] = []
@@ -232,7 +234,7 @@ STAGES: dict[str, tuple[Callable[[Setup, Note], dict[str, Any]], float]] = {
 
 
 def timed(run: Run, count: int, seconds: float) -> dict[str, Any]:
-    """Latencies of so many seconds of calls after the warm-up, at least ten, and inputs a second."""
+    """The latencies of calls for some seconds after the warm-up, at least ten, and inputs per second."""
     for _ in range(_WARM_UPS):
         run()
     samples: list[float] = []
@@ -246,7 +248,7 @@ def timed(run: Run, count: int, seconds: float) -> dict[str, Any]:
 
 
 class suppress_error(suppress):  # noqa: N801 (a context manager, as contextlib names its own)
-    """An error is written where its result would stand, and the stage goes on."""
+    """Write an error where its result would stand, and go on with the stage."""
 
     def __init__(self, into: dict[str, Any], key: str) -> None:
         super().__init__(Exception)
@@ -280,7 +282,7 @@ def _batch(setup: Setup, tower: TowerName, count: int, tokens: int) -> NDArray[A
 
 
 def _ids(setup: Setup, count: int, tokens: int) -> NDArray[np.int64]:
-    """Made-up ids, none of them special; a tiny vocabulary may have but 146."""
+    """Made-up ids, none of them special; a tiny vocabulary may have only 146."""
     return np.random.default_rng(tokens).integers(5, 130 if setup.is_tiny else 100_000, (count, tokens))
 
 

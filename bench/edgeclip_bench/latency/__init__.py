@@ -1,1 +1,1 @@
-"""`edgeclip bench`: latency and throughput by MLPerf's scenarios, and single measurements beside it."""
+"""`edgeclip bench`: latency and throughput by MLPerf's scenarios, and single measurements."""

@@ -1,7 +1,8 @@
-"""What `edgeclip bench` measures, decided in values, and the inputs it measures with.
+"""The cases of `edgeclip bench`, and the inputs that it measures with.
 
-Inputs are made up: texts of exactly so many tokens, from words that the bundle's tokenizer has as one token, and JPEG
-files of so many pixels a side. What a text says or a picture shows costs no time; its length and its size do.
+Inputs are made up: texts of an exact number of tokens, from words that are one token in the bundle's tokenizer, and
+JPEG files of a given number of pixels per side. The meaning of a text or picture costs no time; its length and size
+do.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +41,7 @@ _WORDS = (
     "go",
     "up",
 )
-# Texts are drawn from so many of them.
+# The number of words that texts are drawn from.
 _WORDS_WANTED = 6
 
 
@@ -62,19 +63,21 @@ class Case:
 
     @property
     def kind(self) -> str:
-        """The sample as it stands in a sentence, behind "one" or a number."""
+        """The sample in the form that follows "one" or a number in a sentence."""
         return f"text of {self.tokens} tokens" if self.tower == "text" else f"image of {self.image_px} px"
 
     @property
     def name(self) -> str:
-        """The sample and how many at once, as it stands in a table."""
+        """The sample and the number per query, as they stand in a table."""
         many = f", batch {self.batch}" if self.batch > 1 and self.scenario != "multi-stream" else ""
         return f"{self.subject}{many}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is asked for; InputError for what cannot be. `threads` of None is every processor that may be used."""
+    """The requested measurements; InputError for impossible ones. `threads` None is every processor that may be
+    used.
+    """
 
     towers: tuple[TowerName, ...] = TOWERS
     scenarios: tuple[Scenario, ...] = ("single-stream", "offline")
@@ -107,9 +110,9 @@ class Plan:
 
 
 def cases_for(plan: Plan, threads: int) -> Iterator[Case]:
-    """The cases of a bundle with so many threads: scenario by scenario, texts before images, short before long.
+    """The cases of a bundle with this number of threads: by scenario, texts before images, short before long.
 
-    Eight samples are a query of multi-stream, and offline has all of them, so only the others go by `batches`.
+    A query of multi-stream has eight samples, and offline sends all samples at once, so `batches` is for the others.
     """
     for scenario in (one for one in SCENARIOS if one in plan.scenarios):
         fixed = {"multi-stream": (MULTI_STREAM_SAMPLES,), "offline": (1,)}
@@ -133,7 +136,7 @@ def check_lengths(plan: Plan, facts: TokenizerFacts) -> None:
 
 
 def make_text(tokens: int, count: Callable[[str], int]) -> str:
-    """A text that `count` says has exactly `tokens` tokens, the opening and closing ones among them.
+    """A text of exactly `tokens` tokens by `count`, the opening and closing ones included.
 
     InputError for a tokenizer to which none of the common words is one token.
     """
@@ -147,7 +150,7 @@ def make_text(tokens: int, count: Callable[[str], int]) -> str:
 
 
 def make_image(folder: Path, size_px: int) -> Path:
-    """A square JPEG in `folder`: blotches and grain, which compress about as a photograph does.
+    """Write a square JPEG in `folder`: blotches and grain, which compress about as a photo does.
 
     Raises MissingExtraError without Pillow.
     """
@@ -169,7 +172,7 @@ def make_image(folder: Path, size_px: int) -> Path:
 
 
 def offline_size(query_s: float, run_s: float) -> int:
-    """How many samples go into one offline run of about `run_s`, given the time of one alone: 3 to 2048."""
+    """The number of samples in one offline run of about `run_s`, from the time of one alone: 3 to 2048."""
     return int(min(2048, max(3, round(run_s / max(query_s, 1e-9)))))
 
 
@@ -182,7 +185,7 @@ def parse_numbers(option: str, words: str) -> tuple[int, ...]:
 
 
 def parse_scenarios(words: str) -> tuple[Scenario, ...]:
-    """ "server,offline" -> both; InputError for what is none."""
+    """ "server,offline" -> both; InputError for an unknown scenario."""
     chosen: Sequence[str] = [word.strip() for word in words.split(",")]
     if unknown := [word for word in chosen if word not in SCENARIOS]:
         raise InputError(f"--scenario {', '.join(unknown)}: wanted some of {', '.join(SCENARIOS)}")

@@ -1,14 +1,14 @@
-"""From nothing to the first vector: how long a process that has just been started takes to answer.
+"""Cold start: the time from the start of a process to its first vector.
 
     edgeclip bench cold-start BUNDLE [--device cpu] [--rounds 7] [--prepacked DIR] [--out FILE.json]
 
 Every round is a process of its own, once for a text and once for an image, and counts from the moment that its parent
-starts it: Python itself, `import edgeclip`, `Encoder.open`, the first vector, and, to compare, the second. A round
-before the first reads the files, so what is measured is with a warm page cache; a disk has its own speed.
+starts it: Python itself, `import edgeclip`, `Encoder.open`, the first vector, and, for comparison, the second. A
+round before the first reads the files, so the page cache is warm in what is measured; a disk has its own speed.
 
-Then what a second process costs: the memory that it shares with no other (USS) beside a first that has the bundle
-open, when both have encoded a text and an image. With --prepacked all of it is measured once more, in turn, from
-weights that `edgeclip prepack` puts into DIR first.
+Then it measures the cost of a second process: the memory that it shares with no other (USS) beside a first that has
+the bundle open, when both have encoded a text and an image. With --prepacked all of it is measured once more, in
+turn, from weights that `edgeclip prepack` puts into DIR first.
 """
 
 import argparse
@@ -64,7 +64,7 @@ _HOLDER = """if True:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line takes."""
+    """Declare the arguments of this case on the command line."""
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=7, help="processes for each tower (7)")
@@ -92,7 +92,7 @@ ROWS = (*STEPS, "total", "second_vector")
 
 
 def measure(bundle: Path, *, device: str, rounds: int, prepacked: Path | None = None) -> dict[str, Any]:
-    """The JSON document; raises subprocess.CalledProcessError when a process fails, its words on stderr."""
+    """The JSON document; raises subprocess.CalledProcessError when a process fails, with its output on stderr."""
     manifest = Manifest.read(bundle)
     with tempfile.TemporaryDirectory() as scratch:
         caches = {"bundle": Path(scratch) / "nothing packed"} | ({"prepacked": prepacked} if prepacked else {})
@@ -128,9 +128,10 @@ def measure(bundle: Path, *, device: str, rounds: int, prepacked: Path | None = 
 
 
 def start(bundle: Path, device: str, tower: TowerName, what: str, cache: Path) -> Mapping[str, float]:
-    """One process: milliseconds of every step, of all of them up to the first vector, and of the second vector.
+    """Start one process; the milliseconds of every step, of all steps up to the first vector, and of the second
+    vector.
 
-    `cache` is where it looks for packed weights.
+    `cache` is the folder in which it looks for packed weights.
     """
     command = [sys.executable, "-c", _PROGRAM, str(bundle), device, tower, what]
     environment = _environment(cache)
@@ -140,7 +141,9 @@ def start(bundle: Path, device: str, tower: TowerName, what: str, cache: Path) -
 
 
 def second_process(bundle: Path, device: str, inputs: Sequence[str], cache: Path) -> dict[str, int]:
-    """Bytes of a process beside another that has the same open: all that is resident, and what no other shares."""
+    """The bytes of a process beside another that has the same bundle open: all that is resident, and what only it
+    holds.
+    """
     command = [sys.executable, "-c", _HOLDER, str(bundle), device, *inputs]
     with contextlib.ExitStack() as running:
         for _ in range(2):
@@ -158,7 +161,7 @@ def _environment(cache: Path) -> dict[str, str]:
 
 
 def split(begun: float, moments: Sequence[float]) -> Mapping[str, float]:
-    """Milliseconds between the moments, in seconds, of a process that was started at `begun`."""
+    """Milliseconds between the moments (in seconds) of a process that was started at `begun`."""
     ends = np.array([begun, *moments])
     *steps, second = (float(step) for step in np.diff(ends) * 1000)
     return {**dict(zip(STEPS, steps, strict=True)), "total": float(sum(steps)), "second_vector": second}

@@ -1,15 +1,15 @@
-"""`edgeclip bench compare`: has it become slower, or is that noise?
+"""`edgeclip bench compare`: which cases became slower, and by more than noise.
 
 Two documents are compared case by case. A case is a regression when its change is over the threshold AND outside
-noise. The change is of the median latency, or of the highest rate in the server scenario; p99 of the same samples
-would move by itself far more than any threshold. The noise of a median is a bootstrap of both sides' samples, in
-blocks of neighbours, for what slows one query slows the next (Künsch 1989): the change counts when the interval of
-the ratio does not hold 1. Among many cases one would fall out of a 98 % interval by chance, so the intervals are as
-wide as all of them together need (Bonferroni). The noise of a rate is the bisection's: between the highest that kept
-the bound and the lowest that did not.
+noise. The change is that of the median latency, or of the highest rate in the server scenario; p99 of the same
+samples would vary by itself far more than any threshold. The noise of a median is a bootstrap of both sides' samples,
+in blocks of consecutive ones, because what slows one query slows the next (Künsch 1989): the change counts when the
+interval of the ratio does not hold 1. Among many cases one would fall out of a 98 % interval by chance, so the
+intervals are widened for all of them together (Bonferroni). The noise of a rate is the bisection's: between the
+highest rate that kept the bound and the lowest that did not.
 
-What differs between two runs as a whole is in no sample. So a change is not judged where either side had not settled,
-or other processes took much of the processors, and runs of different machines are compared only on request.
+A difference between two runs as a whole shows in no sample. So a change is not judged where either side had not
+settled, or other processes took much of the processors, and runs of different machines are compared only on request.
 """
 
 import argparse
@@ -41,7 +41,7 @@ _MACHINE = ("processor", "threads", "graphics_cards")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One case before and after: `change` is of the time, 0.1 for 10 % slower; `low` and `high` its interval."""
+    """One case before and after: `change` is of the time, 0.1 for 10 % slower; `low` and `high` are its interval."""
 
     case: str
     unit: str
@@ -55,7 +55,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdicts:
-    """Every case of both documents, those of one alone, and what else differs between the two."""
+    """The cases of both documents, those of only one, and other differences between the two."""
 
     threshold: float
     changes: tuple[Change, ...]
@@ -65,12 +65,12 @@ class Verdicts:
 
     @property
     def unjudged(self) -> tuple[Change, ...]:
-        """What changed and could not be judged."""
+        """The changes that could not be judged."""
         return tuple(change for change in self.changes if change.verdict in ("not steady", "others at work"))
 
     @property
     def regressions(self) -> tuple[Change, ...]:
-        """What fails the gate."""
+        """The changes that fail the gate."""
         return tuple(change for change in self.changes if change.verdict == "regression")
 
 
@@ -139,9 +139,9 @@ def compare(
     across_machines: bool = False,
     seed: int = 0,
 ) -> Verdicts:
-    """Hold one document of `edgeclip bench` against another.
+    """Compare one document of `edgeclip bench` with another.
 
-    A bundle is recognised by its name, or, where both documents have one, taken for the other whatever its name.
+    A bundle is recognised by its name; where both documents have only one, the two are compared whatever their names.
     InputError when no case is in both, and for different machines unless `across_machines`.
     """
     told = [
@@ -171,7 +171,7 @@ def compare(
 def ratio_interval(
     before: Sequence[float], after: Sequence[float], chance: float, seed: int = 0
 ) -> tuple[float, float]:
-    """The interval of median(after) / median(before) that misses with `chance`, by block bootstrap."""
+    """The interval of median(after) / median(before) that misses with probability `chance`, by block bootstrap."""
     draw = np.random.default_rng(seed)
     ratios = _medians(np.asarray(after), draw) / _medians(np.asarray(before), draw)
     low, high = np.quantile(ratios, [chance / 2, 1 - chance / 2])
@@ -179,14 +179,16 @@ def ratio_interval(
 
 
 def judge(change: float, low: float, high: float, threshold: float) -> Verdict:
-    """Over the threshold and outside noise; faster by the same rule."""
+    """A change is a regression if it is over the threshold and outside noise, faster by the same rule, else the
+    same.
+    """
     if change > threshold and low > 0:
         return "regression"
     return "faster" if change < -threshold and high < 0 else "same"
 
 
 def _medians(samples: NDArray[np.float64], draw: np.random.Generator) -> NDArray[np.float64]:
-    """Medians of resamples made of blocks of neighbours, which may go round the end: (RESAMPLES,)."""
+    """Medians of resamples made of blocks of consecutive samples, which may wrap around the end: (RESAMPLES,)."""
     count = len(samples)
     block = max(1, round(count ** (1 / 3)))
     blocks = -(-count // block)

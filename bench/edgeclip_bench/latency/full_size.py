@@ -1,11 +1,11 @@
-"""Everything at full size, from nothing: what `make bench` runs and the README quotes.
+"""Measure everything at full size, from nothing: what `make bench` runs and docs/figures.md quotes.
 
     edgeclip bench full-size RESULTS [--work DIR]
 
 Draws a checkpoint of 865 M random weights, exports it for the CPU and quantises it to int8, each in a process of its
-own (time and peak memory are measured), and holds the bundle against the plain export
-(`edgeclip_bench.latency.plain_export`). What the int8 bundle is worth beside others' is `edgeclip_bench.rivals.run`'
-to say. Needs 10 GB of disk, 8 GB of memory and about a quarter of an hour on two cores.
+own (time and peak memory are measured), and compares the bundle with the plain export
+(`edgeclip_bench.latency.plain_export`). `edgeclip_bench.rivals.run` compares the int8 bundle with other tools'. Needs
+10 GB of disk, 8 GB of memory and about a quarter of an hour on two cores.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from edgeclip_quant import quantize_bundle
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportCost:
-    """What an export took, measured in a process that did nothing else."""
+    """The cost of an export, measured in a process that did nothing else."""
 
     target: Target
     seconds: float
@@ -38,7 +38,7 @@ class ExportCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantisationCost:
-    """What int8 took, measured in a process that did nothing else, and what its proof says."""
+    """The cost of int8, measured in a process that did nothing else, and the figures of its proof."""
 
     seconds: float
     peak_resident_bytes: int
@@ -47,7 +47,7 @@ class QuantisationCost:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line takes."""
+    """Declare the arguments of this case on the command line."""
     parser.add_argument("results", type=Path, help="the folder for the JSON")
     parser.add_argument("--work", type=Path, help="keep checkpoint, bundle and plain graphs here, or take them")
 

@@ -1,10 +1,11 @@
-"""A folder of photos against its pixels: what reading, decoding and resizing add to the tower's own time.
+"""A folder of photos beside its pixels: what reading, decoding and resizing add to the tower's own time.
 
     edgeclip bench image-folder BUNDLE [--images 12] [--rounds 3] [--out F.json]
 
-JPEG files of 1 to 2 megapixels are made, noise scaled up so that they compress as photos do. In turns, the vision
-tower gets their pixels, made beforehand; `encode_image` gets the paths, and decodes the next while one computes; and
-each path by itself, one after another, as a loop over a folder does. The ratios are to the first, round by round.
+JPEG files of 1 to 2 megapixels are made, noise scaled up so that they compress as photos do. Three measurements take
+turns: the vision tower on pixels that were made beforehand; `encode_image` on the paths, which decodes the next image
+while one computes; and `encode_image` on each path by itself, one after another, as a loop over a folder does. The
+ratios are to the first, round by round.
 """
 
 import argparse
@@ -29,7 +30,7 @@ _PURE = "pixels made beforehand"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line takes."""
+    """Declare the arguments of this case on the command line."""
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--images", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def write_photos(folder: Path, count: int) -> list[Path]:
-    """`count` JPEG files; Pillow."""
+    """Write `count` JPEG files with Pillow."""
     from PIL import Image
 
     draw = np.random.default_rng(0)
@@ -71,7 +72,7 @@ def write_photos(folder: Path, count: int) -> list[Path]:
 
 
 def measure(encoder: Encoder, paths: Sequence[Path], *, rounds: int) -> dict[str, Any]:
-    """The JSON document of the three ways on the same files."""
+    """The JSON document of the three measurements on the same files."""
     pixels = [encoder.preprocess(path) for path in paths]
     ways: dict[str, Callable[[], Any]] = {
         _PURE: lambda: [encoder.run_tower("vision", one[None]) for one in pixels],

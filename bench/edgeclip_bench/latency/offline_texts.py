@@ -1,11 +1,11 @@
-"""Many short texts of mixed length: batches of one length against padded batches of 32, on one session.
+"""Many short texts of mixed length: batches of one length beside padded batches of 32, on one session.
 
     edgeclip bench offline-texts BUNDLE [--texts 2000] [--rounds 3] [--budgets 512,1024] [--out
     F.json]
 
-Padded batches of 32 in the order of the input are what everybody does who calls a model with a list of texts. Both
-ways give the graph of the bundle the same ids, on the same session, in turn; the padded way has the mask that the
-graph derives from the padding token. Lengths are drawn evenly from 4 to 60 tokens. Tokenising is not in it, being the
+Padded batches of 32 in the order of the input are the usual method of calling a model with a list of texts. Both
+methods give the bundle's graph the same ids, on the same session, in turn; padded batches have the mask that the
+graph derives from the padding token. Lengths are drawn evenly from 4 to 60 tokens. Tokenising is left out, being the
 same for both. The vectors of the two are compared.
 """
 
@@ -32,7 +32,7 @@ Rows = Sequence[NDArray[np.int64]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line takes."""
+    """Declare the arguments of this case on the command line."""
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--texts", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def measure(encoder: Encoder, *, texts: int, rounds: int, budgets: Sequence[int]) -> dict[str, Any]:
-    """The JSON document of every way on the same ids; the ratio is the median over the rounds."""
+    """The JSON document of every method on the same ids; the ratio is the median over the rounds."""
     pad_id = encoder.manifest.tokenizer.pad_id
     rows = draw_rows(texts, pad_id)
     ways: dict[str, int | None] = {
@@ -103,14 +103,14 @@ def draw_rows(count: int, pad_id: int, seed: int = 0) -> Rows:
 
 
 def plan(rows: Rows, pad_id: int, budget: int | None) -> list[TextBatch]:
-    """Batches of one length with at most so many tokens; padded ones for None."""
+    """Batches of one length with at most so many tokens; padded batches for None."""
     if budget is None:
         return list(plan_padded(rows, pad_id))
     return list(BatchPolicy(tokens=budget, images=1, pad_id=pad_id).plan_texts(rows))
 
 
 def plan_padded(rows: Rows, pad_id: int) -> Iterator[TextBatch]:
-    """Batches of PADDED rows in their order, each filled up to its longest."""
+    """Batches of PADDED rows in order, each filled up to its longest row."""
     for start in range(0, len(rows), PADDED):
         batch = rows[start : start + PADDED]
         ids = np.full((len(batch), max(map(len, batch))), pad_id, dtype=np.int64)

@@ -1,6 +1,6 @@
 """A run of `edgeclip bench` as one HTML page: plots, then the tables.
 
-The page is whole in itself: styles and plots are inline, nothing is fetched, no script runs. It is well-formed XML
+The page is complete in itself: styles and plots are inline, nothing is fetched, no script runs. It is well-formed XML
 too, so that it can be checked.
 """
 
@@ -31,7 +31,7 @@ _LONG = 40
 
 
 def render_page(record: Record) -> str:
-    """The page."""
+    """The page as HTML."""
     title = f"edgeclip bench: {', '.join(subject.name for subject in record.bundles)}"
     parts = [
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>',
@@ -54,7 +54,7 @@ def render_page(record: Record) -> str:
 
 
 def pareto_front(points: Iterable[Point]) -> list[Point]:
-    """Of (cost, gain) points those that no other beats in both, by rising cost."""
+    """The (cost, gain) points that no other point beats in both, by rising cost."""
     front: list[Point] = []
     for point in sorted(points, key=lambda one: (one[0], -one[1])):
         if not front or point[1] > front[-1][1]:
@@ -63,7 +63,7 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
 
 
 def _distributions(record: Record) -> Iterator[str]:
-    """For each tower and scenario the share of queries that were answered within a time."""
+    """For each tower and scenario, the share of queries that were answered within a time."""
     groups: dict[str, list[Series]] = {}
     for result in record.results:
         if result.latency is None:
@@ -124,7 +124,7 @@ def _fronts(record: Record) -> Iterator[str]:
 
 
 def _family(record: Record, result: Result) -> str:
-    """What differs in batch alone."""
+    """The configurations that differ only in batch."""
     return f"{_bundle(record, result)}{result.case.scenario}{_threads(record, result)}"
 
 

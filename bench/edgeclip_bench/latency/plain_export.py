@@ -1,15 +1,14 @@
-"""A bundle against the plain export of the same checkpoint, in one run on one machine.
+"""A bundle beside the plain export of the same checkpoint, in one run on one machine.
 
     edgeclip bench plain-export CHECKPOINT BUNDLE [--rounds N] [--out FILE.json]
 
 The rival is what torch.onnx.export and onnxruntime give by themselves for `edgeclip_bench.rivals.plain_towers`: no
-session option is set but the number of threads, which is the same for both. The two take turns, so what else the
-machine does meets both alike; the figure to quote is the median over the rounds of one time divided by the
-other. Memory is measured apart, each graph in a process of its own: after loading and one short run, what of
-it is anonymous (the rest is a mapped file, which processes share and the system may drop), and the peak of
-one more run above it.
+session option is set but the number of threads, which is the same for both. The two take turns, so other work of the
+machine meets both alike; the figure to quote is the median over the rounds of one time divided by the other. Memory
+is measured apart, each graph in a process of its own: after loading and one short run, how much of it is anonymous
+(the rest is a mapped file, which processes share and the system may drop), and the peak of one more run above it.
 
-Only compute is timed: ids and pixels are made beforehand. Tokenising and decoding are another story.
+Only compute is timed: ids and pixels are made beforehand, so tokenising and decoding are left out.
 """
 
 import argparse
@@ -57,14 +56,14 @@ class Case:
 
     @property
     def name(self) -> str:
-        """As it stands in the table."""
+        """The name in the table."""
         what = f"text, {self.tokens} tokens" if self.tower == "text" else "image"
         return f"{what}, batch {self.batch}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """What a case took, in milliseconds, and the ratio round by round."""
+    """The times of a case in milliseconds, and the ratio round by round."""
 
     case: Case
     samples: int
@@ -91,7 +90,7 @@ class Memory:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line takes."""
+    """Declare the arguments of this case on the command line."""
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("bundle", type=Path, help="the bundle of that checkpoint, for the CPU")
     parser.add_argument("--rounds", type=int, default=1, help="multiplies the rounds of every case (1)")
@@ -137,12 +136,12 @@ def compare_bundle(checkpoint: Path, bundle: Path, *, plain: Path | None, rounds
 
 
 def machine() -> dict[str, Any]:
-    """What a figure depends on besides the code."""
+    """The facts that a figure depends on besides the code."""
     return {**hardware(), "onnxruntime": onnxruntime.__version__, "torch": torch.__version__}
 
 
 def plain_graph(checkpoint: Path, folder: Path, tower: TowerName) -> Path:
-    """The rival's graph: exported once, as torch.onnx.export leaves it."""
+    """The rival's graph, as torch.onnx.export leaves it; exported once."""
     path = folder / f"plain_{tower}.onnx"
     if path.exists():
         return path
@@ -164,7 +163,7 @@ def plain_graph(checkpoint: Path, folder: Path, tower: TowerName) -> Path:
 
 
 def compare(ours: Path, plain: Path, tower: TowerName, image: ImageFacts, rounds: int) -> Iterator[Latency]:
-    """Both graphs in turn on every case of a tower."""
+    """Run both graphs in turn on every case of a tower."""
     run, run_rival = _bundle_run(ours, tower), _plain_run(plain)
     cases = [
         Case(tower="text", batch=1, tokens=8, rounds=40),
@@ -202,10 +201,10 @@ def compare(ours: Path, plain: Path, tower: TowerName, image: ImageFacts, rounds
 
 
 def timed(run: Run, batch: NDArray[Any]) -> tuple[NDArray[np.float32], float]:
-    """A run and its seconds, after a pause and a run that does not count.
+    """The result of a run and its seconds, after a pause and a run that does not count.
 
-    The threads of another session spin for a while after its run, and take the processor from this one: without
-    the pause a 16-token text took 73 ms on two cores, with it 45.
+    The threads of another session spin for a while after its run, and take the processor from this one: without the
+    pause a 16-token text took 73 ms on two cores, with it 45.
     """
     time.sleep(PAUSE_S)
     run(batch)
@@ -215,7 +214,7 @@ def timed(run: Run, batch: NDArray[Any]) -> tuple[NDArray[np.float32], float]:
 
 
 def measure_memory(path: Path, label: str, tower: TowerName, image: ImageFacts, tokens: int) -> Memory:
-    """Load one graph, run it once short and once as asked for. Runs in a process of its own."""
+    """Load one graph, run it once on a short input and once as asked for. Runs in a process of its own."""
     process = psutil.Process()
     before = process.memory_info()
     started = time.perf_counter()
@@ -277,7 +276,7 @@ def _reset_peak() -> None:
 
 
 def _anonymous(memory: Any) -> int:
-    return int(memory.rss - getattr(memory, "shared", 0))  # Linux tells; elsewhere all of it counts
+    return int(memory.rss - getattr(memory, "shared", 0))  # only Linux reports what is shared
 
 
 def _peak_bytes() -> int:

@@ -1,11 +1,11 @@
-"""The JSON document of `edgeclip bench`, as dataclasses: what they hold is what it holds.
+"""The JSON document of `edgeclip bench`, as dataclasses.
 
     benchmark         "edgeclip_bench.bench"
     schema_version    1; a reader refuses another
     machine           processor, threads, memory, system, python, graphics cards
-    versions          of onnxruntime and what else was at work
-    rules             in words: how percentiles, steadiness, warm-up and latency are meant
-    bundles           `Subject`: what was measured
+    versions          of onnxruntime and the other packages in use
+    rules             in words: how percentiles, steadiness, warm-up and latency are defined
+    bundles           `Subject`: the bundles that were measured
     results           `Result`: one for each case, with its samples
     memory            `Memory`: one for each bundle and number of threads
     left_out          `Absence`: what was asked for and not measured, and why
@@ -36,7 +36,7 @@ SCHEMA_VERSION = 1
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """A bundle: `worst_cosine` is what its manifest says it lost against its fp32 source, by tower."""
+    """A bundle: `worst_cosine` is its loss against its fp32 source by its manifest, for each tower."""
 
     name: str
     source: str
@@ -49,7 +49,7 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """The figure that counts in a scenario; `why` says what is missing where the value is None."""
+    """The main figure of a scenario; `why` says what is missing where the value is None."""
 
     name: str
     unit: str
@@ -71,7 +71,7 @@ class ProbeFigures:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ServerFigures:
-    """The highest rate that kept `bound_ms` and the lowest that did not, queries a second, and every probe."""
+    """The highest rate that kept `bound_ms` and the lowest that did not, in queries a second, and every probe."""
 
     bound_ms: float
     rate_per_s: float
@@ -81,12 +81,12 @@ class ServerFigures:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """A case that was measured. `device` is what really ran it.
+    """A case that was measured. `device` is the one that really ran it.
 
-    `latency` is of queries; None in the offline scenario, which has none. `per_second` counts samples. `samples_ms`
-    are the latencies in their order, in the offline scenario the time of each run divided by its samples.
-    `queries` is how many there were, `samples` how many texts or images in them. `others_share` is what other
-    processes took of all processors meanwhile (`edgeclip_bench.measure.other_processes`).
+    `latency` is that of queries; None in the offline scenario, which has none. `per_second` counts samples.
+    `samples_ms` are the latencies in order, in the offline scenario the time of each run divided by its samples.
+    `queries` is the number of queries, `samples` the number of texts or images in them. `others_share` is the share
+    of all processors that other processes took meanwhile (`edgeclip_bench.measure.other_processes`).
     """
 
     bundle: str
@@ -109,9 +109,10 @@ class Result:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Resident memory of the process: before the bundle was opened, and the most while it was measured.
+    """Resident memory of the process: before the bundle was opened, and the peak while it was measured.
 
-    `gpu_bytes` is what the GPU held more after the measurements than before, all its processes together.
+    `gpu_bytes` is by how much the GPU's used memory, of all processes together, was higher after the measurements
+    than before.
     """
 
     bundle: str
@@ -123,7 +124,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Absence:
-    """What could not be measured, and why."""
+    """A measurement that could not be made, and why."""
 
     what: str
     why: str
@@ -131,7 +132,7 @@ class Absence:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """Everything of one run."""
+    """The whole document of one run."""
 
     machine: Mapping[str, Any]
     versions: Mapping[str, str]
@@ -144,19 +145,19 @@ class Record:
     attached: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The document as JSON values."""
         return {"benchmark": BENCHMARK, "schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
 
     def to_json(self) -> str:
-        """The text of the document."""
+        """The document as JSON text."""
         return json.dumps(self.document(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_document(path: Path, *, benchmark: str | None = BENCHMARK) -> dict[str, Any]:
-    """The JSON document of a benchmark; of any where `benchmark` is None.
+    """The JSON document of a benchmark; of any benchmark where `benchmark` is None.
 
-    InputError for a file that cannot be read, that is none, whose schema this version does not know, or that is not
-    whole.
+    InputError for a file that cannot be read or is no such document, for a schema that this version does not know,
+    and for an incomplete document.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -179,7 +180,7 @@ def read_document(path: Path, *, benchmark: str | None = BENCHMARK) -> dict[str,
 
 
 def _missing(document: Mapping[str, Any]) -> str | None:
-    """What of a comparison's needs a document has not, in words."""
+    """The parts that a comparison needs and the document lacks, in words."""
     for part, kind in (("machine", dict), ("versions", dict), ("bundles", list), ("results", list)):
         if not isinstance(document.get(part), kind):
             return f'no "{part}"'

@@ -1,6 +1,6 @@
 """A run of `edgeclip bench` as tables for people, and as CSV with perf_analyzer's columns.
 
-The JSON is `edgeclip_bench.latency.records`, the HTML page `edgeclip_bench.latency.page`.
+The JSON is in `edgeclip_bench.latency.records`, the HTML page in `edgeclip_bench.latency.page`.
 """
 
 import csv
@@ -57,7 +57,7 @@ _INPUT_STAGES = ("read", "decode", "resize", "tokenise", "host_to_device")
 
 
 def render_text(record: Record) -> str:
-    """For a terminal."""
+    """The tables for a terminal."""
     head = "\n".join((*headline(record), *describe(record)))
     shown = (render_table(table) for table in tables(record))
     return "\n\n".join((head, *shown, "\n".join(notes(record)))) + "\n"
@@ -72,7 +72,7 @@ def tables(record: Record) -> Iterator[Table]:
 
 
 def notes(record: Record) -> Iterator[str]:
-    """What a reader must know of the figures, and what is missing among them."""
+    """What a reader must know about the figures, and what is missing among them."""
     shares = [result.others_share or 0 for result in record.results]
     most = max((*shares, (record.rivals or {}).get("others_share", 0)), default=0)
     if most > MUCH:
@@ -90,7 +90,9 @@ def notes(record: Record) -> Iterator[str]:
 
 
 def render_csv(record: Record) -> str:
-    """perf_analyzer's columns, times in microseconds; a cell is empty where nothing was measured or may be said."""
+    """perf_analyzer's columns, times in microseconds; a cell is empty where nothing was measured or the samples are
+    too few.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow((*CSV_COLUMNS, *_OWN_COLUMNS))
@@ -128,7 +130,7 @@ def render_csv(record: Record) -> str:
 
 
 def headline(record: Record) -> Iterator[str]:
-    """What a person who buys hardware asks first, a line for each bundle."""
+    """The answer to a hardware buyer's first question, a line for each bundle."""
     for subject in record.bundles:
         own = [result for result in record.results if result.bundle == subject.name]
         said = [
@@ -166,19 +168,19 @@ def describe(record: Record) -> Iterator[str]:
 
 
 def duration(ms: float | None) -> str:
-    """Milliseconds with three digits that say something; seconds from ten thousand."""
+    """Milliseconds with three significant digits; seconds from ten thousand milliseconds on."""
     if ms is None:
         return NONE
     return f"{ms / 1000:.1f} s" if ms >= 10_000 else f"{ms:,.0f} ms" if ms >= 100 else f"{ms:.3g} ms"
 
 
 def rate(per_second: float) -> str:
-    """A second."""
+    """A number per second, in words."""
     return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"
 
 
 def counted_text(metric: Metric) -> str:
-    """The figure that counts, or what it wants."""
+    """The main figure, or what it lacks."""
     if metric.value is None:
         return metric.why or NONE
     return f"{metric.name} {duration(metric.value)}" if metric.unit == "ms" else f"{rate(metric.value)} {metric.unit}"
@@ -304,7 +306,7 @@ def _memory_table(record: Record) -> Table:
 
 
 def _trust(result: Result) -> tuple[str, str]:
-    """Whether it settled, and what others took of the processors."""
+    """Whether the measurement settled, and what other processes took of the processors."""
     steady = NONE if result.is_steady is None else "yes" if result.is_steady else "no"
     return steady, NONE if result.others_share is None else f"{result.others_share:.0%}"
 

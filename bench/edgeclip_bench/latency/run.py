@@ -1,8 +1,8 @@
-"""`edgeclip bench` at work: bundles opened one after another, every case asked of them, everything kept.
+"""Run `edgeclip bench`: open bundles one after another, measure every case on each, keep all samples.
 
-What is timed is what a user calls, `Encoder.encode_text` with a str and `Encoder.encode_image` with a path, so
-tokenising, reading and decoding are in it; the steps are told apart besides (`edgeclip_bench.latency.stages`). One
-bundle is open at a time, so no other session's threads take the processor.
+It times what a user calls, `Encoder.encode_text` with a str and `Encoder.encode_image` with a path, so tokenising,
+reading and decoding are included; the steps are also measured apart (`edgeclip_bench.latency.stages`). One bundle is
+open at a time, so no other session's threads take the processor.
 """
 
 import os
@@ -67,7 +67,7 @@ RULES = {
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "openvino", "numpy", "pillow", "tokenizers")
 # A longer probe is not begun: three to six follow each other.
 _LONGEST_PROBE_S = 300.0
-# Lone queries that tell what a worker can do, before the first probe.
+# Single queries before the first probe, which show how fast a worker is.
 _SERVICE_QUERIES = 20
 _KEPT_SAMPLES = 20_000
 # Runs enough for a comparison of two documents to judge by.
@@ -79,8 +79,8 @@ Show = Callable[[str, int, int], None]
 def bench(bundles: Sequence[Path], plan: Plan, *, device: str = "auto", progress: Show | None = None) -> Record:
     """Measure every case of the plan on each bundle.
 
-    `progress` is told what is measured, how many cases are done, and of how many. Raises what `Encoder.open` and the
-    encoder raise, and InputError for a plan that a bundle cannot follow.
+    `progress` is called with what is measured, how many cases are done, and of how many. Raises what `Encoder.open`
+    and the encoder raise, and InputError for a plan that a bundle cannot follow.
     """
     manifests = [Manifest.read(folder) for folder in bundles]
     names = [folder.resolve().name for folder in bundles]
@@ -139,7 +139,7 @@ def bench(bundles: Sequence[Path], plan: Plan, *, device: str = "auto", progress
 
 
 class _Opened:
-    """An open bundle and what its cases need."""
+    """An open bundle and the inputs of its cases."""
 
     def __init__(
         self, name: str, folder: Path, manifest: Manifest, encoder: Encoder, plan: Plan, scratch: Path
@@ -151,7 +151,7 @@ class _Opened:
         self.batches: dict[Case, NDArray[Any]] = {}
 
     def measure(self, case: Case) -> Result | Absence:
-        """One case, in its scenario."""
+        """Measure one case, in its scenario."""
         if case.scenario == "offline":
             return self._offline(case)
         if case.scenario == "server":
@@ -246,14 +246,14 @@ class _Opened:
 
 
 def counted(level: str, latency: Distribution) -> Metric:
-    """The percentile that counts, or how many samples it wants."""
+    """The main percentile of a scenario, or how many samples it needs."""
     value = latency.level(level)
     why = None if value is not None else f"{level} wants {samples_wanted(level):,} samples"
     return Metric(name=level, unit="ms", value=value, why=why)
 
 
 def server_result(name: str, case: Case, device: str, run: ServerRun) -> Result | Absence:
-    """What the probes say; an Absence when not one rate kept the bound."""
+    """The result of the probes; an Absence when not one rate kept the bound."""
     best = run.best
     if best is None:
         why = f"no rate kept p99 at {run.bound_ms:g} ms"
@@ -293,7 +293,7 @@ def _probe_figures(probe: Probe) -> ProbeFigures:
 
 
 def _with_ceilings(results: Sequence[Result], bundle: _Opened) -> tuple[list[Result], list[Absence]]:
-    """The results, those of this bundle whose steps were measured with the ceiling beside them."""
+    """The results; those of this bundle whose steps were measured get the machine's ceiling beside them."""
     found: list[Result] = []
     missing: list[Absence] = []
     for result in results:
@@ -340,7 +340,7 @@ def _versions() -> Iterator[tuple[str, str]]:
 
 
 def _kept(samples_ms: NDArray[np.float64]) -> tuple[float, ...]:
-    """In their order, every so-manieth where there are very many."""
+    """The samples in order; where there are very many, evenly spaced ones."""
     step = -(-len(samples_ms) // _KEPT_SAMPLES)
     return tuple(round(float(ms), 4) for ms in samples_ms[::step])
 

@@ -1,14 +1,14 @@
-"""MLPerf Inference's scenarios, on anything that answers a query.
+"""MLPerf Inference's scenarios, for any function that answers a query.
 
     single-stream   the next query when the last is done; p90 latency counts
     multi-stream    queries of eight samples, the next when the last is done; p99 latency counts
     server          Poisson arrivals; the highest rate whose p99 latency keeps a bound counts
     offline         every sample at once; samples a second count
 
-In the server scenario a query's latency begins when it was scheduled, not when somebody had time for it, so the wait
-behind others is in it. Queries are answered in order by one worker, which has all threads: an M/G/1 queue. The same
-code runs on a clock that nobody waits for, which is how the first rate to try is found from measured service times,
-and how the accounting is tested against queueing theory.
+In the server scenario a query's latency begins at its scheduled moment, not when the worker is free, so the wait
+behind other queries is included. Queries are answered in order by one worker, which has all threads: an M/G/1 queue.
+The same code runs on a virtual clock: that finds the first rate to try from measured service times, and lets tests
+compare the accounting with queueing theory.
 """
 
 import time
@@ -26,7 +26,7 @@ SCENARIOS: tuple[Scenario, ...] = ("single-stream", "multi-stream", "server", "o
 MULTI_STREAM_SAMPLES = 8
 # The percentile that counts in a scenario; in the others it is a rate.
 COUNTS: dict[Scenario, str] = {"single-stream": "p90", "multi-stream": "p99"}
-# p99 of a rate that is to be claimed wants so many queries (edgeclip_bench.measure.percentiles).
+# The queries that p99 of a claimed rate needs (edgeclip_bench.measure.percentiles).
 SERVER_QUERIES = 1000
 SERVER_TOLERANCE = 0.05
 # What is not counted before a case: queries until both are reached.
@@ -41,20 +41,20 @@ Query = Callable[[], object]
 
 
 class Clock(Protocol):
-    """Seconds that pass."""
+    """A source of time in seconds."""
 
     def now(self) -> float:
-        """Seconds since some moment."""
+        """Seconds since some fixed moment."""
 
     def sleep_until(self, moment: float) -> None:
         """Return at `moment`, at once where it is past."""
 
 
 class WallClock:
-    """The machine's."""
+    """The machine's clock."""
 
     def now(self) -> float:
-        """Seconds since some moment."""
+        """Seconds since some fixed moment."""
         return time.perf_counter()
 
     def sleep_until(self, moment: float) -> None:
@@ -79,7 +79,7 @@ class VirtualClock:
         self._now = max(self._now, moment)
 
     def spend(self, seconds: float) -> None:
-        """What a simulated query does."""
+        """Move the clock on, as a simulated query does."""
         self._now += seconds
 
 
@@ -100,9 +100,9 @@ class Stream:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """One rate that was tried: latencies from the scheduled moment and the part that was waiting.
+    """One rate that was tried: latencies from the scheduled moment, and how much of each was waiting.
 
-    A probe that can no longer keep the bound is broken off, so `latencies_ms` may be shorter than what was planned.
+    A probe that can no longer keep the bound is broken off, so `latencies_ms` may be shorter than planned.
     """
 
     rate_per_s: float
@@ -129,7 +129,7 @@ class ServerRun:
 
 
 def warm_up(query: Query, clock: Clock) -> int:
-    """Queries that do not count; how many there were."""
+    """Run queries that do not count; return how many there were."""
     started, done = clock.now(), 0
     while done < WARM_UP_QUERIES or clock.now() - started < WARM_UP_S:
         query()
@@ -138,10 +138,10 @@ def warm_up(query: Query, clock: Clock) -> int:
 
 
 def stream(query: Query, effort: Effort, clock: Clock, *, per_query: int = 1, warm: Query | None = None) -> Stream:
-    """The next query when the last is done, in windows until they agree.
+    """Send the next query when the last is done, in windows until they agree.
 
-    `per_query` is what one counts for in a window's throughput: the samples of an offline run. `warm` is what
-    is asked before, where it is not the query itself.
+    `per_query` is the number of samples that a query adds to a window's throughput. `warm` is what is asked before
+    the measurement, where it is not the query itself.
     """
     warmed = warm_up(warm or query, clock)
     latencies: list[float] = []
@@ -175,14 +175,14 @@ def poisson_arrivals(rate_per_s: float, count: int, seed: int) -> NDArray[np.flo
 
 
 def allowed_over(count: int) -> int:
-    """How many of `count` latencies may be over a bound that p99 keeps."""
+    """The number of `count` latencies that may be over a bound that p99 keeps."""
     return count // 100
 
 
 def serve(query: Query, rate_per_s: float, bound_ms: float, count: int, clock: Clock, seed: int = 0) -> Probe:
-    """`count` queries at Poisson moments, each answered when those before it are.
+    """Answer `count` queries that arrive at Poisson moments, each when those before it are answered.
 
-    Broken off with the query that makes the bound unreachable.
+    Stops at the query that makes the bound unreachable.
     """
     latencies: list[float] = []
     waits: list[float] = []
@@ -209,10 +209,10 @@ def serve(query: Query, rate_per_s: float, bound_ms: float, count: int, clock: C
 def highest_rate(
     probe: Callable[[float], bool], guess: float, capacity: float, tolerance: float = SERVER_TOLERANCE
 ) -> tuple[float, float]:
-    """The highest rate that `probe` says yes to, within `tolerance`, and the lowest it says no to.
+    """The highest rate for which `probe` is true, within `tolerance`, and the lowest for which it is false.
 
-    Goes from `guess` in steps until it stands between a yes and a no, then halves. `capacity`, the rate at which a
-    queue has no end, is never tried and counts as a no. The highest is 0 when even nearly idle is a no.
+    Goes from `guess` in steps until one rate of either kind is found, then halves the distance. `capacity`, the rate
+    at which a queue has no end, is never tried and counts as false. The highest is 0 when even nearly idle is false.
     """
     low, high = 0.0, capacity
     rate = min(guess, capacity * (1 - tolerance))

@@ -1,11 +1,11 @@
-"""Where a query's time goes: each step on the way of a text or an image, measured apart.
+"""Where a query's time goes: each step of a text or an image, measured apart.
 
     text    tokenise -> queue -> host-to-device -> compute -> device-to-host
     image   read -> decode -> resize -> queue -> host-to-device -> compute -> device-to-host
 
 The steps are called one after another in one thread, so they may add up to more than a query takes that overlaps
-them. A step that there is not is None: a lone query has no queue, and the CPU copies nothing, for onnxruntime reads
-numpy's memory. On a GPU the copies are those of the same bytes by onnxruntime, and compute is what is left.
+them. A step that does not exist is None: a lone query has no queue, and the CPU copies nothing, because onnxruntime
+reads numpy's memory. On a GPU the copies are those of the same bytes by onnxruntime, and compute is the rest.
 """
 
 import time
@@ -29,7 +29,7 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stages:
-    """The median of each step in milliseconds, of `rounds` rounds; None for a step that there is not."""
+    """The median of each step in milliseconds, of `rounds` rounds; None for a step that does not exist."""
 
     rounds: int
     read_ms: float | None = None
@@ -48,7 +48,7 @@ class Stages:
 
 
 class _Watch:
-    """Times by the name of a step."""
+    """Measured times by the name of their step."""
 
     def __init__(self) -> None:
         self.times: dict[str, list[float]] = {}
@@ -61,7 +61,7 @@ class _Watch:
 
 
 def measure_text_stages(encoder: Encoder, texts: Sequence[str], seconds: float) -> tuple[Stages, NDArray[Any]]:
-    """The steps of texts of one length that go to the tower together, and the ids (B, T) that go."""
+    """Measure the steps of texts of one length that form a batch; also return the batch's ids (B, T)."""
 
     def once(watch: _Watch) -> NDArray[Any]:
         rows = watch.time("tokenise", lambda: encoder.tokenize(list(texts))).rows
@@ -71,7 +71,7 @@ def measure_text_stages(encoder: Encoder, texts: Sequence[str], seconds: float) 
 
 
 def measure_image_stages(encoder: Encoder, paths: Sequence[Path], seconds: float) -> tuple[Stages, NDArray[Any]]:
-    """The steps of image files that go to the tower together, and the pixels (B, S, S, 3) that go."""
+    """Measure the steps of image files that form a batch; also return the batch's pixels (B, S, S, 3)."""
 
     def once(watch: _Watch) -> NDArray[Any]:
         files = watch.time("read", lambda: [path.read_bytes() for path in paths])

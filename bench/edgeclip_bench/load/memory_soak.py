@@ -8,15 +8,15 @@ Texts have 2 to 512 tokens, as many between 2 and 4 as between 256 and 512, and 
 of 32 to 4000 pixels a side in five formats, 1 to 4 at a time. With --to-the-limit one call in a hundred has a text
 that the model must cut. The first fifth is warm-up: every buffer and every kernel has been used then.
 
-What malloc and Pillow keep is bounded (`edgeclip.host.malloc_bounds`), as a process that decodes for long should have
-it, and the JSON says how; --unbounded leaves them as they come.
+The memory that malloc and Pillow keep is bounded (`edgeclip.host.malloc_bounds`), as in a process that decodes for
+long, and the JSON says how; --unbounded leaves the defaults.
 
 The verdict comes from the rest, cut into windows: a line through their medians, and the interval that holds its slope
-with 95 % certainty. Medians, for a text of 8192 tokens takes 100 MB while it computes, and how many such moments a
-window has is chance; the peak is told beside. Memory "grows" when the interval is above zero and what was gained is
-worth the name, is "flat" when it could not have gained that much, and what lies between is "unclear": run it longer.
-A minute is too short in any case: what decoding large images leaves in each thread's heap levels off after some
-hundred calls (a tiny bundle gained 51 MB in a minute, 0 in four).
+with 95 % certainty. Medians, because a text of 8192 tokens takes 100 MB while it computes, and how many such moments
+a window has is chance; the peak is reported too. Memory "grows" when the interval is above zero and the gain is large
+enough to matter, is "flat" when it could not have gained that much, and otherwise "unclear": run it longer. A minute
+is too short in any case: what decoding large images leaves in each thread's heap levels off after some hundred calls
+(a tiny bundle gained 51 MB in a minute, 0 in four).
 """
 
 import argparse
@@ -71,7 +71,7 @@ class Trend:
 
 @dataclass(slots=True, kw_only=True)
 class Counts:
-    """What was encoded."""
+    """The numbers of texts and images that were encoded."""
 
     calls: int = 0
     texts: int = 0
@@ -79,7 +79,7 @@ class Counts:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line takes."""
+    """Declare the arguments of this case on the command line."""
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--seconds", type=float, default=600.0, help="how long (600)")
     parser.add_argument("--device", default="auto")
@@ -130,7 +130,7 @@ def soak(
     to_the_limit: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Encode for so many seconds and give the JSON document; raises what encoding raised."""
+    """Encode for `seconds` and return the JSON document; raises what encoding raised."""
     files = list(make_files(FILES, largest_px, seed))
     counts = Counts()
     samples: list[tuple[float, int]] = []
@@ -181,10 +181,10 @@ def soak(
 
 
 def find_trend(samples: Sequence[tuple[float, int]]) -> Trend:
-    """The line through (second, bytes) after the warm-up, and what it says.
+    """The line through (second, bytes) after the warm-up, and the verdict.
 
-    Samples a second apart follow one another too closely to count as so many: the line goes through the medians of
-    WINDOWS windows, ordinary least squares, with Student's interval for its slope.
+    Samples a second apart depend on one another too much to count as independent: the line goes through the medians
+    of WINDOWS windows, by ordinary least squares, with Student's interval for its slope.
     """
     first, last = samples[0][0], samples[-1][0]
     begin = first + WARM_UP_SHARE * (last - first)
@@ -215,7 +215,7 @@ def find_trend(samples: Sequence[tuple[float, int]]) -> Trend:
 
 
 def make_files(count: int, largest_px: int, seed: int) -> Iterator[bytes]:
-    """Image files, their sides drawn evenly on a logarithmic scale."""
+    """Write image files; their sides are drawn evenly on a logarithmic scale."""
     from PIL import Image
 
     random = np.random.default_rng(seed)
@@ -254,7 +254,7 @@ def _text(random: np.random.Generator, tokens: int) -> str:
 
 
 def _gpu_memory(device: str) -> Callable[[], int] | None:
-    """What tells the memory of the GPU that is in use; None on another device, or without nvidia-smi."""
+    """A function that reads the GPU memory in use; None on another device, or without nvidia-smi."""
     kind, _, index = device.partition(":")
     if kind not in ("cuda", "tensorrt") or gpu_bytes(int(index)) is None:
         return None

@@ -1,17 +1,18 @@
-"""The service under load, over HTTP: requests a second and latency against concurrency, and what images do to texts.
+"""The service under load, over HTTP: requests a second and latency by concurrency, and what images do to texts.
 
     edgeclip bench service-load URL [--seconds S] [--concurrency N ...] [--rate R ...]
                                           [--bundle BUNDLE] [--key KEY] [--out FILE.json]
 
     closed loop   N clients, each sending its next request when the last is answered
-    open loop     Poisson arrivals of R requests a second; latency counts from when a request was due, so that a
-                  service that falls behind shows it (no coordinated omission)
+    open loop     Poisson arrivals of R requests a second; latency counts from the moment a request was due, so
+                  a service that falls behind shows it (no coordinated omission)
     text          one short text a request
     mixed         nine texts to one image
     beside        the text of a closed loop while four clients keep sending eight images each
 
-With --bundle, what HTTP costs: one short text through the service and through an Encoder in this process, in turns.
-The service must run on this machine then. Requests that are refused are counted by status and are no latencies.
+With --bundle it measures the cost of HTTP: one short text through the service and through an Encoder in this process,
+in turns. The service must run on this machine then. Requests that are refused are counted by status and are no
+latencies.
 """
 
 import argparse
@@ -67,7 +68,7 @@ _TEXTS = (
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the requests of one run."""
+    """The outcomes of the requests of one run."""
 
     latencies_ms: list[float] = field(default_factory=list)
     refusals: Counter[str] = field(default_factory=Counter)
@@ -76,7 +77,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One run: `load` is clients of a closed loop, requests a second of an open one."""
+    """One run: `load` is the number of clients of a closed loop, or requests a second of an open one."""
 
     workload: str
     loop: str
@@ -88,7 +89,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overhead:
-    """One short text, in turns through the service and in this process; the median of the differences is theirs."""
+    """One short text, in turns through the service and in this process, and the median of the differences."""
 
     encoding: str
     service: Distribution
@@ -97,7 +98,7 @@ class Overhead:
 
 
 class Client:
-    """One service, as a client with connections that stay open sees it."""
+    """A client of one service, with connections that stay open."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
         self._session, self._url = session, f"{url.rstrip('/')}/v1/embeddings"
@@ -129,7 +130,7 @@ async def connect(url: str, key: str | None) -> AsyncIterator[Client]:
 
 
 async def closed_loop(client: Client, bodies: Iterator[Body], clients: int, seconds: float) -> Tally:
-    """`clients` at once, none with more than one request in flight, until `seconds` have passed."""
+    """Run `clients` at once, each with one request in flight, until `seconds` have passed."""
     tally = Tally()
     began_s = time.perf_counter()
 
@@ -143,7 +144,7 @@ async def closed_loop(client: Client, bodies: Iterator[Body], clients: int, seco
 
 
 async def open_loop(client: Client, bodies: Iterator[Body], rate: float, seconds: float) -> Tally:
-    """Requests when they are due, whatever became of those before."""
+    """Send requests when they are due, whether or not earlier ones are answered."""
     tally = Tally()
     gaps = np.random.default_rng(_SEED).exponential(1 / rate, max(1, round(rate * seconds)))
     began_s = time.perf_counter()
@@ -158,7 +159,7 @@ async def open_loop(client: Client, bodies: Iterator[Body], rate: float, seconds
 
 @asynccontextmanager
 async def bulk_images(client: Client) -> AsyncIterator[Tally]:
-    """A bulk job in the background; its tally counts requests of BULK_IMAGES."""
+    """Send a bulk job in the background; its tally counts requests of BULK_IMAGES images."""
     tally = Tally()
     bodies = itertools.cycle([{"input": images(BULK_IMAGES), "model": "any"}])
 
@@ -179,12 +180,12 @@ async def bulk_images(client: Client) -> AsyncIterator[Tally]:
 
 
 def text_bodies() -> Iterator[Body]:
-    """One short text each, by turns."""
+    """Request bodies of one short text each, in a cycle."""
     return itertools.cycle([{"input": [text], "model": "any"} for text in _TEXTS])
 
 
 def mixed_bodies() -> Iterator[Body]:
-    """Nine texts, then an image."""
+    """Request bodies of nine texts, then an image."""
     texts = text_bodies()
     pictures = itertools.cycle([{"input": [image], "model": "any"} for image in images(4)])
     while True:
@@ -193,7 +194,7 @@ def mixed_bodies() -> Iterator[Body]:
 
 
 def images(count: int) -> list[dict[str, str]]:
-    """JPEGs of 640 x 480, made up, in base64."""
+    """Made-up JPEGs of 640 x 480, in base64."""
     from PIL import Image
 
     random = np.random.default_rng(_SEED)
@@ -227,7 +228,7 @@ async def measure_load(
     key: str | None = None,
     tell: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
-    """Every workload; `tell` hears of each row as it is done."""
+    """Run every workload; `tell` is called with each row when it is done."""
     rows: list[Row] = []
 
     def note(*figures: Any) -> None:
@@ -254,10 +255,11 @@ async def measure_load(
 
 
 def measure_overhead(url: str, bundle: Path, *, key: str | None, turns: int = OVERHEAD_TURNS) -> list[Overhead]:
-    """What the service adds to one short text, as JSON numbers and as base64.
+    """The time that the service adds to one short text, as JSON numbers and as base64.
 
-    In turns, each after a pause and one that does not count: the threads of the other process spin for a while after
-    its run, and would take the processor. The client is the standard library's, which adds 0.2 ms of its own.
+    The two take turns, each after a pause and a run that does not count: the threads of the other process spin for a
+    while after its run, and would take the processor. The client is the standard library's, which adds 0.2 ms of its
+    own.
     """
     found = []
     with Encoder.open(bundle) as encoder, closing(_connection(url)) as connection:
@@ -302,7 +304,7 @@ def _time_ms(work: Callable[[], object]) -> float:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line takes."""
+    """Declare the arguments of this case on the command line."""
     parser.add_argument("url", help="as http://127.0.0.1:8000")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of each run (30)")
     parser.add_argument("--concurrency", type=int, nargs="+", default=CONCURRENCIES, help="clients (1 4 16 64)")

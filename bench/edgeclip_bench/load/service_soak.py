@@ -2,13 +2,13 @@
 
     edgeclip bench service-soak BUNDLE [--seconds 600] [--clients 6] [--out F.json]
 
-The service is started in a process of its own. Clients draw what they do: short and bulk texts, texts that need a
-mask, token ids, images, images of 49 megapixels, broken images, bodies of 60 MB, JSON that grows when it is parsed,
-paths that are not there, requests that are left before the answer, bytes that are no HTTP, heads that never end.
+The service is started in a process of its own. Each client draws at random what it does: short and bulk texts, texts
+that need a mask, token ids, images, images of 49 megapixels, broken images, bodies of 60 MB, JSON that grows when it
+is parsed, unknown paths, requests that are dropped before the answer, bytes that are no HTTP, heads that never end.
 
-Resident memory is sampled each second, and whenever all clients rest for a second, the least then: that is what was
-kept, where a sample between holds a decoded image or none as chance has it. Both are judged as
-`edgeclip_bench.load.memory_soak` does.
+Resident memory is sampled each second. Whenever all clients rest for a second, the lowest sample is kept too: that is
+the memory that stays, while a sample in between holds a decoded image or none by chance. Both series are judged as in
+`edgeclip_bench.load.memory_soak`.
 """
 
 import argparse
@@ -47,7 +47,7 @@ _LARGE_PX = 7000
 _LARGE_BODY_BYTES = 60_000_000
 _RESTS = 100  # in a run
 _REST_S = 1.0
-# A tick of the clock that took longer was no traffic: somebody stopped this process, or the machine slept.
+# A tick of the clock that took longer is no sign of traffic: this process was stopped, or the machine slept.
 _LONGEST_TICK = 3
 
 Act = Callable[[], Awaitable[str]]
@@ -55,7 +55,7 @@ Samples = Sequence[tuple[float, int]]  # (second, bytes)
 
 
 class Mischief:
-    """What clients do to one service, each act a coroutine that gives what became of it."""
+    """The acts of clients against one service; each act is a coroutine that returns its outcome."""
 
     def __init__(self, session: aiohttp.ClientSession, port: int, seed: int) -> None:
         self._session, self._port = session, port
@@ -79,52 +79,52 @@ class Mischief:
         )
 
     async def ask_a_text(self) -> str:
-        """One, as a search does."""
+        """Send one text, as a search does."""
         return await self._post({"input": "a red bicycle"})
 
     async def ask_many_texts(self) -> str:
-        """Up to 40, of up to 200 words, in two formats."""
+        """Send up to 40 texts of up to 200 words, in two formats."""
         return await self._post({"input": self._texts(), "embedding_type": ["float", "ubinary"]})
 
     async def ask_token_ids(self) -> str:
-        """Up to 20,000, which the model must cut."""
+        """Send up to 20,000 token ids, which the model must cut."""
         ids = self._draw.integers(5, 300, self._draw.integers(1, 20_000)).tolist()
         return await self._post({"input": ids, "truncate": True})
 
     async def ask_a_masked_text(self) -> str:
-        """Of up to 4000 words, and the padding token: too long for some."""
+        """Send up to 4000 words and the padding token, which is too long for some."""
         return await self._post({"input": "<pad> " + "w " * int(self._draw.integers(1, 4000))})
 
     async def ask_images(self) -> str:
-        """Up to three."""
+        """Send up to three images."""
         chosen = self._draw.integers(len(self._pictures), size=self._draw.integers(1, 4))
         return await self._post({"input": [{"image": self._pictures[index]} for index in chosen]})
 
     async def ask_a_large_image(self) -> str:
-        """A file of 150 kB that is 147 MB when it is decoded."""
+        """Send a file of 150 kB that is 147 MB when it is decoded."""
         return await self._post({"input": {"image": self._large_picture}})
 
     async def ask_for_what_is_not_there(self) -> str:
-        """Each time by another path."""
+        """Ask for an unknown path, each time another one."""
         async with self._session.put(f"http://127.0.0.1:{self._port}/{self._draw.bytes(8).hex()}") as response:
             return str(response.status)
 
     async def send_a_broken_image(self) -> str:
-        """A file that ends too early."""
+        """Send an image file that ends too early."""
         return await self._post({"input": {"image": self._pictures[0][: self._draw.integers(4, 80)]}})
 
     async def send_a_large_body(self) -> str:
-        """Up to 60 MB, of one text."""
+        """Send up to 60 MB of one text."""
         text = b"w " * int(self._draw.integers(1, _LARGE_BODY_BYTES // 2))
         return await self._post(b'{"truncate":true,"input":"' + text + b'"}')
 
     async def send_json_that_grows(self) -> str:
-        """Two bytes a list, which are fifty when parsed."""
+        """Send JSON of two bytes per list, which take fifty when parsed."""
         body = b'{"input":[' + b"[]," * int(self._draw.integers(1, 600_000)) + b"1]}"
         return await self._post(body)
 
     async def leave_before_the_answer(self) -> str:
-        """Within 50 ms."""
+        """Close the connection within 50 ms."""
         try:
             async with asyncio.timeout(self._draw.random() * 0.05):
                 await self._post({"input": self._texts()})
@@ -133,7 +133,7 @@ class Mischief:
         return "answered"
 
     async def send_no_http(self) -> str:
-        """200 random bytes."""
+        """Send 200 random bytes."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         try:
             writer.write(os.urandom(200) + b"\r\n\r\n")
@@ -143,7 +143,7 @@ class Mischief:
             writer.close()
 
     async def send_an_endless_head(self) -> str:
-        """Up to 300 kB of one header, then gone."""
+        """Send up to 300 kB of one header, then close the connection."""
         _, writer = await asyncio.open_connection("127.0.0.1", self._port)
         try:
             writer.write(b"GET / HTTP/1.1\r\na: " + b"x" * int(self._draw.integers(10, 300_000)))
@@ -164,7 +164,7 @@ class Mischief:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line takes."""
+    """Declare the arguments of this case on the command line."""
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--clients", type=int, default=6)
@@ -191,13 +191,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def status(report: dict[str, Any]) -> int:
-    """1 when memory grows, at rest or in traffic, or an answer was 500."""
+    """The exit status: 1 when memory grows, at rest or in traffic, or an answer was 500."""
     trends = [report[name]["trend"] for name in ("at_rest", "in_traffic")]
     return int(any(trend and trend["verdict"] == "grows" for trend in trends) or report["answers_500"] > 0)
 
 
 def soak(bundle: Path, *, seconds: float, clients: int) -> dict[str, Any]:
-    """The JSON document of one service's life."""
+    """The JSON document of one service's run."""
     port = _free_port()
     flags = ("--port", str(port), "--token-ids", "--log-level", "error")
     command = (sys.executable, "-m", "edgeclip", "serve", str(bundle), *flags)
@@ -221,7 +221,7 @@ def soak(bundle: Path, *, seconds: float, clients: int) -> dict[str, Any]:
 
 
 def _judged(samples: Samples) -> dict[str, Any]:
-    """Samples and their trend, which the first seconds of a run have not."""
+    """The samples and their trend; a run's first seconds have none."""
     trend: Trend | None = None
     with contextlib.suppress(ValueError):  # too few of them
         trend = find_trend(samples)
@@ -308,7 +308,7 @@ async def _until_ready(session: aiohttp.ClientSession, port: int) -> None:
 
 @functools.cache
 def _pictures() -> tuple[list[str], str]:
-    """Base64 of small images of noise, and of a large one of nothing."""
+    """Small images of noise and a large empty one, in base64."""
     from PIL import Image
 
     small = [

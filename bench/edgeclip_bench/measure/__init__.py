@@ -1,1 +1,1 @@
-"""What every measurement needs: percentiles, memory, the machine's facts and ceilings, plots."""
+"""What all measurements share: percentiles, memory, facts and limits of the machine, tables and plots."""

@@ -1,14 +1,15 @@
-"""How much of the machine a tower uses: its work, and what a bare GEMM and a bare copy give on the same machine.
+"""The share of the machine's limits that a tower reaches: its work beside a bare matrix product and a bare copy.
 
-The work is counted, not estimated: onnxruntime's profile of one run tells the shape that every node really had, also
-behind branches and for the last block that computes one token alone. Counted are products of matrices (2 M N K) and
-attention (4 B S T H for queries S, keys T and heads H wide together); the rest is small beside them, and its time is
-part of what keeps the share below 1. The bytes are those of the weights, which every run reads whole (of the token
-table only some rows, so it is left out); a tower small enough for the cache reads them faster than a copy, above 1.
+The work is counted, not estimated: onnxruntime's profile of one run has the real shape of every node, also in
+branches and in the last block, which computes one token alone. It counts matrix products (2 M N K) and attention (4 B
+S T H for queries S, keys T and heads H wide together); the rest is small beside them, and its time is part of what
+keeps the share below 1. The bytes are those of the weights, which every run reads whole (of the token table only some
+rows, so it is left out); a tower small enough for the cache reads them faster than a copy, and its share can be above
+1.
 
-    floor = max(FLOPs / GEMM's rate, bytes / copy's rate)
+    floor = max(FLOPs / product's rate, bytes / copy's rate)
 
-A long text or an image is bound by the first, a short query by the second. GEMMs of the tower's own two heaviest
+A long text or an image is bound by the first, a short query by the second. Products of the tower's own two heaviest
 shapes are measured, in its own arithmetic, and the faster rate counts. Its attention stays fp32 where the layers are
 int8, so an int8 tower cannot reach 1.
 """
@@ -81,7 +82,7 @@ class NodeRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What a run of a tower asks of a machine, with the products by shape, heaviest first."""
+    """The work of one run of a tower, with the products by shape, heaviest first."""
 
     flops: int
     attention_flops: int
@@ -92,7 +93,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gemm:
-    """A bare product that was measured."""
+    """A bare matrix product that was measured."""
 
     kind: GemmKind
     m: int
@@ -103,9 +104,10 @@ class Gemm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ceiling:
-    """A tower's compute beside the machine's own limits; None where this machine was not asked.
+    """A tower's compute time beside the machine's limits; None where the machine was not measured.
 
-    `share` is the floor divided by what was measured; `share_of_gemm` the reached GFLOP/s by the GEMM's.
+    `share` is the floor divided by the measured time; `share_of_gemm` the reached GFLOP/s divided by the bare
+    product's.
     """
 
     gflop: float
@@ -153,12 +155,14 @@ def count_work(nodes: Sequence[NodeRun], file_bytes: int) -> Work:
 
 
 def _attention_flops(query: Shape, key: Shape) -> int:
-    """Scores and their sum: queries (B, S, H) or (B, heads, S, D), keys (B, T, H) or (B, heads, T, D)."""
+    """The work of scores and their sums: queries (B, S, H) or (B, heads, S, D), keys (B, T, H) or (B, heads, T,
+    D).
+    """
     return 4 * prod(query) * key[-2]
 
 
 def make_ceiling(work: Work, compute_ms: float, gemm: Gemm, copy_gb_per_s: float | None) -> Ceiling:
-    """The work against the machine."""
+    """Compare the work with the machine's limits."""
     seconds = compute_ms / 1000
     compute_floor_s = work.flops / (gemm.gflop_per_s * 1e9)
     memory_floor_s = work.weight_bytes / (copy_gb_per_s * 1e9) if copy_gb_per_s else 0.0
@@ -182,14 +186,14 @@ def make_ceiling(work: Work, compute_ms: float, gemm: Gemm, copy_gb_per_s: float
 
 
 def gemm_kind(precision: Precision, device: str) -> GemmKind:
-    """The arithmetic of a tower's layers on a device; int8 for TensorRT is held to fp16."""
+    """The arithmetic of a tower's layers on a device; int8 for TensorRT is compared with fp16."""
     if device.partition(":")[0] in ("cuda", "tensorrt"):
         return "fp32" if precision == "fp32" else "fp16"
     return "int8" if precision in ("int8", "int4") else "fp32"
 
 
 def profile_tower(folder: Path, manifest: Manifest, tower: TowerName, batch: NDArray[Any], threads: int) -> Work:
-    """The work of one run of a bundle's tower with this batch, told by the CPU whatever device runs it otherwise."""
+    """The work of one run of a bundle's tower with this batch, profiled on the CPU for every device."""
     import onnxruntime
 
     facts = manifest.tower(tower)
@@ -229,7 +233,7 @@ def read_profile(events: Iterable[Mapping[str, Any]]) -> Iterable[NodeRun]:
 
 
 def _bytes(one: Mapping[str, Sequence[int]]) -> int:
-    """Of a tensor {type: shape}."""
+    """The bytes of a tensor {type: shape}."""
     ((kind, shape),) = one.items()
     return prod(shape) * _ITEM_BYTES.get(kind, 0)
 
@@ -311,7 +315,9 @@ def _gemm_model(kind: GemmKind, shape: Product) -> bytes:
 
 @functools.cache
 def measure_copy(threads: int) -> float:
-    """GB/s of a copy in memory by so many threads, bytes read and written both counted, the best of several."""
+    """GB/s of a copy in memory with this number of threads, bytes read and written both counted, the best of
+    several.
+    """
     size = int(min(_COPY_BYTES, psutil.virtual_memory().available // 8))
     source, target = np.ones(size, np.uint8), np.empty(size, np.uint8)
     bounds = np.linspace(0, size, threads + 1, dtype=int)

@@ -1,4 +1,4 @@
-"""What a figure depends on besides the code: processor, memory, system."""
+"""The facts that a figure depends on besides the code: processor, memory, system."""
 
 import platform
 from pathlib import Path
@@ -28,7 +28,7 @@ def processor() -> str:
 
 
 def graphics_cards() -> list[str]:
-    """The models of NVIDIA's cards in the driver's order; none where there is no driver that says."""
+    """The models of NVIDIA's cards in the driver's order; none without a driver."""
     cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     lines = [line for card in cards for line in card.read_text(encoding="utf-8").splitlines()]
     return [line.split(":", 1)[1].strip() for line in lines if line.startswith("Model:")]

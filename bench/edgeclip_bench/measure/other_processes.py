@@ -1,9 +1,9 @@
-"""What other processes took of the processors meanwhile.
+"""Measure how much of the processors other processes took during a measurement.
 
-Cases are measured one after another, so a neighbour that comes in between makes one look slower than the other. Of
-the full-size int8 tower on two cores, images came 0.777 a second one by one and 0.770 offline on a quiet machine
-(bench/results/bench_int8.json); with another process on one core both fell below 0.3, and whichever scenario met it
-alone looked half as quick. What others took is told with each case.
+Cases are measured one after another, so another process that starts in between makes one look slower than the next.
+On a quiet machine the full-size int8 tower on two cores encoded 0.777 images a second one by one and 0.770 offline
+(bench/results/bench_int8.json). With another process on one core both fell below 0.3, and the one scenario that met
+it looked half as fast. So each case's result holds what others took.
 """
 
 import time
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import psutil
 
-# Of more than this, figures say as much about the neighbours as about the case.
+# Above this share, a figure says as much about the other processes as about the case.
 MUCH = 0.1
 RULE = "others: the share of all processors that other processes took while the case was measured"
 # psutil counts a guest's time as its host's user time already.
@@ -20,7 +20,7 @@ _BUSY = ("user", "nice", "system", "irq", "softirq", "steal", "interrupt", "dpc"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spent:
-    """Seconds since some moment: of the clock, of all processors at work, and of this process on them."""
+    """Seconds since some fixed moment: of the clock, of all processors at work, and of this process on them."""
 
     clock_s: float
     busy_s: float
@@ -28,7 +28,7 @@ class Spent:
 
 
 def read_spent() -> Spent:
-    """As it stands now."""
+    """The present values."""
     system, own = psutil.cpu_times(), psutil.Process().cpu_times()
     return Spent(
         clock_s=time.perf_counter(),
@@ -38,7 +38,7 @@ def read_spent() -> Spent:
 
 
 def others_share(before: Spent, after: Spent, processors: int) -> float:
-    """Of `processors`, the share at work for others between two moments: 0 to 1."""
+    """The share of `processors` that worked for other processes between two moments: 0 to 1."""
     others = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)
     whole = (after.clock_s - before.clock_s) * processors
     return min(1.0, max(0.0, others / whole)) if whole > 0 else 0.0

@@ -1,8 +1,8 @@
-"""Percentiles, and how many samples allow them.
+"""Percentiles, and how many samples each needs.
 
 A percentile is given when at least ten samples lie beyond it, so p90 from 100 samples, p95 from 200, p99 from 1,000
-and p99.9 from 10,000; from fewer it would be one outlier's place. The median is always given, with its 95 % interval
-from order statistics, which takes nothing for granted about the distribution.
+and p99.9 from 10,000; from fewer samples one outlier would decide it. The median is always given, with its 95 %
+interval from order statistics, which assumes nothing about the distribution.
 """
 
 import math
@@ -20,7 +20,7 @@ RULE = "a percentile wants 10 samples beyond it: p90 100, p95 200, p99 1,000, p9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distribution:
-    """A sample in milliseconds; a percentile is None where the samples do not allow it."""
+    """Samples in milliseconds; a percentile is None where the samples are too few for it."""
 
     samples: int
     mean_ms: float
@@ -41,12 +41,12 @@ class Distribution:
 
 
 def samples_wanted(name: str) -> int:
-    """How many samples the percentile of that name wants: 1 for the median."""
+    """The number of samples that the percentile of that name needs: 1 for the median."""
     return 1 if name == "p50" else next(math.ceil(BEYOND * 1000 / (1000 - share)) for n, share in LEVELS if n == name)
 
 
 def summarize(samples_ms: Sequence[float] | NDArray[np.float64]) -> Distribution:
-    """The distribution of at least one sample; percentiles are the nearest rank's, as MLPerf has them."""
+    """The distribution of at least one sample; percentiles are by nearest rank, as in MLPerf."""
     ordered = np.sort(np.asarray(samples_ms, dtype=np.float64))
     count = len(ordered)
     assert count, "nothing was measured"

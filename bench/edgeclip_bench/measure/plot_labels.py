@@ -1,4 +1,4 @@
-"""Where the labels of a plot stand: near their dots, and clear of all dots and of each other where there is room."""
+"""Place the labels of a plot near their dots, without overlaps where there is room."""
 
 import math
 from collections.abc import Sequence

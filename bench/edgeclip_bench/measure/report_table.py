@@ -1,4 +1,4 @@
-"""A table of words under its title, as reports of all kinds hold it."""
+"""A table of words under a title, for reports of all kinds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ NONE = "-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Rows of words under a title; the first column says what a row is of."""
+    """Rows of words under a title; the first column names the row."""
 
     title: str
     header: tuple[str, ...]
@@ -18,10 +18,10 @@ class Table:
 
 
 def render_table(table: Table) -> str:
-    """For a terminal: the title, and under it the columns."""
+    """The table for a terminal: the title, and the columns under it."""
     return f"{table.title}\n{format_table(table.header, table.rows)}"
 
 
 def render_tables(tables: Sequence[Table]) -> str:
-    """One below another."""
+    """Several tables, one below another."""
     return "\n\n".join(render_table(table) for table in tables)

@@ -1,6 +1,6 @@
-"""What a process holds of memory, and the most it ever held.
+"""The resident memory of this process, and its peak.
 
-Linux tells the peak and lets it be set back; elsewhere the present figure stands for it.
+Linux reports the peak and lets a process reset it; on other systems the present value stands for the peak.
 """
 
 import contextlib
@@ -12,18 +12,18 @@ import psutil
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process now."""
+    """The resident memory of this process now."""
     return int(psutil.Process().memory_info().rss)
 
 
 def reset_peak() -> None:
-    """Let the peak begin anew; where that cannot be done it is the process's own."""
+    """Reset the peak; where that cannot be done, the peak stays that of the process's whole life."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes() -> int:
-    """The most resident memory since the start or the last `reset_peak`."""
+    """The highest resident memory since the start or the last `reset_peak`."""
     status = Path("/proc/self/status")
     if status.exists():
         lines = status.read_text(encoding="utf-8").splitlines()
@@ -32,7 +32,7 @@ def peak_bytes() -> int:
 
 
 def gpu_bytes(index: int) -> int | None:
-    """Memory in use on an NVIDIA GPU, all processes together; None where nvidia-smi does not say."""
+    """The memory in use on an NVIDIA GPU, of all processes together; None where nvidia-smi does not report it."""
     if shutil.which("nvidia-smi") is None:
         return None
     command = ["nvidia-smi", f"--id={index}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]

@@ -1,9 +1,9 @@
-"""When a measurement has settled: perf_analyzer's rule of the last three windows.
+"""Decide when a measurement has settled, by perf_analyzer's rule of the last three windows.
 
 A case is measured in windows of time. It is steady when the median latency and the throughput of each of the last
-three windows lie within 10 % of the mean of the three; until then more windows follow, up to a limit, and what did
-not settle is reported as not steady instead of being measured until it happens to be. Windows also follow until
-there are samples enough for the percentile that counts, where the time allows it.
+three windows lie within 10 % of the mean of the three. Until then more windows follow, up to a limit; a case that did
+not settle is reported as not steady, instead of being measured until it happens to be. Windows also follow until
+there are enough samples for the scenario's percentile, where the time allows it.
 """
 
 import math
@@ -17,7 +17,7 @@ RULE = "steady: median latency and throughput of the last 3 windows within 10 % 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """What happened in a span of time: how many queries of how many samples, and the median latency of a query."""
+    """A span of time: the numbers of queries and samples in it, and the median latency of a query."""
 
     queries: int
     samples: int
@@ -32,9 +32,10 @@ class Window:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """How long a case is measured: from `least` to `most` windows, each of `window_s` and `queries` at least.
+    """How long a case is measured: from `least` to `most` windows, each at least `window_s` long and with `queries`
+    queries.
 
-    More than `most` for `wanted` queries, if they are done within `limit_s`; none begins after that.
+    There are more than `most` for `wanted` queries, if they are done within `limit_s`; no window begins after that.
     """
 
     window_s: float
@@ -46,12 +47,12 @@ class Effort:
 
 
 def effort_for(seconds: float, wanted: int = 1) -> Effort:
-    """The windows of a case that should take `seconds`, and at most five times that, but for one slow window."""
+    """The windows of a case that should take `seconds`, and at most five times that but for one slow window."""
     return Effort(window_s=seconds / 4, wanted=wanted, limit_s=5 * seconds)
 
 
 def is_steady(windows: Sequence[Window]) -> bool:
-    """Whether the last three agree; fewer never do."""
+    """Whether the last three windows agree; fewer never do."""
     last = windows[-LAST:]
     if len(last) < LAST:
         return False

@@ -1,6 +1,6 @@
-"""A plot as inline SVG: axes with round ticks, lines, steps and points, a legend. No script, no font, no file.
+"""Draw a plot as inline SVG: axes with round ticks, lines, steps and points, a legend. No script, font or file.
 
-For pages that must open anywhere and for ever; what goes to paper is drawn with matplotlib elsewhere.
+It is for pages that must open anywhere, also in many years; plots for documents are drawn with matplotlib elsewhere.
 """
 
 import math
@@ -10,7 +10,7 @@ from html import escape
 from itertools import pairwise
 from typing import Literal
 
-# Okabe and Ito 2008: told apart by colour-blind readers too.
+# Okabe and Ito 2008: colours that colour-blind readers distinguish too.
 COLOURS = (
     "#0072b2",
     "#d55e00",
@@ -93,9 +93,9 @@ def draw(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
 
 
 def ticks(low: float, high: float, *, is_log: bool) -> list[float]:
-    """Round values from `low` to `high`: of a log axis 1, 2 and 5 times powers of ten, else steps of those.
+    """Round values from `low` to `high`: on a log axis 1, 2 and 5 times powers of ten, else steps of those.
 
-    Of a log axis too short for three of the former, the latter.
+    A log axis too short for three of the former has the latter.
     """
     if is_log and high / low > _SHORT_LOG:
         first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
@@ -111,7 +111,7 @@ def ticks(low: float, high: float, *, is_log: bool) -> list[float]:
 
 
 def _span(values: Sequence[float], is_log: bool) -> tuple[float, float]:
-    """From a little below the least to a little above the largest; a linear axis begins at 0."""
+    """From a little below the lowest value to a little above the highest; a linear axis begins at 0."""
     least, most = min(values), max(values)
     if not is_log:
         return min(0.0, least), (most * 1.05 or 1.0)

@@ -1,4 +1,4 @@
-"""A contender's tower in memory: one way to open and to ask a bundle's, onnxruntime's, OpenVINO's and torch's.
+"""Open and run a tower of any contender by one interface: a bundle's, onnxruntime's, OpenVINO's and torch's.
 
 All get the same number of threads. A bundle's vision tower takes uint8 pixels and the others the reference's floats;
 `feed` makes them, outside of what is timed.
@@ -48,7 +48,7 @@ class Contender:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resident:
-    """What a graph holds in a process of its own, opened and asked once; the anonymous part cannot be dropped."""
+    """The memory of a graph in a process of its own, opened and run once; the anonymous part cannot be dropped."""
 
     loaded_bytes: int
     anonymous_bytes: int
@@ -61,7 +61,7 @@ def feed(contender: Contender, batch: NDArray[Any], image: ImageFacts) -> NDArra
 
 
 def open_run(contender: Contender, threads: int) -> Run:
-    """The contender, ready to be asked; the errors are those of its engine."""
+    """Open the contender and return the function that runs it; the errors are those of its engine."""
     if contender.engine == "bundle":
         return TowerSession(contender.graph, contender.tower, Device(kind="cpu"), threads).run
     if contender.engine == "onnxruntime":
@@ -100,7 +100,7 @@ def _openvino(graph: Path, threads: int, precision: Literal["f32", "bf16"]) -> R
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_HYPER_THREADING": True,  # else two threads of one core count as one
-        # Pinned, its threads wait behind whoever has their core: up to 69 ms for a run of 0.3 (openvino 2026.4).
+        # Pinned threads wait for other work on their core: up to 69 ms for a run of 0.3 ms (openvino 2026.4).
         "ENABLE_CPU_PINNING": False,
         "INFERENCE_PRECISION_HINT": precision,  # else bfloat16 where the processor has it
     }
@@ -118,7 +118,7 @@ def _openvino(graph: Path, threads: int, precision: Literal["f32", "bf16"]) -> R
 
 
 def measure_resident(contender: Contender, batch: NDArray[Any], threads: int) -> Resident:
-    """Open the contender and ask it once, in a fresh process; LeftOut for a rival that cannot be."""
+    """Open the contender and run it once, in a fresh process; LeftOut for a rival that cannot be opened."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(_resident, contender, batch, threads).result()
@@ -147,4 +147,4 @@ def _resident(contender: Contender, batch: NDArray[Any], threads: int) -> Reside
 
 
 def _anonymous(memory: Any) -> int:
-    return int(memory.rss - getattr(memory, "shared", 0))  # Linux tells; elsewhere all of it counts
+    return int(memory.rss - getattr(memory, "shared", 0))  # only Linux reports what is shared

@@ -1,7 +1,7 @@
-"""Both plain towers in one graph with two inputs, as the official file of this model is, and how that one is asked.
+"""Merge both plain towers into one graph with two inputs, as this model's official file has them, and run it.
 
-A graph computes all that is in it, so who asks for a text gives a picture too: the smallest that there is, of zeros,
-which costs a whole image. Who asks for an image gives a text of one token.
+A graph computes all that is in it. So a request for a text must also give an image: the smallest batch of zeros,
+which costs a whole image. A request for an image gives a text of one token.
 """
 
 import shutil
@@ -23,11 +23,11 @@ _DUMMY_ID = 2
 
 
 def merge_graphs(graphs: Mapping[TowerName, Path], folder: Path) -> Path:
-    """One graph in `folder` of the towers' graphs, each with its weights in files beside it.
+    """Write one graph into `folder` that holds both towers' graphs, each with its weights in files beside it.
 
-    Names become "<tower>_<name>", those of dimensions too: onnxruntime gives equally named ones the same buffers,
-    and a text's batch is not an image's. `onnx.compose.merge_models` cannot, it wants the weights in the working
-    directory.
+    Names become "<tower>_<name>", also those of dimensions: onnxruntime gives equally named dimensions the same
+    buffers, and a text's batch is not an image's. `onnx.compose.merge_models` cannot be used, because it needs the
+    weights in the working directory.
     """
     merged: onnx.ModelProto | None = None
     for tower in TOWERS:
@@ -50,7 +50,9 @@ def merge_graphs(graphs: Mapping[TowerName, Path], folder: Path) -> Path:
 
 
 def open_merged(graph: Path, tower: TowerName, threads: int) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
-    """What asks the merged graph for one tower's rows (B, D), and throws away those of the other's dummy."""
+    """A function that runs the merged graph for one tower's rows (B, D), and drops those of the other tower's dummy
+    input.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

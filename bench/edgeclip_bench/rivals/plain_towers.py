@@ -1,10 +1,9 @@
-"""The same two towers written plainly: the rival every export is measured against, and its oracle.
+"""The same two towers written plainly in torch: the rival that every export is measured against, and its oracle.
 
-Nothing here is folded, fused or packed: modules and names follow the official layout, attention is
-torch's scaled_dot_product_attention, rotary positions are slices and concatenations, images come as
-normalised float NCHW, and the last block computes every token. It shares no arithmetic with
-`edgeclip_export.families.jina_clip`, so that tests can hold one against the other; LoRA is merged here too,
-because an export that leaves it in is too slow to be a fair rival.
+Nothing here is folded, fused or packed: modules and names follow the official layout, attention is torch's
+scaled_dot_product_attention, rotary positions are slices and concatenations, images come as normalised float NCHW,
+and the last block computes every token. It shares no arithmetic with `edgeclip_export.families.jina_clip`, so tests
+can compare the two; LoRA is merged here too, because an export that leaves it in is too slow to be a fair rival.
 """
 
 from pathlib import Path
@@ -20,7 +19,7 @@ from edgeclip_export.families.jina_clip.weights import open_weights
 
 
 def load_plain_text(folder: Path) -> "PlainTextTower":
-    """The text tower of a checkpoint folder."""
+    """Load the text tower of a checkpoint folder."""
     config = parse_config(read_json(folder / CONFIG))
     with open_weights(open_checkpoint(folder), config) as opened:
         read, weights = opened.read, {}
@@ -39,7 +38,7 @@ def load_plain_text(folder: Path) -> "PlainTextTower":
 
 
 def load_plain_vision(folder: Path) -> "PlainVisionTower":
-    """The vision tower of a checkpoint folder."""
+    """Load the vision tower of a checkpoint folder."""
     config = parse_config(read_json(folder / CONFIG))
     with open_weights(open_checkpoint(folder), config) as opened:
         names = [name for name in tensor_shapes(config) if name.startswith(VISION)]

@@ -1,11 +1,11 @@
-"""The rivals' graphs: what others make of the same tower, each with their own tool and made once.
+"""Make the rivals' graphs: other tools' versions of the same tower, each made once with its own tool.
 
-    WORK/<rival>/<tower>/    the graph, its weights, and made.json with what they were made of and with
+    WORK/<rival>/<tower>/    the graph, its weights, and made.json: what it was made of and with
     WORK/<rival>/both/       the same for one graph of both towers
 
-A graph is taken again when checkpoint and recipe are still the same, by whichever interpreter it was made: so
-packages that do not go together can each prepare their own rivals in one folder. Each is made in a process of its
-own, which gives back the memory that it took; what the tool says while at it is in WORK/<rival>/<tower>.log.
+A graph is reused while checkpoint and recipe are the same, whichever interpreter made it: so packages that exclude
+each other can each prepare their own rivals in one folder. Each is made in a process of its own, which frees the
+memory that it took; what the tool prints meanwhile is in WORK/<rival>/<tower>.log.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ _TEXTS, _IMAGES = 128, 32
 
 
 class LeftOut(Exception):  # noqa: N818
-    """A rival cannot take part; the message says why in a line."""
+    """Raised for a rival that cannot take part; the message says why in a line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class Material:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """A rival's tower on disk. `made_with` is of packages, `files` of hashes of what is loaded."""
+    """A rival's tower on disk. `made_with` are versions of packages, `files` hashes of the files that are loaded."""
 
     rival: str
     tower: TowerName
@@ -79,10 +79,10 @@ Make = Callable[[Material, TowerName, Graphs, Path], Path]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rival:
-    """A tool's way with a tower: `recipe` says it in a line, `packages` must be installed to make it.
+    """How a tool makes a tower: `recipe` says it in a line, `packages` must be installed.
 
-    `taken_from` is the rival whose files it opens in another way. `is_of_plain` is what is made of the plain graph,
-    `is_joint` one graph for both towers.
+    `taken_from` is the rival whose files this one opens in another engine. `is_of_plain`: it is made from the plain
+    graph; `is_joint`: it is one graph for both towers.
     """
 
     recipe: str
@@ -95,7 +95,7 @@ class Rival:
 
 
 def make_plain(material: Material, tower: TowerName, plain: Graphs, folder: Path) -> Path:
-    """The graph as torch.onnx.export leaves it; `plain` is not there yet."""
+    """Write the graph as torch.onnx.export leaves it; the folder `plain` must not exist yet."""
     from edgeclip_bench.latency.plain_export import plain_graph
 
     return plain_graph(material.checkpoint, folder, tower)
@@ -139,7 +139,7 @@ def _optimum(preset: str) -> Make:
         )
         quantizer = ORTQuantizer.from_pretrained(plain[tower].parent, file_name=plain[tower].name)
         quantizer.quantize(config, folder, file_suffix="", use_external_data_format=True)
-        (folder / "ort_config.json").unlink()  # tells presets apart whose graphs are one
+        (folder / "ort_config.json").unlink()  # it differs between presets whose graphs are equal
         return folder / plain[tower].name
 
     return make
@@ -252,7 +252,7 @@ RIVALS: Mapping[str, Rival] = {
 }
 
 
-# Who would be asked for next, and why they are not here.
+# Rivals that a reader may miss, and why they are not here.
 CANNOT: Mapping[str, str] = {
     "sentence-transformers": "loads this model only by the Python code of its repository (trust_remote_code), which "
     "a checkpoint does not hold and this benchmark does not run",
@@ -261,7 +261,7 @@ CANNOT: Mapping[str, str] = {
 
 
 def place(name: str, tower: TowerName) -> Path:
-    """Where a rival's tower lies in the folder of all."""
+    """The folder of a rival's tower inside the folder of all rivals."""
     owner = RIVALS[name].taken_from or name
     return Path(owner, "both" if RIVALS[owner].is_joint else tower)
 
@@ -308,7 +308,7 @@ def prepare(name: str, material: Material, tower: TowerName, work: Path) -> Made
 
 
 def read_made(folder: Path) -> Made | None:
-    """What was made in a folder; None where nothing was, or nothing that this version knows."""
+    """What a folder holds; None for an empty one and for one that this version does not know."""
     with contextlib.suppress(OSError, ValueError):
         document = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
         if set(document) == {field.name for field in dataclasses.fields(Made)}:
@@ -326,7 +326,7 @@ def installed(package: str) -> bool:
 
 
 def _make(name: str, material: Material, tower: TowerName, plain: Graphs, folder: Path, log: Path) -> str:
-    """In a process of its own. The tools' errors have no class in common, and not all can be sent back."""
+    """Make it in a process of its own. The tools' errors share no class, and not all can be pickled back."""
     with log.open("wb") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
@@ -339,12 +339,14 @@ def _make(name: str, material: Material, tower: TowerName, plain: Graphs, folder
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the rest of its essay."""
+    """The first line of an error's message."""
     return f"{type(error).__name__}: {error}".strip().split("\n")[0]
 
 
 def same_graphs(made: Sequence[Made]) -> dict[str, str]:
-    """Of one tower's graphs, each rival whose files and engine are to the last bit another's before it, and that."""
+    """By name, each rival of one tower whose files and engine equal an earlier rival's in every bit, and that rival's
+    name.
+    """
     first: dict[tuple[Engine, frozenset[tuple[str, str]]], str] = {}
     same = {}
     for one in made:

@@ -1,7 +1,6 @@
-"""The document of `edgeclip_bench.rivals.run` as tables: one of how everybody stands, one for each case, who is
-missing.
+"""The document of `edgeclip_bench.rivals.run` as tables: an overview, one for each case, and the rivals left out.
 
-A case's table has what is to be weighed against each other in one line: time, ratios, cosine, memory.
+A case's table has in one line what a reader weighs against each other: time, ratios, cosine, memory.
 """
 
 from collections.abc import Iterator, Mapping
@@ -88,7 +87,7 @@ def _ratio(ratio: Document | None) -> str:
 
 
 def _missing(document: Document) -> tuple[tuple[str, ...], ...]:
-    """A rival that is out for one reason takes one line."""
+    """The rivals that are left out; one that is left out everywhere for the same reason takes one line."""
     towers: dict[tuple[str, str], list[str]] = {}
     for one in document["left_out"]:
         towers.setdefault((one["rival"], one["why"]), []).append(one["tower"])

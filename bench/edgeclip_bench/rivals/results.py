@@ -1,4 +1,6 @@
-"""What is measured of rivals: the rows of the document of `edgeclip_bench.rivals.run`, and how two are compared."""
+"""The measured values of rivals: the rows of the document of `edgeclip_bench.rivals.run`, and how two are
+compared.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,9 +26,9 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """What a contender took for a case; `to_fp32` is to the fp32 bundle's times.
+    """A contender's times for a case; `to_fp32` is the ratio to the fp32 bundle's times.
 
-    `p90_ms` is None of fewer rounds than `edgeclip_bench.measure.percentiles` allows it from.
+    `p90_ms` is None where there are fewer rounds than `edgeclip_bench.measure.percentiles` needs.
     """
 
     case: str
@@ -59,7 +61,9 @@ class Closeness:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """A contender's tower apart from its latencies. `recipe` says in a line how it was made, `made_with` by what."""
+    """A contender's tower apart from its latencies. `recipe` says in a line how it was made, `made_with` by which
+    packages.
+    """
 
     contender: str
     tower: TowerName
@@ -81,7 +85,7 @@ class Absence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Twin:
-    """A rival's tower with the very files of another's, whose figures are its own."""
+    """A rival's tower whose files equal another's, so that its figures are the same."""
 
     rival: str
     tower: TowerName
@@ -90,7 +94,7 @@ class Twin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """Everything that was measured of a tower."""
+    """All measurements of a tower."""
 
     tower: TowerName
     standings: tuple[Standing, ...]
@@ -101,13 +105,13 @@ class Result:
 
 
 def paired(times: Times, others: Times) -> Ratio:
-    """`times` divided by `others` of the same rounds."""
+    """The ratios of `times` to `others` of the same rounds."""
     low, median, high = (float(found) for found in np.percentile(times / others, [25, 50, 75]))
     return Ratio(median=median, low=low, high=high, samples=len(times))
 
 
 def closeness(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> Closeness:
-    """The cosines of two times (N, D) vectors row by row, in float64 and whatever the lengths."""
+    """The cosines of two times (N, D) vectors row by row, in float64 and for vectors of any length."""
     mine, its = (vectors.astype(np.float64) for vectors in (found, wanted))
     lengths = np.linalg.norm(mine, axis=1) * np.linalg.norm(its, axis=1)
     cosines = (mine * its).sum(axis=1) / lengths

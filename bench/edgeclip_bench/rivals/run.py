@@ -1,18 +1,17 @@
-"""A quantised bundle against what others make of the same towers, in one run on one machine.
+"""Quantised bundles beside other tools' versions of the same towers, in one run on one machine.
 
     edgeclip bench rivals CHECKPOINT BUNDLE [SMALLER ...] [--rivals NAMES] [--work DIR] [--out
     FILE.json]
 
-BUNDLE is the checkpoint's fp32 bundle for the CPU, every SMALLER one of its quantised ones. Of each contender:
-latency, size on disk, resident memory in a process of its own, and the cosines of its vectors to BUNDLE's on made-up
-inputs that none was calibrated on. The contenders take turns in every round, each round with another one first, so
-what else the machine does meets all alike; the figure to quote is the median over the rounds of one time divided by
-another. Only compute is timed.
+BUNDLE is the checkpoint's fp32 bundle for the CPU, every SMALLER one of its quantised bundles. For each contender it
+measures latency, size on disk, resident memory in a process of its own, and the cosines of its vectors to BUNDLE's on
+made-up inputs that none was calibrated on. The contenders take turns in every round, and another one begins each
+round, so other work of the machine meets all alike; the figure to quote is the median over the rounds of one time
+divided by another. Only compute is timed.
 
-A rival whose package is not installed, or whose tool fails, is left out: a line on stderr says so, and the JSON. So
-are those that cannot take a checkpoint at all, lest one look for them in vain.
-What was prepared in --work is taken from there. `--prepare` prepares and stops: where packages do not go together,
-once in each environment.
+A rival whose package is not installed, or whose tool fails, is left out: stderr and the JSON say so. Rivals that
+cannot take any checkpoint are listed too, so that nobody looks for them in vain. Graphs that were prepared in --work
+are reused. `--prepare` prepares and stops: where packages exclude each other, run it once in each environment.
 """
 
 import argparse
@@ -72,7 +71,7 @@ if TYPE_CHECKING:  # it loads torch, and every process that opens one graph impo
 LONG_TOKENS = 512
 # Calibration draws with seed 0.
 _SEED = 1
-# onnxruntime's threads spin for a moment after a run, and would take a core from whoever is next.
+# onnxruntime's threads spin for a moment after a run, and would take a core from the next contender.
 _SETTLE_S = 0.02
 _PACKAGES = (
     "onnxruntime",
@@ -97,7 +96,7 @@ class Entry:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line takes."""
+    """Declare the arguments of this case on the command line."""
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("bundle", type=Path, help="its fp32 bundle for the CPU")
     parser.add_argument("smaller", type=Path, nargs="*", help="quantised bundles of it, told apart by their names")
@@ -133,7 +132,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def parse_names(words: str) -> list[str]:
-    """Rivals with commas between them, or "all", those that cannot take part too; InputError for any other name."""
+    """Names of rivals with commas between them, or "all", also of those that cannot take part; InputError for other
+    names.
+    """
     names = [*RIVALS, *CANNOT] if words == "all" else list(dict.fromkeys(word.strip() for word in words.split(",")))
     if unknown := set(names) - set(RIVALS) - set(CANNOT):
         raise InputError(f"--rivals: unknown {', '.join(sorted(unknown))}; wanted some of {', '.join(RIVALS)}")
@@ -152,9 +153,9 @@ def run_rivals(
     towers: Sequence[TowerName] = TOWERS,
     threads: int | None = None,
 ) -> dict[str, Any]:
-    """Prepare the rivals in `work` (a folder that goes again for None) and measure these towers: the document.
+    """Prepare the rivals in `work` (None: a temporary folder) and measure these towers; return the document.
 
-    All get `threads`, by default every processor that may be used.
+    All get `threads` threads, by default every processor that may be used.
     """
     count = threads or usable_cpus()
     with contextlib.ExitStack() as stack:
@@ -184,7 +185,7 @@ def run_rivals(
 
 
 def open_bundles(checkpoint: Path, folders: Sequence[Path]) -> list[Entry]:
-    """The bundles in these folders, the fp32 one first; InputError when they are not all of this checkpoint."""
+    """Open the bundles in these folders, the fp32 one first; InputError when they are not all of this checkpoint."""
     from edgeclip_export.checkpoint import open_checkpoint
 
     weights = open_checkpoint(checkpoint).hash_weights()
@@ -206,7 +207,7 @@ def open_bundles(checkpoint: Path, folders: Sequence[Path]) -> list[Entry]:
 def prepare_all(
     names: Sequence[str], checkpoint: Path, fp32: Entry, work: Path, towers: Sequence[TowerName] = TOWERS
 ) -> tuple[list[Made], list[Absence]]:
-    """The rivals' towers under `work`, and those that could not be made."""
+    """Prepare the rivals' towers under `work`; return them and those that could not be made."""
     weights = fp32.manifest.source.weights_sha256
     material = Material(checkpoint=checkpoint, bundle=fp32.folder, weights_sha256=weights)
     made: list[Made] = []
@@ -231,7 +232,9 @@ def measure(
     rounds: int,
     threads: int,
 ) -> Result:
-    """One tower of every contender. A graph that cannot be opened is left out; a twin is not measured again."""
+    """Measure one tower of every contender. A graph that cannot be opened is left out; a twin is not measured
+    again.
+    """
     facts = entries[0].manifest
     of_tower = [one for one in made if one.tower == tower]
     same = same_graphs(of_tower)
@@ -293,7 +296,7 @@ def measure(
 
 
 def cases(tower: TowerName, longest: int) -> "list[Case]":
-    """What is timed of a tower; no text has more than `longest` tokens."""
+    """The cases that are timed for a tower; no text has more than `longest` tokens."""
     from edgeclip_bench.latency.plain_export import SHORT_TOKENS, Case
 
     if tower == "vision":
@@ -303,7 +306,7 @@ def cases(tower: TowerName, longest: int) -> "list[Case]":
 
 
 def case_batch(case: "Case", batches: Batches) -> NDArray[Any]:
-    """Ids or pixels of a case, as a bundle takes them: the samples' tokens in a row, or the first picture."""
+    """The ids or pixels of a case, as a bundle takes them: the samples' tokens in a row, or the first picture."""
     if case.tower == "text":
         return np.resize(np.concatenate(batches, axis=1), (case.batch, case.tokens))
     return np.repeat(batches[0], case.batch, axis=0)
@@ -312,7 +315,7 @@ def case_batch(case: "Case", batches: Batches) -> NDArray[Any]:
 def take_turns(
     label: str, runs: Mapping[str, Run], batches: Mapping[str, NDArray[Any]], rounds: int
 ) -> dict[str, Times]:
-    """Every contender once in each round, and once before the first to warm up."""
+    """Run every contender once in each round, and once before the first round as warm-up."""
     names = list(runs)
     times = np.zeros((rounds + 1, len(names)))
     with ProgressBar(label, rounds + 1, is_shown=is_wanted(None)) as bar:
@@ -355,7 +358,7 @@ def _rival(made: Made, work: Path) -> Contender:
 def _weigh(
     contenders: Sequence[Contender], batch: NDArray[Any], image: ImageFacts, threads: int
 ) -> tuple[dict[str, Resident], list[Absence]]:
-    """What each holds in memory, by name, and the rivals that cannot be opened."""
+    """The memory of each contender by name, and the rivals that cannot be opened."""
     residents: dict[str, Resident] = {}
     left_out: list[Absence] = []
     with ProgressBar("opening", len(contenders), is_shown=is_wanted(None)) as bar:

@@ -1,8 +1,9 @@
 """PyTorch as a rival: the plain towers with scaled_dot_product_attention, eager and compiled.
 
-The plain towers (`edgeclip_bench.rivals.plain_towers`) without what would handicap them: no mask for texts without
-padding, so that the flash kernel is taken, and rotary tables made once. On a GPU they are fp16 and read from the
-checkpoint; on the CPU they are rivals of `edgeclip_bench.rivals.run`, fp32 or bfloat16, with LoRA merged before.
+They are the plain towers (`edgeclip_bench.rivals.plain_towers`) without two handicaps: there is no mask for texts
+without padding, so that the flash kernel is used, and rotary tables are made once. On a GPU they are fp16 and read
+from the checkpoint; on the CPU they are rivals of `edgeclip_bench.rivals.run`, fp32 or bfloat16, with LoRA merged
+before.
 """
 
 import shutil
@@ -69,7 +70,7 @@ class TabledVision(nn.Module):
         self.register_buffer("sin", angles.sin())
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """The plain tower's forward, with its tables made before."""
+        """The plain tower's forward, with tables that were made before."""
         tower = self.tower
         patches = tower.patch_embed["proj"](pixel_values).flatten(2).transpose(1, 2)
         x = torch.cat((tower.cls_token.expand(patches.shape[0], -1, -1), patches), dim=1) + tower.pos_embed
@@ -79,7 +80,7 @@ class TabledVision(nn.Module):
 
 
 def open_rival(checkpoint: Path, tower: TowerName, device: str, longest: int) -> nn.Module:
-    """A tower at fp16 on a GPU, at fp32 on the CPU."""
+    """Open a tower, at fp16 on a GPU, at fp32 on the CPU."""
     module: nn.Module
     if tower == "text":
         module = UnmaskedText(load_plain_text(checkpoint), longest)
@@ -90,7 +91,7 @@ def open_rival(checkpoint: Path, tower: TowerName, device: str, longest: int) ->
 
 
 def compiled(module: nn.Module, mode: Mode) -> Callable[[Tensor], Tensor]:
-    """The module as the mode has it, for the one shape that it then gets."""
+    """The module compiled in this mode, for the one shape that it then gets."""
     if mode == "eager":
         return module
     options: dict[str, Any] = {"mode": "reduce-overhead"} if mode.endswith("reduce-overhead") else {}
@@ -109,7 +110,7 @@ def feed(batch: NDArray[Any], tower: TowerName, image: ImageFacts, device: str) 
 
 
 def runner(run: Callable[[Tensor], Tensor], inputs: Tensor, device: str) -> Callable[[], NDArray[np.float32]]:
-    """One call from the host's inputs to the host's rows, as a bundle's is measured."""
+    """A function that goes from the host's inputs to the host's rows in one call, as a bundle is measured."""
 
     def call() -> NDArray[np.float32]:
         with torch.inference_mode():
@@ -120,7 +121,7 @@ def runner(run: Callable[[Tensor], Tensor], inputs: Tensor, device: str) -> Call
 
 
 def save_tower(checkpoint: Path, tower: TowerName, folder: Path) -> Path:
-    """A tower's weights at fp32 in `folder`, LoRA merged, with the config beside them."""
+    """Write a tower's weights at fp32 into `folder`, LoRA merged, with the config beside them."""
     load = load_plain_text if tower == "text" else load_plain_vision
     weights = {name: weight.contiguous() for name, weight in load(checkpoint).state_dict().items()}
     shutil.copyfile(checkpoint / CONFIG, folder / CONFIG)
@@ -131,9 +132,9 @@ def save_tower(checkpoint: Path, tower: TowerName, folder: Path) -> Path:
 def open_on_cpu(
     weights: Path, tower: TowerName, way: CpuWay, threads: int
 ) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
-    """A tower of `save_tower`, as it takes ids (B, T) or normalised pixels (B, 3, S, S): rows (B, D).
+    """Open a tower of `save_tower`; it takes ids (B, T) or normalised pixels (B, 3, S, S) and gives rows (B, D).
 
-    torch's number of threads is the process's. What is compiled is compiled with the first batch, a text's for any
+    torch's number of threads is the process's. A compiled module is compiled with the first batch, a text's for any
     length: raises torch's errors where there is no C++ compiler.
     """
     torch.set_num_threads(threads)
