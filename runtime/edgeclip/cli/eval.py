@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeclip.bundle.staging import stage_name
 from edgeclip.cli.arguments import add_bundle, add_device, add_json
+from edgeclip.cli.late_warnings import late_warnings
 from edgeclip.cli.loading import load_extra
 from edgeclip.engine.session import import_onnxruntime
 from edgeclip.errors import InputError
@@ -55,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
+@late_warnings()
 def run(options: argparse.Namespace) -> None:
     """Evaluate or compare; the report on stdout, and in the folder of --out."""
     if options.name and len(options.data) > 1:

@@ -10,6 +10,7 @@ from edgeclip.bundle.files import open_manifest
 from edgeclip.bundle.staging import check_place
 from edgeclip.cli.arguments import add_bundle, add_folder, add_json
 from edgeclip.cli.calibration import read_samples
+from edgeclip.cli.late_warnings import late_warnings
 from edgeclip.cli.loading import load_extra
 from edgeclip.cli.recipe_table import format_recipes
 from edgeclip.engine.session import import_onnxruntime
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
+@late_warnings()
 def run(options: argparse.Namespace) -> int:
     """Compare, quantise, or both; whatever can be known to be wrong is found before the work.
 

@@ -1,13 +1,18 @@
 """`edgeclip eval`: tables or one JSON document on stdout, files that are whole, mistakes in one line."""
 
+import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from edgeclip import Manifest
 from edgeclip_bench.quality.evaluate import evaluate
 from edgeclip_bench.quality.layouts import open_data
 from tests.scenes.command import Captured, refusal, run, run_process
+from tests.scenes.damage import reseal
 from tests.scenes.evaluation_data import draw_images, perturbed
 from tests.scenes.layout_files import write_lines
 from tests.scenes.permissions import bound_by_permissions
@@ -156,3 +161,21 @@ def test_nothing_is_left_in_out_when_a_file_cannot_be_written(
     assert status == 1
     assert err.startswith(f"edgeclip: --out {out}: cannot be written (")
     assert not [path for path in out.iterdir() if path.suffix == ".tmp"]
+
+
+def test_warnings_as_errors_do_not_cost_the_report(copied_bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    """A caption that is too long is one line and status 1, after all is written; a stray file is one line alone."""
+    bundle = copied_bundle
+    reseal(bundle, tokenizer=dataclasses.replace(Manifest.read(bundle).tokenizer, max_length=8))
+    (pictures / "images" / "notes.md").touch()
+    for image in (pictures / "images").glob("*.png"):
+        image.with_suffix(".txt").write_text("a caption " * 9)
+    command = [sys.executable, "-W", "error", "-m", "edgeclip", "eval", bundle, pictures / "images"]
+    for against in ((), ("--against", bundle)):
+        out = tmp_path / f"report{len(against)}"
+        done = subprocess.run([*command, *against, "--out", out], capture_output=True, text=True, check=False)
+        notes, written, cut = done.stderr.splitlines()
+        assert notes == f"edgeclip: {pictures / 'images'}: left out 1 file that is no image, e.g. notes.md"
+        assert written.startswith(f"{out}: ") and (out / "report.json").is_file()
+        assert "6 texts were cut to" in cut and cut.endswith("(a TruncationWarning, and warnings are errors here)")
+        assert done.returncode == 1 and done.stdout.startswith("Quality of")
