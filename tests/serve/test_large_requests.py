@@ -1,5 +1,6 @@
 """Large requests of the service: they keep no small one waiting, end with their clients, and have their limits."""
 
+import asyncio
 import base64
 import threading
 import time
@@ -11,8 +12,10 @@ import httpx
 import pytest
 
 from edgeclip.manifest import TowerName
+from edgeclip.serve.http.request_body import parse_aside
 from tests.conftest import DATA
 from tests.scenes.serving import Troubled, serving, troubling, until_ready, wait_for
+from tests.serve.api.test_request import LIMITS
 
 GRAY = DATA / "images" / "gray.jpg"
 
@@ -83,6 +86,37 @@ def test_a_client_that_leaves_is_not_tokenised_to_the_end(bundle: Path, troubled
         gate.release(100)
         assert httpx.post(f"{url}/v1/embeddings", json={"input": PAGE}, timeout=60).status_code == 200
     assert asked == ["x", "p"]
+
+
+@pytest.mark.parametrize("body", [b'{"input": "%b"}', b'{"input": ["a", "%b\\ud83d"]}', b'{"input": "%b'])
+def test_a_long_body_is_parsed_and_its_fault_looked_for_beside_the_event_loop(body: bytes) -> None:
+    async def is_done_at_once(size: int) -> bool:
+        task = asyncio.create_task(parse_aside(bytearray(body % (b"a" * size)), LIMITS))
+        await asyncio.sleep(0)
+        is_done = task.done()
+        await asyncio.gather(task, return_exceptions=True)
+        return is_done
+
+    assert asyncio.run(is_done_at_once(10))
+    assert not asyncio.run(is_done_at_once(65_536))
+
+
+def test_a_million_names_or_lists_are_refused_before_they_are_parsed(bundle: Path, troubled: Troubled) -> None:
+    """Parsing held the event loop for a second, and every answer with it. As many commas in texts are taken."""
+    many = 400_000
+    with serving(bundle, troubled, ready_s=600) as url, httpx.Client(base_url=url, timeout=60) as client:
+        until_ready(url)
+        for body in (
+            b'{"input": "a",%b}' % b",".join(b'"k%d":1' % index for index in range(many)),
+            b'{"input": [%b]}' % b",".join([b"[]"] * many),
+            b'{"input": [%b]}' % b",".join([b'"a"'] * many),
+            b'{"input": [%b]}' % b",".join([b"5"] * many),
+        ):
+            answer = client.post("/v1/embeddings", content=body, headers={"Content-Type": "application/json"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+            assert "17408 values and names, for at most 2048 inputs" in answer.json()["detail"]
+        texts = [","] * 1000 + ["a,b,c," * 5000] * 2
+        assert client.post("/v1/embeddings", json={"input": texts, "truncate": True}).status_code == 200
 
 
 def test_images_that_cannot_be_done_in_time_are_refused(bundle: Path, troubled: Troubled) -> None:

@@ -71,6 +71,12 @@ def values(count: int) -> bytes:
     return head + b"," * (count - 3) + tail
 
 
+def names(count: int) -> bytes:
+    """A body with so many fields, and commas enough in its text that they are counted."""
+    others = ",".join(f'"{index}":null' for index in range(count - 1))
+    return b'{"input": "%b",%b}' % (b"," * 2000, others.encode())
+
+
 def ids(count: int) -> list[int]:
     return [5] * count
 
@@ -81,6 +87,8 @@ CASES: dict[str, tuple[Any, Any, int, str | None, str]] = {
         413, "body_too_large", "200000 bytes",
     ),
     "max_values": (values(20_000), values(20_001), 413, "body_too_large", "20000 commas and brackets"),
+    # Outside of texts: 1024, and 8 for each of three inputs.
+    "values and names": (names(1047), names(1048), 413, "body_too_large", "more than 1048 values and names"),
     "max_items": (["a"] * 3, ["a"] * 4, 400, "array_above_max_length", "4 items, at most 3"),
     "max_images": ([picture(8)] * 2, [picture(8)] * 3, 400, "array_above_max_length", "3 images, at most 2"),
     "max_text_chars": ("a" * 50_000, "a" * 50_001, 400, "string_above_max_length", "50001 characters, at most 50000"),

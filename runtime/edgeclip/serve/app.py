@@ -24,7 +24,7 @@ from edgeclip.serve.http.access_log import AccessLog
 from edgeclip.serve.http.api_keys import KeyRing
 from edgeclip.serve.http.middleware import PAGE_POLICY, Application, Endpoint, Shell
 from edgeclip.serve.http.pending_bytes import PendingBytes
-from edgeclip.serve.http.request_body import parse, read_body, while_connected
+from edgeclip.serve.http.request_body import parse_aside, read_body, while_connected
 from edgeclip.serve.images.decode_queue import PictureDecoder
 from edgeclip.serve.images.decoder import PictureLimits
 from edgeclip.serve.images.fetch import FetchPolicy
@@ -194,7 +194,7 @@ def _route(settings: Settings, encoder: Encoder, model: str, metrics: Metrics, f
                 body = await read_body(request, settings, room)
             with stages.measure("parse"):
                 request.scope["edgeclip.bytes_in"] = len(body)
-                parsed = parse(body, service.limits)
+                parsed = await parse_aside(body, service.limits)
                 request.scope["edgeclip.items"] = len(parsed.items)
             del body
             asked = parsed.model or model

@@ -31,7 +31,18 @@ def refusal(body: bytes) -> ApiError:
         (b'{"input": ["a", "\xed\xa0\xbd"]}', "invalid_unicode", "input[1]", HALF),
         (b'{"input": ["a", "caf\xe9"]}', "invalid_encoding", "input[1]", "found 0xe9 at byte 20 in input[1]; encode"),
         (b'{"input": "\xf0\x9f\x98"}', "invalid_encoding", "input", "not UTF-8: found 0xf0 at byte 11 in input;"),
-        (b'{"input": "\xe9', "invalid_encoding", None, "found 0xe9 at byte 11; encode it as UTF-8, not as Latin-1"),
+        (
+            b'{"input": "\xe9',
+            "invalid_encoding",
+            "input",
+            "found 0xe9 at byte 11 in input; encode it as UTF-8, not as",
+        ),
+        (b'{"a": 1, "caf\xe9": "b"}', "invalid_encoding", None, "found 0xe9 at byte 13; encode it as UTF-8"),
+        (b'{"input": "a"} \xe9', "invalid_encoding", None, "found 0xe9 at byte 15; encode it as UTF-8"),
+        (b'{"input": ["\\ud83d\\ude00", "\\\\ud83d", "\\ud83d\\ud83d"]}', "invalid_unicode", "input[2]", HALF),
+        (b'{"input": [{"text": "a, [b], {c}"}, {"a": "b", "text": "\\ude00"}]}', "invalid_unicode", "input[1]", HALF),
+        (b'{"x": [[1, 2], {"y": [3]}], "input": ["\\"a\\"", "\\ude00"]}', "invalid_unicode", "input[1]", HALF),
+        (b'["a", "\\ude00"]', "invalid_unicode", None, f"a text holds {HALF}"),
         (BOM + b'{"input": "a"}', "invalid_encoding", None, "begins with a byte order mark (BOM)"),
         ('{"input": "a"}'.encode("utf-16"), "invalid_encoding", None, "the body is UTF-16;"),
         ('{"input": "a"}'.encode("utf-32"), "invalid_encoding", None, "the body is UTF-32;"),
@@ -54,12 +65,11 @@ def test_whole_emojis_are_taken_however_they_are_written() -> None:
     assert parse(bytearray('{"input": ["😀", "é"]}'.encode()), LIMITS).items
 
 
-def test_a_large_body_is_named_without_a_place() -> None:
-    """Looking for the place takes time of the event loop, and strangers may send such bodies."""
-    filler = b"a" * (300 << 10)
+def test_the_place_is_told_in_a_body_of_megabytes_too() -> None:
+    filler = b'"' + b"a, [b]: " * (200 << 10) + b'", '
     for wrong, code in ((b"\\ud83d", "invalid_unicode"), (b"\xe9", "invalid_encoding")):
-        error = refusal(b'{"input": "' + filler + wrong + b'"}')
-        assert (error.code, error.param) == (code, None)
+        error = refusal(b'{"input": [' + filler * 3 + b'"' + wrong + b'"]}')
+        assert (error.code, error.param) == (code, "input[3]")
 
 
 def test_no_message_repeats_an_input() -> None:

@@ -1,26 +1,28 @@
 """What is wrong with a body that no JSON parser takes, in words, and where.
 
-The parser gives a position in the whole body at best. A client knows its inputs by their index, so the body is read
-once more by a parser that forgives bytes that are not UTF-8 and halves of characters, and the text that holds them is
-looked for. That parser is slower, so it reads no more than _LOOKED_INTO_BYTES: strangers may send such bodies.
+The parser gives a position in the whole body at best. A client knows its inputs by their index, so the body is looked
+through once more for the string at that position, or for the first one with half of a character. Nothing is parsed,
+so it takes some milliseconds for the largest body.
 """
 
 import codecs
-import json
 import re
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from edgeclip.serve.api.request_fields import printable
 from edgeclip.serve.errors import ApiError
+from edgeclip.serve.http.json_tokens import StringToken, strings
 
 if TYPE_CHECKING:
     from orjson import JSONDecodeError
 
-_LOOKED_INTO_BYTES = 256 << 10
 _WIDE_MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
                codecs.BOM_UTF16_BE: "UTF-16"}  # fmt: skip
 _SURROGATE_BYTES = re.compile(rb"\xed[\xa0-\xbf]")
+# A string without lone surrogates: no escaped half, or two that are a whole.
+_WHOLE = re.compile(
+    rb'"(?:[^"\\]++|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\(?!u[dD][89a-fA-F]).)*+"?', re.DOTALL
+)
 _HALF = (
     "half of a character, as of an emoji that was cut in two (a lone surrogate); cut texts between whole characters"
 )
@@ -35,10 +37,10 @@ def explain(body: bytes | bytearray, error: "JSONDecodeError") -> ApiError:
             return _encoding(f"the body is {name}; send UTF-8, without a byte order mark (BOM)")
     if b"\0" in body[:4]:
         return _encoding("the body is UTF-16 or UTF-32; send UTF-8")
-    place = _find_place(body)
     try:
         body.decode()
     except UnicodeDecodeError as fault:
+        place = _place_of(next((one for one in strings(body) if one.end > fault.start), None))
         if _SURROGATE_BYTES.match(body, fault.start):
             return _half(place)
         where = f" in {place}" if place else ""
@@ -47,8 +49,9 @@ def explain(body: bytes | bytearray, error: "JSONDecodeError") -> ApiError:
             "encode it as UTF-8, not as Latin-1 or Windows-1252",
             place,
         )
-    if place is not None or "surrogate in" in error.msg:
-        return _half(place)
+    if "surrogate in" in error.msg:
+        broken = (one for one in strings(body) if not _WHOLE.fullmatch(body, one.begin, one.end))
+        return _half(_place_of(next(broken, None)))
     return ApiError(400, f"the body is not JSON (at character {error.pos})", code="invalid_json")
 
 
@@ -60,30 +63,5 @@ def _half(place: str | None) -> ApiError:
     return ApiError(400, f"{place or 'a text'} holds {_HALF}", param=place, code="invalid_unicode")
 
 
-def _find_place(body: bytes | bytearray) -> str | None:
-    """The place of the first string that is no Unicode text, as input[3] or user; None without one."""
-    if len(body) > _LOOKED_INTO_BYTES:
-        return None
-    try:
-        document = json.loads(body.decode("utf-8", "surrogateescape"))
-    except (ValueError, RecursionError):
-        return None
-    return next((place for place, text in _strings(document) if _is_broken(text)), None)
-
-
-def _strings(document: object) -> Iterator[tuple[str, str]]:
-    """Every string with the field or the item of a field that holds it; nothing deeper than a request is."""
-    for name, value in document.items() if isinstance(document, dict) else ():
-        for index, item in enumerate(value) if isinstance(value, list) else [(None, value)]:
-            place = printable(name) if index is None else f"{printable(name)}[{index}]"
-            for text in item.values() if isinstance(item, dict) else [item]:
-                if isinstance(text, str):
-                    yield place, text
-
-
-def _is_broken(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
+def _place_of(string: StringToken | None) -> str | None:
+    return None if string is None or string.place is None else printable(string.place)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from edgeclip.serve.api.request import EmbeddingRequest, RequestLimits, parse_request
 from edgeclip.serve.errors import ApiError
 from edgeclip.serve.http.body_faults import explain
+from edgeclip.serve.http.json_tokens import holds_more
 from edgeclip.serve.http.pending_bytes import Room
 from edgeclip.serve.settings import Settings
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
 # So long nobody looks whether the client is still there: a task that does would take time from a short text's answer.
 _UNWATCHED_S = 0.1
+# A longer body is parsed in a thread: a text of so many bytes takes the event loop 0.1 ms.
+_BYTES_AT_ONCE = 64 << 10
+# What a request may have of brackets, braces, colons and commas, beside its items and in each of them.
+_VALUES_BESIDE, _VALUES_OF_AN_ITEM = 1024, 8
 
 
 async def read_body(request: "Request", settings: Settings, room: Room) -> bytearray:
@@ -55,7 +60,21 @@ async def read_body(request: "Request", settings: Settings, room: Room) -> bytea
         room.take(len(chunk))
         body += chunk
         if not message.get("more_body"):
-            return body
+            break
+    # Parsing a million names or empty lists holds the event loop for a second, in whichever thread it is done.
+    most = _VALUES_BESIDE + _VALUES_OF_AN_ITEM * settings.max_items
+    counts_commas = not settings.allow_token_ids
+    if values > most and await asyncio.to_thread(holds_more, body, most, counts_commas=counts_commas):
+        text = f"the body has more than {most} values and names, for at most {settings.max_items} inputs"
+        raise ApiError(413, f"{text}; send several requests", code="body_too_large")
+    return body
+
+
+async def parse_aside(body: bytes | bytearray, limits: RequestLimits) -> EmbeddingRequest:
+    """`parse`, in a thread where the body is long."""
+    if len(body) <= _BYTES_AT_ONCE:
+        return parse(body, limits)
+    return await asyncio.to_thread(parse, body, limits)
 
 
 def parse(body: bytes | bytearray, limits: RequestLimits) -> EmbeddingRequest:
