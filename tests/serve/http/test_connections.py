@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from edgeclip import Encoder
-from edgeclip.serve.http import connections, framing
+from edgeclip.serve.http import connections, framing, quiet_connections, unread_answers
 from edgeclip.serve.http.write_gathering import Gathered
 from tests.scenes.raw_http import GET, connect, drip, refusal, rest_of, talk
 from tests.scenes.serving import Troubled, depth, serving, until_ready, wait_for
@@ -23,6 +23,7 @@ from tests.scenes.serving import Troubled, depth, serving, until_ready, wait_for
 HEAD_S = BODY_S = 0.4
 # The largest file that is served: an answer that no buffer of the kernel holds when it is asked for sixteen times.
 ASSET = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
+POST_OF_1000 = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"
 ASSETS_AT_ONCE = 1 + connections._MAX_PIPELINED
 
 
@@ -252,7 +253,7 @@ def test_expectations_are_met(url: str) -> None:
 
 def test_an_answer_that_is_not_read_is_given_up(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And one that is read slowly is not."""
-    monkeypatch.setattr(connections, "_WRITE_S", 0.3)
+    monkeypatch.setattr(unread_answers, "WRITE_S", 0.3)
     whole = len(talk(url, ASSET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")))
     for is_read in (True, False):
         with connect(url) as client:
@@ -308,18 +309,64 @@ def test_a_connection_that_is_over_is_held_no_more(url: str) -> None:
     wait_for(lambda: alive() == 0, within_s=5)
 
 
-def test_one_connection_too_many_is_503(bundle: Path, encoder: Encoder) -> None:
-    with serving(bundle, encoder, max_connections=3) as url:
-        with contextlib.ExitStack() as opened:
-            clients = [opened.enter_context(connect(url)) for _ in range(3)]
-            for client in clients:
-                client.sendall(GET)
+def test_one_connection_too_many_is_503(bundle: Path) -> None:
+    """Where every other one waits for its answer."""
+    body = b'{"input": "a"}'
+    sent = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    with Troubled.open(bundle, device="cpu") as encoder:
+        encoder.prepare()
+        with serving(bundle, encoder, max_connections=3, ready_s=600) as url:
+            until_ready(url)
+            encoder.may_run.clear()
+            with contextlib.ExitStack() as opened:
+                clients = [opened.enter_context(connect(url)) for _ in range(3)]
+                for client in clients:
+                    client.sendall(sent)
+                time.sleep(0.2)
+                assert refusal(talk(url, b"")) == (503, "too_many_connections")
+                assert httpx.get(f"{url}/health/live").status_code == 503
+                encoder.may_run.set()
+                for client in clients:
+                    assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+                assert httpx.get(f"{url}/health/live").status_code == 200  # they rest, so one of them gives way
+            assert 'code="too_many_connections",status="503"} ' in httpx.get(f"{url}/metrics").text
+
+
+@pytest.mark.parametrize("first", [GET, b""], ids=["asked once", "said nothing"])
+def test_connections_that_rest_give_way(bundle: Path, encoder: Encoder, first: bytes) -> None:
+    """The one that has rested longest, and no other."""
+    with serving(bundle, encoder, max_connections=3) as url, contextlib.ExitStack() as opened:
+        clients = [opened.enter_context(connect(url)) for _ in range(3)]
+        for client in clients:
+            if first:
+                client.sendall(first)
                 assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
-            assert refusal(talk(url, b"")) == (503, "too_many_connections")
-            answer = httpx.get(f"{url}/health/live")
-            assert answer.status_code == 503
-        wait_for(lambda: httpx.get(f"{url}/health/live").status_code == 200)
-        assert 'code="too_many_connections",status="503"} ' in httpx.get(f"{url}/metrics").text
+        if first:
+            clients[0].sendall(first)  # so the second one has rested longest
+            assert clients[0].recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+            clients[0], clients[1] = clients[1], clients[0]
+        assert httpx.get(f"{url}/health/live").status_code == 200
+        assert clients[0].recv(1) == b""
+        for client in clients[1:]:
+            client.sendall(GET)
+            assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("sent", [GET[:9], POST_OF_1000], ids=["head", "body"])
+def test_clients_that_are_silent_amidst_a_request_give_way(
+    bundle: Path, encoder: Encoder, sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a while, and told why; before that nobody gives way."""
+    monkeypatch.setattr(quiet_connections, "STILL_S", 0.3)
+    with serving(bundle, encoder, max_connections=2) as url, contextlib.ExitStack() as opened:
+        clients = [opened.enter_context(connect(url)) for _ in range(2)]
+        for client in clients:
+            client.sendall(sent)
+        time.sleep(0.05)
+        assert httpx.get(f"{url}/health/live").status_code == 503
+        time.sleep(0.4)
+        assert httpx.get(f"{url}/health/live").status_code == 200
+        assert refusal(rest_of(clients[0])) == (503, "too_many_connections")
 
 
 def test_a_thousand_connections_at_once_are_all_answered(bundle: Path, encoder: Encoder) -> None:

@@ -112,8 +112,8 @@ def test_few_open_files_are_few_connections_and_no_500(process: Process) -> None
         found = collections.Counter(
             status_of(client, ASKED[number % len(ASKED)]) for number, client in enumerate(others)
         )
-        assert set(found) <= {0, 503}
-        assert [status_of(held[0], request) for request in ASKED] == [200] * len(ASKED)
+        assert set(found) <= {0, 200, 503} and found[200] >= taken // 2  # those that rested gave way
+        assert [status_of(others[-1], request) for request in ASKED] == [200] * len(ASKED)
         time.sleep(1)
         assert process.cpu_s() - cpu_s < 0.5 * (time.monotonic() - began) + 1  # it does not spin
     wait_for(lambda: httpx.get(f"{process.url}/health/live").status_code == 200)

@@ -6,8 +6,9 @@ ever, and so is a connection that sends a byte now and then. Here
     a head has `head_s` and `framing.MAX_HEAD_BYTES`, and so have trailers and whatever else is not the body
     a body has `body_s`, also one that nobody waits for any more because its request was refused
     a connection without a request is closed after `idle_s`
-    an answer that is not read is given up when _WRITE_S went by without _LEAST_READ_BYTES
-    connections beyond `max_connections`, and requests pipelined beyond _MAX_PIPELINED, are not taken
+    an answer that is not read is given up (`edgeclip.serve.http.unread_answers`)
+    a new connection beyond `max_connections` takes a silent one's place (`edgeclip.serve.http.quiet_connections`)
+    connections beyond it where none is silent, and requests pipelined beyond _MAX_PIPELINED, are not taken
 
 and what is refused before there is a request is refused in OpenAI's shape too. A client that closes its half of the
 connection has left, as for nginx: of a FIN nobody can tell whether the other half is still read.
@@ -17,23 +18,21 @@ The server behind is any asyncio protocol, and gets one request after the other,
 """
 
 import asyncio
-import json
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from email.utils import formatdate
-from http import HTTPStatus
 from typing import Any
 
 from edgeclip.serve.errors import ApiError
 from edgeclip.serve.http.framing import AnswerReader, Head, Place, RequestReader
+from edgeclip.serve.http.quiet_connections import QuietConnections
+from edgeclip.serve.http.refusals import encode, too_many_connections, too_slow
+from edgeclip.serve.http.unread_answers import UnreadAnswer
 from edgeclip.serve.http.write_gathering import Gathered
 
 _MAX_PIPELINED = 16
 # Of requests that wait for the answer before them; beyond it nothing is read.
 _MAX_WAITING_BYTES = 256 << 10
-_WRITE_S = 30.0
-_LEAST_READ_BYTES = 64 << 10
 # After a refusal, so long is read and thrown away: closing at once would reset the connection under the answer.
 _LINGER_S = 1.0
 
@@ -79,6 +78,7 @@ class _Listener:
     bounds: Bounds
     refused: Refused
     open: int = 0
+    quiet: "QuietConnections[_Connection]" = field(default_factory=QuietConnections)
 
 
 @dataclass(slots=True)
@@ -141,31 +141,37 @@ class _Connection(asyncio.Protocol):
         self._closes_at_last = False  # after the answers that are due
         self._is_inner_cut = False  # it was told that the client has left
         self.is_closed_for_inner = False  # what it writes is thrown away
-        self._may_inner_read = self._is_reading = True
+        self._may_inner_read = self.is_reading = True
+        self._is_counted = True  # among the open ones
         self._timer: asyncio.TimerHandle | None = None
-        self._write_timer: asyncio.TimerHandle | None = None
 
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport, self._out = transport, Gathered(transport, self._loop)
+        self._unread = UnreadAnswer(transport, self._loop)
         self.listener.open += 1
         self._inner.connection_made(_InnerTransport(self, transport))  # type: ignore[arg-type]
         beyond = self.listener.open - self._bounds.max_connections
+        if beyond > 0 and (silent := self.listener.quiet.longest(self._loop.time())) is not None:
+            silent.give_way()
+            beyond -= 1
         if beyond > self._bounds.max_refused:
             self._is_deaf = True
             transport.abort()
         elif beyond > 0:
-            self._refuse(ApiError(503, "too many connections; try again later", code="too_many_connections"))
+            self._refuse(too_many_connections())
         else:
             self._set_timer(self._bounds.head_s)
+            self._note_silence()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.listener.open -= 1
+        self._count_out()
+        self.listener.quiet.forget(self)
         self._is_deaf = True
         self._requests.clear()
         self._set_timer(None)
-        self._stop_write_timer()
+        self._unread.stop()
         if not self._is_inner_cut:
             self._cut_inner()
         # Else a connection would live until the next collection of garbage, and with it its last request.
@@ -182,15 +188,17 @@ class _Connection(asyncio.Protocol):
         except ApiError as error:
             if not self._is_deaf:
                 self._give_up(error)
+        else:
+            self._note_silence()
 
     def pause_writing(self) -> None:
         self._inner.pause_writing()
-        self._watch_writing()
+        self._unread.watch()
 
     def resume_writing(self) -> None:
         self._inner.resume_writing()
         if not self._transport.is_closing():
-            self._stop_write_timer()
+            self._unread.stop()
 
     # What the reader of requests calls.
 
@@ -257,6 +265,7 @@ class _Connection(asyncio.Protocol):
             self._close()
         elif self._reader.place == "between" and not self._is_deaf:
             self._set_timer(self._bounds.idle_s)
+            self._note_silence()
 
     def _start_next(self) -> None:
         if not self._requests or self._transport.is_closing():
@@ -268,12 +277,13 @@ class _Connection(asyncio.Protocol):
             self._set_timer(self._bounds.body_s)  # it may have waited unread
         self._inner.data_received(b"".join(parts))
         self._choose_reading()
+        self._note_silence()
 
     def _choose_reading(self) -> None:
         is_reading = self._is_deaf or (self._may_inner_read and self._waiting_bytes <= _MAX_WAITING_BYTES)
-        if is_reading is self._is_reading or self._transport.is_closing():
+        if is_reading is self.is_reading or self._transport.is_closing():
             return
-        self._is_reading = is_reading
+        self.is_reading = is_reading
         if is_reading:
             self._transport.resume_reading()
         else:
@@ -299,11 +309,40 @@ class _Connection(asyncio.Protocol):
         if len(self._requests) > (place == "body"):
             self._set_timer_for(place)  # the client may wait for the answer before
         elif place == "body":
-            self._give_up(_too_slow("request", self._bounds.body_s))
+            self._give_up(too_slow("request", self._bounds.body_s))
         elif place == "head" and reader.idle_bytes:
-            self._give_up(_too_slow("head of the request", self._bounds.head_s))
+            self._give_up(too_slow("head of the request", self._bounds.head_s))
         else:
             self._close()
+
+    # Giving way.
+
+    def _note_silence(self) -> None:
+        """Say whether its client is to send something now."""
+        quiet, place = self.listener.quiet, self._reader.place
+        if self._is_deaf or len(self._requests) > (place == "body"):
+            quiet.forget(self)
+        elif place == "between":
+            quiet.rests(self)
+        else:
+            quiet.sends(self, self._loop.time())
+
+    def give_way(self) -> None:
+        """Close for another connection. A client amidst a request is told why."""
+        self._count_out()
+        if self._reader.place != "between" and not (self._requests and self._requests[0].is_answered):
+            is_begun = self._answers.is_begun
+            self._requests.clear()
+            self._cut_inner()
+            if not is_begun:
+                error = too_many_connections()
+                self.listener.refused(error.status, error.code or "")
+                self._out.write(encode(error, self._bounds.allow_origin))
+        self._close()
+
+    def _count_out(self) -> None:
+        self.listener.open -= self._is_counted
+        self._is_counted = False
 
     # The end.
 
@@ -323,6 +362,7 @@ class _Connection(asyncio.Protocol):
 
     def _become_deaf(self) -> None:
         self._is_deaf = True
+        self.listener.quiet.forget(self)
         self._set_timer(None)
         self._choose_reading()
 
@@ -331,7 +371,7 @@ class _Connection(asyncio.Protocol):
             self._requests.clear()
             self._cut_inner()
         self.listener.refused(error.status, error.code or "")
-        self._out.write(_encode(error, self._bounds.allow_origin))
+        self._out.write(encode(error, self._bounds.allow_origin))
         self._linger()
 
     def _linger(self) -> None:
@@ -346,45 +386,10 @@ class _Connection(asyncio.Protocol):
         self._become_deaf()
         self._out.flush()
         self._transport.close()
-        if self._transport.get_write_buffer_size() and self._write_timer is None:
-            self._watch_writing()
+        if self._transport.get_write_buffer_size() and not self._unread.is_watched:
+            self._unread.watch()
 
     def _cut_inner(self) -> None:
         self._is_inner_cut = self.is_closed_for_inner = True
         # None also where it was reset: else uvicorn's timer for idle connections goes on, and holds all of this.
         self._inner.connection_lost(None)
-
-    def _watch_writing(self) -> None:
-        before = self._transport.get_write_buffer_size()
-
-        def check() -> None:
-            if before - self._transport.get_write_buffer_size() < _LEAST_READ_BYTES:
-                self._transport.abort()
-            else:
-                self._watch_writing()
-
-        self._stop_write_timer()
-        self._write_timer = self._loop.call_later(_WRITE_S, check)
-
-    def _stop_write_timer(self) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
-
-
-def _too_slow(what: str, seconds: float) -> ApiError:
-    return ApiError(408, f"the {what} was not sent within {seconds:g} s", code="request_timeout")
-
-
-def _encode(error: ApiError, allow_origin: str | None) -> bytes:
-    """The whole answer of a refusal."""
-    body = json.dumps(error.body()).encode()
-    allowed = f"access-control-allow-origin: {allow_origin}\r\n" if allow_origin else ""
-    head = (
-        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
-        f"date: {formatdate(usegmt=True)}\r\n"
-        f"{allowed}content-type: application/json\r\n"
-        f"content-length: {len(body)}\r\n"
-        "connection: close\r\n\r\n"
-    )
-    return head.encode() + body
