@@ -18,16 +18,16 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import overload
 
 from edgeclip.errors import InputError
-from edgeclip.inputs.image_kinds import HEAD_BYTES, NEEDED, has_image_suffix, image_kind
+from edgeclip.inputs.image_kinds import HEAD_BYTES, NEEDED, has_image_suffix, has_raw_suffix, image_kind, is_raw_photo
 
 _SYSTEM_NAMES = frozenset(
     ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin")
 ) | frozenset(("lost+found", "system volume information"))
-_RAW_SUFFIXES = (".3fr", ".arw", ".cr2", ".dng", ".erf", ".iiq", ".kdc", ".nef", ".nrw", ".pef", ".sr2", ".srw")
 # Opening a pipe that was put in a file's place must not wait for a writer.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
@@ -188,7 +188,7 @@ def _kind_of(path: str | Path, name: str) -> str | None:
 
     Raises OSError for a file that cannot be read and has no image's name; with such a name, decoding will report it.
     """
-    if name.lower().endswith(_RAW_SUFFIXES):
+    if has_raw_suffix(name):
         return None
     called = "" if has_image_suffix(name) else None
     try:
@@ -196,10 +196,18 @@ def _kind_of(path: str | Path, name: str) -> str | None:
         try:
             if not stat.S_ISREG(os.fstat(file).st_mode):
                 return None
-            return image_kind(os.read(file, HEAD_BYTES), name) or called
+            kind = image_kind(os.read(file, HEAD_BYTES), name)
+            if kind == "TIFF" and is_raw_photo(partial(_read_at, file)):
+                return called
+            return kind or called
         finally:
             os.close(file)
     except OSError:
         if called is None:
             raise
         return called
+
+
+def _read_at(file: int, offset: int, size_bytes: int) -> bytes:
+    os.lseek(file, offset, os.SEEK_SET)
+    return os.read(file, size_bytes)

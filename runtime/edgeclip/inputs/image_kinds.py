@@ -5,6 +5,8 @@ patterns are stricter than Pillow's own, which take a text that begins with "BM"
 """
 
 import re
+import struct
+from collections.abc import Callable
 
 from edgeclip.host.installation import install_command
 
@@ -46,6 +48,13 @@ _NO_IMAGE = (  # what people pass most among the rest
     (rb"version https://git-lfs", "a pointer of Git LFS; fetch the file with `git lfs pull`"),
     (rb"(\xef\xbb\xbf)?\s*<", "markup (SVG, HTML or XML); render an SVG to PNG, repeat a failed download"),
 )
+RAW_PHOTO = "a camera's raw file, of which only a thumbnail can be read; develop it to JPEG"
+_RAW_SUFFIXES = (
+    *(".3fr", ".arw", ".bay", ".cap", ".cr2", ".cr3", ".crw", ".cs1", ".dcr", ".dcs", ".dng", ".drf", ".eip", ".erf"),
+    *(".fff", ".gpr", ".iiq", ".k25", ".kdc", ".mdc", ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".ptx"),
+    *(".pxn", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
+)
+_REDUCED, _DNG_VERSION = 254, 50706  # tags of TIFF: NewSubfileType, of which bit 0 says "a reduced image", and DNG's
 # The kinds that Pillow reads only with a library that it may lack: what they are, the library, and what installs it.
 NEEDED = {
     "HEIF": ("a HEIC image", "pillow-heif", ("heic",)),
@@ -64,6 +73,33 @@ def image_kind(head: bytes, name: str = "") -> str | None:
             return kind
     is_tga = name.lower().endswith(_TGA_SUFFIXES) and re.match(_TGA, head, re.DOTALL)
     return "TGA" if is_tga else None
+
+
+def has_raw_suffix(name: str) -> bool:
+    """Whether the name of a file says that it is a camera's raw file."""
+    return name.lower().endswith(_RAW_SUFFIXES)
+
+
+def is_raw_photo(read: Callable[[int, int], bytes]) -> bool:
+    """Whether a file is a camera's raw one in TIFF's form; `read(offset, size)` gives what there is of its bytes.
+
+    Canon's CR2 says so behind the header, DNG by a tag; in the others the first image is a reduced one.
+    """
+    head = read(0, 10)
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(head[:4])
+    if order is None or len(head) < 8:
+        return False
+    if head[8:] == b"CR":
+        return True
+    (start,) = struct.unpack_from(f"{order}I", head, 4)
+    (count,) = struct.unpack(f"{order}H", read(start, 2).ljust(2, b"\0"))
+    entries = read(start + 2, 12 * count)
+    for tag, kind, _, value in struct.iter_unpack(f"{order}HHI4s", entries[: len(entries) // 12 * 12]):
+        if tag == _DNG_VERSION:
+            return True
+        if tag == _REDUCED and struct.unpack_from(f"{order}{'H' if kind == 3 else 'I'}", value)[0] & 1:
+            return True
+    return False
 
 
 def what_to_do(head: bytes) -> str | None:

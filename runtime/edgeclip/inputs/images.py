@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from edgeclip.errors import InputError, MissingExtraError
 from edgeclip.host.installation import install_command
-from edgeclip.inputs.image_kinds import HEAD_BYTES, what_to_do
+from edgeclip.inputs.image_kinds import HEAD_BYTES, RAW_PHOTO, is_raw_photo, what_to_do
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -212,12 +212,21 @@ def _decode(file: BinaryIO, label: str) -> "Image":
             f"{label}: decoding images needs Pillow; `{install_command('images')}`, or pass uint8 RGB arrays"
         ) from error
 
+    def read_at(offset: int, size_bytes: int) -> bytes:
+        file.seek(offset)
+        return file.read(size_bytes)
+
     def open_rgb() -> Image.Image:
+        if is_raw_photo(read_at):
+            raise InputError(f"{label}: found {RAW_PHOTO}")
+        file.seek(0)
         with Image.open(file, formats=known_formats()) as image:
             return _to_rgb(image)
 
     try:
         return _whatever_pillow_warns(open_rgb)
+    except InputError:
+        raise
     except UnidentifiedImageError as error:
         raise InputError(f"{label}: {_unread(file)}") from error
     except Image.DecompressionBombError as error:

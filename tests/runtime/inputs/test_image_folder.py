@@ -63,6 +63,17 @@ def test_the_name_decides_nothing(tmp_path: Path) -> None:
     assert all(is_image_file(tmp_path / name) == (name in found.names) for name in good | broken | others)
 
 
+def test_raw_photos_are_left_out(tmp_path: Path) -> None:
+    """By their names, by their tags under any other; called like an image, they are broken ones."""
+    plain, dng = encoded(PICTURE, "TIFF"), encoded(PICTURE, "TIFF", tiffinfo={50706: b"\1\4\0\0"})
+    reduced, cr2 = encoded(PICTURE, "TIFF", tiffinfo={254: 1}), b"II*\0\x10\0\0\0CR\2\0" + bytes(60)
+    suffixes = ["mef", "mos", "fff", "dcr", "gpr", "srf", "k25", "raw", "dng", "NEF", "rwl"]
+    raw = {f"a.{suffix}": plain for suffix in suffixes} | {"b.cr2.bak": cr2, "c": dng, "d.bak": reduced}
+    found = list_images(write(tmp_path, raw | {"e.tif": dng, "f": plain, "g": plain[:9], "h": plain[:200]}))
+    assert found.names == ["e.tif", "f", "g", "h"]
+    assert found.left_out.count == len(raw)
+
+
 def test_what_systems_leave_is_passed_over(tmp_path: Path) -> None:
     left = [
         ".hidden.png",

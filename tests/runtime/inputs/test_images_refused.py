@@ -107,6 +107,17 @@ def test_an_unsupported_format_is_named(data: bytes, found: str) -> None:
     assert refusal(data).startswith(f"image 3: found {found}")
 
 
+@pytest.mark.parametrize("tags", [{50706: b"\1\4\0\0"}, {254: 1}, {254: 3, 271: "Kodak"}])
+def test_a_raw_photo_is_not_its_thumbnail(tags: dict[int, object]) -> None:
+    """TIFF, as DNG, NEF and ARW are: Pillow opens the thumbnail that comes first."""
+    image = Image.new("RGB", (8, 8))
+    told = "image 3: found a camera's raw file, of which only a thumbnail can be read; develop it to JPEG"
+    assert refusal(encoded(image, "TIFF", tiffinfo=tags)) == told
+    assert refusal(b"II*\0\x10\0\0\0CR\2\0" + bytes(60)) == told
+    for plain in ({254: 0}, {254: 2}, {271: "Kodak"}):
+        decode_image(encoded(image, "TIFF", tiffinfo=plain), label="image")
+
+
 @pytest.mark.parametrize("kind", ["SGI", "PCX", "IM", "MSP", "DDS", "ICNS", "XBM"])
 def test_formats_beyond_the_list_are_not_opened(kind: str) -> None:
     mode = "1" if kind in ("MSP", "XBM") else "RGB"
