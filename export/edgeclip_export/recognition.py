@@ -19,7 +19,7 @@ _HEAD_BYTES = 200
 _NO_EXPORT = "edgeclip exports from safetensors weights"
 # Weights in another form, by the names of files; the first that matches is said.
 _OTHER_WEIGHTS = tuple(
-    (re.compile(pattern), what)
+    (re.compile(pattern, re.IGNORECASE), what)
     for pattern, what in (
         (
             r"adapter_(model\.\w+|config\.json)",

@@ -44,6 +44,16 @@ _FORKS = """if True:
     assert np.array_equal(encoder.encode_text(texts), wanted[0])  # the parent goes on as before
     sys.exit(os.waitstatus_to_exitcode(status))
 """
+# An image stream that was begun: it has threads and buffers.
+_BEGUN = "images = encoder.iter_images([pixels[0]] * 60); next(images)"
+_GOES_ON = """from edgeclip import DeviceError
+        try:
+            next(images)
+        except DeviceError as error:
+            assert "begun before the process was forked" in str(error), error
+        else:
+            sys.exit(3)
+        assert len(list(encoder.iter_images([pixels[0]] * 3))) == 3"""
 _SAME = """found = encoder.encode_text(texts), encoder.encode_image(pixels)
         assert all(np.array_equal(a, b) for a, b in zip(found, wanted))"""
 
@@ -68,8 +78,23 @@ def encode(encoder: Encoder) -> NDArray[np.float32]:
         ),
         ("encoder._towers._locks['text'].acquire()", _SAME, "encoder._towers._locks['text'].release()"),
         ("encoder._towers._parsing.acquire()", _SAME, "encoder._towers._parsing.release()"),
+        (_BEGUN, _GOES_ON, "assert len(list(images)) == 59"),
+        (_BEGUN, "images.close()", "assert len(list(images)) == 59"),
+        (_BEGUN, "pass", "assert len(list(images)) == 59"),
     ],
-    ids=["encodes", "ends", "closes", "frees", "leaves", "while it encodes", "while it loads", "while it parses"],
+    ids=[
+        "encodes",
+        "ends",
+        "closes",
+        "frees",
+        "leaves",
+        "while it encodes",
+        "while it loads",
+        "while it parses",
+        "goes on with images",
+        "closes images",
+        "leaves images",
+    ],
 )
 def test_a_forked_child_never_hangs(bundle: Path, before: str, inside: str, after: str) -> None:
     """It encodes to the same bits, and ends, whatever the parent's threads were doing."""

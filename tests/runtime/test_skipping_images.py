@@ -129,8 +129,10 @@ def test_tables_and_what_has_no_order_are_refused(encoder: Encoder) -> None:
                 InputError, match=f"^{what} are a .*Frame|Table, a table; pass one of its columns, as"
             ):
                 encode(table)
-        with pytest.raises(InputError, match=f"^{what} are a dict, of which only the keys would be read"):
-            encode(column)
+        mappings: list[Any] = [column, {"text": None}, dict.fromkeys(GOOD), {}]
+        for mapping in mappings:
+            with pytest.raises(InputError, match=f"^{what} are a dict, of which only the keys would be read"):
+                encode(mapping)
         with pytest.raises(InputError, match=f"^{what} are a set, which has no order"):
             encode(set(column["path"]))
 

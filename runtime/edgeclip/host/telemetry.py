@@ -16,10 +16,13 @@ VARIABLE = "ORT_DISABLE_TELEMETRY"
 def disable_telemetry(environment: MutableMapping[str, str]) -> None:
     """Set ORT_DISABLE_TELEMETRY=1 in `environment` (os.environ) unless the user set it. Child processes inherit it.
 
+    An empty value is none that a user set: `ORT_DISABLE_TELEMETRY: ${X:-}` in a compose file leaves one, and
+    onnxruntime sends then (measured with 1.31.1: it takes 1, true, yes and on, in any case, and nothing else).
+
     An onnxruntime that the process imported earlier has read its environment by then and written its device id: its
     API can only stop it from sending more events, which this does.
     """
-    if VARIABLE in environment:
+    if environment.get(VARIABLE, "").strip():
         return
     environment[VARIABLE] = "1"
     if loaded := sys.modules.get("onnxruntime"):

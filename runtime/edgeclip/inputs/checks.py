@@ -68,7 +68,9 @@ def _refuse_collection(values: object, what: str) -> None:
     name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
     if hasattr(kind, "columns") or hasattr(kind, "column_names"):
         raise InputError(f"{what} are a {name}, a table; pass one of its columns, as table['{what[:-1]}']")
-    if isinstance(values, Mapping) and any(value is not None for value in values.values()):  # dict.fromkeys is a list
-        raise InputError(f"{what} are a {name}, of which only the keys would be read; pass list(it.values())")
+    if isinstance(values, Mapping):
+        raise InputError(
+            f"{what} are a {name}, of which only the keys would be read; pass list(it) for them, or list(it.values())"
+        )
     if isinstance(values, set | frozenset):
         raise InputError(f"{what} are a {name}, which has no order to give vectors in; pass sorted(it)")

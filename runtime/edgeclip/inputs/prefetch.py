@@ -9,12 +9,15 @@ folder of 10,000 photos never has more than a few of them in memory.
 """
 
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgeclip.errors import DeviceError
 
 Pixels = NDArray[np.uint8]
 
@@ -40,7 +43,8 @@ def stage_images(
     when no thread fills it any more.
 
     Raises the error of the first image that failed, in the order of the images, whichever thread met it first. Close
-    it (`contextlib.closing`), and no thread is left, whatever happened.
+    it (`contextlib.closing`), and no thread is left, whatever happened. In a forked child, which has none of the
+    threads, the next batch is a DeviceError.
     """
     size = max(map(len, batches), default=1)
     slots: list[Pixels] = []
@@ -48,6 +52,7 @@ def stage_images(
     def fill(index: int, row: Pixels) -> None:
         row[...] = prepare(index)
 
+    process = os.getpid()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="edgeclip-images")
     try:
         for _ in range(count_slots(len(batches), size, threads)):  # when one finds no memory, the others go back
@@ -63,7 +68,13 @@ def stage_images(
             for image in started.popleft():
                 image.result()
             yield batch, slots[number % len(slots)][: len(batch)]
+            if os.getpid() != process:
+                raise DeviceError(
+                    "these images were begun before the process was forked, and the threads that decode them are not "
+                    "in the child; begin anew there (iter_images)"
+                )
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        for slot in slots:
-            recycle(slot)
+        if os.getpid() == process:  # a forked child would wait for threads that it does not have
+            pool.shutdown(wait=True, cancel_futures=True)
+            for slot in slots:
+                recycle(slot)

@@ -75,6 +75,12 @@ def test_every_package_switches_it_off_first(package: str) -> None:
     assert done.stdout.split() == ["1", "False"]
 
 
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_value_is_not_the_users_wish_to_send(bundle: Path, tmp_path: Path, value: str) -> None:
+    """onnxruntime would send and leave its files: a compose file's `${X:-}` is empty."""
+    assert encode(bundle, tmp_path / "home", before=f'import os; os.environ["{VARIABLE}"] = "{value}"') == []
+
+
 def test_what_the_user_set_stays() -> None:
     environment = {VARIABLE: "0"}
     disable_telemetry(environment)
