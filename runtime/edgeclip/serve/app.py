@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +70,7 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
         device=encoder.device,
         precisions=[encoder.manifest.tower(tower).precision for tower in TOWERS],
     )
-    answer: Any = Shell(
+    answer = Shell(
         _route(settings, encoder, model, metrics, fetch),
         metrics=metrics,
         keys=KeyRing(settings.api_keys),
@@ -80,19 +80,24 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
         access_log=AccessLog(settings.access_log_format, with_clients=settings.access_log_clients)
         if settings.access_log
         else None,
+        allow_origins=_allow_origins(settings.cors_origins) if settings.cors_origins else None,
     )
-    if settings.cors_origins:
-        from starlette.middleware.cors import CORSMiddleware
-
-        answer = CORSMiddleware(
-            answer,
-            allow_origins=list(settings.cors_origins),
-            allow_methods=["GET", "POST"],
-            # What the page asks for is echoed: openai's package adds x-stainless-*, others headers of their own.
-            allow_headers=["*"],
-            expose_headers=["Retry-After", "Server-Timing", "X-Request-ID", "Edgeclip-Bundle"],
-        )
     return Application(answer, metrics.refused)
+
+
+def _allow_origins(origins: tuple[str, ...]) -> Callable[[Any], Any]:
+    """What makes an ASGI application answer pages of these origins, preflights too."""
+    from starlette.middleware.cors import CORSMiddleware
+
+    return partial(
+        CORSMiddleware,
+        allow_origins=list(origins),
+        allow_methods=["GET", "POST"],
+        # What the page asks for is echoed: openai's package adds x-stainless-*, others headers of their own.
+        allow_headers=["*"],
+        expose_headers=["Retry-After", "Server-Timing", "X-Request-ID", "Edgeclip-Bundle"],
+        allow_private_network=True,  # a page on the internet may call a service on the user's own network
+    )
 
 
 def _route(settings: Settings, encoder: Encoder, model: str, metrics: Metrics, fetch: Fetch | None) -> "Router":

@@ -61,6 +61,28 @@ def test_a_line_says_what_happened(bundle: Path, encoder: Encoder, caplog: pytes
     assert not any(word in "".join(lines(caplog)) for word in (SECRET, KEY, "127.0.0.1"))
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [("https://shop.example", 200), ("https://stranger.example", 400)],
+    ids=["known", "stranger"],
+)
+def test_a_preflight_is_a_request_like_any_other(
+    bundle: Path, encoder: Encoder, caplog: pytest.LogCaptureFixture, origin: str, status: int
+) -> None:
+    """It has a line, an id, security headers and a count, and asks for no key."""
+    preflight = {"Origin": origin, "Access-Control-Request-Method": "POST", OFFERED: "mine"}
+    settings: dict[str, Any] = {"access_log": True, "cors_origins": ("https://shop.example",), "api_keys": (KEY,)}
+    with serving(bundle, encoder, **settings) as url:
+        answer = httpx.options(f"{url}/v1/embeddings", headers=preflight)
+        assert answer.status_code == status
+        wait_for(lambda: lines(caplog))
+        counted = f'edgeclip_requests_total{{method="OPTIONS",route="unknown",status="{status}"}} 1.0'
+        assert counted in httpx.get(f"{url}/metrics").text
+    assert f" OPTIONS /v1/embeddings {status} " in lines(caplog)[0] and lines(caplog)[0].endswith("request_id=mine")
+    assert answer.headers[OFFERED] == "mine"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff" and "Content-Security-Policy" in answer.headers
+
+
 def test_text_lines_and_addresses_where_they_are_asked_for(
     bundle: Path, encoder: Encoder, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -159,6 +159,11 @@ def test_a_page_of_another_origin_may_call_as_openai_s_package_does(bundle: Path
         assert answer.status_code == 200
         assert set(OPENAI_HEADERS.split(",")) <= set(answer.headers["access-control-allow-headers"].split(","))
         assert answer.headers["access-control-allow-origin"] == ORIGIN
+        private = httpx.options(
+            f"{url}/v1/embeddings",
+            headers={"Origin": ORIGIN, "Access-Control-Request-Private-Network": "true", **preflight},
+        )
+        assert private.status_code == 200 and private.headers["access-control-allow-private-network"] == "true"
         stranger = httpx.options(f"{url}/v1/embeddings", headers={"Origin": "https://b.example", **preflight})
         assert "access-control-allow-origin" not in stranger.headers
 

@@ -1,4 +1,4 @@
-"""One shell round every request, whatever its route: API keys, security headers, metrics, ids, log lines.
+"""One shell round every request, whatever its route: keys, origins, security headers, metrics, ids, log lines.
 
 An error becomes an answer in the API's shape: a bug 500, a request that is cut off when the service ends 503.
 """
@@ -85,7 +85,10 @@ class Shell:
         metrics_port: int | None = None,
         has_ids: bool = False,
         access_log: AccessLog | None = None,
+        allow_origins: Callable[[Any], Any] | None = None,
     ) -> None:
+        # Within the shell, so that a preflight has its log line too; round the guard, so that a page reads refusals.
+        self._answer = allow_origins(self._guard) if allow_origins else self._guard
         self._app, self._metrics, self._keys, self._root_path = app, metrics, keys, root_path
         self._metrics_port = metrics_port
         self._access_log, self._has_ids = access_log, has_ids or access_log is not None
@@ -99,18 +102,17 @@ class Shell:
             self._out_of_files.watch(asyncio.get_running_loop())
             await self._app(scope, receive, send)
             return
-        from starlette.exceptions import HTTPException
-
-        started, status, bytes_out = time.perf_counter(), 0, 0
+        started, bytes_out = time.perf_counter(), 0
         scope["edgeclip.path"] = scope["path"]  # as it was sent: what is relative in a page depends on its last slash
         scope["path"] = route_path(scope["path"], self._root_path)
         identity = request_id(_header(scope, b"x-request-id")) if self._has_ids else None
         scope["edgeclip.request_id"] = identity
+        scope["edgeclip.status"] = 0
 
         async def sent(message: Message) -> None:
-            nonlocal status, bytes_out
+            nonlocal bytes_out
             if message["type"] == "http.response.start":
-                status = message["status"]
+                scope["edgeclip.status"] = message["status"]
                 _secure(message.setdefault("headers", []))
                 if identity is not None:
                     message["headers"].append((b"x-request-id", identity.encode()))
@@ -120,6 +122,19 @@ class Shell:
 
         self._in_progress += 1
         try:
+            await self._answer(scope, receive, sent)
+        finally:
+            self._in_progress -= 1
+            seconds, status = time.perf_counter() - started, scope["edgeclip.status"] or CLIENT_GONE
+            self._record(scope, status, seconds)
+            if self._access_log is not None:
+                self._access_log.write(scope, status=status, seconds=seconds, bytes_out=bytes_out)
+
+    async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request if its path and its key allow it; an error becomes an answer."""
+        from starlette.exceptions import HTTPException
+
+        try:
             if self._metrics_port and (scope["path"] == "/metrics") != (scope["server"][1] == self._metrics_port):
                 raise HTTPException(404)
             if scope["path"].startswith("/v1/") and not self._keys.opens(_header(scope, b"authorization")):
@@ -128,20 +143,14 @@ class Shell:
                     headers={"WWW-Authenticate": "Bearer"},
                 )  # fmt: skip
             scope["app"] = self  # a route refuses a method by an exception then, and not by an answer of its own
-            await self._app(scope, receive, sent)
+            await self._app(scope, receive, send)
         except (Exception, asyncio.CancelledError) as error:
             if is_out_of_files(error):
                 self._out_of_files.say()
             answer = _answer_to(error, scope)
             error.__traceback__ = None  # it holds the request, and whatever the error hung on
-            if not status:
-                await answer(scope, receive, sent)
-        finally:
-            self._in_progress -= 1
-            seconds = time.perf_counter() - started
-            self._record(scope, status or CLIENT_GONE, seconds)
-            if self._access_log is not None:
-                self._access_log.write(scope, status=status or CLIENT_GONE, seconds=seconds, bytes_out=bytes_out)
+            if not scope["edgeclip.status"]:
+                await answer(scope, receive, send)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
