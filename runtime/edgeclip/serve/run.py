@@ -44,7 +44,6 @@ def serve(settings: Settings) -> None:
         import uvicorn
 
         from edgeclip.serve.app import create_app
-        from edgeclip.serve.images.fetch_queue import FETCHES_AT_ONCE
     except ImportError as error:
         raise _missing(error) from error
     bound_memory(os.environ)
@@ -65,7 +64,7 @@ def serve(settings: Settings) -> None:
             _log.info("metrics on http://%s:%d/metrics alone", shown, settings.metrics_port)
         if not settings.is_loopback and not settings.api_keys:
             _log.warning("whoever reaches this address may use the service: no API keys are set")
-        room = room_for_connections(settings, encoder.manifest, fetches_at_once=FETCHES_AT_ONCE)
+        room = room_for_connections(settings, encoder.manifest)
         server = uvicorn.Server(configure(settings, app, room))
         with signals.left_to(server):
             server.run(sockets=listeners)

@@ -31,6 +31,7 @@ from edgeclip.serve.api.response import encode_answer, shorten
 from edgeclip.serve.api.text_length import check_letters
 from edgeclip.serve.api.usage import image_tokens
 from edgeclip.serve.errors import ApiError, ending, not_trusted, retry_later, without_paths
+from edgeclip.serve.http.open_files import fetches_within_limit
 from edgeclip.serve.images.fetch_queue import ByteRoom, Fetch, FetchQueue
 from edgeclip.serve.images.opener import Decoder, ImageOpener
 from edgeclip.serve.metrics import Metrics
@@ -114,7 +115,9 @@ class EmbeddingService:
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="edgeclip-serve")
         self._images = ImageOpener(
             decoder,
-            FetchQueue(fetch, most_of_a_site=_URLS_OF_A_SITE * settings.max_queued_images),
+            FetchQueue(
+                fetch, places=fetches_within_limit(), most_of_a_site=_URLS_OF_A_SITE * settings.max_queued_images
+            ),
             self._aside,
             most_images=settings.max_queued_images,
             max_image_bytes=settings.max_image_bytes,
@@ -133,7 +136,7 @@ class EmbeddingService:
             vocabulary=encoder.count_token_ids(),
             tasks=tuple(manifest.tokenizer.instructions),
             allow_token_ids=settings.allow_token_ids,
-            allow_urls=settings.allow_urls or bool(settings.url_hosts),
+            allow_urls=settings.fetches_urls,
         )
 
     def close(self) -> None:

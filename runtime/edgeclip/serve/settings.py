@@ -127,6 +127,11 @@ class Settings:
             raise InputError(f"root path {self.root_path!r}: wanted /name or /name/name, without a slash at the end")
 
     @property
+    def fetches_urls(self) -> bool:
+        """Whether images are fetched by URL, from anywhere or from listed hosts alone."""
+        return self.allow_urls or bool(self.url_hosts)
+
+    @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the service."""
         try:

@@ -17,7 +17,16 @@ import httpx
 import pytest
 
 from edgeclip import Encoder, InputError
-from edgeclip.serve.http.open_files import ConnectionRoom, OutOfFiles, is_out_of_files, plan_connections
+from edgeclip.serve.http import open_files
+from edgeclip.serve.http.open_files import (
+    ConnectionRoom,
+    OutOfFiles,
+    fetches_within_limit,
+    is_out_of_files,
+    plan_connections,
+    room_for_connections,
+)
+from edgeclip.serve.settings import Settings
 from tests.scenes.serving import serving, troubling, until_ready, wait_for
 
 FEW = 64
@@ -147,6 +156,23 @@ def test_what_is_planned_fits_into_the_limit(limit: int, wanted: int) -> None:
     assert 1 <= room.served <= wanted and room.refused >= 1 and room.queued >= 8
     assert room.served + room.refused + room.queued + 8 + 24 <= limit
     assert room.served == wanted or room.served >= limit // 4
+
+
+@pytest.mark.parametrize(("limit", "fetches"), [(150, 9), (256, 16), (1024, 64)])
+def test_files_are_left_for_fetches_however_urls_are_allowed(
+    monkeypatch: pytest.MonkeyPatch, encoder: Encoder, limit: int, fetches: int
+) -> None:
+    """Two for each that runs at once; none where no URL is fetched."""
+    monkeypatch.setattr(open_files, "_limit", lambda: limit)
+    monkeypatch.setattr(open_files, "_count_open", lambda: 8)
+    settings = ({}, {"allow_urls": True}, {"url_hosts": ("http://10.1.2.3:9000",)})
+    without, anywhere, listed = (
+        room_for_connections(Settings(bundle=Path("-"), max_connections=1024, **each), encoder.manifest).served
+        for each in settings
+    )
+    assert fetches_within_limit() == fetches
+    assert listed == anywhere < without
+    assert without - listed >= fetches
 
 
 def test_without_a_limit_the_settings_hold() -> None:

@@ -136,7 +136,7 @@ def test_bytes_are_counted_from_the_fetch_to_the_end_of_the_decoding() -> None:
 
     async def scene() -> None:
         room = Room(10**9)
-        queue = FetchQueue(Web(), most_of_a_site=100)
+        queue = FetchQueue(Web(), places=64, most_of_a_site=100)
         with queue.request([QUICK["url"]] * 50, room) as urls:
 
             async def use() -> None:
@@ -154,7 +154,7 @@ def test_bytes_that_find_no_room_end_the_fetch() -> None:
     async def scene() -> None:
         room = Room(len(GRAY) - 1)
         with ExitStack() as opened:
-            urls = opened.enter_context(FetchQueue(Web(), most_of_a_site=1).request([QUICK["url"]], room))
+            urls = opened.enter_context(FetchQueue(Web(), places=64, most_of_a_site=1).request([QUICK["url"]], room))
             with pytest.raises(ApiError, match="full"):
                 async with urls.fetched(QUICK["url"]):
                     pass

@@ -29,6 +29,7 @@ _RESERVED = 20
 _PER_WEIGHTS = 2
 # A URL in progress: its socket, and what looks its name up.
 _PER_FETCH = 2
+_MOST_FETCHES, _LEAST_FETCHES = 64, 8
 _OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
 _TELL_AGAIN_S = 60.0
 
@@ -73,10 +74,16 @@ def raise_limit(max_connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def room_for_connections(settings: Settings, manifest: Manifest, *, fetches_at_once: int) -> ConnectionRoom:
+def fetches_within_limit() -> int:
+    """How many URLs may be fetched at once in this process: fewer where few files may be open."""
+    limit = _limit()
+    return _MOST_FETCHES if limit is None else min(_MOST_FETCHES, max(_LEAST_FETCHES, limit // 16))
+
+
+def room_for_connections(settings: Settings, manifest: Manifest) -> ConnectionRoom:
     """The room in this process before it loads the bundle's towers; a warning where the settings say more."""
     weights = sum(len(weights_of(manifest.tower(tower).file, manifest.files)) for tower in TOWERS)
-    fetches = fetches_at_once if settings.allow_urls else 0
+    fetches = fetches_within_limit() if settings.fetches_urls else 0
     reserved = _RESERVED + _PER_WEIGHTS * weights + _PER_FETCH * fetches
     limit = _limit()
     room = plan_connections(wanted=settings.max_connections, limit=limit, opened=_count_open(), reserved=reserved)

@@ -17,7 +17,6 @@ from edgeclip.serve.errors import retry_later
 from edgeclip.serve.images.name_lookup import site_of
 from edgeclip.serve.queue.fair_places import FairPlaces
 
-FETCHES_AT_ONCE = 64
 # Of one request, from the beginning of a fetch to the end of its decoding.
 MOST_OF_A_REQUEST = 8
 # How many sites may have as many URLs in progress as one may.
@@ -45,11 +44,11 @@ class ByteRoom(Protocol):
 
 
 class FetchQueue:
-    """URLs of all requests. `most_of_a_site` of them may be in progress at one site, waiting ones included."""
+    """URLs of all requests: `places` are fetched at once, `most_of_a_site` are fetched or wait at one site."""
 
-    def __init__(self, fetch: Fetch, *, most_of_a_site: int) -> None:
+    def __init__(self, fetch: Fetch, *, places: int, most_of_a_site: int) -> None:
         self._fetch, self._most = fetch, most_of_a_site
-        self._places = FairPlaces(FETCHES_AT_ONCE)
+        self._places = FairPlaces(places)
         self._in_progress: Counter[str] = Counter()
 
     @contextmanager
