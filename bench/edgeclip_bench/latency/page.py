@@ -16,8 +16,7 @@ _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(26rem, 1fr)); gap: 1.5rem; }
-svg { width: 100%; height: auto; background: #fff; } svg text { font-size: 12px; fill: #333; }
-svg .title { font-size: 14px; font-weight: 600; } svg .grid { stroke: #ddd; stroke-width: 1; }
+svg { width: 100%; height: auto; background: #fff; }
 .table { overflow-x: auto; margin: 1.2rem 0; } table { border-collapse: collapse; font-size: 13px; }
 th, td { padding: 0.25rem 0.7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } ul { color: #444; }
