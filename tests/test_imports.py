@@ -29,10 +29,12 @@ MAY_IMPORT = {
 SHARED = (
     "bundle.",
     "engine.devices",
+    "engine.paired_timing",
     "engine.providers",
     "engine.session",
     "errors",
     "host.installation",
+    "host.processor",
     "manifest",
 )
 

@@ -56,7 +56,7 @@ RATIOS: Mapping[Precision, tuple[float, float]] = {"int8": (0.5, 0.3), "int4": (
 def _no_pauses() -> Iterator[None]:
     """What a timing waits for before each run is nothing to wait for here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proof, "_PAUSE_S", 0)
+        patch.setattr("edgeclip.engine.paired_timing.PAUSE_S", 0)
         yield
 
 

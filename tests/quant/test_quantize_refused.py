@@ -10,7 +10,6 @@ import pytest
 
 from edgeclip.manifest import TOWERS, Precision, Target
 from edgeclip_quant import quantize_bundle
-from edgeclip_quant.proof import measurement as proof
 from tests.scenes.damage import replace_graph
 from tests.scenes.refusal import refusal
 
@@ -19,7 +18,7 @@ from tests.scenes.refusal import refusal
 def _no_pauses() -> Iterator[None]:
     """What a timing waits for before each run is nothing to wait for here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proof, "_PAUSE_S", 0)
+        patch.setattr("edgeclip.engine.paired_timing.PAUSE_S", 0)
         yield
 
 

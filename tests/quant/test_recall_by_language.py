@@ -19,7 +19,6 @@ from edgeclip_bench.demo.captions import LANGUAGES
 from edgeclip_bench.demo.dataset import write_dataset
 from edgeclip_quant import quantize_bundle
 from edgeclip_quant.budget import DEFAULT_BUDGETS
-from edgeclip_quant.proof import measurement as proof
 from edgeclip_quant.proof.retrieval import Vectors, retrieval_changes
 
 # The captions' vectors (500, 128) by language, and the pictures' under "pictures".
@@ -46,7 +45,7 @@ def answers(
     write_dataset(folder / "calibration", split="validation", images=CALIBRATION)
     samples = read_samples(folder / "calibration", fp32, Manifest.read(fp32))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proof, "_PAUSE_S", 0)
+        patch.setattr("edgeclip.engine.paired_timing.PAUSE_S", 0)
         quantize_bundle(fp32, folder / "calibrated", samples=samples)
     bundles = {"fp32": fp32, "made-up": trained_int8, "calibrated": folder / "calibrated"}
     return {name: embed(bundle, folder / "pictures") for name, bundle in bundles.items()}

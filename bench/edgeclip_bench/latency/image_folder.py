@@ -11,7 +11,6 @@ ratios are to the first, round by round.
 import argparse
 import json
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgeclip import Encoder
+from edgeclip.engine.paired_timing import take_turns
 from edgeclip.tables import format_table
 from edgeclip_bench.measure.machine_facts import machine
 
@@ -79,14 +79,8 @@ def measure(encoder: Encoder, paths: Sequence[Path], *, rounds: int) -> dict[str
         "files, the next decoded meanwhile": lambda: encoder.encode_image(paths, progress=False),
         "files, one after another": lambda: [encoder.encode_image(path) for path in paths],
     }
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
     encoder.run_tower("vision", pixels[0][None])
-    for turn in range(rounds):
-        names = list(ways)
-        for way in names[turn % 3 :] + names[: turn % 3]:
-            started = time.perf_counter()
-            ways[way]()
-            seconds[way].append(time.perf_counter() - started)
+    seconds = take_turns(ways, rounds, is_alone=False)
     return {
         "benchmark": BENCHMARK,
         "machine": machine(),
@@ -97,7 +91,7 @@ def measure(encoder: Encoder, paths: Sequence[Path], *, rounds: int) -> dict[str
         "rounds": rounds,
         "ways": {
             way: {
-                "seconds": times,
+                "seconds": times.tolist(),
                 "images_per_s": len(paths) / float(np.median(times)),
                 "ratio_median": float(np.median(np.divide(times, seconds[_PURE]))),
             }

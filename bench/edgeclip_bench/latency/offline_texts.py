@@ -11,8 +11,8 @@ same for both. The vectors of the two are compared.
 
 import argparse
 import json
-import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from edgeclip import Encoder
 from edgeclip.engine.batch_policy import CPU_TOKENS, BatchPolicy, TextBatch
+from edgeclip.engine.paired_timing import take_turns
 from edgeclip.tables import format_table
 from edgeclip_bench.measure.machine_facts import machine
 
@@ -65,14 +66,13 @@ def measure(encoder: Encoder, *, texts: int, rounds: int, budgets: Sequence[int]
         f"padded, {PADDED} at once": None,
         **{f"one length, {budget} tokens at once": budget for budget in budgets},
     }
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
     vectors: dict[str, NDArray[np.float32]] = {}
+
+    def encode(way: str) -> None:
+        vectors[way] = _encode(encoder, plan(rows, pad_id, ways[way]), texts)
+
     encoder.run_tower("text", rows[0][None])
-    for _ in range(rounds):
-        for way, budget in ways.items():
-            started = time.perf_counter()
-            vectors[way] = _encode(encoder, plan(rows, pad_id, budget), texts)
-            seconds[way].append(time.perf_counter() - started)
+    seconds = take_turns({way: partial(encode, way) for way in ways}, rounds, is_alone=False)
     padded = next(iter(ways))
     return {
         "benchmark": BENCHMARK,
@@ -84,7 +84,7 @@ def measure(encoder: Encoder, *, texts: int, rounds: int, budgets: Sequence[int]
         "rounds": rounds,
         "ways": {
             way: {
-                "seconds": times,
+                "seconds": times.tolist(),
                 "texts_per_s": texts / float(np.median(times)),
                 "ratio_median": float(np.median(np.divide(seconds[padded], times))),
                 "batches": len(plan(rows, pad_id, ways[way])),

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 
 from edgeclip import Manifest
 from edgeclip.engine.devices import Device, usable_cpus
+from edgeclip.engine.paired_timing import take_turns
 from edgeclip.engine.session import TowerSession
 from edgeclip.families.jina_clip import normalize_pixels
 from edgeclip.manifest import TOWERS, ImageFacts, TowerName
@@ -40,7 +42,6 @@ from edgeclip_bench.rivals.plain_towers import load_plain_text, load_plain_visio
 from edgeclip_export.tracing import OPSET
 
 SHORT_TOKENS = 16
-PAUSE_S = 0.02
 
 Run = Callable[[NDArray[Any]], NDArray[np.float32]]
 
@@ -176,20 +177,15 @@ def compare(ours: Path, plain: Path, tower: TowerName, image: ImageFacts, rounds
     ]
     for case in (case for case in cases if case.tower == tower):
         for_ours, for_rival = _inputs(case, image)
-        times = []
-        difference = 0.0
-        for turn in range(case.rounds * rounds + 1):
-            found, ours_s = timed(run, for_ours)
-            wanted, rival_s = timed(run_rival, for_rival)
-            if turn:  # the first warms both up
-                times.append((ours_s, rival_s))
-            difference = max(difference, float(np.abs(found - wanted).max()))
-        both = np.array(times) * 1000  # (rounds, 2)
+        difference = float(np.abs(run(for_ours) - run_rival(for_rival)).max())
+        works = {"bundle": partial(run, for_ours), "plain": partial(run_rival, for_rival)}
+        times = take_turns(works, case.rounds * rounds, warm_up=1)
+        both = np.stack(list(times.values()), axis=1) * 1000  # (rounds, 2)
         ratio = both[:, 0] / both[:, 1]
         low, high = np.percentile(ratio, [25, 75])
         yield Latency(
             case=case,
-            samples=len(times),
+            samples=len(both),
             bundle_median_ms=float(np.median(both[:, 0])),
             bundle_p90_ms=float(np.percentile(both[:, 0], 90)),
             plain_median_ms=float(np.median(both[:, 1])),
@@ -198,19 +194,6 @@ def compare(ours: Path, plain: Path, tower: TowerName, image: ImageFacts, rounds
             ratio_quartiles=(float(low), float(high)),
             largest_difference=difference,
         )
-
-
-def timed(run: Run, batch: NDArray[Any]) -> tuple[NDArray[np.float32], float]:
-    """The result of a run and its seconds, after a pause and a run that does not count.
-
-    The threads of another session spin for a while after its run, and take the processor from this one: without the
-    pause a 16-token text took 73 ms on two cores, with it 45.
-    """
-    time.sleep(PAUSE_S)
-    run(batch)
-    started = time.perf_counter()
-    found = run(batch)
-    return found, time.perf_counter() - started
 
 
 def measure_memory(path: Path, label: str, tower: TowerName, image: ImageFacts, tokens: int) -> Memory:

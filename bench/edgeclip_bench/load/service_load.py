@@ -37,6 +37,7 @@ import aiohttp
 import numpy as np
 
 from edgeclip import Encoder
+from edgeclip.engine.paired_timing import take_turns
 from edgeclip.errors import InputError
 from edgeclip.tables import format_table
 from edgeclip_bench.measure.machine_facts import machine
@@ -48,7 +49,6 @@ CONCURRENCIES = (1, 4, 16, 64)
 SECONDS = 30.0
 BULK_CLIENTS, BULK_IMAGES = 4, 8
 OVERHEAD_TURNS = 300
-PAUSE_S = 0.05
 _TEXTS_TO_AN_IMAGE = 9
 _WARM_UP_REQUESTS = 20
 _TIMEOUT_S = 300.0
@@ -257,9 +257,7 @@ async def measure_load(
 def measure_overhead(url: str, bundle: Path, *, key: str | None, turns: int = OVERHEAD_TURNS) -> list[Overhead]:
     """The time that the service adds to one short text, as JSON numbers and as base64.
 
-    The two take turns, each after a pause and a run that does not count: the threads of the other process spin for a
-    while after its run, and would take the processor. The client is the standard library's, which adds 0.2 ms of its
-    own.
+    Both take turns (`edgeclip.engine.paired_timing`). The client is the standard library's and adds 0.2 ms.
     """
     found = []
     with Encoder.open(bundle) as encoder, closing(_connection(url)) as connection:
@@ -268,14 +266,14 @@ def measure_overhead(url: str, bundle: Path, *, key: str | None, turns: int = OV
             body = json.dumps({"input": _TEXTS[0], "model": "any", "encoding_format": encoding})
             ask = partial(_post, connection, f"{urlsplit(url).path.rstrip('/')}/v1/embeddings", body, headers)
             answer = partial(encoder.encode_text, _TEXTS[0])
-            times = [(_time_ms(ask), _time_ms(answer)) for _ in range(turns + _WARM_UP_REQUESTS)][_WARM_UP_REQUESTS:]
-            service, inside = zip(*times, strict=True)
+            times = take_turns({"service": ask, "encoder": answer}, turns, warm_up=_WARM_UP_REQUESTS)
+            service, inside = times["service"] * 1e3, times["encoder"] * 1e3
             found.append(
                 Overhead(
                     encoding=encoding,
                     service=summarize(service),
                     encoder=summarize(inside),
-                    median_difference_ms=float(np.median(np.subtract(service, inside))),
+                    median_difference_ms=float(np.median(service - inside)),
                 )
             )
     return found
@@ -293,14 +291,6 @@ def _post(connection: http.client.HTTPConnection, path: str, body: str, headers:
     response.read()
     if response.status != 200:
         raise InputError(f"the service at {path} answered {response.status}, wanted 200")
-
-
-def _time_ms(work: Callable[[], object]) -> float:
-    time.sleep(PAUSE_S)
-    work()
-    began_s = time.perf_counter()
-    work()
-    return (time.perf_counter() - began_s) * 1e3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,25 +6,18 @@ from pathlib import Path
 import psutil
 
 from edgeclip.engine.devices import usable_cpus
+from edgeclip.host.processor import processor_name
 
 
 def machine() -> dict[str, str | int]:
     """The machine, as a report holds it."""
     return {
-        "processor": processor(),
+        "processor": processor_name(),
         "threads": usable_cpus(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": platform.platform(),
         "python": platform.python_version(),
     }
-
-
-def processor() -> str:
-    """The model of the processor; its architecture where the system does not say."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
-    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor() or platform.machine())
 
 
 def graphics_cards() -> list[str]:

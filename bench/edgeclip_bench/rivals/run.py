@@ -20,9 +20,9 @@ import json
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip import Manifest
+from edgeclip.engine import paired_timing
 from edgeclip.engine.devices import usable_cpus
 from edgeclip.errors import InputError
 from edgeclip.manifest import TOWERS, ImageFacts, TowerName
@@ -71,8 +72,6 @@ if TYPE_CHECKING:  # it loads torch, and every process that opens one graph impo
 LONG_TOKENS = 512
 # Calibration draws with seed 0.
 _SEED = 1
-# onnxruntime's threads spin for a moment after a run, and would take a core from the next contender.
-_SETTLE_S = 0.02
 _PACKAGES = (
     "onnxruntime",
     "openvino",
@@ -315,21 +314,11 @@ def case_batch(case: "Case", batches: Batches) -> NDArray[Any]:
 def take_turns(
     label: str, runs: Mapping[str, Run], batches: Mapping[str, NDArray[Any]], rounds: int
 ) -> dict[str, Times]:
-    """Run every contender once in each round, and once before the first round as warm-up."""
-    names = list(runs)
-    times = np.zeros((rounds + 1, len(names)))
+    """Milliseconds of every contender in each round, after a round that does not count."""
+    works = {name: partial(run, batches[name]) for name, run in runs.items()}
     with ProgressBar(label, rounds + 1, is_shown=is_wanted(None)) as bar:
-        for turn in range(rounds + 1):
-            for place in range(len(names)):
-                column = (turn + place) % len(names)
-                name = names[column]
-                time.sleep(_SETTLE_S)
-                runs[name](batches[name])  # does not count: the pause alone is not always enough
-                started = time.perf_counter()
-                runs[name](batches[name])
-                times[turn, column] = (time.perf_counter() - started) * 1000
-            bar.advance()
-    return {name: times[1:, column] for column, name in enumerate(names)}
+        times = paired_timing.take_turns(works, rounds, warm_up=1, on_round=bar.advance)
+    return {name: its * 1000 for name, its in times.items()}
 
 
 def _bundle(entry: Entry, tower: TowerName) -> Contender:

@@ -7,9 +7,6 @@ The user's are measured and never stored: a bundle is passed on, and whose pictu
 
 import gc
 import math
-import platform
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.engine.devices import usable_cpus
+from edgeclip.engine.paired_timing import take_turns
 from edgeclip.errors import BuildError
+from edgeclip.host.processor import processor_name
 from edgeclip.manifest import (
     PROOF_DATA,
     SELFTEST_DATA,
@@ -47,7 +46,6 @@ _TILE_PX = 16
 _SHORT_TOKENS = 16
 # A pair of runs at full size takes 3.5 s for an image on two cores, and 70 ms for a short text.
 _ROUNDS, _LEAST_ROUNDS, _SECONDS = 30, 5, 20.0
-_PAUSE_S = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,17 +176,12 @@ def time_ratio(
 ) -> tuple[float, int]:
     """The median of time(narrowed) / time(source), pair by pair, and the number of pairs.
 
-    They take turns in going first, so what else the machine does meets both. The threads of a session spin for a
-    while after a run, and would take the processor from the other: before each there is a pause and a run that does
-    not count. At most `rounds` pairs, and after 5 no more than fit into `seconds`.
+    At most `rounds` pairs, and after 5 no more than fit into `seconds` (`edgeclip.engine.paired_timing`).
     """
-    ratios: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(ratios) < rounds and (len(ratios) < _LEAST_ROUNDS or time.perf_counter() < end):
-        order = (source, narrowed) if len(ratios) % 2 else (narrowed, source)
-        seconds_of = {run: _time(run, batch) for run in order}
-        ratios.append(seconds_of[narrowed] / seconds_of[source])
-    return statistics.median(ratios), len(ratios)
+    works = {"narrowed": lambda: narrowed(batch), "source": lambda: source(batch)}
+    times = take_turns(works, rounds, seconds=seconds, least=_LEAST_ROUNDS)
+    ratios = times["narrowed"] / times["source"]
+    return float(np.median(ratios)), len(ratios)
 
 
 def time_tower(tower: TowerName, source: Run, narrowed: Run, samples: Samples) -> Timing:
@@ -201,7 +194,7 @@ def time_tower(tower: TowerName, source: Run, narrowed: Run, samples: Samples) -
         batch = samples.vision[0][:1]
     ratio, pairs = time_ratio(source, narrowed, batch)
     what = f"{_SHORT_TOKENS} tokens" if tower == "text" else "1 image"
-    return Timing(ratio=ratio, samples=pairs, input=what, machine=f"{_processor()}, {usable_cpus()} threads")
+    return Timing(ratio=ratio, samples=pairs, input=what, machine=f"{processor_name()}, {usable_cpus()} threads")
 
 
 @contextmanager
@@ -251,14 +244,6 @@ def _size(graph: Path) -> int:
     return sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*"))
 
 
-def _time(run: Run, batch: NDArray[Any]) -> float:
-    time.sleep(_PAUSE_S)
-    run(batch)
-    started = time.perf_counter()
-    run(batch)
-    return time.perf_counter() - started
-
-
 def _picture(size_px: int, draw: np.random.Generator) -> NDArray[np.uint8]:
     """Some have a tile of noise, again and again: deflate finds it, a tower has to look at all of it."""
     cells = int(draw.choice(_CELLS))
@@ -270,11 +255,3 @@ def _picture(size_px: int, draw: np.random.Generator) -> NDArray[np.uint8]:
     grain = np.tile(tile, (times, times, 1))[:size_px, :size_px]
     picture: NDArray[np.uint8] = (flat + slope + grain).clip(0, 255).astype(np.uint8)
     return picture
-
-
-def _processor() -> str:
-    """The model of the processor; its architecture where the system does not say."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
-    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor() or platform.machine())

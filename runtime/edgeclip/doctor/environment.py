@@ -3,9 +3,7 @@
 import importlib.metadata
 import os
 import platform
-import re
 import sys
-from pathlib import Path
 
 import edgeclip
 from edgeclip.doctor.diagnosis import WHEELS, Facts, Processor, Provider
@@ -15,6 +13,7 @@ from edgeclip.engine.session import import_onnxruntime
 from edgeclip.errors import MissingExtraError
 from edgeclip.host import nvidia
 from edgeclip.host.cgroup import cpu_quota, memory_limit
+from edgeclip.host.processor import processor_features, processor_name
 
 # By /proc/cpuinfo's names, x86 and ARM: what onnxruntime's and OpenVINO's kernels choose by.
 _FEATURES = (
@@ -69,23 +68,11 @@ def read_facts() -> Facts:
     )
 
 
-def parse_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
-    """The processor's name and those of its features that matter, from /proc/cpuinfo's text."""
-    name = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE)
-    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-    found = set(flags[1].split()) if flags else set()
-    return (name[1].strip() if name else ""), tuple(feature for feature in _FEATURES if feature in found)
-
-
 def _processor() -> Processor:
-    try:
-        text = Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:  # no Linux
-        text = ""
-    name, features = parse_cpuinfo(text)
+    features = processor_features()
     return Processor(
-        name=name or platform.processor() or platform.machine(),
-        features=features,
+        name=processor_name(),
+        features=tuple(name for name in _FEATURES if name in features),
         cores=os.cpu_count() or 1,
         usable=usable_cpus(),
         quota=cpu_quota(),

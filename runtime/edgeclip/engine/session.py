@@ -31,7 +31,6 @@ from edgeclip.engine.prepack.packed_weights import (
     PackedFacts,
     find_packed,
     packed_root,
-    read_processor,
     saving_entries,
     tell_unused,
 )
@@ -40,6 +39,7 @@ from edgeclip.engine.tensorrt_cache import engine_folder
 from edgeclip.errors import BundleError, DeviceError, MissingExtraError
 from edgeclip.host.installation import install_command
 from edgeclip.host.nvidia import Driver, read_driver, tensorrt_version
+from edgeclip.host.processor import read_processor
 from edgeclip.manifest import Manifest, TowerName
 
 # y = MatMulInteger(x, w) as a model: x (1, 4) uint8, w (4, 4) int8, all 127.

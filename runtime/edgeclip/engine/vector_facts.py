@@ -22,9 +22,9 @@ import numpy as np
 import tokenizers
 
 from edgeclip.encoder import Encoder
-from edgeclip.engine.prepack.packed_weights import read_processor
 from edgeclip.engine.session import import_onnxruntime
 from edgeclip.host.nvidia import cuda_version, cudnn_version, read_driver, tensorrt_version
+from edgeclip.host.processor import read_processor
 from edgeclip.inputs.images import known_formats
 from edgeclip.manifest import TowerName
 

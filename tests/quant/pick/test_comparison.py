@@ -27,7 +27,7 @@ OTHER_BYTES = 0.005
 def no_pauses(bundle: Path) -> Iterator[None]:
     """Nobody reads the times that are measured here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edgeclip_quant.proof.measurement._PAUSE_S", 0.0)
+        patch.setattr("edgeclip.engine.paired_timing.PAUSE_S", 0.0)
         gc.freeze()  # each candidate is cleared away, and what the tests have loaded need not be looked through
         yield
         gc.unfreeze()

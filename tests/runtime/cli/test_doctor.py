@@ -8,7 +8,7 @@ import pytest
 from edgeclip.cli import doctor
 from edgeclip.cli.doctor import format_report
 from edgeclip.doctor.diagnosis import Provider, diagnose
-from edgeclip.doctor.environment import parse_cpuinfo, read_facts
+from edgeclip.doctor.environment import read_facts
 from edgeclip.host.installation import install_command
 from tests.runtime.doctor.test_diagnosis import SOUND
 from tests.scenes.command import Captured, run
@@ -42,21 +42,6 @@ def test_words() -> None:
     told = format_report(ill, diagnose(ill))
     assert "8 GB, limited to 2 GB" in told
     assert told.endswith(f"can be decoded\n    {install_command('images')}")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (
-            "model name\t: EPYC\nflags\t\t: fpu avx2 amx_int8 avx512_vnni\n",
-            ("EPYC", ("avx2", "avx512_vnni", "amx_int8")),
-        ),
-        ("Features\t: fp asimd i8mm\n", ("", ("asimd", "i8mm"))),
-        ("", ("", ())),
-    ],
-)
-def test_cpuinfo(text: str, expected: tuple[str, tuple[str, ...]]) -> None:
-    assert parse_cpuinfo(text) == expected
 
 
 def test_facts_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ CPU looks for them. A folder of packed weights is complete or absent. If it does
 import hashlib
 import json
 import os
-import platform
 import re
 import shutil
 import sys
@@ -37,7 +36,6 @@ _LIST = "files.json"
 WORTH_SHARE = 0.1
 # An entry of a weight's external_data, as onnxruntime writes it: kernel+hash|offset;bytes;checksum, more by |.
 _PACKED = re.compile(rb"\w+\+\d+((?:\|\d+;\d+;\w*)+)")
-_PROCESSOR = re.compile(r"^(?:model name|flags|CPU implementer|CPU part|Features)\s*:\s*(.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,16 +171,6 @@ def count_packed(graph: bytes) -> int:
     """The bytes of packed copies that a written graph names."""
     entries = (entry[1].split(b"|")[1:] for entry in _PACKED.finditer(graph))
     return sum(int(part.split(b";")[1]) for parts in entries for part in parts)
-
-
-def read_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The first processor's name and features, which decide the kernels and so the layout of packed weights."""
-    try:
-        with cpuinfo.open(errors="replace") as file:
-            first = file.read(16384).split("\n\n")[0]
-    except OSError:  # no Linux
-        return platform.processor() or platform.machine()
-    return "\n".join(_PROCESSOR.findall(first))
 
 
 def _read(folder: Path) -> Packed:

@@ -23,7 +23,6 @@ from edgeclip.engine.prepack.packed_weights import (
     find_packed,
     keep_packed,
     packed_root,
-    read_processor,
     remove_packed,
 )
 from edgeclip.engine.prepack.packing import find_packings
@@ -305,10 +304,3 @@ def test_packed_bytes_are_counted() -> None:
     graph = b"\x12\x04\x08prepacked_0\x12\x20MatMul+123|4096;1000;0|8192;24;0:\x01 prepacked_1 Gemm+9|0;6;0"
     assert count_packed(graph) == 1030
     assert count_packed(b"a+b|c") == 0
-
-
-def test_the_processor_is_its_name_and_features(tmp_path: Path) -> None:
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("model name\t: AMD EPYC\ncpu MHz\t: 2400.1\nflags\t: fpu avx2\n\nmodel name\t: AMD\n")
-    assert read_processor(cpuinfo) == "AMD EPYC\nfpu avx2"
-    assert read_processor(tmp_path / "none") != ""
