@@ -9,6 +9,7 @@ from html import escape
 from typing import Any, Literal
 
 import matplotlib as mpl
+from cycler import cycler
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -24,7 +25,7 @@ _SHORT_LOG = 10.0
 _STYLE: Any = {
     "axes.edgecolor": "#888888",
     "axes.grid": True,
-    "axes.prop_cycle": mpl.cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLOURS),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "font.family": "sans-serif",
