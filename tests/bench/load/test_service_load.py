@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from edgeclip import Encoder
+from edgeclip.errors import InputError
 from edgeclip_bench.load.service_load import (
     BULK_IMAGES,
     Client,
@@ -157,5 +158,5 @@ def test_the_overhead_is_the_median_of_differences(bundle: Path, encoder: Encode
                 one.service.max_ms - one.encoder.min_ms,
             )
             assert lowest <= one.median_difference_ms <= highest
-        with pytest.raises(SystemExit, match="the service answered 404"):
+        with pytest.raises(InputError, match="answered 404, wanted 200"):
             measure_overhead(f"{url}/nowhere", bundle, key=None, turns=1)
