@@ -1,13 +1,14 @@
-"""Bundle in, smaller bundle out, with the proof of what that cost.
+"""Turn an fp32 bundle into a smaller one, with a proof of what that cost.
 
-`quantize_bundle` is the whole way, and `quantize` is where it can be followed. What it calls, by what is made:
+`quantize_bundle` does everything; `quantize` is where its steps can be followed. The modules, by what they make:
 
-- integers for the CPU: `plain`, `linear`, `calibration`, `smoothing`, `kernels`, `blocks`, `plan`, `table`,
-  `integers`;
-- fp16 for CUDA: `signatures`, `ranges`, `half`, and `emulation`, which runs it on a CPU;
-- int8 for TensorRT: `qdq`;
-- the proof of any: `samples`, `retrieval`, `proof`, `budget`;
-- the recipes for the CPU, which there are, side by side, and the pair to take: `recipes`, `comparison`, `choice`.
+- integers for the CPU: `passes.plain_graph`, `passes.integer_layers`, `passes.smoothing`, `passes.weight_blocks`,
+  `passes.token_table`, `inputs.layer_inputs`, `kernels`, `pick.kernel_plan`;
+- fp16 for CUDA: `passes.float16`, `passes.operator_types`, `inputs.value_ranges`, and `emulation`, which runs it on a
+  CPU;
+- int8 for TensorRT: `passes.qdq`;
+- the proof of any of them: `inputs.made_up`, `proof.measurement`, `proof.retrieval`, `budget`;
+- the recipes for the CPU, their comparison, and the choice of two: `recipes`, `pick.comparison`, `pick.pareto`.
 """
 
 from collections.abc import Callable, Iterator
@@ -39,9 +40,9 @@ def quantize_bundle(
 ) -> Manifest:
     """Write an fp32 bundle as `to` to `out`, and leave the source as it is.
 
-    int8 and int4 for the CPU, fp16 for CUDA, int8 for TensorRT: what is made follows the source's target.
-    Every other one of `samples` calibrates, the rest proves. Without samples, made-up ones do both. `budget` None is
-    the precision's own (`edgeclip_quant.budget`).
+    `to` is int8 or int4 for a source with the target cpu, fp16 for cuda, int8 for tensorrt. Every other one of
+    `samples` calibrates, the rest proves. Without samples, made-up ones do both. `budget` None is the precision's own
+    (`edgeclip_quant.budget`).
 
     Raises BuildError, with nothing left at `out`, when the bundle lost more than its budget, when the source is not
     fp32 or its target has no such precision, or when `out` exists or cannot be written; MissingExtraError when the
@@ -75,9 +76,10 @@ def quantize_automatically(
 ) -> Manifest:
     """Try the recipes for the CPU on each tower, take the fastest pair within the budget, and write its bundle.
 
-    `comparison` is what `edgeclip_quant.pick.comparison.compare_recipes` gave for the same samples and the budget's
-    cosine; None: it is made now, of the recipes that a bundle may be made by. Options and errors as in
-    `quantize_bundle`; the budget's default is int8's. BuildError also when no pair is within it: what came nearest.
+    `comparison` is the result of `edgeclip_quant.pick.comparison.compare_recipes` for the same samples and the
+    budget's cosine; None: it is made now, of the recipes that a bundle may be made by. Options and errors as in
+    `quantize_bundle`; the budget's default is int8's. BuildError also when no pair is within it; it names the
+    nearest.
     """
     with _named_extras():
         from edgeclip_quant.budget import DEFAULT_BUDGETS
@@ -118,7 +120,7 @@ def quantize_automatically(
 
 
 def calibration_and_proof(bundle: Path, samples: "Samples | None") -> "tuple[Samples, Samples | None]":
-    """The halves of a user's samples; without any, made-up ones and None."""
+    """The two halves of a user's samples; without samples, made-up ones and None."""
     with _named_extras():
         from edgeclip_quant.inputs.made_up import made_up_samples
     if samples is not None:
@@ -128,7 +130,7 @@ def calibration_and_proof(bundle: Path, samples: "Samples | None") -> "tuple[Sam
 
 @contextmanager
 def _named_extras() -> Iterator[None]:
-    """A package that is missing is told by the extra that brings it."""
+    """Turn the ImportError of a missing package into an error that names the extra."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""How much a narrowed bundle may have lost, and whether it lost more: decided on figures, nothing is run here."""
+"""The budget of a quantised bundle: how much it may lose, and whether it lost more. Nothing is run here."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,8 @@ _BOUNDS: Mapping[str, tuple[str, float, float]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """`cosine`: the least that a vector may keep; `recall_points`: what recall@5 may fall by; `size_mb` of 1e6 bytes.
+    """`cosine`: the least of any vector; `recall_points`: the most that recall@5 may fall; `size_mb`: the size in 1e6
+    bytes.
 
     None is no bound. InputError for a cosine outside -1 to 1, points outside 0 to 100, a size outside 0 to 1e6.
     """
@@ -36,13 +37,13 @@ class Budget:
                 raise InputError(f"budget: {name} is {value:g}, wanted {low:g} to {high:g}")
 
     def __str__(self) -> str:
-        """As `parse_budget` reads it."""
+        """The form that `parse_budget` reads."""
         bounds = {name: getattr(self, field) for name, (field, _, _) in _BOUNDS.items()}
         return ",".join(f"{name}={value:g}" for name, value in bounds.items() if value is not None)
 
 
 # int8 and fp16 are to be taken for the source itself. int4 is not: 15 levels leave an error of a tenth in every
-# layer, so its bounds only tell a small model that works from one that does not, and the manifest says the rest.
+# layer, so its bounds only separate a small model that works from one that does not; the manifest has the figures.
 DEFAULT_BUDGETS: Mapping[Precision, Budget] = {
     "fp16": Budget(cosine=0.9995, recall_points=0.5, size_mb=None),
     "int8": Budget(cosine=0.99, recall_points=0.5, size_mb=None),
@@ -51,10 +52,10 @@ DEFAULT_BUDGETS: Mapping[Precision, Budget] = {
 
 
 def parse_budget(text: str | None, precision: Precision) -> Budget:
-    """The default budget of a precision, with the bounds of "cosine=0.99,recall=0.5,size_mb=900" instead of its own.
+    """The default budget of a precision, with bounds as in "cosine=0.99,recall=0.5,size_mb=900" in place of its own.
 
-    No bound can be switched off by a word: whoever wants none says a number that is none, as cosine=-1, and it stands
-    to be read. Raises InputError for a name that is unknown or repeated, and for what is no number or no bound.
+    No word switches a bound off: a value that bounds nothing, as cosine=-1, does, and stays readable. Raises
+    InputError for a name that is unknown or repeated, and for a value that is no number or no bound.
     """
     bounds: dict[str, float] = {}
     for part in text.split(",") if text is not None else ():
@@ -77,7 +78,7 @@ def parse_budget(text: str | None, precision: Precision) -> Budget:
 def judge(budget: Budget, measurements: Sequence[Measurement], size_bytes: int) -> list[str]:
     """A sentence for each bound that `measurements` or the bundle's size break; none when all hold.
 
-    NaN breaks a budget whatever its bounds.
+    NaN breaks every budget.
     """
     broken = []
     for one in measurements:
@@ -100,10 +101,10 @@ def judge(budget: Budget, measurements: Sequence[Measurement], size_bytes: int) 
 
 
 def is_loss(change: RetrievalChange, points: float) -> bool:
-    """Whether recall fell by more than `points`, as far as so many queries can tell.
+    """Whether recall fell by more than `points`, as far as this number of queries can show.
 
-    One query is 100 / queries points. Where that is no more than the budget, the figure itself is held to it. With
-    fewer queries a single near-tie that turned over is more than the budget, and says nothing: there the whole
+    One query is 100 / queries points. Where that is no more than the budget, the figure itself is compared with it.
+    With fewer queries a single near-tie that turned over is more than the budget, and shows nothing: there the whole
     interval must lie below it.
     """
     is_fine_enough = change.queries * points >= 100

@@ -1,14 +1,14 @@
-"""An fp16 graph run on a CPU with the rounding of a GPU.
+"""Run an fp16 graph on a CPU with the rounding of a GPU.
 
-On the CPU onnxruntime has no fp16 kernel for most operators. It runs them in fp32 between Casts of its own, and takes
-away every pair of these that undo each other, at any level of optimisation: nothing but the ends is rounded, and no
-overflow shows (300 * 300 in fp16 gives 90000, with 1.27 and with 1.31). Pairs that stand in the model it keeps. So
+On the CPU onnxruntime has no fp16 kernel for most operators. It runs them in fp32 between Casts of its own, and
+removes every pair of these that undo each other, at any level of optimisation: nothing but the ends is rounded, and
+no overflow shows (300 * 300 in fp16 gives 90000, with 1.27 and with 1.31). Pairs that stand in the model it keeps. So
 the graph is rewritten: fp32 throughout, and a pair of Casts behind every operator that computes.
 
 Products add up in fp32, as onnxruntime has cuBLAS do. Where its CUDA kernels round inside, they are spelled out: Gelu
-and QuickGelu work in fp16 from end to end (so 1 - sigmoid loses the digits of a small sigmoid), and an attention
-with a mask stores its scores and its weights as fp16. Not followed: flash attention, which rounds the weights but not
-the scores, and the two products inside a rotary embedding.
+and QuickGelu work in fp16 from end to end (so 1 - sigmoid loses the digits of a small sigmoid), and an attention with
+a mask stores its scores and its weights as fp16. Not emulated: flash attention, which rounds the weights but not the
+scores, and the two products inside a rotary embedding.
 """
 
 import tempfile
@@ -47,8 +47,8 @@ _SQUARE = """<ir_version: 10, opset_import: ["": 20]> square (float16[1] x) => (
 def emulating_session(path: Path, folder: Path, threads: int | None = None) -> Iterator[onnxruntime.InferenceSession]:
     """A session on the CPU that rounds as the fp16 graph at `path` does on CUDA. An fp32 graph runs as it is.
 
-    `folder` is where a copy of the graph in fp32 lies meanwhile: it takes twice the room of the weights. Raises
-    BuildError when this onnxruntime takes roundings away, and else what onnxruntime raises.
+    `folder` holds a copy of the graph in fp32 meanwhile, which takes twice the room of the weights. Raises BuildError
+    when this onnxruntime removes roundings, and otherwise what onnxruntime raises.
     """
     _check_rounding(threads)
     model = FillTypes()(ir.load(path)).model
@@ -69,7 +69,7 @@ def _session(model: Path | bytes, threads: int | None) -> onnxruntime.InferenceS
 
 
 def _check_rounding(threads: int | None) -> None:
-    """An onnxruntime that takes away the Casts would let every fp16 graph pass."""
+    """BuildError for an onnxruntime that removes the Casts, because then every fp16 graph would pass."""
     model = onnx.parser.parse_model(_SQUARE).SerializeToString()
     (found,) = _session(model, threads).run(None, {"x": np.array([300], np.float16)})
     if not np.isinf(found).all():
@@ -80,13 +80,13 @@ def _check_rounding(threads: int | None) -> None:
 
 
 class SpellOutRounding(InPlacePass):
-    """An fp16 graph as an fp32 one that rounds to fp16 where the fp16 one would.
+    """Turns an fp16 graph into an fp32 one that rounds to fp16 where the fp16 one would.
 
     Postcondition: nothing is fp16 but between the two Casts of a rounding.
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """The graph and its subgraphs; weights keep their values, which fp32 holds."""
+        """Rewrite the graph and its subgraphs; weights keep their values, which fp32 holds."""
         for graph in (model.graph, *model.graph.subgraphs()):
             for node in list(graph):
                 if any(value.dtype == _HALF for value in node.outputs):
@@ -97,7 +97,7 @@ class SpellOutRounding(InPlacePass):
         return PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:
-        """fp16 only from Cast to Cast."""
+        """Check that fp16 stands only between two Casts."""
         for node in model.graph.all_nodes():
             for value in (*node.inputs, *node.outputs):
                 if value and value.dtype == _HALF and node.op_type != "Cast":
@@ -157,7 +157,7 @@ class _Rounding:
         return wide
 
     def number(self, value: float) -> ir.Value:
-        """As fp16 has it."""
+        """A constant, rounded to fp16."""
         return constant(self.main, f"rounded_{value:g}", np.array(np.float16(value), np.float32))
 
     def integers(self, *values: int) -> ir.Value:
@@ -165,7 +165,7 @@ class _Rounding:
 
 
 def _spelled(rounding: _Rounding, node: ir.Node) -> ir.Value | None:
-    """What a node computes whose CUDA kernel rounds inside; None for any other."""
+    """The fp32 nodes for a node whose CUDA kernel rounds inside; None for any other."""
     x = node.inputs[0]
     assert x is not None
     if node.op_type == "Gelu" and node.attributes.get_string("approximate", "none") == "none":

@@ -1,4 +1,4 @@
-"""A graph on the CPU, opened as the runtime opens it, so that what is measured here is what will run."""
+"""Open and run a graph on the CPU as the runtime does, so that what is measured here is what will run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ _FATAL_ONLY = 4
 
 
 def open_tower(path: Path) -> Run:
-    """A graph on the CPU; BuildError, when it is opened or run, says what onnxruntime has against it."""
+    """Open a graph on the CPU; a BuildError, when it is opened or run, gives onnxruntime's reason."""
     threads = usable_cpus()
     plan = plan_tower("text", Device(kind="cpu"), threads, None)  # on the CPU the same for both towers
     options = onnxruntime.SessionOptions()
@@ -37,7 +37,7 @@ def open_tower(path: Path) -> Run:
 
 
 def run_of(session: onnxruntime.InferenceSession, path: Path) -> Run:
-    """A session as a function of a batch; BuildError when it fails."""
+    """A function that runs a session on a batch; BuildError when it fails."""
     name = session.get_inputs()[0].name
 
     def run(batch: NDArray[Any]) -> NDArray[np.float32]:
@@ -51,7 +51,7 @@ def run_of(session: onnxruntime.InferenceSession, path: Path) -> Run:
 
 
 def answers(run: Run, batches: Batches, what: str, progress: Callable[[str, int, int], None]) -> NDArray[np.float32]:
-    """The vectors for all batches (N, D)."""
+    """The vectors of all batches (N, D)."""
     rows = []
     for done, batch in enumerate(batches):
         progress(what, done, len(batches))
@@ -60,7 +60,7 @@ def answers(run: Run, batches: Batches, what: str, progress: Callable[[str, int,
 
 
 def answer(path: Path, batches: Batches, what: str, progress: Callable[[str, int, int], None]) -> NDArray[np.float32]:
-    """The same, of a graph that is opened for it alone."""
+    """The vectors of all batches (N, D), from a graph that is opened only for this."""
     return answers(open_tower(path), batches, what, progress)
 
 

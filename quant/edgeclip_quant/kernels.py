@@ -1,4 +1,4 @@
-"""The kernels a linear layer can go to, and what each then computes.
+"""The kernels that a linear layer can be computed by, and what each computes.
 
 | kernel        | operators                              | weights                    | scale of the input         |
 | ------------- | -------------------------------------- | -------------------------- | -------------------------- |
@@ -9,11 +9,11 @@
 | int4 blocks   | MatMulNBits                            | 4 bit, a scale per block   | one per block of a row     |
 | fp32          | MatMul, Add                            | as they are                | none                       |
 
-On two cores with AVX-512 VNNI, 1024 to 4096, of fp32's time: at 16 rows 0.30 static, 0.34 per row, 0.36 blocks; at
-1297 rows 0.31, 0.39 and 0.6. Per call is as quick as static and has no place in a bundle of ours: a vector would
-depend on what else is in its batch, and one token far out takes the precision of all others. It is here to be
-compared with. `static` is for inputs that a norm gives: their rows are of one length, so a fixed scale fits them,
-and nothing that calibration never saw lies far outside.
+Times on two cores with AVX-512 VNNI, 1024 to 4096, as fractions of fp32's: at 16 rows 0.30 static, 0.34 per row, 0.36
+blocks; at 1297 rows 0.31, 0.39 and 0.6. Per call is as quick as static and is not used in a bundle: a vector would
+depend on the other inputs of its batch, and one token with large values takes the precision of all others. It is here
+for comparison. `static` is for inputs that a norm gives: their rows are of one length, so a fixed scale fits them,
+and no value lies far outside of what calibration saw.
 """
 
 from dataclasses import dataclass
@@ -43,10 +43,10 @@ _SMALLEST_ROW = 1e-12
 class Plan:
     """How one layer is computed.
 
-    `factors` (in,) divide its input and multiply its weights first (`smoothing`), None without. `largest` is what
-    a static scale reaches to. `shift` is added to an input that is never below its negative, so that all 256 levels
-    of a row's scale are used; the bias takes it back. `error` is the output's, |y' - y| / |y|, on what the layer saw;
-    `loss` is what plans of one layer are compared by.
+    `factors` (in,) divide its input and multiply its weights first (`smoothing`), None without. `largest` is the
+    largest value that a static scale represents. `shift` is added to an input that is never below -shift, so that all
+    256 levels of a row's scale are used; the bias subtracts it again. `error` is the output's, |y' - y| / |y|, on the
+    observed inputs; `loss` is what plans of one layer are compared by.
     """
 
     kernel: Kernel
@@ -65,13 +65,13 @@ def quantize_columns(weight: Array) -> tuple[NDArray[np.int8], Array]:
 
 
 def lowest(x: ir.Value) -> float:
-    """The greatest magnitude below zero that x can have, 0 where nothing is known of it."""
+    """The greatest magnitude below zero that x can have, 0 where nothing is known about it."""
     producer = x.producer()
     return GELU_LOWEST if producer is not None and producer.op_type == "Gelu" else 0.0
 
 
 def product(kernel: Kernel, rows: Array, weight: Array, *, largest: float = 0.0, shift: float = 0.0) -> Array:
-    """What a kernel gives for rows (R, in) and a weight (in, out), without the bias; in numpy."""
+    """The result of a kernel for rows (R, in) and a weight (in, out), without the bias; in numpy."""
     if kernel == "fp32":
         return rows @ weight
     if kernel == "int8 blocks" or kernel == "int4 blocks":
@@ -95,8 +95,8 @@ def product(kernel: Kernel, rows: Array, weight: Array, *, largest: float = 0.0,
 def replace_layer(graph: ir.Graph, layer: LinearLayer, plan: Plan, *, separates: bool = False) -> None:
     """Compute the layer as planned.
 
-    `separates` makes of a layer whose output is split at once (q, k and v; gate and up) one product for each part
-    of one rounded input. That costs a few operators and saves the copies: 46 ms of 1400 for an image at full size.
+    `separates`: a layer whose output is split at once (q, k and v; gate and up) becomes one product for each part, of
+    one rounded input. That costs a few operators and saves the copies: 46 ms of 1400 for an image at full size.
     """
     if plan.kernel == "fp32":
         return
@@ -169,7 +169,7 @@ def _round(graph: ir.Graph, tape: ir.tape.Tape, x: ir.Value, plan: Plan, name: s
 def _multiply(
     graph: ir.Graph, tape: ir.tape.Tape, rounded: _Rounded, weight: Array, bias: Array, name: str
 ) -> ir.Value:
-    """The product with a weight (in, out) and a bias (out,), from which the shift is taken back."""
+    """The product with a weight (in, out) and a bias (out,), from which the shift is subtracted."""
     levels, scales = quantize_columns(weight)
     if rounded.shift:
         bias = (bias - rounded.shift * (levels.astype(np.float64).sum(axis=0) * scales)).astype(np.float32)
@@ -188,7 +188,7 @@ def _multiply(
 
 
 def _split_of(value: ir.Value) -> ir.Node | None:
-    """The Split along the last axis that alone takes the value, if that is so and the widths are known."""
+    """The Split along the last axis that is the value's only user, if there is one and the widths are known."""
     users = [user for user, _ in value.uses()]
     if len(users) != 1 or users[0].op_type != "Split" or not all(map(_width, users[0].outputs)):
         return None
@@ -197,6 +197,6 @@ def _split_of(value: ir.Value) -> ir.Node | None:
 
 
 def _width(value: ir.Value) -> int:
-    """Of the last axis; 0 where it is not known."""
+    """The size of the last axis; 0 where it is not known."""
     width = value.shape[-1] if value.shape else None
     return width if isinstance(width, int) else 0

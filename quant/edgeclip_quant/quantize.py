@@ -1,6 +1,6 @@
-"""A bundle to a smaller bundle: every tower narrowed, held against what it was, and written only if it kept enough.
+"""Quantise a bundle: narrow every tower, compare it with what it was, and write it only if it kept enough.
 
-What a tower is narrowed to depends on what its graph was shaped for (`WAYS`). One tower is in memory at a time.
+What a tower is narrowed to depends on its graph's target (`WAYS`). One tower is in memory at a time.
 """
 
 import gc
@@ -51,10 +51,10 @@ _NAMED = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What is asked for: `to` and `recipes` (for the CPU) by tower; the user's own `proof` beside the made-up one.
+    """The request: `to` and `recipes` (for the CPU) by tower; the user's own `proof` besides the made-up one.
 
-    `is_made_up` says that `calibration` resembles nothing that will come. `kept` is the cosine to which a tower is
-    held on it, by tower, None where it is written as its recipe has it; without `kept`, all are held to the budget's.
+    `is_made_up` says that `calibration` is not like real inputs. `kept` is the cosine that each tower must keep on
+    it, None where the tower is written as its recipe has it; without `kept`, all must keep the budget's.
     """
 
     to: Mapping[TowerName, Precision]
@@ -67,7 +67,7 @@ class Order:
 
 
 def quantize(bundle: Path, out: Path, order: Order, progress: Progress) -> Manifest:
-    """`edgeclip_quant.quantize_bundle`, after the imports."""
+    """The work of `edgeclip_quant.quantize_bundle`, after the imports."""
     manifest = Manifest.read(bundle)
     for name in TOWERS:
         check_way(bundle, manifest, order.to[name])
@@ -105,7 +105,7 @@ def check_way(bundle: Path, manifest: Manifest, to: Precision) -> None:
 def check_source(bundle: Path, manifest: Manifest, progress: Progress) -> None:
     """BuildError for a source that onnx cannot read, or a damaged one.
 
-    A damaged one would be signed anew, and agree with itself in every proof.
+    The new manifest would hash a damaged graph's bytes as they are, and every proof would agree with it.
     """
     for file in manifest.files:
         path = bundle / file.name
@@ -188,7 +188,9 @@ def _facts(facts: TowerFacts, to: Precision, narrowed: Narrowed) -> TowerFacts:
 def _check_budget(
     order: Order, measured: Sequence[Measurement], narrowed: Mapping[TowerName, Narrowed], stage: Path
 ) -> None:
-    """BuildError, naming the worst layers, when the bundle lost more than it may; a user's own data alone decide."""
+    """BuildError, naming the worst layers, when the bundle lost more than it may; where a user's own data were given,
+    only they decide.
+    """
     data = order.proof.name if order.proof else PROOF_DATA
     of_source = [one for one in measured if one.against == "fp32 bundle" and one.data == data]
     size_bytes = sum(path.stat().st_size for path in stage.iterdir())

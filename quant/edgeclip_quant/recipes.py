@@ -1,4 +1,6 @@
-"""What a tower may be made of: kernels for its linear layers, in the order they are tried, and bits for its table."""
+"""Recipes for narrowing a tower: kernels for its linear layers, in the order they are tried, and bits for its
+table.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +21,7 @@ class Recipe:
 
     A layer takes the first of `kernels` whose error is at most `max_error`, fp32 when none is. `smooths` lets outlier
     channels move into the weights where that helps, `static_anywhere` lets inputs have a fixed scale that no norm
-    bounds. `table_bits` is for the token table. `describes` is what a report says of it.
+    bounds. `table_bits` is for the token table. `describes` is the recipe's description in a report.
     """
 
     name: str
@@ -33,7 +35,7 @@ class Recipe:
 
     @property
     def is_independent(self) -> bool:
-        """No vector depends on what else is in its batch."""
+        """Whether no vector depends on the other inputs of its batch."""
         return "int8 per call" not in self.kernels
 
     def objection(self, *, is_made_up: bool) -> str | None:
@@ -127,7 +129,7 @@ COMPARED = (
 
 
 def recipes_for(tower: TowerName, recipes: Sequence[Recipe] = COMPARED) -> list[Recipe]:
-    """Those that make different things of a tower, the first of each: a vision tower has no table."""
+    """The recipes that give different results for a tower, the first of each: a vision tower has no table."""
     found: dict[object, Recipe] = {}
     for one in recipes:
         makes = (one.kernels, one.smooths, one.max_error, one.static_anywhere)
@@ -136,5 +138,5 @@ def recipes_for(tower: TowerName, recipes: Sequence[Recipe] = COMPARED) -> list[
 
 
 def usable_recipes(*, is_made_up: bool) -> list[Recipe]:
-    """Those that a bundle may be made by."""
+    """The recipes that a bundle may be made by."""
     return [one for one in COMPARED if one.objection(is_made_up=is_made_up) is None]

@@ -1,1 +1,1 @@
-"""Inputs that calibrate and prove a smaller bundle, and what layers see of them."""
+"""Inputs that calibrate and prove a smaller bundle, and the values that layers get from them."""

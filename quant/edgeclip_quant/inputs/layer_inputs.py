@@ -1,7 +1,7 @@
-"""What a tower's linear layers see: the graph run on samples, with their inputs looked at.
+"""Observe the inputs of a tower's linear layers, by running the graph on samples with more outputs.
 
-Three things are kept of every layer: the largest magnitude of each input channel over all samples, which is what
-smoothing divides by, some rows of the input as they are, on which kernels are tried, and each sample's first row.
+Three things are kept of every layer: the largest magnitude of each input channel over all samples, which smoothing
+divides by, some rows of the input as they are, on which kernels are tried, and each sample's first row.
 """
 
 import tempfile
@@ -26,9 +26,9 @@ _ROWS_OF_SAMPLE = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """Of one layer's input: `largest` (in,), the greatest magnitude by channel, and `rows` (R, in).
+    """The inputs of one layer: `largest` (in,), the greatest magnitude by channel, and `rows` (R, in).
 
-    `leading` (samples, in) is the first row of every sample: the class token's of an image, None where nobody looked.
+    `leading` (samples, in) is the first row of every sample (an image's class token), None where it was not kept.
     """
 
     largest: NDArray[np.float32]
@@ -39,10 +39,11 @@ class Observation:
 def observe(
     model: ir.Model, samples: Sequence[NDArray[Any]], folder: Path, progress: Progress, threads: int | None = None
 ) -> tuple[Mapping[str, Observation], NDArray[np.float32]]:
-    """Run a plain graph on every sample (a batch of its input): what each linear layer saw, and the vectors (N, D).
+    """Run a plain graph on every sample (a batch of its input); return each linear layer's observation and the
+    vectors (N, D).
 
-    `folder` is where a copy of the graph with more outputs may lie meanwhile; it takes as much room as the
-    weights. The graph itself is not changed.
+    `folder` holds a copy of the graph with more outputs meanwhile, which takes as much room as the weights. The graph
+    itself is not changed.
     """
     copy = model.clone()
     layers = linear_layers(copy.graph)
@@ -87,7 +88,7 @@ def _some(rows: NDArray[np.float32], count: int) -> NDArray[np.float32]:
 
 
 def _look_at_inputs(graph: ir.Graph, layers: Iterable[LinearLayer]) -> list[str]:
-    """Two more outputs of the graph for each layer: its channels' largest magnitudes, and its rows."""
+    """Add two outputs to the graph for each layer: its channels' largest magnitudes, and its rows."""
     names = []
     tape = ir.tape.Tape()
     first = constant(graph, "observed_axis", np.array([0], np.int64))

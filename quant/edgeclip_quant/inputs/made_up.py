@@ -1,4 +1,4 @@
-"""Inputs made up where there are no data: texts of random tokens, pictures of random patches and slopes.
+"""Make up inputs where there are no data: texts of random tokens, pictures of random patches and slopes.
 
 They show what a tower's layers do to inputs of every length and contrast, not what a user's data look like:
 calibrating on those is better.
@@ -23,9 +23,9 @@ _CELLS = (2, 4, 8, 16)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Samples:
-    """Inputs of both towers as their graphs take them: ids (B, T) and pixels (B, S, S, 3). `name` says what.
+    """Inputs of both towers in the graphs' form: ids (B, T) and pixels (B, S, S, 3). `name` describes them.
 
-    `pairs` gives for each text the index of the image that it describes, None where nobody says.
+    `pairs` gives for each text the index of the image that it describes, None where that is unknown.
     """
 
     name: str
@@ -34,11 +34,13 @@ class Samples:
     pairs: tuple[int, ...] | None = None
 
     def of(self, tower: TowerName) -> Batches:
-        """One tower's."""
+        """The samples of one tower."""
         return self.text if tower == "text" else self.vision
 
     def halves(self) -> tuple["Samples", "Samples"]:
-        """Every other image, to calibrate on, and the rest, to prove on; texts go with their images, or alternate."""
+        """Two halves: every other image to calibrate on, and the rest to prove on; texts go with their images, or
+        alternate.
+        """
         return self._half(0), self._half(1)
 
     def _half(self, which: int) -> "Samples":
@@ -55,7 +57,7 @@ class Samples:
 
 
 def made_up_samples(bundle: Path, manifest: Manifest, *, texts: int, images: int, seed: int = 0) -> Samples:
-    """So many of each for the bundle in this folder; the same arguments give the same samples.
+    """Made-up samples for the bundle in this folder; the same arguments give the same samples.
 
     Raises BuildError for a bundle without a tokenizer.
     """
@@ -75,7 +77,7 @@ def made_up_samples(bundle: Path, manifest: Manifest, *, texts: int, images: int
 
 
 def padded_pair(texts: Batches, pad_id: int) -> NDArray[np.int64]:
-    """The shortest and the longest text as one batch (2, T): the masked way, which single texts never take."""
+    """The shortest and the longest text as one batch (2, T), which needs a mask, as no single text does."""
     rows = sorted((batch[0] for batch in texts), key=len)
     pair = np.full((2, len(rows[-1])), pad_id, np.int64)
     for index, row in enumerate((rows[0], rows[-1])):
@@ -93,7 +95,7 @@ def _vocabulary(path: Path) -> int:
 
 
 def _picture(size_px: int, draw: np.random.Generator) -> NDArray[np.uint8]:
-    """Flat cells of one of four sizes under a slope of light."""
+    """A picture of flat cells, of one of four sizes, under a slope of light."""
     cells = int(draw.choice(_CELLS))
     side = -(-size_px // cells)
     flat = np.kron(draw.uniform(0, 255, (cells, cells, 3)), np.ones((side, side, 1)))[:size_px, :size_px]

@@ -1,9 +1,9 @@
-"""How large a graph's values grow: the largest magnitude of each over samples, run in fp32.
+"""Measure how large a graph's values grow: the largest magnitude of each over samples, in fp32.
 
-Only scalars leave the session. Two facts decide how they are taken. onnxruntime's ReduceMax passes over a NaN that
-does not come first, so a sum, which passes over none, is added to it zero times. And a fused attention does not show
-its scores q k^T, which onnxruntime's CUDA kernel stores as fp16 where there is a mask: the bound |q| |k| of Cauchy
-and Schwarz stands for them.
+Only scalars leave the session. Two facts decide how they are computed. onnxruntime's ReduceMax ignores a NaN that
+does not come first, so a sum, which ignores none, is added to it zero times. And a fused attention does not show its
+scores q k^T, which onnxruntime's CUDA kernel stores as fp16 where there is a mask: the bound |q| |k| of Cauchy and
+Schwarz stands for them.
 """
 
 import tempfile
@@ -36,9 +36,9 @@ def measure_ranges(
 ) -> Mapping[str, float]:
     """The largest magnitude of every float32 value over the samples (batches of the graph's one input), by name.
 
-    Values are the graph's inputs and what its nodes give, inside an If too: 0 for what no sample came by. Under
-    `scores_of` an attention stands a bound of its scores. `folder` is where a copy of the graph may lie meanwhile;
-    it takes as much room as the weights. The graph itself is not changed. BuildError when a value is NaN or infinite.
+    Values are the graph's inputs and its nodes' outputs, also inside an If: 0 for a branch that no sample took. Under
+    `scores_of` an attention has a bound of its scores. `folder` holds a copy of the graph meanwhile, which takes as
+    much room as the weights. The graph itself is not changed. BuildError when a value is NaN or infinite.
     """
     copy = FillTypes()(model.clone()).model
     looks = _look(copy.graph, copy.graph)
@@ -70,9 +70,9 @@ def measure_ranges(
 
 
 def _look(graph: ir.Graph, main: ir.Graph) -> dict[str, ir.Value]:
-    """Add the nodes that take each float value's largest magnitude; what they give, by the value's name.
+    """Add the nodes that compute each float value's largest magnitude; their outputs, by the value's name.
 
-    They stand behind the node that gives the value, so that it can be let go of.
+    They stand right behind the node that gives the value, so that its memory can be freed.
     """
     looks = {}
     for value in graph.inputs:
@@ -94,7 +94,7 @@ def _look(graph: ir.Graph, main: ir.Graph) -> dict[str, ir.Value]:
 
 
 def _look_into(choice: ir.Node, main: ir.Graph) -> dict[str, ir.Value]:
-    """More outputs of an If: the looks of either branch, which are 0 in the other."""
+    """Add outputs to an If: the largest magnitudes of the values in either branch, which are 0 in the other."""
     branches = [choice.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
     found = [_look(branch, main) for branch in branches]
     looks = {}
@@ -116,7 +116,7 @@ def _zero(main: ir.Graph) -> ir.Value:
 
 
 def _largest(tape: ir.tape.Tape, main: ir.Graph, magnitudes: ir.Value) -> ir.Value:
-    """A scalar; NaN if any is NaN or infinite."""
+    """The largest magnitude as a scalar; NaN if any value is NaN or infinite."""
     largest, total = (tape.op(op, [magnitudes], {"keepdims": 0}) for op in ("ReduceMax", "ReduceSum"))
     return tape.op("Add", [largest, tape.op("Mul", [total, _zero(main)])])
 

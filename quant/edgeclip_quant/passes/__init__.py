@@ -1,1 +1,1 @@
-"""Rewriting graphs for int8, int4 and fp16."""
+"""Passes that rewrite graphs for int8, int4 and fp16."""

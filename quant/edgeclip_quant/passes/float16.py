@@ -1,11 +1,11 @@
-"""fp32 to fp16, operator by operator: what half precision holds becomes half, the rest keeps fp32 between Casts.
+"""Rewrite an fp32 graph to fp16, operator by operator; what fp16 cannot hold keeps fp32 between Casts.
 
 fp16 ends at 65504 and has 11 bits, below 6e-5 one fewer with every halving. What stays fp32, and why:
 
 - sums that grow with the input: products with pixels or with a mask (image sums, pooling), reductions, the L2 norm;
 - softmax, where it stands by itself (a fused attention's is fp32 inside: onnxruntime's attention_softmax.cu);
-- what the schemas do not know as fp16, and Casts to float;
-- every value whose measured range comes near either end of fp16, with the nodes that make and take it;
+- operators whose schemas do not allow fp16, and Casts to float;
+- every value whose measured range comes near either end of fp16, with the nodes that make and read it;
 - cheap nodes between fp32 ones, which would cost two Casts and a rounding.
 
 LayerNormalization takes its statistics in fp32 whatever its input is, if stash_type is 1 (so the standard says, and
@@ -44,7 +44,7 @@ _FULL, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 
 def narrow_to_half(model: ir.Model, ranges: Mapping[str, float]) -> list[str]:
-    """Make an fp32 graph for a GPU fp16, in place; inputs and outputs keep their types.
+    """Rewrite an fp32 graph for a GPU to fp16, in place; inputs and outputs keep their types.
 
     `ranges` are those of `measure_ranges` on this graph. Returns the names of the values that keep fp32 because of
     their range, and of the weights that fp16 cannot hold, in the graph's order. Raises what onnx_ir's passes raise.
@@ -59,11 +59,11 @@ def narrow_to_half(model: ir.Model, ranges: Mapping[str, float]) -> list[str]:
 
 
 class NarrowToHalf(InPlacePass):
-    """Every node that may and should be fp16 made so, with a Cast wherever the types of two nodes differ.
+    """Makes every node fp16 that may and should be, with a Cast wherever the types of two nodes differ.
 
     Precondition: no fp16 yet, a range for every float value, subgraphs in an If alone. Postcondition: some product is
     fp16, the inputs and outputs have the types they had, every node's types agree with its schema, and there is no
-    Cast that undoes another. `kept` is what `narrow_to_half` returns, after a call.
+    Cast that undoes another. After a call `kept` has what `narrow_to_half` returns.
     """
 
     def __init__(self, ranges: Mapping[str, float]) -> None:
@@ -79,7 +79,7 @@ class NarrowToHalf(InPlacePass):
         return PassResult(model, modified=True)
 
     def requires(self, model: ir.Model) -> None:
-        """An fp32 graph and its ranges."""
+        """Check that the graph is fp32 and has its ranges."""
         for node in model.graph.all_nodes():
             for value in (*node.inputs, *node.outputs):
                 if value and value.dtype == _HALF:
@@ -92,7 +92,7 @@ class NarrowToHalf(InPlacePass):
                 raise PreconditionError(f"{node.op_type} {node.name} has a subgraph, which only an If may have here")
 
     def ensures(self, model: ir.Model) -> None:
-        """Types agree, no Cast is idle, and something is fp16."""
+        """Check that types agree, no Cast undoes another, and something is fp16."""
         for value in (*model.graph.inputs, *model.graph.outputs):
             if value.dtype == _HALF:
                 raise PostconditionError(f"{value.name} of the graph became fp16")
@@ -119,14 +119,14 @@ class NarrowToHalf(InPlacePass):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The nodes that become fp16, those of subgraphs too, and the names of what `narrow_to_half` says kept fp32."""
+    """The nodes that become fp16, also those of subgraphs, and the names that `narrow_to_half` returns."""
 
     half: frozenset[ir.Node]
     kept: Sequence[str]
 
 
 def plan_narrowing(model: ir.Model, ranges: Mapping[str, float]) -> Plan:
-    """What becomes fp16 in a graph with these ranges; nothing is changed."""
+    """Decide what becomes fp16 in a graph with these ranges; nothing is changed."""
     opset = model.graph.opset_imports[""]
     half = {
         one
@@ -144,7 +144,7 @@ def plan_narrowing(model: ir.Model, ranges: Mapping[str, float]) -> Plan:
 
 
 def _needs_full(node: ir.Node, opset: int) -> bool:
-    """Whatever its values' sizes."""
+    """Whether a node must stay fp32, however small its values are."""
     if node.op_type == "If":  # what is inside is asked
         return False
     if node.op_type == "Cast" or node.op_type in _SUMS or _is_sum_of_counts(node):
@@ -155,7 +155,9 @@ def _needs_full(node: ir.Node, opset: int) -> bool:
 
 
 def _is_sum_of_counts(node: ir.Node) -> bool:
-    """A product with integers made float: pixels, or the ones of a mask. It adds up an image, or a text."""
+    """Whether a node is a product with integers made float: pixels, or the ones of a mask. It sums over an image or a
+    text.
+    """
     return node.op_type in _PRODUCTS and any(_is_count(value) for value in _activations(node))
 
 
@@ -167,14 +169,14 @@ def _is_count(value: ir.Value) -> bool:
 
 
 def _without_between(graph: ir.Graph, half: set[ir.Node]) -> set[ir.Node]:
-    """Cheap nodes between fp32 ones join them, and may so bring others between."""
+    """Remove cheap nodes between fp32 ones from the fp16 nodes, which may bring others between fp32 ones."""
     while joining := {node for node in graph if node in half and _is_between(node, half)}:
         half = half - joining
     return half
 
 
 def _is_between(node: ir.Node, half: set[ir.Node]) -> bool:
-    """All that it is given is fp32, or some of it and all that it gives is wanted so."""
+    """Whether all that a node reads is fp32, or some of it and all that it gives must be fp32."""
     if node.op_type in _EXPENSIVE:
         return False
     given = [value.producer() not in half for value in _activations(node)]
@@ -183,7 +185,7 @@ def _is_between(node: ir.Node, half: set[ir.Node]) -> bool:
 
 
 def _unfit(node: ir.Node, ranges: Mapping[str, float]) -> list[str]:
-    """The names of what the node is given, gives and holds inside that fp16 cannot hold well enough."""
+    """The names of a node's inputs, outputs and inner values that fp16 cannot hold well enough."""
     names = [str(value.name) for value in _computed(node) if not _is_fit(value, ranges)]
     if node.op_type == ATTENTION and ranges[scores_of(node)] > LARGEST:
         names.append(scores_of(node))
@@ -195,9 +197,9 @@ def _is_fit(value: ir.Value, ranges: Mapping[str, float]) -> bool:
 
 
 def _smallest_part(value: ir.Value, ranges: Mapping[str, float]) -> float:
-    """The range of a value, or of the smallest of the parts cut out of it: q, k and v of one product, say.
+    """The range of a value, or the smallest range of the parts that it is split into: q, k and v of one product, say.
 
-    A value that is always 0 is as good as any.
+    A value that is always 0 fits any range.
     """
     parts = [
         part
@@ -210,10 +212,10 @@ def _smallest_part(value: ir.Value, ranges: Mapping[str, float]) -> float:
 
 
 def _holds(node: ir.Node, weights: ir.Value, ranges: Mapping[str, float]) -> bool:
-    """fp16 is near enough to the node's weights.
+    """Whether fp16 is near enough to the node's weights.
 
-    Rounding costs each weight the same share, which is what fp16 is; flushing costs a small one up to all of it.
-    Small weights of a product may stand against large inputs, so there |x| |W - W'| stands against the output.
+    Rounding costs each weight the same share, as always in fp16; flushing costs a small one up to all of it. Small
+    weights of a product may be multiplied by large inputs, so |x| |W - W'| is compared with the output.
     """
     array = _array(weights)
     largest = float(np.abs(array).max(initial=0.0))
@@ -251,7 +253,7 @@ def _narrow(graph: ir.Graph, plan: Plan) -> None:
 
 
 def _cast_where_types_differ(graph: ir.Graph, value: ir.Value, half: frozenset[ir.Node]) -> None:
-    """One Cast for all users of a value that are of the other type, and for the graph's output."""
+    """Add one Cast for all users of a value that have the other type, and for the graph's output."""
     producer = value.producer()
     is_half = producer in half
     uses = [(user, index) for user, index in value.uses() if (user in half) != is_half]
@@ -274,7 +276,7 @@ def _cast_where_types_differ(graph: ir.Graph, value: ir.Value, half: frozenset[i
 
 
 def _inside(node: ir.Node) -> Iterator[ir.Node]:
-    """The node and all in its subgraphs."""
+    """The node and all nodes in its subgraphs."""
     yield node
     for branch in _branches(node):
         yield from branch.all_nodes()
@@ -285,17 +287,17 @@ def _branches(node: ir.Node) -> list[ir.Graph]:
 
 
 def _computed(node: ir.Node) -> list[ir.Value]:
-    """Every float that the node is given or gives and that is not stored."""
+    """Every float that the node reads or gives and that is no constant."""
     return [*_activations(node), *(value for value in node.outputs if value.dtype == _FULL)]
 
 
 def _activations(node: ir.Node) -> list[ir.Value]:
-    """What the node is given as float and is computed."""
+    """The floats that the node reads and that are computed."""
     return [value for value in node.inputs if value and value.dtype == _FULL and not value.is_initializer()]
 
 
 def _constants(node: ir.Node) -> list[ir.Value]:
-    """What the node is given as float and is stored."""
+    """The floats that the node reads and that are constants."""
     return [value for value in node.inputs if value and value.dtype == _FULL and value.is_initializer()]
 
 

@@ -1,7 +1,7 @@
-"""One tower of a bundle for the CPU in integers: each layer by the fastest kernel it bears, and all of them together.
+"""Narrow one tower for the CPU to integers: each layer by the fastest kernel that is accurate enough for it.
 
-What a layer sees on the calibration samples decides where it begins (`plan`). Then the tower answers for those
-samples; while its worst cosine is below what is asked for, more of its worst layers move to a finer kernel.
+A layer's inputs on the calibration samples decide its first kernel (`pick.kernel_plan`). Then the whole tower is run
+on those samples; while its worst cosine is below the wanted one, more of its worst layers move to a finer kernel.
 """
 
 import itertools
@@ -37,7 +37,7 @@ _USED_UP = 0.8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Narrowed:
-    """A tower's graph as it was written: how many layers have which kernel, each layer's error, the operators."""
+    """A tower's graph as written: how many layers have which kernel, each layer's error, the operators."""
 
     kernels: Mapping[str, int]
     errors: Mapping[str, float]
@@ -46,7 +46,9 @@ class Narrowed:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prepared:
-    """A tower looked at: its plain graph, what each layer saw on the samples, and what the tower answered (N, D)."""
+    """A tower before narrowing: its plain graph, each layer's observed inputs on the samples, and its vectors
+    (N, D).
+    """
 
     name: TowerName
     model: ir.Model
@@ -56,7 +58,7 @@ class Prepared:
 
 
 def prepare(name: TowerName, source: Path, samples: Batches, folder: Path, progress: Progress) -> Prepared:
-    """Look at the graph at `source`; `folder` takes a copy of it meanwhile.
+    """Read and observe the graph at `source`; `folder` holds a copy of it meanwhile.
 
     Raises PassError or InvariantError of onnx_ir for a graph that is not as an export leaves it.
     """
@@ -68,7 +70,9 @@ def prepare(name: TowerName, source: Path, samples: Batches, folder: Path, progr
 def narrow_to_integers(
     tower: Prepared, out: Path, recipe: Recipe, cosine: float | None, progress: Progress, *, may_fix: bool
 ) -> Narrowed:
-    """Write the tower as `recipe` has it to `out`; `cosine` None: whatever it costs. `may_fix` as in `plan_layer`."""
+    """Write the tower by `recipe` to `out`; `cosine` is the least that is accepted, None any. `may_fix` as in
+    `plan_layer`.
+    """
     layers = linear_layers(tower.model.graph)
     plans: dict[str, Sequence[Plan]] = {}
     for done, layer in enumerate(layers):
@@ -108,7 +112,7 @@ def _write(tower: Prepared, out: Path, plans: Plans, recipe: Recipe, progress: P
 
 
 def census(model: ir.Model) -> dict[str, int]:
-    """How often each operator stands in the graph and its subgraphs."""
+    """The number of each operator in the graph and its subgraphs."""
     names = (f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.all_nodes())
     return dict(sorted(Counter(names).items()))
 

@@ -1,4 +1,4 @@
-"""What an operator's schema says of a node's types: which of its inputs and outputs share one, and which may be fp16.
+"""The types that an operator's schema allows a node: which inputs and outputs share one, and which may be fp16.
 
 onnx holds the schemas of the standard operators. onnxruntime's own operators stand in a table here, which a test
 compares with the schemas inside onnxruntime.
@@ -38,14 +38,14 @@ class Signature:
     allowed: Mapping[str, frozenset[str]]
 
     def slots(self, node: ir.Node) -> Iterator[tuple[str, ir.Value]]:
-        """Every value of the node with its variable, inputs first; an input that is left out is left out."""
+        """Every value of the node with its variable, inputs first; omitted inputs are left out."""
         for values, variables in ((node.inputs, self.inputs), (node.outputs, self.outputs)):
             for value, variable in zip(values, variables, strict=True):
                 if value is not None:
                     yield variable, value
 
     def takes_half(self, node: ir.Node) -> bool:
-        """All that is fp32 here may be fp16, and what comes out as fp16 follows from what goes in."""
+        """Whether all fp32 values of the node may be fp16, and its fp16 outputs follow from its inputs."""
         floats = {variable for variable, value in self.slots(node) if value.dtype == ir.DataType.FLOAT}
         given = {
             variable
@@ -56,7 +56,9 @@ class Signature:
 
 
 def signature(node: ir.Node, opset: int) -> Signature:
-    """Of a standard operator of this opset, or one of onnxruntime's that are known here; else PreconditionError."""
+    """The signature of a standard operator of this opset, or of a known one of onnxruntime's; else
+    PreconditionError.
+    """
     if node.domain == CONTRIB and node.op_type in _CONTRIB_SCHEMAS:
         inputs, outputs = (variables.split() for variables in _CONTRIB_SCHEMAS[node.op_type])
         return Signature(
@@ -73,8 +75,8 @@ def signature(node: ir.Node, opset: int) -> Signature:
 
 
 def _expanded(formals: Sequence[Any], count: int) -> list[str]:
-    """One variable for each of `count` values: the last formal stands for all that follow, each of its own type
-    where the schema lets them differ.
+    """One variable for each of `count` values: the last formal stands for all that follow, each with a type of its
+    own where the schema lets them differ.
     """
     variables = [str(formal.type_str) for formal in formals[:count]]
     while len(variables) < count:
@@ -83,18 +85,18 @@ def _expanded(formals: Sequence[Any], count: int) -> list[str]:
 
 
 class FillTypes(InPlacePass):
-    """Gives a type to the values that passes left without one, from the schemas.
+    """Gives a type, by the schemas, to values that earlier passes left without one.
 
-    Postcondition: every value of the graph and its subgraphs has one.
+    Postcondition: every value of the graph and its subgraphs has a type.
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """In the nodes' order."""
+        """Fill types in the order of the nodes."""
         _fill(model.graph, model.graph.opset_imports[""])
         return PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:
-        """Every value has a type."""
+        """Check that every value has a type."""
         untyped = [
             value.name for node in model.graph.all_nodes() for value in node.outputs if value.name and not value.dtype
         ]

@@ -1,9 +1,9 @@
-"""A bundle's graph in the form that everything here starts from: linear layers as MatMul and Add.
+"""Bring a bundle's graph into the plain form that quantising starts from: linear layers as MatMul and Add.
 
-An fp32 graph for the CPU reads its text weights in place, in two ways chosen by the number of rows, because
-reading 1.2 GB is what a short text costs there. Integer weights are a quarter of that and have a kernel of
-their own, so the choice is undone: one way, with a mask only where something is hidden. And it multiplies by q, k
-and v, gate and up apart; here they are one layer, of one input that is rounded once.
+An fp32 graph for the CPU reads its text weights in place, in two forms chosen by the number of rows, because reading
+1.2 GB is what a short text costs there. Integer weights are a quarter of that and have a kernel of their own, so the
+choice is undone: one form, with a mask only where something is padding. And the fp32 graph multiplies by q, k and v,
+gate and up separately; here they are one layer, of one input that is rounded once.
 """
 
 import re
@@ -25,15 +25,16 @@ _MASKED_SCORE = -10000.0
 
 
 class MakePlain(InPlacePass):
-    """The choice by rows undone: its unmasked way inlined, each product a MatMul with weights (in, out).
+    """Undoes the choice by rows: its form without a mask is inlined, each product becomes a MatMul with weights (in,
+    out).
 
-    An attention becomes a choice between one without a mask, which is the flash kernel, and one with.
-    A graph without that choice is left as it is, but for layers in parts, which are put together.
-    Postcondition: no product with weights in place is left, and no layer in parts.
+    An attention becomes a choice between one without a mask, which is the flash kernel, and one with a mask. A graph
+    without that choice is left as it is, but layers in parts are joined. Postcondition: no product with weights in
+    place is left, and no layer in parts.
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Inline the way for many rows, join the parts."""
+        """Inline the form for many rows, and join the parts."""
         parts = _parts(model.graph)
         for name, some in parts.items():
             _join(model.graph, name, some)
@@ -62,7 +63,7 @@ class MakePlain(InPlacePass):
         return PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:
-        """No product with weights in place, and no part."""
+        """Check that no product with weights in place is left, and no part."""
         if left := [node for node in model.graph.all_nodes() if node.op_type == _PRODUCT]:
             raise PostconditionError(f"{len(left)} {_PRODUCT} left in the graph")
         if parts := _parts(model.graph):
@@ -71,7 +72,7 @@ class MakePlain(InPlacePass):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """A part of a layer; without an Add where its bias is 0."""
+    """A part of a layer; it has no Add where its bias is 0."""
 
     number: int
     matmul: ir.Node
@@ -83,7 +84,7 @@ class _Part:
 
 
 def _parts(graph: ir.Graph) -> dict[str, list[_Part]]:
-    """The parts of each layer that an export has separated, in their order, by its weights' name."""
+    """The parts of each layer that an export has separated, in order, by its weights' name."""
     found: dict[str, list[_Part]] = {}
     for node in graph:
         weight = node.inputs[1] if node.op_type == "MatMul" else None
@@ -94,7 +95,7 @@ def _parts(graph: ir.Graph) -> dict[str, list[_Part]]:
 
 
 def _join(graph: ir.Graph, name: str, parts: Sequence[_Part]) -> None:
-    """Split(x (W_0 | W_1 | ...) + (b_0 | b_1 | ...)) in place of the parts."""
+    """Put Split(x (W_0 | W_1 | ...) + (b_0 | b_1 | ...)) in place of the parts."""
     x = parts[0].matmul.inputs[0]
     if [part.number for part in parts] != list(range(len(parts))) or any(p.matmul.inputs[0] is not x for p in parts):
         raise PreconditionError(f"{name}: its parts are not those of one layer")
@@ -117,7 +118,7 @@ def _join(graph: ir.Graph, name: str, parts: Sequence[_Part]) -> None:
 
 
 def _choice(model: ir.Model) -> ir.Node | None:
-    """The If whose ways multiply, None in a graph without one."""
+    """The If whose branches multiply, None in a graph without one."""
     for node in model.graph:
         if node.op_type == "If":
             inner = node.attributes["else_branch"].as_graph()
@@ -127,7 +128,7 @@ def _choice(model: ir.Model) -> ir.Node | None:
 
 
 def _mask(choice: ir.Node) -> ir.Value:
-    """What the choice is made by: True at the tokens that are not padding."""
+    """The mask that the choice depends on: True at tokens that are not padding."""
     waiting = [value for value in choice.inputs if value is not None]
     while waiting:
         producer = waiting.pop().producer()
@@ -141,13 +142,13 @@ def _mask(choice: ir.Node) -> ir.Value:
 
 
 def _let_go(branch: ir.Graph) -> None:
-    """Take a way apart, so that the weights which only it reads are known to be unused."""
+    """Take a branch apart, so that weights which only it reads are known to be unused."""
     branch.outputs.clear()
     branch.remove(list(branch), safe=True)
 
 
 def _turn(graph: ir.Graph, product: ir.Node) -> None:
-    """x times (1, out, in)^T, squeezed -> x times (in, out)."""
+    """Turn x times (1, out, in)^T, squeezed, into x times (in, out)."""
     (squeeze,) = (user for user, _ in product.outputs[0].uses())
     x, stored = product.inputs[0], product.inputs[1]
     if squeeze.op_type != "Squeeze" or stored is None or stored.const_value is None:
@@ -176,7 +177,7 @@ def _mask_attentions(graph: ir.Graph, mask: ir.Value) -> None:
 
 
 def _way(node: ir.Node, name: str, seen: ir.Value | None) -> ir.Graph:
-    """A graph of one attention on values of the graph outside."""
+    """A graph of one attention, on values of the graph outside."""
     attributes = dict(node.attributes.items())
     if seen is not None:
         attributes["mask_filter_value"] = ir.AttrFloat32("mask_filter_value", _MASKED_SCORE)

@@ -5,10 +5,10 @@
 
 The graph says what is int8 and with which scales (explicit quantisation), and TensorRT makes DQ, MatMul one integer
 GEMM. So t is a constant, one for all rows of all inputs to come, where the CPU's kernel has one for each row.
-**What the calibration did not see is cut off**: a value above its range becomes the range, without a word. The
-range is the greatest magnitude seen; clipped to the least error on those rows, or with half as much on top, the worst
-cosines of the two small models moved by less than 0.002, up and down. Calibrated on made-up inputs and held against
-real ones, and the other way round, they keep 0.9988; data like yours are better.
+**What the calibration did not see is cut off**: a value above its range becomes the range, and nothing reports it.
+The range is the greatest magnitude seen; clipped to the least error on those rows, or with half as much on top, the
+worst cosines of the two small models moved by less than 0.002, up and down. Calibrated on made-up inputs and
+compared on real ones, and vice versa, they keep 0.9988; data like yours are better.
 
 Smoothing (`smoothing`) makes that worse, since it brings every channel up to the range: a plan that took it wherever
 calibration rows liked it fell to a worst cosine of 0.97 on pictures of another kind, 0.9988 without. It is also what
@@ -60,7 +60,7 @@ _ROWS_AT_ONCE = 8192
 class Rounding:
     """How a tensor is rounded: divided by `factors` (in,), None without, then by `scale`.
 
-    `errors` are those of the layers that read it, relative, on rows that the rounding was not made from.
+    `errors` are the relative errors of the layers that read it, on rows that the rounding was not made from.
     """
 
     factors: NDArray[np.float32] | None
@@ -71,11 +71,12 @@ class Rounding:
 def quantize_for_tensorrt(
     model: ir.Model, seen: Mapping[str, Observation], *, max_error: float = MAX_ERROR
 ) -> Mapping[str, float]:
-    """Make the linear layers and the token table of a tensorrt graph int8, in place; each layer's error, by name.
+    """Make the linear layers and the token table of a tensorrt graph int8, in place; returns each layer's error by
+    name.
 
-    `seen` is what `observe` says of the same graph. Layers whose error is above `max_error` stay fp32, without a
-    pair. What is int8 already stays as it is. Raises PreconditionError where a layer was not observed or saw what
-    is no number, BuildError where TensorRT would refuse the result.
+    `seen` is the result of `observe` on the same graph. Layers whose error is above `max_error` stay fp32, without a
+    pair. Layers that are int8 already stay as they are. Raises PreconditionError where a layer was not observed or
+    saw NaN or infinity, BuildError where TensorRT would refuse the result.
     """
     readers: dict[ir.Value, list[LinearLayer]] = {}
     for layer in linear_layers(model.graph):
@@ -97,7 +98,9 @@ def quantize_for_tensorrt(
 
 
 def plan_rounding(weights: Sequence[NDArray[np.float32]], seen: Observation) -> Rounding:
-    """The rounding of a tensor that weights (in, out) multiply; either half of the rows judges the other's."""
+    """The rounding of a tensor that weights (in, out) multiply; either half of the rows tests the other's
+    rounding.
+    """
     joined = np.concatenate(weights, axis=1)
     halves = np.array_split(seen.rows, 2) if len(seen.rows) > 1 else [seen.rows, seen.rows]
     exact = np.concatenate(halves) @ joined
@@ -122,7 +125,7 @@ def plan_rounding(weights: Sequence[NDArray[np.float32]], seen: Observation) -> 
 def rounded_product(
     rows: NDArray[np.float32], weight: NDArray[np.float32], factors: NDArray[np.float32] | None, scale: np.float32
 ) -> NDArray[np.float32]:
-    """What the int8 layer gives for rows (R, in) and a weight (in, out), without its bias; in numpy."""
+    """The int8 layer's result for rows (R, in) and a weight (in, out), without its bias; in numpy."""
     if factors is not None:
         rows, weight = rows / factors, weight * factors[:, None]
     levels, scales = quantize_columns(weight)
@@ -139,7 +142,7 @@ def _fit(
 
 
 def _quantize_layers(graph: ir.Graph, x: ir.Value, layers: Sequence[LinearLayer], rounding: Rounding) -> None:
-    """One pair for x, an int8 weight behind a DequantizeLinear for each layer."""
+    """Add one pair for x, and an int8 weight behind a DequantizeLinear for each layer."""
     name, factors = layers[0].name, rounding.factors
     scale = constant(graph, f"{name}_input_scale", np.array(rounding.scale))
     zero = constant(graph, "int8_zero_point", np.array(0, np.int8))  # without it, ONNX says uint8
@@ -240,7 +243,9 @@ _INT8 = frozenset({ir.DataType.INT8})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accepted:
-    """The types an operator reads, the input its axes are (a constant), and the type it gives: an input's or one."""
+    """The types an operator reads, which input holds its axes (a constant), and the type it gives: an input's or a
+    fixed one.
+    """
 
     reads: frozenset[ir.DataType]
     gives: int | ir.DataType = 0
@@ -282,7 +287,7 @@ ACCEPTED: Mapping[str, Accepted] = {
 
 
 def check_accepted(model: ir.Model) -> None:
-    """Go through every node; BuildError names the first that TensorRT would refuse, and where that is written.
+    """Check every node; BuildError names the first that TensorRT would refuse, and the document that says so.
 
     Types are followed from the inputs and constants on, whatever the values in between declare.
     """
@@ -357,7 +362,7 @@ def _is_dequantized(value: ir.Value | None) -> bool:
 
 
 def _array(node: ir.Node, index: int) -> NDArray[Any] | None:
-    """An input's numbers, None where it has no such input or it is no constant."""
+    """An input's values, None where the node has no such input or it is no constant."""
     value = node.inputs[index] if index < len(node.inputs) else None
     return None if value is None or value.const_value is None else value.const_value.numpy()
 

@@ -1,15 +1,14 @@
-"""Outlier channels moved from a layer's input into its weights, exactly (SmoothQuant, arXiv:2211.10438).
+"""Move outlier channels from a layer's input into its weights, exactly (SmoothQuant, arXiv:2211.10438).
 
     x W = (x / s) (s W),      s_j = max|x_j|^a / max|W_j|^(1-a)
 
-A row is rounded with one scale, so one channel a hundred times larger than the rest leaves the rest one level
-of 127. Divided by s, all channels are about alike. Where the input comes from a
-norm that feeds this layer alone, 1/s goes into the norm's own scale and shift and costs nothing; elsewhere it
-is one multiplication of the input.
+A row is rounded with one scale, so one channel a hundred times larger than the rest leaves the rest one level of 127.
+Divided by s, all channels are of similar size. Where the input comes from a norm that feeds this layer alone, 1/s
+goes into the norm's own scale and shift and costs nothing; elsewhere it is one multiplication of the input.
 
 That evens all channels out. A trained tower also has single channels that are huge in the class token's row alone,
-and nearly the same for every image ("massive activations", arXiv:2402.17762): what tells images apart is rounded away
-beside a constant. `levelling_factors` brings those channels down and leaves the others as they are.
+and nearly the same for every image ("massive activations", arXiv:2402.17762): the differences between images are
+rounded away beside a constant. `levelling_factors` brings those channels down and leaves the others as they are.
 """
 
 import numpy as np
@@ -40,7 +39,7 @@ def smoothing_factors(
 
 
 def levelling_factors(leading: NDArray[np.float32], halvings: int) -> NDArray[np.float32]:
-    """s (in,), never below 1, for first rows (samples, in): no channel is left above 2^-halvings of the largest."""
+    """s (in,), at least 1, for first rows (samples, in): no channel is left above 2^-halvings of the largest."""
     largest = np.abs(leading).max(axis=0)
     reach = max(float(largest.max()) / 2**halvings, _SMALLEST)
     factors: NDArray[np.float32] = np.maximum(largest / np.float32(reach), np.float32(1.0))
@@ -48,13 +47,13 @@ def levelling_factors(leading: NDArray[np.float32], halvings: int) -> NDArray[np
 
 
 def stems_from_norm(x: ir.Value) -> bool:
-    """x is the output of a LayerNormalization."""
+    """Whether x is the output of a LayerNormalization."""
     producer = x.producer()
     return producer is not None and producer.op_type == "LayerNormalization"
 
 
 def is_fed_by_norm(x: ir.Value) -> bool:
-    """x is the output of a LayerNormalization with a shift, and goes to one node: the norm can be changed."""
+    """Whether x is the output of a LayerNormalization with a shift and has one user: then the norm can be changed."""
     producer = x.producer()
     return producer is not None and stems_from_norm(x) and len(producer.inputs) == 3 and len(list(x.uses())) == 1
 

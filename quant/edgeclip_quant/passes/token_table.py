@@ -1,4 +1,4 @@
-"""The token table as int8 rows with a scale each, or in 4 bits with a scale per block.
+"""Store the token table as int8 rows with a scale each, or in 4 bits with a scale per block.
 
 Only the rows of a text's tokens are widened: by Gather, Cast and Mul, or by GatherBlockQuantized.
 """

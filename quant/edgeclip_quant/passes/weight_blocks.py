@@ -1,8 +1,8 @@
 """Weights of 8 or 4 bits with a scale per block of an output's inputs, as onnxruntime's MatMulNBits stores them.
 
-The input is rounded to 8 bits with a scale per block of a row (accuracy_level 4), so an outlier spoils its own
-block only, and nothing of another row. In 4 bits, what a scale is decides much: the one with the least squared
-error of a dozen is taken, not the one that just holds the largest weight.
+The input is rounded to 8 bits with a scale per block of a row (accuracy_level 4), so an outlier spoils its own block
+only, and no other row. In 4 bits, the choice of scale matters much: of a dozen scales the one with the least squared
+error is taken, not the smallest that holds the largest weight.
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ def quantize_blocks(rows: Array, bits: int, block: int) -> Blocks:
 
 
 def widen_blocks(blocks: Blocks, bits: int, width: int) -> Array:
-    """What the rows are after `quantize_blocks`, (rows, width)."""
+    """The rows (rows, width) that the result of `quantize_blocks` stands for."""
     packed = blocks.packed
     levels = packed if bits == 8 else np.stack((packed & 15, packed >> 4), axis=-1).reshape(*packed.shape[:2], -1)
     wide = (levels.astype(np.float32) - (1 << (bits - 1))) * blocks.scales[..., None]
@@ -59,7 +59,7 @@ def widen_blocks(blocks: Blocks, bits: int, width: int) -> Array:
 
 
 def blocks_product(rows: Array, weight: Array, bits: int) -> Array:
-    """What MatMulNBits gives for rows (R, in) and a weight (in, out)."""
+    """The result of MatMulNBits for rows (R, in) and a weight (in, out)."""
     wide = widen_blocks(quantize_blocks(weight.T, bits, BLOCK), bits, len(weight))
     padded = np.zeros((len(rows), -(-len(weight) // BLOCK) * BLOCK), np.float32)
     padded[:, : len(weight)] = rows
@@ -74,7 +74,7 @@ def blocks_product(rows: Array, weight: Array, bits: int) -> Array:
 def matmul_blocks(
     graph: ir.Graph, tape: ir.tape.Tape, x: ir.Value, weight: Array, bias: ir.Value, name: str, bits: int
 ) -> ir.Value:
-    """x W + b with a weight (in, out) in blocks."""
+    """Compute x W + b with a weight (in, out) in blocks."""
     blocks = quantize_blocks(weight.T, bits, BLOCK)
     packed = constant(graph, f"{name}_int{bits}_blocks", blocks.packed)
     scales = constant(graph, f"{name}_block_scales", blocks.scales)
@@ -88,7 +88,7 @@ def matmul_blocks(
 
 
 def gather_blocks(graph: ir.Graph, tape: ir.tape.Tape, table: Array, ids: ir.Value, name: str) -> ir.Value:
-    """The rows `ids` of a table (rows, an even width) kept in 4 bits; only those are widened."""
+    """Gather the rows `ids` of a table (rows, an even width) kept in 4 bits; only those are widened."""
     block = min(TABLE_BLOCK, max(_LEAST_BLOCK, 1 << (table.shape[1].bit_length() - 1)))
     blocks = quantize_blocks(table, 4, block)
     # The operator gives as many columns as are packed, those that fill up the last block too.

@@ -1,1 +1,1 @@
-"""Choosing kernels for layers and recipes for a bundle."""
+"""Choose kernels for layers and recipes for a bundle."""

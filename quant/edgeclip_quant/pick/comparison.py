@@ -1,4 +1,4 @@
-"""Recipes side by side: each tower narrowed by each, held against what it was, timed, and thrown away again."""
+"""Compare recipes: narrow each tower by each, measure what it lost and how fast it is, and delete the graph again."""
 
 import gc
 import tempfile
@@ -25,7 +25,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def check_comparable(bundle: Path, manifest: Manifest) -> None:
-    """BuildError for a bundle that no recipe is for."""
+    """BuildError for a bundle that no recipe applies to."""
     precisions = "/".join(manifest.tower(name).precision for name in TOWERS)
     if precisions != "fp32/fp32" or manifest.target != "cpu":
         raise BuildError(
@@ -44,10 +44,10 @@ def compare_recipes(
     cosine: float | None = None,
     recipes: Sequence[Recipe] = COMPARED,
 ) -> Comparison:
-    """What each recipe makes of both towers of an fp32 bundle for the CPU; no graph is kept.
+    """The figures of each recipe on both towers of an fp32 bundle for the CPU; no graph is kept.
 
-    `proof` None: made-up inputs, others than the calibration's. `cosine` is what a tower is to keep: where it does
-    not as its recipe has it, and a bundle may be made by that, layers move to finer kernels until it does. Takes room
+    `proof` None: made-up inputs, others than the calibration's. `cosine` is the least that a tower should keep: where
+    a recipe loses more, and a bundle may be made by it, layers move to finer kernels until it does not. Takes room
     for two copies of a tower in the temporary folder. Raises BuildError for another bundle, or a damaged one.
     """
     manifest = Manifest.read(bundle)
@@ -89,7 +89,7 @@ def compare_recipes(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Tower:
-    """What every recipe of a tower is tried on; each writes its graph to `out`."""
+    """A tower that every recipe is tried on; each writes its graph to `out`."""
 
     graph: Path
     out: Path
@@ -142,13 +142,15 @@ def _make(tower: _Tower, recipe: Recipe, kept: float | None) -> Candidate:
 def _change_alone(
     name: TowerName, source: Vectors, answers: NDArray[np.float32], pairs: tuple[int, ...] | None
 ) -> RetrievalChange | None:
-    """Of the searches with this tower's vectors among the other's as they were."""
+    """The change of the searches when only this tower is narrowed."""
     narrowed = replace(source, text=answers) if name == "text" else replace(source, vision=answers)
     return retrieval_changes(source, narrowed, pairs)[TOWERS.index(name)]
 
 
 def _other_bytes(manifest: Manifest, made_up: Samples) -> int:
-    """Of tokenizer, self-test and the proof that will be written: answers are compressed no better than noise."""
+    """The bytes of tokenizer, self-test and the proof that will be written: answers are compressed no better than
+    noise.
+    """
     draw = np.random.default_rng(0)
     text, vision = (
         draw.normal(size=(len(made_up.of(name)), manifest.embedding_dim)).astype(np.float32) for name in TOWERS
@@ -160,5 +162,5 @@ def _other_bytes(manifest: Manifest, made_up: Samples) -> int:
 
 
 def _size(graph: Path) -> int:
-    """With its weights, which lie beside it."""
+    """The size of a graph with its weights, which lie beside it."""
     return sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*"))

@@ -1,8 +1,8 @@
-"""Which kernel each layer goes to: the fastest whose error, tried on what the layer really sees, is small enough.
+"""Choose each layer's kernel: the fastest whose error, tried on the layer's observed inputs, is small enough.
 
-A layer's error alone does not say what a tower loses. So a layer has a row of plans, from the fastest to fp32,
-and starts at the first that is good enough by itself; when the whole tower lost too much, the layers with the
-largest errors move one plan on (`raise_worst`), and it is tried again.
+A layer's error alone does not say what a tower loses. So a layer has a row of plans, from the fastest to fp32, and
+starts at the first that is good enough by itself; when the whole tower lost too much, the layers with the largest
+errors move one plan on (`raise_worst`), and the tower is tried again.
 """
 
 import math
@@ -31,12 +31,12 @@ _SLACK = 1.25
 
 
 def plan_layer(layer: LinearLayer, seen: Observation, recipe: Recipe, *, may_fix: bool) -> list[Plan]:
-    """The plans left to a layer, the one to begin with first, the last fp32.
+    """A layer's plans, the one to begin with first, the last fp32.
 
-    `may_fix` lets inputs that a norm gives have a fixed scale. What lies beyond it is cut, so that is for samples
-    that are like what will come, not for made-up ones. For the same reason a fixed scale is never smoothed: a channel
-    would be cut where samples did not happen to fill it (on the trained small model, made-up samples and pictures
-    of another kind, that took the worst cosine from 0.9988 to 0.97).
+    `may_fix` lets inputs that a norm gives have a fixed scale. Values beyond it are cut off, so that is for samples
+    that are like the inputs to come, not for made-up ones. For the same reason a fixed scale is never smoothed: a
+    channel would be cut off where samples did not happen to fill it (on the trained small model, made-up samples and
+    pictures of another kind, that took the worst cosine from 0.9988 to 0.97).
     """
     weight = layer.weight
     exact = _tried_rows(seen) @ weight
@@ -59,14 +59,16 @@ def plan_layer(layer: LinearLayer, seen: Observation, recipe: Recipe, *, may_fix
 
 
 def raise_worst(plans: Mapping[str, Sequence[Plan]], share: float) -> dict[str, Sequence[Plan]]:
-    """`share` of the layers, those with the largest errors, moved on to their next plan."""
+    """Move `share` of the layers, those with the largest errors, on to their next plan."""
     ranked = sorted(plans, key=lambda name: -plans[name][0].error)
     raised = set(ranked[: max(1, round(share * len(ranked)))])
     return {name: left[1:] if name in raised and len(left) > 1 else left for name, left in plans.items()}
 
 
 def _levelled(plan: Plan, layer: LinearLayer, exact: Array, seen: Observation) -> Plan:
-    """With the first rows' largest channels brought down as far as it pays, where a norm does that for nothing."""
+    """The plan with the first rows' largest channels brought down as far as it pays, where a norm does that at no
+    cost.
+    """
     if seen.leading is None or not is_fed_by_norm(layer.x):
         return plan
     halvings = 1
@@ -105,7 +107,7 @@ def _tried(
 
 
 def _tried_rows(seen: Observation) -> Array:
-    """Some of all samples' rows, and then their first ones."""
+    """Some of all samples' rows, and then their first rows."""
     return seen.rows if seen.leading is None else np.concatenate((seen.rows, seen.leading))
 
 

@@ -1,6 +1,6 @@
-"""Which recipe is worth its price: the Pareto front of a comparison, and the pair of recipes that a budget allows.
+"""Choose recipes by their figures: the Pareto front of a comparison, and the pair of recipes that a budget allows.
 
-Decided on figures: nothing is run here.
+Nothing is run here.
 """
 
 import itertools
@@ -25,10 +25,11 @@ _LEAST_LOSS = 1e-7
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Candidate:
-    """One tower by one recipe: what was measured, its `answers` (N, D) to the proof, how many layers have a kernel.
+    """One tower by one recipe: its measurements, its `answers` (N, D) to the proof, how many layers have which
+    kernel.
 
-    The searches in `measured` are with the other tower as it was. `kept` is the cosine for which layers were moved to
-    finer kernels, None where they are as the recipe has them.
+    The searches in `measured` use the fp32 vectors of the other tower. `kept` is the cosine for which layers were
+    moved to finer kernels, None where they are as the recipe has them.
     """
 
     tower: TowerName
@@ -41,13 +42,13 @@ class Candidate:
 
     @property
     def loss(self) -> float:
-        """1 - cosine of the worst vector, at least 1e-7; inf where an answer is no vector."""
+        """1 - cosine of the worst vector, at least 1e-7; infinite where an answer is no vector."""
         loss = 1 - self.measured.worst_cosine
         return math.inf if math.isnan(loss) else max(_LEAST_LOSS, loss)
 
     @property
     def latency(self) -> float:
-        """Its time, of fp32's."""
+        """Latency as a fraction of the fp32 tower's."""
         assert self.measured.latency_ratio is not None
         return self.measured.latency_ratio
 
@@ -56,8 +57,8 @@ class Candidate:
 class Comparison:
     """All recipes of both towers of one bundle, on the same inputs.
 
-    `source` is what the fp32 towers answered to the proof, `pairs` as in Samples. `source_bytes` are the fp32
-    towers', `other_bytes` those of a bundle's other files. `is_made_up` says so of the calibration.
+    `source` is the fp32 towers' answers to the proof, `pairs` as in Samples. `source_bytes` are the fp32 towers',
+    `other_bytes` those of a bundle's other files. `is_made_up` says whether the calibration inputs were made up.
     """
 
     model: str
@@ -69,43 +70,45 @@ class Comparison:
     is_made_up: bool
 
     def of(self, tower: TowerName) -> list[Candidate]:
-        """One tower's."""
+        """The candidates of one tower."""
         return [one for one in self.candidates if one.tower == tower]
 
     def objection(self, one: Candidate) -> str | None:
-        """Why no bundle is made of it; None when one may be."""
+        """Why no bundle is made by this candidate; None when one may be."""
         return one.recipe.objection(is_made_up=self.is_made_up)
 
     def usable(self, tower: TowerName) -> list[Candidate]:
-        """One tower's that a bundle may be made of."""
+        """The candidates of one tower that a bundle may be made by."""
         return [one for one in self.of(tower) if self.objection(one) is None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Pair:
-    """A recipe for each tower."""
+    """A recipe for the text tower and one for the vision tower."""
 
     text: Candidate
     vision: Candidate
 
     @property
     def towers(self) -> tuple[Candidate, Candidate]:
-        """Both."""
+        """The text tower's candidate and the vision tower's."""
         return self.text, self.vision
 
     @property
     def weight_bytes(self) -> int:
-        """Of both towers."""
+        """The bytes of both towers together."""
         return self.text.measured.weight_bytes + self.vision.measured.weight_bytes
 
     @property
     def latency(self) -> float:
-        """The product of both times, each of fp32's: a bundle is for texts and images alike."""
+        """The product of both towers' latencies, each as a fraction of fp32's: a bundle is for texts and images
+        alike.
+        """
         return self.text.latency * self.vision.latency
 
     @property
     def loss(self) -> float:
-        """The product of both losses."""
+        """The product of both towers' losses."""
         return self.text.loss * self.vision.loss
 
     def __str__(self) -> str:
@@ -114,7 +117,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Pick:
-    """The pair that was taken, how many there are, and how many of them are within the budget."""
+    """The pair that was chosen, how many pairs there are, and how many of them are within the budget."""
 
     pair: Pair
     pairs: int
@@ -122,11 +125,11 @@ class Pick:
 
 
 def front(comparison: Comparison) -> list[Candidate]:
-    """The Pareto front: those that no other of the same tower beats in one figure without losing in another.
+    """The Pareto front: candidates that no other of the same tower beats in one figure without losing in another.
 
-    The figures are size, time and loss, and what differs by no more than `ALIKE_SIZE`, `ALIKE_TIME` and `ALIKE_LOSS`
-    counts as the same: one graph that was timed twice stands beside itself. Recipes that no bundle is made by neither
-    beat nor are on it.
+    The figures are size, time and loss, and differences up to `ALIKE_SIZE`, `ALIKE_TIME` and `ALIKE_LOSS` count as
+    equal, so that one graph that was timed twice does not beat itself. Recipes that no bundle is made by neither beat
+    others nor are on the front.
     """
     return [
         one
@@ -139,11 +142,11 @@ def front(comparison: Comparison) -> list[Candidate]:
 def pick(comparison: Comparison, budget: Budget) -> Pick | None:
     """The fastest pair of recipes within the budget; None when no pair is.
 
-    A latency is the median of a few noisy rounds: of the pairs whose towers are both within `ALIKE_TIME` of the
+    A latency is the median of a few noisy rounds. So of the pairs whose towers are both within `ALIKE_TIME` of the
     fastest pair's, the one that loses least is taken, of equal ones the smallest, and then the one compared first. A
-    pair is held to all that its bundle will be: cosines, size, and recall with both towers narrowed. It is chosen on
-    the inputs that prove it, and looks a little better on them than on others. Recipes that no bundle is made by are
-    never picked, nor is fp32, which is there already.
+    pair must keep all bounds that its bundle will be judged by: cosines, size, and recall with both towers narrowed.
+    It is chosen on the inputs that prove it, and looks a little better on them than on others. Recipes that no bundle
+    is made by are never picked, nor is fp32, which is there already.
     """
     pairs = _pairs(comparison)
     within = [pair for pair in pairs if not _broken(comparison, pair, budget)]
@@ -156,7 +159,9 @@ def pick(comparison: Comparison, budget: Budget) -> Pick | None:
 
 
 def nearest(comparison: Comparison, budget: Budget) -> str:
-    """How near the recipes come to a budget that no pair is within, told of the first bound that leaves none."""
+    """A sentence that says how near the recipes come to a budget that no pair is within, for the first bound that
+    none keeps.
+    """
     for name in TOWERS:
         best = min(comparison.usable(name), key=lambda one: one.loss)
         worst, wanted = best.measured.worst_cosine, -1.0 if budget.cosine is None else budget.cosine
@@ -178,14 +183,16 @@ def nearest(comparison: Comparison, budget: Budget) -> str:
 
 
 def format_cosine(cosine: float) -> str:
-    """With two digits of what it lacks of 1, so that what is not 1 does not look like it: 0.9781, 0.99986."""
+    """A cosine with two digits of its distance to 1, so that it never looks like 1 when it is not: 0.9781,
+    0.99986.
+    """
     if not math.isfinite(cosine) or cosine >= 1:
         return f"{cosine:.4f}"
     return f"{cosine:.{max(4, 1 - math.floor(math.log10(1 - cosine)))}f}"
 
 
 def alike_words() -> str:
-    """What counts as the same, for a reader."""
+    """In words: the differences that count as equal."""
     return f"sizes within {ALIKE_SIZE:.0%}, times within {ALIKE_TIME:.0%}, losses within {ALIKE_LOSS:.0%}"
 
 
@@ -195,7 +202,9 @@ def _pairs(comparison: Comparison) -> list[Pair]:
 
 
 def _broken(comparison: Comparison, pair: Pair, budget: Budget) -> list[str]:
-    """As the bundle will be judged; the searches, which take longest, are made only of what holds the rest."""
+    """The bounds that a pair breaks, judged as its bundle will be; the slow searches are made only if all others
+    hold.
+    """
     size_bytes = pair.weight_bytes + comparison.other_bytes
     alone = [replace(one.measured, retrieval=None) for one in pair.towers]
     broken = judge(budget, alone, size_bytes)
@@ -212,7 +221,7 @@ def _changes(comparison: Comparison, pair: Pair) -> tuple[RetrievalChange | None
 
 
 def _points(comparison: Comparison, pair: Pair) -> float:
-    """Of the direction of search that lost most."""
+    """The points of the direction of search that lost most."""
     return min((one.points for one in _changes(comparison, pair) if one), default=0.0)
 
 
@@ -222,13 +231,15 @@ def _is_as_fast(pair: Pair, fastest: Pair) -> bool:
 
 
 def _beats(one: Candidate, other: Candidate) -> bool:
-    """By more than alike in a figure, worse by more in none, and better on the whole, so that no circle beats all."""
+    """Better by more than the tolerance in a figure, worse by more in none, and better on the whole, so that none
+    beats in a circle.
+    """
     better = [its - mine for mine, its in zip(_figures(one), _figures(other), strict=True)]
     return max(better) > 1 and min(better) >= -1 and sum(better) > 0
 
 
 def _figures(one: Candidate) -> tuple[float, float, float]:
-    """Less is better, and what is less by 1 is just alike."""
+    """The figures in units of their tolerance; less is better."""
     return (
         math.log(one.measured.weight_bytes) / math.log1p(ALIKE_SIZE),
         math.log(one.latency) / math.log1p(ALIKE_TIME),

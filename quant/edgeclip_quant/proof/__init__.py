@@ -1,1 +1,1 @@
-"""What a smaller bundle lost, measured."""
+"""Measure what a smaller bundle lost."""

@@ -1,8 +1,9 @@
-"""What narrowing cost a bundle, in figures, and the inputs by which `edgeclip check` measures it again elsewhere.
+"""Measure what quantising cost a bundle, and write the inputs with which `edgeclip check` measures it again
+elsewhere.
 
-Three kinds of inputs are run: the self-test's, beside the checkpoint's answers; made-up ones, which the bundle keeps
-with the source's answers (proof.npz), so that another device can be held to the same figures; and the user's own.
-The user's are measured and never stored: a bundle is passed on, and whose pictures they are is not ours to say.
+Three kinds of inputs are run: the self-test's, compared with the checkpoint's answers; made-up ones, which the bundle
+keeps with the source's answers (proof.npz), so that another device can be compared too; and the user's own. The
+user's are measured and never stored, because a bundle is passed on and may not be allowed to hold them.
 """
 
 import gc
@@ -50,7 +51,7 @@ _ROUNDS, _LEAST_ROUNDS, _SECONDS = 30, 5, 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Time of the narrowed tower over the source's: the median of `samples` pairs of runs, on `machine`."""
+    """Time of the narrowed tower divided by the source's: the median of `samples` pairs of runs, on `machine`."""
 
     ratio: float
     samples: int
@@ -67,12 +68,13 @@ def prove(
     *,
     precisions: Mapping[TowerName, Precision],
 ) -> list[Measurement]:
-    """Hold the graphs in `stage` against those of `bundle`, which `manifest` is of, and write `stage`/proof.npz.
+    """Compare the graphs in `stage` with those of `bundle`, whose manifest is `manifest`, and write
+    `stage`/proof.npz.
 
-    Two entries, text and vision, of the self-test, then of the made-up inputs, then of `own` where given. Nothing is
-    judged. One tower is in memory at a time, with its source. fp16 is emulated (`emulation`); only what was made for
-    the CPU is timed, for elsewhere its time says nothing. Raises BuildError for a graph that cannot run and a
-    self-test that cannot be read.
+    Returns two entries, text and vision, for the self-test, then for the made-up inputs, then for `own` where given.
+    Nothing is judged. One tower is in memory at a time, with its source. fp16 is emulated (`emulation`); only what
+    was made for the CPU is timed, because elsewhere its time means nothing. Raises BuildError for a graph that cannot
+    run and a self-test that cannot be read.
     """
     selftest, of_checkpoint = read_selftest(bundle / manifest.selftest)
     made_up = proof_samples(bundle, manifest)
@@ -176,7 +178,9 @@ def time_ratio(
 ) -> tuple[float, int]:
     """The median of time(narrowed) / time(source), pair by pair, and the number of pairs.
 
-    At most `rounds` pairs, and after 5 no more than fit into `seconds` (`edgeclip.engine.paired_timing`).
+    They take turns in going first, so other work of the machine meets both. The threads of a session spin for a while
+    after a run, and would take the processor from the other: before each there is a pause and a run that does not
+    count. At most `rounds` pairs, and after 5 no more than fit into `seconds`.
     """
     works = {"narrowed": lambda: narrowed(batch), "source": lambda: source(batch)}
     times = take_turns(works, rounds, seconds=seconds, least=_LEAST_ROUNDS)
@@ -219,14 +223,14 @@ def proof_samples(bundle: Path, manifest: Manifest) -> Samples:
 
 
 def save_proof(path: Path, samples: Samples, wanted: Vectors) -> None:
-    """Write what `edgeclip check` runs: inputs in batches of one, and the source's answers to them."""
+    """Write the inputs that `edgeclip check` runs, in batches of one, and the source's answers to them."""
     arrays: dict[str, Any] = {f"input_ids_{index}": row for index, row in enumerate(samples.text)}
     pixels = np.concatenate(samples.vision)
     np.savez_compressed(path, text_embeds=wanted.text, image_embeds=wanted.vision, pixel_values=pixels, **arrays)
 
 
 def read_selftest(path: Path) -> tuple[Samples, Vectors]:
-    """A bundle's self-test as its graphs take it, with the checkpoint's answers.
+    """A bundle's self-test in the graphs' form, with the checkpoint's answers.
 
     Raises BuildError when it cannot be read.
     """
@@ -240,12 +244,14 @@ def read_selftest(path: Path) -> tuple[Samples, Vectors]:
 
 
 def _size(graph: Path) -> int:
-    """With its weights, which lie beside it."""
+    """The size of a graph with its weights, which lie beside it."""
     return sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*"))
 
 
 def _picture(size_px: int, draw: np.random.Generator) -> NDArray[np.uint8]:
-    """Some have a tile of noise, again and again: deflate finds it, a tower has to look at all of it."""
+    """A made-up picture. Some have a tile of noise that repeats: it compresses well, and a tower must process all of
+    it.
+    """
     cells = int(draw.choice(_CELLS))
     side = -(-size_px // cells)
     flat = np.kron(draw.uniform(0, 255, (cells, cells, 3)), np.ones((side, side, 1)))[:size_px, :size_px]

@@ -1,8 +1,8 @@
-"""What narrowing does to searches: recall@5 before and after, on the same queries.
+"""Measure what quantising does to searches: recall@5 before and after, on the same queries.
 
-A cosine of 0.99 says how far a vector moved, not whether it moved past its neighbours. So every text searches the
-images and every image the texts, with the source's vectors and with the narrowed ones. Where nobody says which
-belong together, what the source finds first is what must still be found.
+A cosine of 0.99 says how far a vector moved, not whether the order of search results changed. So every text searches
+the images and every image the texts, with the source's vectors and with the narrowed ones. Where the right results
+are unknown, the source's first result is the one that must still be found.
 """
 
 import math
@@ -26,13 +26,13 @@ _Z95 = statistics.NormalDist().inv_cdf(0.975)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Vectors:
-    """What both towers answered: `text` (T, D) and `vision` (I, D)."""
+    """The vectors of both towers: `text` (T, D) and `vision` (I, D)."""
 
     text: NDArray[np.float32]
     vision: NDArray[np.float32]
 
     def of(self, tower: TowerName) -> NDArray[np.float32]:
-        """One tower's."""
+        """The vectors of one tower."""
         return self.text if tower == "text" else self.vision
 
 
@@ -42,9 +42,9 @@ def retrieval_changes(
     """Recall@5 of texts that search images, then of images that search texts, and how it changed.
 
     `pairs` gives for each text the index of its image; of an image with several texts, any is right, and one without
-    is not asked for. None: what the source finds first is right. A direction with fewer than 6 candidates is None,
-    for there everything is among the first 5. Queries that share an image are counted as if each stood alone.
-    Raises InputError for pairs that do not fit.
+    is not asked for. None: the source's first result is right. A direction with fewer than 6 candidates is None,
+    because everything is among the first 5 there. Queries that share an image are counted as independent. Raises
+    InputError for pairs that do not fit.
     """
     texts, images = len(source.text), len(source.vision)
     image_of, every_text, every_image = _check_pairs(pairs, texts, images), np.arange(texts), np.arange(images)
@@ -62,11 +62,12 @@ def retrieval_changes(
 
 
 def paired_interval(gained: int, lost: int, queries: int) -> tuple[float, float]:
-    """95 % of the difference of two matched proportions: `gained` queries are found now only, `lost` before only.
+    """95 % interval of the difference of two paired proportions: `gained` queries found only now, `lost` found only
+    before.
 
     Wald's interval with half a query added to each of the four cells (Agresti and Min 2005, "Simple improved
     confidence intervals for comparing matched proportions", Statistics in Medicine 24). Not a bootstrap: where no
-    answer changed, each resample says so too, and 8 queries would prove as much as 8000.
+    answer changed, no resample would show a change, and 8 queries would prove as much as 8000.
     """
     size = queries + 2
     middle = (gained - lost) / size
@@ -94,7 +95,7 @@ def _change(
     labels: NDArray[np.intp],
     truth: str,
 ) -> RetrievalChange | None:
-    """Right for query i is each candidate of the other tower whose label is wanted[i]."""
+    """The change of recall. Right for query i is each candidate of the other tower whose label is wanted[i]."""
     (other,) = (name for name in TOWERS if name != tower)
     if len(labels) <= RECALL_AT or not len(queries):
         return None
@@ -116,7 +117,7 @@ def _change(
 
 
 def _first(queries: NDArray[np.float32], candidates: NDArray[np.float32]) -> NDArray[np.intp]:
-    """Which candidate is nearest to each query."""
+    """The index of the nearest candidate to each query."""
     if not len(candidates):
         return np.zeros(len(queries), np.intp)
     among = _unit(candidates)
@@ -129,7 +130,7 @@ def _is_found(
 ) -> NDArray[np.bool_]:
     """Whether fewer than 5 wrong candidates are as near as the nearest right one; a tie, like NaN, counts as nearer.
 
-    So a tower that answers everything alike finds nothing.
+    So a tower whose answers are all equal finds nothing.
     """
     among = _unit(candidates)
     found = np.empty(len(queries), np.bool_)
@@ -143,7 +144,7 @@ def _is_found(
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-    """NaN for a row of zeros."""
+    """Rows of length 1; NaN for a row of zeros."""
     wide = vectors.astype(np.float64)
     with np.errstate(invalid="ignore"):
         unit: NDArray[np.float64] = wide / np.linalg.norm(wide, axis=1, keepdims=True)
