@@ -219,7 +219,7 @@ def test_a_body_of_one_byte_too_many(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"null", b'{"input": NaN}', b"\xff", b"[" * 10_000, b'{"input": "\\ud800"}']
+    "body", [b"", b"{", b"null", b'{"input": NaN}', b"\xff", b"[" * 1000, b'{"input": "\\ud800"}']
 )
 def test_what_is_no_json(client: httpx.Client, body: bytes) -> None:
     status, _ = refusal(client.post("/v1/embeddings", content=body, headers={"Content-Type": "application/json"}))

@@ -203,7 +203,7 @@ def _tokens(ids: Sequence[Any], where: str, limits: RequestLimits) -> TokenItem:
     if type(ids[0]) not in (int, float):
         raise invalid(where, f"found a list that begins with {kind_of(ids[0])}, wanted a text or an object")
     if not limits.allow_token_ids:
-        raise ApiError(400, f"{where}: {_TOKEN_IDS_REFUSED}", param=where, code="token_ids_not_allowed")
+        raise token_ids_refused(where)
     vocabulary = limits.vocabulary
     if set(map(type, ids)) != {int} or min(ids) < 0 or max(ids) >= vocabulary:  # a million at once, quickly
         index = next(index for index, token in enumerate(ids) if not _is_id(token) or not 0 <= token < vocabulary)
@@ -212,6 +212,11 @@ def _tokens(ids: Sequence[Any], where: str, limits: RequestLimits) -> TokenItem:
             f"wanted a token id of this model's tokenizer, a whole number from 0 to {vocabulary - 1}",
         )
     return TokenItem(ids=array("i", ids))
+
+
+def token_ids_refused(where: str) -> ApiError:
+    """The 400 for token ids in this field, where the service takes none."""
+    return ApiError(400, f"{where}: {_TOKEN_IDS_REFUSED}", param=where, code="token_ids_not_allowed")
 
 
 def _found_in_text(text: str, where: str, limits: RequestLimits) -> Item:

@@ -1,10 +1,11 @@
 """What is read of a request: its body within limits, as JSON, and whether its client is still there."""
 
 import asyncio
+import re
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
-from edgeclip.serve.api.request import EmbeddingRequest, RequestLimits, parse_request
+from edgeclip.serve.api.request import EmbeddingRequest, RequestLimits, parse_request, token_ids_refused
 from edgeclip.serve.errors import ApiError
 from edgeclip.serve.http.body_faults import explain
 from edgeclip.serve.http.json_tokens import holds_more
@@ -19,6 +20,7 @@ _UNWATCHED_S = 0.1
 # A longer body is parsed in a thread: a text of so many bytes takes the event loop 0.1 ms.
 _BYTES_AT_ONCE = 64 << 10
 # What a request may have of brackets, braces, colons and commas, beside its items and in each of them.
+_TOKEN_IDS = re.compile(rb'"(inputs?)"\s*:\s*\[[\s\[]*[0-9]')
 _VALUES_BESIDE, _VALUES_OF_AN_ITEM = 1024, 8
 
 
@@ -65,6 +67,8 @@ async def read_body(request: "Request", settings: Settings, room: Room) -> bytea
     most = _VALUES_BESIDE + _VALUES_OF_AN_ITEM * settings.max_items
     counts_commas = not settings.allow_token_ids
     if values > most and await asyncio.to_thread(holds_more, body, most, counts_commas=counts_commas):
+        if counts_commas and (ids := _TOKEN_IDS.search(body)):
+            raise token_ids_refused(ids[1].decode())
         text = f"the body has more than {most} values and names, for at most {settings.max_items} inputs"
         raise ApiError(413, f"{text}; send several requests", code="body_too_large")
     return body
