@@ -154,9 +154,36 @@ def test_a_misspelt_variable_is_told_with_the_nearest_one(name: str, near: str |
 
 def test_variables_that_are_settings_or_kubernetes_own_are_not_told() -> None:
     assert unknown_variables({option.variable: "x" for option in OPTIONS}) == []
-    names = ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_8000_TCP", "PORT_8000_TCP_ADDR", "PORT",
-             "GPU_SERVICE_HOST", "GPU_PORT", "GPU_PORT_8000_TCP_PROTO")  # fmt: skip
-    assert unknown_variables({f"EDGECLIP_{name}": "x" for name in names}) == []
+    for service in ("EDGECLIP", "EDGECLIP_GPU"):
+        ports = {"_PORT": "tcp://10.0.0.1:80", "_PORT_80_TCP": "tcp://10.0.0.1:80", "_PORT_80_TCP_ADDR": "10.0.0.1"}
+        hosts = {"_SERVICE_HOST": "10.0.0.1", "_SERVICE_PORT": "80", "_SERVICE_PORT_HTTP": "80"}
+        for some in (ports, {**hosts, **ports}, hosts):
+            assert unknown_variables({service + name: value for name, value in some.items()}) == []
+
+
+def test_what_kubernetes_alone_would_not_set_so_is_told() -> None:
+    """A port without the Service that it would belong to is a misspelt setting."""
+    for name in ("METRIC_PORT", "LISTEN_PORT", "SERVICE_PORT", "SERVICE_HOST", "PORT_8000_TCP"):
+        (told,) = unknown_variables({f"EDGECLIP_{name}": "9100", "OTHER_SERVICE_HOST": "10.0.0.1"})
+        assert f"'EDGECLIP_{name}'" in told
+    (told,) = unknown_variables(
+        {"EDGECLIP_METRIC_PORT": "9100", "EDGECLIP_SERVICE_HOST": "1", "EDGECLIP_SERVICE_PORT": "1"}
+    )
+    assert "did you mean EDGECLIP_METRICS_PORT?" in told
+
+
+@pytest.mark.parametrize(
+    "name", ["EDGE_CLIP_PORT", "EDGECLIPPORT", "EDGE-CLIP_PORT", "edge_clip_port", "EDGECLIP-PORT"]
+)
+def test_a_misspelt_prefix_is_told(name: str) -> None:
+    (told,) = unknown_variables({name: "9"})
+    assert told == f"the variable '{name}' is no setting and changes nothing; did you mean EDGECLIP_PORT?"
+
+
+def test_variables_of_other_programs_are_not_told() -> None:
+    assert (
+        unknown_variables({"EDGECLIPPER_HOME": "/", "EDGE_CLIPS": "3", "EDGE_CLIP_ART_DIR": "/", "EDGE": "1"}) == []
+    )
 
 
 def test_a_misspelt_variable_is_one_line_on_stderr_and_no_error(

@@ -21,7 +21,11 @@ from edgeclip.serve.queue.thread_priority import LEAST_SHARE, MOST_SHARE
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 PREFIX = "EDGECLIP_"
-_OF_KUBERNETES = re.compile(r"EDGECLIP_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
+# Kubernetes sets these beside a Service X: X_SERVICE_HOST, X_SERVICE_PORT, X_PORT=tcp://10.0.0.1:80, and more.
+_OF_KUBERNETES = re.compile(r"(\w+?)_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
+_LINK = re.compile(r"(tcp|udp|sctp)://[^/\s]+:\d+")
+# The prefix as somebody may write it: EDGE_CLIP_PORT, EDGECLIPPORT, EDGE-CLIP_PORT.
+_LIKE_PREFIX = re.compile(r"EDGE[_-]?CLIP[_-]?", re.IGNORECASE)
 # Longer than any key that is handed out, shorter than a guess that takes an hour.
 _LEAST_KEY_CHARACTERS = 8
 
@@ -348,18 +352,32 @@ def _advice(text: str) -> str:
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     """A sentence for each EDGECLIP_ variable that is no setting, with the nearest one; its value is not shown.
 
-    Kubernetes sets some in every pod beside a Service whose name begins with edgeclip: they are not told.
+    So is one whose prefix is misspelt, where its ending is a setting's. What Kubernetes sets in every pod beside a
+    Service whose name begins with edgeclip is not told.
     """
     known = {option.variable for option in OPTIONS}
+    endings = [each.removeprefix(PREFIX) for each in known]
     told = []
     for name in sorted(environment):
-        if not name.upper().startswith(PREFIX) or name in known or _OF_KUBERNETES.fullmatch(name):
+        prefix = _LIKE_PREFIX.match(name)
+        if prefix is None or name in known or _is_of_kubernetes(name, environment):
             continue
-        endings = [each.removeprefix(PREFIX) for each in known]
-        near = get_close_matches(name[len(PREFIX) :].upper(), endings, 1, cutoff=0.5)
+        near = get_close_matches(name[prefix.end() :].upper(), endings, 1, cutoff=0.5 if prefix[0] == PREFIX else 0.9)
+        if not near and prefix[0].upper() != PREFIX:  # another program's, as EDGECLIPPER_HOME
+            continue
         meant = f"; did you mean {PREFIX}{near[0]}?" if near else ""
         told.append(f"the variable {name[:60]!a} is no setting and changes nothing{meant}")
     return told
+
+
+def _is_of_kubernetes(name: str, environment: Mapping[str, str]) -> bool:
+    """Whether Kubernetes set it for a Service: its value or the others of the same Service show it."""
+    match = _OF_KUBERNETES.fullmatch(name)
+    if match is None:
+        return False
+    service = match[1]
+    is_service = f"{service}_SERVICE_HOST" in environment and f"{service}_SERVICE_PORT" in environment
+    return is_service or _LINK.fullmatch(environment.get(f"{service}_PORT", "")) is not None
 
 
 def describe_settings(settings: Settings, sources: Mapping[str, str]) -> list[tuple[str, str, str, str]]:
