@@ -15,6 +15,10 @@ from edgeclip.errors import InputError
 _QUOTED = 200  # characters
 
 
+class MissingImageError(InputError):
+    """An image that a dataset names is not there."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFinder:
     """Looks for an image in `base`, in `folders` in `base`, then in `beside`, folders that the layout fixes."""
@@ -24,7 +28,10 @@ class ImageFinder:
     beside: tuple[Path, ...] = ()
 
     def find(self, where: str, *names: str) -> Path:
-        """The first file that has one of the names; InputError, begun with `where`, if none has or may have."""
+        """The first file that has one of the names; InputError, begun with `where`, if none has or may have.
+
+        Where it is only missing, that is a MissingImageError.
+        """
         roots = [(self.base, self.base)]  # each with the folder that it must not leave
         roots += [(self.base / folder, self.base) for folder in self.folders]
         roots += [(folder, folder) for folder in self.beside]
@@ -39,7 +46,7 @@ class ImageFinder:
                     return path
         there = f", nor there in {', '.join(self.folders)}" if self.folders else ""
         beside = f", nor in such folders in {self.beside[0].parent}" if self.beside else ""
-        raise InputError(f"{where}: image {quote(names[0])} is not in {self.base}{there}{beside}")
+        raise MissingImageError(f"{where}: image {quote(names[0])} is not in {self.base}{there}{beside}")
 
 
 def quote(name: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from edgeclip.errors import InputError
 from edgeclip.inputs.image_folder import Found, list_images
 from edgeclip_bench.quality.datasets import Caption, ImageTextData
-from edgeclip_bench.quality.image_files import ImageFinder, quote
+from edgeclip_bench.quality.image_files import ImageFinder, MissingImageError, quote
 from edgeclip_bench.quality.records import (
     as_list,
     as_object,
@@ -217,6 +217,7 @@ def gather(
     unless `is_split_up`.
     """
     images: dict[Path, int] = {}
+    missing: set[str] = set()
     indices: dict[str, int] = {}  # by name, so that a file is looked for once
     captions: list[Caption] = []
     languages: dict[str | None, None] = {}
@@ -224,12 +225,21 @@ def gather(
         if not item.captions:
             raise InputError(f"{item.where}: image {quote(item.names[0])} has no caption")
         name = os.path.normpath(item.names[0])
+        if name in missing:
+            continue
         if name not in indices:
             if len(images) == selection.limit:
                 if is_split_up:  # a later line may have another caption of an image that is taken
                     continue
                 break
-            indices[name] = images.setdefault(finder.find(item.where, *item.names), len(images))
+            try:
+                indices[name] = images.setdefault(finder.find(item.where, *item.names), len(images))
+            except MissingImageError as error:
+                if selection.on_missing is None:
+                    raise
+                selection.on_missing(str(error))
+                missing.add(name)
+                continue
         elif not is_split_up:
             raise InputError(f"{item.where}: image {quote(item.names[0])} is there twice")
         for text, language in item.captions:

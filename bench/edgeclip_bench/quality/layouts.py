@@ -15,7 +15,7 @@ from edgeclip.errors import InputError
 from edgeclip.inputs.image_folder import holds_image
 from edgeclip_bench.quality.caption_tables import caption_tables, is_caption_table, read_caption_table
 from edgeclip_bench.quality.class_folders import is_class_folders, read_class_folders
-from edgeclip_bench.quality.datasets import Data
+from edgeclip_bench.quality.datasets import Data, ImageTextData
 from edgeclip_bench.quality.image_text_layouts import (
     choose_coco,
     is_coco,
@@ -80,11 +80,18 @@ def open_data(
     raise InputError(f"{path}: no such file or folder")
 
 
-def describes_images(folder: Path) -> bool:
-    """Whether a file in the folder says which texts describe which of its images: captions.jsonl, or a table."""
-    return any((folder / name).is_file() for name in ("captions.jsonl", "captions.jsonl.gz")) or bool(
-        caption_tables(folder)
-    )
+def open_captions(folder: Path, on_missing: Callable[[str], None] | None = None) -> ImageTextData | None:
+    """The images and captions that `open_data` reads where a file says which texts describe which images.
+
+    None where no file in the folder says that. With `on_missing`, an image that is named and not there is left out
+    with its captions, and the reason is passed to it. Raises InputError as `open_data`.
+    """
+    selection = Selection(name=_name_of(folder), on_missing=on_missing)
+    while (found := _open_described(folder, selection)) is None:
+        if (inner := _data_folder(folder)) is None or holds_image(folder):
+            return None
+        folder = inner
+    return next((one for one in found if isinstance(one, ImageTextData)), None)
 
 
 def _name_of(path: Path) -> str:
@@ -141,10 +148,33 @@ def _open_pairs(path: Path, selection: Selection) -> tuple[Data, ...]:
 
 def _open_folder(folder: Path, selection: Selection) -> tuple[Data, ...]:
     """Files that describe a dataset go before folders of images, which may be theirs."""
+    if (described := _open_described(folder, selection)) is not None:
+        return described
+    if holds_image(folder):
+        return (read_image_folder(folder, selection),)
+    if inner := _data_folder(folder):
+        return _open_folder(inner, selection)
+    if is_class_folders(folder):
+        return (read_class_folders(folder, selection),)
+    paths = list_folder(folder)
+    tables = [path for path in paths if path.is_file() and plain_suffix(path) in (".jsonl", ".tsv", ".csv")]
+    if pairs := [file for file in tables if is_sts(file)]:
+        return read_sts(choose_sts(pairs, selection, folder), selection)
+    # BEIR's cqadupstack is twelve datasets.
+    folders, entered = _folders_in(paths)
+    if parts := [path for path in entered if is_retrieval(path)]:
+        _check_entered(folders, entered)
+        return tuple(read_retrieval(part, selection.named(f"{selection.name}/{part.name}")) for part in parts)
+    names = [f"{path.name}/" if path.is_dir() else path.name for path in paths]
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    raise not_understood(folder, f"holds {', '.join(names[:LISTED]) or 'nothing'}{more}")
+
+
+def _open_described(folder: Path, selection: Selection) -> tuple[Data, ...] | None:
+    """What the files in the folder, or in its splits, say that it is; None where none says anything."""
     paths = list_folder(folder)
     files = [path for path in paths if path.is_file()]
-    folders = [path for path in paths if path.is_dir()]
-    entered = [path for path in folders if os.access(path, os.R_OK | os.X_OK)]
+    folders, entered = _folders_in(paths)
     found: dict[str, Callable[[], tuple[Data, ...]]] = {}
     if is_retrieval(folder):
         found["a corpus"] = lambda: (read_retrieval(folder, selection),)
@@ -176,21 +206,19 @@ def _open_folder(folder: Path, selection: Selection) -> tuple[Data, ...]:
         raise InputError(
             f"{folder}: holds {', '.join(lists)}; name the file that is meant, or call it captions.jsonl"
         )
-    if holds_image(folder):
-        return (read_image_folder(folder, selection),)
-    if [path.name for path in folders] == ["data"]:  # as the Hub's repositories have it
-        return _open_folder(folders[0], selection)
-    if is_class_folders(folder):
-        return (read_class_folders(folder, selection),)
-    if pairs := [file for file in files if plain_suffix(file) in (".jsonl", ".tsv", ".csv") and is_sts(file)]:
-        return read_sts(choose_sts(pairs, selection, folder), selection)
-    # BEIR's cqadupstack is twelve datasets.
-    if parts := [path for path in entered if is_retrieval(path)]:
-        _check_entered(folders, entered)
-        return tuple(read_retrieval(part, selection.named(f"{selection.name}/{part.name}")) for part in parts)
-    names = [f"{path.name}/" if path.is_dir() else path.name for path in paths]
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    raise not_understood(folder, f"holds {', '.join(names[:LISTED]) or 'nothing'}{more}")
+    return None
+
+
+def _data_folder(folder: Path) -> Path | None:
+    """The folder data/ where it is the only one, as in the Hub's repositories."""
+    folders, _ = _folders_in(list_folder(folder))
+    return folders[0] if [path.name for path in folders] == ["data"] else None
+
+
+def _folders_in(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """The folders among the paths, and those of them that can be entered and listed."""
+    folders = [path for path in paths if path.is_dir()]
+    return folders, [path for path in folders if os.access(path, os.R_OK | os.X_OK)]
 
 
 def _check_entered(folders: Sequence[Path], entered: Sequence[Path]) -> None:

@@ -1,6 +1,6 @@
 """What of a dataset is wanted (a split, some languages, the first few) and where its images lie."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,8 @@ _OPTIONS = {"languages": "language"}
 class Selection:
     """What `open_data` was asked for; None where it was not asked.
 
-    `is_named` says that the name was asked for, not taken from the path.
+    `is_named` says that the name was asked for, not taken from the path. With `on_missing`, an image that is named
+    and not there is left out, and the reason is passed to it.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Selection:
     split: str | None = None
     languages: tuple[str, ...] | None = None
     limit: int | None = None
+    on_missing: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:

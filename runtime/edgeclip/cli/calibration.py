@@ -1,7 +1,7 @@
 """A folder of a user's images and texts, as `edgeclip quantize --calibrate` takes it.
 
-Images, and .txt files with a text per line; or images with captions as `edgeclip eval` reads them (captions.jsonl,
-metadata.jsonl, Kaggle's captions.txt), which say which texts describe which image.
+Images, and .txt files with a text per line; or images with captions in any layout of docs/evaluating.md, read by the
+reader of `edgeclip eval`, which say which texts describe which image.
 """
 
 import warnings
@@ -33,17 +33,18 @@ def read_samples(
 ) -> Any:
     """The folder as `edgeclip_quant.inputs.made_up.Samples`; of more than 400 images and 4000 texts an even choice.
 
-    `is_recursive` takes the images and .txt files of subfolders too. With `on_skip`, an image that cannot be read is
-    left out with its captions, and the reason is passed to it. Raises InputError, naming the file, for what cannot be
-    read and for a folder with too little in it.
+    `is_recursive` takes the images and .txt files of subfolders too. With `on_skip`, an image that cannot be read or
+    is not there is left out with its captions, and the reason is passed to it. Raises InputError, naming the file,
+    for what cannot be read and for a folder with too little in it.
     """
     sampling = load_extra("edgeclip_quant.inputs.made_up", "quant")
     layouts = load_extra("edgeclip_bench.quality.layouts", "bench")
     if not folder.is_dir():
         raise InputError(f"--calibrate {folder}: is no folder, wanted one with images and texts")
     pairs: list[int] | None = None
-    if layouts.describes_images(folder):
-        images, texts, pairs = _captioned(folder, layouts)
+    if data := layouts.open_captions(folder, on_skip):
+        images, texts = list(data.images), [caption.text for caption in data.captions]
+        pairs = [caption.image for caption in data.captions]
     else:
         images, texts = _side_by_side(folder, is_recursive, skips_broken=on_skip is not None)
     _check_enough(folder, images, texts)
@@ -96,15 +97,6 @@ def _check_enough(folder: Path, images: list[Path], texts: list[str]) -> None:
             f"--calibrate {folder}: {len(images)} images and {len(texts)} texts (lines of .txt files, or captions in "
             f"captions.jsonl), wanted {_LEAST} of each or more"
         )
-
-
-def _captioned(folder: Path, layouts: Any) -> tuple[list[Path], list[str], list[int]]:
-    """Images, texts, and the index of each text's image, from what `edgeclip eval` reads."""
-    data = [one for one in layouts.open_data(folder) if hasattr(one, "captions")]
-    if len(data) != 1:
-        raise InputError(f"--calibrate {folder}: is no folder of images with captions")
-    captions = data[0].captions
-    return list(data[0].images), [one.text for one in captions], [one.image for one in captions]
 
 
 def _choose(

@@ -181,6 +181,36 @@ def test_broken_images_go_with_their_captions(bundle: Path, tmp_path: Path) -> N
         read(folder, bundle)
 
 
+def test_an_image_that_is_named_and_missing_is_skipped_like_a_broken_one(bundle: Path, tmp_path: Path) -> None:
+    names = [f"{index}.png" for index in range(4)]
+    lines = [{"image": name, "captions": [f"{name} x", f"{name} y"]} for name in names]
+    folder = captioned(tmp_path, [*lines, {"image": names[1], "caption": "again"}], names)
+    (folder / names[1]).unlink()
+    told: list[str] = []
+    samples: Samples = read_samples(folder, bundle, Manifest.read(bundle), on_skip=told.append)
+    assert images_of(samples) == [0, 2, 3] and samples.pairs == (0, 0, 1, 1, 2, 2)
+    missing = f"{folder / CAPTIONS}:2: image '1.png' is not in {folder}, nor there in images"
+    assert told == [missing] and refusal(folder, bundle) == missing
+
+
+@pytest.mark.parametrize("layout", ["split", "data", "karpathy", "capitals"])
+def test_every_layout_that_eval_reads_is_read(bundle: Path, tmp_path: Path, layout: str) -> None:
+    """Not only captions.jsonl: the folder's texts would otherwise say nothing of its images."""
+    place = {"split": tmp_path / "train", "data": tmp_path / "data" / "train"}.get(layout, tmp_path)
+    write_images(place, "a.png", "b.png")
+    rows = [("a.png", "one"), ("b.png", "two")]
+    if layout in ("split", "data"):
+        write_lines(place / "metadata.jsonl", [{"file_name": name, "text": text} for name, text in rows])
+    elif layout == "capitals":
+        write_lines(place / "captions.txt", ["Image,Caption", *map(",".join, rows)])
+    else:
+        images = [{"filename": name, "split": "test", "sentences": [{"raw": text}]} for name, text in rows]
+        write_lines(place / "dataset.json", [{"images": images}])
+    samples = read(tmp_path, bundle)
+    assert images_of(samples) == [0, 1] and samples.pairs == (0, 1)
+    assert texts_of(samples, bundle) == ["one", "two"]
+
+
 def test_a_link_is_its_users_own(bundle: Path, tmp_path: Path) -> None:
     (outside,) = write_images(tmp_path, "outside.png")
     folder = captioned(tmp_path / "photos", [{"image": name, "caption": name} for name in ("a.png", "link.png")])

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import json
 import os
+import shutil
 import struct
 import sys
 from collections.abc import Iterator
@@ -303,3 +304,20 @@ def test_a_report_alone_in_a_narrow_terminal(bundle: Path, tmp_path: Path) -> No
     assert cleared.strip() == "" and words == "quantize-report: recipes.json, recipes.png, recipes.svg"
     assert "- int8-dynamic-smooth" in table and "picked" not in table
     assert [path.name for path in tmp_path.iterdir()] == ["quantize-report"]
+
+
+def test_skipped_images_are_named_and_the_exit_status_is_1(
+    bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    """The report is written all the same; without --skip-broken the first of them ends it."""
+    monkeypatch.setattr("edgeclip_quant.recipes.COMPARED", FEW[:1])
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    (folder / "3.png").unlink()
+    (folder / "4.png").write_bytes(b"")
+    command = ("quantize", bundle, "--report", tmp_path / "report", "--calibrate", folder)
+    assert "image '3.png' is not in" in refusal(*command, capsys=capsys)
+    status, _, err = run(*command, "--skip-broken", capsys=capsys)
+    assert status == 1 and (tmp_path / "report" / "recipes.json").is_file()
+    missing, broken = err.splitlines()[:2]
+    assert missing.startswith(f"edgeclip: skipped: {folder / 'captions.jsonl'}:4: image '3.png' is not in {folder}")
+    assert broken == f"edgeclip: skipped: --calibrate: image ({folder / '4.png'}): is empty (0 bytes)"
