@@ -1,3 +1,5 @@
-"""What a bundle costs on this machine: random-weight checkpoints, rivals, latency and memory."""
+"""Benchmarks, retrieval evaluation, comparison with other runtimes, and the demo: what a bundle costs and how well it
+finds.
+"""
 
 import edgeclip  # noqa: F401 - first of all, for it switches off onnxruntime's telemetry

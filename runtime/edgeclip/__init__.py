@@ -7,7 +7,7 @@
         images = encoder.encode_image(["bike.jpg"], truncate_dim=512)
         similarity = texts @ images.T
 
-The way of a text and of an image can be followed from `edgeclip.encoder`.
+To read the code, start at `edgeclip.encoder`.
 """
 
 import os

@@ -85,8 +85,8 @@ class Encoder:
             raise InputError(f"threads is {threads!r}, wanted an int from 1 to {_MOST_THREADS}")
         folder = find_folder(bundle)
         manifest = open_manifest(folder)
-        if told := unproved(manifest):
-            warnings.warn(UnprovedWarning(f"{folder}: {told}"), stacklevel=2)
+        if message := unproved(manifest):
+            warnings.warn(UnprovedWarning(f"{folder}: {message}"), stacklevel=2)
         chosen = choose_device(device, import_onnxruntime().get_available_providers(), manifest.target)
         encoder = cls(folder, manifest, chosen, threads or usable_cpus())
         encoder._opened_by = {"device": device, "threads": threads, "selftest": selftest}
@@ -154,8 +154,8 @@ class Encoder:
         tokenized = self.tokenize(checked, task=task, max_length=limit)
         rows = tokenized.rows
         if cut := len(tokenized.cut):
-            told = TruncationWarning(f"{cut} of {len(rows)} texts were cut to {limit} tokens", cut=cut)
-            warnings.warn(told, stacklevel=2)
+            warning = TruncationWarning(f"{cut} of {len(rows)} texts were cut to {limit} tokens", cut=cut)
+            warnings.warn(warning, stacklevel=2)
         vectors = np.empty((len(rows), dim), dtype=np.float32)
         with ProgressBar("texts", len(rows), is_shown=is_wanted(progress)) as bar:
             for batch in self._policy.plan_texts(rows, batch_size):

@@ -19,10 +19,10 @@ from edgeclip_bench.demo.scenes import Background, Colour, Group, Relation, Scen
 
 _SIDE_PX = 256
 
-Told = tuple[int, Size, Texture, Colour, Shape]
+Words = tuple[int, Size, Texture, Colour, Shape]
 
 
-def _scene(first: Told, relation: Relation, second: Told, background: Background) -> Scene:
+def _scene(first: Words, relation: Relation, second: Words, background: Background) -> Scene:
     return Scene(first=_group(*first), relation=relation, second=_group(*second), background=background)
 
 

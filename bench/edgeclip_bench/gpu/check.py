@@ -91,8 +91,8 @@ def summary(report: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
                 yield _row(shape, case)
     for tower, ways in report.get("parity", {}).items():
         for way, found in ways.items() if isinstance(ways, dict) else ():
-            told = found if isinstance(found, str) else f"worst cosine {found['worst_cosine']:.6f}"
-            yield f"parity {tower:<8} {way:<8} {told}"
+            words = found if isinstance(found, str) else f"worst cosine {found['worst_cosine']:.6f}"
+            yield f"parity {tower:<8} {way:<8} {words}"
     grown = report.get("soak", {})
     for kind in ("resident_bytes", "gpu_bytes"):
         if f"{kind}_most" in grown:

@@ -144,14 +144,14 @@ def compare(
     A bundle is recognised by its name; where both documents have only one, the two are compared whatever their names.
     InputError when no case is in both, and for different machines unless `across_machines`.
     """
-    told = [
+    differences = [
         f"{name}: {old} before, {new} after"
         for name in _MACHINE
         if (old := before["machine"].get(name)) != (new := after["machine"].get(name))
     ]
-    if told and not across_machines:
+    if differences and not across_machines:
         raise InputError(
-            f"the two were measured on different machines ({'; '.join(told)}): measure both on one, or give "
+            f"the two were measured on different machines ({'; '.join(differences)}): measure both on one, or give "
             "--across-machines to compare the machines too"
         )
     old, new = _by_case(before), _by_case(after)

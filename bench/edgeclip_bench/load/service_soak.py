@@ -274,7 +274,9 @@ async def _torment(
                 before_s = now_s
 
         async def least(within_s: float) -> tuple[float, int]:
-            """Of ten samples: the service may still be at work on what nobody waits for any more."""
+            """The sample of least memory of ten, because the service may still work on requests whose clients are
+            gone.
+            """
             found = []
             for _ in range(10):
                 await asyncio.sleep(within_s / 10)

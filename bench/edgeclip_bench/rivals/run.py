@@ -98,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this case on the command line."""
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("bundle", type=Path, help="its fp32 bundle for the CPU")
-    parser.add_argument("smaller", type=Path, nargs="*", help="quantised bundles of it, told apart by their names")
+    parser.add_argument("smaller", type=Path, nargs="*", help="quantised bundles of it, distinguished by their names")
     parser.add_argument("--rivals", default="all", help=f"comma-separated, of {', '.join(RIVALS)} (all)")
     parser.add_argument("--work", type=Path, help="keep the rivals' graphs in this folder, or take them from it")
     parser.add_argument("--prepare", action="store_true", help="prepare the rivals' graphs in --work, and stop")

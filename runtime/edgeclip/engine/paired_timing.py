@@ -1,8 +1,8 @@
-"""Several functions timed in turns, so that whatever else the machine does meets all of them alike.
+"""Time several functions in turns, so that other work of the machine meets all of them alike.
 
 The threads of a session spin for a while after its run and take the processor from the next one: without a pause a
-text of 16 tokens took 73 ms beside another session on two cores, with it 45. So before each
-measured call there is a pause, and a call that does not count.
+text of 16 tokens took 73 ms beside another session on two cores, with it 45 ms. So before each measured call there is
+a pause, and a call that does not count.
 """
 
 import math

@@ -155,12 +155,12 @@ def check_nodes(nodes: Iterable[Node], device: Device, graph: str) -> None:
         if node.provider != device.provider and node.operator not in _SHAPE_ARITHMETIC
     )
     if strays:
-        told = ", ".join(
+        counts = ", ".join(
             f"{count} {operator} on {provider}" for (provider, operator), count in sorted(strays.items())
         )
         raise DeviceError(
             f"device {device} does not run {sum(strays.values())} of the {len(nodes)} nodes of the {graph} graph "
-            f"({told}); make a bundle for it with `edgeclip export --target {_TARGETS[device.kind]}`"
+            f"({counts}); make a bundle for it with `edgeclip export --target {_TARGETS[device.kind]}`"
         )
     if not any(node.provider == device.provider for node in nodes):
         raise DeviceError(f"device {device} runs none of the {len(nodes)} nodes of the {graph} graph")

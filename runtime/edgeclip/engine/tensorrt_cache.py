@@ -47,8 +47,8 @@ def engine_folder(root: Path, key: str) -> Iterator[tuple[Path, bool]]:
             stage.replace(folder)
         except OSError as error:
             if not _is_whole(folder):  # else another process was first; its engines are as good
-                told = f"the engines cannot be kept ({error.strerror or error}) and will be built again"
-                print(f"edgeclip: {root}: {told}", file=sys.stderr)
+                message = f"the engines cannot be kept ({error.strerror or error}) and will be built again"
+                print(f"edgeclip: {root}: {message}", file=sys.stderr)
 
 
 def _write_list(folder: Path) -> None:

@@ -1,9 +1,9 @@
-"""Facts that decide a vector besides its input and the call's options. Vectors are kept and found again by them.
+"""Facts that decide a vector besides its input and the call's options; caches keep and find vectors by them.
 
 Nothing is picked: the whole manifest, every file of the package, every library between an input and its vector, and
-what chooses the kernels. So a change that moves no vector costs one computation more, and none that moves one is
-missed. Not part of it, because no two runs need agree on it: which texts shared a batch, which moves a vector by the
-order of a float's sum alone (2e-7, measured on the small golden model).
+the settings that choose the kernels. So a change that alters no vector costs one more computation, and no change that
+alters one is missed. The other texts of a batch are left out: they alter a vector by the order of a float's sum alone
+(2e-7, measured on the small golden model).
 """
 
 import hashlib
@@ -28,12 +28,14 @@ from edgeclip.host.processor import read_processor
 from edgeclip.inputs.images import known_formats
 from edgeclip.manifest import TowerName
 
-# Variables by which CUDA, TensorRT, OpenVINO and onnxruntime are told to compute otherwise than their options say.
+# Variables that make CUDA, TensorRT, OpenVINO and onnxruntime compute in other ways than their options say.
 _VARIABLES = ("NVIDIA_", "CUDA_", "CUBLAS", "CUDNN", "TENSORRT_", "ORT_", "OPENVINO_", "OV_")
 
 
 def vector_facts(encoder: Encoder, towers: Iterable[TowerName]) -> dict[str, Any]:
-    """What decides the vectors of these towers: values that JSON gives back as they are, by names for messages."""
+    """The facts that decide the vectors of these towers: JSON values that survive a round trip, under names for
+    messages.
+    """
     onnxruntime = import_onnxruntime()
     facts = {
         "the bundle's manifest": hashlib.sha256(encoder.manifest.to_json().encode()).hexdigest(),  # has every sha256

@@ -1,4 +1,4 @@
-"""The processor's name and its instruction sets, as Linux's /proc/cpuinfo says them; elsewhere the name alone."""
+"""The processor's name and its instruction sets, from Linux's /proc/cpuinfo; on other systems the name alone."""
 
 import platform
 import re
@@ -23,7 +23,7 @@ def processor_features(cpuinfo: Path = CPUINFO) -> frozenset[str]:
 
 
 def read_processor(cpuinfo: Path = CPUINFO) -> str:
-    """Everything about the first processor that decides kernels and so the layout of packed weights, in lines."""
+    """All facts about the first processor that decide kernels and so the layout of packed weights, in lines."""
     first = _read(cpuinfo)[:16384].split("\n\n")[0]
     return "\n".join(_IDENTITY.findall(first)) if first else platform.processor() or platform.machine()
 

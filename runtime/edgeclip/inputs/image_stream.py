@@ -80,8 +80,8 @@ def stream_images(
                 yield kept, pixels[[index - batch.start for index in kept]]
     if skipped:
         first = f"image {skipped[0].index}: {skipped[0].reason}"
-        told = f"{len(skipped)} of {len(images)} images were skipped; the first is {first}"
-        warnings.warn(SkippedWarning(told, skipped=tuple(one.index for one in skipped)), stacklevel=3)
+        message = f"{len(skipped)} of {len(images)} images were skipped; the first is {first}"
+        warnings.warn(SkippedWarning(message, skipped=tuple(one.index for one in skipped)), stacklevel=3)
 
 
 def _preparing(
