@@ -4,8 +4,9 @@ onnxruntime maps weights into memory. A file that is overwritten in place (`cp`,
 the process: vectors of another model, zeros or NaN, and a SIGBUS where the file became shorter. A file that another
 takes the place of (`mv`, `rsync`) stays in memory as it was, and can be overwritten under its new name, or under
 another link to it. So a descriptor of each mapped file is kept open: it is of the file that is mapped, whatever its
-path names later. An fstat takes about 1 µs, so it is asked before and after every batch. A file that was only
-touched, linked or renamed is hashed once, through its descriptor, and then counts as opened.
+path names later. It is asked before and after every batch, which takes 4 to 8 µs (measured on two busy x86 cores, an
+fstat alone 2 µs). A file that was only touched, linked or renamed is hashed once, through its descriptor, and then
+counts as opened.
 """
 
 import os
@@ -91,15 +92,20 @@ class WatchedFiles:
 
         Renaming, linking and unlinking a file is none of that.
         """
-        return tuple(name for name in self._changed() if not self._is_renamed(name))
+        changed = (name for name, right in self._right.items() if _state(self._descriptors[name]) != right)
+        return tuple(name for name in changed if not self._is_renamed(name))
 
-    def check(self) -> None:
+    def check(self) -> tuple[object, ...]:
         """BundleError for a file that was overwritten in place and is not what was exported any more.
 
-        An fstat for each file, which is read only where that differs.
+        An fstat for each file, which is read only where that differs. Returns what they said: what was computed
+        between two checks is of right files if both return the same.
         """
-        for name in self._changed():
-            self._verify(name)
+        found = tuple(map(_state, self._descriptors.values()))
+        for (name, right), state in zip(self._right.items(), found, strict=True):
+            if state != right:
+                self._verify(name)
+        return found
 
     def verify(self) -> None:
         """BundleError for a file whose bytes are not what was exported, read unless they were in this state."""
@@ -120,9 +126,6 @@ class WatchedFiles:
         for name, opened in self._opened.items():
             if not _is_same_file(_state(self._folder / name), opened):
                 raise BundleError(f"{self._folder}: {name} was replaced while it was opened; open the bundle again")
-
-    def _changed(self) -> list[str]:
-        return [name for name, right in self._right.items() if _state(self._descriptors[name]) != right]
 
     def _is_renamed(self, name: str) -> bool:
         """Whether it is the place of a file that changed: its size and its time are as they were."""

@@ -52,6 +52,8 @@ _PRODUCT = (
 _INPUTS = {"text": "input_ids", "vision": "pixel_values"}
 # onnxruntime prints an error that it then raises; only what it raises is reported.
 _FATAL_ONLY = 4
+# Runs of a batch while its weights are touched, renamed or written.
+_TRIES = 3
 # Its exceptions that say what is wrong with a file, whatever the device.
 _ABOUT_THE_GRAPH = ("InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NoModel")
 
@@ -118,7 +120,7 @@ class TowerSession:
         save_to: Path | None = None,
         since: FilesAtOpening | None = None,
     ) -> None:
-        self._tower, self._device = tower, device
+        self._path, self._tower, self._device = path, tower, device
         files = self.files = WatchedFiles(path.parent, weights_of(path.name, manifest.files) if manifest else ())
         if since:
             since.verify(path.name)
@@ -270,17 +272,21 @@ class TowerSession:
         take.
         """
         parts = self._policy.parts(batch.shape) if self._policy else []
-        self._check_files()  # before: reading beyond the new end of a file that was cut ends the process (SIGBUS)
-        try:
-            if len(parts) > 1:
-                return np.concatenate([self._run(batch[part]) for part in parts])
-            return self._run(batch)
-        finally:
-            self._check_files()
+        before = self._check_files()  # reading beyond the new end of a file that was cut ends the process (SIGBUS)
+        for _ in range(_TRIES):
+            try:
+                vectors = (
+                    np.concatenate([self._run(batch[part]) for part in parts]) if parts[1:] else self._run(batch)
+                )
+            finally:
+                after = self._check_files()
+            if after == before:
+                return vectors
+            before = after  # right again, or only touched: but what was it when it was read?
+        raise BundleError(f"{self._path.parent}: files of {self._path.name} change all the time while they are used")
 
-    def _check_files(self) -> None:
-        if self._is_mapped:
-            self.files.check()
+    def _check_files(self) -> tuple[object, ...]:
+        return self.files.check() if self._is_mapped else ()
 
     def _run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         try:

@@ -134,6 +134,38 @@ def test_a_process_of_its_own_ends_in_one_line(copied_bundle: Path) -> None:
     assert done.returncode == 3, done.stderr
 
 
+@pytest.mark.parametrize("times", [1, 2, 9])
+def test_weights_that_were_wrong_only_while_a_batch_ran(
+    copied_bundle: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """They are right before and after it: the batch is run again, and not for ever."""
+    path = copied_bundle / WEIGHTS
+    right = path.read_bytes()
+    with Encoder.open(copied_bundle, device="cpu") as encoder:
+        wanted = encoder.encode_text("a")
+        session = encoder._session("text")
+        run, left = session._run, [times]
+
+        def overwritten(batch: Any) -> Any:
+            is_wrong = left[0] > 0
+            left[0] -= 1
+            if is_wrong:
+                inside(path, other_model(right))
+            try:
+                return run(batch)
+            finally:
+                if is_wrong:
+                    inside(path, right)
+
+        monkeypatch.setattr(session, "_run", overwritten)
+        if times == 9:
+            with pytest.raises(BundleError, match="change all the time"):
+                encoder.encode_text("a")
+        else:
+            assert np.array_equal(encoder.encode_text("a"), wanted)
+            assert left[0] == -1
+
+
 @pytest.mark.parametrize("replace", ["rename", "remove", "folder"])
 def test_replacing_by_rename_is_safe(copied_bundle: Path, trained_int8: Path, tmp_path: Path, replace: str) -> None:
     """The old files stay in memory: vectors stay, to the last bit."""
@@ -281,8 +313,9 @@ def test_a_descriptor_that_something_closed_is_an_error(copied_bundle: Path) -> 
     with pytest.raises(BundleError, match="can be watched no more"):
         files.check()
     other = os.open(copied_bundle / "tokenizer.json", os.O_RDONLY)
-    os.dup2(other, descriptor)
-    os.close(other)
+    if other != descriptor:
+        os.dup2(other, descriptor)
+        os.close(other)
     with pytest.raises(BundleError, match="can be watched no more"):
         files.check()
     del files
