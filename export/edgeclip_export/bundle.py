@@ -36,7 +36,8 @@ from edgeclip_export.families.jina_clip.selftest import TEXTS, SelfTest, make_se
 from edgeclip_export.families.jina_clip.tensors import tensor_shapes
 from edgeclip_export.families.jina_clip.weights import open_weights
 from edgeclip_export.tracing import OPSET
-from edgeclip_graph.passes import TENSORRT_OPSET, census, lower
+from edgeclip_graph.census import count_operators
+from edgeclip_graph.passes import TENSORRT_OPSET, lower
 
 SELFTEST = "selftest.npz"
 GRAPHS: dict[TowerName, str] = {"text": "text_model.onnx", "vision": "vision_model.onnx"}
@@ -77,7 +78,11 @@ def write_bundle(checkpoint: Checkpoint, source: Source, out: Path, target: Targ
             del tower
             _save(model, stage / GRAPHS[name], f"writing the {name} graph", progress)
             facts[name] = TowerFacts(
-                file=GRAPHS[name], precision="fp32", parameters=parameters, operators=census(model), kernels={}
+                file=GRAPHS[name],
+                precision="fp32",
+                parameters=parameters,
+                operators=count_operators(model),
+                kernels={},
             )
             del model
             gc.collect()

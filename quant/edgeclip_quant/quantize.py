@@ -26,13 +26,14 @@ from edgeclip.manifest import (
     TowerFacts,
     TowerName,
 )
+from edgeclip_graph.census import count_operators
 from edgeclip_graph.linear import linear_layers
 from edgeclip_quant.budget import Budget, judge
 from edgeclip_quant.inputs.layer_inputs import observe
 from edgeclip_quant.inputs.made_up import Batches, Samples, padded_pair
 from edgeclip_quant.inputs.value_ranges import measure_ranges
 from edgeclip_quant.passes.float16 import narrow_to_half
-from edgeclip_quant.passes.integer_layers import Narrowed, census, narrow_to_integers, prepare
+from edgeclip_quant.passes.integer_layers import Narrowed, narrow_to_integers, prepare
 from edgeclip_quant.passes.qdq import MAX_ERROR, quantize_for_tensorrt
 from edgeclip_quant.proof.measurement import PROOF, prove
 from edgeclip_quant.recipes import Recipe
@@ -168,7 +169,7 @@ def _narrow_for_gpu(
     return Narrowed(
         kernels={kernel: count for kernel, count in kernels.items() if count},
         errors=errors,
-        operators=census(model),
+        operators=count_operators(model),
     )
 
 

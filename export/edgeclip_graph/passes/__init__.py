@@ -11,7 +11,6 @@ reported to miscompute the Attention operator for a single query row, which is j
 tower's last block is.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 
 import onnx_ir as ir
@@ -41,14 +40,6 @@ def lower(model: ir.Model, target: Target, tower: TowerName) -> ir.Model:
                 f"{type(step).__name__} on the {tower} graph for {target}: {error.__cause__ or error}"
             ) from error
     return model
-
-
-def census(model: ir.Model) -> dict[str, int]:
-    """How often each operator stands in the graph and its subgraphs, domain before the name."""
-    counts = Counter(
-        f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.all_nodes()
-    )
-    return dict(sorted(counts.items()))
 
 
 def _passes(target: Target, tower: TowerName) -> Sequence[PassBase]:

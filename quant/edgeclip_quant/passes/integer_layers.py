@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from edgeclip.manifest import TowerName
+from edgeclip_graph.census import count_operators
 from edgeclip_graph.linear import linear_layers
 from edgeclip_quant.graph_runner import answer
 from edgeclip_quant.inputs.layer_inputs import Observation, observe
@@ -108,13 +109,7 @@ def _write(tower: Prepared, out: Path, plans: Plans, recipe: Recipe, progress: P
         copy = step(copy).model
     common.TopologicalSortPass()(copy)
     ir.save(copy, out, external_data=f"{out.name}_data")
-    return census(copy)
-
-
-def census(model: ir.Model) -> dict[str, int]:
-    """The number of each operator in the graph and its subgraphs."""
-    names = (f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.all_nodes())
-    return dict(sorted(Counter(names).items()))
+    return count_operators(copy)
 
 
 def _worst(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:

@@ -20,7 +20,8 @@ from edgeclip_export.checkpoint import read_json
 from edgeclip_export.families.jina_clip.config import parse_config
 from edgeclip_export.operators import attention, rotary_embedding
 from edgeclip_export.tracing import trace
-from edgeclip_graph.passes import TENSORRT_OPSET, census, lower
+from edgeclip_graph.census import count_operators
+from edgeclip_graph.passes import TENSORRT_OPSET, lower
 from edgeclip_graph.passes.activation import FuseSilu
 from edgeclip_graph.passes.attention import FuseAttention, SpellOutAttention
 from edgeclip_graph.passes.gemm import WeightsFirst, WeightsInPlace
@@ -30,6 +31,7 @@ from edgeclip_graph.passes.split_linear import SeparateParts
 from edgeclip_graph.passes.standard import RequireStandardOps
 from tests.conftest import CHECKPOINT, DATA
 from tests.export.families.jina_clip.test_parity import run_graph
+from tests.scenes.described_graphs import describe
 
 # Two orders of summation in fp32. Measured: 2e-7.
 SAME = 2e-6
@@ -130,7 +132,7 @@ def test_parts_of_a_layer_answer_as_torch_does(tmp_path: Path) -> None:
     module = Parts()
     model = SeparateParts()(traced(module)).model
     compare(module, model, some_input(), tmp_path)
-    counts = census(model)
+    counts = count_operators(model)
     assert (counts["MatMul"], counts["Add"], counts["Split"]) == (3, 2, 1)
 
 
@@ -233,14 +235,14 @@ def test_the_savings_all_apply(bundles: dict[Target, Path], target: Target) -> N
     layers = 3
     text, vision = (ir.load(bundles[target] / f"{tower}_model.onnx") for tower in TOWERS)
     ways = 2 if target == "cpu" else 1
-    assert census(text)["com.microsoft.RotaryEmbedding"] == 2 * layers * ways
-    assert census(vision)["com.microsoft.RotaryEmbedding"] == 2 * layers - 1  # CLS alone is not rotated
-    assert census(vision)["com.microsoft.MultiHeadAttention"] == layers
+    assert count_operators(text)["com.microsoft.RotaryEmbedding"] == 2 * layers * ways
+    assert count_operators(vision)["com.microsoft.RotaryEmbedding"] == 2 * layers - 1  # CLS alone is not rotated
+    assert count_operators(vision)["com.microsoft.MultiHeadAttention"] == layers
     assert len(products(text)) == 4 * layers * ways  # q, k and v are one
     # The patches, and the last block's q apart; on the CPU, where a split copies, k, v and up are apart as well.
     apart = 3 * layers - 1 if target == "cpu" else 0
     assert len(products(vision)) == 4 * layers + 1 + 1 + apart
-    assert ("Split" in census(vision)) == (target != "cpu")
+    assert ("Split" in count_operators(vision)) == (target != "cpu")
     assert vision.graph.inputs[0].dtype == ir.DataType.UINT8
     assert products(vision)[-1].inputs[0].shape[1] == 1  # the last block's MLP sees one token
 
@@ -301,16 +303,3 @@ def products(model: ir.Model) -> list[ir.Node]:
         for node in model.graph.all_nodes()
         if node.op_type in kinds and any(value.is_initializer() for value in node.inputs[:2])
     ]
-
-
-def describe(model: ir.Model) -> str:
-    def line(value: ir.Value) -> str:
-        return f"{value.name} {value.dtype} {value.shape}"
-
-    lines = [f"opset {dict(sorted(model.graph.opset_imports.items()))}"]
-    lines += [f"input {line(value)}" for value in model.graph.inputs]
-    lines += [f"output {line(value)}" for value in model.graph.outputs]
-    lines += [f"{count:5d} {name}" for name, count in census(model).items()]
-    lines += ["in order:"]
-    lines += [f"  {node.op_type}" for node in model.graph]
-    return "\n".join(lines) + "\n"

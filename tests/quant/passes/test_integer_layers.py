@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from edgeclip import Manifest
 from edgeclip.manifest import TOWERS, TowerName
+from edgeclip_graph.census import count_operators
 from edgeclip_graph.linear import linear_layers
 from edgeclip_quant.budget import DEFAULT_BUDGETS
 from edgeclip_quant.graph_runner import answer
 from edgeclip_quant.inputs.made_up import Batches, Samples, made_up_samples
-from edgeclip_quant.passes.integer_layers import Narrowed, Prepared, census, narrow_to_integers, prepare
+from edgeclip_quant.passes.integer_layers import Narrowed, Prepared, narrow_to_integers, prepare
 from edgeclip_quant.passes.plain_graph import MakePlain
 from edgeclip_quant.proof.measurement import proof_samples
 from edgeclip_quant.recipes import COMPARED, INT4, INT8, Recipe
@@ -95,7 +96,7 @@ def test_every_recipe_makes_what_it_says(
     layers = [layer.name for layer in linear_layers(tower.model.graph)]
     assert list(found.errors) == layers and sum(found.kernels.values()) == len(layers)
     assert set(found.kernels) <= {*recipe.kernels, "fp32"}
-    assert found.operators == census(ir.load(out))
+    assert found.operators == count_operators(ir.load(out))
     assert said[f"writing the {name} tower"] == 1 and f"trying the {name} tower" not in said
     cosine = cosines(answer(out, tower.samples, "", quiet), tower.wanted).min()
     assert DEFAULT_BUDGETS[recipe.precision].cosine < cosine < 0.99999  # type: ignore[operator]

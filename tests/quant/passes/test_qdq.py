@@ -21,6 +21,7 @@ from edgeclip.inputs.tokenization import TextTokenizer
 from edgeclip.manifest import TOWERS, Target, TowerName
 from edgeclip_bench.demo.dataset import write_dataset
 from edgeclip_export import export_checkpoint
+from edgeclip_graph.census import count_operators
 from edgeclip_graph.linear import linear_layers
 from edgeclip_quant.inputs.layer_inputs import Observation, observe
 from edgeclip_quant.inputs.made_up import Batches, Samples, made_up_samples
@@ -34,8 +35,8 @@ from edgeclip_quant.passes.qdq import (
 )
 from edgeclip_quant.pick.kernel_plan import relative_error
 from tests.conftest import DATA
-from tests.graph.passes.test_passes import census, describe
 from tests.quant.test_quantize import with_outliers
+from tests.scenes.described_graphs import describe
 from tests.scenes.qdq_graphs import drawn, layer_model, observed, path_of, run_graph
 
 # Worst cosines to the source: measured 0.9988 (golden vision, from 8 images) to 0.9997 (trained text), 0.9987 with
@@ -160,9 +161,9 @@ def test_the_graph_is_the_one_that_was_reviewed(
         held.write_text(found)
     assert found == held.read_text()
     layers = len(linear_layers(ir.load(path_of(bundle, tower)).graph))
-    assert census(model)["QuantizeLinear"] == layers
-    assert census(model)["DequantizeLinear"] == 2 * layers
-    assert set(census(model)) <= set(ACCEPTED)
+    assert count_operators(model)["QuantizeLinear"] == layers
+    assert count_operators(model)["DequantizeLinear"] == 2 * layers
+    assert set(count_operators(model)) <= set(ACCEPTED)
     onnx.checker.check_model(str(path), full_check=True)
 
 
@@ -198,10 +199,10 @@ def test_once_more_changes_nothing(bundles: dict[Target, Path], golden_seen: dic
 
 def test_a_layer_above_the_limit_has_no_pair(bundles: dict[Target, Path], golden_seen: dict[TowerName, Seen]) -> None:
     model = ir.load(path_of(bundles["tensorrt"], VISION))
-    before = census(model)
+    before = count_operators(model)
     errors = quantize_for_tensorrt(model, golden_seen[VISION], max_error=0.0)
     assert min(errors.values()) > 0
-    assert census(model) == before
+    assert count_operators(model) == before
 
 
 def answers(model: ir.Model, rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -218,7 +219,7 @@ def test_a_layer_computes_what_numpy_does(factor: float) -> None:
     assert (rounding.factors is None) == (factor == 1)
     model = layer_model([weight])
     (error,) = quantize_for_tensorrt(model, {"w0": seen}).values()
-    assert census(model).get("Mul", 0) == (factor != 1)
+    assert count_operators(model).get("Mul", 0) == (factor != 1)
     found = answers(model, rows)
     wanted = rounded_product(rows, weight, rounding.factors, rounding.scale) + 1
     assert np.abs(found - wanted).max() < 1e-4
@@ -237,8 +238,8 @@ def test_a_norm_takes_the_factors_in() -> None:
         one.graph.initializers["scale"].const_value = ir.tensor(scale)
     normed = (rows - rows.mean(axis=1, keepdims=True)) / rows.std(axis=1, keepdims=True) * scale + 1
     (error,) = quantize_for_tensorrt(model, {"w0": observed(normed)}).values()
-    assert "Mul" not in census(model)
-    assert "QuantizeLinear" in census(model)
+    assert "Mul" not in count_operators(model)
+    assert "QuantizeLinear" in count_operators(model)
     assert relative_error(answers(model, rows), answers(source, rows)) < 0.02
     assert error < 0.02
 
@@ -248,7 +249,7 @@ def test_one_tensor_is_rounded_once_however_many_read_it() -> None:
     model = layer_model(weights)
     errors = quantize_for_tensorrt(model, {"w0": observed(rows), "w1": observed(rows)})
     assert list(errors) == ["w0", "w1"]
-    assert census(model) == {"Add": 3, "DequantizeLinear": 3, "MatMul": 2, "QuantizeLinear": 1}
+    assert count_operators(model) == {"Add": 3, "DequantizeLinear": 3, "MatMul": 2, "QuantizeLinear": 1}
     assert relative_error(answers(model, rows), rows @ weights[0] + rows @ weights[1] + 2) < 0.02
 
 
