@@ -1,4 +1,4 @@
-"""What the passes share: replacing every node of one traced operator, and proving none is left."""
+"""What graph passes share: replacing every node of one traced operator, reading inputs, storing constants."""
 
 import abc
 from collections.abc import Callable, Hashable, Sequence
@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
 
 from edgeclip_graph.operators import DOMAIN
-
-CONTRIB = "com.microsoft"
 
 
 class Recorder:
@@ -32,11 +30,7 @@ class Recorder:
 
     def constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
         """An initializer of the graph; one name is one value however often it is asked for."""
-        if name not in self.graph.initializers:
-            value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-            value.dtype, value.shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
-            self.graph.register_initializer(value)
-        return self.graph.initializers[name]
+        return constant(self.graph, name, array)
 
     def integers(self, *values: int) -> ir.Value:
         """A 1-D int64 constant, named after what it holds."""
@@ -105,3 +99,33 @@ def input_of(node: ir.Node, index: int) -> ir.Value:
     if value is None:
         raise PreconditionError(f"{node.op_type} {node.name} has no input {index}")
     return value
+
+
+def array_of(value: ir.Value) -> NDArray[Any]:
+    """The numbers of a constant; PreconditionError for a value that is computed."""
+    if value.const_value is None:
+        raise PreconditionError(f"{value.name} holds no constant")
+    return value.const_value.numpy()
+
+
+def only_user(value: ir.Value, op_type: str) -> ir.Node:
+    """The one node that takes the value; PreconditionError where there are more, or it is of another kind."""
+    users = [user for user, _ in value.uses()]
+    if len(users) != 1 or users[0].op_type != op_type:
+        raise PreconditionError(f"{value.name} goes to {[user.op_type for user in users]}, wanted one {op_type}")
+    return users[0]
+
+
+def constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
+    """An initializer of the graph; one name is one value however often it is asked for."""
+    return store(graph, ir.tensor(array, name=name))
+
+
+def store(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
+    """A tensor as an initializer of the graph; one name is one value however often it is asked for."""
+    name = str(tensor.name)
+    if name not in graph.initializers:
+        value = ir.Value(name=name, const_value=tensor)
+        value.dtype, value.shape = tensor.dtype, ir.Shape(tensor.shape.numpy())
+        graph.register_initializer(value)
+    return graph.initializers[name]

@@ -1,4 +1,4 @@
-"""The linear layers of a plain graph: what is quantised, and by what names it is known."""
+"""Finding the linear layers of a graph: a product with constant weights, and the bias that is added to it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes import PreconditionError
+
+from edgeclip_graph.frame import array_of, input_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearLayer:
-    """x W + b: the MatMul, the Add, and W (in, out) as an array. `name` is the weight's."""
+    """x W + b: the MatMul and the Add. `name` is the weight's. Numbers are read from the graph whenever asked for."""
 
     name: str
     matmul: ir.Node
@@ -20,22 +21,35 @@ class LinearLayer:
     @property
     def x(self) -> ir.Value:
         """What is multiplied, (..., in)."""
-        return _given(self.matmul, 0)
+        return input_of(self.matmul, 0)
+
+    @property
+    def weight_value(self) -> ir.Value:
+        """(in, out)."""
+        return input_of(self.matmul, 1)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The numbers of inputs and of outputs."""
+        shape = self.weight_value.shape
+        assert shape is not None  # `linear_layer` asks for two dimensions
+        inputs, outputs = shape.numpy()
+        return inputs, outputs
 
     @property
     def weight(self) -> NDArray[np.float32]:
         """(in, out)."""
-        return array_of(self.matmul, 1)
+        return array_of(self.weight_value)
 
     @property
     def bias(self) -> NDArray[np.float32]:
         """(out,)."""
-        return _array(self.bias_value)
+        return array_of(self.bias_value)
 
     @property
     def bias_value(self) -> ir.Value:
         """(out,)."""
-        return _given(self.add, _bias_at(self.add))
+        return input_of(self.add, _bias_at(self.add))
 
     @property
     def output(self) -> ir.Value:
@@ -55,12 +69,22 @@ def linear_layer(node: ir.Node) -> LinearLayer | None:
     users = [user for user, _ in node.outputs[0].uses()]
     if len(users) != 1 or users[0].op_type != "Add" or not _is_row(users[0].inputs[_bias_at(users[0])]):
         return None
-    return LinearLayer(name=str(_given(node, 1).name), matmul=node, add=users[0])
+    return LinearLayer(name=str(input_of(node, 1).name), matmul=node, add=users[0])
 
 
-def array_of(node: ir.Node, index: int) -> NDArray[np.float32]:
-    """A constant input of a node."""
-    return _array(_given(node, index))
+def split_of(layer: LinearLayer) -> ir.Node | None:
+    """The Split along the last axis that is the only user of the layer's output, if there is one and the widths are known."""
+    users = [user for user, _ in layer.output.uses()]
+    if len(users) != 1 or users[0].op_type != "Split" or not all(map(width_of, users[0].outputs)):
+        return None
+    axis = users[0].attributes.get_int("axis", 0)
+    return users[0] if axis in (-1, len(layer.output.shape or ()) - 1) else None
+
+
+def width_of(value: ir.Value) -> int:
+    """The size of a value's last axis; 0 where it is not known."""
+    width = value.shape[-1] if value.shape else None
+    return width if isinstance(width, int) else 0
 
 
 def _bias_at(add: ir.Node) -> int:
@@ -73,27 +97,3 @@ def _is_matrix(value: ir.Value | None) -> bool:
 
 def _is_row(value: ir.Value | None) -> bool:
     return value is not None and value.is_initializer() and len(value.shape or ()) == 1
-
-
-def _given(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index]
-    if value is None:
-        raise PreconditionError(f"{node.op_type} {node.name} has no input {index}")
-    return value
-
-
-def _array(value: ir.Value) -> NDArray[np.float32]:
-    tensor = value.const_value
-    if tensor is None:
-        raise PreconditionError(f"{value.name} holds no constant")
-    array: NDArray[np.float32] = tensor.numpy()
-    return array
-
-
-def constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
-    """An initializer of the graph; one name is one value however often it is asked for."""
-    if name not in graph.initializers:
-        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-        value.dtype, value.shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
-        graph.register_initializer(value)
-    return graph.initializers[name]

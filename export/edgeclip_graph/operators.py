@@ -1,4 +1,4 @@
-"""The names of the operators that graphs are traced with.
+"""The names of the operators that graphs are traced with and lowered to.
 
 A trace holds standard ONNX operators, and one node of the domain `edgeclip` for each rotation and each attention
 (`edgeclip_export.operators` is what torch traces). `edgeclip_graph.passes` replaces those nodes.
@@ -6,3 +6,9 @@ A trace holds standard ONNX operators, and one node of the domain `edgeclip` for
 
 DOMAIN = "edgeclip"
 ROTARY, ATTENTION = "RotaryEmbedding", "Attention"
+
+# onnxruntime's own operators.
+CONTRIB = "com.microsoft"
+FUSED_ATTENTION, FUSED_PRODUCT = "MultiHeadAttention", "FusedMatMul"
+# What the reference adds to the score of a masked key; in fp32 its exponential is exactly zero.
+MASKED_SCORE = -10000.0

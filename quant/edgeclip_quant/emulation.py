@@ -25,8 +25,8 @@ import onnxruntime
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, common
 
 from edgeclip.errors import BuildError
-from edgeclip_graph.linear import constant
-from edgeclip_quant.inputs.value_ranges import ATTENTION
+from edgeclip_graph.frame import constant
+from edgeclip_graph.operators import FUSED_ATTENTION
 from edgeclip_quant.passes.float16 import MOVES
 from edgeclip_quant.passes.operator_types import FillTypes
 
@@ -172,7 +172,7 @@ def _spelled(rounding: _Rounding, node: ir.Node) -> ir.Value | None:
         return _gelu(rounding, x)
     if node.op_type == "QuickGelu":
         return _quick_gelu(rounding, x, node.attributes["alpha"].as_float())
-    if node.op_type == ATTENTION and len(node.inputs) > 4 and node.inputs[4] is not None:
+    if node.op_type == FUSED_ATTENTION and len(node.inputs) > 4 and node.inputs[4] is not None:
         return _masked_attention(rounding, node)
     return None
 

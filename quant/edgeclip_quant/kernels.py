@@ -23,8 +23,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeclip_graph.linear import LinearLayer, constant
-from edgeclip_quant.passes.plain_graph import CONTRIB
+from edgeclip_graph.frame import constant
+from edgeclip_graph.linear import LinearLayer, split_of, width_of
+from edgeclip_graph.operators import CONTRIB
 from edgeclip_quant.passes.smoothing import fold_into_norm, is_fed_by_norm
 from edgeclip_quant.passes.weight_blocks import blocks_product, matmul_blocks
 
@@ -119,12 +120,12 @@ def replace_layer(graph: ir.Graph, layer: LinearLayer, plan: Plan, *, separates:
         outputs = [tape.op("DynamicQuantizeMatMul", [x, *stored, None, layer.bias_value], domain=CONTRIB)]
     else:
         rounded = _round(graph, tape, x, plan, name)
-        split = _split_of(layer.output) if separates else None
+        split = split_of(layer) if separates else None
         if split is None:
             outputs = [_multiply(graph, tape, rounded, weight, layer.bias, name)]
         else:
             removed, replaced = [split, *removed], list(split.outputs)
-            ends = np.cumsum([_width(value) for value in replaced])[:-1]
+            ends = np.cumsum([width_of(value) for value in replaced])[:-1]
             parts = zip(np.split(weight, ends, axis=1), np.split(layer.bias, ends), strict=True)
             outputs = [
                 _multiply(graph, tape, rounded, part, bias, f"{name}_{number}")
@@ -185,18 +186,3 @@ def _multiply(
         return tape.op("MatMulIntegerToFloat", [*inputs, None, added], domain=CONTRIB)
     product = tape.op("MatMulIntegerToFloat", inputs, domain=CONTRIB)
     return tape.op("Add", [tape.op("Mul", [product, rounded.largest]), added])
-
-
-def _split_of(value: ir.Value) -> ir.Node | None:
-    """The Split along the last axis that is the value's only user, if there is one and the widths are known."""
-    users = [user for user, _ in value.uses()]
-    if len(users) != 1 or users[0].op_type != "Split" or not all(map(_width, users[0].outputs)):
-        return None
-    axis = users[0].attributes["axis"].as_int() if "axis" in users[0].attributes else 0
-    return users[0] if axis in (-1, len(value.shape or ()) - 1) else None
-
-
-def _width(value: ir.Value) -> int:
-    """The size of the last axis; 0 where it is not known."""
-    width = value.shape[-1] if value.shape else None
-    return width if isinstance(width, int) else 0

@@ -8,7 +8,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from edgeclip_graph.linear import LinearLayer, constant, linear_layers
+from edgeclip_graph.frame import constant
+from edgeclip_graph.linear import LinearLayer, linear_layers
 
 Array = NDArray[np.float32]
 # What gives the layer its input: the graph's input, a norm that feeds it alone, one that feeds a residual too, one

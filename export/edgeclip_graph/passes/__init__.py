@@ -2,7 +2,7 @@
 
 | target   | attention                        | rotary             | linear layers: text          | vision          |
 | -------- | -------------------------------- | ------------------ | ---------------------------- | --------------- |
-| cpu      | com.microsoft MultiHeadAttention | RotaryEmbedding    | two ways (`choice`, `gemm`)  | apart (`parts`) |
+| cpu      | com.microsoft MultiHeadAttention | RotaryEmbedding    | two ways (`mask_choice`)     | `split_linear`  |
 | cuda     | com.microsoft MultiHeadAttention | RotaryEmbedding    | MatMul, Add                  | MatMul, Add     |
 | tensorrt | MatMul, Softmax, MatMul          | Split, Mul, Concat | MatMul, Add                  | MatMul, Add     |
 

@@ -1,32 +1,29 @@
-"""SiLU as the one op onnxruntime has for it."""
+"""SiLU as the one operator that onnxruntime has for it."""
 
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
-from onnxscript.rewriter import RewriteRule, RewriteRuleSet
 
-from edgeclip_graph.frame import CONTRIB
+from edgeclip_graph.frame import Recorder, input_of, only_user
+from edgeclip_graph.operators import CONTRIB
 
 
 class FuseSilu(InPlacePass):
     """x * sigmoid(x) -> com.microsoft QuickGelu with alpha 1, which is the same function.
 
-    Precondition: there is a Sigmoid. Postcondition: there is none.
+    Precondition: there is a Sigmoid, and each is multiplied by its input. Postcondition: there is none.
     """
-
-    _rules = RewriteRuleSet(
-        [
-            RewriteRule(
-                lambda op, x: op.Mul(x, op.Sigmoid(x)),
-                lambda op, x: op.QuickGelu(x, alpha=1.0, _domain=CONTRIB),
-            )
-        ],
-        commute=True,
-    )
 
     def call(self, model: ir.Model) -> PassResult:
         """Replace every pair."""
-        self._rules.apply_to_model(model)
-        model.graph.opset_imports.setdefault(CONTRIB, 1)
+        record = Recorder(model.graph)
+        for sigmoid in _sigmoids(model):
+            x, product = input_of(sigmoid, 0), only_user(sigmoid.outputs[0], "Mul")
+            if x not in product.inputs:
+                raise PreconditionError(f"Sigmoid {sigmoid.name} is not multiplied by its input")
+            silu = record.op("QuickGelu", x, domain=CONTRIB, alpha=1.0)
+            ir.convenience.replace_nodes_and_values(
+                model.graph, product, [product, sigmoid], record.take(), [product.outputs[0]], [silu]
+            )
         return PassResult(model, modified=True)
 
     def requires(self, model: ir.Model) -> None:
@@ -37,8 +34,8 @@ class FuseSilu(InPlacePass):
     def ensures(self, model: ir.Model) -> None:
         """There is no Sigmoid."""
         if left := _sigmoids(model):
-            raise PostconditionError(f"{left} Sigmoid left in the graph")
+            raise PostconditionError(f"{len(left)} Sigmoid left in the graph")
 
 
-def _sigmoids(model: ir.Model) -> int:
-    return sum(node.op_type == "Sigmoid" for node in model.graph)
+def _sigmoids(model: ir.Model) -> list[ir.Node]:
+    return [node for node in model.graph if node.op_type == "Sigmoid"]

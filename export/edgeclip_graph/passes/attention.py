@@ -10,11 +10,8 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from edgeclip_graph.frame import CONTRIB, LowerOperator, Recorder, heads_of, input_of
-from edgeclip_graph.operators import ATTENTION
-
-# What the reference adds to the score of a masked key; in fp32 its exponential is exactly zero.
-MASKED_SCORE = -10000.0
+from edgeclip_graph.frame import LowerOperator, Recorder, heads_of, input_of
+from edgeclip_graph.operators import ATTENTION, CONTRIB, FUSED_ATTENTION, MASKED_SCORE
 
 
 class FuseAttention(LowerOperator):
@@ -36,11 +33,11 @@ class FuseAttention(LowerOperator):
         attributes = {"num_heads": heads_of(node), "scale": 1.0}
         mask = node.inputs[3] if len(node.inputs) > 3 else None
         if mask is None or self._masks == "never":
-            return record.op("MultiHeadAttention", *qkv, domain=CONTRIB, **attributes)
+            return record.op(FUSED_ATTENTION, *qkv, domain=CONTRIB, **attributes)
         seen = record.shared((mask.name, "int32"), lambda: record.op("Cast", mask, to=ir.DataType.INT32))
         masked = {**attributes, "mask_filter_value": MASKED_SCORE}
         if self._masks == "always":
-            return record.op("MultiHeadAttention", *qkv, None, seen, domain=CONTRIB, **masked)
+            return record.op(FUSED_ATTENTION, *qkv, None, seen, domain=CONTRIB, **masked)
         all_seen = record.shared((mask.name, "all"), lambda: _all(record, seen))
         output = node.outputs[0]
         without, with_mask = (
@@ -94,7 +91,7 @@ def _branch(
 ) -> ir.Graph:
     """One MultiHeadAttention on values of the graph outside. Its inputs: q, k, v, bias, mask."""
     inputs = [*qkv, None, mask] if mask is not None else qkv
-    node = ir.node("MultiHeadAttention", inputs, attributes, domain=CONTRIB)
+    node = ir.node(FUSED_ATTENTION, inputs, attributes, domain=CONTRIB)
     result = node.outputs[0]
     result.name, result.type, result.shape = f"{output.name}_{name}", output.type, output.shape
     return ir.Graph([], [result], nodes=[node], name=name)

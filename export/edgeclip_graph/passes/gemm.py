@@ -22,9 +22,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
 
-from edgeclip_graph.frame import CONTRIB, Recorder, input_of
+from edgeclip_graph.frame import Recorder, array_of, input_of, only_user
+from edgeclip_graph.lazy import derive
+from edgeclip_graph.linear import linear_layers
+from edgeclip_graph.operators import CONTRIB, FUSED_PRODUCT
 
-PRODUCT = "FusedMatMul"
+# How the name of a weight ends that is stored as (1, out, in).
+IN_PLACE = "_in_place"
 ELEMENTWISE = ("Gelu",)
 
 
@@ -37,25 +41,24 @@ class WeightsInPlace(InPlacePass):
     def call(self, model: ir.Model) -> PassResult:
         """Replace every linear layer."""
         record = Recorder(model.graph)
-        for matmul in _linear_layers(model.graph):
-            add = _only_user(matmul.outputs[0], "Add")
-            x, weight, bias = input_of(matmul, 0), input_of(matmul, 1), input_of(add, 1)
-            if not bias.is_initializer() or len(weight.shape or ()) != 2 or len(x.shape or ()) != 2:
-                raise PreconditionError(f"MatMul {matmul.name} is no linear layer of rows with a bias")
-            stored = record.constant(f"{weight.name}_in_place", np.ascontiguousarray(_array(weight).T)[None])
-            product = record.op(PRODUCT, x, stored, domain=CONTRIB, transB=1)  # (1, R, N)
-            output = record.op("Add", record.op("Squeeze", product, record.integers(0)), bias)  # (R, N)
-            _replace(record, [matmul, add], output)
+        for layer in linear_layers(model.graph):
+            if len(layer.x.shape or ()) != 2:
+                raise PreconditionError(f"MatMul {layer.matmul.name} is no linear layer of rows")
+            inputs, outputs = layer.shape
+            stored = derive(model.graph, f"{layer.name}{IN_PLACE}", layer.weight_value, (1, outputs, inputs), _turn)
+            product = record.op(FUSED_PRODUCT, layer.x, stored, domain=CONTRIB, transB=1)  # (1, R, N)
+            rows = record.op("Squeeze", product, record.integers(0))  # (R, N)
+            _replace(record, [layer.matmul, layer.add], record.op("Add", rows, layer.bias_value))
         return PassResult(model, modified=True)
 
     def requires(self, model: ir.Model) -> None:
         """There is a linear layer."""
-        if not _linear_layers(model.graph):
+        if not linear_layers(model.graph):
             raise PreconditionError("no linear layer in the graph")
 
     def ensures(self, model: ir.Model) -> None:
         """No linear layer is left."""
-        if left := _linear_layers(model.graph):
+        if left := _products(model, "MatMul", weights_at=1):
             raise PostconditionError(f"{len(left)} MatMul with constant weights left in the graph")
 
 
@@ -68,12 +71,13 @@ class WeightsFirst(InPlacePass):
     def call(self, model: ir.Model) -> PassResult:
         """Turn every linear layer round, then drop the transposes around elementwise functions."""
         record = Recorder(model.graph)
-        for product in _products(model, weights_at=1):
-            squeeze = _only_user(product.outputs[0], "Squeeze")
-            add = _only_user(squeeze.outputs[0], "Add")
+        for product in _products(model, FUSED_PRODUCT, weights_at=1):
+            squeeze = only_user(product.outputs[0], "Squeeze")
+            add = only_user(squeeze.outputs[0], "Add")
             x, weight, bias = input_of(product, 0), input_of(product, 1), input_of(add, 1)
-            column = record.constant(f"{bias.name}_column", _array(bias)[:, None])
-            turned = record.op("Add", record.op(PRODUCT, weight, x, domain=CONTRIB, transB=1), column)  # (1, N, R)
+            column = record.constant(f"{bias.name}_column", array_of(bias)[:, None])
+            turned = record.op(FUSED_PRODUCT, weight, x, domain=CONTRIB, transB=1)  # (1, N, R)
+            turned = record.op("Add", turned, column)
             output = record.op("Squeeze", record.op("Transpose", turned, perm=[0, 2, 1]), record.integers(0))
             _replace(record, [product, squeeze, add], output)
         for node in [node for node in model.graph if node.op_type in ELEMENTWISE]:
@@ -82,21 +86,22 @@ class WeightsFirst(InPlacePass):
 
     def requires(self, model: ir.Model) -> None:
         """There is a product with its weights on the right."""
-        if not _products(model, weights_at=1):
-            raise PreconditionError(f"no {PRODUCT} with constant weights in the graph")
+        if not _products(model, FUSED_PRODUCT, weights_at=1):
+            raise PreconditionError(f"no {FUSED_PRODUCT} with constant weights in the graph")
 
     def ensures(self, model: ir.Model) -> None:
         """No product has its weights on the right."""
-        if left := _products(model, weights_at=1):
-            raise PostconditionError(f"{len(left)} {PRODUCT} with constant weights on the right left in the graph")
+        if left := _products(model, FUSED_PRODUCT, weights_at=1):
+            raise PostconditionError(f"{len(left)} {FUSED_PRODUCT} left with constant weights on the right")
 
 
-def _linear_layers(graph: ir.Graph) -> list[ir.Node]:
-    return [node for node in graph if node.op_type == "MatMul" and input_of(node, 1).is_initializer()]
+def _turn(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(in, out) -> (1, out, in)."""
+    return weight.T[None]
 
 
-def _products(model: ir.Model, weights_at: int) -> list[ir.Node]:
-    return [node for node in model.graph if node.op_type == PRODUCT and input_of(node, weights_at).is_initializer()]
+def _products(model: ir.Model, op_type: str, weights_at: int) -> list[ir.Node]:
+    return [node for node in model.graph if node.op_type == op_type and input_of(node, weights_at).is_initializer()]
 
 
 def _replace(record: Recorder, layer: list[ir.Node], output: ir.Value) -> None:
@@ -111,7 +116,7 @@ def _drop_transposes(graph: ir.Graph, node: ir.Node) -> None:
     """W f(turned back y)^T -> W f(y): what is turned twice is not turned."""
     squeeze = input_of(node, 0).producer()
     transpose = squeeze and input_of(squeeze, 0).producer()
-    product = _only_user(node.outputs[0], PRODUCT)
+    product = only_user(node.outputs[0], FUSED_PRODUCT)
     if not squeeze or not transpose or transpose.op_type != "Transpose" or product.inputs[1] is not node.outputs[0]:
         raise PreconditionError(f"{node.op_type} {node.name} does not stand between two linear layers")
     turned = input_of(transpose, 0)
@@ -119,16 +124,3 @@ def _drop_transposes(graph: ir.Graph, node: ir.Node) -> None:
     node.outputs[0].shape = turned.shape
     product.attributes["transB"] = ir.AttrInt64("transB", 0)
     graph.remove([squeeze, transpose], safe=True)
-
-
-def _array(value: ir.Value) -> NDArray[np.generic]:
-    tensor = value.const_value
-    assert tensor is not None
-    return tensor.numpy()
-
-
-def _only_user(value: ir.Value, op_type: str) -> ir.Node:
-    users = [user for user, _ in value.uses()]
-    if len(users) != 1 or users[0].op_type != op_type:
-        raise PreconditionError(f"{value.name} goes to {[user.op_type for user in users]}, wanted one {op_type}")
-    return users[0]

@@ -1,7 +1,7 @@
 """Two lowerings of one tower in one graph, chosen at run time, over the same weights.
 
-What is best for a short text is not what is best for a long one (`gemm`), and a mask costs the flash
-kernel (`attention`). One If at the top of the graph decides once: few rows, or padding somewhere, go one
+What is best for a short text is not what is best for a long one (`passes.gemm`), and a mask costs the flash
+kernel (`passes.attention`). One If at the top of the graph decides once: few rows, or padding somewhere, go one
 way, the rest the other. Both ways read the weights of the graph outside, so nothing is stored twice.
 """
 

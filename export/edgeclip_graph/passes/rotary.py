@@ -2,8 +2,8 @@
 
 import onnx_ir as ir
 
-from edgeclip_graph.frame import CONTRIB, LowerOperator, Recorder, heads_of, input_of
-from edgeclip_graph.operators import ROTARY
+from edgeclip_graph.frame import LowerOperator, Recorder, heads_of, input_of
+from edgeclip_graph.operators import CONTRIB, ROTARY
 
 
 class FuseRotary(LowerOperator):

@@ -15,7 +15,8 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgeclip_graph.linear import LinearLayer, constant, linear_layers
+from edgeclip_graph.frame import constant
+from edgeclip_graph.linear import LinearLayer, linear_layers
 
 Progress = Callable[[str, int, int], None]
 

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from edgeclip.errors import BuildError
-from edgeclip_graph.linear import constant
+from edgeclip_graph.frame import constant
+from edgeclip_graph.operators import FUSED_ATTENTION
 from edgeclip_quant.inputs.layer_inputs import Progress
 from edgeclip_quant.passes.operator_types import FillTypes
 
-ATTENTION = "MultiHeadAttention"
 _NAMED = 5
 
 
@@ -85,7 +85,7 @@ def _look(graph: ir.Graph, main: ir.Graph) -> dict[str, ir.Value]:
         outputs = [value for value in node.outputs if value.dtype == ir.DataType.FLOAT]
         if node.op_type == "If":
             looks.update(_look_into(node, main))
-        elif node.op_type == ATTENTION:
+        elif node.op_type == FUSED_ATTENTION:
             looks[scores_of(node)] = _score_bound(tape, node, main)
         for value in outputs:
             looks[str(value.name)] = _largest(tape, main, tape.op("Abs", [value]))

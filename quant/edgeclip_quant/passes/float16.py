@@ -21,8 +21,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError, common
 
-from edgeclip_graph.linear import constant
-from edgeclip_quant.inputs.value_ranges import ATTENTION, scores_of
+from edgeclip_graph.frame import array_of, constant, input_of
+from edgeclip_graph.operators import FUSED_ATTENTION
+from edgeclip_quant.inputs.value_ranges import scores_of
 from edgeclip_quant.passes.operator_types import FillTypes, signature
 
 # A user's input may go four times beyond every sample, cuBLAS may keep partial sums of a product in fp16, and -10000,
@@ -38,7 +39,7 @@ _SUMS = frozenset({"ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSum
 _PRODUCTS = frozenset({"MatMul", "Gemm"})
 MOVES = frozenset({"Concat", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"})
 # Worth two Casts.
-_EXPENSIVE = _PRODUCTS | {ATTENTION, "If", "LayerNormalization"}
+_EXPENSIVE = _PRODUCTS | {FUSED_ATTENTION, "If", "LayerNormalization"}
 
 _FULL, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
@@ -85,7 +86,7 @@ class NarrowToHalf(InPlacePass):
                 if value and value.dtype == _HALF:
                     raise PreconditionError(f"{value.name} is fp16 already")
             names = [str(value.name) for value in _computed(node)]
-            names += [scores_of(node)] if node.op_type == ATTENTION else []
+            names += [scores_of(node)] if node.op_type == FUSED_ATTENTION else []
             if missing := [name for name in names if name not in self._ranges]:
                 raise PreconditionError(f"no range was measured for {', '.join(missing)}")
             if node.op_type != "If" and _branches(node):
@@ -100,8 +101,8 @@ class NarrowToHalf(InPlacePass):
         products = 0
         for node in model.graph.all_nodes():
             if node.op_type == "Cast":
-                before = _given(node, 0).producer()
-                if before and before.op_type == "Cast" and _given(before, 0).dtype == node.outputs[0].dtype:
+                before = input_of(node, 0).producer()
+                if before and before.op_type == "Cast" and input_of(before, 0).dtype == node.outputs[0].dtype:
                     raise PostconditionError(f"Cast {node.name} undoes {before.name}")
             elif node.op_type == "If":
                 for branch in _branches(node):
@@ -164,8 +165,8 @@ def _is_sum_of_counts(node: ir.Node) -> bool:
 def _is_count(value: ir.Value) -> bool:
     producer = value.producer()
     while producer is not None and producer.op_type in MOVES:
-        producer = _given(producer, 0).producer()
-    return producer is not None and producer.op_type == "Cast" and _given(producer, 0).dtype != _FULL
+        producer = input_of(producer, 0).producer()
+    return producer is not None and producer.op_type == "Cast" and input_of(producer, 0).dtype != _FULL
 
 
 def _without_between(graph: ir.Graph, half: set[ir.Node]) -> set[ir.Node]:
@@ -187,7 +188,7 @@ def _is_between(node: ir.Node, half: set[ir.Node]) -> bool:
 def _unfit(node: ir.Node, ranges: Mapping[str, float]) -> list[str]:
     """The names of a node's inputs, outputs and inner values that fp16 cannot hold well enough."""
     names = [str(value.name) for value in _computed(node) if not _is_fit(value, ranges)]
-    if node.op_type == ATTENTION and ranges[scores_of(node)] > LARGEST:
+    if node.op_type == FUSED_ATTENTION and ranges[scores_of(node)] > LARGEST:
         names.append(scores_of(node))
     return names + [str(value.name) for value in _constants(node) if not _holds(node, value, ranges)]
 
@@ -217,7 +218,7 @@ def _holds(node: ir.Node, weights: ir.Value, ranges: Mapping[str, float]) -> boo
     Rounding costs each weight the same share, as always in fp16; flushing costs a small one up to all of it. Small
     weights of a product may be multiplied by large inputs, so |x| |W - W'| is compared with the output.
     """
-    array = _array(weights)
+    array = array_of(weights)
     largest = float(np.abs(array).max(initial=0.0))
     if not largest <= LARGEST:
         return False
@@ -243,7 +244,7 @@ def _narrow(graph: ir.Graph, plan: Plan) -> None:
         node for node in graph.all_nodes() if node in plan.half
     ]:  # in an order that stays: files have hashes
         for weights in _constants(node):
-            half = constant(graph, f"{weights.name}_fp16", to_half(_array(weights)))
+            half = constant(graph, f"{weights.name}_fp16", to_half(array_of(weights)))
             for index, given in enumerate(node.inputs):
                 if given is weights:
                     node.replace_input_with(index, half)
@@ -299,17 +300,3 @@ def _activations(node: ir.Node) -> list[ir.Value]:
 def _constants(node: ir.Node) -> list[ir.Value]:
     """The floats that the node reads and that are constants."""
     return [value for value in node.inputs if value and value.dtype == _FULL and value.is_initializer()]
-
-
-def _given(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index]
-    if value is None:
-        raise PreconditionError(f"{node.op_type} {node.name} has no input {index}")
-    return value
-
-
-def _array(value: ir.Value) -> NDArray[np.float32]:
-    if value.const_value is None:
-        raise PreconditionError(f"{value.name} holds no constant")
-    array: NDArray[np.float32] = value.const_value.numpy()
-    return array

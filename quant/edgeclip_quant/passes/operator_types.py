@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
 
-from edgeclip_quant.passes.plain_graph import CONTRIB
+from edgeclip_graph.operators import CONTRIB
 
 FLOATS = frozenset({"tensor(float)", "tensor(float16)"})
 _TYPES = {

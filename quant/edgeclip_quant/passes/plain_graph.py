@@ -14,14 +14,13 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError, common
 
-from edgeclip_graph.linear import LinearLayer, array_of, constant, linear_layer
+from edgeclip_graph.frame import array_of, constant, input_of, only_user
+from edgeclip_graph.linear import LinearLayer, linear_layer
+from edgeclip_graph.operators import CONTRIB, FUSED_ATTENTION, FUSED_PRODUCT, MASKED_SCORE
+from edgeclip_graph.passes.gemm import IN_PLACE
+from edgeclip_graph.passes.split_linear import PART
 
-CONTRIB = "com.microsoft"
-_PRODUCT, _ATTENTION = "FusedMatMul", "MultiHeadAttention"
-# What an export calls the weights of a layer's parts.
-_PART = re.compile(r"(.+)_part_(\d+)")
-# What the reference adds to the score of a masked key.
-_MASKED_SCORE = -10000.0
+_PART = re.compile(rf"(.+){PART}(\d+)")
 
 
 class MakePlain(InPlacePass):
@@ -55,7 +54,7 @@ class MakePlain(InPlacePass):
         model.graph.remove(choice, safe=True)
         _let_go(choice.attributes["then_branch"].as_graph())
         for node in nodes:
-            if node.op_type == _PRODUCT:
+            if node.op_type == FUSED_PRODUCT:
                 _turn(model.graph, node)
         _mask_attentions(model.graph, mask)
         common.RemoveUnusedNodesPass()(model)
@@ -64,8 +63,8 @@ class MakePlain(InPlacePass):
 
     def ensures(self, model: ir.Model) -> None:
         """Check that no product with weights in place is left, and no part."""
-        if left := [node for node in model.graph.all_nodes() if node.op_type == _PRODUCT]:
-            raise PostconditionError(f"{len(left)} {_PRODUCT} left in the graph")
+        if left := [node for node in model.graph.all_nodes() if node.op_type == FUSED_PRODUCT]:
+            raise PostconditionError(f"{len(left)} {FUSED_PRODUCT} left in the graph")
         if parts := _parts(model.graph):
             raise PostconditionError(f"{len(parts)} layers in parts left in the graph")
 
@@ -99,7 +98,7 @@ def _join(graph: ir.Graph, name: str, parts: Sequence[_Part]) -> None:
     x = parts[0].matmul.inputs[0]
     if [part.number for part in parts] != list(range(len(parts))) or any(p.matmul.inputs[0] is not x for p in parts):
         raise PreconditionError(f"{name}: its parts are not those of one layer")
-    weights = [array_of(part.matmul, 1) for part in parts]
+    weights = [array_of(input_of(part.matmul, 1)) for part in parts]
     widths = [weight.shape[1] for weight in weights]
     biases = [
         part.layer.bias if part.layer else np.zeros(width, np.float32)
@@ -122,7 +121,7 @@ def _choice(model: ir.Model) -> ir.Node | None:
     for node in model.graph:
         if node.op_type == "If":
             inner = node.attributes["else_branch"].as_graph()
-            if any(one.op_type == _PRODUCT for one in inner):
+            if any(one.op_type == FUSED_PRODUCT for one in inner):
                 return node
     return None
 
@@ -149,12 +148,10 @@ def _let_go(branch: ir.Graph) -> None:
 
 def _turn(graph: ir.Graph, product: ir.Node) -> None:
     """Turn x times (1, out, in)^T, squeezed, into x times (in, out)."""
-    (squeeze,) = (user for user, _ in product.outputs[0].uses())
-    x, stored = product.inputs[0], product.inputs[1]
-    if squeeze.op_type != "Squeeze" or stored is None or stored.const_value is None:
-        raise PreconditionError(f"{_PRODUCT} {product.name} is no linear layer of rows")
-    array = np.ascontiguousarray(stored.const_value.numpy()[0].T)
-    weight = constant(graph, str(stored.name).removesuffix("_in_place"), array)
+    squeeze = only_user(product.outputs[0], "Squeeze")
+    x, stored = input_of(product, 0), input_of(product, 1)
+    array = np.ascontiguousarray(array_of(stored)[0].T)
+    weight = constant(graph, str(stored.name).removesuffix(IN_PLACE), array)
     matmul = ir.node("MatMul", [x, weight])
     ir.convenience.replace_nodes_and_values(
         graph, squeeze, [squeeze, product], [matmul], [squeeze.outputs[0]], [matmul.outputs[0]]
@@ -168,7 +165,7 @@ def _mask_attentions(graph: ir.Graph, mask: ir.Value) -> None:
     smallest = tape.op("ReduceMin", [seen, axes], {"keepdims": 0})
     all_seen = tape.op("Cast", [smallest], {"to": ir.DataType.BOOL})
     graph.insert_before(graph[0], tape.nodes)
-    for node in [node for node in graph if node.op_type == _ATTENTION]:
+    for node in [node for node in graph if node.op_type == FUSED_ATTENTION]:
         output = node.outputs[0]
         plain, masked = (_way(node, name, seen if name == "masked" else None) for name in ("unmasked", "masked"))
         choice = ir.node("If", [all_seen], {"then_branch": plain, "else_branch": masked})
@@ -180,9 +177,9 @@ def _way(node: ir.Node, name: str, seen: ir.Value | None) -> ir.Graph:
     """A graph of one attention, on values of the graph outside."""
     attributes = dict(node.attributes.items())
     if seen is not None:
-        attributes["mask_filter_value"] = ir.AttrFloat32("mask_filter_value", _MASKED_SCORE)
+        attributes["mask_filter_value"] = ir.AttrFloat32("mask_filter_value", MASKED_SCORE)
     inputs = [*node.inputs[:3], *([None, seen] if seen is not None else [])]
-    attention = ir.Node(CONTRIB, _ATTENTION, inputs, attributes.values(), num_outputs=1)
+    attention = ir.Node(CONTRIB, FUSED_ATTENTION, inputs, attributes.values(), num_outputs=1)
     result, output = attention.outputs[0], node.outputs[0]
     result.name, result.type, result.shape = f"{output.name}_{name}", output.type, output.shape
     return ir.Graph([], [result], nodes=[attention], name=name)

@@ -36,7 +36,8 @@ from numpy.typing import NDArray
 from onnx_ir.passes import PreconditionError, common
 
 from edgeclip.errors import BuildError
-from edgeclip_graph.linear import LinearLayer, constant, linear_layers
+from edgeclip_graph.frame import array_of, constant, input_of
+from edgeclip_graph.linear import LinearLayer, linear_layers
 from edgeclip_quant.inputs.layer_inputs import Observation
 from edgeclip_quant.kernels import LEVELS, quantize_columns
 from edgeclip_quant.passes.smoothing import fold_into_norm, is_fed_by_norm, smoothing_factors
@@ -196,12 +197,10 @@ def _is_table_lookup(node: ir.Node) -> bool:
 
 
 def _pack_table(graph: ir.Graph, gather: ir.Node) -> None:
-    table, ids = gather.inputs
-    assert table is not None
-    assert table.const_value is not None
-    rows = table.const_value.numpy()
-    if ids is None or ids.shape is None:
+    table, ids = input_of(gather, 0), input_of(gather, 1)
+    if ids.shape is None:
         raise PreconditionError(f"{table.name} {table.shape}: wanted ids of known rank")
+    rows = array_of(table)
     words, scales = pack_rows(rows)
     tape = ir.tape.Tape()
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeclip_graph.linear import constant
+from edgeclip_graph.frame import array_of, constant, input_of
 
 # Half of the spread stays with the activations. The paper's default for most models.
 STRENGTH = 0.5
@@ -63,9 +63,7 @@ def fold_into_norm(graph: ir.Graph, x: ir.Value, factors: NDArray[np.float32]) -
     norm = x.producer()
     assert norm is not None
     for index in (1, 2):
-        value = norm.inputs[index]
-        assert value is not None
-        assert value.const_value is not None
-        array = (value.const_value.numpy() / factors).astype(np.float32)
+        value = input_of(norm, index)
+        array = (array_of(value) / factors).astype(np.float32)
         smoothed = constant(graph, f"{value.name}_smoothed", array)
         norm.replace_input_with(index, smoothed)

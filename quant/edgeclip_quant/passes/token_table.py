@@ -8,8 +8,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import PreconditionError
 
-from edgeclip_graph.linear import constant
-from edgeclip_quant.passes.plain_graph import CONTRIB
+from edgeclip_graph.frame import array_of, constant, input_of
+from edgeclip_graph.operators import CONTRIB
 from edgeclip_quant.passes.weight_blocks import gather_blocks
 
 
@@ -31,11 +31,8 @@ def replace_table(graph: ir.Graph, bits: int = 8) -> None:
     if len(gathers) != 1:
         raise PreconditionError(f"{len(gathers)} tables of tokens in the graph, wanted 1")
     (gather,) = gathers
-    table, ids = gather.inputs
-    assert table is not None
-    assert ids is not None
-    assert table.const_value is not None
-    array, name = table.const_value.numpy(), str(table.name)
+    table, ids = input_of(gather, 0), input_of(gather, 1)
+    array, name = array_of(table), str(table.name)
     tape = ir.tape.Tape()
     if bits == 4:
         wide = gather_blocks(graph, tape, array, ids, name)

@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeclip_graph.linear import constant
+from edgeclip_graph.frame import constant
+from edgeclip_graph.operators import CONTRIB
 
 Array = NDArray[np.float32]
 
@@ -19,7 +20,6 @@ Array = NDArray[np.float32]
 BLOCK = 128
 TABLE_BLOCK = 64
 _LEAST_BLOCK = 16  # of GatherBlockQuantized
-_CONTRIB = "com.microsoft"
 _INT8_INPUT = 4  # accuracy_level
 # Shares of the largest weight that a scale may reach to, tried in 4 bits.
 _REACHES = np.linspace(1.0, 0.6, 11)
@@ -83,7 +83,7 @@ def matmul_blocks(
         "MatMulNBits",
         [x, packed, scales, None, None, bias],
         {"K": inputs, "N": outputs, "bits": bits, "block_size": BLOCK, "accuracy_level": _INT8_INPUT},
-        domain=_CONTRIB,
+        domain=CONTRIB,
     )
 
 
@@ -96,7 +96,7 @@ def gather_blocks(graph: ir.Graph, tape: ir.tape.Tape, table: Array, ids: ir.Val
     packed = constant(graph, f"{name}_int4", rows)
     scales = constant(graph, f"{name}_block_scales", blocks.scales)
     attributes = {"bits": 4, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
-    return tape.op("GatherBlockQuantized", [packed, ids, scales], attributes, domain=_CONTRIB)
+    return tape.op("GatherBlockQuantized", [packed, ids, scales], attributes, domain=CONTRIB)
 
 
 def _levels(blocks: Array, scales: Array, middle: int) -> Array:

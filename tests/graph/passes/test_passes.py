@@ -185,6 +185,13 @@ def test_a_pass_that_matches_nothing_is_an_error(step) -> None:
         step()(traced(Attends(is_masked=False)))
 
 
+def test_a_sigmoid_that_is_no_part_of_a_silu_is_refused() -> None:
+    text = """<ir_version: 10, opset_import: ["": 23]>
+    g (float[2] x, float[2] z) => (float[2] y) { s = Sigmoid(x) y = Mul(z, s) }"""
+    with pytest.raises(ir.passes.PreconditionError, match="is not multiplied by its input"):
+        FuseSilu()(ir.from_proto(onnx.parser.parse_model(text)))
+
+
 def test_a_failed_pass_is_a_build_error_that_names_it() -> None:
     with pytest.raises(BuildError, match="FuseRotary on the text graph for cpu: no edgeclip.RotaryEmbedding"):
         lower(traced(Feeds(activation="gelu")), "cpu", "text")

@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx_ir.passes import PreconditionError
 
-from edgeclip_graph.linear import constant
+from edgeclip_graph.frame import constant
 from edgeclip_quant.passes.token_table import quantize_rows, replace_table
 from tests.scenes.layer_graphs import run_graph
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from edgeclip_graph.linear import constant
+from edgeclip_graph.frame import constant
 from edgeclip_quant.inputs.layer_inputs import Observation
 from edgeclip_quant.kernels import Kernel, Plan, product
 from edgeclip_quant.pick.kernel_plan import plan_layer, raise_worst, relative_error
