@@ -73,7 +73,7 @@ def linear_layer(node: ir.Node) -> LinearLayer | None:
 
 
 def split_of(layer: LinearLayer) -> ir.Node | None:
-    """The Split along the last axis that is the only user of the layer's output, if there is one and the widths are known."""
+    """The Split along the last axis that is the only user of the layer's output; None unless its widths are known."""
     users = [user for user, _ in layer.output.uses()]
     if len(users) != 1 or users[0].op_type != "Split" or not all(map(width_of, users[0].outputs)):
         return None
