@@ -47,6 +47,53 @@ def refusal(document: object, limits: RequestLimits = LIMITS) -> ApiError:
     return caught.value
 
 
+@pytest.mark.parametrize(
+    ("part", "item"),
+    [
+        ({"type": "text", "text": "a"}, TextItem(text="a")),
+        ({"type": "input_text", "text": "a"}, TextItem(text="a")),
+        ({"type": "image_url", "image_url": {"url": "https://x.org/a"}}, UrlItem(url="https://x.org/a")),
+        (
+            {"type": "image_url", "image_url": {"url": "https://x.org/a", "detail": "low"}},
+            UrlItem(url="https://x.org/a"),
+        ),
+        ({"type": "image_url", "image_url": f"data:image/gif;base64,{PIXEL}"}, ImageItem(data=PIXEL)),
+        ({"type": "input_image", "image_url": f"data:;base64,{PIXEL}", "detail": "auto"}, ImageItem(data=PIXEL)),
+    ],
+)
+def test_the_parts_of_a_chat_s_message_are_understood(part: dict[str, Any], item: object) -> None:
+    assert parse(input=[part, "b"]).items == (item, TextItem(text="b"))
+    assert parse(input=part).items == (item,)
+
+
+@pytest.mark.parametrize(
+    ("document", "param", "words"),
+    [
+        (
+            {"messages": [{"role": "user", "content": "a"}]},
+            "messages",
+            "no chat here: send texts and images in input",
+        ),
+        (
+            {"input": [{"role": "user", "content": "a"}]},
+            "input[0]",
+            "each text and each image as an input of its own",
+        ),
+        ({"input": [{"content": [{"type": "text", "text": "a"}]}]}, "input[0]", "as an input of its own"),
+        ({"input": [{"type": "image_url", "image_url": {}}]}, "input[0]", "exactly one of text, image"),
+        ({"input": [{"type": "image_url", "image_url": "cat"}]}, "input[0].url", "wanted https://"),
+        ({"input": [{"type": "image_url", "image_url": [1]}]}, "input[0].url", "found a list"),
+        ({"input": [{"type": "text", "text": "a", "more": 1}]}, "input[0]", "exactly one of text, image"),
+        ({"input": [{"type": ["text"], "text": "a"}]}, "input[0]", "exactly one of text, image"),
+        ({"input": [{"type": "audio", "text": "a"}]}, "input[0]", "exactly one of text, image"),
+    ],
+)
+def test_what_of_a_chat_cannot_be_embedded_is_told(document: dict[str, Any], param: str, words: str) -> None:
+    error = refusal(document)
+    assert (error.status, error.param) == (400, param) and words in error.message
+    assert "did you mean" not in error.message
+
+
 def test_the_release_notes_example() -> None:
     document = {
         "model": "jina-clip-v2",

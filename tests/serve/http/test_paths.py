@@ -48,6 +48,10 @@ def url(bundle: Path, encoder: Encoder) -> Iterator[str]:
         ("/health/live/", "", "/health/live"),
         ("/embeddings/other", "", "/embeddings/other"),
         ("/embed/v1/embeddings", "/embed", "/v1/embeddings"),
+        ("//embed/v1/embeddings", "/embed", "/v1/embeddings"),
+        ("//embed//v1//embeddings/", "/embed", "/v1/embeddings"),
+        ("/ai//embed/models", "/ai/embed", "/v1/models"),
+        ("//embed//", "/embed", "/"),
         ("/embed", "/embed", "/"),
         ("/embed/", "/embed", "/"),
         ("/v1/embeddings", "/embed", "/v1/embeddings"),
@@ -83,6 +87,7 @@ def test_every_other_route_answers_with_a_slash_at_its_end_too(url: str) -> None
 def test_no_address_goes_round_the_key(bundle: Path, encoder: Encoder) -> None:
     with serving(bundle, encoder, api_keys=(KEY,), root_path="/embed") as url:
         for path in ("/embeddings", "/embeddings/", "//v1/embeddings", "/embed/v1/embeddings", "/embed//embeddings/",
+                     "//embed/v1/embeddings",
                      "/v1%2Fembeddings", "/v1/embeddings%2F"):  # fmt: skip
             assert httpx.post(f"{url}{path}", json={"input": "a"}).status_code == 401
             with_key = httpx.post(f"{url}{path}", json={"input": "a"}, headers={"Authorization": f"Bearer {KEY}"})

@@ -5,6 +5,7 @@ The inputs are told apart by their shape, not by a switch:
     "text", ["text", ...]    both
     [1, 2, ...], [[1, 2], ...]: token ids    OpenAI, where the service allows them
     {"text": t}, {"image": i}, {"url": u}, {"bytes": b}, alone or in a list    Jina
+    {"type": "text", "text": t}, {"type": "image_url", "image_url": {"url": u}}    parts of a message of OpenAI's chat
 
 The other fields, and what further vendors call them, are `edgeclip.serve.api.request_fields`' work.
 
@@ -55,6 +56,8 @@ _TOKEN_IDS_REFUSED = (
     "--token-ids takes the ids of its own model's tokenizer"
 )
 _MODEL_CHARS = 256
+# The parts of a message in OpenAI's chat and responses APIs, by type, and the field that holds each.
+_CONTENT_PARTS = {"text": "text", "input_text": "text", "image_url": "image_url", "input_image": "image_url"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +176,9 @@ def _item(item: object, where: str, limits: RequestLimits) -> Item:
         return _tokens(item, where, limits)
     if not isinstance(item, dict):
         raise invalid(where, f"found {kind_of(item)}, wanted a text or an object")
+    item = _of_content_part(item)
+    if item.get("content") is not None:
+        raise invalid(where, "found content of several parts; send each text and each image as an input of its own")
     given = [(kind, item[kind]) for kind in KINDS if item.get(kind) is not None]
     if len(given) != 1 or any(item[name] is not None for name in set(item) - set(KINDS)):
         raise invalid(where, f"wanted an object with exactly one of {', '.join(KINDS)}")
@@ -183,6 +189,19 @@ def _item(item: object, where: str, limits: RequestLimits) -> Item:
     if kind == "text":
         return _found_in_text(value, where, limits)
     return _image(value, kind, where, limits.max_image_bytes)
+
+
+def _of_content_part(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a part of a message in OpenAI's chat API is here: {"type": "image_url", ...} becomes {"url": ...}."""
+    kind = item.get("type")
+    name = _CONTENT_PARTS.get(kind) if isinstance(kind, str) else None
+    if name is None:
+        return item
+    value = item.get(name)
+    rest = {key: item[key] for key in item if key not in ("type", "detail", name)}
+    if name == "text":
+        return {**rest, "text": value}
+    return {**rest, "url": value.get("url") if isinstance(value, dict) else value}
 
 
 def _text(text: str, where: str, max_chars: int) -> TextItem:

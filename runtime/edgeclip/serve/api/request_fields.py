@@ -66,6 +66,7 @@ FIELDS = frozenset(
         *IGNORED_FIELDS,
     )
 )
+_OF_CHATS = ("messages", "message", "content", "prompt", "instructions")
 _SHOWN_CHARACTERS = 40
 
 _Answer = TypeVar("_Answer")
@@ -219,5 +220,7 @@ def printable(name: str) -> str:
 def _suggestion(name: str) -> str:
     from difflib import get_close_matches
 
+    if name in _OF_CHATS:
+        return "; there is no chat here: send texts and images in input"
     near = get_close_matches(name[:_SHOWN_CHARACTERS], FIELDS, 1)
     return f", did you mean {near[0]}?" if near else ""

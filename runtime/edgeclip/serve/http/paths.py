@@ -12,10 +12,10 @@ _WITHOUT_VERSION = ("/embeddings", "/models")
 
 def route_path(path: str, prefix: str = "") -> str:
     """The path as the routes have it: without `prefix`, which a proxy left, with /v1, without superfluous slashes."""
-    if prefix and (path == prefix or path.startswith(f"{prefix}/")):
-        path = path[len(prefix) :]
     if "//" in path:
         path = re.sub("/{2,}", "/", path)
+    if prefix and (path == prefix or path.startswith(f"{prefix}/")):
+        path = path[len(prefix) :]
     path = path.rstrip("/") or "/"
     if path in _WITHOUT_VERSION or path.startswith("/models/"):
         return f"/v1{path}"

@@ -17,7 +17,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeclip.errors import InputError, MissingExtraError
 from edgeclip.host.installation import install_command
@@ -35,7 +35,8 @@ MOST_SIDE_PX = 65_535
 _MAX_PASSES = 20
 _START_OF_SCAN = b"\xff\xda"
 _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
-_TIFF_PLACES = (273, 324)  # where strips and tiles begin
+_TIFF_PARTS = ((273, 279), (324, 325))  # where strips and tiles begin, and how many bytes they have
+_TIFF_COMPRESSION, _TIFF_JPEG = 259, (6, 7)
 # Parts of a file that Pillow takes one by one in Python: 10 us each. 20 MB of a PNG in chunks of 8 kB are 2500.
 _MOST_PARTS = 4096
 # Reads of a header, of which the longest of ordinary ones have some hundred: 2,048 take 3 ms. A chunk of a PNG takes
@@ -135,14 +136,30 @@ def judge(data: bytes, limits: PictureLimits, label: str) -> Header:
 
 def _header(image: "Image", data: bytes) -> Header:
     pixels, kind = image.width * image.height, image.format or ""
-    scans = data.count(_START_OF_SCAN) if kind == "JPEG" else 1
+    passes = _passes(image, data)
     each = _STORED.get(image.mode, 4) + (0 if image.mode == "RGB" else _RGB) + _BESIDE.get(kind, 0)
-    if scans > 1:
+    if passes > 1:
         each += _COEFFICIENTS
     if max(image.size) > _EXTREME_RATIO * min(image.size):
         each += _EXTREME
-    cost = max(_LEAST_COST, pixels * max(scans, _SLOW.get(kind, 1)))
+    cost = max(_LEAST_COST, pixels * max(passes, _SLOW.get(kind, 1)))
     return Header(width=image.width, height=image.height, cost=cost, memory_bytes=pixels * each + len(data))
+
+
+def _passes(image: "Image", data: bytes) -> int:
+    """How often decoding goes over all the pixels: once for each scan of a JPEG, of those in a TIFF too."""
+    if image.format == "JPEG":
+        return data.count(_START_OF_SCAN)
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    if tags.get(_TIFF_COMPRESSION) not in _TIFF_JPEG:
+        return 1
+    places, sizes = next(
+        ((tags[at], tags[many]) for at, many in _TIFF_PARTS if at in tags and many in tags), ((), ())
+    )
+    if not places or sum(sizes) > 2 * len(data):  # such strips lie over each other, and each is decoded
+        return data.count(_START_OF_SCAN) * max(1, len(places))
+    scans = sum(data.count(_START_OF_SCAN, at, at + size) for at, size in zip(places, sizes, strict=False))
+    return -(-scans // len(places))  # strips and tiles are of one size
 
 
 def _parts(data: bytes) -> str | None:
@@ -177,14 +194,14 @@ def _tiff_parts(data: bytes, is_big: bool) -> int:
     begin = first + (8 if is_big else 2)
     end = min(len(data), begin + min(count, 65_535) * entry.size)
     entries = (entry.unpack_from(data, at) for at in range(begin, end - entry.size + 1, entry.size))
-    return max((many for tag, _, many in entries if tag in _TIFF_PLACES), default=0)
+    return max((many for tag, _, many in entries if tag in dict(_TIFF_PARTS)), default=0)
 
 
 def _fault(image: "Image", data: bytes, limits: PictureLimits) -> str | None:
     """What makes an image costly that its size does not tell."""
-    scans = data.count(_START_OF_SCAN) if image.format == "JPEG" else 1
-    if scans * image.width * image.height > _MAX_PASSES * limits.max_pixels:
-        return f"a JPEG of {scans} scans, too many for its size; save it again"
+    passes = _passes(image, data)
+    if passes * image.width * image.height > _MAX_PASSES * limits.max_pixels:
+        return f"a {image.format} of {passes} scans, too many for its size; save it again"
     if image.format == "BMP" and image.info.get("compression"):
         return "a compressed BMP; send PNG"
     tags: Mapping[int, object] = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
