@@ -1,5 +1,3 @@
-"""Benchmarks, retrieval evaluation, comparison with other runtimes, and the demo: what a bundle costs and how well it
-finds.
-"""
+"""Benchmarks of a bundle, its retrieval quality, comparisons with other runtimes, and the demo."""
 
 import edgeclip  # noqa: F401 - first of all, for it switches off onnxruntime's telemetry
