@@ -50,6 +50,10 @@ class PendingBytes:
 
     def change(self, room: "Room", count: int) -> None:
         """Let a request hold bytes more or less; ApiError 429 where there is no room for more."""
+        if max(room.taken, room.taken + count) <= FREE_BYTES:
+            room.taken += count
+            self._held += count
+            return
         before = room.counted
         more = max(0, room.taken + count - FREE_BYTES) - before
         while self._counted + more > self._most and more > 0:
