@@ -67,7 +67,10 @@ def test_npy_and_jsonl_files_hold_the_same(bundle: Path, tmp_path: Path, capsys:
     assert array.dtype == np.float32
     np.testing.assert_array_equal(array, read_lines(lines)[1])
     assert (tmp_path / "vectors.jsonl").read_text(encoding="utf-8") == lines
-    assert {path.name for path in tmp_path.iterdir()} == {"vectors.npy", "vectors.npy.rows.jsonl", "vectors.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("vectors.npy", "vectors.npy.rows.jsonl", "vectors.npy.job.json"),
+        *("vectors.jsonl", "vectors.jsonl.job.json"),
+    }
 
 
 def test_a_file_is_replaced_when_the_new_one_is_whole(bundle: Path, tmp_path: Path, capsys: Captured) -> None:
