@@ -129,6 +129,7 @@ def test_bench_imports_what_the_others_make_public(path: Path) -> None:
     for name in imports(path):
         if name.partition(".")[0] != "edgeclip_bench":
             assert not any(part.startswith("_") and not part.endswith("__") for part in name.split(".")), name
+            assert not name.startswith("edgeclip.cli"), name  # the command line imports benchmarks, never the reverse
 
 
 @pytest.mark.parametrize("path", ALL, ids=name_of)

@@ -13,10 +13,10 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeclip import Encoder, Manifest
-from edgeclip.cli.calibration import read_samples
 from edgeclip.manifest import TOWERS, RetrievalChange, Target, TowerName
 from edgeclip_bench.demo.captions import LANGUAGES
 from edgeclip_bench.demo.dataset import write_dataset
+from edgeclip_bench.quality.calibration_folder import read_samples
 from edgeclip_quant import quantize_bundle
 from edgeclip_quant.budget import DEFAULT_BUDGETS
 from edgeclip_quant.proof.retrieval import Vectors, retrieval_changes

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip import Encoder, Manifest
-from edgeclip.cli.calibration import read_samples
 from edgeclip.errors import BuildError, InputError
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip_bench.demo import CHECKPOINT
@@ -26,6 +25,7 @@ from edgeclip_bench.demo.contact_sheet import Hit, Search, draw_contact_sheet
 from edgeclip_bench.demo.dataset import FAMILY, IMAGES, write_dataset
 from edgeclip_bench.demo.scenes import Scene
 from edgeclip_bench.quality.against import Comparison, compare
+from edgeclip_bench.quality.calibration_folder import read_samples
 from edgeclip_bench.quality.datasets import ImageTextData
 from edgeclip_bench.quality.evaluate import Evaluation, evaluate, open_embedder
 from edgeclip_bench.quality.layouts import open_data

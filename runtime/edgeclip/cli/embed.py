@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.cli.arguments import add_bundle, add_device, add_folder
-from edgeclip.cli.picture_folder import list_pictures
 from edgeclip.cli.vector_file import Done, VectorFile, json_lines, skipped_line
 from edgeclip.encoder import Encoder
 from edgeclip.errors import InputError, TruncationWarning
 from edgeclip.inputs.image_stream import SkippedImage
 from edgeclip.inputs.images import shown_path
+from edgeclip.inputs.picture_folder import list_pictures
 from edgeclip.inputs.truncation import counting_cut_texts
 from edgeclip.manifest import TOWERS
 from edgeclip.progress import ProgressBar, is_wanted

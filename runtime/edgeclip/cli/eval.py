@@ -12,9 +12,9 @@ from typing import Any
 from edgeclip.bundle.staging import stage_name
 from edgeclip.cli.arguments import add_bundle, add_device, add_json
 from edgeclip.cli.late_warnings import late_warnings
-from edgeclip.cli.loading import load_extra
 from edgeclip.engine.session import import_onnxruntime
 from edgeclip.errors import InputError
+from edgeclip.host.installation import needs_extra
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,31 +62,35 @@ def run(options: argparse.Namespace) -> None:
     if options.name and len(options.data) > 1:
         options.usage_error(f"--name {options.name} for {len(options.data)} data sets; evaluate one at a time")
     import_onnxruntime()  # without it, this says what to install, and not the bench extra
-    layouts = load_extra("edgeclip_bench.quality.layouts", "bench")
-    against = load_extra("edgeclip_bench.quality.against", "bench")
-    evaluate = load_extra("edgeclip_bench.quality.evaluate", "bench")
-    reports = load_extra("edgeclip_bench.quality.report", "bench")
-    curves = load_extra("edgeclip_bench.quality.curves", "bench") if options.out else None
+    with needs_extra("bench"):
+        from edgeclip_bench.quality import report as reports
+        from edgeclip_bench.quality.against import Comparison, compare
+        from edgeclip_bench.quality.evaluate import Evaluation, evaluate
+        from edgeclip_bench.quality.layouts import open_data
+    if options.out:
+        with needs_extra("bench"):
+            from edgeclip_bench.quality.curves import save_curves
     selection = {name: getattr(options, name) for name in ("images", "split", "languages", "name", "limit")}
-    data = [one for path in options.data for one in layouts.open_data(path, **selection)]
+    data = [one for path in options.data for one in open_data(path, **selection)]
     if options.out:
         _make_folder(options.out)
-    settings = {
+    settings: dict[str, Any] = {
         "truncate_dims": options.truncate_dims,
         "task": options.task,
         "device": options.device,
         "threads": options.threads,
         "cache": None if options.no_cache else options.cache or "default",
     }
+    found: Evaluation | Comparison
     if options.against:
-        found = against.compare(options.bundle, options.against, data, **settings)
+        found = compare(options.bundle, options.against, data, **settings)
     else:
-        found = evaluate.evaluate(options.bundle, data, **settings)
+        found = evaluate(options.bundle, data, **settings)
     report, document = reports.make_report(found), reports.render_json(found)
     print(document if options.json else reports.render_text(report), end="")
-    if curves is not None:
+    if options.out:
         pages = {"report.json": document, "report.md": reports.render_markdown(report)}
-        written = _write(options.out, pages, lambda folder: curves.save_curves(found, folder))
+        written = _write(options.out, pages, lambda folder: save_curves(found, folder))
         print(f"{options.out}: {', '.join(written)}", file=sys.stderr)
 
 

@@ -4,19 +4,23 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from edgeclip.bundle.files import open_manifest
 from edgeclip.bundle.staging import check_place
 from edgeclip.cli.arguments import add_bundle, add_folder, add_json
-from edgeclip.cli.calibration import read_samples
 from edgeclip.cli.late_warnings import late_warnings
-from edgeclip.cli.loading import load_extra
 from edgeclip.cli.recipe_table import format_recipes
 from edgeclip.engine.session import import_onnxruntime
+from edgeclip.host.installation import needs_extra
 from edgeclip.manifest import TOWERS, Manifest
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip.tables import format_bytes
+
+if TYPE_CHECKING:
+    from edgeclip_quant.budget import Budget
+    from edgeclip_quant.inputs.made_up import Samples
+    from edgeclip_quant.pick.pareto import Comparison
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,17 +65,22 @@ def run(options: argparse.Namespace) -> int:
     """
     _check_usage(options)
     import_onnxruntime()  # without it, this says what to install, and not the quant extra
-    quantizer = load_extra("edgeclip_quant", "quant")
-    budgets = load_extra("edgeclip_quant.budget", "quant")
+    with needs_extra("quant"):
+        from edgeclip_quant import quantize_automatically, quantize_bundle
+        from edgeclip_quant.budget import parse_budget
+        from edgeclip_quant.pick.comparison import check_comparable
+        from edgeclip_quant.quantize import check_way
     source = open_manifest(options.bundle)
     is_auto = options.to == "auto"
-    budget = budgets.parse_budget(options.budget, "int8" if is_auto else options.to) if options.to else None
+    budget = parse_budget(options.budget, "int8" if is_auto else options.to) if options.to else None
     if options.report or is_auto:
-        load_extra("edgeclip_quant.pick.comparison", "quant").check_comparable(options.bundle, source)
+        check_comparable(options.bundle, source)
     if options.to and not is_auto:
-        load_extra("edgeclip_quant.quantize", "quant").check_way(options.bundle, source, options.to)
+        check_way(options.bundle, source, options.to)
     if options.report:
-        load_extra("edgeclip_bench.quality.recipe_curves", "bench").prepare_folder(options.report)
+        with needs_extra("bench"):
+            from edgeclip_bench.quality.recipe_curves import prepare_folder
+        prepare_folder(options.report)
     if options.to:
         check_place(options.out, 2 * source.weight_bytes)
     skipped: list[str] = []
@@ -79,21 +88,22 @@ def run(options: argparse.Namespace) -> int:
     comparison = _compare(options, samples, budget) if options.report or is_auto else None
     if not options.to:
         return bool(skipped)
-    arguments = {"samples": samples, "budget": budget}
+    bundle, out = options.bundle, options.out
     with ProgressBar("quantise", 1, is_shown=is_wanted(None)) as bar:
         if is_auto:
-            arguments["comparison"] = comparison
-            manifest = quantizer.quantize_automatically(options.bundle, options.out, progress=bar.show, **arguments)
-        else:
-            manifest = quantizer.quantize_bundle(
-                options.bundle, options.out, to=options.to, progress=bar.show, **arguments
+            manifest = quantize_automatically(
+                bundle, out, samples=samples, budget=budget, progress=bar.show, comparison=comparison
             )
+        else:
+            manifest = quantize_bundle(bundle, out, to=options.to, samples=samples, budget=budget, progress=bar.show)
     print(_summary(options.out, source, manifest), file=sys.stderr)
     return bool(skipped)
 
 
-def _read_samples(options: argparse.Namespace, source: Manifest, skipped: list[str]) -> Any:
+def _read_samples(options: argparse.Namespace, source: Manifest, skipped: list[str]) -> "Samples":
     """The samples of --calibrate; with --skip-broken what was skipped is said, and counted in `skipped`."""
+    with needs_extra("bench,quant"):
+        from edgeclip_bench.quality.calibration_folder import read_samples
 
     def skip(reason: str) -> None:
         print(f"edgeclip: skipped: {reason}", file=sys.stderr)
@@ -121,27 +131,29 @@ def _check_usage(options: argparse.Namespace) -> None:
         options.usage_error(f"--report {options.report} would lie in OUT: choose another folder")
 
 
-def _compare(options: argparse.Namespace, samples: Any, budget: Any) -> Any:
+def _compare(options: argparse.Namespace, samples: "Samples | None", budget: "Budget | None") -> "Comparison":
     """Recipes side by side: a table or JSON on stdout, files where a report is asked for, words on stderr."""
-    quantizer = load_extra("edgeclip_quant", "quant")
-    choice = load_extra("edgeclip_quant.pick.pareto", "quant")
-    recipes = load_extra("edgeclip_quant.recipes", "quant")
+    from edgeclip_quant import calibration_and_proof, recipes
+    from edgeclip_quant.pick import pareto as choice
+    from edgeclip_quant.pick.comparison import compare_recipes
+
     is_made_up, is_auto = samples is None, options.to == "auto"
     with ProgressBar("compare", 1, is_shown=is_wanted(None)) as bar:
-        halves = quantizer.calibration_and_proof(options.bundle, samples)
-        comparison = load_extra("edgeclip_quant.pick.comparison", "quant").compare_recipes(
+        halves = calibration_and_proof(options.bundle, samples)
+        comparison = compare_recipes(
             options.bundle,
             *halves,
             bar.show,
             is_made_up=is_made_up,
-            cosine=budget.cosine if is_auto else None,
+            cosine=budget.cosine if is_auto and budget else None,
             # What is never picked only costs time where nobody reads of it.
             recipes=recipes.COMPARED if options.report else recipes.usable_recipes(is_made_up=is_made_up),
         )
-    picked = choice.pick(comparison, budget) if is_auto else None
+    picked = choice.pick(comparison, budget) if is_auto and budget else None
     document = None
     if options.report:
-        curves = load_extra("edgeclip_bench.quality.recipe_curves", "bench")
+        with needs_extra("bench"):
+            from edgeclip_bench.quality import recipe_curves as curves
         document = curves.report_document(comparison, budget, picked)
         paths = curves.save_report(options.report, comparison, budget, picked)
         print(f"{options.report}: {', '.join(path.name for path in paths)}", file=sys.stderr)

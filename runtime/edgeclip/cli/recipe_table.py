@@ -1,19 +1,23 @@
 """The recipes of `edgeclip quantize` side by side, as they stand in a terminal."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-from edgeclip.cli.loading import load_extra
 from edgeclip.manifest import TOWERS, TowerName
 from edgeclip.tables import format_table
+
+if TYPE_CHECKING:
+    from edgeclip_quant.pick.pareto import Candidate, Comparison, Pick
 
 _WHAT = {"text": "texts", "vision": "images"}
 
 
-def format_recipes(comparison: Any, picked: Any) -> str:
+def format_recipes(comparison: "Comparison", picked: "Pick | None") -> str:
     """A table for each tower of an `edgeclip_quant.pick.pareto.Comparison`, and below what the marks mean."""
-    choice = load_extra("edgeclip_quant.pick.pareto", "quant")
-    default = load_extra("edgeclip_quant.recipes", "quant").INT8.name
+    from edgeclip_quant.pick import pareto as choice
+    from edgeclip_quant.recipes import INT8
+
+    default = INT8.name
     front = choice.front(comparison)
     never: dict[str, list[str]] = {}
     for one in comparison.candidates:
@@ -29,7 +33,9 @@ def format_recipes(comparison: Any, picked: Any) -> str:
     return "\n\n".join([*tables, "\n".join(notes)])
 
 
-def _table(comparison: Any, front: Sequence[Any], picked: Any, tower: TowerName, default: str) -> str:
+def _table(
+    comparison: "Comparison", front: Sequence["Candidate"], picked: "Pick | None", tower: TowerName, default: str
+) -> str:
     mine, source_bytes = comparison.of(tower), comparison.source_bytes[tower]
     decimals = 2 if source_bytes < 1e7 else 1 if source_bytes < 1e8 else 0
     rows = [("  fp32", f"{source_bytes / 1e6:.{decimals}f}", "1.00", "1", "1", "")]

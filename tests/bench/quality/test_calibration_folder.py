@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from edgeclip import InputError, Manifest, TruncationWarning
-from edgeclip.cli import calibration
-from edgeclip.cli.calibration import read_samples
 from edgeclip.families.jina_clip import preprocess_image
 from edgeclip.inputs.tokenization import TextTokenizer
+from edgeclip_bench.quality import calibration_folder
+from edgeclip_bench.quality.calibration_folder import read_samples
 from edgeclip_quant.inputs.made_up import Samples
 from tests.scenes.damage import reseal
 from tests.scenes.layout_files import write_images, write_lines
@@ -265,8 +265,8 @@ def test_what_cannot_be_read_is_named(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_of_much_an_even_share_is_taken(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "_MOST_IMAGES", 4)
-    monkeypatch.setattr(calibration, "_MOST_TEXTS", 3)
+    monkeypatch.setattr(calibration_folder, "_MOST_IMAGES", 4)
+    monkeypatch.setattr(calibration_folder, "_MOST_TEXTS", 3)
     write_images(tmp_path, *(f"{index}.png" for index in range(10)))
     write_lines(tmp_path / "t.txt", ["one", "two", "three", "four", "five", "six"])
     samples = read(tmp_path, bundle)
@@ -280,10 +280,10 @@ def test_of_many_pairs_whole_ones_are_taken(bundle: Path, tmp_path: Path, monkey
     rows = [{"image": name, "captions": [f"{name} one", f"{name} two"]} for name in names]
     folder = captioned(tmp_path, rows, names)
     tokens = {tuple(row[0].tolist()): (index // 2, index % 2) for index, row in enumerate(read(folder, bundle).text)}
-    monkeypatch.setattr(calibration, "_MOST_IMAGES", 3)
+    monkeypatch.setattr(calibration_folder, "_MOST_IMAGES", 3)
     samples = read(folder, bundle)
     assert images_of(samples) == [0, 2, 4] and samples.pairs == (0, 0, 1, 1, 2, 2)
-    monkeypatch.setattr(calibration, "_MOST_TEXTS", 4)
+    monkeypatch.setattr(calibration_folder, "_MOST_TEXTS", 4)
     samples = read(folder, bundle)
     assert samples.name == f"{folder.name} (3 of 6 images, 4 of 12 texts)"
     assert samples.pairs is not None and len(samples.text) == len(samples.pairs) == 4

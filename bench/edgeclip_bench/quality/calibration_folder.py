@@ -9,14 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgeclip.cli.loading import load_extra
-from edgeclip.cli.picture_folder import list_pictures
 from edgeclip.errors import InputError, TruncationWarning
 from edgeclip.families.jina_clip import preprocess_image
 from edgeclip.inputs.image_folder import is_system_name
+from edgeclip.inputs.picture_folder import list_pictures
 from edgeclip.inputs.tokenization import TextTokenizer
 from edgeclip.manifest import Manifest
 from edgeclip.progress import ProgressBar, is_wanted
+from edgeclip_bench.quality.layouts import open_captions
+from edgeclip_quant.inputs.made_up import Samples
 
 # More images than these say little more, and each is a run of both bundles: 4 s at full size on two cores.
 _MOST_IMAGES, _MOST_TEXTS = 400, 4000
@@ -30,19 +31,17 @@ def read_samples(
     *,
     is_recursive: bool = False,
     on_skip: Callable[[str], None] | None = None,
-) -> Any:
-    """The folder as `edgeclip_quant.inputs.made_up.Samples`; of more than 400 images and 4000 texts an even choice.
+) -> Samples:
+    """The samples in the folder; of more than 400 images and 4000 texts an even choice.
 
     `is_recursive` takes the images and .txt files of subfolders too. With `on_skip`, an image that cannot be read or
     is not there is left out with its captions, and the reason is passed to it. Raises InputError, naming the file,
     for what cannot be read and for a folder with too little in it.
     """
-    sampling = load_extra("edgeclip_quant.inputs.made_up", "quant")
-    layouts = load_extra("edgeclip_bench.quality.layouts", "bench")
     if not folder.is_dir():
         raise InputError(f"--calibrate {folder}: is no folder, wanted one with images and texts")
     pairs: list[int] | None = None
-    if data := layouts.open_captions(folder, on_skip):
+    if data := open_captions(folder, on_skip):
         images, texts = list(data.images), [caption.text for caption in data.captions]
         pairs = [caption.image for caption in data.captions]
     else:
@@ -69,7 +68,7 @@ def read_samples(
         warnings.warn(TruncationWarning(told, cut=cut), stacklevel=2)
     is_all = found == (len(images), len(texts))
     name = folder.resolve().name
-    return sampling.Samples(
+    return Samples(
         name=name if is_all else f"{name} ({len(images)} of {found[0]} images, {len(texts)} of {found[1]} texts)",
         text=tuple(row[None] for row in tokenized.rows),
         vision=tuple(pictures.values()),
