@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
+import onnxscript  # noqa: F401 - torch's exporter needs it, and would miss it only once the weights are read
 import torch
 from torch import Tensor, nn
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import cache
@@ -102,8 +103,8 @@ def _decoders() -> dict[str, str | None]:
 
 @cache
 def _owners(module: str) -> list[str]:
-    """The packages that brought a module, as pillow-heif brings pillow_heif."""
-    return sorted(set(packages_distributions().get(module, [])))
+    """The packages that brought a module, as pillow-heif brings pillow_heif, by their normal names (PEP 503)."""
+    return sorted({re.sub(r"[-_.]+", "-", name).lower() for name in packages_distributions().get(module, [])})
 
 
 def _gpu() -> list[str | None]:

@@ -274,7 +274,9 @@ def test_a_folder_that_is_no_checkpoint_is_one_line(bundle: Path, tmp_path: Path
 def test_a_missing_package_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured, package: str
 ) -> None:
-    for name in [name for name in sys.modules if name.startswith(("edgeclip_export", f"{package}."))]:
+    for name in [
+        name for name in sys.modules if name.startswith(("edgeclip_export", "edgeclip_graph", f"{package}."))
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     message = refusal("export", CHECKPOINT, tmp_path / "out", capsys=capsys)

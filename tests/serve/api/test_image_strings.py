@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, features
 
 from edgeclip.serve.api.image_strings import (
+    LONGEST_URL,
     ImageItem,
     ImageStringError,
     UrlItem,
@@ -478,3 +479,10 @@ def test_any_string_is_an_image_a_text_or_an_error_that_says_why() -> None:
 def test_what_is_no_base64_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="."):
         decode_base64(text)
+
+
+def test_a_url_has_a_length() -> None:
+    url = "https://example.org/" + "a" * (LONGEST_URL - 20)
+    assert read_image(url) == UrlItem(url=url)
+    with pytest.raises(ImageStringError, match="the URL has 8193 characters, at most 8192 are taken"):
+        read_image(url + "a")

@@ -58,7 +58,8 @@ class ImageStringError(ValueError):
 _FIRST = 32
 _ENDS = 1024
 _LEAST_LINE = 16
-_LONGEST_URL = 8192
+# As much as servers and proxies take. Python keeps the latest URLs that it parsed, so none may be large.
+LONGEST_URL = 8192
 _LONGEST_PATH = 4096
 # What may be around an image and is no part of it, beside white space: marks without width, NUL.
 _INVISIBLE = (
@@ -161,6 +162,8 @@ def read_image(string: str) -> ImageItem | UrlItem:
         string = string[header.end() :]
     elif url := _URL.match(string):
         if len(url[1]) > 1 and url[1].lower() != "file":  # one letter is a drive's
+            if len(string) > LONGEST_URL:
+                raise ImageStringError(f"the URL has {len(string)} characters, at most {LONGEST_URL} are taken")
             return UrlItem(url=string)
         raise ImageStringError(_PATH)
     else:
@@ -309,7 +312,7 @@ def _of_literal(escape: re.Match[str]) -> str:
 
 
 def _is_of_image_file(url: str) -> bool:
-    return len(url) <= _LONGEST_URL and not re.search(r"\s", url) and _SUFFIX.search(url) is not None
+    return len(url) <= LONGEST_URL and not re.search(r"\s", url) and _SUFFIX.search(url) is not None
 
 
 def _is_prose(data: str) -> bool:

@@ -149,7 +149,10 @@ class PictureDecoder:
         self._waiting[place] = _Job(data=data, label=label, header=header, answer=answer)
         self._queue.add(flow, [Kind(cost=header.cost, shape=())], first=place)
         self._begin()
-        picture: Picture = await answer
+        try:
+            picture: Picture = await answer
+        finally:
+            del answer  # an error in it has this frame in its traceback: a cycle that would hold the image
         return picture
 
     def _begin(self) -> None:
@@ -166,7 +169,9 @@ class PictureDecoder:
                 self._next = job
                 return
             self._running.append(job)
-            done = asyncio.get_running_loop().run_in_executor(self._threads, self._decode, job)
+            done = asyncio.get_running_loop().run_in_executor(
+                self._threads, self._decode, job.data, job.label, job.header
+            )
             done.add_done_callback(partial(self._finish, job))
 
     def _take(self) -> _Job | None:
@@ -191,11 +196,11 @@ class PictureDecoder:
                 job.answer.set_result(picture)
         self._begin()
 
-    def _decode(self, job: _Job) -> tuple[Picture, float]:
+    def _decode(self, data: bytes, label: str, header: Header) -> tuple[Picture, float]:
         began_s = time.monotonic()
         try:
-            pixels = self._preprocess(job.data, label=job.label)
+            pixels = self._preprocess(data, label=label)
         except MemoryError as error:
-            raise InputError(f"{job.label}: needs more memory than there is") from error
-        picture = Picture(pixels=pixels, width=job.header.width, height=job.header.height)
+            raise InputError(f"{label}: needs more memory than there is") from error
+        picture = Picture(pixels=pixels, width=header.width, height=header.height)
         return picture, time.monotonic() - began_s

@@ -43,7 +43,10 @@ class FairThread:
         self._waiting[number] = _Piece(work=work, answer=answer)
         self._queue.add(request, [Kind(cost=cost, shape=())], first=number)
         self._begin()
-        return await answer
+        try:
+            return await answer
+        finally:
+            del answer  # an error in it has this frame in its traceback: a cycle that would hold the request
 
     def forget(self, request: int) -> None:
         """What still waits of a request is not run."""
