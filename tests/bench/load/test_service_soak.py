@@ -24,7 +24,7 @@ ACTS = {
 
 def test_every_act_has_its_answer(bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "soak.json"
-    ended = bench("service-soak", str(bundle), "--seconds", "12", "--clients", "4", "--out", str(out))
+    ended = bench("service-soak", str(bundle), "--seconds", "30", "--clients", "4", "--out", str(out))
     report = json.loads(out.read_text(encoding="utf-8"))
     assert report["answers_500"] == 0
     assert ended == status(report)  # so short a time may well end in the warm-up
