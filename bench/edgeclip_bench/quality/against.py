@@ -263,7 +263,7 @@ def _agreement(label: str, dim: int, sample: Sample) -> Agreement:
 
 
 def _cosines(mine: Embedded, its: Embedded) -> dict[TowerName, Values]:
-    """Of each tower's inputs, `queries` before `items`, in float64: at 1 float32 has steps of 6e-8.
+    """Cosines of each tower's inputs, `queries` before `items`, in float64: at 1 float32 has steps of 6e-8.
 
     A float32 unit vector is as far from length 1, so the lengths are divided out.
     """

@@ -197,7 +197,7 @@ class EmbeddingCache:
         return next((space for space in spaces if space not in self._entered), None)
 
     def _size_bytes(self) -> int:
-        """Of the file, less what is free in it to be written again."""
+        """Bytes of the file that hold something; pages that are free to be written again do not count."""
         assert self._database is not None
         query = (
             "SELECT (page_count - freelist_count) * page_size "

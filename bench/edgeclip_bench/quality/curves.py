@@ -189,7 +189,7 @@ def _title(found: Evaluation, reference: Evaluation | None) -> str:
 
 
 def _drawable(text: str) -> str:
-    """Of a file name that is not UTF-8, the escape that the other reports have for it."""
+    """Escape a file name that is not UTF-8, as the other reports do."""
     return text.encode(errors="backslashreplace").decode()
 
 

@@ -368,7 +368,7 @@ def _megabytes(size: float) -> str:
 
 
 def _drawable(text: str) -> str:
-    """Of a file name that is not UTF-8, the escape that the other reports have for it."""
+    """Escape a file name that is not UTF-8, as the other reports do."""
     return text.encode(errors="backslashreplace").decode()
 
 
