@@ -1,34 +1,42 @@
 """The manifest: everything a bundle knows about itself, in one JSON file.
 
 It is written last, so a bundle that has a manifest is complete, and read first, into frozen
-dataclasses that refuse what they do not know: a typo, a missing fact or a newer schema is a clear
+dataclasses that refuse what they do not know: a typo, a missing fact or another schema is a clear
 BundleError instead of a wrong vector later. Checking the files themselves is `edgeclip.bundle.files`'s
-work.
+work, reading JSON strictly `edgeclip.manifest.parse`'s.
+
+    modality   what a caller gives: text, image
+    graph      one ONNX file; texts enter by the graph "text", images by the graph "vision"
+    space      what comes out: single (one vector), multi (a vector per token)
+    task       what the caller wants of the vectors: a prompt, an adapter, or both
+    adapter    named weights that are inputs of a graph, chosen for each call
 """
 
 import dataclasses
 import json
-import math
 import os
-import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from edgeclip.errors import BundleError
+from edgeclip.errors import BundleError, InputError
+from edgeclip.manifest.parse import json_kind, parse
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 
-TowerName = Literal["text", "vision"]
-TOWERS: tuple[TowerName, ...] = ("text", "vision")
+Modality = Literal["text", "image"]
+MODALITIES: tuple[Modality, ...] = ("text", "image")
+# The graph that takes the inputs of a modality, in every family.
+FIRST_GRAPH: Mapping[Modality, str] = {"text": "text", "image": "vision"}
+Space = Literal["single", "multi"]
 Target = Literal["cpu", "cuda", "tensorrt"]
 TARGETS: tuple[Target, ...] = ("cpu", "cuda", "tensorrt")
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 ResizeMode = Literal["shortest", "longest", "squash"]
 Interpolation = Literal["bicubic", "bilinear"]
-# What a tower is held against: the checkpoint's own answers, or the graph that it was narrowed from.
+# What vectors are held against: the checkpoint's own answers, or the bundle that this one was narrowed from.
 Reference = Literal["fp32 checkpoint", "fp32 bundle"]
 # What every bundle is measured on: `selftest` by export and quantize, `proof` by quantize.
 SELFTEST_DATA, PROOF_DATA = "self-test", "made-up inputs"
@@ -61,10 +69,20 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class TowerFacts:
-    """One graph: its file, precision, number of parameters, and how often each operator stands in it.
+class ArrayFacts:
+    """One input or output of a graph. An axis is a length, or the name of an axis whose length varies."""
+
+    name: str
+    dtype: str
+    axes: tuple[int | str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GraphFacts:
+    """One graph: its file, precision, number of parameters, how often each operator stands in it, and its arrays.
 
     `kernels` says how many linear layers are computed how, as {"int8 per row": 96, "fp32": 0}; an export's is empty.
+    `inputs` are those that every call feeds; adapters' inputs are named in the adapters' files.
     """
 
     file: str
@@ -72,10 +90,47 @@ class TowerFacts:
     parameters: int
     operators: Mapping[str, int]
     kernels: Mapping[str, int]
+    inputs: tuple[ArrayFacts, ...]
+    outputs: tuple[ArrayFacts, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class TokenizerFacts:
+class SingleSpace:
+    """One vector for each input: its full dimension, and the dimensions that the model was trained to be cut to.
+
+    With `is_strict` no other dimension is taken.
+    """
+
+    dim: int
+    matryoshka_dims: tuple[int, ...]
+    is_strict: bool
+
+    def __post_init__(self) -> None:
+        if self.dim < 1 or not all(1 <= dim <= self.dim for dim in self.matryoshka_dims):
+            raise BundleError(f"manifest: vectors of {self.dim} dimensions, cut to {self.matryoshka_dims}, cannot be")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MultiSpace:
+    """One vector of `dim` dimensions for each token of an input."""
+
+    dim: int
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise BundleError(f"manifest: multi vectors of {self.dim} dimensions cannot be")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Spaces:
+    """The kinds of vectors that the bundle gives; `multi` is None where it gives no multi vectors."""
+
+    single: SingleSpace
+    multi: MultiSpace | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TextFacts:
     """What turns a text into ids. `max_length` counts the special tokens."""
 
     file: str
@@ -83,7 +138,6 @@ class TokenizerFacts:
     bos_id: int
     eos_id: int
     pad_id: int
-    instructions: Mapping[str, str]
 
     def __post_init__(self) -> None:
         if self.max_length < 2:
@@ -92,12 +146,13 @@ class TokenizerFacts:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFacts:
-    """What turns an RGB image into pixels: (size_px, size_px, 3) uint8.
+    """What turns an RGB image into pixels of one size: (size_px, size_px, 3) uint8.
 
-    `mean` and `std` are folded into the graph; they stand here for whoever wants the float tensor
+    `mean` and `std` are folded into the graph; they stand here for users who want the float tensor
     of the reference: (pixels / 255 - mean) / std.
     """
 
+    kind: Literal["square"]
     size_px: int
     resize_mode: ResizeMode
     interpolation: Interpolation
@@ -110,6 +165,24 @@ class ImageFacts:
             raise BundleError(
                 f"manifest: images of {self.size_px} px, fill_color {self.fill_color}, std {self.std} cannot be"
             )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFacts:
+    """One task: the prompt that is put before a text, the adapter that is used, and for which modalities it is."""
+
+    prompt: str
+    adapter: str | None
+    modalities: tuple[Modality, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFacts:
+    """One adapter (LoRA): the file with its arrays by the names of the graph's inputs, the graph, and its rank."""
+
+    file: str
+    graph: str
+    rank: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,15 +205,17 @@ class RetrievalChange:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What a bundle's tower answered on `data`, beside what `against` answers for it.
+    """How close a modality's vectors of one space on `data` are to those of `against`.
 
     `p1_cosine` is the 1st percentile of the cosines. `sqnr_db` is 10 log10 of |wanted|^2 / |found - wanted|^2 over
-    all vectors, None where both are the same. `weight_bytes` is the size of the tower's files. The ratios are to the
+    all vectors, None where both are the same. `weight_bytes` is the size of the files of the modality's
+    graphs. The ratios are to the
     source bundle's, timed in one run on `machine` with `latency_input`; None where it was not timed. `retrieval` is
-    of searches with this tower's vectors among the other's; None where nothing was searched.
+    of searches with these vectors; None where nothing was searched.
     """
 
-    tower: TowerName
+    modality: Modality
+    space: Space
     against: Reference
     data: str
     samples: int
@@ -162,7 +237,9 @@ class Measurement:
 class Manifest:
     """A bundle's facts; `Manifest.read(folder)` gives them or says why not.
 
-    `selftest` is the file of its self-test, `proof` that of its proof against the fp32 bundle: None for an export.
+    `graphs` are by name. `text` and `image` are None where the bundle takes no inputs of that modality. With
+    `task_required` the model is wrong without a task. `selftest` is the file of its self-test, `proof` that of its
+    proof against the fp32 bundle: None for an export.
     """
 
     schema_version: int
@@ -170,12 +247,13 @@ class Manifest:
     source: Source
     target: Target
     opset: int
-    embedding_dim: int
-    matryoshka_dims: tuple[int, ...]
-    text: TowerFacts
-    vision: TowerFacts
-    tokenizer: TokenizerFacts
-    image: ImageFacts
+    graphs: Mapping[str, GraphFacts]
+    spaces: Spaces
+    text: TextFacts | None
+    image: ImageFacts | None
+    tasks: Mapping[str, TaskFacts]
+    task_required: bool
+    adapters: Mapping[str, AdapterFacts]
     selftest: str
     proof: str | None
     files: tuple[FileFacts, ...]
@@ -184,28 +262,67 @@ class Manifest:
 
     def __post_init__(self) -> None:
         listed = {file.name for file in self.files}
-        named = {self.text.file, self.vision.file, self.tokenizer.file, self.selftest, self.proof or self.selftest}
+        named = {self.selftest, *(graph.file for graph in self.graphs.values())}
+        named |= {adapter.file for adapter in self.adapters.values()}
+        named |= {name for name in (self.text and self.text.file, self.proof) if name}
         if missing := named - listed:
             raise BundleError(f"manifest: {', '.join(sorted(missing))} named but not among its files")
-        if self.embedding_dim < 1:
-            raise BundleError(f"manifest: embedding_dim is {self.embedding_dim}")
+        if not self.modalities:
+            raise BundleError("manifest: it takes neither texts nor images")
+        if absent := [name for name in map(FIRST_GRAPH.__getitem__, self.modalities) if name not in self.graphs]:
+            raise BundleError(f"manifest: no graph named {', '.join(absent)}")
+        adapters = {task.adapter for task in self.tasks.values() if task.adapter is not None}
+        if unknown := sorted(adapters - self.adapters.keys()):
+            raise BundleError(f"manifest: no adapter named {', '.join(unknown)}, which tasks name")
+        if unknown := sorted({adapter.graph for adapter in self.adapters.values()} - self.graphs.keys()):
+            raise BundleError(f"manifest: no graph named {', '.join(unknown)}, which adapters name")
+        if self.task_required and not self.tasks:
+            raise BundleError("manifest: a task is required, and it has none")
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What a caller can give: "text", "image" or both, in this order."""
+        facts: Mapping[Modality, object] = {"text": self.text, "image": self.image}
+        return tuple(modality for modality in MODALITIES if facts[modality] is not None)
+
+    @property
+    def embedding_dim(self) -> int:
+        """The full dimension of a single vector."""
+        return self.spaces.single.dim
 
     @property
     def weight_bytes(self) -> int:
         """The size of all data files together."""
         return sum(file.size_bytes for file in self.files)
 
+    def need_text(self) -> TextFacts:
+        """The facts of texts; InputError for a bundle that takes none."""
+        if self.text is None:
+            raise InputError(f"this bundle ({self.source.name}) takes no texts; it takes images")
+        return self.text
+
+    def need_image(self) -> ImageFacts:
+        """The facts of images; InputError for a bundle that takes none."""
+        if self.image is None:
+            raise InputError(f"this bundle ({self.source.name}) takes no images; it takes texts")
+        return self.image
+
+    def tasks_of(self, modality: Modality) -> tuple[str, ...]:
+        """The names of the tasks that inputs of this modality can have."""
+        return tuple(name for name, task in self.tasks.items() if modality in task.modalities)
+
+    def first_graph(self, modality: Modality) -> GraphFacts:
+        """The graph that takes the inputs of this modality."""
+        return self.graphs[FIRST_GRAPH[modality]]
+
     def file(self, name: str) -> FileFacts:
         """The size and hash of the file of that name."""
         return next(file for file in self.files if file.name == name)
 
-    def tower(self, name: TowerName) -> TowerFacts:
-        """The facts of one tower."""
-        return self.text if name == "text" else self.vision
-
-    def measurement(self, tower: TowerName, against: Reference, data: str) -> Measurement | None:
-        """What was measured of a tower, None where it was not; of two of one name, the bundle's own comes first."""
-        found = (one for one in self.measured if (one.tower, one.against, one.data) == (tower, against, data))
+    def measurement(self, modality: Modality, space: Space, against: Reference, data: str) -> Measurement | None:
+        """What was measured, None where nothing was; of two with one name, the bundle's own comes first."""
+        wanted = (modality, space, against, data)
+        found = (one for one in self.measured if (one.modality, one.space, one.against, one.data) == wanted)
         return next(found, None)
 
     def to_json(self) -> str:
@@ -220,14 +337,14 @@ class Manifest:
         except (ValueError, RecursionError) as error:  # ValueError: also a number of 4300 digits
             raise BundleError(f"manifest: not valid JSON ({error})") from error
         if not isinstance(document, dict):
-            raise BundleError(f"manifest: wanted an object, found {_kind(document)}")
+            raise BundleError(f"manifest: wanted an object, found {json_kind(document)}")
         version = document.get("schema_version")
         if type(version) is not int or version != SCHEMA_VERSION:
             advice = "upgrade edgeclip" if type(version) is int and version > SCHEMA_VERSION else "export it again"
             raise BundleError(
                 f"manifest: schema_version is {version!r}, this edgeclip reads {SCHEMA_VERSION}; {advice}"
             )
-        return typing.cast(Self, _parse(cls, document, "manifest"))
+        return typing.cast(Self, parse(cls, document, "manifest"))
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> Self:
@@ -262,57 +379,3 @@ class Manifest:
 def dangling_target(path: Path) -> str | None:
     """For a link to what is not there its words, else None."""
     return f"{os.readlink(path)}, which is not there" if path.is_symlink() and not path.exists() else None
-
-
-def _kind(value: object) -> str:
-    return {dict: "an object", list: "a list", str: "a string", type(None): "null"}.get(type(value), repr(value))
-
-
-def _parse(kind: Any, value: object, where: str) -> object:
-    """`value` as `kind`, strictly: the few shapes the manifest's dataclasses are made of."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return _parse_dataclass(typing.cast(type, kind), value, where)
-    if origin is Literal:
-        if value not in arguments:
-            raise BundleError(f"{where}: {value!r} is none of {', '.join(map(str, arguments))}")
-        return value
-    if origin in (typing.Union, types.UnionType):
-        return None if value is None else _parse(arguments[0], value, where)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise BundleError(f"{where}: wanted a list, found {_kind(value)}")
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        if len(kinds) != len(value):
-            raise BundleError(f"{where}: wanted {len(kinds)} values, found {len(value)}")
-        return tuple(_parse(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
-    if origin is Mapping:
-        if not isinstance(value, dict):
-            raise BundleError(f"{where}: wanted an object, found {_kind(value)}")
-        return {key: _parse(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if kind is float and type(value) in (int, float):
-        return _parse_float(value, where)
-    if type(value) is not kind:
-        raise BundleError(f"{where}: wanted {kind.__name__}, found {_kind(value)}")
-    return value
-
-
-def _parse_float(value: Any, where: str) -> float:
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise BundleError(f"{where}: wanted a finite number")
-    return number
-
-
-def _parse_dataclass(kind: type, value: object, where: str) -> object:
-    if not isinstance(value, dict):
-        raise BundleError(f"{where}: wanted an object, found {_kind(value)}")
-    hints = typing.get_type_hints(kind)
-    if unknown := sorted(set(value) - set(hints)):
-        raise BundleError(f"{where}: unknown {', '.join(unknown)}")
-    if missing := sorted(set(hints) - set(value)):
-        raise BundleError(f"{where}: {', '.join(missing)} missing")
-    return kind(**{name: _parse(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})

@@ -1,0 +1,89 @@
+"""What a family of models decides at run time: inputs to items, outputs to vectors. Values in, values out, no sessions.
+
+`edgeclip.engine.run` runs items, `edgeclip.engine.batch_policy` says how many at once. `edgeclip.families` lists the
+families.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from edgeclip.inputs.images import ImageInput
+from edgeclip.inputs.tokenization import TextTokenizer
+from edgeclip.manifest import Manifest, Modality, Space
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One input of one graph, its arrays without a batch axis.
+
+    `tokens` is what it costs in a batch. Only items of one graph with the same `adapter` and the same value of
+    `alike` share a batch. With `needs_mask` the attention over it holds tokens x tokens numbers for every head.
+    """
+
+    graph: str
+    arrays: Arrays
+    tokens: int
+    alike: Hashable
+    adapter: str | None = None
+    needs_mask: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Texts as items, in their order, and the indices of those that were cut."""
+
+    items: tuple[Item, ...]
+    cut: tuple[int, ...]
+
+
+class Family(Protocol):
+    """How the models of one family take inputs and give vectors. Any number of threads may use it at once."""
+
+    def __init__(self, manifest: Manifest, tokenizer: Callable[[], TextTokenizer]) -> None:
+        """`tokenizer` gives the bundle's tokenizer, which is parsed at the first call."""
+
+    def texts(self, texts: Sequence[str], task: str | None, max_length: int | None) -> Prepared:
+        """Texts as items of at most `max_length` tokens (None: the model's limit); InputError for a wrong task."""
+
+    def token_ids(self, ids: Sequence[Sequence[int]], task: str | None, max_length: int | None) -> Prepared:
+        """Texts that are given as token ids; opening and closing tokens are put around ids that have not both."""
+
+    def image(self, image: ImageInput, task: str | None, *, max_pixels: int | None, label: str) -> Item:
+        """An image as an item; InputError, whose message calls it `label`, for one that cannot be read."""
+
+    def feed(self, items: Sequence[Item]) -> Arrays:
+        """The arrays of one batch of items that are alike, stacked, by the names of the graph's inputs."""
+
+    def follow(self, item: Item, outputs: Arrays) -> Item | None:
+        """The next graph's item, made of what an item's graph gave (arrays without a batch axis); None: the outputs
+        are the vectors."""
+
+    def output(self, graph: str, space: Space) -> str:
+        """The name of the graph's output that holds the vectors of a space."""
+
+    def made_up(self, draw: Generator, modality: Modality, tokens: int) -> Item:
+        """A random input, for warm-up, calibration and benchmarks; `tokens` counts for texts alone."""
+
+    def billed(self, item: Item, size: tuple[int, int] | None) -> int:
+        """The number of tokens that the hosted API counts for an item; `size` is an image's (width, height)."""
+
+
+def stack(rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Arrays of one shape with a new first axis. Neighbouring rows of one array are not copied."""
+    first = rows[0]
+    base = first.base
+    if isinstance(base, np.ndarray) and base.ndim == first.ndim + 1 and base.shape[1:] == first.shape:
+        step = base.strides[0]
+        start = first.__array_interface__["data"][0]
+        addresses = (row.__array_interface__["data"][0] for row in rows)
+        if all(row.base is base for row in rows) and all(a == start + i * step for i, a in enumerate(addresses)):
+            at = (start - base.__array_interface__["data"][0]) // step
+            return base[at : at + len(rows)]
+    return np.stack(rows) if len(rows) > 1 else first[None]
