@@ -1,0 +1,133 @@
+"""onnxruntime: its import, on first use, and the one place in which the project starts a session.
+
+Which options a session needs is decided in `edgeclip.engine.providers`; what is measured is opened as it will run.
+"""
+
+import functools
+import mmap
+import weakref
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip.bundle.linked_weights import give_linked_weights
+from edgeclip.engine.providers import Plan
+from edgeclip.errors import MissingExtraError
+from edgeclip.host.installation import install_command
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+# y = MatMulInteger(x, w) as a model: x (1, 4) uint8, w (4, 4) int8, all 127.
+_PRODUCT = (
+    b'\x08\x08:f\n\x1a\n\x01x\n\x01w\x12\x01y"\rMatMulInteger:\x00\x12\x01g*\x1b\x08\x04\x08\x04\x10\x03*\x10'
+    + b"\x7f" * 16
+    + b"B\x01wZ\x13\n\x01x\x12\x0e\n\x0c\x08\x02\x12\x08\n\x02\x08\x01\n\x02\x08\x04"
+    b"b\x13\n\x01y\x12\x0e\n\x0c\x08\x06\x12\x08\n\x02\x08\x01\n\x02\x08\x04B\x04\n\x00\x10\r"
+)
+# onnxruntime prints an error that it then raises; only what it raises is reported.
+_FATAL_ONLY = 4
+# onnxruntime's own choice of everything, on the CPU.
+DEFAULTS = Plan(providers=(("CPUExecutionProvider", {}),))
+# Mapped weights, which a session reads in place for as long as it lives.
+_mapped: "weakref.WeakKeyDictionary[InferenceSession, mmap.mmap]" = weakref.WeakKeyDictionary()
+
+
+def import_onnxruntime() -> ModuleType:
+    """Import onnxruntime; a MissingExtraError says how to install it."""
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"onnxruntime is not installed: `{install_command('cpu')}`, for CUDA and TensorRT [gpu] in place of [cpu]"
+        ) from error
+    except ImportError as error:  # a library that it needs is missing
+        raise MissingExtraError(
+            f"onnxruntime is installed but cannot be loaded ({first_line(error)}); "
+            f"`{install_command('cpu', '--force-reinstall')}`, or [gpu] in place of [cpu]"
+        ) from error
+    if not hasattr(onnxruntime, "InferenceSession"):  # an empty folder left by uninstalling one of two wheels
+        raise MissingExtraError(
+            "onnxruntime is broken, as it is when both of its wheels were installed and one removed: "
+            "`pip uninstall onnxruntime onnxruntime-gpu`, then "
+            f"`{install_command('cpu')}`, or [gpu] in place of [cpu]"
+        )
+    module: ModuleType = onnxruntime
+    return module
+
+
+def start_session(
+    model: Path | bytes,
+    *,
+    plan: Plan = DEFAULTS,
+    threads: int | None = None,
+    optimise: Literal["all", "none"] = "all",
+    by_priority: bool = False,
+    keeps_patterns: bool = True,
+    profile: Path | None = None,
+    save_to: Path | None = None,
+    weights_of: Path | None = None,
+) -> "InferenceSession":
+    """Start a session for a graph's file or bytes, with the providers, entries and optimisers of a plan.
+
+    `threads=None` leaves the number to onnxruntime. `by_priority` runs nodes in the graph's own order, so that values
+    do not wait for a node that only looks at them. Without `keeps_patterns` no memory pattern is kept for each shape
+    that was seen. `profile` is the beginning of the name of a profile that the session writes, `save_to` the file
+    that the optimised graph is written to. `weights_of` is the file whose weights lie beside it, where `model` is
+    given as bytes; weights behind links are mapped and handed over (`edgeclip.bundle.linked_weights`).
+
+    Raises what onnxruntime raises; its exceptions have no class in common (`first_line` gives their words). No other
+    provider is tried in place of one that fails.
+    """
+    onnxruntime = import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = _FATAL_ONLY
+    options.enable_mem_pattern = keeps_patterns
+    for entry in plan.entries:
+        options.add_session_config_entry(*entry)
+    if optimise == "none":
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if by_priority:
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    if profile:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    if save_to:
+        options.optimized_model_filepath = str(save_to)
+    path = weights_of or (model if isinstance(model, Path) else None)
+    linked = give_linked_weights(options, path) if path else None
+    session: InferenceSession = onnxruntime.InferenceSession(
+        model,
+        options,
+        providers=[(name, dict(settings)) for name, settings in plan.providers],
+        disabled_optimizers=list(plan.without),
+        enable_fallback=0,  # else it prints on stdout and tries other providers
+    )
+    if linked:
+        _mapped[session] = linked
+    return session
+
+
+@functools.cache
+def adds_in_16_bits() -> bool:
+    """Whether this processor's integer products overflow in 16 bits; computes one product to find out."""
+    session = start_session(_PRODUCT, threads=1)
+    found: NDArray[np.int32] = session.run(None, {"x": np.full((1, 4), 255, np.uint8)})[0]
+    return bool((found != 4 * 255 * 127).any())
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its class where it has none."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def run_options(**entries: str) -> Any:
+    """onnxruntime's RunOptions with these config entries."""
+    options = import_onnxruntime().RunOptions()
+    for name, value in entries.items():
+        options.add_run_config_entry(name, value)
+    return options
