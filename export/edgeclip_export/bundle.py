@@ -3,6 +3,7 @@
 import gc
 import math
 import warnings
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,22 @@ from edgeclip.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
     SELFTEST_DATA,
-    TOWERS,
+    ArrayFacts,
+    GraphFacts,
     Manifest,
     Measurement,
+    Modality,
+    SingleSpace,
     Source,
+    Spaces,
     Target,
-    TowerFacts,
-    TowerName,
+    TaskFacts,
 )
 from edgeclip_export.checkpoint import CONFIG, TOKENIZER, Checkpoint, read_json
 from edgeclip_export.families.jina_clip import FAMILY
 from edgeclip_export.families.jina_clip.config import JinaClipConfig, parse_config
 from edgeclip_export.families.jina_clip.family import Progress, answer, load_tower, trace_tower
-from edgeclip_export.families.jina_clip.preprocessor import read_image_facts, reset_tokenizer, tokenizer_facts
+from edgeclip_export.families.jina_clip.preprocessor import read_image_facts, reset_tokenizer, text_facts
 from edgeclip_export.families.jina_clip.selftest import TEXTS, SelfTest, make_selftest
 from edgeclip_export.families.jina_clip.tensors import tensor_shapes
 from edgeclip_export.families.jina_clip.weights import open_weights
@@ -40,7 +44,8 @@ from edgeclip_graph.census import count_operators
 from edgeclip_graph.passes import TENSORRT_OPSET, lower
 
 SELFTEST = "selftest.npz"
-GRAPHS: dict[TowerName, str] = {"text": "text_model.onnx", "vision": "vision_model.onnx"}
+# The graph that gives the vectors of each modality.
+GRAPHS: dict[Modality, str] = {"text": "text", "image": "vision"}
 
 # Largest difference between a graph's unit vectors and the torch tower's. Measured: 4e-7 at 64 wide,
 # 6e-7 at full size; the smallest known mistake, tanh instead of erf in GELU, moves them by 1e-4.
@@ -68,32 +73,36 @@ def write_bundle(checkpoint: Checkpoint, source: Source, out: Path, target: Targ
     with staged(out, needed_bytes=_fp32_bytes(config) + _SPARE_BYTES) as stage:
         (stage / TOKENIZER).write_text(tokenizer, encoding="utf-8")
         answers, facts, measured = {}, {}, []
-        for name in TOWERS:
+        for modality, name in GRAPHS.items():
             tower = load_tower(name, config, image, checkpoint, progress)
             progress(f"asking the {name} tower", 0, 1)
-            answers[name] = answer(tower, selftest)
+            answers[modality] = answer(tower, selftest)
             progress(f"tracing the {name} tower", 0, 1)
             model = lower(trace_tower(tower), target, name)
             parameters = sum(parameter.numel() for parameter in tower.parameters())
             del tower
-            _save(model, stage / GRAPHS[name], f"writing the {name} graph", progress)
-            facts[name] = TowerFacts(
-                file=GRAPHS[name],
+            file = f"{name}.onnx"
+            _save(model, stage / file, f"writing the {name} graph", progress)
+            facts[name] = GraphFacts(
+                file=file,
                 precision="fp32",
                 parameters=parameters,
                 operators=count_operators(model),
                 kernels={},
+                inputs=_describe(model.graph.inputs),
+                outputs=_describe(model.graph.outputs),
             )
             del model
             gc.collect()
-            measured.append(_prove(name, stage, selftest, answers[name], progress))
+            measured.append(_prove(modality, stage, selftest, answers[modality], progress))
         inputs: dict[str, Any] = {f"image_{index}": picture for index, picture in enumerate(selftest.images)}
         inputs |= {f"input_ids_{index}": row for index, row in enumerate(selftest.ids)}
         np.savez_compressed(
             stage / SELFTEST,
             texts=np.array(TEXTS),
+            tasks=np.array([""] * len(TEXTS)),
             text_embeds=answers["text"],
-            image_embeds=answers["vision"],
+            image_embeds=answers["image"],
             pixel_values=selftest.pixels,
             **inputs,
         )
@@ -103,12 +112,19 @@ def write_bundle(checkpoint: Checkpoint, source: Source, out: Path, target: Targ
             source=source,
             target=target,
             opset=TENSORRT_OPSET if target == "tensorrt" else OPSET,
-            embedding_dim=config.embedding_dim,
-            matryoshka_dims=config.matryoshka_dims,
-            text=facts["text"],
-            vision=facts["vision"],
-            tokenizer=tokenizer_facts(TOKENIZER, config.text),
+            graphs=facts,
+            spaces=Spaces(
+                single=SingleSpace(dim=config.embedding_dim, matryoshka_dims=config.matryoshka_dims, is_strict=False),
+                multi=None,
+            ),
+            text=text_facts(TOKENIZER, config.text),
             image=image,
+            tasks={
+                name: TaskFacts(prompt=prompt, adapter=None, modalities=("text",))
+                for name, prompt in config.text.instructions.items()
+            },
+            task_required=False,
+            adapters={},
             selftest=SELFTEST,
             proof=None,
             files=file_facts(stage, progress),
@@ -126,16 +142,28 @@ def _save(model: ir.Model, path: Path, what: str, progress: Progress) -> None:
     ir.save(model, path, external_data=f"{path.name}_data", callback=report)
 
 
+def _describe(values: Sequence[ir.Value]) -> tuple[ArrayFacts, ...]:
+    """The arrays that a graph takes or gives."""
+    facts = []
+    for value in values:
+        assert value.dtype is not None
+        assert value.shape is not None
+        axes = tuple(axis if isinstance(axis, int) else str(axis.value) for axis in value.shape)
+        facts.append(ArrayFacts(name=str(value.name), dtype=str(value.dtype.numpy()), axes=axes))
+    return tuple(facts)
+
+
 def _prove(
-    name: TowerName, stage: Path, selftest: SelfTest, answers: NDArray[np.float32], progress: Progress
+    modality: Modality, stage: Path, selftest: SelfTest, answers: NDArray[np.float32], progress: Progress
 ) -> Measurement:
     """Hold the written graph, run on the CPU, against the torch tower's answers."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what it would print, it raises
-    batches = list(selftest.ids) if name == "text" else list(selftest.pixels[:, None])
+    name = GRAPHS[modality]
+    batches = list(selftest.ids) if modality == "text" else list(selftest.pixels[:, None])
     rows = []
     try:
-        session = onnxruntime.InferenceSession(stage / GRAPHS[name], options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(stage / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
         for done, batch in enumerate(batches):
             progress(f"proving the {name} graph", done, len(batches))
             rows.append(session.run(None, {session.get_inputs()[0].name: batch})[0])
@@ -151,7 +179,8 @@ def _prove(
     cosines = (found.astype(np.float64) * answers).sum(axis=1)
     power, noise = (float((array.astype(np.float64) ** 2).sum()) for array in (answers, found - answers))
     return Measurement(
-        tower=name,
+        modality=modality,
+        space="single",
         against="fp32 checkpoint",
         data=SELFTEST_DATA,
         samples=len(batches),
@@ -160,7 +189,7 @@ def _prove(
         mean_cosine=float(cosines.mean()),
         largest_difference=difference,
         sqnr_db=10 * math.log10(power / noise) if noise else None,
-        weight_bytes=sum(path.stat().st_size for path in stage.glob(f"{GRAPHS[name]}*")),
+        weight_bytes=sum(path.stat().st_size for path in stage.glob(f"{name}.onnx*")),
     )
 
 

@@ -22,20 +22,20 @@ from tests.scenes.command import Captured, run
 
 def test_a_bundle_holds_what_the_design_says_and_nothing_else(bundle: Path) -> None:
     names = {path.name for path in bundle.iterdir()}
-    graphs = {f"{tower}_model.onnx{suffix}" for tower in ("text", "vision") for suffix in ("", "_data")}
+    graphs = {f"{tower}.onnx{suffix}" for tower in ("text", "vision") for suffix in ("", "_data")}
     assert names == graphs | {"tokenizer.json", "selftest.npz", "manifest.json"}
 
 
 def test_the_manifest_says_where_the_bundle_came_from_and_what_was_measured(bundle: Path) -> None:
     manifest = Manifest.read(bundle)
-    assert (manifest.family, manifest.source.name, manifest.source.revision) == ("jina-clip", "model", None)
-    assert manifest.text.precision == manifest.vision.precision == "fp32"
-    assert {measured.tower for measured in manifest.measured} == {"text", "vision"}
+    assert (manifest.family, manifest.source.name, manifest.source.revision) == ("jina_clip", "model", None)
+    assert [graph.precision for graph in manifest.graphs.values()] == ["fp32", "fp32"]
+    assert [(one.modality, one.space) for one in manifest.measured] == [("text", "single"), ("image", "single")]
     for measured in manifest.measured:
         assert measured.p1_cosine >= measured.worst_cosine > 0.999999
         assert (measured.against, measured.data) == ("fp32 checkpoint", "self-test")
         assert measured.sqnr_db is None or measured.sqnr_db > 100
-        graph = manifest.tower(measured.tower).file
+        graph = manifest.first_graph(measured.modality).file
         files = [file.size_bytes for file in manifest.files if file.name.startswith(graph)]
         assert len(files) == 2 and measured.weight_bytes == sum(files)
         assert measured.size_ratio is measured.latency_ratio is measured.retrieval is None
@@ -51,7 +51,7 @@ def again(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "model" / "README.md").write_text("---\ntags: [x]\nlicense: cc-by-nc-4.0\n---\n# model\n")
     for name in (stage_name("bundle"), "bundle.tmp", "bundle.0badcafe-01234567.tmp"):
         (folder / name).mkdir()
-        (folder / name / "text_model.onnx").touch()
+        (folder / name / "text.onnx").touch()
     export_checkpoint(folder / "model", folder / "bundle")
     return folder / "bundle"
 
@@ -63,9 +63,9 @@ def test_two_exports_of_one_checkpoint_are_the_same(bundle: Path, again: Path) -
         for folder in (bundle, again)
     )
     assert once.keys() == twice.keys()
-    for name in ("text_model.onnx", "vision_model.onnx", "tokenizer.json"):
+    for name in ("text.onnx", "vision.onnx", "tokenizer.json"):
         assert once[name] == twice[name]
-    for name in ("text_model.onnx_data", "vision_model.onnx_data"):
+    for name in ("text.onnx_data", "vision.onnx_data"):
         first, second = (np.fromfile(folder / name, np.float32) for folder in (bundle, again))
         assert np.abs(first - second).max() <= bundle_module.PARITY
 

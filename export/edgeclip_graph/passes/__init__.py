@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes import PassBase, PassError, common
 
 from edgeclip.errors import BuildError
-from edgeclip.manifest import Target, TowerName
+from edgeclip.manifest import Target
 from edgeclip_graph.passes.activation import FuseSilu
 from edgeclip_graph.passes.attention import FuseAttention, SpellOutAttention
 from edgeclip_graph.passes.gemm import WeightsFirst, WeightsInPlace
@@ -30,22 +30,22 @@ from edgeclip_graph.passes.standard import RequireStandardOps
 TENSORRT_OPSET = 20
 
 
-def lower(model: ir.Model, target: Target, tower: TowerName) -> ir.Model:
-    """Turn a trace into the graph of one tower for `target`, in place; BuildError if a pass failed."""
-    for step in (*_passes(target, tower), *_tidying()):
+def lower(model: ir.Model, target: Target, graph: str) -> ir.Model:
+    """Turn the trace of one graph into what `target` runs, in place; BuildError if a pass failed."""
+    for step in (*_passes(target, graph), *_tidying()):
         try:
             model = step(model).model
         except (ir.passes.InvariantError, PassError) as error:
             raise BuildError(
-                f"{type(step).__name__} on the {tower} graph for {target}: {error.__cause__ or error}"
+                f"{type(step).__name__} on the {graph} graph for {target}: {error.__cause__ or error}"
             ) from error
     return model
 
 
-def _passes(target: Target, tower: TowerName) -> Sequence[PassBase]:
+def _passes(target: Target, graph: str) -> Sequence[PassBase]:
     if target == "tensorrt":
         return SpellOutRotary(), SpellOutAttention(), RequireStandardOps(TENSORRT_OPSET)
-    if tower == "vision":
+    if graph == "vision":
         fused = FuseRotary(), FuseAttention(), FuseSilu()
         return (*fused, SeparateParts()) if target == "cpu" else fused
     if target == "cuda":

@@ -1,3 +1,3 @@
 """jina-clip-v2 on the export side: its configuration, its tensors, its two towers."""
 
-FAMILY = "jina-clip"
+FAMILY = "jina_clip"

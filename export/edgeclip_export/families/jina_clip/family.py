@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgeclip.errors import BuildError
-from edgeclip.manifest import ImageFacts, TowerName
+from edgeclip.manifest import ImageFacts
 from edgeclip_export.checkpoint import Checkpoint
 from edgeclip_export.families.jina_clip.config import JinaClipConfig
 from edgeclip_export.families.jina_clip.fold import fold_text, fold_vision
@@ -26,11 +26,11 @@ from edgeclip_export.tracing import trace
 Progress = Callable[[str, int, int], None]
 Tower = TextTower | VisionTower
 
-PREFIXES: dict[TowerName, str] = {"text": TEXT, "vision": VISION}
+PREFIXES: dict[str, str] = {"text": TEXT, "vision": VISION}
 
 
 def load_tower(
-    name: TowerName, config: JinaClipConfig, image: ImageFacts, checkpoint: Checkpoint, progress: Progress
+    name: str, config: JinaClipConfig, image: ImageFacts, checkpoint: Checkpoint, progress: Progress
 ) -> Tower:
     """One tower, its weights folded; the other tower's tensors are checked but not read."""
     done = 0

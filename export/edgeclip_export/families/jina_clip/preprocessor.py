@@ -10,7 +10,7 @@ from typing import Any, get_args
 from tokenizers import Tokenizer
 
 from edgeclip.errors import BuildError
-from edgeclip.manifest import ImageFacts, Interpolation, ResizeMode, TokenizerFacts
+from edgeclip.manifest import ImageFacts, Interpolation, ResizeMode, TextFacts
 from edgeclip_export.checkpoint import PREPROCESSOR, PROCESSOR, read_json
 from edgeclip_export.families.jina_clip.config import JinaClipConfig, TextConfig
 
@@ -107,6 +107,7 @@ def image_facts(document: Mapping[str, Any], config: JinaClipConfig, file: str =
         raise BuildError(f"{file}: std is {list(std)}, wanted positive numbers")
     interpolation = one_of({"interpolation": _as_is, "resample": _filter}, "bicubic")
     return ImageFacts(
+        kind="square",
         size_px=config.vision.image_size,
         resize_mode=choice("resize_mode", mode or "shortest", get_args(ResizeMode)),
         interpolation=choice("interpolation", interpolation, get_args(Interpolation)),
@@ -143,15 +144,14 @@ def _as_is(value: Any) -> Any:
     return value
 
 
-def tokenizer_facts(file: str, config: TextConfig) -> TokenizerFacts:
+def text_facts(file: str, config: TextConfig) -> TextFacts:
     """The facts that are not in tokenizer.json itself."""
-    return TokenizerFacts(
+    return TextFacts(
         file=file,
         max_length=config.max_tokens,
         bos_id=config.bos_id,
         eos_id=config.eos_id,
         pad_id=config.pad_id,
-        instructions=dict(config.instructions),
     )
 
 

@@ -72,7 +72,7 @@ def test_every_targets_text_graph_equals_the_reference(
     bundles: dict[Target, Path], target: Target, batch: str
 ) -> None:
     """Padding, one token, padding inside a text, more than 512 tokens: the graph masks by itself."""
-    found = run_graph(bundles[target] / "text_model.onnx", TEXT[f"{batch}.input_ids"])
+    found = run_graph(bundles[target] / "text.onnx", TEXT[f"{batch}.input_ids"])
     for dim in DIMS:
         assert largest_difference(cut(found, dim), TEXT[f"{batch}.norm.{dim}"]) <= PARITY
 
@@ -85,7 +85,7 @@ def test_every_targets_vision_graph_equals_the_reference(bundles: dict[Target, P
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_batch_and_its_rows_one_by_one_agree(bundles: dict[Target, Path], target: Target) -> None:
-    graph = bundles[target] / "text_model.onnx"
+    graph = bundles[target] / "text.onnx"
     ids = TEXT["nopad.input_ids"]
     rows = np.concatenate([run_graph(graph, ids[index : index + 1]) for index in range(len(ids))])
     assert largest_difference(run_graph(graph, ids), rows) <= PARITY
@@ -94,7 +94,7 @@ def test_a_batch_and_its_rows_one_by_one_agree(bundles: dict[Target, Path], targ
 
 def test_the_negative_control_is_seen(encoder: Encoder, bundle: Path) -> None:
     """What the reference answers without its adapters must not pass for the answer."""
-    found = run_graph(bundle / "text_model.onnx", TEXT["mixed.input_ids"])
+    found = run_graph(bundle / "text.onnx", TEXT["mixed.input_ids"])
     without_lora = cut(TEXT["nolora.mixed.features"], found.shape[1])
     assert largest_difference(found, without_lora) > 100 * PARITY
 

@@ -121,7 +121,7 @@ def check(checkpoint: Path, bundle: Path, target: Target = "cpu") -> None:
     text = load_plain_text(checkpoint)
     for ids in (padded, many, many[:1, :9]):
         wanted = text(torch.from_numpy(ids)).numpy()
-        assert largest_difference(run_graph(bundle / "text_model.onnx", ids), wanted) <= AGREEMENT
+        assert largest_difference(run_graph(bundle / "text.onnx", ids), wanted) <= AGREEMENT
     with Encoder.open(bundle, device="cpu") as encoder:
         images = [draw.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((90, 61), (40, 133))]
         facts = encoder.manifest.image
