@@ -3,8 +3,8 @@
 The encoder, the service's queues, the Triton export and the benchmarks ask this module, so no batch lies outside of
 the shapes that an engine was built for. All functions are pure: nothing here runs a graph.
 
-Only inputs of one shape share a batch. Nothing is padded, so no mask is computed, and the other texts of a batch
-change a text's vector by no more than the order of a sum. A bigger batch is not faster once the matrix products have
+Only items of one kind share a batch: of one graph, with one adapter, and of one shape. Nothing is padded, so no mask
+is computed, and the other texts of a batch change a text's vector by no more than the order of a sum. A bigger batch is not faster once the matrix products have
 enough rows, and costs memory, so texts are counted in tokens.
 
 A short text on a GPU is launch bound: its 24 layers are some 300 kernels of a few microseconds each, and starting
@@ -16,15 +16,13 @@ The GPU's numbers were chosen by reasoning, not measured: `bench/gpu_check.sh` m
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edgeclip.errors import InputError
-from edgeclip.manifest import Manifest, TowerName
+from edgeclip.families.family import Item
+from edgeclip.manifest import FIRST_GRAPH, Manifest
 
 Shape = tuple[int, ...]
 # "throughput": all inputs are there. "latency": others wait for the batch that runs. "uniform": a batcher that has
@@ -61,23 +59,17 @@ CAPTURED_IMAGES = (1, 8, MOST_IMAGES)
 
 
 class Kind(NamedTuple):
-    """A kind of inputs: only inputs of the same kind share a batch. `cost` is tokens for a text, 1 for an image.
-
-    A text with a literal padding token needs a mask. It is a kind of its own, so no other text computes a mask for
-    it.
-    """
+    """A kind of items: only items of the same kind share a batch. `cost` is `Item.tokens`."""
 
     cost: int
-    shape: Shape
-    needs_mask: bool = False
+    graph: str = ""
+    adapter: str | None = None
+    alike: Hashable = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextBatch:
-    """A batch of texts: their indices in the input, and their ids (B, T)."""
-
-    indices: tuple[int, ...]
-    input_ids: NDArray[np.int64]
+def kind_of(item: Item) -> Kind:
+    """The kind of an item."""
+    return Kind(max(1, item.tokens), item.graph, item.adapter, item.alike)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +91,7 @@ class Profiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPolicy:
-    """The largest batches of a device and a bundle, and how inputs are divided into them. `BatchPolicy.choose` makes
+    """The largest batches of a device and a bundle, and how items are divided into them. `BatchPolicy.choose` makes
     one.
 
     A batch of texts has at most `tokens` tokens (one longer text forms a batch alone) and at most `texts` texts; a
@@ -116,7 +108,6 @@ class BatchPolicy:
     profile_tokens: tuple[int, ...] = ()
     long_tokens: int | None = None
     size_px: int = 0
-    pad_id: int | None = None
     max_batch: int | None = None
 
     def __post_init__(self) -> None:
@@ -128,7 +119,7 @@ class BatchPolicy:
     def choose(cls, kind: str, manifest: Manifest, purpose: Purpose, *, max_batch: int | None = None) -> Self:
         """The policy for a kind of device, as in `Device.kind`; every kind but CUDA and TensorRT counts as a CPU."""
         is_gpu = kind in ("cuda", "tensorrt")
-        limit = manifest.tokenizer.max_length
+        limit = manifest.text.max_length if manifest.text else _SHORTEST_TEXT
         sized = kind if is_gpu else "cpu"
         if is_gpu:
             tokens, images = GPU_TOKENS, _GPU_LATENCY_IMAGES if purpose == "latency" else MOST_IMAGES
@@ -141,75 +132,67 @@ class BatchPolicy:
             texts=_UNIFORM_TEXTS[sized] if purpose == "uniform" else None,
             profile_tokens=(*(edge for edge in _PROFILE_TOKENS if edge < limit), limit) if kind == "tensorrt" else (),
             long_tokens=_CPU_LONG_TOKENS if kind == "cpu" and purpose == "latency" else None,
-            size_px=manifest.image.size_px,
-            pad_id=manifest.tokenizer.pad_id,
+            size_px=manifest.image.size_px if manifest.image else 0,
             max_batch=max_batch,
         )
 
-    def kind_of(self, item: NDArray[np.generic]) -> Kind:
-        """The kind of an input: ids (T,) or pixels (S, S, 3)."""
-        if item.ndim != 1:
-            return Kind(cost=1, shape=item.shape)
-        needs_mask = self.pad_id is not None and bool((item == self.pad_id).any())
-        return Kind(cost=max(1, len(item)), shape=item.shape, needs_mask=needs_mask)
-
-    def rows(self, shape: Shape) -> int:
-        """The most inputs in a batch, for ids (T,) or pixels (S, S, 3); InputError for an input outside of every
-        profile.
+    def rows(self, kind: Kind) -> int:
+        """The most items in a batch of a kind; InputError for a text outside of every profile.
 
         With TensorRT all texts of a profile have the same limit, because memory is reserved for the longest one.
         """
-        if len(shape) != 1:
+        if kind.graph == FIRST_GRAPH["image"]:
             most = self.images
         elif self.texts is not None:
             most = self.texts
         else:
-            most = max(1, self.tokens // max(self._longest_like(shape[0]), self.fewest_tokens))
+            most = max(1, self.tokens // max(self._longest_like(kind.cost), self.fewest_tokens))
         return min(most, self.max_batch or most)
 
-    def plan_texts(self, rows: Sequence[NDArray[np.int64]], batch_size: int | None = None) -> Iterator[TextBatch]:
-        """Divide texts of one kind into batches, the longest first so that a lack of memory shows at once.
+    def plan(self, items: Sequence[Item], batch_size: int | None = None) -> Iterator[tuple[int, ...]]:
+        """Divide items into batches of one kind each, by index; the costliest kind comes first, so that a lack of
+        memory shows at once.
 
         `batch_size` can lower the size of a batch.
         """
         groups: dict[Kind, list[int]] = {}
-        for index, row in enumerate(rows):
-            groups.setdefault(self.kind_of(row), []).append(index)
-        for kind, members in sorted(groups.items(), reverse=True):
-            most = self.rows(kind.shape)
+        for index, item in enumerate(items):
+            groups.setdefault(kind_of(item), []).append(index)
+        for kind, members in sorted(groups.items(), key=lambda group: -group[0].cost):
+            most = self.rows(kind)
             size = min(batch_size or most, most)
             for start in range(0, len(members), size):
-                indices = tuple(members[start : start + size])
-                yield TextBatch(indices=indices, input_ids=np.stack([rows[index] for index in indices]))
+                yield tuple(members[start : start + size])
 
     def plan_images(self, count: int, batch_size: int | None = None) -> Iterator[range]:
-        """Divide images into batches of consecutive indices, `images` each; `batch_size` replaces that, up to
-        MOST_IMAGES.
+        """Divide images of one size into batches of consecutive indices, `images` each; `batch_size` replaces that,
+        up to MOST_IMAGES.
         """
         size = min(batch_size or self.images, MOST_IMAGES, self.max_batch or MOST_IMAGES)
         for start in range(0, count, size):
             yield range(start, min(start + size, count))
 
-    def parts(self, shape: Shape) -> list[slice]:
+    def parts(self, graph: str, shape: Shape) -> list[slice]:
         """Divide a batch that a caller formed, of ids (B, T) or pixels (B, S, S, 3), into parts that each fit a
-        profile.
+        profile of the graph.
 
         One part where there are no profiles. InputError for inputs that fit no profile.
         """
         if not self.profile_tokens:
             return [slice(0, shape[0])]
-        if len(shape) == 2:
-            self._longest_like(shape[1])
-            step = self.rows(shape[1:])
-        elif shape[1:] == (self.size_px, self.size_px, 3):
+        is_image = graph == FIRST_GRAPH["image"]
+        if is_image and shape[1:] == (self.size_px, self.size_px, 3):
             step = self.images
+        elif not is_image and len(shape) == 2:
+            self._longest_like(shape[1])
+            step = self.rows(Kind(shape[1], graph))
         else:
-            wanted = f"ids (B, T) or pixels (B, {self.size_px}, {self.size_px}, 3)"
+            wanted = f"pixels (B, {self.size_px}, {self.size_px}, 3)" if is_image else "ids (B, T)"
             raise InputError(f"found a batch of shape {shape}, wanted {wanted}; the engine takes nothing else")
         return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
 
-    def profiles(self, tower: TowerName) -> Profiles | None:
-        """The profiles that a TensorRT engine is built with; every batch of this policy fits one. None on other
+    def profiles(self, graph: str) -> Profiles | None:
+        """The profiles that a graph's TensorRT engine is built with; every batch of this policy fits one. None on other
         devices.
 
         The optimum of the first is a query (one text of 16 tokens, one image), that of the others the profile's
@@ -218,7 +201,7 @@ class BatchPolicy:
         edges = self.profile_tokens
         if not edges:
             return None
-        if tower == "vision":
+        if graph == FIRST_GRAPH["image"]:
             pixels = (self.size_px, self.size_px, 3)
             one, most = (1, *pixels), (self.images, *pixels)
             return Profiles(min=(one, (2, *pixels)), opt=(one, most), max=(one, most))
@@ -226,7 +209,7 @@ class BatchPolicy:
         return Profiles(
             min=tuple((1, length) for length in shortest),
             opt=((1, min(16, edges[0])), *((1, edge) for edge in edges[1:])),
-            max=tuple((self.rows((edge,)), edge) for edge in edges),
+            max=tuple((self.rows(Kind(edge, graph)), edge) for edge in edges),
         )
 
     def _longest_like(self, length: int) -> int:
@@ -240,23 +223,23 @@ class BatchPolicy:
         return longest
 
 
-def is_oversized(tower: TowerName, shape: Shape) -> bool:
+def is_oversized(graph: str, shape: Shape) -> bool:
     """Whether a batch is larger than the default batches of a CPU: a long text, or a batch formed by the caller.
 
     `shape` is (B, T) of ids or (B, S, S, 3) of pixels. The memory that such a batch takes is freed after it.
     """
-    if tower == "text":
-        return math.prod(shape) > CPU_TOKENS
-    return shape[0] > CPU_IMAGES
+    if graph == FIRST_GRAPH["image"]:
+        return shape[0] > CPU_IMAGES
+    return math.prod(shape) > CPU_TOKENS
 
 
-def is_captured(tower: TowerName, shape: Shape) -> bool:
+def is_captured(graph: str, shape: Shape) -> bool:
     """Whether inputs of this shape, ids (B, T) or pixels (B, S, S, 3), are run by a CUDA graph."""
-    if tower == "text":
-        return shape[0] == 1 and shape[1] <= CAPTURED_TOKENS
-    return shape[0] in CAPTURED_IMAGES
+    if graph == FIRST_GRAPH["image"]:
+        return shape[0] in CAPTURED_IMAGES
+    return shape[0] == 1 and shape[1] <= CAPTURED_TOKENS
 
 
-def slot_rows(tower: TowerName) -> int:
+def slot_rows(graph: str) -> int:
     """The most inputs of a batch on CUDA, whatever their length: the rows that a slot of `bound_runs` must hold."""
-    return GPU_TOKENS // _FEWEST_TOKENS if tower == "text" else MOST_IMAGES
+    return MOST_IMAGES if graph == FIRST_GRAPH["image"] else GPU_TOKENS // _FEWEST_TOKENS

@@ -147,7 +147,7 @@ class PictureDecoder:
         answer = asyncio.get_running_loop().create_future()
         place = next(self._places)
         self._waiting[place] = _Job(data=data, label=label, header=header, answer=answer)
-        self._queue.add(flow, [Kind(cost=header.cost, shape=())], first=place)
+        self._queue.add(flow, [Kind(cost=header.cost)], first=place)
         self._begin()
         try:
             picture: Picture = await answer

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from edgeclip.engine.batch_policy import Kind, Shape
+from edgeclip.engine.batch_policy import Kind
 
 # Whether a request may have an item of a kind now.
 May = Callable[[int, Kind], bool]
@@ -45,18 +45,18 @@ class _Waiting:
                 and (up_to is None or kind.cost <= up_to)
                 and (may is None or may(self.arrival, kind))
             )
-            return min(within, default=None)
-        return min(self.by_kind, default=None)
+            return min(within, key=_cost, default=None)
+        return min(self.by_kind, key=_cost, default=None)
 
 
 class FairQueue:
     """Requests of one tower. Not safe for several threads: whoever owns it holds a lock.
 
-    `rows` says how many items of a shape make a batch at most, as `BatchPolicy.rows`. `quantum` is the largest
+    `rows` says how many items of a kind make a batch at most, as `BatchPolicy.rows`. `quantum` is the largest
     packet: a request that costs no more is served undivided, but for what is due sooner.
     """
 
-    def __init__(self, rows: Callable[[Shape], int], *, quantum: int = 0) -> None:
+    def __init__(self, rows: Callable[[Kind], int], *, quantum: int = 0) -> None:
         self._rows, self._quantum = rows, quantum
         self._waiting: dict[int, _Waiting] = {}
         self._ends: dict[int, float] = {}  # what requests had that have nothing waiting and were not removed
@@ -117,7 +117,7 @@ class FairQueue:
             if kind in waiting.by_kind and (may is None or may(waiting.arrival, kind))
         ]
         heapq.heapify(turns)
-        sharers, size = len(self._waiting), self._rows(kind.shape)
+        sharers, size = len(self._waiting), self._rows(kind)
         taken: list[tuple[int, int]] = []
         while turns and len(taken) < size:
             _, waiting = heapq.heappop(turns)
@@ -138,3 +138,7 @@ class FairQueue:
         self._cost -= kind.cost * len(taken)
         self._now += kind.cost * len(taken) / sharers
         return taken
+
+
+def _cost(kind: Kind) -> int:
+    return kind.cost
