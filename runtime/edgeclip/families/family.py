@@ -12,6 +12,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from edgeclip.errors import InputError
 from edgeclip.inputs.images import ImageInput
 from edgeclip.inputs.tokenization import TextTokenizer
 from edgeclip.manifest import Manifest, Modality, Space
@@ -44,7 +45,10 @@ class Prepared:
 
 
 class Family(Protocol):
-    """How the models of one family take inputs and give vectors. Any number of threads may use it at once."""
+    """How the models of one family take inputs and give vectors. Any number of threads may use it at once.
+
+    A modality that the bundle does not take is an InputError.
+    """
 
     def __init__(self, manifest: Manifest, tokenizer: Callable[[], TextTokenizer]) -> None:
         """`tokenizer` gives the bundle's tokenizer, which is parsed at the first call."""
@@ -62,8 +66,10 @@ class Family(Protocol):
         """The arrays of one batch of items that are alike, stacked, by the names of the graph's inputs."""
 
     def follow(self, item: Item, outputs: Arrays) -> Item | None:
-        """The next graph's item, made of what an item's graph gave (arrays without a batch axis); None: the outputs
-        are the vectors."""
+        """The next graph's item, made of what an item's graph gave (arrays without a batch axis).
+
+        None: the outputs are the vectors.
+        """
 
     def output(self, graph: str, space: Space) -> str:
         """The name of the graph's output that holds the vectors of a space."""
@@ -87,3 +93,9 @@ def stack(rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
             at = (start - base.__array_interface__["data"][0]) // step
             return base[at : at + len(rows)]
     return np.stack(rows) if len(rows) > 1 else first[None]
+
+
+def refuse_max_pixels(max_pixels: int | None) -> None:
+    """InputError for a limit of pixels, which models whose images all get one size do not have."""
+    if max_pixels is not None:
+        raise InputError(f"max_pixels is {max_pixels!r}: this model resizes every image to one size; leave it out")

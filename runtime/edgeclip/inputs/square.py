@@ -1,11 +1,10 @@
-"""What is special about jina-clip at run time: an image to pixels, a text to a prompt.
+"""Turn an image of any size into pixels of one square size: resize, then crop, pad or squash.
 
 The vision graph takes uint8 pixels and has mean and std folded in, so the pixels are a quarter of the float tensor's
 size; `normalize_pixels` gives that float tensor for use with another runtime. `edgeclip.inputs.images` decodes
-images, `edgeclip.inputs.tokenization` makes token ids.
+images.
 """
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,16 +61,6 @@ def normalize_pixels(pixels: NDArray[np.uint8], facts: ImageFacts) -> NDArray[np
     mean, std = np.array(facts.mean, np.float32), np.array(facts.std, np.float32)
     scaled = pixels.astype(np.float32) / np.float32(255)
     return np.ascontiguousarray(np.moveaxis((scaled - mean) / std, -1, -3))
-
-
-def prompt(text: str, task: str | None, instructions: Mapping[str, str]) -> str:
-    """`text` after its task's instruction; `text` alone for the task None. InputError for an unknown task."""
-    if task is None:
-        return text
-    if not isinstance(task, str) or task not in instructions:
-        known = ", ".join(map(repr, instructions)) or "none, this model has no instructions"
-        raise InputError(f"task is {task!r}, wanted None or one that the model knows: {known}")
-    return instructions[task] + text
 
 
 def resized_size(source: tuple[int, int], facts: ImageFacts) -> tuple[int, int]:

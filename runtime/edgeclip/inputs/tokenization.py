@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import Unigram
 
 from edgeclip.errors import BundleError, InputError
-from edgeclip.manifest import TokenizerFacts
+from edgeclip.manifest import TextFacts
 
 # What tokenizers gives for a text of 22 tokens takes 4.5 kB, its ids 176 bytes: only so many are held at a time, and
 # Ctrl-C is heard between them. They take 43 ms on two cores, a few thousandths of what the tower then takes for them.
@@ -57,7 +57,7 @@ def is_quick(characters: Sequence[int]) -> bool:
     return len(characters) <= _FEW_TEXTS and sum(characters) <= _FEW_CHARACTERS
 
 
-def check_max_length(max_length: int | None, facts: TokenizerFacts) -> int:
+def check_max_length(max_length: int | None, facts: TextFacts) -> int:
     """The most ids a text may have: `max_length`, or the model's limit for None. InputError for other values."""
     limit = facts.max_length if max_length is None else max_length
     if type(limit) is not int or not 2 <= limit <= facts.max_length:
@@ -68,7 +68,7 @@ def check_max_length(max_length: int | None, facts: TokenizerFacts) -> int:
 class TextTokenizer:
     """A tokenizer made from tokenizer.json and the manifest's facts."""
 
-    def __init__(self, path: Path, facts: TokenizerFacts) -> None:
+    def __init__(self, path: Path, facts: TextFacts) -> None:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except (KeyboardInterrupt, MemoryError):
