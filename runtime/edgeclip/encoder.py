@@ -1,15 +1,18 @@
 """The encoder: every step from a user's text or image to a unit vector. To read the code, start here.
 
-    text  -> instruction prefix -> token ids -> batches of one length -> text graph   -> cut, normalise
-    image -> RGB -> resize, crop -> uint8 pixels -> batches           -> vision graph -> cut, normalise
+    text  -> items: prompt, token ids    \\
+                                           batches of one kind -> graph (-> the next graph) -> cut, normalise
+    image -> items: RGB, resized, uint8  /
 
-Pooling, LoRA, mean and std, and the first normalisation are inside the graphs (`edgeclip_export`).
+The model's family (`edgeclip.families`) makes the items, `edgeclip.engine.run` runs them. Pooling, LoRA that was
+merged, mean and std, and the first normalisation are inside the graphs (`edgeclip_export`).
 """
 
 import contextlib
 import os
 import warnings
 from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -22,17 +25,22 @@ from edgeclip.bundle.files import find_folder, open_manifest, unproved
 from edgeclip.bundle.selftest import run_selftest
 from edgeclip.engine.batch_policy import BatchPolicy
 from edgeclip.engine.devices import Device, choose_device, usable_cpus
+from edgeclip.engine.graphs import Graphs
+from edgeclip.engine.opening import plan_graph
+from edgeclip.engine.ort import import_onnxruntime
 from edgeclip.engine.providers import Plan
-from edgeclip.engine.session import TowerSession, import_onnxruntime, plan_tower
-from edgeclip.engine.towers import Towers
+from edgeclip.engine.run import Runner
 from edgeclip.engine.unit_vectors import Vectors
 from edgeclip.errors import InputError, TruncationWarning, UnprovedWarning
-from edgeclip.families.jina_clip import preprocess_image, prompt
+from edgeclip.families import open_family
+from edgeclip.families.family import Arrays, Family, Item, Prepared
+from edgeclip.families.tasks import find_task
 from edgeclip.inputs.checks import check_batch_size, check_images, check_texts, check_truncate_dim
 from edgeclip.inputs.image_stream import EncodedImages, OnError, SkippedImage, check_on_error, stream_images
 from edgeclip.inputs.images import ImageInput, is_image
-from edgeclip.inputs.tokenization import TokenizedTexts, check_max_length
-from edgeclip.manifest import TOWERS, Manifest, TowerName
+from edgeclip.inputs.prefetch import Pixels
+from edgeclip.inputs.tokenization import check_max_length
+from edgeclip.manifest import FIRST_GRAPH, Manifest, Modality
 from edgeclip.progress import ProgressBar, is_wanted
 
 _MOST_THREADS = 1024
@@ -41,18 +49,20 @@ _MOST_THREADS = 1024
 class Encoder:
     """A bundle, opened on a device. `Encoder.open` makes one; it is a context manager.
 
-    On the CPU a tower is loaded when it is first used, and the tokenizer with the first text, so a program that only
-    searches by text never loads the vision tower. Any number of threads may call one Encoder. One thread may close it
+    On the CPU a graph is loaded when it is first used, and the tokenizer with the first text, so a program that only
+    searches by text never loads the vision graph. Any number of threads may call one Encoder. One thread may close it
     while others encode: calls in progress finish, later ones raise an error that says it is closed. After a fork an
-    Encoder on the CPU loads its towers again in the child; on other devices the child gets an error. A pickled or
+    Encoder on the CPU loads its graphs again in the child; on other devices the child gets an error. A pickled or
     copied Encoder opens its bundle again.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, device: Device, threads: int) -> None:
         self.manifest = manifest
         self._folder, self._device, self._threads = folder, device, threads
+        self._graphs = Graphs(folder, manifest, device, threads)
+        self._family = open_family(manifest, self._graphs.parse_tokenizer)
         self._policy = BatchPolicy.choose(device.kind, manifest, "throughput")
-        self._towers = Towers(folder, manifest, device, threads)
+        self._runner = Runner(manifest, self._family, self._policy, self._run_graph, self._verify_graph)
         self._opened_by: dict[str, Any] = {"device": str(device), "threads": threads}
 
     @classmethod
@@ -68,12 +78,12 @@ class Encoder:
 
         `device` is "auto", "cpu", "cuda[:n]", "tensorrt[:n]" or "openvino[:CPU|GPU|NPU]"; any value but "auto" means
         that device or an error. `threads=None` takes every processor the process may use (cgroup and affinity); as
-        many threads decode images while the tower computes. A quantised tower without a proof of what that cost gives
+        many threads decode images while the graph computes. A quantised graph without a proof of what that cost gives
         an UnprovedWarning.
 
         `selftest` runs the bundle's self-test before anything else (`edgeclip.bundle.selftest.run_selftest`). None
         runs it on every device but the CPU: drivers and compiled kernels can be wrong without an error, and a GPU
-        needs little time for it, while a CPU would load both towers and compute two images first, which takes
+        needs little time for it, while a CPU would load all graphs and compute two images first, which takes
         seconds.
 
         Raises BundleError for a folder that holds no complete bundle, DeviceError for a device that is unknown,
@@ -92,10 +102,10 @@ class Encoder:
         encoder._opened_by = {"device": device, "threads": threads, "selftest": selftest}
         is_lazy = chosen.kind == "cpu"  # another device is proved by starting it
         try:
-            for tower in () if is_lazy else TOWERS:
-                encoder._session(tower)
+            for graph in () if is_lazy else manifest.graphs:
+                encoder._graphs.session(graph)
             if not is_lazy if selftest is None else selftest:
-                run_selftest(encoder, folder)
+                run_selftest(manifest, encoder.ask, folder, device=encoder.device)
         except BaseException:
             encoder.close()
             raise
@@ -103,7 +113,7 @@ class Encoder:
 
     @property
     def device(self) -> str:
-        """The device that runs the towers: "cpu", "cuda:0", "tensorrt:0", "openvino:CPU"."""
+        """The device that runs the graphs: "cpu", "cuda:0", "tensorrt:0", "openvino:CPU"."""
         return str(self._device)
 
     @property
@@ -113,15 +123,30 @@ class Encoder:
 
     @property
     def threads(self) -> int:
-        """The number of threads that a tower computes with on the CPU."""
+        """The number of threads that a graph computes with on the CPU."""
         return self._threads
 
-    def plan(self, tower: TowerName) -> Plan:
-        """The providers, their options and the session entries that onnxruntime runs a tower with.
+    @property
+    def family(self) -> Family:
+        """What makes items of texts and images, for programs that form batches themselves."""
+        return self._family
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What can be encoded: "text", "image" or both."""
+        return self.manifest.modalities
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that the model has, by name."""
+        return tuple(self.manifest.tasks)
+
+    def plan(self, graph: str) -> Plan:
+        """The providers, their options and the session entries that onnxruntime runs a graph with.
 
         On CUDA the stream that graphs are captured on is left out, because its number differs in each process.
         """
-        return plan_tower(tower, self._device, self._threads, self.manifest)
+        return plan_graph(graph, self._device, self._threads, self.manifest)
 
     def encode_text(
         self,
@@ -135,32 +160,32 @@ class Encoder:
     ) -> Vectors:
         """Unit vectors of texts: (dim,) for one str, (N, dim) float32 for several, in the order of the texts.
 
-        `task` prepends the model's instruction of that name. `truncate_dim` keeps the first `truncate_dim`
-        dimensions, then normalises. `max_length` is in tokens, the opening and closing one included (None: the
+        `task` is one of `tasks`: its prompt is put before each text, and its adapter is used. `truncate_dim` keeps the
+        first `truncate_dim` dimensions, then normalises. `max_length` is in tokens, the opening and closing one included (None: the
         model's limit); longer texts are cut and counted in a TruncationWarning. `batch_size` is the most texts in one
         batch. `progress=None` shows a bar when stderr is a terminal.
 
         Raises InputError for an input that is not a text and for an unknown option.
         """
         self._check_open()
+        facts = self.manifest.need_text()
         is_single = isinstance(texts, str)
         dim = check_truncate_dim(truncate_dim, self.manifest)
         check_batch_size(batch_size)
-        limit = check_max_length(max_length, self.manifest.tokenizer)
-        prompt("", task, self.manifest.tokenizer.instructions)  # before the tower begins to load
+        limit = check_max_length(max_length, facts)
+        find_task(self.manifest, task, "text")  # before the graph begins to load
         checked = check_texts(texts)
-        if checked and self._towers.tokenizer is None:
-            self._towers.load_ahead("text")
-        tokenized = self.tokenize(checked, task=task, max_length=limit)
-        rows = tokenized.rows
-        if cut := len(tokenized.cut):
-            warning = TruncationWarning(f"{cut} of {len(rows)} texts were cut to {limit} tokens", cut=cut)
+        if checked and self._graphs.tokenizer is None:
+            self._graphs.load_ahead(FIRST_GRAPH["text"])
+        prepared = self._family.texts(checked, task, limit)
+        if cut := len(prepared.cut):
+            warning = TruncationWarning(f"{cut} of {len(checked)} texts were cut to {limit} tokens", cut=cut)
             warnings.warn(warning, stacklevel=2)
-        vectors = np.empty((len(rows), dim), dtype=np.float32)
-        with ProgressBar("texts", len(rows), is_shown=is_wanted(progress)) as bar:
-            for batch in self._policy.plan_texts(rows, batch_size):
-                vectors[list(batch.indices)] = self._run("text", batch.input_ids, dim)
-                bar.advance(len(batch.indices))
+        vectors = np.empty((len(checked), dim), dtype=np.float32)
+        with ProgressBar("texts", len(checked), is_shown=is_wanted(progress)) as bar:
+            for indices, found in self._runner.run(prepared.items, dim, batch_size):
+                vectors[indices] = found
+                bar.advance(len(indices))
         return vectors[0] if is_single else vectors
 
     @overload
@@ -168,7 +193,9 @@ class Encoder:
         self,
         images: ImageInput | Iterable[ImageInput],
         *,
+        task: str | None = None,
         truncate_dim: int | None = None,
+        max_pixels: int | None = None,
         batch_size: int | None = None,
         progress: bool | None = None,
         on_error: Literal["raise"] = "raise",
@@ -178,7 +205,9 @@ class Encoder:
         self,
         images: ImageInput | Iterable[ImageInput],
         *,
+        task: str | None = None,
         truncate_dim: int | None = None,
+        max_pixels: int | None = None,
         batch_size: int | None = None,
         progress: bool | None = None,
         on_error: Literal["skip"] | Callable[[SkippedImage], None],
@@ -187,7 +216,9 @@ class Encoder:
         self,
         images: ImageInput | Iterable[ImageInput],
         *,
+        task: str | None = None,
         truncate_dim: int | None = None,
+        max_pixels: int | None = None,
         batch_size: int | None = None,
         progress: bool | None = None,
         on_error: OnError = "raise",
@@ -196,21 +227,23 @@ class Encoder:
 
         An image is a path, the bytes of a file, a "data:image/...;base64," string, a PIL image, or an RGB array
         (height, width, 3) uint8. URLs are not fetched. Options as in `encode_text`; a batch has at most 32 images,
-        whatever `batch_size` is.
+        whatever `batch_size` is. `max_pixels` is for models that take images of any size.
 
         An image that cannot be read is an InputError that names it. With `on_error="skip"` it is left out, and the
         result is an EncodedImages: the vectors, the index of each one's image, and which images were skipped and why.
         A function for `on_error` skips too, and is called with each SkippedImage as it is found, in order.
         """
         self._check_open()
+        self.manifest.need_image()
         is_single = is_image(images)
         dim = check_truncate_dim(truncate_dim, self.manifest)
         check_batch_size(batch_size)
         check_on_error(on_error)
+        find_task(self.manifest, task, "image")
         items = check_images(images)
+        prepare = partial(self._prepare_image, task, max_pixels)
         if len(items) == 1 and on_error == "raise":  # nothing to do meanwhile
-            pixels = self.preprocess(items[0], label="image" if is_single else "image 0")
-            vectors = self._run("vision", pixels[None], dim)
+            vectors = self.run_items([prepare(items[0], "image" if is_single else "image 0")], dim)
             return vectors[0] if is_single else vectors
         skipped: list[SkippedImage] = []
         indices: list[int] = []
@@ -223,7 +256,7 @@ class Encoder:
                 if callable(on_error):
                     on_error(image)
 
-            found = self._iter_images(items, dim, batch_size, on_error if on_error == "raise" else skip)
+            found = self._iter_images(items, prepare, dim, batch_size, on_error if on_error == "raise" else skip)
             with contextlib.closing(found):
                 for batch, rows in found:
                     vectors[len(indices) : len(indices) + len(batch)] = rows
@@ -238,7 +271,9 @@ class Encoder:
         self,
         images: ImageInput | Iterable[ImageInput],
         *,
+        task: str | None = None,
         truncate_dim: int | None = None,
+        max_pixels: int | None = None,
         batch_size: int | None = None,
         on_error: OnError = "raise",
     ) -> Generator[tuple[Sequence[int], Vectors]]:
@@ -253,71 +288,110 @@ class Encoder:
         the end.
         """
         self._check_open()
+        self.manifest.need_image()
         dim = check_truncate_dim(truncate_dim, self.manifest)
         check_batch_size(batch_size)
         check_on_error(on_error)
-        return self._iter_images(check_images(images), dim, batch_size, on_error)
+        find_task(self.manifest, task, "image")
+        prepare = partial(self._prepare_image, task, max_pixels)
+        return self._iter_images(check_images(images), prepare, dim, batch_size, on_error)
 
     def _iter_images(
-        self, images: Sequence[ImageInput], dim: int, batch_size: int | None, on_error: OnError
+        self,
+        images: Sequence[ImageInput],
+        prepare: Callable[[ImageInput, str], Item],
+        dim: int,
+        batch_size: int | None,
+        on_error: OnError,
     ) -> Generator[tuple[Sequence[int], Vectors]]:
         batches = list(self._policy.plan_images(len(images), batch_size))
-        size = self.manifest.image.size_px
-        streamed = partial(stream_images, images, batches, self.preprocess, size, self._threads, on_error)
+        size = self.manifest.need_image().size_px
+
+        def stage(image: ImageInput, label: str, row: Pixels) -> Item:
+            item = prepare(image, label)
+            ((name, pixels),) = item.arrays.items()
+            row[...] = pixels
+            return replace(item, arrays={name: row})
+
+        streamed = partial(stream_images, images, batches, stage, (size, size, 3), self._threads, on_error)
         if batches and self._device.kind == "cuda":  # page-locked, and kept for the next call
-            session = self._session("vision")
+            session = self._graphs.session(FIRST_GRAPH["image"])
             streamed = partial(streamed, allocate=session.allocate, recycle=session.recycle)
         with contextlib.closing(streamed()) as ahead:
-            for indices, pixels in ahead:
-                yield indices, self._run("vision", pixels, dim)
+            for indices, items in ahead:
+                yield indices, self.run_items(items, dim, batch_size=len(items))
 
-    def tokenize(
+    def prepare_texts(
         self, texts: str | Iterable[str], *, task: str | None = None, max_length: int | None = None
-    ) -> TokenizedTexts:
-        """The token ids of each text as the text tower takes them, (T,) int64, and the indices of texts that were
-        cut.
+    ) -> Prepared:
+        """Texts as items, and the indices of texts that were cut.
 
         This is the first step of `encode_text`, for programs that form batches themselves; it raises the same errors.
         """
-        instructions = self.manifest.tokenizer.instructions
-        prompt("", task, instructions)  # an unknown task is one without texts, too
-        checked = check_texts(texts)
-        prompts = [prompt(text, task, instructions) for text in checked]
-        return self._towers.parse_tokenizer().encode(prompts, max_length)
+        find_task(self.manifest, task, "text")  # an unknown task is one without texts, too
+        return self._family.texts(check_texts(texts), task, max_length)
 
-    def count_token_ids(self) -> int:
-        """The size of the range of token ids: one more than the highest id that the tokenizer gives."""
-        return self._towers.parse_tokenizer().count_ids()
-
-    def preprocess(self, image: ImageInput, *, label: str = "image") -> NDArray[np.uint8]:
-        """The pixels of an image as the vision tower takes them: (size_px, size_px, 3) uint8.
+    def prepare_image(
+        self, image: ImageInput, *, task: str | None = None, max_pixels: int | None = None, label: str = "image"
+    ) -> Item:
+        """An image as an item.
 
         This is the first step of `encode_image`, for programs that form batches themselves. Any number of threads may
         call it at once. Raises InputError, whose message calls the image `label`.
         """
-        return preprocess_image(image, self.manifest.image, label=label)
+        return self._family.image(image, task, max_pixels=max_pixels, label=label)
 
-    def run_tower(self, tower: TowerName, batch: NDArray[Any]) -> Vectors:
-        """Unit vectors (B, dim) of inputs in the graph's own form: ids (B, T) int64, or pixels (B, S, S, 3) uint8.
+    def run_items(self, items: Sequence[Item], dim: int | None = None, *, batch_size: int | None = None) -> Vectors:
+        """Unit vectors (N, dim) of items in their order, cut to `dim` dimensions (None: all of them).
 
-        Nothing is tokenised, padded or resized. Raises DeviceError for inputs that the graph cannot take.
+        Raises DeviceError for items that the graph cannot take.
         """
-        return self._run(tower, batch, self.manifest.embedding_dim)
+        dim = self.manifest.embedding_dim if dim is None else dim
+        vectors = np.empty((len(items), dim), np.float32)
+        for indices, found in self._runner.run(items, dim, batch_size):
+            if len(indices) == len(items) and indices == list(range(len(items))):
+                return found
+            vectors[indices] = found
+        return vectors
+
+    def run_batch(self, items: Sequence[Item]) -> Vectors | list[Item]:
+        """Run items of one kind as one batch: their unit vectors (B, dim), or the items of the next graph.
+
+        This is a single step of `run_items`, for programs that queue items themselves.
+        """
+        return self._runner.run_batch(items, self.manifest.embedding_dim)
+
+    def run_graph(self, graph: str, feed: Arrays, *, adapter: str | None = None) -> dict[str, NDArray[Any]]:
+        """Every output of a graph, by name, for arrays in its own form, by the names of its inputs.
+
+        Nothing is checked, cut or normalised. Raises DeviceError for arrays that the graph cannot take.
+        """
+        return self._run_graph(graph, feed, adapter)
+
+    def ask(self, modality: Modality, inputs: Sequence[Any], tasks: Sequence[str | None]) -> Vectors:
+        """Unit vectors of texts or images, each with its own task; `edgeclip.bundle.selftest` asks so."""
+        items: list[Item] = []
+        for one, task in zip(inputs, tasks, strict=True):
+            if modality == "text":
+                items += self.prepare_texts(one, task=task).items
+            else:
+                items.append(self.prepare_image(one, task=task))
+        return self.run_items(items)
 
     @property
     def overwritten_files(self) -> tuple[str, ...]:
-        """Names of files of loaded towers that were changed in place since they were opened. No file is read."""
-        return self._towers.overwritten
+        """Names of files of loaded graphs that were changed in place since they were opened. No file is read."""
+        return self._graphs.overwritten
 
     def verify_files(self) -> None:
-        """Read changed files of loaded towers; raise BundleError for one whose bytes are not those that were
+        """Read changed files of loaded graphs; raise BundleError for one whose bytes are not those that were
         exported.
         """
-        self._towers.verify_files()
+        self._graphs.verify_files()
 
     def close(self) -> None:
-        """Free the towers and the tokenizer. Closing twice is harmless; encoding afterwards is an InputError."""
-        self._towers.close()
+        """Free the graphs and the tokenizer. Closing twice is harmless; encoding afterwards is an InputError."""
+        self._graphs.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the folder and the options; unpickling or copying opens the bundle again."""
@@ -332,14 +406,17 @@ class Encoder:
     ) -> None:
         self.close()
 
-    def _run(self, tower: TowerName, batch: NDArray[Any], dim: int) -> Vectors:
-        return self._towers.run(tower, batch, dim)
+    def _prepare_image(self, task: str | None, max_pixels: int | None, image: ImageInput, label: str) -> Item:
+        return self.prepare_image(image, task=task, max_pixels=max_pixels, label=label)
+
+    def _run_graph(self, graph: str, feed: Arrays, adapter: str | None) -> dict[str, NDArray[Any]]:
+        return self._graphs.session(graph).run(feed, adapter=adapter)
+
+    def _verify_graph(self, graph: str) -> None:
+        self._graphs.session(graph).files.verify()
 
     def _check_open(self) -> None:
-        self._towers.check_open()
-
-    def _session(self, tower: TowerName) -> TowerSession:
-        return self._towers.session(tower)
+        self._graphs.check_open()
 
 
 def _reopen(kind: type[Encoder], folder: str, options: dict[str, Any]) -> Encoder:

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import IO
 
 from edgeclip.errors import BundleError
-from edgeclip.manifest import TOWERS, FileFacts, Manifest, dangling_target
+from edgeclip.manifest import FIRST_GRAPH, FileFacts, Manifest, dangling_target
 
-FAMILIES = ("jina-clip",)
 _BLOCK_BYTES = 8 << 20
 _POINTERS, _POINTER_BYTES = (b"version https://git-lfs", b"/annex/objects/"), 1024
 _FETCH = "fetch what it stands for (git annex get, dvc pull, git lfs pull), or copy the bundle with cp -rL"
@@ -34,12 +33,10 @@ def find_folder(bundle: str | os.PathLike[str]) -> Path:
 def open_manifest(folder: Path) -> Manifest:
     """The manifest of the bundle in `folder`, every file of it present with its size.
 
-    Raises BundleError for a folder that is no bundle, a file that is missing, of another size or not to be read, and
-    a model family this version does not run.
+    Raises BundleError for a folder that is no bundle, and for a file that is missing, of another size or not to be
+    read.
     """
     manifest = Manifest.read(folder)
-    if manifest.family not in FAMILIES:
-        raise BundleError(f"{folder}: a bundle of the family {manifest.family!r}; this edgeclip runs {FAMILIES[0]}")
     for file in manifest.files:
         try:
             size = (folder / file.name).stat().st_size
@@ -115,12 +112,12 @@ def weights_of(graph: str, files: Iterable[FileFacts]) -> list[FileFacts]:
 
 
 def unproved(manifest: Manifest) -> str | None:
-    """The words for towers that are narrowed and were never held against the fp32 bundle."""
-    proved = {one.tower for one in manifest.measured if one.against == "fp32 bundle"}
-    missing = [name for name in TOWERS if manifest.tower(name).precision != "fp32" and name not in proved]
+    """The words for graphs that are narrowed and whose vectors were never compared with the fp32 bundle's."""
+    proved = {FIRST_GRAPH[one.modality] for one in manifest.measured if one.against == "fp32 bundle"}
+    missing = [name for name, facts in manifest.graphs.items() if facts.precision != "fp32" and name not in proved]
     if not missing:
         return None
-    named = " and ".join(f"the {name} tower ({manifest.tower(name).precision})" for name in missing)
+    named = " and ".join(f"the {name} graph ({manifest.graphs[name].precision})" for name in missing)
     return (
         f"nobody measured what {named} lost against the fp32 bundle; make it with `edgeclip quantize`, "
         "or see with `edgeclip eval --against`"

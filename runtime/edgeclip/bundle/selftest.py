@@ -8,16 +8,21 @@ pixels that they were proved on; its answers are the fp32 bundle's.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.errors import BundleError, DeviceError
-from edgeclip.manifest import PROOF_DATA, SELFTEST_DATA, TOWERS, Manifest, Precision, Reference, TowerName
-
-if TYPE_CHECKING:
-    from edgeclip.encoder import Encoder
+from edgeclip.manifest import (
+    FIRST_GRAPH,
+    PROOF_DATA,
+    SELFTEST_DATA,
+    Manifest,
+    Modality,
+    Precision,
+    Reference,
+)
 
 # Largest difference of a unit vector's elements. fp32: measured 4e-7, and other processors sum in
 # other orders; the smallest known mistake (tanh for erf in GELU) moves them by 1e-4.
@@ -31,16 +36,34 @@ HARMLESS_LOSS = 1e-5
 # Vectors of different inputs that differ by less than this are one constant vector.
 _DISTINCT = 1e-4
 
+# The array of the wanted vectors of each modality, in the files of the self-test and of the proof.
+ANSWERS: Mapping[Modality, str] = {"text": "text_embeds", "image": "image_embeds"}
+
+Vectors = NDArray[np.float32]
 _Arrays = Mapping[str, NDArray[Any]]
-_Answers = Mapping[TowerName, NDArray[Any]]
+_Answers = Mapping[Modality, Vectors]
 _Taken = TypeVar("_Taken")
+
+
+class Ask(Protocol):
+    """Encode texts or images (H, W, 3), each with its own task, None for none: unit vectors (N, D)."""
+
+    def __call__(self, modality: Modality, inputs: Sequence[Any], tasks: Sequence[str | None]) -> Vectors:
+        """The vectors, in the order of the inputs."""
+
+
+class RunGraph(Protocol):
+    """Run a batch through a graph: `edgeclip.encoder.Encoder.run_graph`."""
+
+    def __call__(self, graph: str, feed: _Arrays, *, adapter: str | None) -> Mapping[str, NDArray[Any]]:
+        """Every output of the graph, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repeated:
-    """One tower's answers here beside the wanted ones; `recorded_cosine` is the manifest's worst, None without."""
+    """A modality's vectors here beside the wanted ones; `recorded_cosine` is the manifest's worst, None without."""
 
-    tower: TowerName
+    modality: Modality
     against: Reference
     data: str
     samples: int
@@ -51,76 +74,85 @@ class Repeated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelfTest:
-    """A bundle's self-test: texts, images (H, W, 3) uint8, and the checkpoint's vectors (N, D) of both."""
+    """A bundle's self-test: texts with the task of each, images (H, W, 3) uint8, and the checkpoint's vectors (N, D)
+    of each modality that the bundle takes.
+    """
 
     texts: Sequence[str]
+    tasks: Sequence[str | None]
     images: Sequence[NDArray[np.uint8]]
-    wanted: Mapping[TowerName, NDArray[np.float32]]
+    wanted: _Answers
+
+    def inputs(self, modality: Modality) -> tuple[Sequence[Any], Sequence[str | None]]:
+        """The inputs of a modality, and the task of each."""
+        if modality == "text":
+            return self.texts, self.tasks
+        return self.images, [None] * len(self.images)
 
 
 def read_selftest(manifest: Manifest, folder: Path) -> SelfTest:
     """The self-test of the bundle in a folder; BundleError when it cannot be read."""
 
     def take(arrays: _Arrays) -> SelfTest:
+        texts = arrays["texts"] if manifest.text else []
+        count = len(arrays["image_embeds"]) if manifest.image else 0
         return SelfTest(
-            texts=[str(text) for text in arrays["texts"]],
-            images=[arrays[f"image_{index}"] for index in range(len(arrays["image_embeds"]))],
-            wanted=_answers(arrays),
+            texts=[str(text) for text in texts],
+            tasks=[str(task) or None for task in arrays["tasks"]] if manifest.text else [],
+            images=[arrays[f"image_{index}"] for index in range(count)],
+            wanted=_answers(manifest, arrays),
         )
 
     path = folder / manifest.selftest
     test = _read(path, take)
-    counts: dict[TowerName, int] = {"text": len(test.texts), "vision": len(test.images)}
+    counts = {modality: len(test.inputs(modality)[0]) for modality in manifest.modalities}
     _check_answers(path, test.wanted, counts, manifest.embedding_dim)
+    if len(test.tasks) != len(test.texts):
+        raise BundleError(f"{path}: {len(test.tasks)} tasks for {len(test.texts)} texts")
     return test
 
 
-def run_selftest(encoder: "Encoder", test: Path | SelfTest) -> tuple[Repeated, ...]:
-    """Encode a self-test, or that of the bundle in a folder; DeviceError for NaN, a constant or a wrong vector.
+def run_selftest(manifest: Manifest, ask: Ask, test: Path | SelfTest, *, device: str) -> tuple[Repeated, ...]:
+    """Ask for the vectors of a self-test, or of that of the bundle in a folder, and judge them.
 
-    fp32 is wrong beyond TOLERANCE, a precision that rounds below `least_cosine` of what was recorded. Raises
-    BundleError when the self-test cannot be read, or such a tower's record is missing.
+    DeviceError, which names the `device`, for NaN, a constant or a wrong vector: fp32 is wrong beyond TOLERANCE, a
+    precision that rounds below `least_cosine` of what was recorded. Raises BundleError when the self-test cannot be
+    read, or the record of such a modality is missing.
     """
     if isinstance(test, Path):
-        test = read_selftest(encoder.manifest, test)
-    found = {
-        "text": encoder.encode_text(test.texts, progress=False),
-        "vision": encoder.encode_image(test.images, progress=False),
-    }
+        test = read_selftest(manifest, test)
+    found = {modality: ask(modality, *test.inputs(modality)) for modality in manifest.modalities}
     return tuple(
-        _judge(encoder, tower, "fp32 checkpoint", SELFTEST_DATA, found[tower], test.wanted[tower]) for tower in TOWERS
+        _judge(manifest, device, modality, "fp32 checkpoint", SELFTEST_DATA, vectors, test.wanted[modality])
+        for modality, vectors in found.items()
     )
 
 
-def repeat_proof(encoder: "Encoder", folder: Path) -> tuple[Repeated, ...]:
-    """Run the narrowed towers on what they were proved on; none in a bundle without a proof.
+def repeat_proof(manifest: Manifest, run_graph: RunGraph, folder: Path, *, device: str) -> tuple[Repeated, ...]:
+    """Run the narrowed graphs on what they were proved on; none in a bundle without a proof.
 
-    DeviceError for a tower that answers worse than `least_cosine` of what was recorded, BundleError for a proof that
+    DeviceError for vectors that are worse than `least_cosine` of what was recorded, BundleError for a proof that
     cannot be read or has no record.
     """
-    manifest = encoder.manifest
     if manifest.proof is None:
         return ()
 
-    def take(arrays: _Arrays) -> tuple[dict[TowerName, list[Any]], _Answers]:
-        ids = [arrays[f"input_ids_{index}"] for index in range(len(arrays["text_embeds"]))]
-        return {"text": ids, "vision": list(arrays["pixel_values"][:, None])}, _answers(arrays)
+    def take(arrays: _Arrays) -> tuple[dict[Modality, list[tuple[_Arrays, str | None]]], _Answers]:
+        return {modality: _proof_inputs(modality, arrays) for modality in manifest.modalities}, _answers(
+            manifest, arrays
+        )
 
     path = folder / manifest.proof
     inputs, wanted = _read(path, take)
-    _check_answers(path, wanted, {name: len(inputs[name]) for name in TOWERS}, manifest.embedding_dim)
-    return tuple(
-        _judge(
-            encoder,
-            tower,
-            "fp32 bundle",
-            PROOF_DATA,
-            np.concatenate([encoder.run_tower(tower, batch) for batch in inputs[tower]]),
-            wanted[tower],
-        )
-        for tower in TOWERS
-        if manifest.tower(tower).precision not in TOLERANCE
-    )
+    _check_answers(path, wanted, {name: len(rows) for name, rows in inputs.items()}, manifest.embedding_dim)
+    results = []
+    for modality in manifest.modalities:
+        if manifest.first_graph(modality).precision in TOLERANCE:
+            continue
+        graph, name = FIRST_GRAPH[modality], ANSWERS[modality]
+        found = np.concatenate([run_graph(graph, feed, adapter=adapter)[name] for feed, adapter in inputs[modality]])
+        results.append(_judge(manifest, device, modality, "fp32 bundle", PROOF_DATA, found, wanted[modality]))
+    return tuple(results)
 
 
 def least_cosine(recorded: float) -> float:
@@ -129,19 +161,20 @@ def least_cosine(recorded: float) -> float:
 
 
 def _judge(
-    encoder: "Encoder",
-    tower: TowerName,
+    manifest: Manifest,
+    device: str,
+    modality: Modality,
     against: Reference,
     data: str,
-    found: NDArray[np.float32],
-    wanted: NDArray[np.float32],
+    found: Vectors,
+    wanted: Vectors,
 ) -> Repeated:
     test = "self-test" if against == "fp32 checkpoint" else "proof"
-    where = f"{test}: the {tower} tower on {encoder.device}"
+    where = f"{test}: the {FIRST_GRAPH[modality]} graph on {device}"
     if np.abs(found - found[:1]).max() < _DISTINCT <= np.abs(wanted - wanted[:1]).max():
         raise DeviceError(f"{where} gives one constant vector for different inputs")
-    precision = encoder.manifest.tower(tower).precision
-    record = encoder.manifest.measurement(tower, against, data)
+    precision = manifest.first_graph(modality).precision
+    record = manifest.measurement(modality, "single", against, data)
     difference = float(np.abs(found - wanted).max())
     worst = float(_cosines(found, wanted).min())
     advice = "another device or onnxruntime version may do better"
@@ -161,7 +194,7 @@ def _judge(
             f"{record.worst_cosine:.6f} was measured when it was written; {advice}"
         )
     return Repeated(
-        tower=tower,
+        modality=modality,
         against=against,
         data=data,
         samples=len(found),
@@ -187,11 +220,21 @@ def _read(path: Path, take: Callable[[_Arrays], _Taken]) -> _Taken:
         raise BundleError(f"{path}: cannot be read ({error})") from error
 
 
-def _answers(arrays: _Arrays) -> _Answers:
-    return {"text": arrays["text_embeds"], "vision": arrays["image_embeds"]}
+def _answers(manifest: Manifest, arrays: _Arrays) -> _Answers:
+    return {modality: arrays[ANSWERS[modality]] for modality in manifest.modalities}
 
 
-def _check_answers(path: Path, wanted: _Answers, counts: Mapping[TowerName, int], dim: int) -> None:
+def _proof_inputs(modality: Modality, arrays: _Arrays) -> list[tuple[_Arrays, str | None]]:
+    """What the first graph was proved on: one row each, and its adapter."""
+    if modality == "image":
+        return [({"pixel_values": row[None]}, None) for row in arrays["pixel_values"]]
+    return [
+        ({"input_ids": arrays[f"input_ids_{index}"]}, str(adapter) or None)
+        for index, adapter in enumerate(arrays["text_adapters"])
+    ]
+
+
+def _check_answers(path: Path, wanted: _Answers, counts: Mapping[Modality, int], dim: int) -> None:
     for name, count in counts.items():
         if not count or wanted[name].shape != (count, dim):
-            raise BundleError(f"{path}: {wanted[name].shape} answers of the {name} tower for {count} inputs")
+            raise BundleError(f"{path}: {wanted[name].shape} answers of {name}s for {count} inputs")

@@ -15,7 +15,7 @@ from typing import Any
 
 from edgeclip.bundle.staging import stage_name
 from edgeclip.engine.devices import DEVICES
-from edgeclip.engine.session import import_onnxruntime
+from edgeclip.engine.ort import import_onnxruntime
 from edgeclip.errors import InputError
 from edgeclip.host.installation import needs_extra
 from edgeclip.manifest import TOWERS, TowerName

@@ -12,7 +12,7 @@ from typing import Any
 from edgeclip.bundle.staging import stage_name
 from edgeclip.cli.arguments import add_bundle, add_device, add_json
 from edgeclip.cli.late_warnings import late_warnings
-from edgeclip.engine.session import import_onnxruntime
+from edgeclip.engine.ort import import_onnxruntime
 from edgeclip.errors import InputError
 from edgeclip.host.installation import needs_extra
 

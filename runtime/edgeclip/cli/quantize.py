@@ -11,7 +11,7 @@ from edgeclip.bundle.staging import check_place
 from edgeclip.cli.arguments import add_bundle, add_folder, add_json
 from edgeclip.cli.late_warnings import late_warnings
 from edgeclip.cli.recipe_table import format_recipes
-from edgeclip.engine.session import import_onnxruntime
+from edgeclip.engine.ort import import_onnxruntime
 from edgeclip.host.installation import needs_extra
 from edgeclip.manifest import TOWERS, Manifest
 from edgeclip.progress import ProgressBar, is_wanted

@@ -9,7 +9,7 @@ import edgeclip
 from edgeclip.doctor.diagnosis import WHEELS, Facts, Processor, Provider
 from edgeclip.doctor.probe import probe_provider
 from edgeclip.engine.devices import PROVIDERS, usable_cpus
-from edgeclip.engine.session import import_onnxruntime
+from edgeclip.engine.ort import import_onnxruntime
 from edgeclip.errors import MissingExtraError
 from edgeclip.host import nvidia
 from edgeclip.host.cgroup import cpu_quota, memory_limit

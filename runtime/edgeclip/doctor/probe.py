@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 
-from edgeclip.engine.session import import_onnxruntime
+from edgeclip.engine.ort import import_onnxruntime
 
 # y = MatMul(x, w) as a model, opset 17: x (1, 4), w (4, 2) all 0.5, float32.
 _PRODUCT = (

@@ -153,14 +153,13 @@ class BatchPolicy:
         """Divide items into batches of one kind each, by index; the costliest kind comes first, so that a lack of
         memory shows at once.
 
-        `batch_size` can lower the size of a batch.
+        `batch_size` can lower the size of a batch; for images it replaces that, up to MOST_IMAGES.
         """
         groups: dict[Kind, list[int]] = {}
         for index, item in enumerate(items):
             groups.setdefault(kind_of(item), []).append(index)
         for kind, members in sorted(groups.items(), key=lambda group: -group[0].cost):
-            most = self.rows(kind)
-            size = min(batch_size or most, most)
+            size = min(batch_size or self.rows(kind), self._most(kind))
             for start in range(0, len(members), size):
                 yield tuple(members[start : start + size])
 
@@ -168,7 +167,8 @@ class BatchPolicy:
         """Divide images of one size into batches of consecutive indices, `images` each; `batch_size` replaces that,
         up to MOST_IMAGES.
         """
-        size = min(batch_size or self.images, MOST_IMAGES, self.max_batch or MOST_IMAGES)
+        kind = Kind(1, FIRST_GRAPH["image"])
+        size = min(batch_size or self.rows(kind), self._most(kind))
         for start in range(0, count, size):
             yield range(start, min(start + size, count))
 
@@ -211,6 +211,12 @@ class BatchPolicy:
             opt=((1, min(16, edges[0])), *((1, edge) for edge in edges[1:])),
             max=tuple((self.rows(Kind(edge, graph)), edge) for edge in edges),
         )
+
+    def _most(self, kind: Kind) -> int:
+        """The most items in a batch of a kind, whatever size a caller wants."""
+        if kind.graph == FIRST_GRAPH["image"]:
+            return min(MOST_IMAGES, self.max_batch or MOST_IMAGES)
+        return self.rows(kind)
 
     def _longest_like(self, length: int) -> int:
         """The longest text of the profile that holds a text of `length` tokens; `length` itself without profiles."""

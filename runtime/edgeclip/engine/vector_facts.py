@@ -23,18 +23,17 @@ import numpy as np
 import tokenizers
 
 from edgeclip.encoder import Encoder
-from edgeclip.engine.session import import_onnxruntime
+from edgeclip.engine.ort import import_onnxruntime
 from edgeclip.host.nvidia import cuda_version, cudnn_version, read_driver, tensorrt_version
 from edgeclip.host.processor import read_processor
 from edgeclip.inputs.images import known_formats
-from edgeclip.manifest import TowerName
 
 # Variables that make CUDA, TensorRT, OpenVINO and onnxruntime compute in other ways than their options say.
 _VARIABLES = ("NVIDIA_", "CUDA_", "CUBLAS", "CUDNN", "TENSORRT_", "ORT_", "OPENVINO_", "OV_")
 
 
-def vector_facts(encoder: Encoder, towers: Iterable[TowerName]) -> dict[str, Any]:
-    """The facts that decide the vectors of these towers: JSON values that survive a round trip, under names for
+def vector_facts(encoder: Encoder, graphs: Iterable[str]) -> dict[str, Any]:
+    """The facts that decide the vectors of these graphs: JSON values that survive a round trip, under names for
     messages.
     """
     onnxruntime = import_onnxruntime()
@@ -51,7 +50,7 @@ def vector_facts(encoder: Encoder, towers: Iterable[TowerName]) -> dict[str, Any
         "the processor": read_processor(),
         "the GPU": [] if encoder.device == "cpu" else _gpu(),
         "the environment": {name: value for name, value in os.environ.items() if name.startswith(_VARIABLES)},
-        **{f"the plan of the {tower} tower": asdict(encoder.plan(tower)) for tower in towers},
+        **{f"the plan of the {graph} graph": asdict(encoder.plan(graph)) for graph in graphs},
     }
     return dict(json.loads(json.dumps(facts)))
 

@@ -39,7 +39,9 @@ class TokenTexts:
         """Items of texts that are given as token ids; `Family.token_ids`. InputError for a task with a prompt."""
         found = find_task(self._manifest, task, "text")
         if found.prompt:
-            raise InputError(f"the prompt of the task {task!r} is a text; put its tokens before yours, without a task")
+            raise InputError(
+                f"the prompt of the task {task!r} is a text; put its tokens before yours, without a task"
+            )
         limit = check_max_length(max_length, self._facts)
         framed = [self._frame(row) for row in ids]
         cut = tuple(index for index, row in enumerate(framed) if len(row) > limit)

@@ -48,16 +48,19 @@ def check_batch_size(batch_size: int | None) -> None:
 
 
 def check_truncate_dim(truncate_dim: int | None, manifest: Manifest) -> int:
-    """The number of dimensions to keep, the full width for None; InputError unless it is an int from 1 to the full
-    width.
+    """The number of dimensions to keep, the full dimension for None.
+
+    InputError unless it is an int from 1 to the full dimension, or one of the list where the model takes no other.
     """
-    full = manifest.embedding_dim
+    space = manifest.spaces.single
     if truncate_dim is None:
-        return full
-    if type(truncate_dim) is not int or not 1 <= truncate_dim <= full:
-        dims = ", ".join(map(str, manifest.matryoshka_dims))
+        return space.dim
+    dims = ", ".join(map(str, space.matryoshka_dims))
+    if space.is_strict and (type(truncate_dim) is not int or truncate_dim not in (*space.matryoshka_dims, space.dim)):
+        raise InputError(f"truncate_dim is {truncate_dim!r}, wanted one of {dims}: this model takes no other")
+    if type(truncate_dim) is not int or not 1 <= truncate_dim <= space.dim:
         raise InputError(
-            f"truncate_dim is {truncate_dim!r}, wanted an int from 1 to {full} (the model was trained for {dims})"
+            f"truncate_dim is {truncate_dim!r}, wanted an int from 1 to {space.dim} (the model was trained for {dims})"
         )
     return truncate_dim
 

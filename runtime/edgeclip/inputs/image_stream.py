@@ -1,4 +1,4 @@
-"""Decode images ahead of the vision tower (`edgeclip.inputs.prefetch`), and skip those that cannot be read.
+"""Decode images ahead of the vision graph (`edgeclip.inputs.prefetch`), and skip those that cannot be read.
 
 A skipped image has no vector. A row of zeros or NaN in its place would be found by a search or spread through a mean.
 The indices say which images the rows belong to.
@@ -10,7 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,7 @@ class EncodedImages:
     skipped: tuple[SkippedImage, ...]
 
 
+_Prepared = TypeVar("_Prepared")
 OnError = Literal["raise", "skip"] | Callable[[SkippedImage], None]
 
 
@@ -53,31 +54,33 @@ def check_on_error(on_error: object) -> None:
 def stream_images(
     images: Sequence[ImageInput],
     batches: Sequence[range],
-    preprocess: Callable[..., Pixels],
-    size_px: int,
+    prepare: Callable[[ImageInput, str, Pixels], _Prepared],
+    shape: tuple[int, ...],
     threads: int,
     on_error: OnError,
     **buffers: Any,
-) -> Generator[tuple[Sequence[int], Pixels]]:
-    """Yield for each batch the indices of its readable images, and their pixels (B, size_px, size_px, 3) uint8.
+) -> Generator[tuple[Sequence[int], list[_Prepared]]]:
+    """Yield for each batch the indices of its readable images, and what was prepared of them.
 
-    `preprocess(image, label=)` gives the pixels of one image; `buffers` are options of `stage_images`. An image that
-    cannot be read raises its error, or is left out: then a function for `on_error` is called with it before its batch
-    is yielded, and "skip" gives one SkippedWarning at the end. A batch without readable images is not yielded.
+    `prepare(image, label, row)` writes the pixels of one image into a row of this `shape`, and returns what is
+    yielded of it; `buffers` are options of `stage_images`. An image that cannot be read raises its error, or is left out: then a function for `on_error` is
+    called with it before its batch is yielded, and "skip" gives one SkippedWarning at the end. A batch without
+    readable images is not yielded.
     """
     skipped: list[SkippedImage] = []
     skip = on_error if callable(on_error) else skipped.append
     reasons: dict[int, str] = {}  # of images that were prepared and not yet skipped
-    prepare = _preparing(images, preprocess, size_px, None if on_error == "raise" else reasons)
-    with contextlib.closing(stage_images(batches, prepare, (size_px, size_px, 3), threads, **buffers)) as staged:
-        for batch, pixels in staged:
-            broken = [index for index in batch if index in reasons]
-            for index in broken:
-                skip(SkippedImage(index=index, reason=reasons.pop(index)))
-            if not broken:
-                yield batch, pixels
-            elif kept := [index for index in batch if index not in broken]:
-                yield kept, pixels[[index - batch.start for index in kept]]
+    prepare_at = _preparing(images, prepare, None if on_error == "raise" else reasons)
+    with contextlib.closing(stage_images(batches, prepare_at, shape, threads, **buffers)) as staged:
+        for batch, items in staged:
+            for index in batch:
+                if index in reasons:
+                    skip(SkippedImage(index=index, reason=reasons.pop(index)))
+            kept = [(index, item) for index, item in zip(batch, items, strict=True) if item is not None]
+            if len(kept) == len(batch):
+                yield batch, [item for _, item in kept]
+            elif kept:
+                yield [index for index, _ in kept], [item for _, item in kept]
     if skipped:
         first = f"image {skipped[0].index}: {skipped[0].reason}"
         message = f"{len(skipped)} of {len(images)} images were skipped; the first is {first}"
@@ -85,30 +88,32 @@ def stream_images(
 
 
 def _preparing(
-    images: Sequence[ImageInput], preprocess: Callable[..., Pixels], size_px: int, reasons: dict[int, str] | None
-) -> Callable[[int], Pixels]:
-    """A function that preprocesses an image by its index, for several threads at once.
+    images: Sequence[ImageInput],
+    prepare: Callable[[ImageInput, str, Pixels], _Prepared],
+    reasons: dict[int, str] | None,
+) -> Callable[[int, Pixels], _Prepared | None]:
+    """A function that prepares an image by its index, for several threads at once.
 
-    With `reasons`, an image that cannot be read becomes black, and the reason is written there.
+    With `reasons`, an image that cannot be read gives None, and the reason is written there.
     """
     loading = threading.Lock()
 
-    def prepare(index: int) -> Pixels:
+    def prepare_at(index: int, row: Pixels) -> _Prepared | None:
         image, label = images[index], f"image {index}"
         if hasattr(image, "load"):
             # A PIL image reads its file when first used and may stand in the list twice: Pillow loads one in one
-            # thread alone. `preprocess` reports what fails here.
+            # thread alone. `prepare` reports what fails here.
             with loading, contextlib.suppress(Exception):
                 image.load()
         try:
-            return preprocess(image, label=label)
+            return prepare(image, label, row)
         except (InputError, MemoryError) as error:
             if reasons is None:
                 raise
             reasons[index] = _reason(error, label, image)
-            return np.zeros((size_px, size_px, 3), np.uint8)
+            return None
 
-    return prepare
+    return prepare_at
 
 
 def _reason(error: Exception, label: str, image: ImageInput) -> str:

@@ -1,41 +1,62 @@
 """What is special about a session on CUDA: which graph it opens, with which options, and how it is run.
 
-`edgeclip.engine.session` opens the session.
+`edgeclip.engine.opening` opens the session.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclip.engine.adapters import Adapters
 from edgeclip.engine.batch_policy import GPU_TOKENS, MOST_IMAGES, Shape, is_captured, slot_rows
-from edgeclip.engine.cuda.bound_runs import BoundTower, Memory
+from edgeclip.engine.cuda.bound_runs import BoundGraph
 from edgeclip.engine.cuda.maskless_graph import Unmasked, without_mask
+from edgeclip.engine.cuda.memory import Memory
 from edgeclip.errors import BundleError
-from edgeclip.manifest import TowerName
+from edgeclip.manifest import FIRST_GRAPH
 
-Rows = NDArray[np.float32]
-Run = Callable[[NDArray[Any]], Rows]
+Arrays = Mapping[str, NDArray[Any]]
 # With CUDA graphs; with bound buffers alone; by onnxruntime's session.run, which binds and copies by itself.
 CudaWay = Literal["graphs", "bound", "plain"]
 CUDA_WAYS: tuple[CudaWay, ...] = ("graphs", "bound", "plain")
 
 
-class CudaTower:
+class Stream(Memory, Protocol):
+    """The stream of a session, `edgeclip.engine.cuda.cudart.CudaStream`."""
+
+    @property
+    def handle(self) -> int:
+        """Its address, for onnxruntime."""
+
+
+class Run(Protocol):
+    """`GraphSession.run`."""
+
+    def __call__(self, feed: Arrays, fetch: None = None, adapter: str | None = None) -> dict[str, NDArray[Any]]:
+        """Every output of the graph."""
+
+
+class CudaGraph:
     """What a session on CUDA is opened with (`model` and `entries`), and `bind`, which makes the object that runs it.
 
-    `memory` is the device's `edgeclip.engine.cuda.cudart.CudaStream`, which the session must use too. With `captures`
-    the shapes of `edgeclip.engine.batch_policy` get CUDA graphs; without it, every run starts its kernels one by one.
-    Raises BundleError for a graph that cannot be read.
+    `stream` is the device's stream, which the session must use too. With `captures` the shapes of
+    `edgeclip.engine.batch_policy` get CUDA graphs; without it, every run starts its kernels one by one. Raises
+    BundleError for a graph that cannot be read.
     """
 
-    def __init__(self, path: Path, tower: TowerName, memory: Memory, *, captures: bool = True) -> None:
-        self._path, self._tower, self._memory, self._captures = path, tower, memory, captures
-        self._unmasked = _unmasked(path) if tower == "text" else None
+    def __init__(self, path: Path, graph: str, stream: Stream, *, captures: bool = True) -> None:
+        self._path, self._graph, self._memory, self._captures = path, graph, stream, captures
+        self._unmasked = _unmasked(path) if graph == FIRST_GRAPH["text"] else None
+
+    @property
+    def stream(self) -> int:
+        """The address of the stream."""
+        return self._memory.handle
 
     @property
     def model(self) -> Path | bytes:
@@ -47,40 +68,49 @@ class CudaTower:
         """The session's config entries; for a graph that is given as bytes they say where its weights lie."""
         return (("session.model_external_initializers_file_folder_path", str(self._path.parent)),)
 
-    def bind(self, session: Any, open_masked: Callable[[], Run]) -> "CudaLane":
+    def bind(self, session: Any, adapters: Adapters, open_masked: Callable[[], Run]) -> "CudaLane":
         """The object that runs the session. `open_masked` opens the unchanged file when the first text with padding
         comes.
         """
         items = GPU_TOKENS
-        if self._tower == "vision":
+        if self._graph == FIRST_GRAPH["image"]:
             items = MOST_IMAGES * int(np.prod(session.get_inputs()[0].shape[1:]))
-        bound = BoundTower(
+        bound = BoundGraph(
             session,
             self._memory,
             most_items=items,
-            most_rows=slot_rows(self._tower),
-            is_captured=partial(is_captured, self._tower) if self._captures else _never,
+            most_rows=slot_rows(self._graph),
+            is_captured=partial(is_captured, self._graph) if self._captures else _never,
+            adapters=adapters,
         )
         return CudaLane(bound, self._unmasked.pad_id if self._unmasked else None, open_masked)
 
 
 class CudaLane:
-    """Runs a bound tower; texts with a literal padding token, which need a mask, run in a second session."""
+    """Runs a bound graph; texts with a literal padding token, which need a mask, run in a second session."""
 
-    def __init__(self, bound: BoundTower, pad_id: int | None, open_masked: Callable[[], Run]) -> None:
+    def __init__(self, bound: BoundGraph, pad_id: int | None, open_masked: Callable[[], Run]) -> None:
         self.bound = bound
         self._pad_id, self._open_masked = pad_id, open_masked
         self._masked: Run | None = None
         self._lock = threading.Lock()
 
-    def run(self, batch: NDArray[Any]) -> Rows:
-        """The rows (B, D) float32 of a batch in the graph's own form."""
-        if self._pad_id is None or not (batch == self._pad_id).any():
-            return self.bound.run(batch)
+    def run(self, feed: Arrays, adapter: str | None) -> dict[str, NDArray[Any]]:
+        """Every output for a batch in the graph's own form."""
+        if self._pad_id is None or not any((array == self._pad_id).any() for array in feed.values()):
+            return self.bound.run(feed, adapter)
         with self._lock:  # it holds the weights once more, so it is opened when it is needed, which is hardly ever
             if self._masked is None:
                 self._masked = self._open_masked()
-            return self._masked(batch)
+            return self._masked(feed, adapter=adapter)
+
+    def allocate(self, shape: Shape) -> NDArray[np.uint8]:
+        """Page-locked memory for pixels."""
+        return self.bound.allocate(shape)
+
+    def recycle(self, memory: NDArray[np.uint8]) -> None:
+        """Keep memory that nothing uses any more for the next call of `allocate`."""
+        self.bound.recycle(memory)
 
 
 def _unmasked(path: Path) -> Unmasked | None:

@@ -4,15 +4,15 @@
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeclip.bundle.files import open_manifest, verify_hashes
 from edgeclip.engine.devices import Device
+from edgeclip.engine.opening import GraphToOpen, open_graph, packed_facts
+from edgeclip.engine.ort import adds_in_16_bits
 from edgeclip.engine.prepack.packed_weights import (
     WORTH_SHARE,
     Packed,
@@ -25,69 +25,72 @@ from edgeclip.engine.prepack.packed_weights import (
 )
 from edgeclip.engine.prepack.page_alignment import align_weights
 from edgeclip.engine.providers import plan_session
-from edgeclip.engine.session import TowerSession, adds_in_16_bits, packed_facts
 from edgeclip.errors import BuildError, BundleError, DeviceError
-from edgeclip.manifest import TOWERS, Manifest, TowerName
+from edgeclip.families import open_family
+from edgeclip.families.family import Arrays
+from edgeclip.inputs.tokenization import TextTokenizer
+from edgeclip.manifest import FIRST_GRAPH, Manifest
 
 _CPU = Device(kind="cpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TowerPacking:
-    """The packed weights of one tower: bytes on disk, bytes of shared copies, and the folder (None where nothing was
+class GraphPacking:
+    """The packed weights of one graph: bytes on disk, bytes of shared copies, and the folder (None where nothing was
     packed).
     """
 
-    tower: TowerName
+    graph: str
     folder: Path | None
     size_bytes: int = 0
     shared_bytes: int = 0
 
 
 class _NotWorthItError(Exception):
-    """Raised where packing would change next to nothing of the tower."""
+    """Raised where packing would change next to nothing of the graph."""
 
 
-def pack_bundle(bundle: Path, threads: int) -> list[TowerPacking]:
-    """Pack each tower for the CPU unless it is packed already; every byte of the bundle is read and compared first.
+def pack_bundle(bundle: Path, threads: int) -> list[GraphPacking]:
+    """Pack each graph for the CPU unless it is packed already; every byte of the bundle is read and compared first.
 
-    A tower whose weights onnxruntime reads in place, or packs in a layout that it cannot write, is left out. Raises
+    A graph whose weights onnxruntime reads in place, or packs in a layout that it cannot write, is left out. Raises
     BundleError for a damaged bundle, BuildError for a folder that cannot be written, and when the packed graph's
     vectors differ from the bundle's in any bit.
     """
     manifest = open_manifest(bundle)
     verify_hashes(bundle, manifest)
-    return [_pack(bundle, tower, manifest, threads) for tower in TOWERS]
+    return [_pack(bundle, graph, manifest, threads) for graph in manifest.graphs]
 
 
-def find_packings(bundle: Path) -> list[tuple[TowerName, Packed]]:
-    """The packed weights of each tower of the bundle on this machine."""
+def find_packings(bundle: Path) -> list[tuple[str, Packed]]:
+    """The packed weights of each graph of the bundle on this machine."""
     manifest, root = open_manifest(bundle), packed_root(os.environ)
-    found = ((tower, find_packed(root, _facts(tower, manifest))) for tower in TOWERS if root)
-    return [(tower, packed) for tower, packed in found if packed]
+    found = ((graph, find_packed(root, _facts(graph, manifest))) for graph in manifest.graphs if root)
+    return [(graph, packed) for graph, packed in found if packed]
 
 
 def remove_packings(bundle: Path) -> int:
     """Remove all packed weights of the bundle; returns the bytes that were freed."""
     manifest, root = open_manifest(bundle), packed_root(os.environ)
-    return sum(remove_packed(root, _facts(tower, manifest)) for tower in TOWERS) if root else 0
+    return sum(remove_packed(root, _facts(graph, manifest)) for graph in manifest.graphs) if root else 0
 
 
-def _pack(bundle: Path, tower: TowerName, manifest: Manifest, threads: int) -> TowerPacking:
+def _pack(bundle: Path, graph: str, manifest: Manifest, threads: int) -> GraphPacking:
     root = packed_root(os.environ)
     if root is None:
         raise BuildError("this user has no home; set XDG_CACHE_HOME to a folder that may be written")
-    facts = _facts(tower, manifest)
+    facts = _facts(graph, manifest)
     if kept := _kept(root, facts):
-        return _told(tower, kept)
-    path = bundle / manifest.tower(tower).file
-    probe = _probe(tower, manifest)
-    wanted = TowerSession(path, tower, _CPU, threads, manifest, is_packed=False).run(probe)
+        return _told(graph, kept)
+    path = bundle / manifest.graphs[graph].file
+    probe = _probe(bundle, graph, manifest)
+    opening = GraphToOpen(path=path, graph=graph, device=_CPU, threads=threads, manifest=manifest, uses_packed=False)
+    wanted = open_graph(opening).run(probe)
     weight_bytes = sum(file.size_bytes for file in manifest.files if file.name.startswith(path.name))
     try:
         with keep_packed(root, facts, path.name, weight_bytes) as stage:
             try:
-                TowerSession(path, tower, _CPU, threads, manifest, save_to=stage)
+                open_graph(replace(opening, save_to=stage))
             except (BundleError, DeviceError) as error:  # the graph is sound: it ran just now
                 raise BuildError(f"{root}: packed weights cannot be written there ({error})") from error
             shared = count_packed((stage / path.name).read_bytes())
@@ -98,17 +101,17 @@ def _pack(bundle: Path, tower: TowerName, manifest: Manifest, threads: int) -> T
             except ValueError as error:
                 raise BuildError(f"onnxruntime wrote packed weights that cannot be read ({error})") from error
     except _NotWorthItError:
-        return TowerPacking(tower=tower, folder=None)
+        return GraphPacking(graph=graph, folder=None)
     packed = find_packed(root, facts)
     try:
-        found = TowerSession(path, tower, _CPU, threads, manifest, packed=packed).run(probe) if packed else None
+        found = open_graph(replace(opening, packed=packed)).run(probe) if packed else None
     except (BundleError, DeviceError) as error:
         remove_packed(root, facts)
-        raise BuildError(f"the {tower} tower's packed weights do not run ({error}); nothing was kept") from error
-    if packed is None or found is None or not np.array_equal(wanted, found):
+        raise BuildError(f"the {graph} graph's packed weights do not run ({error}); nothing was kept") from error
+    if packed is None or found is None or any(not np.array_equal(wanted[name], found[name]) for name in wanted):
         remove_packed(root, facts)
-        raise BuildError(f"the {tower} tower's packed weights do not give the bundle's vectors; nothing was kept")
-    return _told(tower, packed)
+        raise BuildError(f"the {graph} graph's packed weights do not give the bundle's vectors; nothing was kept")
+    return _told(graph, packed)
 
 
 def _kept(root: Path, facts: PackedFacts) -> Packed | None:
@@ -121,26 +124,23 @@ def _kept(root: Path, facts: PackedFacts) -> Packed | None:
     return packed
 
 
-def _told(tower: TowerName, packed: Packed) -> TowerPacking:
-    return TowerPacking(
-        tower=tower,
+def _told(graph: str, packed: Packed) -> GraphPacking:
+    return GraphPacking(
+        graph=graph,
         folder=packed.graph.parent,
         size_bytes=packed.size_bytes,
         shared_bytes=count_packed(packed.graph.read_bytes()),
     )
 
 
-def _facts(tower: TowerName, manifest: Manifest) -> PackedFacts:
-    found = manifest.tower(tower)
+def _facts(graph: str, manifest: Manifest) -> PackedFacts:
+    found = manifest.graphs[graph]
     plan = plan_session(_CPU, found.precision, threads=1, adds_in_16_bits=adds_in_16_bits())
     return packed_facts(found.file, plan, manifest)
 
 
-def _probe(tower: TowerName, manifest: Manifest) -> NDArray[Any]:
-    """An input that passes through every weight."""
-    random = np.random.default_rng(0)
-    if tower == "text":
-        facts = manifest.tokenizer
-        return np.array([[facts.bos_id, *random.integers(4, 100, 14), facts.eos_id]], dtype=np.int64)  # (1, 16)
-    size = manifest.image.size_px
-    return random.integers(0, 256, (1, size, size, 3), dtype=np.uint8)  # (1, S, S, 3)
+def _probe(bundle: Path, graph: str, manifest: Manifest) -> Arrays:
+    """A batch that passes through every weight."""
+    modality = next(modality for modality in manifest.modalities if FIRST_GRAPH[modality] == graph)
+    family = open_family(manifest, lambda: TextTokenizer(bundle / manifest.need_text().file, manifest.need_text()))
+    return family.feed([family.made_up(np.random.default_rng(0), modality, 16)])

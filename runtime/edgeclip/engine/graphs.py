@@ -1,7 +1,7 @@
-"""The towers of an open bundle: load each on first use, watch their files, and load them again after a fork.
+"""The graphs of an open bundle: load each on first use, watch their files, and load them again after a fork.
 
 A forked child has onnxruntime's sessions without their threads: running or freeing one would wait for ever. So in a
-child every session that was open is kept untouched, and towers are loaded anew when they are used. CUDA, TensorRT and
+child every session that was open is kept untouched, and graphs are loaded anew when they are used. CUDA, TensorRT and
 OpenVINO do not work after a fork at all; there it is an error.
 """
 
@@ -11,33 +11,32 @@ import os
 import threading
 import weakref
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeclip.bundle.files import verify_hash
 from edgeclip.bundle.watched_files import FilesAtOpening
 from edgeclip.engine.devices import Device
-from edgeclip.engine.session import TowerSession
-from edgeclip.engine.unit_vectors import Vectors, find_fault, shorten
-from edgeclip.errors import BundleError, DeviceError, InputError, WrongVectorsError
+from edgeclip.engine.opening import GraphToOpen, open_graph
+from edgeclip.engine.session import GraphSession
+from edgeclip.errors import DeviceError, InputError
 from edgeclip.inputs.tokenization import TextTokenizer
-from edgeclip.manifest import TOWERS, Manifest, TowerName
+from edgeclip.manifest import FIRST_GRAPH, Manifest
 
-# Loading a tower holds Python's lock for a few milliseconds at its beginning, parsing 250,000 pieces for 200 on end:
-# without this start the tower would wait for the pieces, with it the two go on side by side.
+# Loading a graph holds Python's lock for a few milliseconds at its beginning, parsing 250,000 pieces for 200 on end:
+# without this start the graph would wait for the pieces, with it the two go on side by side.
 _HEAD_START_S = 0.02
 
 
-class Towers:
+class Graphs:
     """The sessions and the tokenizer of a bundle in `folder`, an absolute path. Any number of threads may use it."""
 
     def __init__(self, folder: Path, manifest: Manifest, device: Device, threads: int) -> None:
         self._folder, self._manifest, self._device, self._threads = folder, manifest, device, threads
         self._files = FilesAtOpening(folder, manifest.files)
-        verify_hash(folder, manifest.file(manifest.tokenizer.file))  # a damaged one makes tokenizers panic
-        self.sessions: dict[TowerName, TowerSession] = {}
+        if manifest.text:
+            verify_hash(folder, manifest.file(manifest.text.file))  # a damaged one makes tokenizers panic
+        self.sessions: dict[str, GraphSession] = {}
         self.tokenizer: TextTokenizer | None = None
         self._is_closed = self._is_forked = False
         self._make_locks()
@@ -53,35 +52,43 @@ class Towers:
                 "does not work after a fork; open the bundle in the child, or start it by multiprocessing's spawn"
             )
 
-    def session(self, tower: TowerName) -> TowerSession:
-        """The session of a tower. The first caller loads it; loading one does not delay work on the other."""
-        if session := self.sessions.get(tower):
+    def session(self, graph: str) -> GraphSession:
+        """The session of a graph. The first caller loads it; loading one does not delay work on another."""
+        if session := self.sessions.get(graph):
             return session
-        with self._locks[tower]:
+        with self._locks[graph]:
             self.check_open()
-            if session := self.sessions.get(tower):
+            if session := self.sessions.get(graph):
                 return session
-            graph = self._manifest.tower(tower).file
-            verify_hash(self._folder, self._manifest.file(graph))
-            path = self._folder / graph
-            session = TowerSession(path, tower, self._device, self._threads, self._manifest, since=self._files)
-            if tower == "text":
+            file = self._manifest.graphs[graph].file
+            verify_hash(self._folder, self._manifest.file(file))
+            session = open_graph(
+                GraphToOpen(
+                    path=self._folder / file,
+                    graph=graph,
+                    device=self._device,
+                    threads=self._threads,
+                    manifest=self._manifest,
+                    since=self._files,
+                )
+            )
+            if graph == FIRST_GRAPH["text"] and (facts := self._manifest.text):
                 # Mapped weights (`edgeclip_graph.passes.gemm`) let the first text wait for the disk; this reads all.
-                facts = self._manifest.tokenizer
-                session.run(np.array([[facts.bos_id, facts.eos_id]], dtype=np.int64))
-            self.sessions[tower] = session
+                name = self._manifest.graphs[graph].inputs[0].name
+                session.run({name: np.array([[facts.bos_id, facts.eos_id]], dtype=np.int64)})
+            self.sessions[graph] = session
             if self._is_closed:  # meanwhile: `close` says so first and frees then
                 self.sessions.clear()
             return session
 
-    def load_ahead(self, tower: TowerName) -> None:
-        """Begin to load a tower in a thread of its own. Errors are raised when the tower is used."""
+    def load_ahead(self, graph: str) -> None:
+        """Begin to load a graph in a thread of its own. Errors are raised when the graph is used."""
 
         def load() -> None:
             with contextlib.suppress(Exception):
-                self.session(tower)
+                self.session(graph)
 
-        thread = threading.Thread(target=load, name=f"edgeclip-load-{tower}")
+        thread = threading.Thread(target=load, name=f"edgeclip-load-{graph}")
         thread.start()
         thread.join(_HEAD_START_S)
 
@@ -90,42 +97,20 @@ class Towers:
         with self._parsing:
             self.check_open()
             if (parsed := self.tokenizer) is None:
-                facts = self._manifest.tokenizer
+                facts = self._manifest.need_text()
                 self._files.verify(facts.file)
                 self.tokenizer = parsed = TextTokenizer(self._folder / facts.file, facts)
             if self._is_closed:  # meanwhile, as in `session`
                 self.tokenizer = None
             return parsed
 
-    def run(self, tower: TowerName, batch: NDArray[Any], dim: int) -> Vectors:
-        """Unit vectors (B, dim) of a batch in the graph's own form, cut and then normalised.
-
-        Raises BundleError for files that changed since the export, WrongVectorsError for other vectors that hold NaN
-        or whose length is not 1, DeviceError for inputs that the graph cannot take.
-        """
-        session = self.session(tower)
-        vectors = session.run(batch)
-        full = self._manifest.embedding_dim
-        if vectors.shape != (len(batch), full):
-            raise BundleError(
-                f"{self._folder}: the {tower} graph gives {vectors.shape} for {len(batch)} inputs of "
-                f"{full} dimensions; export it again"
-            )
-        if fault := find_fault(vectors, dim):
-            session.files.verify()
-            raise WrongVectorsError(
-                f"the {tower} graph answered with {fault}; its files are as exported, so it does not run right on "
-                f"{self._device}"
-            )
-        return shorten(vectors, dim)
-
     @property
     def overwritten(self) -> tuple[str, ...]:
-        """Names of loaded towers' files that were changed in place since they were last verified; reads nothing."""
+        """Names of loaded graphs' files that were changed in place since they were last verified; reads nothing."""
         return tuple(name for session in list(self.sessions.values()) for name in session.files.overwritten)
 
     def verify_files(self) -> None:
-        """BundleError for a loaded tower's file whose bytes are not those of the export; a file is read again only if
+        """BundleError for a loaded graph's file whose bytes are not those of the export; a file is read again only if
         it changed.
         """
         for session in list(self.sessions.values()):
@@ -139,7 +124,7 @@ class Towers:
 
     def _make_locks(self) -> None:
         self._parsing = threading.Lock()
-        self._locks = {tower: threading.Lock() for tower in TOWERS}
+        self._locks = {graph: threading.Lock() for graph in self._manifest.graphs}
 
     def _leave_behind(self) -> None:
         """Prepare a forked child: free no session, and replace locks that a thread of the parent may hold."""
@@ -150,12 +135,12 @@ class Towers:
         self._make_locks()
 
 
-_open: "weakref.WeakSet[Towers]" = weakref.WeakSet()
+_open: "weakref.WeakSet[Graphs]" = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    for towers in list(_open):
-        towers._leave_behind()
+    for graphs in list(_open):
+        graphs._leave_behind()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
