@@ -160,10 +160,10 @@ class Encoder:
     ) -> Vectors:
         """Unit vectors of texts: (dim,) for one str, (N, dim) float32 for several, in the order of the texts.
 
-        `task` is one of `tasks`: its prompt is put before each text, and its adapter is used. `truncate_dim` keeps the
-        first `truncate_dim` dimensions, then normalises. `max_length` is in tokens, the opening and closing one included (None: the
-        model's limit); longer texts are cut and counted in a TruncationWarning. `batch_size` is the most texts in one
-        batch. `progress=None` shows a bar when stderr is a terminal.
+        `task` is one of `tasks`: its prompt is put before each text, and its adapter is used. `truncate_dim` keeps
+        the first `truncate_dim` dimensions, then normalises. `max_length` is in tokens, the opening and closing one
+        included (None: the model's limit); longer texts are cut and counted in a TruncationWarning. `batch_size` is
+        the most texts in one batch. `progress=None` shows a bar when stderr is a terminal.
 
         Raises InputError for an input that is not a text and for an unknown option.
         """

@@ -94,7 +94,7 @@ def read_selftest(manifest: Manifest, folder: Path) -> SelfTest:
     """The self-test of the bundle in a folder; BundleError when it cannot be read."""
 
     def take(arrays: _Arrays) -> SelfTest:
-        texts = arrays["texts"] if manifest.text else []
+        texts = arrays["texts"].tolist() if manifest.text else []
         count = len(arrays["image_embeds"]) if manifest.image else 0
         return SelfTest(
             texts=[str(text) for text in texts],

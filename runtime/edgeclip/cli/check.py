@@ -37,9 +37,9 @@ def run(options: argparse.Namespace) -> None:
         for _, packed in packings:
             packed.verify()
         started = time.perf_counter()
-        selftest = run_selftest(encoder, options.bundle)
+        selftest = run_selftest(manifest, encoder.ask, options.bundle, device=device)
         between = time.perf_counter()
-        proof = repeat_proof(encoder, options.bundle)
+        proof = repeat_proof(manifest, encoder.run_graph, options.bundle, device=device)
         selftest_s, proof_s = between - started, time.perf_counter() - between
     if options.json:
         found = {
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
             "files": len(manifest.files),
             "bytes": manifest.weight_bytes,
             "device": device,
-            "prepacked": [tower for tower, _ in packings],
+            "prepacked": [graph for graph, _ in packings],
             "selftest": [dataclasses.asdict(result) for result in selftest],
             "selftest_s": round(selftest_s, 3),
             "proof": [dataclasses.asdict(result) for result in proof],
@@ -56,8 +56,8 @@ def run(options: argparse.Namespace) -> None:
         print(json.dumps(found))
         return
     print(f"{len(manifest.files)} files, {format_bytes(manifest.weight_bytes)}: every sha256 as exported")
-    for tower, packed in packings:
-        print(f"{tower}: packed weights of this machine, {format_bytes(packed.size_bytes)}: every sha256 as written")
+    for graph, packed in packings:
+        print(f"{graph}: packed weights of this machine, {format_bytes(packed.size_bytes)}: every sha256 as written")
     _print(f"self-test on {device} in {selftest_s:.1f} s", selftest)
     if proof:
         _print(f"proof on {device} in {proof_s:.1f} s", proof)
@@ -67,7 +67,7 @@ def _print(title: str, results: Sequence[Repeated]) -> None:
     print(f"{title}, against the {results[0].against}:")
     rows = [
         (
-            result.tower,
+            result.modality,
             str(result.samples),
             "-" if result.recorded_cosine is None else f"{result.recorded_cosine:.7f}",
             f"{result.worst_cosine:.7f}",
@@ -75,5 +75,5 @@ def _print(title: str, results: Sequence[Repeated]) -> None:
         )
         for result in results
     ]
-    header = ("tower", "samples", "worst cosine, recorded", "here", "largest difference")
+    header = ("modality", "samples", "worst cosine, recorded", "here", "largest difference")
     print(format_table(header, rows))

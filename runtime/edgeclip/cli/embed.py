@@ -21,11 +21,11 @@ from edgeclip.cli.arguments import add_bundle, add_device, add_folder
 from edgeclip.cli.vector_file import Done, VectorFile, json_lines, skipped_line
 from edgeclip.encoder import Encoder
 from edgeclip.errors import InputError, TruncationWarning
+from edgeclip.inputs.checks import check_truncate_dim
 from edgeclip.inputs.image_stream import SkippedImage
 from edgeclip.inputs.images import shown_path
 from edgeclip.inputs.picture_folder import list_pictures
 from edgeclip.inputs.truncation import counting_cut_texts
-from edgeclip.manifest import TOWERS
 from edgeclip.progress import ProgressBar, is_wanted
 
 # Encoded together, and lost together when a run is killed.
@@ -90,7 +90,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", action="append", default=[], metavar="F", help="an image; may be repeated")
     parser.add_argument("--images", type=Path, metavar="DIR", help="every image in a folder, sorted by name")
     add_folder(parser)
-    parser.add_argument("--task", metavar="T", help="prepend the instruction of this task to the texts")
+    parser.add_argument(
+        "--task", metavar="T", help="a task that the model has (edgeclip inspect): its prompt, its adapter"
+    )
     parser.add_argument("--truncate-dim", type=int, metavar="N", help="keep the first N dimensions")
     parser.add_argument("--max-length", type=int, metavar="N", help="cut texts at N tokens")
     parser.add_argument("--batch-size", type=int, metavar="N", help="at most N inputs at once")
@@ -117,9 +119,9 @@ def run(options: argparse.Namespace) -> int:
         unreadable = folder.unreadable.count
     images = _Images(options.image, folder)
     with Encoder.open(options.bundle, device=options.device, threads=options.threads) as encoder:
-        dim = _encode_texts(encoder, [], options).shape[1]  # a wrong option is said before anything is written
+        dim = _check_options(encoder, bool(texts), bool(images), options)  # before anything is written
         total = len(texts) + len(images)
-        limit = options.max_length or encoder.manifest.tokenizer.max_length
+        limit = options.max_length or (encoder.manifest.text.max_length if encoder.manifest.text else 0)
         with contextlib.ExitStack() as stack:
             output: VectorFile | _Stdout = _Stdout()
             if options.out:
@@ -167,10 +169,24 @@ def _write_texts(
             vectors = _encode_texts(encoder, block, options)
         cut: Collection[int] = ()
         if counted.count:  # which of them, their number does not say
-            cut = set(encoder.tokenize(block, task=options.task, max_length=options.max_length).cut)
+            cut = set(encoder.prepare_texts(block, task=options.task, max_length=options.max_length).cut)
         output.write("text", block, vectors, cut)
         output.checkpoint()
         bar.advance(len(block))
+
+
+def _check_options(encoder: Encoder, has_texts: bool, has_images: bool, options: argparse.Namespace) -> int:
+    """The dimension of the vectors; InputError for options and inputs that the model does not take."""
+    if has_images:
+        encoder.manifest.need_image()
+    if has_texts or encoder.manifest.text:
+        _encode_texts(encoder, [], options)
+    return check_truncate_dim(options.truncate_dim, encoder.manifest)
+
+
+def _image_task(encoder: Encoder, task: str | None) -> str | None:
+    """The task for images: none where it is one of texts alone."""
+    return task if task in encoder.manifest.tasks_of("image") else None
 
 
 def _write_images(
@@ -178,6 +194,8 @@ def _write_images(
 ) -> None:
     start = output.done.images
     rest = images.after(start)
+    if not rest:
+        return
     skipped: list[SkippedImage] = []
 
     def skip(image: SkippedImage) -> None:
@@ -194,6 +212,7 @@ def _write_images(
 
     found = encoder.iter_images(
         rest,
+        task=_image_task(encoder, options.task),
         truncate_dim=options.truncate_dim,
         batch_size=options.batch_size,
         on_error=skip if options.skip_broken else "raise",
@@ -243,7 +262,7 @@ def _describe_job(options: argparse.Namespace, encoder: Encoder, texts: Sequence
     for text in texts:
         digest.update(f"{len(text)} {text}".encode(errors="surrogatepass"))
     return {
-        **vector_facts(encoder, TOWERS),
+        **vector_facts(encoder, encoder.manifest.graphs),
         "--task": options.task,
         "--truncate-dim": dim,
         "--max-length": options.max_length,

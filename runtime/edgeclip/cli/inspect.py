@@ -1,14 +1,14 @@
 """`edgeclip inspect`: what a bundle says about itself."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from edgeclip.bundle.files import open_manifest
 from edgeclip.cli.arguments import add_bundle, add_json
-from edgeclip.manifest import TOWERS, Measurement
+from edgeclip.manifest import Manifest, Measurement, Modality
 from edgeclip.tables import format_bytes, format_table
 
-_SEARCHES = {"text": "images with texts", "vision": "texts with images"}
+_SEARCHES: Mapping[Modality, str] = {"text": "images or texts with texts", "image": "texts with images"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,39 +23,53 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         print(manifest.to_json(), end="")
         return
-    source = manifest.source
-    revision = f" at {source.revision}" if source.revision else ""
-    print(f"{manifest.family} from {source.name}{revision}, licence {source.license or 'not stated'}")
-    print(f"for {manifest.target}, opset {manifest.opset}, {manifest.embedding_dim} dimensions, trained to be cut to")
-    print("  " + ", ".join(map(str, manifest.matryoshka_dims)))
-    image, tokenizer = manifest.image, manifest.tokenizer
-    print(f"images: {image.resize_mode} side to {image.size_px} px, {image.interpolation}")
-    print(f"texts: up to {tokenizer.max_length} tokens; tasks: {', '.join(tokenizer.instructions) or 'none'}")
+    _print_model(manifest)
     print()
-    towers = []
-    for name in TOWERS:
-        facts = manifest.tower(name)
+    graphs = []
+    for name, facts in manifest.graphs.items():
         kernels = (
             ", ".join(f"{count} {kernel}" for kernel, count in facts.kernels.items() if count) or facts.precision
         )
         operators = str(sum(facts.operators.values()))
-        towers.append((name, facts.precision, f"{facts.parameters:,}", operators, kernels))
-    print(format_table(("tower", "precision", "parameters", "operators", "linear layers"), towers))
+        graphs.append((name, facts.precision, f"{facts.parameters:,}", operators, kernels))
+    print(format_table(("graph", "precision", "parameters", "operators", "linear layers"), graphs))
     print()
+    if manifest.tasks:
+        tasks = [
+            (name, task.prompt, task.adapter or "-", ", ".join(task.modalities))
+            for name, task in manifest.tasks.items()
+        ]
+        print(format_table(("task", "prompt", "adapter", "for"), tasks))
+        print()
     print(format_table(("file", "size"), [(file.name, format_bytes(file.size_bytes)) for file in manifest.files]))
     print()
-    names = sorted(set(manifest.text.operators) | set(manifest.vision.operators))
-    counts = [(name, *(str(manifest.tower(tower).operators.get(name, 0)) for tower in TOWERS)) for name in names]
-    print(format_table(("operator", *TOWERS), counts))
+    names = sorted({name for facts in manifest.graphs.values() for name in facts.operators})
+    counts = [(name, *(str(facts.operators.get(name, 0)) for facts in manifest.graphs.values())) for name in names]
+    print(format_table(("operator", *manifest.graphs), counts))
     print()
     _print_measured(manifest.measured)
+
+
+def _print_model(manifest: Manifest) -> None:
+    """What the model is, and what it takes and gives."""
+    source, space = manifest.source, manifest.spaces.single
+    revision = f" at {source.revision}" if source.revision else ""
+    print(f"{manifest.family} from {source.name}{revision}, licence {source.license or 'not stated'}")
+    strict = ", and to nothing else" if space.is_strict else ""
+    print(f"for {manifest.target}, opset {manifest.opset}, {space.dim} dimensions, trained to be cut to")
+    print("  " + ", ".join(map(str, space.matryoshka_dims)) + strict)
+    if image := manifest.image:
+        print(f"images: {image.resize_mode} side to {image.size_px} px, {image.interpolation}")
+    if text := manifest.text:
+        needed = ", one of which is required" if manifest.task_required else ""
+        print(f"texts: up to {text.max_length} tokens; tasks: {', '.join(manifest.tasks) or 'none'}{needed}")
 
 
 def _print_measured(measured: Sequence[Measurement]) -> None:
     """Closeness, then what was searched, then what was timed; a table without rows is left out."""
     closeness = [
         (
-            one.tower,
+            one.modality,
             one.against,
             one.data,
             str(one.samples),
@@ -71,7 +85,7 @@ def _print_measured(measured: Sequence[Measurement]) -> None:
     print(format_table(("measured", "against", "on", "samples", *figures), closeness))
     searches = [
         (
-            _SEARCHES[one.tower],
+            _SEARCHES[one.modality],
             one.data,
             found.truth,
             str(found.queries),
@@ -88,7 +102,7 @@ def _print_measured(measured: Sequence[Measurement]) -> None:
         print(f"\n{format_table(('searched', 'on', 'wanted', 'queries', *change), searches)}")
     ratios = [
         (
-            one.tower,
+            one.modality,
             format_bytes(one.weight_bytes),
             f"{one.size_ratio:.3f}",
             "-" if one.latency_ratio is None else f"{one.latency_ratio:.3f}",
@@ -101,4 +115,4 @@ def _print_measured(measured: Sequence[Measurement]) -> None:
     ]
     if ratios:
         timed = ("time / source", "on", "samples", "machine")
-        print(f"\n{format_table(('tower', 'size', 'size / source', *timed), ratios)}")
+        print(f"\n{format_table(('modality', 'size', 'size / source', *timed), ratios)}")

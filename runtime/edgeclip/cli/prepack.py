@@ -24,16 +24,16 @@ def run(options: argparse.Namespace) -> None:
         freed = remove_packings(options.bundle)
         print(json.dumps({"freed_bytes": freed}) if options.json else f"{format_bytes(freed)} removed")
         return
-    print("edgeclip: hashing, packing and comparing both towers", file=sys.stderr)
+    print("edgeclip: hashing, packing and comparing every graph", file=sys.stderr)
     packings = pack_bundle(options.bundle, usable_cpus())
     if options.json:
         found = [{**dataclasses.asdict(one), "folder": str(one.folder) if one.folder else None} for one in packings]
-        print(json.dumps({"bundle": str(options.bundle), "towers": found}))
+        print(json.dumps({"bundle": str(options.bundle), "graphs": found}))
         return
     rows = [
-        (one.tower, format_bytes(one.shared_bytes), format_bytes(one.size_bytes), str(one.folder))
+        (one.graph, format_bytes(one.shared_bytes), format_bytes(one.size_bytes), str(one.folder))
         if one.folder
-        else (one.tower, "-", "-", "nothing to keep: its weights are shared as they are, or cannot be")
+        else (one.graph, "-", "-", "nothing to keep: its weights are shared as they are, or cannot be")
         for one in packings
     ]
-    print(format_table(("tower", "shared by processes", "on disk", "where"), rows))
+    print(format_table(("graph", "shared by processes", "on disk", "where"), rows))

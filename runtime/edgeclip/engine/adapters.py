@@ -40,7 +40,10 @@ class Adapters:
         return bool(self._wanted)
 
     def get(self, name: str | None) -> Arrays:
-        """The arrays of an adapter, zeros for None. InputError for an unknown name, BundleError for a damaged file."""
+        """The arrays of an adapter, zeros for None.
+
+        InputError for an unknown name, BundleError for a damaged file.
+        """
         if (found := self._read.get(name)) is not None:
             return found
         with self._lock:

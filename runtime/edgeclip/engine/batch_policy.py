@@ -4,8 +4,8 @@ The encoder, the service's queues, the Triton export and the benchmarks ask this
 the shapes that an engine was built for. All functions are pure: nothing here runs a graph.
 
 Only items of one kind share a batch: of one graph, with one adapter, and of one shape. Nothing is padded, so no mask
-is computed, and the other texts of a batch change a text's vector by no more than the order of a sum. A bigger batch is not faster once the matrix products have
-enough rows, and costs memory, so texts are counted in tokens.
+is computed, and the other texts of a batch change a text's vector by no more than the order of a sum. A bigger batch
+is not faster once the matrix products have enough rows, and costs memory, so texts are counted in tokens.
 
 A short text on a GPU is launch bound: its 24 layers are some 300 kernels of a few microseconds each, and starting
 them one by one takes longer than running them. A CUDA graph starts all of them at once, but only for one shape. So
@@ -192,8 +192,9 @@ class BatchPolicy:
         return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
 
     def profiles(self, graph: str) -> Profiles | None:
-        """The profiles that a graph's TensorRT engine is built with; every batch of this policy fits one. None on other
-        devices.
+        """The profiles that a graph's TensorRT engine is built with; None on other devices.
+
+        Every batch of this policy fits one.
 
         The optimum of the first is a query (one text of 16 tokens, one image), that of the others the profile's
         largest shape.

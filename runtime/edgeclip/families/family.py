@@ -1,4 +1,4 @@
-"""What a family of models decides at run time: inputs to items, outputs to vectors. Values in, values out, no sessions.
+"""What a family of models decides at run time: inputs to items, outputs to vectors. Nothing here opens a session.
 
 `edgeclip.engine.run` runs items, `edgeclip.engine.batch_policy` says how many at once. `edgeclip.families` lists the
 families.

@@ -63,9 +63,9 @@ def stream_images(
     """Yield for each batch the indices of its readable images, and what was prepared of them.
 
     `prepare(image, label, row)` writes the pixels of one image into a row of this `shape`, and returns what is
-    yielded of it; `buffers` are options of `stage_images`. An image that cannot be read raises its error, or is left out: then a function for `on_error` is
-    called with it before its batch is yielded, and "skip" gives one SkippedWarning at the end. A batch without
-    readable images is not yielded.
+    yielded of it; `buffers` are options of `stage_images`. An image that cannot be read raises its error, or is left
+    out: then a function for `on_error` is called with it before its batch is yielded, and "skip" gives one
+    SkippedWarning at the end. A batch without readable images is not yielded.
     """
     skipped: list[SkippedImage] = []
     skip = on_error if callable(on_error) else skipped.append

@@ -37,9 +37,9 @@ def stage_images(
     allocate: Callable[[tuple[int, ...]], Pixels] = lambda shape: np.empty(shape, np.uint8),
     recycle: Callable[[Pixels], None] = lambda buffer: None,
 ) -> Generator[tuple[range, list[_Prepared]]]:
-    """Yield the batches in order, each with what was prepared of its images; their pixels are neighbouring rows of one
-    buffer.
+    """Yield the batches in order, each with what was prepared of its images.
 
+    The pixels of a batch are neighbouring rows of one buffer.
     `prepare(index, row)` writes the pixels of one image into a row of this `shape`, and returns what is yielded of
     it; it is called from `threads` threads at once. A row is valid until the next batch is asked for: then its buffer
     is filled anew. `allocate` makes the buffers, (B, *shape), where
