@@ -133,7 +133,7 @@ def test_a_batch_size_that_is_none(encoder: Encoder, batch_size: Any) -> None:
 
 
 def test_a_task_is_its_instruction_before_the_text(encoder: Encoder) -> None:
-    instruction = encoder.manifest.tokenizer.instructions["retrieval.query"]
+    instruction = encoder.manifest.tasks["retrieval.query"]
     found = encoder.encode_text(["a cat", ""], task="retrieval.query")
     wanted = encoder.encode_text([instruction + "a cat", instruction])
     assert largest_difference(found, wanted) == 0

@@ -132,7 +132,7 @@ def test_a_vector_that_is_not_of_length_one_is_an_error(
     replace_graph(copied_bundle, tower, scale=np.zeros(1), offset=offset)
     ids = np.array([[0, 5, 2]])
     with Encoder.open(copied_bundle, device="cpu") as encoder:
-        size = encoder.manifest.image.size_px
+        size = encoder.manifest.need_image().size_px
         pixels = np.zeros((1, size, size, 3), np.uint8)
         calls: list[Any] = [lambda: encoder.encode_text(["a", "b c"], truncate_dim=dim)]
         if tower == "vision":

@@ -131,7 +131,7 @@ class Lane:
                 outer.made += 1
                 return super().host(size_bytes)
 
-        self.session = onnxruntime.InferenceSession(folder / "vision_model.onnx", providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(folder / "vision.onnx", providers=["CPUExecutionProvider"])
         size = int(np.prod(self.session.get_inputs()[0].shape[1:]))
         self.bound = BoundTower(
             self.session, Counting(), most_items=32 * size, most_rows=32, is_captured=lambda shape: False

@@ -65,13 +65,13 @@ def test_texts_in_any_script_stay_readable(document: Document) -> None:
     instructions = {"検索": "質問: "}
     changed = document | {"tokenizer": document["tokenizer"] | {"instructions": instructions}}
     manifest = Manifest.from_json(json.dumps(changed))
-    assert manifest.tokenizer.instructions == instructions
+    assert manifest.tasks == instructions
     assert "検索" in manifest.to_json()
 
 
 def test_nothing_in_a_manifest_can_be_changed(bundle: Path) -> None:
     manifest = Manifest.read(bundle)
-    for part in (manifest, manifest.source, manifest.text, manifest.tokenizer, manifest.image, manifest.files[0]):
+    for part in (manifest, manifest.source, manifest.text, manifest.need_text(), manifest.image, manifest.files[0]):
         field = dataclasses.fields(part)[0].name
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(part, field, getattr(part, field))
@@ -126,19 +126,19 @@ def put(value: object, *path: str | int) -> Callable[[Document], None]:
         (put(None, "source"), "manifest.source: wanted an object, found null"),
         (put([], "source"), "manifest.source: wanted an object, found a list"),
         (put({}, "files"), "manifest.files: wanted a list, found an object"),
-        (put("8", "matryoshka_dims"), "manifest.matryoshka_dims: wanted a list, found a string"),
-        (put("8", "matryoshka_dims", 0), "manifest.matryoshka_dims[0]: wanted int, found a string"),
-        (put([1, 2], "image", "std"), "manifest.image.std: wanted 3 values, found 2"),
-        (put(True, "image", "std", 0), "manifest.image.std[0]: wanted float, found True"),
-        (put(float("nan"), "image", "mean", 0), "manifest.image.mean[0]: wanted a finite number"),
-        (put(10**400, "image", "mean", 0), "manifest.image.mean[0]: wanted a finite number"),
+        (put("8", "matryoshka_dims"), "manifest.spaces.single.matryoshka_dims: wanted a list, found a string"),
+        (put("8", "matryoshka_dims", 0), "manifest.spaces.single.matryoshka_dims[0]: wanted int, found a string"),
+        (put([1, 2], "image", "std"), "manifest.need_image().std: wanted 3 values, found 2"),
+        (put(True, "image", "std", 0), "manifest.need_image().std[0]: wanted float, found True"),
+        (put(float("nan"), "image", "mean", 0), "manifest.need_image().mean[0]: wanted a finite number"),
+        (put(10**400, "image", "mean", 0), "manifest.need_image().mean[0]: wanted a finite number"),
         (put([], "built_with"), "manifest.built_with: wanted an object, found a list"),
         (put(3, "built_with", "torch"), "manifest.built_with.torch: wanted str, found 3"),
         (put("gpu", "target"), "manifest.target: 'gpu' is none of cpu, cuda, tensorrt"),
         (put(["cpu"], "target"), "manifest.target: ['cpu'] is none of cpu, cuda, tensorrt"),
         (put("fp8", "vision", "precision"), "manifest.vision.precision: 'fp8' is none of fp32, fp16, int8, int4"),
-        (put("crop", "image", "resize_mode"), "manifest.image.resize_mode: 'crop' is none of"),
-        (put("nearest", "image", "interpolation"), "manifest.image.interpolation: 'nearest' is none of"),
+        (put("crop", "image", "resize_mode"), "manifest.need_image().resize_mode: 'crop' is none of"),
+        (put("nearest", "image", "interpolation"), "manifest.need_image().interpolation: 'nearest' is none of"),
         (put(-1, "files", 0, "size_bytes"), "has a size of -1 bytes"),
         (put(0, "embedding_dim"), "embedding_dim is 0"),
         (put(0, "image", "size_px"), "images of 0 px"),

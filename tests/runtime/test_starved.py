@@ -21,13 +21,13 @@ _PROGRAM = """if True:
     import os, sys
     import numpy as np
     from edgeclip import Encoder
-    from edgeclip.engine.session import import_onnxruntime
+    from edgeclip.engine.ort import import_onnxruntime
     if sys.argv[3] == "one core":
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     import_onnxruntime()
     before = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0
     with Encoder.open(sys.argv[1], device="cpu") as encoder:
-        size = encoder.manifest.image.size_px
+        size = encoder.manifest.need_image().size_px
         encoder.run_tower("text", np.array([[0, 5, 2]]))
         encoder.run_tower("vision", np.zeros((1, size, size, 3), np.uint8))
         threads = len(os.listdir("/proc/self/task")) - before if before else 0
@@ -95,7 +95,7 @@ def test_quantising_onto_a_full_disk_leaves_nothing(bundle: Path, tmp_path: Path
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="root can become another")
-@pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json", "text_model.onnx", "text_model.onnx_data"])
+@pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json", "text.onnx", "text.onnx_data"])
 def test_a_file_that_must_not_be_read_is_one_line(copied_bundle: Path, name: str) -> None:
     """By somebody without rights: the process becomes `nobody` when everything is imported."""
     for folder in (copied_bundle, *copied_bundle.parents):

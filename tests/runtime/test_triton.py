@@ -58,7 +58,7 @@ def test_the_bundle_stays_as_it_was(repository: Path, bundle: Path) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("tower", TOWERS)
-def test_the_config_says_what_the_graph_takes(bundles: dict[Target, Path], target: Target, tower: TowerName) -> None:
+def test_the_config_says_what_the_graph_takes(bundles: dict[Target, Path], target: Target, graph: str) -> None:
     manifest = Manifest.read(bundles[target])
     config = parse(model_config(manifest, tower))
     session = onnxruntime.InferenceSession(
@@ -78,7 +78,7 @@ def test_the_config_says_what_the_graph_takes(bundles: dict[Target, Path], targe
 
 
 @pytest.mark.parametrize("tower", TOWERS)
-def test_options_are_those_of_the_target(bundles: dict[Target, Path], tower: TowerName) -> None:
+def test_options_are_those_of_the_target(bundles: dict[Target, Path], graph: str) -> None:
     configs = {target: parse(model_config(Manifest.read(bundles[target]), tower, threads=3)) for target in TARGETS}
     assert pairs(configs["cpu"]["parameters"])["intra_op_thread_count"] == "3"
     assert "optimization" not in configs["cpu"] and "optimization" not in configs["cuda"]
@@ -189,7 +189,7 @@ def test_what_is_there_is_not_overwritten(bundle: Path, tmp_path: Path, capsys: 
     assert "no such bundle" in refusal("export-triton", tmp_path / "nowhere", tmp_path / "out", capsys=capsys)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "vision_model.onnx_data"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "vision.onnx_data"])
 def test_a_damaged_bundle_is_not_served(copied_bundle: Path, tmp_path: Path, capsys: Captured, name: str) -> None:
     flip_byte(copied_bundle / name, 100)
     assert f"{name} is not what was exported" in refusal(

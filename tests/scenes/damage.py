@@ -38,7 +38,7 @@ def reseal(folder: Path, **changes: object) -> None:
 
 def replace_graph(
     folder: Path,
-    tower: TowerName,
+    graph: str,
     *,
     scale: ArrayLike,
     offset: ArrayLike,
@@ -76,5 +76,5 @@ def replace_graph(
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    onnx.save(model, folder / Manifest.read(folder).tower(tower).file)
+    onnx.save(model, folder / Manifest.read(folder).graphs[graph].file)
     reseal(folder)

@@ -84,7 +84,7 @@ def perturbed(bundle: Path, out: Path, *towers: TowerName, strength: float = 0.0
     shutil.copytree(bundle, out)
     draw = np.random.default_rng(0)
     for tower in towers:
-        path = out / f"{Manifest.read(bundle).tower(tower).file}_data"
+        path = out / f"{Manifest.read(bundle).graphs[graph].file}_data"
         weights = np.frombuffer(path.read_bytes(), np.float32).copy()
         path.write_bytes((weights * (1 + strength * draw.standard_normal(len(weights)))).astype(np.float32).tobytes())
     reseal(out)

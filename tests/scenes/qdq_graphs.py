@@ -14,9 +14,9 @@ from edgeclip.manifest import TowerName
 from edgeclip_quant.inputs.layer_inputs import Observation
 
 
-def path_of(bundle: Path, tower: TowerName) -> Path:
+def path_of(bundle: Path, graph: str) -> Path:
     """A tower's graph."""
-    return bundle / Manifest.read(bundle).tower(tower).file
+    return bundle / Manifest.read(bundle).graphs[graph].file
 
 
 def run_graph(

@@ -14,11 +14,11 @@ from tests.scenes.damage import flip_byte, reseal
 
 FILES = (
     "selftest.npz",
-    "text_model.onnx",
-    "text_model.onnx_data",
+    "text.onnx",
+    "text.onnx_data",
     "tokenizer.json",
-    "vision_model.onnx",
-    "vision_model.onnx_data",
+    "vision.onnx",
+    "vision.onnx_data",
 )
 
 

@@ -11,7 +11,7 @@ import pytest
 from edgeclip import Encoder
 from edgeclip.bundle.linked_weights import give_linked_weights
 from edgeclip.cli import main
-from edgeclip.engine.session import import_onnxruntime
+from edgeclip.engine.ort import import_onnxruntime
 from edgeclip.errors import BundleError
 
 TEXTS = ["a red bicycle", "海滩上美丽的日落"]
@@ -61,8 +61,8 @@ def weights_alone(bundle: Path, root: Path) -> Path:
 
 def graph_alone(bundle: Path, root: Path) -> Path:
     shutil.copytree(bundle, root / "bundle")
-    (root / "bundle" / "text_model.onnx").rename(root / "graph")
-    (root / "bundle" / "text_model.onnx").symlink_to(root / "graph")
+    (root / "bundle" / "text.onnx").rename(root / "graph")
+    (root / "bundle" / "text.onnx").symlink_to(root / "graph")
     return root / "bundle"
 
 
@@ -99,7 +99,7 @@ def test_a_graph_that_is_given_as_bytes_finds_linked_weights(
     bundle: Path, tmp_path: Path, layout: Callable[[Path, Path], Path]
 ) -> None:
     """As CUDA's text graph is, which no file holds."""
-    graph = layout(bundle, tmp_path) / "text_model.onnx"
+    graph = layout(bundle, tmp_path) / "text.onnx"
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
@@ -121,7 +121,7 @@ def test_quantising_a_linked_bundle_says_what_to_do(
     assert "Traceback" not in told and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["text_model.onnx", "text_model.onnx_data", "tokenizer.json", "manifest.json"])
+@pytest.mark.parametrize("name", ["text.onnx", "text.onnx_data", "tokenizer.json", "manifest.json"])
 def test_a_dangling_link_is_called_one(bundle: Path, tmp_path: Path, name: str) -> None:
     linked = annex(bundle, tmp_path)
     key = (linked / name).resolve()
@@ -143,6 +143,6 @@ def test_a_dangling_link_to_the_bundle_is_called_one(tmp_path: Path) -> None:
     "pointer", ["version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "/annex/objects/0\n"]
 )
 def test_a_pointer_that_was_not_fetched_is_called_one(copied_bundle: Path, pointer: str) -> None:
-    (copied_bundle / "text_model.onnx_data").write_text(pointer)
+    (copied_bundle / "text.onnx_data").write_text(pointer)
     with pytest.raises(BundleError, match=r"text_model\.onnx_data has .* bytes, .*git lfs pull"):
         Encoder.open(copied_bundle)

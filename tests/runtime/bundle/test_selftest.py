@@ -13,7 +13,7 @@ import pytest
 from edgeclip import Encoder
 from edgeclip.bundle.selftest import TOLERANCE, least_cosine, repeat_proof, run_selftest
 from edgeclip.errors import BundleError, DeviceError, EdgeclipError, InputError
-from edgeclip.families.jina_clip import preprocess_image
+from edgeclip.inputs.square import preprocess_image
 from edgeclip.inputs.tokenization import TextTokenizer
 from edgeclip.manifest import TARGETS, Manifest, Target, TowerName
 from tests.scenes.damage import replace_graph, reseal
@@ -52,7 +52,7 @@ def test_its_answers_are_those_of_different_inputs(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("tower", TOWERS)
-def test_a_tower_that_answers_everything_alike(copied_bundle: Path, tower: TowerName) -> None:
+def test_a_tower_that_answers_everything_alike(copied_bundle: Path, graph: str) -> None:
     replace_graph(copied_bundle, tower, scale=np.zeros(DIM), offset=np.full(DIM, DIM**-0.5))
     message = refusal(copied_bundle, DeviceError)
     assert message == f"self-test: the {tower} tower on cpu gives one constant vector for different inputs"
@@ -60,14 +60,14 @@ def test_a_tower_that_answers_everything_alike(copied_bundle: Path, tower: Tower
 
 @pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("number", [np.nan, np.inf])
-def test_a_tower_that_answers_nan(copied_bundle: Path, tower: TowerName, number: float) -> None:
+def test_a_tower_that_answers_nan(copied_bundle: Path, graph: str, number: float) -> None:
     replace_graph(copied_bundle, tower, scale=np.zeros(DIM), offset=np.full(DIM, number))
     message = refusal(copied_bundle, DeviceError)
     assert message.startswith(f"the {tower} graph answered with NaN or infinity; its files are as exported")
 
 
 @pytest.mark.parametrize("tower", TOWERS)
-def test_a_tower_that_answers_wrongly(copied_bundle: Path, tower: TowerName) -> None:
+def test_a_tower_that_answers_wrongly(copied_bundle: Path, graph: str) -> None:
     scale, offset = np.random.default_rng(0).normal(size=(2, DIM))
     replace_graph(copied_bundle, tower, scale=scale * 1e-2, offset=offset, is_unit=True)
     message = refusal(copied_bundle, DeviceError)
@@ -104,7 +104,7 @@ def test_it_holds_its_inputs_as_the_runtime_prepares_them(bundle: Path) -> None:
     """Those that another precision is measured with, where there is neither Pillow nor this runtime."""
     manifest = Manifest.read(bundle)
     with np.load(bundle / manifest.selftest) as arrays:
-        tokenizer = TextTokenizer(bundle / manifest.tokenizer.file, manifest.tokenizer)
+        tokenizer = TextTokenizer(bundle / manifest.need_text().file, manifest.need_text())
         rows = tokenizer.encode([str(text) for text in arrays["texts"]], None).rows
         for index, row in enumerate(rows):
             np.testing.assert_array_equal(arrays[f"input_ids_{index}"], row[None])
@@ -140,7 +140,7 @@ def test_an_fp32_bundle_has_no_proof_to_repeat(bundle: Path, encoder: Encoder) -
     assert repeat_proof(encoder, bundle) == ()
 
 
-def rerecord(folder: Path, tower: TowerName, against: str, **changes: Any) -> None:
+def rerecord(folder: Path, graph: str, against: str, **changes: Any) -> None:
     """A record that says something else."""
     measured = [
         replace(one, **changes) if (one.tower, one.against) == (tower, against) else one
@@ -175,7 +175,7 @@ def test_a_device_that_loses_more_than_twice_as_much(
 
 
 @pytest.mark.parametrize("tower", TOWERS)
-def test_an_int8_tower_that_answers_wrongly(copied_int8: Path, tower: TowerName) -> None:
+def test_an_int8_tower_that_answers_wrongly(copied_int8: Path, graph: str) -> None:
     scale, offset = np.random.default_rng(0).normal(size=(2, DIM))
     replace_graph(copied_int8, tower, scale=scale * 1e-2, offset=offset, is_unit=True)
     for test, name in ((run_selftest, "self-test"), (repeat_proof, "proof")):

@@ -17,7 +17,7 @@ _WRITER = """if True:
     from pathlib import Path
     from edgeclip.bundle.staging import staged
     with staged(Path(sys.argv[1]), 0) as stage:
-        (stage / "text_model.onnx").write_bytes(b"half")
+        (stage / "text.onnx").write_bytes(b"half")
         print(stage.name, flush=True)
         time.sleep(60)
 """
@@ -38,8 +38,8 @@ def make_stage(name: str, folder: Path, age_s: float) -> Path:
     """A stage without a writer in which nothing changed for so long."""
     stage = folder / name
     stage.mkdir()
-    (stage / "text_model.onnx").write_bytes(b"half")
-    for path in (stage / "text_model.onnx", stage):
+    (stage / "text.onnx").write_bytes(b"half")
+    for path in (stage / "text.onnx", stage):
         os.utime(path, (time.time() - age_s,) * 2)
     return stage
 

@@ -16,14 +16,14 @@ import pytest
 from edgeclip import Encoder
 from edgeclip.bundle.watched_files import FilesAtOpening, WatchedFiles
 from edgeclip.engine.devices import Device
-from edgeclip.engine.session import TowerSession
+from edgeclip.engine.opening import GraphToOpen, open_graph
 from edgeclip.engine.unit_vectors import LENGTH_TOLERANCE
 from edgeclip.errors import BundleError
 from edgeclip.manifest import Manifest
 
 TEXTS = ["a red bicycle", "海滩上美丽的日落", "ein rotes Fahrrad im Regen"]
 PIXELS = np.random.default_rng(5).integers(0, 256, (2, 40, 30, 3), dtype=np.uint8)
-WEIGHTS = "text_model.onnx_data"
+WEIGHTS = "text.onnx_data"
 
 
 def in_place(path: Path, content: bytes) -> None:
@@ -96,7 +96,7 @@ def test_no_vector_of_overwritten_weights_leaves(
         assert np.array_equal(encoder.encode_text(TEXTS), wanted)
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, "vision_model.onnx_data"])
+@pytest.mark.parametrize("name", [WEIGHTS, "vision.onnx_data"])
 def test_weights_that_change_while_a_batch_runs(
     copied_bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +124,7 @@ def test_a_process_of_its_own_ends_in_one_line(copied_bundle: Path) -> None:
         from edgeclip import BundleError, Encoder
         with Encoder.open(sys.argv[1], device="cpu") as encoder:
             encoder.encode_text("a")
-            open(sys.argv[1] + "/text_model.onnx_data", "w").close()
+            open(sys.argv[1] + "/text.onnx_data", "w").close()
             try:
                 encoder.encode_text("a")
             except BundleError:
@@ -174,7 +174,7 @@ def test_replacing_by_rename_is_safe(copied_bundle: Path, trained_int8: Path, tm
         if replace == "folder":
             copied_bundle.rename(tmp_path / "old")
             shutil.copytree(trained_int8, copied_bundle)
-        for name in (WEIGHTS, "vision_model.onnx_data") if replace != "folder" else ():
+        for name in (WEIGHTS, "vision.onnx_data") if replace != "folder" else ():
             new = copied_bundle / f"{name}.new"
             new.write_bytes(b"\x00" * 1000)
             new.replace(copied_bundle / name) if replace == "rename" else (copied_bundle / name).unlink()
@@ -296,7 +296,7 @@ def test_a_session_that_is_opened_later_is_of_the_bundle_that_was_opened(copied_
     """As CUDA opens one for the first text with padding: by the files' states when the bundle was opened."""
     manifest = Manifest.read(copied_bundle)
     opening = FilesAtOpening(copied_bundle, manifest.files)
-    path, device = copied_bundle / "text_model.onnx", Device(kind="cpu")
+    path, device = copied_bundle / "text.onnx", Device(kind="cpu")
     TowerSession(path, "text", device, 1, manifest, since=opening)
     (copied_bundle / "new").write_bytes(other_model((copied_bundle / WEIGHTS).read_bytes()))
     (copied_bundle / "new").replace(copied_bundle / WEIGHTS)
@@ -336,7 +336,7 @@ def open_files() -> list[Path]:
     return [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, "text_model.onnx", "tokenizer.json"])
+@pytest.mark.parametrize("name", [WEIGHTS, "text.onnx", "tokenizer.json"])
 def test_a_tower_that_is_loaded_later_is_of_the_bundle_that_was_opened(copied_bundle: Path, name: str) -> None:
     """A file of the same size that took the old one's place meanwhile is not opened in silence."""
     with Encoder.open(copied_bundle, device="cpu") as encoder:

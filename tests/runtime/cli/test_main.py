@@ -191,7 +191,7 @@ def test_check_fails_where_the_proof_does(copied_int8: Path, capsys: Captured) -
     assert "wanted 0.999990 or more: 1.000000 was measured" in message
 
 
-@pytest.mark.parametrize("name", ["text_model.onnx", "vision_model.onnx_data", "tokenizer.json", "selftest.npz"])
+@pytest.mark.parametrize("name", ["text.onnx", "vision.onnx_data", "tokenizer.json", "selftest.npz"])
 def test_one_changed_byte_is_one_line(copied_bundle: Path, capsys: Captured, name: str) -> None:
     flip_byte(copied_bundle / name, 1234)
     message = refusal("check", copied_bundle, capsys=capsys)

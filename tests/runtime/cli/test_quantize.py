@@ -209,7 +209,7 @@ def test_auto_with_a_report_picks_and_tells(
     manifest = Manifest.read(out)
     for tower in TOWERS:
         (row,) = (row for row in rows if (row["tower"], row["recipe"]) == (tower, document["picked"][tower]))
-        assert row["kernels"] == manifest.tower(tower).kernels
+        assert row["kernels"] == manifest.graphs[graph].kernels
     told, picked, written = err.rstrip("\n").split("\n")
     assert told == f"{report}: recipes.json, recipes.png, recipes.svg"
     assert picked.startswith(f"picked text {document['picked']['text']}, vision {document['picked']['vision']}: ")

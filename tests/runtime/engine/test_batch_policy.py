@@ -27,7 +27,7 @@ from edgeclip.engine.batch_policy import (
     slot_rows,
 )
 from edgeclip.engine.devices import PROVIDERS, Device
-from edgeclip.engine.session import TowerSession
+from edgeclip.engine.opening import GraphToOpen, open_graph
 from edgeclip.errors import InputError
 from edgeclip.manifest import Manifest, TowerName
 from edgeclip.serve.app import lane_policy
@@ -44,7 +44,7 @@ Ends = list[tuple[Shape, Shape]]
 
 @pytest.fixture
 def manifest(encoder: Encoder) -> Manifest:
-    assert encoder.manifest.tokenizer.max_length == 8192
+    assert encoder.manifest.need_text().max_length == 8192
     return encoder.manifest
 
 
@@ -63,7 +63,7 @@ def assert_fits(shape: Shape, profiles: Ends) -> None:
     assert sum(lies_within(shape, *ends) for ends in profiles) == 1, f"{shape} lies in none of {profiles}"
 
 
-def engine_profiles(manifest: Manifest, tower: TowerName) -> Ends:
+def engine_profiles(manifest: Manifest, graph: str) -> Ends:
     """Those of the engine that an Encoder builds, which the service's lanes run too."""
     return ends(BatchPolicy.choose("tensorrt", manifest, "throughput").profiles(tower))
 
@@ -76,7 +76,7 @@ def test_no_batch_of_the_encoder_lies_outside_a_profile(manifest: Manifest, batc
         row = np.zeros(length, np.int64)
         for batch in policy.plan_texts([row] * (policy.rows((length,)) + 1), batch_size):
             assert_fits(batch.input_ids.shape, texts)
-    images, pixels = engine_profiles(manifest, "vision"), (manifest.image.size_px, manifest.image.size_px, 3)
+    images, pixels = engine_profiles(manifest, "vision"), (manifest.need_image().size_px, manifest.need_image().size_px, 3)
     for count in range(1, 100):
         for group in policy.plan_images(count, batch_size):
             assert_fits((len(group), *pixels), images)
@@ -107,7 +107,7 @@ def test_no_batch_of_the_service_lies_outside_a_profile(manifest: Manifest, max_
                 assert_fits((size, length), profiles)
     burst = batches(policy, np.zeros(2, np.int64), settings.max_queued_texts)
     assert max(burst) <= min(256, max_batch or 256)
-    profiles, side = engine_profiles(manifest, "vision"), manifest.image.size_px
+    profiles, side = engine_profiles(manifest, "vision"), manifest.need_image().size_px
     for waiting in range(1, settings.max_queued_images + 1):
         for size in batches(policy, np.zeros((side, side, 3), np.uint8), waiting):
             assert_fits((size, side, side, 3), profiles)
@@ -135,7 +135,7 @@ def test_no_batch_that_triton_may_form_lies_outside_a_profile(manifest: Manifest
         for count in range(1, config["max_batch_size"] + 1):
             assert_fits((count, length), profiles)
     config = parse(model_config(manifest, "vision"))
-    side = manifest.image.size_px
+    side = manifest.need_image().size_px
     for count in range(1, config["max_batch_size"] + 1):
         assert_fits((count, side, side, 3), exported_profiles(config))
 
@@ -167,7 +167,7 @@ def test_a_batch_on_cuda_fits_a_slot(purpose: Purpose, manifest: Manifest) -> No
 
 @pytest.mark.parametrize("purpose", ["throughput", "uniform"])
 @pytest.mark.parametrize("tower", ["text", "vision"])
-def test_a_profile_is_best_somewhere_inside_it(tower: TowerName, purpose: Purpose, manifest: Manifest) -> None:
+def test_a_profile_is_best_somewhere_inside_it(graph: str, purpose: Purpose, manifest: Manifest) -> None:
     profiles = BatchPolicy.choose("tensorrt", manifest, purpose).profiles(tower)
     assert profiles is not None and len(profiles.min) == len(profiles.opt) == len(profiles.max) >= 2
     for least, best, most in zip(profiles.min, profiles.opt, profiles.max, strict=True):
@@ -212,7 +212,7 @@ def test_a_batch_that_fits_no_profile_is_refused(shape: Shape, found: str, manif
 
 def test_a_session_runs_a_large_batch_in_parts_and_joins_them(encoder: Encoder, bundle: Path) -> None:
     """As it would with TensorRT; here on the CPU, with TensorRT's policy."""
-    session = TowerSession(bundle / "text_model.onnx", "text", Device(kind="cpu"), 1, encoder.manifest)
+    session = TowerSession(bundle / "text.onnx", "text", Device(kind="cpu"), 1, encoder.manifest)
     ids = np.random.default_rng(0).integers(5, 50, (300, 4))
     wanted = session.run(ids)
     session._policy = BatchPolicy.choose("tensorrt", encoder.manifest, "throughput")

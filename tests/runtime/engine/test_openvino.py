@@ -8,7 +8,7 @@ import pytest
 
 from edgeclip import Encoder
 from edgeclip.engine.devices import Device
-from edgeclip.engine.session import TowerSession
+from edgeclip.engine.opening import GraphToOpen, open_graph
 from edgeclip.errors import DeviceError
 from edgeclip.manifest import Target
 from edgeclip_quant import quantize_bundle
@@ -47,7 +47,7 @@ def test_fused_operators_are_not_left_to_the_cpu(bundles: dict[Target, Path]) ->
     with pytest.raises(
         DeviceError, match=r"does not run \d+ of the \d+ nodes of the vision graph .*MultiHeadAttention"
     ):
-        TowerSession(bundles["cpu"] / "vision_model.onnx", "vision", Device(kind="openvino"), 1)
+        TowerSession(bundles["cpu"] / "vision.onnx", "vision", Device(kind="openvino"), 1)
 
 
 def test_a_unit_that_is_not_there(bundles: dict[Target, Path]) -> None:

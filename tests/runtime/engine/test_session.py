@@ -14,7 +14,8 @@ import pytest
 from edgeclip import Encoder
 from edgeclip.engine.cuda.bound_runs import GATE
 from edgeclip.engine.devices import Device
-from edgeclip.engine.session import TowerSession, import_onnxruntime
+from edgeclip.engine.opening import GraphToOpen, open_graph
+from edgeclip.engine.ort import import_onnxruntime
 from edgeclip.errors import BundleError, DeviceError, MissingExtraError
 from edgeclip.host.installation import install_command
 from tests.conftest import DATA
@@ -29,7 +30,7 @@ SAME = 5e-6
 @pytest.mark.parametrize("content", [b"", b"not a graph", b"\x00" * 100, b"\x08\x0a"])
 def test_what_is_no_graph_is_one_line(tmp_path: Path, content: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     """onnxruntime neither logs beside it nor, on stdout, says that it tries again."""
-    path = tmp_path / "text_model.onnx"
+    path = tmp_path / "text.onnx"
     path.write_bytes(content)
     with pytest.raises(BundleError) as caught:
         TowerSession(path, "text", CPU, 1)
@@ -40,8 +41,8 @@ def test_what_is_no_graph_is_one_line(tmp_path: Path, content: bytes, capfd: pyt
 
 
 def test_a_graph_cut_short_is_one_line(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    whole = (bundle / "text_model.onnx").read_bytes()
-    path = tmp_path / "text_model.onnx"
+    whole = (bundle / "text.onnx").read_bytes()
+    path = tmp_path / "text.onnx"
     for size in range(1, len(whole), len(whole) // 10):
         path.write_bytes(whole[:size])
         with pytest.raises(BundleError, match="cannot load the text graph"):
@@ -53,8 +54,8 @@ def test_a_name_in_the_graph_that_is_no_text_is_one_line(
     bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A ValueError in onnxruntime's Python, which prints on stdout and tries other providers unless told not to."""
-    whole = (bundle / "text_model.onnx").read_bytes()
-    path = tmp_path / "text_model.onnx"
+    whole = (bundle / "text.onnx").read_bytes()
+    path = tmp_path / "text.onnx"
     path.write_bytes(whole.replace(b"com.microsoft", b"com.micros\xffft"))
     with pytest.raises(BundleError) as caught:
         TowerSession(path, "text", CPU, 1)
@@ -65,13 +66,13 @@ def test_a_name_in_the_graph_that_is_no_text_is_one_line(
 
 def test_a_graph_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="cannot load the vision graph"):
-        TowerSession(tmp_path / "vision_model.onnx", "vision", CPU, 1)
+        TowerSession(tmp_path / "vision.onnx", "vision", CPU, 1)
 
 
 def test_a_graph_that_fails_is_one_line(copied_bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """It names the tower, the device and the batch, and nothing is logged beside it."""
     replace_graph(copied_bundle, "text", scale=np.ones(64), offset=np.zeros(64), shape=(7, 64))
-    session = TowerSession(copied_bundle / "text_model.onnx", "text", CPU, 1)
+    session = TowerSession(copied_bundle / "text.onnx", "text", CPU, 1)
     with pytest.raises(DeviceError) as caught:
         session.run(IDS)
     message = str(caught.value)
@@ -87,7 +88,7 @@ def test_a_graph_that_fails_is_one_line(copied_bundle: Path, capfd: pytest.Captu
 def test_the_cpu_does_not_stand_in_for_a_device_that_cannot_start(bundle: Path) -> None:
     """onnxruntime takes the CPU without an error; what runs is asked of it."""
     with pytest.raises(DeviceError, match="cuda:0 asked for, but onnxruntime could start only CPUExecutionProvider"):
-        TowerSession(bundle / "text_model.onnx", "text", Device(kind="cuda"), 1)
+        TowerSession(bundle / "text.onnx", "text", Device(kind="cuda"), 1)
 
 
 def test_without_onnxruntime_the_extras_are_named(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,19 +122,20 @@ def test_a_session_has_the_threads_it_was_given(bundle: Path, threads: int) -> N
     program = """if True:
         import os, pathlib, sys
         from edgeclip.engine.devices import Device
-        from edgeclip.engine.session import TowerSession, import_onnxruntime
+        from edgeclip.engine.opening import GraphToOpen, open_graph
+from edgeclip.engine.ort import import_onnxruntime
         import_onnxruntime()
         before = len(os.listdir("/proc/self/task"))
         session = TowerSession(pathlib.Path(sys.argv[1]), "text", Device(kind="cpu"), int(sys.argv[2]))
         print(1 + len(os.listdir("/proc/self/task")) - before)
     """
-    command = [sys.executable, "-c", program, str(bundle / "text_model.onnx"), str(threads)]
+    command = [sys.executable, "-c", program, str(bundle / "text.onnx"), str(threads)]
     found = subprocess.run(command, check=True, capture_output=True, text=True)
     assert found.stdout == f"{threads}\n"
 
 
 def test_threads_change_no_vector(bundle: Path) -> None:
-    one, three = (TowerSession(bundle / "text_model.onnx", "text", CPU, threads) for threads in (1, 3))
+    one, three = (TowerSession(bundle / "text.onnx", "text", CPU, threads) for threads in (1, 3))
     assert np.abs(one.run(IDS) - three.run(IDS)).max() <= SAME
 
 
@@ -155,7 +157,7 @@ def test_several_threads_may_share_an_encoder(bundle: Path) -> None:
 
 def test_a_gpu_that_is_not_driven_by_a_lane_waits_for_captures(bundle: Path) -> None:
     """What allocates meanwhile breaks them: the session that padded texts take, beside the lane."""
-    session = TowerSession(bundle / "text_model.onnx", "text", CPU, 1)
+    session = TowerSession(bundle / "text.onnx", "text", CPU, 1)
     session._device = Device(kind="cuda")
     with ThreadPoolExecutor(1) as pool:
         with GATE.alone():
@@ -165,6 +167,6 @@ def test_a_gpu_that_is_not_driven_by_a_lane_waits_for_captures(bundle: Path) -> 
 
 
 def test_the_vectors_are_float32_of_length_one(bundle: Path) -> None:
-    vectors = TowerSession(bundle / "text_model.onnx", "text", CPU, os.cpu_count() or 1).run(IDS)
+    vectors = TowerSession(bundle / "text.onnx", "text", CPU, os.cpu_count() or 1).run(IDS)
     assert vectors.shape == (2, 64) and vectors.dtype == np.float32
     assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() <= SAME

@@ -21,7 +21,7 @@ from PIL import Image
 
 from edgeclip.errors import InputError, MissingExtraError
 from edgeclip.families import jina_clip
-from edgeclip.families.jina_clip import normalize_pixels, preprocess_image, prompt, resized_size
+from edgeclip.inputs.square import normalize_pixels, preprocess_image, resized_size
 from edgeclip.host.installation import install_command
 from edgeclip.manifest import ImageFacts, Interpolation, ResizeMode
 

@@ -14,7 +14,7 @@ from tokenizers.models import BPE
 from edgeclip.engine.devices import usable_cpus
 from edgeclip.errors import BundleError, InputError
 from edgeclip.inputs.tokenization import TextTokenizer, TokenizedTexts, is_quick, slices
-from edgeclip.manifest import Manifest, TokenizerFacts
+from edgeclip.manifest import Manifest, TextFacts
 from tests.conftest import CHECKPOINT, GOLDEN
 
 BOS, PAD, EOS = 0, 1, 2
@@ -24,12 +24,12 @@ LONG = "the red house " * 100
 
 
 @pytest.fixture(scope="module")
-def facts(bundle: Path) -> TokenizerFacts:
+def facts(bundle: Path) -> TextFacts:
     return Manifest.read(bundle).tokenizer
 
 
 @pytest.fixture(scope="module")
-def tokenizer(bundle: Path, facts: TokenizerFacts) -> TextTokenizer:
+def tokenizer(bundle: Path, facts: TextFacts) -> TextTokenizer:
     return TextTokenizer(bundle / facts.file, facts)
 
 
@@ -48,7 +48,7 @@ def test_ids_equal_the_references(tokenizer: TextTokenizer) -> None:
     assert len(found.cut) == 1
 
 
-def test_the_limit_of_a_file_is_reset(facts: TokenizerFacts) -> None:
+def test_the_limit_of_a_file_is_reset(facts: TextFacts) -> None:
     """The official file cuts and pads at 77; whoever puts it into a bundle still gets whole texts."""
     official = CHECKPOINT / "tokenizer.json"
     assert len(Tokenizer.from_file(str(official)).encode(LONG)) == 77
@@ -75,7 +75,7 @@ def test_a_text_that_just_fits_is_not_cut(tokenizer: TextTokenizer) -> None:
         assert (len(found.rows[0]), found.cut) == (min(limit, len(row)), expected)
 
 
-def test_without_a_limit_the_models_own_holds(bundle: Path, facts: TokenizerFacts) -> None:
+def test_without_a_limit_the_models_own_holds(bundle: Path, facts: TextFacts) -> None:
     short = TextTokenizer(bundle / facts.file, dataclasses.replace(facts, max_length=50))
     found = short.encode([LONG, "the"], None)
     assert [len(row) for row in found.rows] == [50, 3]
@@ -109,7 +109,7 @@ def test_a_limit_that_is_none(tokenizer: TextTokenizer, limit: object) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"{}", b"[]", b"null", b'{"version": "1.0", "model": 3}'])
-def test_a_file_that_is_no_tokenizer(tmp_path: Path, facts: TokenizerFacts, content: bytes) -> None:
+def test_a_file_that_is_no_tokenizer(tmp_path: Path, facts: TextFacts, content: bytes) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content)
     with pytest.raises(BundleError) as caught:
@@ -162,13 +162,13 @@ def test_what_is_quick() -> None:
     assert not is_quick([1001]) and not is_quick([500, 501]) and not is_quick([1] * 33)
 
 
-def test_the_last_id_is_known(tokenizer: TextTokenizer, bundle: Path, facts: TokenizerFacts) -> None:
+def test_the_last_id_is_known(tokenizer: TextTokenizer, bundle: Path, facts: TextFacts) -> None:
     document = json.loads((bundle / facts.file).read_bytes())
     pieces = len(document["model"]["vocab"])
     assert tokenizer.count_ids() == 1 + max(pieces - 1, *(token["id"] for token in document["added_tokens"]))
 
 
-def test_ids_may_have_holes(tmp_path: Path, facts: TokenizerFacts) -> None:
+def test_ids_may_have_holes(tmp_path: Path, facts: TextFacts) -> None:
     """Then the number of tokens says nothing."""
     few = Tokenizer(BPE({"a": 0, "b": 7, "c": 3}, []))
     few.save(str(tmp_path / "few.json"))

@@ -30,7 +30,7 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
 
 @pytest.fixture(scope="module")
 def session(bundle: Path) -> onnxruntime.InferenceSession:
-    return open_session(bundle / "text_model.onnx")
+    return open_session(bundle / "text.onnx")
 
 
 @pytest.fixture
@@ -251,7 +251,7 @@ def test_no_inputs_are_no_rows(tower: BoundTower) -> None:
 
 
 def test_pixels_go_the_same_way(bundle: Path) -> None:
-    session = open_session(bundle / "vision_model.onnx")
+    session = open_session(bundle / "vision.onnx")
     size = session.get_inputs()[0].shape[1]
     batch = np.random.default_rng(0).integers(0, 256, (5, size, size, 3), np.uint8)
     tower = BoundTower(

@@ -16,7 +16,7 @@ SAME = 5e-6
 OPENED: list[Path] = []
 
 
-def open_lane(path: Path, tower: TowerName, *, captures: bool = True) -> CudaLane:
+def open_lane(path: Path, graph: str, *, captures: bool = True) -> CudaLane:
     """As `edgeclip.engine.session` does it."""
     cuda = CudaTower(path, tower, HostMemory(), captures=captures)
     options = onnxruntime.SessionOptions()
@@ -41,7 +41,7 @@ def folder(bundles: dict[Target, Path]) -> Path:
 
 def test_texts_get_the_vectors_of_the_graph(folder: Path) -> None:
     """Alone, in batches larger than a slot, and with padding, for which the file is opened as it is, once."""
-    path = folder / "text_model.onnx"
+    path = folder / "text.onnx"
     lane, plain = open_lane(path, "text"), open_plain(path)
     OPENED.clear()
     draw = np.random.default_rng(0)
@@ -59,7 +59,7 @@ def test_texts_get_the_vectors_of_the_graph(folder: Path) -> None:
 
 @pytest.mark.parametrize("captures", [True, False])
 def test_images_get_the_vectors_of_the_graph(folder: Path, captures: bool) -> None:
-    path = folder / "vision_model.onnx"
+    path = folder / "vision.onnx"
     lane, plain = open_lane(path, "vision", captures=captures), open_plain(path)
     size = Manifest.read(folder).image.size_px
     pixels = np.random.default_rng(0).integers(0, 256, (34, size, size, 3), np.uint8)
@@ -73,4 +73,4 @@ def test_images_get_the_vectors_of_the_graph(folder: Path, captures: bool) -> No
 
 def test_a_text_graph_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="cannot be read"):
-        CudaTower(tmp_path / "text_model.onnx", "text", HostMemory())
+        CudaTower(tmp_path / "text.onnx", "text", HostMemory())

@@ -29,7 +29,7 @@ def open_session(model: bytes, folder: Path, optimized: Path) -> onnxruntime.Inf
 def test_the_choice_is_made(bundles: dict[Target, Path], tmp_path: Path) -> None:
     """onnxruntime opens the graph with the unmasked branch in the If's place, and the vectors are the same."""
     folder = bundles["cuda"]
-    whole = (folder / "text_model.onnx").read_bytes()
+    whole = (folder / "text.onnx").read_bytes()
     unmasked = without_mask(whole)
     assert unmasked is not None
     assert unmasked.pad_id == Manifest.read(folder).tokenizer.pad_id
@@ -54,7 +54,7 @@ def test_a_graph_that_does_not_ask_is_left_alone(bundles: dict[Target, Path], ta
 
 
 def test_a_graph_cut_short_is_one_error(bundles: dict[Target, Path]) -> None:
-    whole = (bundles["cuda"] / "text_model.onnx").read_bytes()
+    whole = (bundles["cuda"] / "text.onnx").read_bytes()
     for size in range(1, len(whole), len(whole) // 40):
         try:
             assert without_mask(whole[:size]) is None  # nothing of the graph is there yet
@@ -65,7 +65,7 @@ def test_a_graph_cut_short_is_one_error(bundles: dict[Target, Path]) -> None:
 
 
 def test_two_questions_are_one_too_many(bundles: dict[Target, Path]) -> None:
-    model = onnx.load(bundles["cuda"] / "text_model.onnx", load_external_data=False)
+    model = onnx.load(bundles["cuda"] / "text.onnx", load_external_data=False)
     choices = [node for node in model.graph.node if node.op_type == "If"]
     choices[0].input[0] = "another"
     with pytest.raises(BundleError, match="2 questions"):

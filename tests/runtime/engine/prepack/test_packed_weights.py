@@ -28,7 +28,7 @@ from edgeclip.engine.prepack.packed_weights import (
 from edgeclip.engine.prepack.packing import find_packings
 from edgeclip.engine.prepack.page_alignment import align_weights
 from edgeclip.engine.providers import Plan
-from edgeclip.engine.session import import_onnxruntime
+from edgeclip.engine.ort import import_onnxruntime
 from edgeclip.errors import BuildError
 from tests.scenes.command import NEEDS_SHELL, Captured, refusal, run, run_shell
 
@@ -77,7 +77,7 @@ def test_once_packed_the_weights_are_mapped(int8_bundle: Path, cache: Path, caps
     status, out, err = run("prepack", int8_bundle, capsys=capsys)
     assert status == 0 and "text" in out and "vision" in out and err.count("\n") == 1
     names = [path.name for path in mapped(int8_bundle) if path.is_relative_to(cache)]
-    assert sorted(names) == ["text_model.onnx_data", "vision_model.onnx_data"]
+    assert sorted(names) == ["text.onnx_data", "vision.onnx_data"]
     assert np.array_equal(vectors(int8_bundle), before)
     assert capsys.readouterr().err == ""
 
@@ -155,13 +155,13 @@ def test_check_reads_every_byte_of_them(bundle: Path, cache: Path, capsys: Captu
     content[len(content) // 2] ^= 1
     weights.write_bytes(content)  # of the same size: too long to read at every opening
     message = refusal("check", bundle, capsys=capsys)
-    assert "vision_model.onnx_data is not what was packed" in message and "edgeclip prepack" in message
+    assert "vision.onnx_data is not what was packed" in message and "edgeclip prepack" in message
     run("prepack", bundle, capsys=capsys)
     assert run("check", bundle, capsys=capsys)[0] == 0
 
 
 def test_a_damaged_bundle_is_not_packed(copied_int8: Path, cache: Path, capsys: Captured) -> None:
-    weights = copied_int8 / "vision_model.onnx_data"
+    weights = copied_int8 / "vision.onnx_data"
     content = bytearray(weights.read_bytes())
     content[100] ^= 1
     weights.write_bytes(content)
@@ -255,9 +255,9 @@ def test_other_facts_have_another_folder(tmp_path: Path, other: dict[str, object
 
 
 def keep(root: Path, facts: PackedFacts) -> None:
-    with keep_packed(root, facts, "text_model.onnx", 1000) as stage:
-        (stage / "text_model.onnx").write_bytes(b"graph")
-        (stage / "text_model.onnx_data").write_bytes(b"weights")
+    with keep_packed(root, facts, "text.onnx", 1000) as stage:
+        (stage / "text.onnx").write_bytes(b"graph")
+        (stage / "text.onnx_data").write_bytes(b"weights")
 
 
 def test_one_packing_of_a_graph_is_kept(tmp_path: Path) -> None:
@@ -272,8 +272,8 @@ def test_one_packing_of_a_graph_is_kept(tmp_path: Path) -> None:
 
 def test_who_is_stopped_leaves_nothing(tmp_path: Path) -> None:
     def stopped() -> None:
-        with keep_packed(tmp_path, FACTS, "text_model.onnx", 1000) as stage:
-            (stage / "text_model.onnx").write_bytes(b"gra")
+        with keep_packed(tmp_path, FACTS, "text.onnx", 1000) as stage:
+            (stage / "text.onnx").write_bytes(b"gra")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -283,8 +283,8 @@ def test_who_is_stopped_leaves_nothing(tmp_path: Path) -> None:
 
 def test_of_two_that_pack_at_once_one_stays(tmp_path: Path) -> None:
     """The other process has another number in its folder's name."""
-    with keep_packed(tmp_path, FACTS, "text_model.onnx", 1000) as stage:
-        (stage / "text_model.onnx").write_bytes(b"slow")
+    with keep_packed(tmp_path, FACTS, "text.onnx", 1000) as stage:
+        (stage / "text.onnx").write_bytes(b"slow")
         moved = shutil.move(stage, tmp_path / "elsewhere")
         keep(tmp_path, FACTS)
         shutil.move(moved, stage)
@@ -294,7 +294,7 @@ def test_of_two_that_pack_at_once_one_stays(tmp_path: Path) -> None:
 
 
 def test_a_disk_without_room_is_seen_first(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="the disk has"), keep_packed(tmp_path, FACTS, "text_model.onnx", 10**15):
+    with pytest.raises(BuildError, match="the disk has"), keep_packed(tmp_path, FACTS, "text.onnx", 10**15):
         raise AssertionError("nothing is begun")
     assert folders(tmp_path) == []
 
