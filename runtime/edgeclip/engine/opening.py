@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 # onnxruntime's exceptions that say what is wrong with a file, whatever the device.
 _ABOUT_THE_GRAPH = ("InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NoModel")
-# The inputs whose shapes TensorRT's profiles are of.
-_PROFILED = {"text": "input_ids", "vision": "pixel_values"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,13 +118,15 @@ def plan_graph(
     graph: str, device: Device, threads: int, manifest: Manifest | None, stream: int | None = None
 ) -> Plan:
     """The plan of a graph's session on this machine; `stream` and the errors are those of `plan_session`."""
-    profiles = BatchPolicy.choose(device.kind, manifest, "throughput").profiles(graph) if manifest else None
+    profiles = None
+    if manifest and (found := BatchPolicy.choose(device.kind, manifest, "throughput").profiles(graph)):
+        profiles = found.options(manifest.graphs[graph].inputs[0].name)
     return plan_session(
         device,
         manifest.graphs[graph].precision if manifest else "fp32",
         threads=threads,
         adds_in_16_bits=device.kind == "cpu" and adds_in_16_bits(),
-        profiles=profiles.options(_PROFILED[graph]) if profiles else None,
+        profiles=profiles,
         stream=stream,
     )
 

@@ -17,40 +17,60 @@ from functools import cache
 from importlib.metadata import packages_distributions, version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tokenizers
 
-from edgeclip.encoder import Encoder
 from edgeclip.engine.ort import import_onnxruntime
+from edgeclip.engine.providers import Plan
 from edgeclip.host.nvidia import cuda_version, cudnn_version, read_driver, tensorrt_version
 from edgeclip.host.processor import read_processor
 from edgeclip.inputs.images import known_formats
+from edgeclip.manifest import Manifest
 
 # Variables that make CUDA, TensorRT, OpenVINO and onnxruntime compute in other ways than their options say.
 _VARIABLES = ("NVIDIA_", "CUDA_", "CUBLAS", "CUDNN", "TENSORRT_", "ORT_", "OPENVINO_", "OV_")
 
 
-def vector_facts(encoder: Encoder, graphs: Iterable[str]) -> dict[str, Any]:
+class OpenBundle(Protocol):
+    """What is asked of an `edgeclip.encoder.Encoder`."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's facts."""
+
+    @property
+    def device(self) -> str:
+        """The device that runs the graphs."""
+
+    @property
+    def threads(self) -> int:
+        """The number of threads on the CPU."""
+
+    def plan(self, graph: str) -> Plan:
+        """What a graph is run with."""
+
+
+def vector_facts(bundle: OpenBundle, graphs: Iterable[str]) -> dict[str, Any]:
     """The facts that decide the vectors of these graphs: JSON values that survive a round trip, under names for
     messages.
     """
     onnxruntime = import_onnxruntime()
     facts = {
-        "the bundle's manifest": hashlib.sha256(encoder.manifest.to_json().encode()).hexdigest(),  # has every sha256
+        "the bundle's manifest": hashlib.sha256(bundle.manifest.to_json().encode()).hexdigest(),  # has every sha256
         "edgeclip's code": _CODE,
         "the version of Python": platform.python_version(),
         "the version of numpy": np.__version__,
         "the version of onnxruntime": [onnxruntime.__version__, onnxruntime.get_build_info()],
         "the version of tokenizers": tokenizers.__version__,
         **_pillow_facts(),
-        "the device": encoder.device,
-        "the number of threads": encoder.threads,
+        "the device": bundle.device,
+        "the number of threads": bundle.threads,
         "the processor": read_processor(),
-        "the GPU": [] if encoder.device == "cpu" else _gpu(),
+        "the GPU": [] if bundle.device == "cpu" else _gpu(),
         "the environment": {name: value for name, value in os.environ.items() if name.startswith(_VARIABLES)},
-        **{f"the plan of the {graph} graph": asdict(encoder.plan(graph)) for graph in graphs},
+        **{f"the plan of the {graph} graph": asdict(bundle.plan(graph)) for graph in graphs},
     }
     return dict(json.loads(json.dumps(facts)))
 
