@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from edgeclip.bundle.staging import check_place
 from edgeclip.errors import BuildError
 from edgeclip.host.installation import missing_package
-from edgeclip.manifest import TOWERS, Manifest, Precision
+from edgeclip.manifest import Manifest, Precision
 
 if TYPE_CHECKING:
     from edgeclip_quant.budget import Budget
@@ -54,9 +54,10 @@ def quantize_bundle(
         from edgeclip_quant.recipes import DEFAULT_RECIPES
 
     calibration, proof = calibration_and_proof(Path(bundle), samples)
+    graphs = Manifest.read(bundle).graphs
     order = Order(
-        to=dict.fromkeys(TOWERS, to),
-        recipes=dict.fromkeys(TOWERS, DEFAULT_RECIPES[to]) if to in DEFAULT_RECIPES else {},
+        to=dict.fromkeys(graphs, to),
+        recipes=dict.fromkeys(graphs, DEFAULT_RECIPES[to]) if to in DEFAULT_RECIPES else {},
         calibration=calibration,
         is_made_up=samples is None,
         proof=proof,
@@ -74,11 +75,11 @@ def quantize_automatically(
     progress: Callable[[str, int, int], None] | None = None,
     comparison: "Comparison | None" = None,
 ) -> Manifest:
-    """Try the recipes for the CPU on each tower, take the fastest pair within the budget, and write its bundle.
+    """Try the recipes for the CPU on each graph, take the fastest choice within the budget, and write its bundle.
 
     `comparison` is the result of `edgeclip_quant.pick.comparison.compare_recipes` for the same samples and the
     budget's cosine; None: it is made now, of the recipes that a bundle may be made by. Options and errors as in
-    `quantize_bundle`; the budget's default is int8's. BuildError also when no pair is within it; it names the
+    `quantize_bundle`; the budget's default is int8's. BuildError also when no choice is within it; it names the
     nearest.
     """
     with _named_extras():
@@ -104,9 +105,9 @@ def quantize_automatically(
     picked = pick(comparison, budget)
     if picked is None:
         raise BuildError(
-            f"no pair of recipes is within the budget: {nearest(comparison, budget)}; allow more (--budget)"
+            f"no choice of recipes is within the budget: {nearest(comparison, budget)}; allow more (--budget)"
         )
-    recipes = {one.tower: one.recipe for one in picked.pair.towers}
+    recipes = {one.graph: one.recipe for one in picked.choice.candidates}
     order = Order(
         to={name: recipe.precision for name, recipe in recipes.items()},
         recipes=recipes,
@@ -114,7 +115,7 @@ def quantize_automatically(
         is_made_up=is_made_up,
         proof=proof,
         budget=budget,
-        kept={one.tower: one.kept for one in picked.pair.towers},
+        kept={one.graph: one.kept for one in picked.choice.candidates},
     )
     return quantize(Path(bundle), Path(out), order, report)
 
@@ -122,10 +123,11 @@ def quantize_automatically(
 def calibration_and_proof(bundle: Path, samples: "Samples | None") -> "tuple[Samples, Samples | None]":
     """The two halves of a user's samples; without samples, made-up ones and None."""
     with _named_extras():
+        from edgeclip_quant.inputs.feeder import Feeder
         from edgeclip_quant.inputs.made_up import made_up_samples
     if samples is not None:
         return samples.halves()
-    return made_up_samples(bundle, Manifest.read(bundle), texts=_TEXTS, images=_IMAGES), None
+    return made_up_samples(Feeder(bundle, Manifest.read(bundle)), texts=_TEXTS, images=_IMAGES), None
 
 
 @contextmanager

@@ -1,14 +1,11 @@
 """The budget of a quantised bundle: how much it may lose, and whether it lost more. Nothing is run here."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from edgeclip.errors import InputError
-from edgeclip.manifest import Measurement, Precision, RetrievalChange
-
-_SEARCHES = {"text": "texts that search images", "vision": "images that search texts"}
-
+from edgeclip.manifest import Measurement, Modality, Precision, RetrievalChange
 
 # A bound's name on the command line, its field, and what it may be.
 _BOUNDS: Mapping[str, tuple[str, float, float]] = {
@@ -81,23 +78,37 @@ def judge(budget: Budget, measurements: Sequence[Measurement], size_bytes: int) 
     NaN breaks every budget.
     """
     broken = []
+    modalities = {one.modality for one in measurements}
     for one in measurements:
         if math.isnan(one.worst_cosine):
-            broken.append(f"the {one.tower} tower answers with NaN or zeros on {one.data}")
+            broken.append(f"{one.modality} vectors{_named(one)} are NaN or zeros on {one.data}")
         elif budget.cosine is not None and one.worst_cosine < budget.cosine:
             broken.append(
-                f"the {one.tower} tower has a worst cosine of {one.worst_cosine:.4f} on {one.data}, "
+                f"{one.modality} vectors{_named(one)} have a worst cosine of {one.worst_cosine:.4f} on {one.data}, "
                 f"wanted {budget.cosine:g}"
             )
         found = one.retrieval
         if found is not None and budget.recall_points is not None and is_loss(found, budget.recall_points):
             broken.append(
-                f"{found.metric} of {found.queries} {_SEARCHES[one.tower]} on {one.data} fell by {-found.points:.2f} "
-                f"points ({found.reference:.1%} to {found.recall:.1%}), wanted {budget.recall_points:g} at most"
+                f"{found.metric} of {found.queries} {_search(one.modality, modalities)} on {one.data} fell by "
+                f"{-found.points:.2f} points ({found.reference:.1%} to {found.recall:.1%}), "
+                f"wanted {budget.recall_points:g} at most"
             )
     if budget.size_mb is not None and size_bytes > budget.size_mb * 1e6:
         broken.append(f"the bundle has {size_bytes / 1e6:.1f} MB, wanted {budget.size_mb:g} at most")
     return broken
+
+
+def _named(one: Measurement) -> str:
+    """The name of the space, where it is not the usual one."""
+    return "" if one.space == "single" else f" ({one.space})"
+
+
+def _search(modality: Modality, modalities: Collection[Modality]) -> str:
+    """The search whose queries are of one modality, in words; texts alone search each other."""
+    if modality == "image":
+        return "images that search texts"
+    return "texts that search images" if "image" in modalities else "texts that search texts"
 
 
 def is_loss(change: RetrievalChange, points: float) -> bool:

@@ -15,20 +15,23 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import onnx.parser
 import onnx_ir as ir
-import onnxruntime
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, common
 
+from edgeclip.engine.ort import import_onnxruntime, start_session
 from edgeclip.errors import BuildError
 from edgeclip_graph.frame import constant
 from edgeclip_graph.operators import FUSED_ATTENTION
 from edgeclip_quant.passes.float16 import MOVES
 from edgeclip_quant.passes.operator_types import FillTypes
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 _FULL, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 # What moves values and computes none: rounded values stay rounded.
@@ -44,7 +47,7 @@ _SQUARE = """<ir_version: 10, opset_import: ["": 20]> square (float16[1] x) => (
 
 
 @contextmanager
-def emulating_session(path: Path, folder: Path, threads: int | None = None) -> Iterator[onnxruntime.InferenceSession]:
+def emulating_session(path: Path, folder: Path, threads: int | None = None) -> Iterator["InferenceSession"]:
     """A session on the CPU that rounds as the fp16 graph at `path` does on CUDA. An fp32 graph runs as it is.
 
     `folder` holds a copy of the graph in fp32 meanwhile, which takes twice the room of the weights. Raises BuildError
@@ -58,24 +61,17 @@ def emulating_session(path: Path, folder: Path, threads: int | None = None) -> I
         copy = Path(place) / "emulated.onnx"
         ir.save(model, copy, external_data=f"{copy.name}_data")
         del model
-        yield _session(copy, threads)
-
-
-def _session(model: Path | bytes, threads: int | None) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 4  # what it would print, it raises
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        yield start_session(copy, threads=threads)
 
 
 def _check_rounding(threads: int | None) -> None:
     """BuildError for an onnxruntime that removes the Casts, because then every fp16 graph would pass."""
     model = onnx.parser.parse_model(_SQUARE).SerializeToString()
-    (found,) = _session(model, threads).run(None, {"x": np.array([300], np.float16)})
+    (found,) = start_session(model, threads=threads).run(None, {"x": np.array([300], np.float16)})
     if not np.isinf(found).all():
         raise BuildError(
-            f"onnxruntime {onnxruntime.__version__} takes Casts to fp16 away, so it cannot show what fp16 costs: "
-            "300 * 300 gave a finite number; install another (1.27 to 1.31 keep them)"
+            f"onnxruntime {import_onnxruntime().__version__} takes Casts to fp16 away, so it cannot show what fp16 "
+            "costs: 300 * 300 gave a finite number; install another (1.27 to 1.31 keep them)"
         )
 
 

@@ -1,69 +1,143 @@
-"""Open and run a graph on the CPU as the runtime does, so that what is measured here is what will run."""
+"""Open and run a bundle's graphs on the CPU as the runtime does, so that what is measured here is what will run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from edgeclip.engine.devices import Device, usable_cpus
-from edgeclip.engine.session import plan_tower
+from edgeclip.engine.ort import adds_in_16_bits, first_line, start_session
+from edgeclip.engine.providers import plan_session
 from edgeclip.errors import BuildError
-from edgeclip_quant.inputs.made_up import Batches
+from edgeclip.families.family import Arrays, Item
+from edgeclip.manifest import Precision, Space
+from edgeclip_quant.emulation import emulating_session
+from edgeclip_quant.inputs.feeder import Feeder
 
-Run = Callable[[NDArray[Any]], NDArray[np.float32]]
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
-_FATAL_ONLY = 4
+Progress = Callable[[str, int, int], None]
+# A feed to the graph's outputs by name.
+Run = Callable[[Arrays], Mapping[str, NDArray[Any]]]
 
 
-def open_tower(path: Path) -> Run:
+def open_run(path: Path) -> Run:
     """Open a graph on the CPU; a BuildError, when it is opened or run, gives onnxruntime's reason."""
     threads = usable_cpus()
-    plan = plan_tower("text", Device(kind="cpu"), threads, None)  # on the CPU the same for both towers
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = _FATAL_ONLY  # what it would print, it raises
-    for entry in plan.entries:
-        options.add_session_config_entry(*entry)
+    plan = plan_session(Device(kind="cpu"), "fp32", threads=threads, adds_in_16_bits=adds_in_16_bits())
     try:
-        session = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(plan.without)
-        )
+        session = start_session(path, plan=plan, threads=threads)
     except Exception as error:  # onnxruntime's share no base class
         raise _cannot_run(path, error) from error
     return run_of(session, path)
 
 
-def run_of(session: onnxruntime.InferenceSession, path: Path) -> Run:
-    """A function that runs a session on a batch; BuildError when it fails."""
-    name = session.get_inputs()[0].name
+def run_of(session: "InferenceSession", path: Path) -> Run:
+    """A function that runs a session on a feed; BuildError when it fails."""
+    names = [output.name for output in session.get_outputs()]
 
-    def run(batch: NDArray[Any]) -> NDArray[np.float32]:
+    def run(feed: Arrays) -> Mapping[str, NDArray[Any]]:
         try:
-            output: NDArray[np.float32] = session.run(None, {name: batch})[0]
+            return dict(zip(names, session.run(None, dict(feed)), strict=True))
         except Exception as error:
             raise _cannot_run(path, error) from error
-        return output
 
     return run
 
 
-def answers(run: Run, batches: Batches, what: str, progress: Callable[[str, int, int], None]) -> NDArray[np.float32]:
-    """The vectors of all batches (N, D)."""
+def answers(run: Run, feeds: Sequence[Arrays], what: str, progress: Progress) -> NDArray[np.float32]:
+    """The rows of the graph's first output for all feeds (N, D)."""
     rows = []
-    for done, batch in enumerate(batches):
-        progress(what, done, len(batches))
-        rows.append(run(batch))
+    for done, feed in enumerate(feeds):
+        progress(what, done, len(feeds))
+        rows.append(rows_of(next(iter(run(feed).values()))))
     return np.concatenate(rows)
 
 
-def answer(path: Path, batches: Batches, what: str, progress: Callable[[str, int, int], None]) -> NDArray[np.float32]:
-    """The vectors of all batches (N, D), from a graph that is opened only for this."""
-    return answers(open_tower(path), batches, what, progress)
+def answer(path: Path, feeds: Sequence[Arrays], what: str, progress: Progress) -> NDArray[np.float32]:
+    """The rows of all feeds (N, D), from a graph that is opened only for this."""
+    return answers(open_run(path), feeds, what, progress)
+
+
+def rows_of(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Vectors (..., D) as rows (N, D)."""
+    return array.reshape(-1, array.shape[-1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Step:
+    """One run of one graph on the way from an item to its vectors."""
+
+    graph: str
+    feed: Arrays
+    outputs: Mapping[str, NDArray[Any]]
+
+
+class Graphs:
+    """A bundle's graphs in one folder, each opened when it is first run, until the end of a `with`.
+
+    `files` are those of the graphs, by graph, that need not lie in the bundle's own folder. A graph whose precision
+    is fp16 is emulated. `used` are the names of the graphs that were run.
+    """
+
+    def __init__(self, feeder: Feeder, files: Mapping[str, Path], precisions: Mapping[str, Precision] | None = None):
+        self._feeder, self._files, self._precisions = feeder, files, precisions or {}
+        self._runs: dict[str, Run] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runs.clear()
+        self._stack.close()
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The names of the graphs that were run, in their order."""
+        return tuple(self._runs)
+
+    def run(self, graph: str, feed: Arrays) -> Mapping[str, NDArray[Any]]:
+        """The outputs of one graph."""
+        if graph not in self._runs:
+            path = self._files[graph]
+            if self._precisions.get(graph) == "fp16":
+                session = self._stack.enter_context(emulating_session(path, path.parent))
+                self._runs[graph] = run_of(session, path)
+            else:
+                self._runs[graph] = open_run(path)
+        return self._runs[graph](feed)
+
+    def steps(self, item: Item) -> list[Step]:
+        """Every run that an item needs, the last of which gives its vectors."""
+        steps: list[Step] = []
+        waiting: Item | None = item
+        while waiting is not None:
+            feed = self._feeder.feed([waiting])
+            outputs = self.run(waiting.graph, feed)
+            steps.append(Step(graph=waiting.graph, feed=feed, outputs=outputs))
+            waiting = self._feeder.family.follow(waiting, {name: array[0] for name, array in outputs.items()})
+        return steps
+
+    def vectors(
+        self, items: Sequence[Item], spaces: Sequence[Space], what: str, progress: Progress
+    ) -> Mapping[Space, NDArray[np.float32]]:
+        """The vectors of all items in each space, as rows (N, D): one for each item in `single`, one for each token
+        in `multi`.
+        """
+        rows: dict[Space, list[NDArray[np.float32]]] = {space: [] for space in spaces}
+        for done, item in enumerate(items):
+            progress(what, done, len(items))
+            last = self.steps(item)[-1]
+            for space in spaces:
+                rows[space].append(rows_of(last.outputs[self._feeder.family.output(last.graph, space)]))
+        return {space: np.concatenate(some) for space, some in rows.items()}
 
 
 def _cannot_run(path: Path, error: Exception) -> BuildError:
-    words = str(error).strip().split("\n")[0]
-    return BuildError(f"onnxruntime cannot run {path.name} ({words})")
+    return BuildError(f"onnxruntime cannot run {path.name} ({first_line(error)})")

@@ -1,44 +1,44 @@
-"""Quantise a bundle: narrow every tower, compare it with what it was, and write it only if it kept enough.
+"""Quantise a bundle: narrow every graph, compare it with what it was, and write it only if it kept enough.
 
-What a tower is narrowed to depends on its graph's target (`WAYS`). One tower is in memory at a time.
+What a graph is narrowed to depends on its target (`WAYS`). One graph is in memory at a time.
 """
 
 import gc
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
-import onnxruntime
 from onnx_ir.passes import InvariantError, PassError
 
 from edgeclip.bundle.staging import file_facts, staged
+from edgeclip.engine.ort import import_onnxruntime
 from edgeclip.errors import BuildError
+from edgeclip.families.family import Arrays
 from edgeclip.manifest import (
+    FIRST_GRAPH,
     MANIFEST_NAME,
     PROOF_DATA,
-    TOWERS,
+    GraphFacts,
     Manifest,
     Measurement,
     Precision,
     Target,
-    TowerFacts,
-    TowerName,
 )
 from edgeclip_graph.census import count_operators
 from edgeclip_graph.linear import linear_layers
 from edgeclip_quant.budget import Budget, judge
+from edgeclip_quant.graph_runner import Graphs, Progress
+from edgeclip_quant.inputs.feeder import Feeder
 from edgeclip_quant.inputs.layer_inputs import observe
-from edgeclip_quant.inputs.made_up import Batches, Samples, padded_pair
+from edgeclip_quant.inputs.made_up import Samples, padded_pair
 from edgeclip_quant.inputs.value_ranges import measure_ranges
 from edgeclip_quant.passes.float16 import narrow_to_half
 from edgeclip_quant.passes.integer_layers import Narrowed, narrow_to_integers, prepare
 from edgeclip_quant.passes.qdq import MAX_ERROR, quantize_for_tensorrt
-from edgeclip_quant.proof.measurement import PROOF, prove
+from edgeclip_quant.proof.measurement import PROOF, graph_files, prove
 from edgeclip_quant.recipes import Recipe
-
-Progress = Callable[[str, int, int], None]
 
 WAYS: Mapping[Precision, tuple[Target, ...]] = {
     # A tensorrt graph can be narrowed too. It waits until an engine was built of it: onnxruntime's provider may
@@ -52,53 +52,64 @@ _NAMED = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """The request: `to` and `recipes` (for the CPU) by tower; the user's own `proof` besides the made-up one.
+    """The request: `to` and `recipes` (for the CPU) by graph; the user's own `proof` besides the made-up one.
 
-    `is_made_up` says that `calibration` is not like real inputs. `kept` is the cosine that each tower must keep on
-    it, None where the tower is written as its recipe has it; without `kept`, all must keep the budget's.
+    `is_made_up` says that `calibration` is not like real inputs. `kept` is the cosine that each graph must keep on
+    it, None where the graph is written as its recipe has it; without `kept`, all must keep the budget's.
     """
 
-    to: Mapping[TowerName, Precision]
-    recipes: Mapping[TowerName, Recipe]
+    to: Mapping[str, Precision]
+    recipes: Mapping[str, Recipe]
     calibration: Samples
     is_made_up: bool
     proof: Samples | None
     budget: Budget
-    kept: Mapping[TowerName, float | None] | None = None
+    kept: Mapping[str, float | None] | None = None
 
 
 def quantize(bundle: Path, out: Path, order: Order, progress: Progress) -> Manifest:
     """The work of `edgeclip_quant.quantize_bundle`, after the imports."""
     manifest = Manifest.read(bundle)
-    for name in TOWERS:
-        check_way(bundle, manifest, order.to[name])
+    for to in order.to.values():
+        check_way(bundle, manifest, to)
     check_source(bundle, manifest, progress)
+    feeder = Feeder(bundle, manifest)
     with staged(out, needed_bytes=2 * manifest.weight_bytes) as stage:
-        narrowed = {name: narrow(name, bundle, manifest, stage, order, progress) for name in TOWERS}
-        for copied in (manifest.tokenizer.file, manifest.selftest):
+        narrowed = {name: narrow(name, feeder, stage, order, progress) for name in manifest.graphs}
+        for copied in copied_files(manifest):
             shutil.copyfile(bundle / copied, stage / copied)
-        measured = prove(bundle, manifest, stage, order.proof, progress, precisions=order.to)
+        measured = prove(feeder, stage, order.proof, progress, precisions=order.to)
         _check_budget(order, measured, narrowed, stage)
         smaller = replace(
             manifest,
-            text=_facts(manifest.text, order.to["text"], narrowed["text"]),
-            vision=_facts(manifest.vision, order.to["vision"], narrowed["vision"]),
+            graphs={name: _facts(facts, order.to[name], narrowed[name]) for name, facts in manifest.graphs.items()},
             files=file_facts(stage, progress),
             proof=PROOF,
             measured=tuple(measured),
-            built_with={**manifest.built_with, "onnxruntime": onnxruntime.__version__},
+            built_with={**manifest.built_with, "onnxruntime": import_onnxruntime().__version__},
         )
         (stage / MANIFEST_NAME).write_text(smaller.to_json(), encoding="utf-8")
     return smaller
 
 
+def copied_files(manifest: Manifest) -> tuple[str, ...]:
+    """The files of a bundle that its smaller bundle has unchanged: tokenizer, self-test and adapters."""
+    tokenizer = (manifest.text.file,) if manifest.text else ()
+    return (*tokenizer, manifest.selftest, *(adapter.file for adapter in manifest.adapters.values()))
+
+
+def precisions_of(manifest: Manifest) -> str:
+    """The precisions of the graphs, as fp32/fp32."""
+    return "/".join(facts.precision for facts in manifest.graphs.values())
+
+
 def check_way(bundle: Path, manifest: Manifest, to: Precision) -> None:
     """BuildError for a source that is not fp32, or whose target has no such precision."""
-    precisions = "/".join(manifest.tower(name).precision for name in TOWERS)
     targets = WAYS[to]
-    if precisions != "fp32/fp32" or manifest.target not in targets:
+    is_fp32 = all(facts.precision == "fp32" for facts in manifest.graphs.values())
+    if not is_fp32 or manifest.target not in targets:
         raise BuildError(
-            f"{bundle}: is {precisions} for {manifest.target}; "
+            f"{bundle}: is {precisions_of(manifest)} for {manifest.target}; "
             f"{to} is made of an fp32 bundle for {' or '.join(targets)}"
         )
 
@@ -124,29 +135,44 @@ def check_source(bundle: Path, manifest: Manifest, progress: Progress) -> None:
             )
 
 
-def narrow(
-    name: TowerName, bundle: Path, manifest: Manifest, stage: Path, order: Order, progress: Progress
-) -> Narrowed:
-    """Write one tower's graph to `stage`. BuildError for a graph that is not as an export leaves it."""
-    source, out = (folder / manifest.tower(name).file for folder in (bundle, stage))
-    samples = order.calibration.of(name)
+def narrow(name: str, feeder: Feeder, stage: Path, order: Order, progress: Progress) -> Narrowed:
+    """Write one graph to `stage`. BuildError for a graph that is not as an export leaves it."""
+    bundle, manifest = feeder.folder, feeder.manifest
+    source, out = (folder / manifest.graphs[name].file for folder in (bundle, stage))
+    feeds = feeds_of(name, feeder, order.calibration)
     try:
         if manifest.target == "cpu":
-            tower = prepare(name, source, samples, stage, progress)
+            prepared = prepare(name, source, feeds, stage, progress)
             cosine = order.budget.cosine if order.kept is None else order.kept[name]
             may_fix = not order.is_made_up
-            return narrow_to_integers(tower, out, order.recipes[name], cosine, progress, may_fix=may_fix)
-        if name == "text":
-            samples = (*samples, padded_pair(samples, manifest.tokenizer.pad_id))
-        return _narrow_for_gpu(name, source, out, order.to[name], samples, progress)
+            return narrow_to_integers(prepared, out, order.recipes[name], cosine, progress, may_fix=may_fix)
+        if name == FIRST_GRAPH["text"]:
+            feeds = [*feeds, padded_pair(feeder, order.calibration.text)]
+        return _narrow_for_gpu(name, source, out, order.to[name], feeds, progress)
     except (InvariantError, PassError) as error:
         raise BuildError(f"{bundle}: the {name} graph cannot be quantised ({error.__cause__ or error})") from error
     finally:
         gc.collect()
 
 
+def feeds_of(name: str, feeder: Feeder, samples: Samples) -> list[Arrays]:
+    """The feeds that a graph gets from the samples: of the modality that enters by it, and of those whose earlier
+    graphs lead to it, which are run for that.
+    """
+    manifest = feeder.manifest
+    feeds = []
+    for modality in manifest.modalities:
+        first, items = FIRST_GRAPH[modality], samples.of(modality)
+        if first == name:
+            feeds += [feeder.feed([item]) for item in items]
+        elif feeder.family.output(first, "single") not in {one.name for one in manifest.graphs[first].outputs}:
+            with Graphs(feeder, graph_files(feeder.folder, manifest)) as graphs:
+                feeds += [step.feed for item in items for step in graphs.steps(item) if step.graph == name]
+    return feeds
+
+
 def _narrow_for_gpu(
-    name: TowerName, source: Path, out: Path, to: Precision, samples: Batches, progress: Progress
+    name: str, source: Path, out: Path, to: Precision, samples: Sequence[Arrays], progress: Progress
 ) -> Narrowed:
     def report(what: str, done: int, total: int) -> None:
         progress(f"{what}, {name}", done, total)
@@ -164,7 +190,7 @@ def _narrow_for_gpu(
         errors = quantize_for_tensorrt(model, seen)
         integers = sum(error <= MAX_ERROR for error in errors.values())
         kernels = {"int8 static": integers, "fp32": layers - integers}
-    progress(f"writing the {name} tower", 0, 1)
+    progress(f"writing the {name} graph", 0, 1)
     ir.save(model, out, external_data=f"{out.name}_data")
     return Narrowed(
         kernels={kernel: count for kernel, count in kernels.items() if count},
@@ -182,12 +208,12 @@ def _is_wide(node: ir.Node) -> bool:
     return _is_product(node) and node.inputs[1] is not None and node.inputs[1].dtype == ir.DataType.FLOAT
 
 
-def _facts(facts: TowerFacts, to: Precision, narrowed: Narrowed) -> TowerFacts:
+def _facts(facts: GraphFacts, to: Precision, narrowed: Narrowed) -> GraphFacts:
     return replace(facts, precision=to, operators=narrowed.operators, kernels=narrowed.kernels)
 
 
 def _check_budget(
-    order: Order, measured: Sequence[Measurement], narrowed: Mapping[TowerName, Narrowed], stage: Path
+    order: Order, measured: Sequence[Measurement], narrowed: Mapping[str, Narrowed], stage: Path
 ) -> None:
     """BuildError, naming the worst layers, when the bundle lost more than it may; where a user's own data were given,
     only they decide.
@@ -198,7 +224,7 @@ def _check_budget(
     broken = judge(order.budget, of_source, size_bytes)
     if not broken:
         return
-    errors = {f"{name} {layer}": error for name in TOWERS for layer, error in narrowed[name].errors.items()}
+    errors = {f"{name} {layer}": error for name, one in narrowed.items() for layer, error in one.errors.items()}
     ranked = sorted(errors.items(), key=lambda item: -item[1])[:_NAMED]
     worst = f"; layers with the largest errors: {', '.join(f'{layer} {error:.1%}' for layer, error in ranked)}"
     advice = "calibrate on data like yours (--calibrate)" if order.is_made_up else "calibrate on more data"

@@ -1,4 +1,4 @@
-"""Recipes for narrowing a tower: kernels for its linear layers, in the order they are tried, and bits for its
+"""Recipes for narrowing a graph: kernels for its linear layers, in the order they are tried, and bits for its
 table.
 """
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from edgeclip.manifest import Precision, TowerName
+from edgeclip.manifest import Precision
 from edgeclip_quant.kernels import Kernel
 
 # Relative error of a layer's output up to which a kernel is taken. Gaussian inputs and weights give 1.1e-2 in 8 bits,
@@ -17,7 +17,7 @@ _MAX_ERROR_4 = 2e-1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How the towers of a bundle for the CPU are narrowed.
+    """How the graphs of a bundle for the CPU are narrowed.
 
     A layer takes the first of `kernels` whose error is at most `max_error`, fp32 when none is. `smooths` lets outlier
     channels move into the weights where that helps, `static_anywhere` lets inputs have a fixed scale that no norm
@@ -128,12 +128,12 @@ COMPARED = (
 )
 
 
-def recipes_for(tower: TowerName, recipes: Sequence[Recipe] = COMPARED) -> list[Recipe]:
-    """The recipes that give different results for a tower, the first of each: a vision tower has no table."""
+def recipes_for(recipes: Sequence[Recipe] = COMPARED, *, has_table: bool) -> list[Recipe]:
+    """The recipes that give different results for a graph with a token table or without one, the first of each."""
     found: dict[object, Recipe] = {}
     for one in recipes:
         makes = (one.kernels, one.smooths, one.max_error, one.static_anywhere)
-        found.setdefault((makes, one.table_bits if tower == "text" else None), one)
+        found.setdefault((makes, one.table_bits if has_table else None), one)
     return list(found.values())
 
 

@@ -1,4 +1,4 @@
-"""Observe the inputs of a tower's linear layers, by running the graph on samples with more outputs.
+"""Observe the inputs of a graph's linear layers, by running the graph on samples with more outputs.
 
 Three things are kept of every layer: the largest magnitude of each input channel over all samples, which smoothing
 divides by, some rows of the input as they are, on which kernels are tried, and each sample's first row.
@@ -8,13 +8,13 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 from numpy.typing import NDArray
 
+from edgeclip.engine.ort import start_session
+from edgeclip.families.family import Arrays
 from edgeclip_graph.frame import constant
 from edgeclip_graph.linear import LinearLayer, linear_layers
 
@@ -38,10 +38,10 @@ class Observation:
 
 
 def observe(
-    model: ir.Model, samples: Sequence[NDArray[Any]], folder: Path, progress: Progress, threads: int | None = None
+    model: ir.Model, samples: Sequence[Arrays], folder: Path, progress: Progress, threads: int | None = None
 ) -> tuple[Mapping[str, Observation], NDArray[np.float32]]:
-    """Run a plain graph on every sample (a batch of its input); return each linear layer's observation and the
-    vectors (N, D).
+    """Run a graph on every sample (a feed); return each linear layer's observation, and the rows of the first output
+    (N, D).
 
     `folder` holds a copy of the graph with more outputs meanwhile, which takes as much room as the weights. The graph
     itself is not changed.
@@ -57,13 +57,11 @@ def observe(
         path = Path(place) / "observed.onnx"
         ir.save(copy, path, external_data=f"{path.name}_data")
         del copy
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = start_session(path, threads=threads)
         for done, sample in enumerate(samples):
             progress("calibrating", done, len(samples))
-            answer, *found = session.run(outputs, {session.get_inputs()[0].name: sample})
-            vectors.append(answer)
+            answer, *found = session.run(outputs, dict(sample))
+            vectors.append(answer.reshape(-1, answer.shape[-1]))
             for layer, top, some in zip(layers, found[::2], found[1::2], strict=True):
                 before = largest.get(layer.name)
                 largest[layer.name] = top if before is None else np.maximum(before, top)

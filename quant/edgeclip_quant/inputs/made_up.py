@@ -1,11 +1,11 @@
 """Make up inputs where there are no data: texts of random tokens, pictures of random patches and slopes.
 
-They show what a tower's layers do to inputs of every length and contrast, not what a user's data look like:
+They show what a graph's layers do to inputs of every length and contrast, not what a user's data look like:
 calibrating on those is better.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,79 +13,134 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from edgeclip.errors import BuildError
-from edgeclip.manifest import Manifest, TowerName
-
-Batches = tuple[NDArray[Any], ...]
+from edgeclip.families.family import Arrays, Item
+from edgeclip.families.token_texts import INPUT_IDS
+from edgeclip.manifest import FIRST_GRAPH, PROOF_DATA, Manifest, Modality
+from edgeclip_quant.inputs.feeder import Feeder
 
 _LENGTHS = (3, 64)
 _CELLS = (2, 4, 8, 16)
+# Of a made-up document, the share of its tokens that its query repeats.
+_PIECE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Samples:
-    """Inputs of both towers in the graphs' form: ids (B, T) and pixels (B, S, S, 3). `name` describes them.
+    """Inputs of a bundle as items. `name` describes them.
 
-    `pairs` gives for each text the index of the image that it describes, None where that is unknown.
+    `pairs` gives for each text the index of the image that it describes, None where that is unknown. Of texts
+    without images it gives the index of a query's document, and of a document its own.
     """
 
     name: str
-    text: Batches
-    vision: Batches
+    text: tuple[Item, ...] = ()
+    image: tuple[Item, ...] = ()
     pairs: tuple[int, ...] | None = None
 
-    def of(self, tower: TowerName) -> Batches:
-        """The samples of one tower."""
-        return self.text if tower == "text" else self.vision
+    def of(self, modality: Modality) -> tuple[Item, ...]:
+        """The samples of one modality."""
+        return self.text if modality == "text" else self.image
 
     def halves(self) -> tuple["Samples", "Samples"]:
         """Two halves: every other image to calibrate on, and the rest to prove on; texts go with their images, or
-        alternate.
+        alternate. Without images, queries go with their documents.
         """
         return self._half(0), self._half(1)
 
     def _half(self, which: int) -> "Samples":
-        vision = self.vision[which::2]
         if self.pairs is None:
-            return Samples(name=self.name, text=self.text[which::2], vision=vision)
-        kept = [index for index, image in enumerate(self.pairs) if image % 2 == which]
-        return Samples(
-            name=self.name,
+            return replace(self, text=self.text[which::2], image=self.image[which::2])
+        answers = sorted({*self.pairs} if not self.image else range(len(self.image)))
+        place = {answer: at for at, answer in enumerate(answers[which::2])}
+        kept = [index for index, answer in enumerate(self.pairs) if answer in place]
+        if not self.image:
+            place = {answer: kept.index(answer) for answer in place}
+        return replace(
+            self,
             text=tuple(self.text[index] for index in kept),
-            vision=vision,
-            pairs=tuple(self.pairs[index] // 2 for index in kept),
+            image=self.image[which::2],
+            pairs=tuple(place[self.pairs[index]] for index in kept),
         )
 
 
-def made_up_samples(bundle: Path, manifest: Manifest, *, texts: int, images: int, seed: int = 0) -> Samples:
-    """Made-up samples for the bundle in this folder; the same arguments give the same samples.
+def made_up_samples(feeder: Feeder, *, texts: int, images: int, seed: int = 0) -> Samples:
+    """Made-up samples for a bundle, of the modalities that it takes; the same arguments give the same samples.
 
-    Raises BuildError for a bundle without a tokenizer.
+    The texts' adapters take turns. Raises BuildError for a bundle without a tokenizer.
     """
     draw = np.random.default_rng(seed)
-    vocabulary = _vocabulary(bundle / manifest.tokenizer.file)
-    facts = manifest.tokenizer
-    allowed = np.setdiff1d(np.arange(vocabulary), [facts.pad_id, facts.bos_id, facts.eos_id])
-    rows = [
-        np.concatenate(([facts.bos_id], draw.choice(allowed, draw.integers(*_LENGTHS)), [facts.eos_id]))[None]
-        for _ in range(texts)
-    ]
+    manifest = feeder.manifest
+    ids = made_up_ids(feeder, draw, texts) if manifest.text else []
+    side = picture_side(manifest) if manifest.image else 0
     return Samples(
-        name="made-up inputs",
-        text=tuple(row.astype(np.int64) for row in rows),
-        vision=tuple(_picture(manifest.image.size_px, draw)[None] for _ in range(images)),
+        name=PROOF_DATA,
+        text=text_items(feeder, ids),
+        image=tuple(picture_item(feeder, _picture(side, draw)) for _ in range(images if side else 0)),
     )
 
 
-def padded_pair(texts: Batches, pad_id: int) -> NDArray[np.int64]:
-    """The shortest and the longest text as one batch (2, T), which needs a mask, as no single text does."""
-    rows = sorted((batch[0] for batch in texts), key=len)
-    pair = np.full((2, len(rows[-1])), pad_id, np.int64)
-    for index, row in enumerate((rows[0], rows[-1])):
-        pair[index, : len(row)] = row
-    return pair
+def made_up_ids(feeder: Feeder, draw: np.random.Generator, count: int) -> list[NDArray[np.int64]]:
+    """Texts as ids (T,), from the opening to the closing one."""
+    facts = feeder.manifest.need_text()
+    vocabulary = _vocabulary(feeder)
+    allowed = np.setdiff1d(np.arange(vocabulary), [facts.pad_id, facts.bos_id, facts.eos_id])
+    return [
+        np.concatenate(([facts.bos_id], draw.choice(allowed, draw.integers(*_LENGTHS)), [facts.eos_id])).astype(
+            np.int64
+        )
+        for _ in range(count)
+    ]
 
 
-def _vocabulary(path: Path) -> int:
+def queries_and_documents(feeder: Feeder, draw: np.random.Generator, count: int) -> Samples:
+    """`count` made-up documents, and as many queries: a query is a piece of its document, with its adapter."""
+    documents = made_up_ids(feeder, draw, count)
+    queries = []
+    for ids in documents:
+        inner = ids[1:-1]
+        length = max(1, round(_PIECE * len(inner)))
+        start = int(draw.integers(0, len(inner) - length + 1))
+        queries.append(np.concatenate((ids[:1], inner[start : start + length], ids[-1:])))
+    text = (*text_items(feeder, documents), *text_items(feeder, queries))
+    return Samples(name=PROOF_DATA, text=text, pairs=(*range(count), *range(count)))
+
+
+def text_items(feeder: Feeder, texts: Sequence[NDArray[np.int64]]) -> tuple[Item, ...]:
+    """Texts of ids as items; the adapters of the text graph take turns, none at all among them."""
+    manifest = feeder.manifest
+    adapters = [name for name, facts in manifest.adapters.items() if facts.graph == FIRST_GRAPH["text"]]
+    turns = adapters if manifest.task_required and adapters else [None, *adapters]
+    return tuple(text_item(feeder, ids, turns[index % len(turns)]) for index, ids in enumerate(texts))
+
+
+def text_item(feeder: Feeder, ids: NDArray[np.int64], adapter: str | None) -> Item:
+    """A text of these ids (T,) as an item, without the prompt of any task."""
+    made_up = feeder.family.made_up(np.random.default_rng(0), "text", len(ids))
+    return replace(made_up, arrays={**made_up.arrays, INPUT_IDS: ids}, adapter=adapter)
+
+
+def picture_item(feeder: Feeder, picture: NDArray[np.uint8]) -> Item:
+    """A picture (H, W, 3) as an item; with the first task where one is required."""
+    manifest = feeder.manifest
+    task = manifest.tasks_of("image")[0] if manifest.task_required else None
+    return feeder.family.image(picture, task, max_pixels=None, label="made-up picture")
+
+
+def picture_side(manifest: Manifest) -> int:
+    """The size in pixels of a picture that goes to the graph as it is."""
+    return manifest.need_image().size_px
+
+
+def padded_pair(feeder: Feeder, texts: tuple[Item, ...]) -> Arrays:
+    """The feed of the shortest and the longest text as one batch, which needs a mask, as no single text does."""
+    ids = sorted((item.arrays[INPUT_IDS] for item in texts), key=len)
+    padded = np.full(len(ids[-1]), feeder.manifest.need_text().pad_id, np.int64)
+    padded[: len(ids[0])] = ids[0]
+    return feeder.feed([text_item(feeder, row, texts[0].adapter) for row in (padded, ids[-1])])
+
+
+def _vocabulary(feeder: Feeder) -> int:
+    path = feeder.folder / feeder.manifest.need_text().file
     try:
         return Tokenizer.from_file(str(path)).get_vocab_size()
     except (KeyboardInterrupt, MemoryError):
@@ -96,8 +151,14 @@ def _vocabulary(path: Path) -> int:
 
 def _picture(size_px: int, draw: np.random.Generator) -> NDArray[np.uint8]:
     """A picture of flat cells, of one of four sizes, under a slope of light."""
+    picture: NDArray[Any] = flat_cells(size_px, draw)
+    slope = np.linspace(-60, 60, size_px)[:, None, None] * draw.uniform(-1, 1)
+    return (picture + slope + draw.normal(0, 8, picture.shape)).clip(0, 255).astype(np.uint8)
+
+
+def flat_cells(size_px: int, draw: np.random.Generator) -> NDArray[np.float64]:
+    """Cells of one colour each (size_px, size_px, 3), in one of four sizes."""
     cells = int(draw.choice(_CELLS))
     side = -(-size_px // cells)
-    flat = np.kron(draw.uniform(0, 255, (cells, cells, 3)), np.ones((side, side, 1)))[:size_px, :size_px]
-    slope = np.linspace(-60, 60, size_px)[:, None, None] * draw.uniform(-1, 1)
-    return (flat + slope + draw.normal(0, 8, flat.shape)).clip(0, 255).astype(np.uint8)
+    flat: NDArray[Any] = np.kron(draw.uniform(0, 255, (cells, cells, 3)), np.ones((side, side, 1)))
+    return flat[:size_px, :size_px]

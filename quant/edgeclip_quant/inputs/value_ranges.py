@@ -9,15 +9,14 @@ Schwarz stands for them.
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
-from numpy.typing import NDArray
 from onnx_ir.passes import common
 
+from edgeclip.engine.ort import start_session
 from edgeclip.errors import BuildError
+from edgeclip.families.family import Arrays
 from edgeclip_graph.frame import constant
 from edgeclip_graph.operators import FUSED_ATTENTION
 from edgeclip_quant.inputs.layer_inputs import Progress
@@ -32,9 +31,9 @@ def scores_of(attention: ir.Node) -> str:
 
 
 def measure_ranges(
-    model: ir.Model, samples: Sequence[NDArray[Any]], folder: Path, progress: Progress, threads: int | None = None
+    model: ir.Model, samples: Sequence[Arrays], folder: Path, progress: Progress, threads: int | None = None
 ) -> Mapping[str, float]:
-    """The largest magnitude of every float32 value over the samples (batches of the graph's one input), by name.
+    """The largest magnitude of every float32 value over the samples (feeds of the graph), by name.
 
     Values are the graph's inputs and its nodes' outputs, also inside an If: 0 for a branch that no sample took. Under
     `scores_of` an attention has a bound of its scores. `folder` holds a copy of the graph meanwhile, which takes as
@@ -52,14 +51,11 @@ def measure_ranges(
         path = Path(place) / "observed.onnx"
         ir.save(copy, path, external_data=f"{path.name}_data")
         del copy, looks
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
         # In the graph's own order, else every value waits for its look: 7 GB for one picture at full size, not 1.5.
-        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = start_session(path, threads=threads, by_priority=True)
         for done, sample in enumerate(samples):
             progress("measuring ranges", done, len(samples))
-            found = dict(zip(ranges, session.run(outputs, {session.get_inputs()[0].name: sample}), strict=True))
+            found = dict(zip(ranges, session.run(outputs, dict(sample)), strict=True))
             if spoilt := [name for name, largest in found.items() if not np.isfinite(largest)]:
                 raise BuildError(
                     f"the fp32 graph gives NaN or infinity for sample {done}, in {len(spoilt)} values, "

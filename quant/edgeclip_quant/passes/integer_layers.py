@@ -1,12 +1,12 @@
-"""Narrow one tower for the CPU to integers: each layer by the fastest kernel that is accurate enough for it.
+"""Narrow one graph for the CPU to integers: each layer by the fastest kernel that is accurate enough for it.
 
-A layer's inputs on the calibration samples decide its first kernel (`pick.kernel_plan`). Then the whole tower is run
+A layer's inputs on the calibration samples decide its first kernel (`pick.kernel_plan`). Then the whole graph is run
 on those samples; while its worst cosine is below the wanted one, more of its worst layers move to a finer kernel.
 """
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,22 +15,21 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from edgeclip.manifest import TowerName
+from edgeclip.families.family import Arrays
+from edgeclip.manifest import FIRST_GRAPH
 from edgeclip_graph.census import count_operators
 from edgeclip_graph.linear import linear_layers
-from edgeclip_quant.graph_runner import answer
+from edgeclip_quant.graph_runner import Progress, answer
 from edgeclip_quant.inputs.layer_inputs import Observation, observe
-from edgeclip_quant.inputs.made_up import Batches
 from edgeclip_quant.kernels import Plan, replace_layer
 from edgeclip_quant.passes.plain_graph import MakePlain
-from edgeclip_quant.passes.token_table import replace_table
+from edgeclip_quant.passes.token_table import replace_table, token_tables
 from edgeclip_quant.pick.kernel_plan import plan_layer, raise_worst
 from edgeclip_quant.recipes import Recipe
 
-Progress = Callable[[str, int, int], None]
 Plans = Mapping[str, Sequence[Plan]]
 
-# Shares of the layers that move on when a tower is not good enough yet, round by round; then all, until it is fp32.
+# Shares of the layers that move on when a graph is not good enough yet, round by round; then all, until it is fp32.
 _ROUNDS = (0.125, 0.25, 0.5)
 # Of what a cosine may lack of 1, so much may be used up here; the proof is on other samples.
 _USED_UP = 0.8
@@ -38,7 +37,7 @@ _USED_UP = 0.8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Narrowed:
-    """A tower's graph as written: how many layers have which kernel, each layer's error, the operators."""
+    """A graph as written: how many layers have which kernel, each layer's error, the operators."""
 
     kernels: Mapping[str, int]
     errors: Mapping[str, float]
@@ -47,18 +46,23 @@ class Narrowed:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prepared:
-    """A tower before narrowing: its plain graph, each layer's observed inputs on the samples, and its vectors
-    (N, D).
+    """A graph before narrowing: its plain form, each layer's observed inputs on the samples (feeds), and the rows of
+    its first output (N, D).
     """
 
-    name: TowerName
+    name: str
     model: ir.Model
-    samples: Batches
+    samples: Sequence[Arrays]
     seen: Mapping[str, Observation]
     wanted: NDArray[np.float32]
 
+    @property
+    def has_table(self) -> bool:
+        """Whether tokens are gathered from a table."""
+        return bool(token_tables(self.model.graph))
 
-def prepare(name: TowerName, source: Path, samples: Batches, folder: Path, progress: Progress) -> Prepared:
+
+def prepare(name: str, source: Path, samples: Sequence[Arrays], folder: Path, progress: Progress) -> Prepared:
     """Read and observe the graph at `source`; `folder` holds a copy of it meanwhile.
 
     Raises PassError or InvariantError of onnx_ir for a graph that is not as an export leaves it.
@@ -69,22 +73,22 @@ def prepare(name: TowerName, source: Path, samples: Batches, folder: Path, progr
 
 
 def narrow_to_integers(
-    tower: Prepared, out: Path, recipe: Recipe, cosine: float | None, progress: Progress, *, may_fix: bool
+    source: Prepared, out: Path, recipe: Recipe, cosine: float | None, progress: Progress, *, may_fix: bool
 ) -> Narrowed:
-    """Write the tower by `recipe` to `out`; `cosine` is the least that is accepted, None any. `may_fix` as in
+    """Write the graph by `recipe` to `out`; `cosine` is the least that is accepted, None any. `may_fix` as in
     `plan_layer`.
     """
-    layers = linear_layers(tower.model.graph)
+    layers = linear_layers(source.model.graph)
     plans: dict[str, Sequence[Plan]] = {}
     for done, layer in enumerate(layers):
-        progress(f"planning the {tower.name} tower", done, len(layers))
-        plans[layer.name] = plan_layer(layer, tower.seen[layer.name], recipe, may_fix=may_fix)
+        progress(f"planning the {source.name} graph", done, len(layers))
+        plans[layer.name] = plan_layer(layer, source.seen[layer.name], recipe, may_fix=may_fix)
     for share in itertools.chain(_ROUNDS, itertools.repeat(1.0)):
-        operators = _write(tower, out, plans, recipe, progress)
+        operators = _write(source, out, plans, recipe, progress)
         if cosine is None:
             break
-        found = answer(out, tower.samples, f"trying the {tower.name} tower", progress)
-        if _worst(found, tower.wanted) >= 1 - _USED_UP * (1 - cosine):
+        found = answer(out, source.samples, f"trying the {source.name} graph", progress)
+        if _worst(found, source.wanted) >= 1 - _USED_UP * (1 - cosine):
             break
         further = raise_worst(plans, share)
         if further == plans:
@@ -97,13 +101,13 @@ def narrow_to_integers(
     )
 
 
-def _write(tower: Prepared, out: Path, plans: Plans, recipe: Recipe, progress: Progress) -> dict[str, int]:
-    progress(f"writing the {tower.name} tower", 0, 1)
-    copy = tower.model.clone()
+def _write(source: Prepared, out: Path, plans: Plans, recipe: Recipe, progress: Progress) -> dict[str, int]:
+    progress(f"writing the {source.name} graph", 0, 1)
+    copy = source.model.clone()
     for layer in linear_layers(copy.graph):
         # An image has a thousand rows, so copies count; a short text has few, so operators do.
-        replace_layer(copy.graph, layer, plans[layer.name][0], separates=tower.name == "vision")
-    if tower.name == "text":
+        replace_layer(copy.graph, layer, plans[layer.name][0], separates=source.name == FIRST_GRAPH["image"])
+    if token_tables(copy.graph):
         replace_table(copy.graph, recipe.table_bits)
     for step in (common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass(), common.NameFixPass()):
         copy = step(copy).model
@@ -113,5 +117,7 @@ def _write(tower: Prepared, out: Path, plans: Plans, recipe: Recipe, progress: P
 
 
 def _worst(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
-    worst = float((found.astype(np.float64) * wanted).sum(axis=1).min())
+    a, b = found.astype(np.float64), wanted.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        worst = float(((a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))).min())
     return worst if np.isfinite(worst) else -1.0

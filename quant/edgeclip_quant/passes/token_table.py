@@ -20,14 +20,19 @@ def quantize_rows(table: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray
     return np.rint(table / scales).astype(np.int8), scales.astype(np.float32)
 
 
-def replace_table(graph: ir.Graph, bits: int = 8) -> None:
-    """Narrow the one table that tokens are gathered from."""
-    gathers = [
+def token_tables(graph: ir.Graph) -> list[ir.Node]:
+    """Every Gather from a constant table of floats."""
+    return [
         node
         for node in graph
         if node.op_type == "Gather" and (table := node.inputs[0]) is not None and table.is_initializer()
         if table.dtype == ir.DataType.FLOAT
     ]
+
+
+def replace_table(graph: ir.Graph, bits: int = 8) -> None:
+    """Narrow the one table that tokens are gathered from."""
+    gathers = token_tables(graph)
     if len(gathers) != 1:
         raise PreconditionError(f"{len(gathers)} tables of tokens in the graph, wanted 1")
     (gather,) = gathers

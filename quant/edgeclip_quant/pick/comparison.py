@@ -1,9 +1,9 @@
-"""Compare recipes: narrow each tower by each, measure what it lost and how fast it is, and delete the graph again."""
+"""Compare recipes: narrow each graph by each, measure what it lost and how fast it is, and delete the graph again."""
 
 import gc
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,26 +11,26 @@ from numpy.typing import NDArray
 from onnx_ir.passes import InvariantError, PassError
 
 from edgeclip.errors import BuildError
-from edgeclip.manifest import TOWERS, Manifest, RetrievalChange, TowerName
-from edgeclip_quant.graph_runner import answer, open_tower
+from edgeclip.manifest import FIRST_GRAPH, Manifest, Modality, RetrievalChange
+from edgeclip_quant.graph_runner import Graphs, Progress
+from edgeclip_quant.inputs.feeder import Feeder
 from edgeclip_quant.inputs.made_up import Samples
 from edgeclip_quant.passes.integer_layers import Prepared, narrow_to_integers, prepare
 from edgeclip_quant.pick.pareto import Candidate, Comparison
-from edgeclip_quant.proof.measurement import PROOF, measure, proof_samples, save_proof, time_tower
+from edgeclip_quant.proof.measurement import PROOF, bytes_of, graph_files, measure, proof_samples, save_proof
 from edgeclip_quant.proof.retrieval import Vectors, retrieval_changes
-from edgeclip_quant.quantize import check_source
+from edgeclip_quant.proof.timing import time_modality
+from edgeclip_quant.quantize import check_source, copied_files, feeds_of, precisions_of
 from edgeclip_quant.recipes import COMPARED, Recipe, recipes_for
-
-Progress = Callable[[str, int, int], None]
 
 
 def check_comparable(bundle: Path, manifest: Manifest) -> None:
     """BuildError for a bundle that no recipe applies to."""
-    precisions = "/".join(manifest.tower(name).precision for name in TOWERS)
-    if precisions != "fp32/fp32" or manifest.target != "cpu":
+    is_fp32 = all(facts.precision == "fp32" for facts in manifest.graphs.values())
+    if not is_fp32 or manifest.target != "cpu":
         raise BuildError(
-            f"{bundle}: is {precisions} for {manifest.target}; recipes are compared on an fp32 bundle for cpu "
-            "(edgeclip export)"
+            f"{bundle}: is {precisions_of(manifest)} for {manifest.target}; recipes are compared on an fp32 bundle "
+            "for cpu (edgeclip export)"
         )
 
 
@@ -44,34 +44,43 @@ def compare_recipes(
     cosine: float | None = None,
     recipes: Sequence[Recipe] = COMPARED,
 ) -> Comparison:
-    """The figures of each recipe on both towers of an fp32 bundle for the CPU; no graph is kept.
+    """The figures of each recipe on each graph of an fp32 bundle for the CPU; no graph is kept.
 
-    `proof` None: made-up inputs, others than the calibration's. `cosine` is the least that a tower should keep: where
-    a recipe loses more, and a bundle may be made by it, layers move to finer kernels until it does not. Takes room
-    for two copies of a tower in the temporary folder. Raises BuildError for another bundle, or a damaged one.
+    A graph is judged by the vectors of the modality that enters by it, with all other graphs in fp32. `proof` None:
+    made-up inputs, others than the calibration's. `cosine` is the least that vectors should keep: where a recipe
+    loses more, and a bundle may be made by it, layers move to finer kernels until it does not. Takes room for two
+    copies of a graph in the temporary folder. Raises BuildError for another bundle, or a damaged one.
     """
     manifest = Manifest.read(bundle)
     check_comparable(bundle, manifest)
     check_source(bundle, manifest, progress)
-    made_up = proof_samples(bundle, manifest)
+    feeder = Feeder(bundle, manifest)
+    made_up = proof_samples(feeder)
     proof = proof or made_up
-    graphs = {name: bundle / manifest.tower(name).file for name in TOWERS}
-    wanted = {name: answer(graphs[name], proof.of(name), f"asking the {name} tower", progress) for name in TOWERS}
-    source = Vectors(text=wanted["text"], vision=wanted["vision"])
+    files = graph_files(bundle, manifest)
+    source: dict[Modality, NDArray[np.float32]] = {}
+    for modality in manifest.modalities:
+        with Graphs(feeder, files) as graphs:
+            what = f"asking the source for {modality} vectors"
+            source[modality] = graphs.vectors(proof.of(modality), ("single",), what, progress)["single"]
     candidates: list[Candidate] = []
-    for name, graph in graphs.items():
+    for modality in manifest.modalities:
+        name = FIRST_GRAPH[modality]
         with tempfile.TemporaryDirectory() as scratch:
+            feeds = feeds_of(name, feeder, calibration)
             try:
-                tower = _Tower(
-                    graph=graph,
-                    out=Path(scratch) / graph.name,
-                    prepared=prepare(name, graph, calibration.of(name), Path(scratch), progress),
+                trial = _Trial(
+                    modality=modality,
+                    feeder=feeder,
+                    out=Path(scratch) / files[name].name,
+                    prepared=prepare(name, files[name], feeds, Path(scratch), progress),
                     is_made_up=is_made_up,
                     proof=proof,
                     source=source,
                     progress=progress,
                 )
-                candidates += [_try(tower, recipe, cosine) for recipe in recipes_for(name, recipes)]
+                some = recipes_for(recipes, has_table=trial.prepared.has_table)
+                candidates += [_try(trial, recipe, cosine) for recipe in some]
             except (InvariantError, PassError) as error:
                 raise BuildError(
                     f"{bundle}: the {name} graph cannot be quantised ({error.__cause__ or error})"
@@ -81,17 +90,18 @@ def compare_recipes(
         candidates=tuple(candidates),
         source=source,
         pairs=proof.pairs,
-        source_bytes={name: _size(graph) for name, graph in graphs.items()},
+        source_bytes={modality: bytes_of(files, (FIRST_GRAPH[modality],)) for modality in manifest.modalities},
         other_bytes=_other_bytes(manifest, made_up),
         is_made_up=is_made_up,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Tower:
-    """A tower that every recipe is tried on; each writes its graph to `out`."""
+class _Trial:
+    """A graph that every recipe is tried on, which writes its result to `out`; `source` as in `Comparison`."""
 
-    graph: Path
+    modality: Modality
+    feeder: Feeder
     out: Path
     prepared: Prepared
     is_made_up: bool
@@ -100,37 +110,41 @@ class _Tower:
     progress: Progress
 
 
-def _try(tower: _Tower, recipe: Recipe, cosine: float | None) -> Candidate:
-    found = _make(tower, recipe, None)
-    is_usable = recipe.objection(is_made_up=tower.is_made_up) is None
+def _try(trial: _Trial, recipe: Recipe, cosine: float | None) -> Candidate:
+    found = _make(trial, recipe, None)
+    is_usable = recipe.objection(is_made_up=trial.is_made_up) is None
     if cosine is None or not is_usable or found.measured.worst_cosine >= cosine:
         return found
-    return _make(tower, recipe, cosine)
+    return _make(trial, recipe, cosine)
 
 
-def _make(tower: _Tower, recipe: Recipe, kept: float | None) -> Candidate:
+def _make(trial: _Trial, recipe: Recipe, kept: float | None) -> Candidate:
     def tell(what: str, done: int, total: int) -> None:
-        tower.progress(f"{recipe.name}: {what}", done, total)
+        trial.progress(f"{recipe.name}: {what}", done, total)
 
-    name, out = tower.prepared.name, tower.out
-    narrowed = narrow_to_integers(tower.prepared, out, recipe, kept, tell, may_fix=not tower.is_made_up)
-    answers = answer(out, tower.proof.of(name), f"proving the {name} tower", tell)
-    tell(f"timing the {name} tower", 0, 1)
-    timing = time_tower(name, open_tower(tower.graph), open_tower(out), tower.proof)
+    modality, name, feeder = trial.modality, trial.prepared.name, trial.feeder
+    narrowed = narrow_to_integers(trial.prepared, trial.out, recipe, kept, tell, may_fix=not trial.is_made_up)
+    files = graph_files(feeder.folder, feeder.manifest)
+    narrow_files = {**files, name: trial.out}
+    with Graphs(feeder, files) as source, Graphs(feeder, narrow_files) as graphs:
+        answers = graphs.vectors(trial.proof.of(modality), ("single",), f"proving {modality} vectors", tell)["single"]
+        tell(f"timing {modality} vectors", 0, 1)
+        timing = time_modality(modality, feeder, source, graphs, trial.proof)
     gc.collect()
     return Candidate(
-        tower=name,
+        modality=modality,
         recipe=recipe,
         measured=measure(
-            name,
+            modality,
+            "single",
             against="fp32 bundle",
-            data=tower.proof.name,
-            wanted=tower.source.of(name),
+            data=trial.proof.name,
+            wanted=trial.source[modality],
             found=answers,
-            weight_bytes=_size(out),
-            source_bytes=_size(tower.graph),
+            weight_bytes=bytes_of(narrow_files, (name,)),
+            source_bytes=bytes_of(files, (name,)),
             timing=timing,
-            retrieval=_change_alone(name, tower.source, answers, tower.proof.pairs),
+            retrieval=_change_alone(modality, trial.source, answers, trial.proof.pairs),
         ),
         answers=answers,
         kernels=narrowed.kernels,
@@ -140,27 +154,22 @@ def _make(tower: _Tower, recipe: Recipe, kept: float | None) -> Candidate:
 
 
 def _change_alone(
-    name: TowerName, source: Vectors, answers: NDArray[np.float32], pairs: tuple[int, ...] | None
+    modality: Modality, source: Vectors, answers: NDArray[np.float32], pairs: tuple[int, ...] | None
 ) -> RetrievalChange | None:
-    """The change of the searches when only this tower is narrowed."""
-    narrowed = replace(source, text=answers) if name == "text" else replace(source, vision=answers)
-    return retrieval_changes(source, narrowed, pairs)[TOWERS.index(name)]
+    """The change of the searches when only this graph is narrowed."""
+    return retrieval_changes(source, {**source, modality: answers}, pairs)[modality]
 
 
 def _other_bytes(manifest: Manifest, made_up: Samples) -> int:
-    """The bytes of tokenizer, self-test and the proof that will be written: answers are compressed no better than
-    noise.
+    """The bytes of the files that are copied and of the proof that will be written: answers are compressed no better
+    than noise.
     """
     draw = np.random.default_rng(0)
-    text, vision = (
-        draw.normal(size=(len(made_up.of(name)), manifest.embedding_dim)).astype(np.float32) for name in TOWERS
-    )
+    noise = {
+        modality: draw.normal(size=(len(made_up.of(modality)), manifest.embedding_dim)).astype(np.float32)
+        for modality in manifest.modalities
+    }
     with tempfile.TemporaryDirectory() as scratch:
-        save_proof(Path(scratch) / PROOF, made_up, Vectors(text=text, vision=vision))
+        save_proof(Path(scratch) / PROOF, made_up, noise)
         proof_bytes = (Path(scratch) / PROOF).stat().st_size
-    return proof_bytes + sum(manifest.file(name).size_bytes for name in (manifest.tokenizer.file, manifest.selftest))
-
-
-def _size(graph: Path) -> int:
-    """The size of a graph with its weights, which lie beside it."""
-    return sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*"))
+    return proof_bytes + sum(manifest.file(name).size_bytes for name in copied_files(manifest))

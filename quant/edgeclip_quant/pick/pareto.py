@@ -1,4 +1,5 @@
-"""Choose recipes by their figures: the Pareto front of a comparison, and the pair of recipes that a budget allows.
+"""Choose recipes by their figures: the Pareto front of a comparison, and the recipes of all graphs that a budget
+allows.
 
 Nothing is run here.
 """
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip.manifest import TOWERS, Measurement, RetrievalChange, TowerName
+from edgeclip.manifest import FIRST_GRAPH, Measurement, Modality, RetrievalChange
 from edgeclip_quant.budget import Budget, judge
 from edgeclip_quant.proof.retrieval import Vectors, retrieval_changes
 from edgeclip_quant.recipes import Recipe
@@ -25,20 +26,25 @@ _LEAST_LOSS = 1e-7
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Candidate:
-    """One tower by one recipe: its measurements, its `answers` (N, D) to the proof, how many layers have which
-    kernel.
+    """One graph by one recipe: the measurements of the modality that enters by it, its `answers` to the proof (single
+    vectors, (N, D)), how many layers have which kernel.
 
-    The searches in `measured` use the fp32 vectors of the other tower. `kept` is the cosine for which layers were
+    All other graphs are fp32 then. `kept` is the cosine for which layers were
     moved to finer kernels, None where they are as the recipe has them.
     """
 
-    tower: TowerName
+    modality: Modality
     recipe: Recipe
     measured: Measurement
     answers: NDArray[np.float32]
     kernels: Mapping[str, int]
     largest_layer_error: float
     kept: float | None = None
+
+    @property
+    def graph(self) -> str:
+        """The name of the graph that is narrowed."""
+        return FIRST_GRAPH[self.modality]
 
     @property
     def loss(self) -> float:
@@ -48,84 +54,82 @@ class Candidate:
 
     @property
     def latency(self) -> float:
-        """Latency as a fraction of the fp32 tower's."""
+        """Latency as a fraction of the fp32 graph's."""
         assert self.measured.latency_ratio is not None
         return self.measured.latency_ratio
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Comparison:
-    """All recipes of both towers of one bundle, on the same inputs.
+    """All recipes on the graphs of one bundle, on the same inputs.
 
-    `source` is the fp32 towers' answers to the proof, `pairs` as in Samples. `source_bytes` are the fp32 towers',
-    `other_bytes` those of a bundle's other files. `is_made_up` says whether the calibration inputs were made up.
+    `source` is the fp32 bundle's single vectors of the proof, `pairs` as in Samples. `source_bytes` are those of the
+    fp32 graph that a modality enters by, `other_bytes` those of a bundle's other files. `is_made_up` says whether the
+    calibration inputs were made up.
     """
 
     model: str
     candidates: tuple[Candidate, ...]
     source: Vectors
     pairs: tuple[int, ...] | None
-    source_bytes: Mapping[TowerName, int]
+    source_bytes: Mapping[Modality, int]
     other_bytes: int
     is_made_up: bool
 
-    def of(self, tower: TowerName) -> list[Candidate]:
-        """The candidates of one tower."""
-        return [one for one in self.candidates if one.tower == tower]
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """The modalities whose graphs were compared, in the order of the candidates."""
+        return tuple(dict.fromkeys(one.modality for one in self.candidates))
+
+    def of(self, modality: Modality) -> list[Candidate]:
+        """The candidates for the graph of one modality."""
+        return [one for one in self.candidates if one.modality == modality]
 
     def objection(self, one: Candidate) -> str | None:
         """Why no bundle is made by this candidate; None when one may be."""
         return one.recipe.objection(is_made_up=self.is_made_up)
 
-    def usable(self, tower: TowerName) -> list[Candidate]:
-        """The candidates of one tower that a bundle may be made by."""
-        return [one for one in self.of(tower) if self.objection(one) is None]
+    def usable(self, modality: Modality) -> list[Candidate]:
+        """The candidates for the graph of one modality that a bundle may be made by."""
+        return [one for one in self.of(modality) if self.objection(one) is None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Pair:
-    """A recipe for the text tower and one for the vision tower."""
+class Choice:
+    """A recipe for each graph of a bundle."""
 
-    text: Candidate
-    vision: Candidate
-
-    @property
-    def towers(self) -> tuple[Candidate, Candidate]:
-        """The text tower's candidate and the vision tower's."""
-        return self.text, self.vision
+    candidates: tuple[Candidate, ...]
 
     @property
     def weight_bytes(self) -> int:
-        """The bytes of both towers together."""
-        return self.text.measured.weight_bytes + self.vision.measured.weight_bytes
+        """The bytes of all graphs together."""
+        return sum(one.measured.weight_bytes for one in self.candidates)
 
     @property
     def latency(self) -> float:
-        """The product of both towers' latencies, each as a fraction of fp32's: a bundle is for texts and images
-        alike.
-        """
-        return self.text.latency * self.vision.latency
+        """The product of the graphs' latencies, each as a fraction of fp32's: all graphs count alike."""
+        return math.prod(one.latency for one in self.candidates)
 
     @property
     def loss(self) -> float:
-        """The product of both towers' losses."""
-        return self.text.loss * self.vision.loss
+        """The product of the graphs' losses."""
+        return math.prod(one.loss for one in self.candidates)
 
     def __str__(self) -> str:
-        return f"text {self.text.recipe.name}, vision {self.vision.recipe.name}"
+        return ", ".join(f"{one.graph} {one.recipe.name}" for one in self.candidates)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Pick:
-    """The pair that was chosen, how many pairs there are, and how many of them are within the budget."""
+    """The choice that was made, how many choices there are, and how many of them are within the budget."""
 
-    pair: Pair
-    pairs: int
+    choice: Choice
+    choices: int
     within: int
 
 
 def front(comparison: Comparison) -> list[Candidate]:
-    """The Pareto front: candidates that no other of the same tower beats in one figure without losing in another.
+    """The Pareto front: candidates that no other for the same graph beats in one figure without losing in another.
 
     The figures are size, time and loss, and differences up to `ALIKE_SIZE`, `ALIKE_TIME` and `ALIKE_LOSS` count as
     equal, so that one graph that was timed twice does not beat itself. Recipes that no bundle is made by neither beat
@@ -133,53 +137,54 @@ def front(comparison: Comparison) -> list[Candidate]:
     """
     return [
         one
-        for name in TOWERS
-        for one in comparison.usable(name)
-        if not any(_beats(other, one) for other in comparison.usable(name))
+        for modality in comparison.modalities
+        for one in comparison.usable(modality)
+        if not any(_beats(other, one) for other in comparison.usable(modality))
     ]
 
 
 def pick(comparison: Comparison, budget: Budget) -> Pick | None:
-    """The fastest pair of recipes within the budget; None when no pair is.
+    """The fastest choice of recipes within the budget; None when there is none.
 
-    A latency is the median of a few noisy rounds. So of the pairs whose towers are both within `ALIKE_TIME` of the
-    fastest pair's, the one that loses least is taken, of equal ones the smallest, and then the one compared first. A
-    pair must keep all bounds that its bundle will be judged by: cosines, size, and recall with both towers narrowed.
+    A latency is the median of a few noisy rounds. So of the choices whose graphs are all within `ALIKE_TIME` of the
+    fastest choice's, the one that loses least is taken, of equal ones the smallest, and then the one compared first.
+    A choice must keep all bounds that its bundle will be judged by: cosines, size, and recall with all graphs
+    narrowed.
     It is chosen on the inputs that prove it, and looks a little better on them than on others. Recipes that no bundle
     is made by are never picked, nor is fp32, which is there already.
     """
-    pairs = _pairs(comparison)
-    within = [pair for pair in pairs if not _broken(comparison, pair, budget)]
+    choices = _choices(comparison)
+    within = [choice for choice in choices if not _broken(comparison, choice, budget)]
     if not within:
         return None
-    fastest = min(within, key=lambda pair: pair.latency)
-    alike = [pair for pair in within if _is_as_fast(pair, fastest)]
-    best = min(alike, key=lambda pair: (pair.loss, pair.weight_bytes))
-    return Pick(pair=best, pairs=len(pairs), within=len(within))
+    fastest = min(within, key=lambda choice: choice.latency)
+    alike = [choice for choice in within if _is_as_fast(choice, fastest)]
+    best = min(alike, key=lambda choice: (choice.loss, choice.weight_bytes))
+    return Pick(choice=best, choices=len(choices), within=len(within))
 
 
 def nearest(comparison: Comparison, budget: Budget) -> str:
-    """A sentence that says how near the recipes come to a budget that no pair is within, for the first bound that
+    """A sentence that says how near the recipes come to a budget that no choice is within, for the first bound that
     none keeps.
     """
-    for name in TOWERS:
-        best = min(comparison.usable(name), key=lambda one: one.loss)
+    for modality in comparison.modalities:
+        best = min(comparison.usable(modality), key=lambda one: one.loss)
         worst, wanted = best.measured.worst_cosine, -1.0 if budget.cosine is None else budget.cosine
         if not worst >= wanted:  # nor is NaN
             return (
-                f"the {name} tower's best worst cosine is {format_cosine(worst)} ({best.recipe.name}), "
+                f"the best worst cosine of {modality} vectors is {format_cosine(worst)} ({best.recipe.name}), "
                 f"wanted {wanted:g}"
             )
     sizeless = replace(budget, recall_points=None, size_mb=None)
-    pairs = [pair for pair in _pairs(comparison) if not _broken(comparison, pair, sizeless)]
-    smallest = min(pairs, key=lambda pair: pair.weight_bytes)
+    choices = [choice for choice in _choices(comparison) if not _broken(comparison, choice, sizeless)]
+    smallest = min(choices, key=lambda choice: choice.weight_bytes)
     size_mb = (smallest.weight_bytes + comparison.other_bytes) / 1e6
     if budget.size_mb is not None and size_mb > budget.size_mb:
         kept = "" if budget.cosine is None else f" that keeps a cosine of {budget.cosine:g}"
         return f"the smallest bundle{kept} has {size_mb:.2f} MB ({smallest}), wanted {budget.size_mb:g}"
-    small = [pair for pair in pairs if not _broken(comparison, pair, replace(budget, recall_points=None))]
-    best_pair = max(small, key=lambda pair: _points(comparison, pair))
-    return f"{best_pair} come nearest, and {'; '.join(_broken(comparison, best_pair, budget))}"
+    small = [choice for choice in choices if not _broken(comparison, choice, replace(budget, recall_points=None))]
+    nearest_one = max(small, key=lambda choice: _points(comparison, choice))
+    return f"{nearest_one} come nearest, and {'; '.join(_broken(comparison, nearest_one, budget))}"
 
 
 def format_cosine(cosine: float) -> str:
@@ -196,38 +201,37 @@ def alike_words() -> str:
     return f"sizes within {ALIKE_SIZE:.0%}, times within {ALIKE_TIME:.0%}, losses within {ALIKE_LOSS:.0%}"
 
 
-def _pairs(comparison: Comparison) -> list[Pair]:
-    towers = (comparison.usable(name) for name in TOWERS)
-    return [Pair(text=text, vision=vision) for text, vision in itertools.product(*towers)]
+def _choices(comparison: Comparison) -> list[Choice]:
+    graphs = (comparison.usable(modality) for modality in comparison.modalities)
+    return [Choice(candidates=candidates) for candidates in itertools.product(*graphs)]
 
 
-def _broken(comparison: Comparison, pair: Pair, budget: Budget) -> list[str]:
-    """The bounds that a pair breaks, judged as its bundle will be; the slow searches are made only if all others
+def _broken(comparison: Comparison, choice: Choice, budget: Budget) -> list[str]:
+    """The bounds that a choice breaks, judged as its bundle will be; the slow searches are made only if all others
     hold.
     """
-    size_bytes = pair.weight_bytes + comparison.other_bytes
-    alone = [replace(one.measured, retrieval=None) for one in pair.towers]
+    size_bytes = choice.weight_bytes + comparison.other_bytes
+    alone = [replace(one.measured, retrieval=None) for one in choice.candidates]
     broken = judge(budget, alone, size_bytes)
     if broken or budget.recall_points is None:
         return broken
-    changes = _changes(comparison, pair)
-    searched = [replace(one, retrieval=change) for one, change in zip(alone, changes, strict=True)]
-    return judge(budget, searched, size_bytes)
+    changes = _changes(comparison, choice)
+    return judge(budget, [replace(one, retrieval=changes[one.modality]) for one in alone], size_bytes)
 
 
-def _changes(comparison: Comparison, pair: Pair) -> tuple[RetrievalChange | None, RetrievalChange | None]:
-    narrowed = Vectors(text=pair.text.answers, vision=pair.vision.answers)
+def _changes(comparison: Comparison, choice: Choice) -> Mapping[Modality, RetrievalChange | None]:
+    narrowed = {one.modality: one.answers for one in choice.candidates}
     return retrieval_changes(comparison.source, narrowed, comparison.pairs)
 
 
-def _points(comparison: Comparison, pair: Pair) -> float:
+def _points(comparison: Comparison, choice: Choice) -> float:
     """The points of the direction of search that lost most."""
-    return min((one.points for one in _changes(comparison, pair) if one), default=0.0)
+    return min((one.points for one in _changes(comparison, choice).values() if one), default=0.0)
 
 
-def _is_as_fast(pair: Pair, fastest: Pair) -> bool:
-    towers = zip(pair.towers, fastest.towers, strict=True)
-    return all(one.latency <= (1 + ALIKE_TIME) * best.latency for one, best in towers)
+def _is_as_fast(choice: Choice, fastest: Choice) -> bool:
+    graphs = zip(choice.candidates, fastest.candidates, strict=True)
+    return all(one.latency <= (1 + ALIKE_TIME) * best.latency for one, best in graphs)
 
 
 def _beats(one: Candidate, other: Candidate) -> bool:

@@ -3,138 +3,153 @@ elsewhere.
 
 Three kinds of inputs are run: the self-test's, compared with the checkpoint's answers; made-up ones, which the bundle
 keeps with the source's answers (proof.npz), so that another device can be compared too; and the user's own. The
-user's are measured and never stored, because a bundle is passed on and may not be allowed to hold them.
+user's are measured and never stored, because a bundle is passed on and may not be allowed to hold them. Where a
+bundle takes texts alone, the made-up texts are documents and queries, and a query is a piece of its document.
 """
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip.engine.devices import usable_cpus
-from edgeclip.engine.paired_timing import take_turns
 from edgeclip.errors import BuildError
-from edgeclip.host.processor import processor_name
+from edgeclip.families.family import Item
+from edgeclip.families.token_texts import INPUT_IDS
 from edgeclip.manifest import (
     PROOF_DATA,
     SELFTEST_DATA,
-    TOWERS,
     Manifest,
     Measurement,
+    Modality,
     Precision,
     Reference,
     RetrievalChange,
-    TowerName,
+    Space,
 )
-from edgeclip_quant.emulation import emulating_session
-from edgeclip_quant.graph_runner import Run, answers, open_tower, run_of
-from edgeclip_quant.inputs.made_up import Samples, made_up_samples
+from edgeclip_quant.graph_runner import Graphs, Progress
+from edgeclip_quant.inputs.feeder import Feeder
+from edgeclip_quant.inputs.made_up import (
+    Samples,
+    flat_cells,
+    made_up_samples,
+    picture_item,
+    picture_side,
+    queries_and_documents,
+)
 from edgeclip_quant.proof.retrieval import Vectors, retrieval_changes
-
-Progress = Callable[[str, int, int], None]
+from edgeclip_quant.proof.timing import Timing, time_modality
 
 PROOF = "proof.npz"
 _TEXTS, _IMAGES, _SEED = 32, 8, 1
-_CELLS = (2, 4, 8, 16)
 _TILE_PX = 16
 
-_SHORT_TOKENS = 16
-# A pair of runs at full size takes 3.5 s for an image on two cores, and 70 ms for a short text.
-_ROUNDS, _LEAST_ROUNDS, _SECONDS = 30, 5, 20.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
-    """Time of the narrowed tower divided by the source's: the median of `samples` pairs of runs, on `machine`."""
-
-    ratio: float
-    samples: int
-    input: str
-    machine: str
+# The vectors of each modality in each space, as rows (N, D).
+Answers = Mapping[Modality, Mapping[Space, NDArray[np.float32]]]
 
 
 def prove(
-    bundle: Path,
-    manifest: Manifest,
+    feeder: Feeder,
     stage: Path,
     own: Samples | None,
     progress: Progress,
     *,
-    precisions: Mapping[TowerName, Precision],
+    precisions: Mapping[str, Precision],
 ) -> list[Measurement]:
-    """Compare the graphs in `stage` with those of `bundle`, whose manifest is `manifest`, and write
+    """Compare the graphs in `stage`, which have these precisions, with those of the source, and write
     `stage`/proof.npz.
 
-    Returns two entries, text and vision, for the self-test, then for the made-up inputs, then for `own` where given.
-    Nothing is judged. One tower is in memory at a time, with its source. fp16 is emulated (`emulation`); only what
-    was made for the CPU is timed, because elsewhere its time means nothing. Raises BuildError for a graph that cannot
-    run and a self-test that cannot be read.
+    Returns an entry for each modality and space for the self-test, then for the made-up inputs, then for `own` where
+    given. Nothing is judged. The graphs of one modality are in memory at a time. fp16 is emulated (`emulation`); only
+    what was made for the CPU is timed, because elsewhere its time means nothing. Raises BuildError for a graph that
+    cannot run and a self-test that cannot be read.
     """
-    selftest, of_checkpoint = read_selftest(bundle / manifest.selftest)
-    made_up = proof_samples(bundle, manifest)
+    manifest = feeder.manifest
+    selftest, of_checkpoint = read_selftest(feeder)
+    made_up = proof_samples(feeder)
     sets = [made_up] if own is None else [made_up, own]
-    wanted: dict[TowerName, list[NDArray[np.float32]]] = {}
-    found: dict[TowerName, list[NDArray[np.float32]]] = {}
-    timings: dict[TowerName, Timing] = {}
-    sizes: dict[TowerName, list[int]] = {}
-    for name in TOWERS:
-        graphs = [folder / manifest.tower(name).file for folder in (bundle, stage)]
-        sizes[name] = [_size(graph) for graph in graphs]
-        source = open_tower(graphs[0])
-        with _opened(graphs[1], precisions[name]) as narrowed:
-            wanted[name] = [answers(source, one.of(name), f"asking the {name} tower", progress) for one in sets]
-            found[name] = [
-                answers(narrowed, one.of(name), f"proving the {name} tower", progress) for one in (selftest, *sets)
-            ]
+    wanted: list[dict[Modality, Mapping[Space, NDArray[np.float32]]]] = [{} for _ in sets]
+    found: list[dict[Modality, Mapping[Space, NDArray[np.float32]]]] = [{} for _ in (selftest, *sets)]
+    timings: dict[Modality, Timing] = {}
+    sizes: dict[Modality, tuple[int, int]] = {}
+    spaces = spaces_of(manifest)
+    for modality in manifest.modalities:
+        files, narrow_files = graph_files(feeder.folder, manifest), graph_files(stage, manifest)
+        with Graphs(feeder, files) as source, Graphs(feeder, narrow_files, precisions) as narrowed:
+            what = f"asking the source for {modality} vectors", f"proving {modality} vectors"
+            for answers, one in zip(wanted, sets, strict=True):
+                answers[modality] = source.vectors(one.of(modality), spaces, what[0], progress)
+            for answers, one in zip(found, (selftest, *sets), strict=True):
+                answers[modality] = narrowed.vectors(one.of(modality), spaces, what[1], progress)
             if manifest.target == "cpu":
-                progress(f"timing the {name} tower", 0, 1)
-                timings[name] = time_tower(name, source, narrowed, made_up)
-        del source, narrowed
+                progress(f"timing {modality} vectors", 0, 1)
+                timings[modality] = time_modality(modality, feeder, source, narrowed, made_up)
+            sizes[modality] = bytes_of(files, source.used), bytes_of(narrow_files, source.used)
         gc.collect()
     measured = [
         measure(
-            name,
+            modality,
+            space,
             against="fp32 checkpoint",
             data=selftest.name,
-            wanted=of_checkpoint.of(name),
-            found=found[name][0],
-            weight_bytes=sizes[name][1],
+            wanted=of_checkpoint[modality][space],
+            found=found[0][modality][space],
+            weight_bytes=sizes[modality][1],
         )
-        for name in TOWERS
+        for modality in manifest.modalities
+        for space in of_checkpoint[modality]
     ]
-    for number, one in enumerate(sets):
-        before, after = (
-            Vectors(text=answers["text"][at], vision=answers["vision"][at])
-            for answers, at in ((wanted, number), (found, number + 1))
-        )
-        changes = retrieval_changes(before, after, one.pairs)
-        for name, change in zip(TOWERS, changes, strict=True):
-            measured.append(
-                measure(
-                    name,
-                    against="fp32 bundle",
-                    data=one.name,
-                    wanted=before.of(name),
-                    found=after.of(name),
-                    weight_bytes=sizes[name][1],
-                    source_bytes=sizes[name][0] if one is made_up else None,
-                    timing=timings.get(name) if one is made_up else None,
-                    retrieval=change,
-                )
+    for one, before, after in zip(sets, wanted, found[1:], strict=True):
+        is_made_up = one is made_up
+        changes = retrieval_changes(single(before), single(after), one.pairs)
+        measured += [
+            measure(
+                modality,
+                space,
+                against="fp32 bundle",
+                data=one.name,
+                wanted=before[modality][space],
+                found=after[modality][space],
+                weight_bytes=sizes[modality][1],
+                source_bytes=sizes[modality][0] if is_made_up else None,
+                timing=timings.get(modality) if is_made_up else None,
+                retrieval=changes[modality] if space == "single" else None,
             )
-        if one is made_up:
-            save_proof(stage / PROOF, made_up, before)
+            for modality in manifest.modalities
+            for space in spaces
+        ]
+        if is_made_up:
+            save_proof(stage / PROOF, made_up, single(before))
     return measured
 
 
+def spaces_of(manifest: Manifest) -> tuple[Space, ...]:
+    """The spaces that the bundle gives vectors of."""
+    return ("single",) if manifest.spaces.multi is None else ("single", "multi")
+
+
+def single(answers: Answers) -> Vectors:
+    """The single vectors of each modality."""
+    return {modality: spaces["single"] for modality, spaces in answers.items()}
+
+
+def graph_files(folder: Path, manifest: Manifest) -> Mapping[str, Path]:
+    """The graphs' files in a folder, by graph."""
+    return {name: folder / facts.file for name, facts in manifest.graphs.items()}
+
+
+def bytes_of(files: Mapping[str, Path], graphs: tuple[str, ...]) -> int:
+    """The size of graphs with their weights, which lie beside them."""
+    paths = [path for name in graphs for path in files[name].parent.glob(f"{files[name].name}*")]
+    return sum(path.stat().st_size for path in paths)
+
+
 def measure(
-    tower: TowerName,
+    modality: Modality,
+    space: Space,
     *,
     against: Reference,
     data: str,
@@ -145,7 +160,7 @@ def measure(
     timing: Timing | None = None,
     retrieval: RetrievalChange | None = None,
 ) -> Measurement:
-    """The figures of a tower that answered `found` (N, D) where `against` answered `wanted` (N, D).
+    """The figures of vectors of one modality and space, `found` (N, D), where `against` answered `wanted` (N, D).
 
     Cosines are of the vectors as they are, whatever their lengths; a row of zeros or NaN makes the worst one NaN.
     """
@@ -154,7 +169,8 @@ def measure(
         cosines = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
     power, noise = float((b**2).sum()), float(((a - b) ** 2).sum())
     return Measurement(
-        tower=tower,
+        modality=modality,
+        space=space,
         against=against,
         data=data,
         samples=len(cosines),
@@ -173,88 +189,67 @@ def measure(
     )
 
 
-def time_ratio(
-    source: Run, narrowed: Run, batch: NDArray[Any], *, rounds: int = _ROUNDS, seconds: float = _SECONDS
-) -> tuple[float, int]:
-    """The median of time(narrowed) / time(source), pair by pair, and the number of pairs.
-
-    They take turns in going first, so other work of the machine meets both. The threads of a session spin for a while
-    after a run, and would take the processor from the other: before each there is a pause and a run that does not
-    count. At most `rounds` pairs, and after 5 no more than fit into `seconds`.
-    """
-    works = {"narrowed": lambda: narrowed(batch), "source": lambda: source(batch)}
-    times = take_turns(works, rounds, seconds=seconds, least=_LEAST_ROUNDS)
-    ratios = times["narrowed"] / times["source"]
-    return float(np.median(ratios)), len(ratios)
-
-
-def time_tower(tower: TowerName, source: Run, narrowed: Run, samples: Samples) -> Timing:
-    """`time_ratio` on an image of the samples, or on a text of 16 of their tokens."""
-    if tower == "text":
-        inner = np.concatenate([row[0, 1:-1] for row in samples.text])
-        opening, closing = samples.text[0][0, [0, -1]]
-        batch = np.concatenate(([opening], np.resize(inner, _SHORT_TOKENS - 2), [closing]))[None]  # (1, T)
-    else:
-        batch = samples.vision[0][:1]
-    ratio, pairs = time_ratio(source, narrowed, batch)
-    what = f"{_SHORT_TOKENS} tokens" if tower == "text" else "1 image"
-    return Timing(ratio=ratio, samples=pairs, input=what, machine=f"{processor_name()}, {usable_cpus()} threads")
-
-
-@contextmanager
-def _opened(path: Path, precision: Precision) -> Iterator[Run]:
-    if precision != "fp16":
-        yield open_tower(path)
-        return
-    with emulating_session(path, path.parent) as session:
-        yield run_of(session, path)
-
-
-def proof_samples(bundle: Path, manifest: Manifest) -> Samples:
+def proof_samples(feeder: Feeder) -> Samples:
     """The made-up inputs of a proof: the same for every bundle of one checkpoint, and small when compressed.
 
     Texts of random tokens, and pictures of flat cells under a slope of light, some with a grain that repeats:
-    8 of 512 px take 0.5 MB.
+    8 of 512 px take 0.5 MB. Without images, the texts are documents, and pieces of them as queries.
     """
     draw = np.random.default_rng(_SEED)
-    texts = made_up_samples(bundle, manifest, texts=_TEXTS, images=0, seed=_SEED).text
-    pictures = tuple(_picture(manifest.image.size_px, draw)[None] for _ in range(_IMAGES))
-    return Samples(name=PROOF_DATA, text=texts, vision=pictures)
+    manifest = feeder.manifest
+    if manifest.image is None:
+        return queries_and_documents(feeder, draw, _TEXTS)
+    texts = made_up_samples(feeder, texts=_TEXTS, images=0, seed=_SEED).text
+    side = picture_side(manifest)
+    pictures = tuple(picture_item(feeder, _picture(side, draw)) for _ in range(_IMAGES))
+    return Samples(name=PROOF_DATA, text=texts, image=pictures)
 
 
 def save_proof(path: Path, samples: Samples, wanted: Vectors) -> None:
-    """Write the inputs that `edgeclip check` runs, in batches of one, and the source's answers to them."""
-    arrays: dict[str, Any] = {f"input_ids_{index}": row for index, row in enumerate(samples.text)}
-    pixels = np.concatenate(samples.vision)
-    np.savez_compressed(path, text_embeds=wanted.text, image_embeds=wanted.vision, pixel_values=pixels, **arrays)
+    """Write the inputs that `edgeclip check` runs, and the source's answers to them."""
+    arrays: dict[str, Any] = {}
+    if "text" in wanted:
+        arrays |= {f"{INPUT_IDS}_{index}": item.arrays[INPUT_IDS][None] for index, item in enumerate(samples.text)}
+        arrays["text_adapters"] = np.array([item.adapter or "" for item in samples.text])
+        arrays["text_embeds"] = wanted["text"]
+    if "image" in wanted:
+        arrays["pixel_values"] = np.stack([item.arrays["pixel_values"] for item in samples.image])
+        arrays["image_embeds"] = wanted["image"]
+    np.savez_compressed(path, **arrays)
 
 
-def read_selftest(path: Path) -> tuple[Samples, Vectors]:
-    """A bundle's self-test in the graphs' form, with the checkpoint's answers.
+def read_selftest(feeder: Feeder) -> tuple[Samples, Answers]:
+    """A bundle's self-test as items, with the checkpoint's answers.
 
     Raises BuildError when it cannot be read.
     """
+    path = feeder.folder / feeder.manifest.selftest
+    family, modalities = feeder.family, feeder.manifest.modalities
+    text: list[Item] = []
+    image: list[Item] = []
+    wanted: dict[Modality, Mapping[Space, NDArray[np.float32]]] = {}
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            wanted = Vectors(text=arrays["text_embeds"], vision=arrays["image_embeds"])
-            texts = tuple(arrays[f"input_ids_{index}"] for index in range(len(wanted.text)))
-            return Samples(name=SELFTEST_DATA, text=texts, vision=tuple(arrays["pixel_values"][:, None])), wanted
+            if "text" in modalities:
+                wanted["text"] = {"single": arrays["text_embeds"]}
+                for row, task in zip(arrays["texts"].tolist(), arrays["tasks"].tolist(), strict=True):
+                    text += family.texts([row], task or None, None).items
+            if "image" in modalities:
+                wanted["image"] = {"single": arrays["image_embeds"]}
+                for index in range(len(wanted["image"]["single"])):
+                    image.append(
+                        family.image(arrays[f"image_{index}"], None, max_pixels=None, label="self-test's image")
+                    )
     except Exception as error:  # zip, numpy and key errors: whatever a damaged file gives
         raise BuildError(f"{path}: cannot be read ({error}); export the bundle again") from error
-
-
-def _size(graph: Path) -> int:
-    """The size of a graph with its weights, which lie beside it."""
-    return sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*"))
+    return Samples(name=SELFTEST_DATA, text=tuple(text), image=tuple(image)), wanted
 
 
 def _picture(size_px: int, draw: np.random.Generator) -> NDArray[np.uint8]:
-    """A made-up picture. Some have a tile of noise that repeats: it compresses well, and a tower must process all of
+    """A made-up picture. Some have a tile of noise that repeats: it compresses well, and a graph must process all of
     it.
     """
-    cells = int(draw.choice(_CELLS))
-    side = -(-size_px // cells)
-    flat = np.kron(draw.uniform(0, 255, (cells, cells, 3)), np.ones((side, side, 1)))[:size_px, :size_px]
+    flat = flat_cells(size_px, draw)
     slope = np.linspace(-60, 60, size_px)[:, None, None] * draw.uniform(-1, 1)
     tile = draw.normal(0, 1, (_TILE_PX, _TILE_PX, 3)) * draw.choice([0, 24])
     times = -(-size_px // _TILE_PX)

@@ -1,64 +1,65 @@
 """Measure what quantising does to searches: recall@5 before and after, on the same queries.
 
 A cosine of 0.99 says how far a vector moved, not whether the order of search results changed. So every text searches
-the images and every image the texts, with the source's vectors and with the narrowed ones. Where the right results
-are unknown, the source's first result is the one that must still be found.
+the images and every image the texts, with the source's vectors and with the narrowed ones. A bundle that takes texts
+alone is searched with texts: queries search documents where the samples say which text is which, else every text
+searches the other texts. Where the right results are unknown, the source's first result is the one that must still
+be found.
 """
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.errors import InputError
-from edgeclip.manifest import TOWERS, RetrievalChange, TowerName
+from edgeclip.manifest import Modality, RetrievalChange
 
-CAPTIONS, FIRST_ANSWERS = "captions", "the source's first answers"
+CAPTIONS, DOCUMENTS, FIRST_ANSWERS = "captions", "documents", "the source's first answers"
 RECALL_AT = 5
 # Similarities closer than this are a tie: float64 sums of 1024 products differ by 1e-16, other vectors by 1e-8.
 _TIE = 1e-12
 _BLOCK = 256
 _Z95 = statistics.NormalDist().inv_cdf(0.975)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Vectors:
-    """The vectors of both towers: `text` (T, D) and `vision` (I, D)."""
-
-    text: NDArray[np.float32]
-    vision: NDArray[np.float32]
-
-    def of(self, tower: TowerName) -> NDArray[np.float32]:
-        """The vectors of one tower."""
-        return self.text if tower == "text" else self.vision
+Indices = NDArray[np.intp]
+# The single vectors of each modality (N, D).
+Vectors = Mapping[Modality, NDArray[np.float32]]
 
 
 def retrieval_changes(
     source: Vectors, narrowed: Vectors, pairs: Sequence[int] | None = None
-) -> tuple[RetrievalChange | None, RetrievalChange | None]:
-    """Recall@5 of texts that search images, then of images that search texts, and how it changed.
+) -> Mapping[Modality, RetrievalChange | None]:
+    """Recall@5 of the searches whose queries are the vectors of each modality, and how it changed.
 
     `pairs` gives for each text the index of its image; of an image with several texts, any is right, and one without
-    is not asked for. None: the source's first result is right. A direction with fewer than 6 candidates is None,
-    because everything is among the first 5 there. Queries that share an image are counted as independent. Raises
-    InputError for pairs that do not fit.
+    is not asked for. Of texts alone it gives the index of a query's document; a document has its own index. None: the
+    source's first result is right. A direction with fewer than 6 candidates is None, because everything is among the
+    first 5 there. So are images alone. Queries that share an image are counted as independent. Raises InputError for
+    pairs that do not fit.
     """
-    texts, images = len(source.text), len(source.vision)
+    if "text" not in source:
+        return dict.fromkeys(source)
+    if "image" not in source:
+        return {"text": _texts_among_texts(source["text"], narrowed["text"], pairs)}
+    texts, images = len(source["text"]), len(source["image"])
     image_of, every_text, every_image = _check_pairs(pairs, texts, images), np.arange(texts), np.arange(images)
+    to_images = [_Search(queries=one["text"], candidates=one["image"]) for one in (source, narrowed)]
+    to_texts = [_Search(queries=one["image"], candidates=one["text"]) for one in (source, narrowed)]
     if image_of is None:
-        answers = _first(source.text, source.vision), _first(source.vision, source.text)
-        return (
-            _change(source, narrowed, "text", every_text, answers[0], every_image, FIRST_ANSWERS),
-            _change(source, narrowed, "vision", every_image, answers[1], every_text, FIRST_ANSWERS),
-        )
+        return {
+            "text": _change(to_images, to_images[0].first(), every_image, FIRST_ANSWERS),
+            "image": _change(to_texts, to_texts[0].first(), every_text, FIRST_ANSWERS),
+        }
     asked = np.unique(image_of)
-    return (
-        _change(source, narrowed, "text", every_text, image_of, every_image, CAPTIONS),
-        _change(source, narrowed, "vision", asked, asked, image_of, CAPTIONS),
-    )
+    of_asked = [_Search(queries=one.queries[asked], candidates=one.candidates) for one in to_texts]
+    return {
+        "text": _change(to_images, image_of, every_image, CAPTIONS),
+        "image": _change(of_asked, asked, image_of, CAPTIONS),
+    }
 
 
 def paired_interval(gained: int, lost: int, queries: int) -> tuple[float, float]:
@@ -75,7 +76,66 @@ def paired_interval(gained: int, lost: int, queries: int) -> tuple[float, float]
     return max(-1.0, middle - half), min(1.0, middle + half)
 
 
-def _check_pairs(pairs: Sequence[int] | None, texts: int, images: int) -> NDArray[np.intp] | None:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Search:
+    """Queries (Q, D) among candidates (C, D). `own` (Q,) says which candidate a query is itself, to be left out."""
+
+    queries: NDArray[np.float32]
+    candidates: NDArray[np.float32]
+    own: Indices | None = None
+
+    def first(self) -> Indices:
+        """The index of the nearest candidate to each query."""
+        if not len(self.candidates):
+            return np.zeros(len(self.queries), np.intp)
+        blocks = [similarity.argmax(axis=1) for _, similarity in self.blocks()]
+        return np.concatenate(blocks) if blocks else np.zeros(0, np.intp)
+
+    def is_found(self, wanted: Indices, labels: Indices) -> NDArray[np.bool_]:
+        """Whether fewer than 5 wrong candidates are as near as the nearest right one; a tie, like NaN, counts as
+        nearer. Right for query i is each candidate whose label is wanted[i].
+
+        So a bundle whose answers are all equal finds nothing.
+        """
+        found = np.empty(len(self.queries), np.bool_)
+        for rows, similarity in self.blocks():
+            is_own = np.zeros(similarity.shape, np.bool_)
+            if self.own is not None:
+                is_own[np.arange(len(similarity)), self.own[rows]] = True
+            is_right = (labels == wanted[rows, None]) & ~is_own
+            best = np.where(is_right, similarity, -np.inf).max(axis=1, keepdims=True)
+            found[rows] = (~is_right & ~is_own & ~(similarity < best - _TIE)).sum(axis=1) < RECALL_AT
+        return found
+
+    def blocks(self) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+        """Some queries after the other, and their similarities (q, C); what a query is itself is farthest."""
+        among = _unit(self.candidates)
+        for start in range(0, len(self.queries), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            similarity = _unit(self.queries[rows]) @ among.T
+            if self.own is not None:
+                similarity[np.arange(len(similarity)), self.own[rows]] = -np.inf
+            yield rows, similarity
+
+
+def _texts_among_texts(
+    source: NDArray[np.float32], narrowed: NDArray[np.float32], pairs: Sequence[int] | None
+) -> RetrievalChange | None:
+    every = np.arange(len(source))
+    if pairs is None:
+        searches = [_Search(queries=one, candidates=one, own=every) for one in (source, narrowed)]
+        return _change(searches, searches[0].first(), every, FIRST_ANSWERS)
+    document_of = np.asarray(pairs, dtype=np.intp)
+    is_sound = document_of.shape == every.shape and ((document_of >= 0) & (document_of < len(every))).all()
+    if not is_sound or (document_of[document_of] != document_of).any():
+        raise InputError(f"pairs {document_of.shape} of {len(every)} texts, wanted a document among them for each")
+    is_document = document_of == every
+    documents, queries = every[is_document], every[~is_document]
+    searches = [_Search(queries=one[queries], candidates=one[documents]) for one in (source, narrowed)]
+    return _change(searches, document_of[queries], documents, DOCUMENTS)
+
+
+def _check_pairs(pairs: Sequence[int] | None, texts: int, images: int) -> Indices | None:
     if pairs is None:
         return None
     image_of = np.asarray(pairs, dtype=np.intp)
@@ -86,61 +146,28 @@ def _check_pairs(pairs: Sequence[int] | None, texts: int, images: int) -> NDArra
     return image_of
 
 
-def _change(
-    source: Vectors,
-    narrowed: Vectors,
-    tower: TowerName,
-    queries: NDArray[np.intp],
-    wanted: NDArray[np.intp],
-    labels: NDArray[np.intp],
-    truth: str,
-) -> RetrievalChange | None:
-    """The change of recall. Right for query i is each candidate of the other tower whose label is wanted[i]."""
-    (other,) = (name for name in TOWERS if name != tower)
-    if len(labels) <= RECALL_AT or not len(queries):
+def _change(searches: Sequence[_Search], wanted: Indices, labels: Indices, truth: str) -> RetrievalChange | None:
+    """The change of recall from the source's search to the narrowed bundle's; `wanted` and `labels` as in
+    `_Search.is_found`.
+    """
+    before, after = searches
+    others = len(labels) - (before.own is not None)
+    if others <= RECALL_AT or not len(before.queries):
         return None
-    before, now = (
-        _is_found(vectors.of(tower)[queries], vectors.of(other), wanted, labels) for vectors in (source, narrowed)
-    )
-    gained, lost, count = int((now & ~before).sum()), int((before & ~now).sum()), len(queries)
+    was_found, is_found = (search.is_found(wanted, labels) for search in (before, after))
+    gained, lost = int((is_found & ~was_found).sum()), int((was_found & ~is_found).sum())
+    count = len(before.queries)
     low, high = paired_interval(gained, lost, count)
     return RetrievalChange(
         metric=f"recall@{RECALL_AT}",
         truth=truth,
         queries=count,
-        recall=float(now.mean()),
-        reference=float(before.mean()),
+        recall=float(is_found.mean()),
+        reference=float(was_found.mean()),
         points=100 * (gained - lost) / count,
         low=100 * low,
         high=100 * high,
     )
-
-
-def _first(queries: NDArray[np.float32], candidates: NDArray[np.float32]) -> NDArray[np.intp]:
-    """The index of the nearest candidate to each query."""
-    if not len(candidates):
-        return np.zeros(len(queries), np.intp)
-    among = _unit(candidates)
-    blocks = [_unit(queries[start : start + _BLOCK]) @ among.T for start in range(0, len(queries), _BLOCK)]
-    return np.concatenate([block.argmax(axis=1) for block in blocks]) if blocks else np.zeros(0, np.intp)
-
-
-def _is_found(
-    queries: NDArray[np.float32], candidates: NDArray[np.float32], wanted: NDArray[np.intp], labels: NDArray[np.intp]
-) -> NDArray[np.bool_]:
-    """Whether fewer than 5 wrong candidates are as near as the nearest right one; a tie, like NaN, counts as nearer.
-
-    So a tower whose answers are all equal finds nothing.
-    """
-    among = _unit(candidates)
-    found = np.empty(len(queries), np.bool_)
-    for start in range(0, len(queries), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        similarity = _unit(queries[rows]) @ among.T  # (Q, C)
-        is_right = labels == wanted[rows, None]
-        best = np.where(is_right, similarity, -np.inf).max(axis=1, keepdims=True)
-        found[rows] = (~is_right & ~(similarity < best - _TIE)).sum(axis=1) < RECALL_AT
-    return found
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ from edgeclip.cli.late_warnings import late_warnings
 from edgeclip.cli.recipe_table import format_recipes
 from edgeclip.engine.ort import import_onnxruntime
 from edgeclip.host.installation import needs_extra
-from edgeclip.manifest import TOWERS, Manifest
+from edgeclip.manifest import Manifest
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip.tables import format_bytes
 
@@ -160,8 +160,8 @@ def _compare(options: argparse.Namespace, samples: "Samples | None", budget: "Bu
     print(json.dumps(document, indent=2, allow_nan=False) if options.json else format_recipes(comparison, picked))
     if picked:
         print(
-            f"picked {picked.pair}: of {picked.within} pairs within {budget}, {picked.pairs} compared, the fastest, "
-            f"or within {choice.ALIKE_TIME:.0%} of its time and losing least",
+            f"picked {picked.choice}: of {picked.within} choices within {budget}, {picked.choices} compared, "
+            f"the fastest, or within {choice.ALIKE_TIME:.0%} of its time and losing least",
             file=sys.stderr,
         )
     return comparison
@@ -169,8 +169,9 @@ def _compare(options: argparse.Namespace, samples: "Samples | None", budget: "Bu
 
 def _summary(out: Path, source: Manifest, manifest: Manifest) -> str:
     """One line; of the user's own data where there are, for they come last."""
-    proved = [one for one in manifest.measured if one.against == "fp32 bundle"][-len(TOWERS) :]
-    cosines = ", ".join(f"{one.tower} {one.worst_cosine:.4f}" for one in proved)
+    of_source = [one for one in manifest.measured if one.against == "fp32 bundle"]
+    proved = [one for one in of_source if one.data == of_source[-1].data]
+    cosines = ", ".join(f"{one.modality} {one.worst_cosine:.4f}" for one in proved)
     changes = [one.retrieval for one in proved if one.retrieval]
     recall = "".join(
         f"; {one.metric} {one.points:+.2f} points [{one.low:.2f}, {one.high:.2f}] of {one.queries} queries"
