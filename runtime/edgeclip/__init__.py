@@ -29,6 +29,7 @@ from edgeclip.errors import (
 from edgeclip.host.telemetry import disable_telemetry
 from edgeclip.inputs.image_stream import EncodedImages, SkippedImage
 from edgeclip.manifest import Manifest
+from edgeclip.multi_vectors import MultiVectors
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,7 @@ __all__ = [
     "InputError",
     "Manifest",
     "MissingExtraError",
+    "MultiVectors",
     "SkippedImage",
     "SkippedWarning",
     "TruncationWarning",
