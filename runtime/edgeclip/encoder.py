@@ -234,7 +234,7 @@ class Encoder:
         A function for `on_error` skips too, and is called with each SkippedImage as it is found, in order.
         """
         self._check_open()
-        self.manifest.need_image()
+        self.manifest.check_modality("image")
         is_single = is_image(images)
         dim = check_truncate_dim(truncate_dim, self.manifest)
         check_batch_size(batch_size)
@@ -288,7 +288,7 @@ class Encoder:
         the end.
         """
         self._check_open()
-        self.manifest.need_image()
+        self.manifest.check_modality("image")
         dim = check_truncate_dim(truncate_dim, self.manifest)
         check_batch_size(batch_size)
         check_on_error(on_error)

@@ -178,7 +178,7 @@ def _write_texts(
 def _check_options(encoder: Encoder, has_texts: bool, has_images: bool, options: argparse.Namespace) -> int:
     """The dimension of the vectors; InputError for options and inputs that the model does not take."""
     if has_images:
-        encoder.manifest.need_image()
+        encoder.manifest.check_modality("image")
     if has_texts or encoder.manifest.text:
         _encode_texts(encoder, [], options)
     return check_truncate_dim(options.truncate_dim, encoder.manifest)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from edgeclip.bundle.files import open_manifest
 from edgeclip.cli.arguments import add_bundle, add_json
-from edgeclip.manifest import Manifest, Measurement, Modality
+from edgeclip.manifest import ImageFacts, Manifest, Measurement, Modality
 from edgeclip.tables import format_bytes, format_table
 
 _SEARCHES: Mapping[Modality, str] = {"text": "images or texts with texts", "image": "texts with images"}
@@ -58,8 +58,13 @@ def _print_model(manifest: Manifest) -> None:
     strict = ", and to nothing else" if space.is_strict else ""
     print(f"for {manifest.target}, opset {manifest.opset}, {space.dim} dimensions, trained to be cut to")
     print("  " + ", ".join(map(str, space.matryoshka_dims)) + strict)
-    if image := manifest.image:
+    if multi := manifest.spaces.multi:
+        print(f"multi vectors: {multi.dim} dimensions for each token")
+    if isinstance(image := manifest.image, ImageFacts):
         print(f"images: {image.resize_mode} side to {image.size_px} px, {image.interpolation}")
+    elif image:
+        limit = f"{image.max_pixels // image.token_px**2} tokens of {image.token_px} x {image.token_px} px"
+        print(f"images: any size, {image.interpolation}, up to {limit} unless a call says otherwise")
     if text := manifest.text:
         needed = ", one of which is required" if manifest.task_required else ""
         print(f"texts: up to {text.max_length} tokens; tasks: {', '.join(manifest.tasks) or 'none'}{needed}")

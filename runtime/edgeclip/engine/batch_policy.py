@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple, Self
 
 from edgeclip.errors import InputError
 from edgeclip.families.family import Item
-from edgeclip.manifest import FIRST_GRAPH, Manifest
+from edgeclip.manifest import FIRST_GRAPH, ImageFacts, Manifest
 
 Shape = tuple[int, ...]
 # "throughput": all inputs are there. "latency": others wait for the batch that runs. "uniform": a batcher that has
@@ -132,7 +132,7 @@ class BatchPolicy:
             texts=_UNIFORM_TEXTS[sized] if purpose == "uniform" else None,
             profile_tokens=(*(edge for edge in _PROFILE_TOKENS if edge < limit), limit) if kind == "tensorrt" else (),
             long_tokens=_CPU_LONG_TOKENS if kind == "cpu" and purpose == "latency" else None,
-            size_px=manifest.image.size_px if manifest.image else 0,
+            size_px=manifest.image.size_px if isinstance(manifest.image, ImageFacts) else 0,
             max_batch=max_batch,
         )
 

@@ -168,6 +168,47 @@ class ImageFacts:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PatchFacts:
+    """What turns an RGB image of any size into patches of `patch_px` a side, each a row of uint8 pixels.
+
+    `merge` x `merge` patches become one token, and both sides of the resized image are multiples of that. The resized
+    image has from `min_pixels` to `max_pixels` pixels; a call may give another upper limit. Attention stays within
+    windows of `window_px`. `prompt_ids` are the tokens of the prompt that an image stands in, where `image_id` marks
+    the place of the image's tokens. `mean` and `std` are folded into the graph, as in `ImageFacts`.
+    """
+
+    kind: Literal["patches"]
+    patch_px: int
+    merge: int
+    window_px: int
+    min_pixels: int
+    max_pixels: int
+    interpolation: Interpolation
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    prompt_ids: tuple[int, ...]
+    image_id: int
+
+    def __post_init__(self) -> None:
+        if min(self.patch_px, self.merge) < 1 or self.window_px % self.token_px or self.window_px < 1:
+            raise BundleError(
+                f"manifest: patches of {self.patch_px} px, {self.merge} x {self.merge} to a token, in windows of "
+                f"{self.window_px} px cannot be"
+            )
+        if not 1 <= self.min_pixels <= self.max_pixels or min(self.std) <= 0:
+            raise BundleError(
+                f"manifest: images of {self.min_pixels} to {self.max_pixels} pixels, std {self.std} cannot be"
+            )
+        if self.prompt_ids[1:-1].count(self.image_id) != 1 or self.prompt_ids.count(self.image_id) != 1:
+            raise BundleError(f"manifest: prompt_ids {self.prompt_ids} hold {self.image_id} not once, between others")
+
+    @property
+    def token_px(self) -> int:
+        """The pixels a side that become one token."""
+        return self.patch_px * self.merge
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFacts:
     """One task: the prompt that is put before a text, the adapter that is used, and for which modalities it is."""
 
@@ -250,7 +291,7 @@ class Manifest:
     graphs: Mapping[str, GraphFacts]
     spaces: Spaces
     text: TextFacts | None
-    image: ImageFacts | None
+    image: ImageFacts | PatchFacts | None
     tasks: Mapping[str, TaskFacts]
     task_required: bool
     adapters: Mapping[str, AdapterFacts]
@@ -297,15 +338,35 @@ class Manifest:
 
     def need_text(self) -> TextFacts:
         """The facts of texts; InputError for a bundle that takes none."""
-        if self.text is None:
-            raise InputError(f"this bundle ({self.source.name}) takes no texts; it takes images")
+        self.check_modality("text")
+        assert self.text is not None
         return self.text
 
     def need_image(self) -> ImageFacts:
-        """The facts of images; InputError for a bundle that takes none."""
-        if self.image is None:
-            raise InputError(f"this bundle ({self.source.name}) takes no images; it takes texts")
+        """The facts of images that all get one size; InputError for a bundle that takes no such images."""
+        self.check_modality("image")
+        if not isinstance(self.image, ImageFacts):
+            raise InputError(f"this bundle ({self.source.name}) takes images of any size, wanted one size for all")
         return self.image
+
+    def need_patches(self) -> PatchFacts:
+        """The facts of images that are divided into patches; InputError for a bundle that takes no such images."""
+        self.check_modality("image")
+        if not isinstance(self.image, PatchFacts):
+            raise InputError(f"this bundle ({self.source.name}) gives all images one size, wanted images of any size")
+        return self.image
+
+    def check_modality(self, modality: Modality) -> None:
+        """InputError for a modality that the bundle does not take; the message says what it takes."""
+        if modality not in self.modalities:
+            taken = " and ".join(f"{name}s" for name in self.modalities)
+            raise InputError(f"this bundle ({self.source.name}) takes no {modality}s; it takes {taken}")
+
+    def need_multi(self) -> MultiSpace:
+        """The facts of multi vectors; InputError for a bundle that gives none."""
+        if self.spaces.multi is None:
+            raise InputError(f"this bundle ({self.source.name}) gives no multi vectors; it gives single vectors")
+        return self.spaces.multi
 
     def tasks_of(self, modality: Modality) -> tuple[str, ...]:
         """The names of the tasks that inputs of this modality can have."""

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from edgeclip.errors import BundleError
@@ -16,8 +16,8 @@ from edgeclip.errors import BundleError
 def parse(kind: Any, value: object, where: str) -> object:
     """The JSON value as `kind`: a dataclass, Literal, X | None, int | str, tuple, Mapping, str, int, float or bool.
 
-    Raises BundleError, which names the place `where`, for a value of another type and for a field that is unknown or
-    missing.
+    Of several dataclasses the value's "kind" says which. Raises BundleError, which names the place `where`, for a
+    value of another type and for a field that is unknown or missing.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
@@ -57,11 +57,23 @@ def _parse_union(kinds: tuple[Any, ...], value: object, where: str) -> object:
     others = [kind for kind in kinds if kind is not type(None)]
     if len(others) == 1:
         return parse(others[0], value, where)
+    if all(map(dataclasses.is_dataclass, others)):
+        return _parse_dataclass_of(others, value, where)
     if type(value) not in others:
         raise BundleError(
             f"{where}: wanted {' or '.join(kind.__name__ for kind in others)}, found {json_kind(value)}"
         )
     return value
+
+
+def _parse_dataclass_of(kinds: Sequence[Any], value: object, where: str) -> object:
+    """The dataclass whose field `kind`, a Literal of one value, is the value's "kind"."""
+    if not isinstance(value, dict):
+        raise BundleError(f"{where}: wanted an object, found {json_kind(value)}")
+    names = {typing.get_args(typing.get_type_hints(kind)["kind"])[0]: kind for kind in kinds}
+    if (name := value.get("kind")) not in list(names):
+        raise BundleError(f"{where}.kind: {name!r} is none of {', '.join(names)}")
+    return _parse_dataclass(names[name], value, where)
 
 
 def _parse_float(value: Any, where: str) -> float:
