@@ -1,18 +1,21 @@
-"""Pillow's resize in numpy, equal in every bit.
+"""Pillow's resize and torch's in numpy, equal in every bit.
 
-It is used for arrays where Pillow is not installed, and for images whose resized form would be far larger than the
-crop that is wanted: `resize` computes a window of the output and nothing else.
+`resize` is Pillow's. It is used for arrays where Pillow is not installed, and for images whose resized form would be
+far larger than the crop that is wanted: it computes a window of the output and nothing else. `resize_like_torch` is
+for models whose reference resizes uint8 tensors.
 
-The maths is that of Pillow's src/libImaging/Resample.c for 8-bit images. Each axis is a convolution with a kernel
-that widens by the scale when the image shrinks; its weights are normalised in float64 and rounded to 22 fractional
-bits; the result of one axis is rounded and clipped to 8 bits before the other follows; an axis that keeps its size is
-left alone. Counted in steps of 2**-22, a weighted sum of bytes stays below 2**31, so float64 holds it and every
-partial sum exactly, in whatever order a matrix product adds them: the sums can run through BLAS and still be equal.
+The maths is that of Pillow's src/libImaging/Resample.c for 8-bit images, which torch follows. Each axis is a
+convolution with a kernel that widens by the scale when the image shrinks; its weights are normalised in float64 and
+rounded to 22 fractional bits by Pillow, to as many as 16-bit integers hold by torch; the result of one axis is
+rounded and clipped to 8 bits before the other follows; an axis that keeps its size is left alone. Counted in steps of
+2**-22, a weighted sum of bytes stays below 2**31, so float64 holds it and every partial sum exactly, in whatever
+order a matrix product adds them: the sums can run through BLAS and still be equal.
 
-Which axis is resized first shows in the last bit, and Pillow changed it: columns up to 12.1, a special case for very
-tall images in 12.2, the rule of `rows_first` since 13.0. This module follows the last.
+Which axis is resized first shows in the last bit. torch resizes the columns first (the width). Pillow changed it:
+columns up to 12.1, a special case for very tall images in 12.2, the rule of `rows_first` since 13.0. This module
+follows the last.
 
-`edgeclip.families.jina_clip` decides the size and the window.
+`edgeclip.inputs.square` and `edgeclip.inputs.patches` decide the size and the window.
 """
 
 from collections.abc import Iterator
@@ -25,7 +28,9 @@ from edgeclip.errors import InputError
 from edgeclip.manifest import Interpolation
 
 _SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}  # the kernel's half width, in output pixels
-_WEIGHT_ONE = 1 << 22
+_PILLOW_BITS = _MOST_BITS = 22
+# torch keeps weights in signed integers of 16 bits.
+_TORCH_WEIGHTS = 1 << 15
 
 # Outputs per matrix product, the inputs they may span, and the input converted at a time. On two x86
 # cores 4000 x 3000 -> 682 x 512 takes 0.1 s with these, 0.2 s with 64 outputs (most weights are then
@@ -43,6 +48,7 @@ class _Axis(NamedTuple):
     first: int
     last: int
     interpolation: Interpolation
+    weight_bits: int = _PILLOW_BITS
 
 
 def resize(
@@ -60,9 +66,7 @@ def resize(
     """
     width, height = size
     left, top, right, bottom = box if box is not None else (0, 0, width, height)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or 0 in pixels.shape:
-        found = f"{pixels.shape} array of {pixels.dtype}"
-        raise InputError(f"resize: found a {found}, wanted uint8 (height, width, channels)")
+    _check_pixels(pixels)
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         found = f"box {(left, top, right, bottom)}"
         raise InputError(f"resize: found {found}, wanted one that holds pixels of {width} x {height}")
@@ -79,6 +83,22 @@ def resize(
     return np.array(resized, order="C")
 
 
+def resize_like_torch(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """What torch's `interpolate(size, mode="bicubic", antialias=True)` makes of uint8 pixels.
+
+    `pixels` is (height, width, channels) uint8 of any strides, `size` is (width, height). Returns (height, width,
+    channels), a new array. InputError for other pixels, and for a size without pixels.
+    """
+    _check_pixels(pixels)
+    if min(size) < 1:
+        raise InputError(f"resize: found a size of {size[0]} x {size[1]} pixels, wanted 1 or more")
+    across, down = (
+        _with_torch_bits(_Axis(source, target, 0, target, "bicubic"))
+        for source, target in zip(pixels.shape[1::-1], size, strict=True)
+    )
+    return np.array(_resize_rows(_resize_columns(pixels, across), down), order="C")
+
+
 def rows_first(source: tuple[int, int], target: tuple[int, int]) -> bool:
     """Whether the rows are resized before the columns, as in Pillow 13; sizes are (width, height).
 
@@ -87,6 +107,21 @@ def rows_first(source: tuple[int, int], target: tuple[int, int]) -> bool:
     """
     width_loss, height_loss = source[0] - target[0], source[1] - target[1]
     return height_loss > max(0, 2 * width_loss)
+
+
+def _check_pixels(pixels: NDArray[np.uint8]) -> None:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or 0 in pixels.shape:
+        found = f"{pixels.shape} array of {pixels.dtype}"
+        raise InputError(f"resize: found a {found}, wanted uint8 (height, width, channels)")
+
+
+def _with_torch_bits(axis: _Axis) -> _Axis:
+    """The axis with the most fractional bits that its largest weight can have in an integer of 16 bits."""
+    if axis.source == axis.target:
+        return axis
+    largest = max(float(_normalised(block).max()) for block in _blocks(axis))
+    bits = (bits for bits in range(_MOST_BITS, 0, -1) if int(largest * 2**bits + 0.5) < _TORCH_WEIGHTS)
+    return axis._replace(weight_bits=next(bits))
 
 
 def _resize_rows(pixels: NDArray[np.uint8], axis: _Axis) -> NDArray[np.uint8]:
@@ -140,15 +175,22 @@ def _windows(axis: _Axis) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArr
 
 
 def _weights(axis: _Axis) -> NDArray[np.float64]:
-    """How much each input counts in each output: (inputs, outputs), in multiples of 2**-22."""
+    """How much each input counts in each output: (inputs, outputs), in multiples of 2**-weight_bits."""
+    one = float(1 << axis.weight_bits)
+    weights = _normalised(axis)
+    fixed: NDArray[np.float64] = np.trunc(weights * one + np.copysign(0.5, weights))
+    return fixed / one
+
+
+def _normalised(axis: _Axis) -> NDArray[np.float64]:
+    """How much each input counts in each output, before rounding: (inputs, outputs)."""
     centre, low, high = _windows(axis)
     position = np.arange(low[0], high[-1])[:, np.newaxis]  # (inputs, 1)
     distance = np.abs((position - centre + 0.5) * (1.0 / max(axis.source / axis.target, 1.0)))
     kernel = _bicubic(distance) if axis.interpolation == "bicubic" else _bilinear(distance)
     weights = np.where((position >= low) & (position < high), kernel, 0.0)
     weights /= np.cumsum(weights, axis=0)[-1]  # Pillow adds one after another; np.sum adds in pairs
-    fixed: NDArray[np.float64] = np.trunc(weights * _WEIGHT_ONE + np.copysign(0.5, weights))
-    return fixed / _WEIGHT_ONE
+    return weights
 
 
 def _bicubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
