@@ -9,11 +9,12 @@ import onnx
 from numpy.typing import ArrayLike
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeclip.manifest import MANIFEST_NAME, Manifest, TowerName
+from edgeclip.manifest import MANIFEST_NAME, Manifest
 
-_INPUTS = {
-    "text": ("input_ids", TensorProto.INT64, ["batch", "sequence"]),
-    "vision": ("pixel_values", TensorProto.UINT8, ["batch", "height", "width", 3]),
+# The name, type and axes of a graph's input, and the name of its output.
+_ARRAYS = {
+    "text": ("input_ids", TensorProto.INT64, ["batch", "sequence"], "text_embeds"),
+    "vision": ("pixel_values", TensorProto.UINT8, ["batch", "height", "width", 3], "image_embeds"),
 }
 
 
@@ -45,12 +46,12 @@ def replace_graph(
     shape: tuple[int, ...] | None = None,
     is_unit: bool = False,
 ) -> None:
-    """A tower that answers `mean of the input * scale + offset`, over its length if `is_unit`.
+    """Make a bundle's graph answer `mean of the input * scale + offset`, over its length if `is_unit`.
 
-    One with a fixed `shape` fails when run.
+    With a fixed `shape` it fails when it is run.
     """
-    name, dtype, axes = _INPUTS[tower]
-    answer = "answer" if shape or is_unit else f"{tower}_embeds"
+    name, dtype, axes, output = _ARRAYS[graph]
+    answer = "answer" if shape or is_unit else output
     nodes = [
         helper.make_node("Cast", [name], ["numbers"], to=TensorProto.FLOAT),
         helper.make_node("Flatten", ["numbers"], ["rows"], axis=1),
@@ -59,22 +60,22 @@ def replace_graph(
         helper.make_node("Add", ["scaled", "offset"], [answer]),  # (B, D)
     ]
     if is_unit:
-        nodes.append(helper.make_node("LpNormalization", [answer], [f"{tower}_embeds"], axis=1))
+        nodes.append(helper.make_node("LpNormalization", [answer], [output], axis=1))
     constants = {
         "axis": np.array([1]),
         "scale": np.atleast_2d(np.float32(scale)),
         "offset": np.atleast_2d(np.float32(offset)),
     }
     if shape:
-        nodes.append(helper.make_node("Reshape", [answer, "shape"], [f"{tower}_embeds"]))
+        nodes.append(helper.make_node("Reshape", [answer, "shape"], [output]))
         constants["shape"] = np.array(shape)
-    graph = helper.make_graph(
+    made = helper.make_graph(
         nodes,
-        tower,
+        graph,
         [helper.make_tensor_value_info(name, dtype, axes)],
-        [helper.make_tensor_value_info(f"{tower}_embeds", TensorProto.FLOAT, ["batch", "dim"])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", "dim"])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.save(model, folder / Manifest.read(folder).graphs[graph].file)
     reseal(folder)

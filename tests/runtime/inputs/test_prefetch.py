@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edgeclip.engine.batch_policy import BatchPolicy
+from edgeclip.families.family import stack
 from edgeclip.inputs.prefetch import Pixels, count_slots, stage_images
 
 SHAPE = (2, 3, 3)
@@ -24,6 +25,16 @@ def pixels_of(index: int) -> Pixels:
     )
 
 
+def filling(make: Callable[[int], Pixels]) -> Callable[[int, Pixels], Pixels]:
+    """A function that writes image `index` into a row of a buffer and returns that row."""
+
+    def prepare(index: int, row: Pixels) -> Pixels:
+        row[...] = make(index)
+        return row
+
+    return prepare
+
+
 def staged(
     count: int,
     batch_size: int | None = None,
@@ -31,13 +42,14 @@ def staged(
     prepare: Callable[[int], Pixels] = pixels_of,
     pause: Callable[[], None] = lambda: None,
 ) -> list[tuple[range, Pixels]]:
-    """Everything that comes out, copied while it is good; `pause` is the tower's time."""
+    """Everything that comes out, copied while it is valid; `pause` is the time that the graph takes."""
     found = []
-    with contextlib.closing(
-        stage_images(list(ONE_IMAGE.plan_images(count, batch_size)), prepare, SHAPE, threads)
-    ) as ahead:
-        for batch, pixels in ahead:
+    batches = list(ONE_IMAGE.plan_images(count, batch_size))
+    with contextlib.closing(stage_images(batches, filling(prepare), SHAPE, threads)) as ahead:
+        for batch, rows in ahead:
             pause()
+            pixels = stack(rows)
+            assert pixels.flags.c_contiguous and np.shares_memory(pixels, rows[0])  # neighbouring rows of one buffer
             found.append((batch, pixels.copy()))
     return found
 
@@ -69,35 +81,36 @@ def test_every_image_comes_in_its_place(count: int, batch_size: int | None, thre
     found = staged(count, batch_size, threads, prepare)
     assert [batch for batch, _ in found] == list(ONE_IMAGE.plan_images(count, batch_size))
     for batch, pixels in found:
-        assert pixels.dtype == np.uint8 and pixels.flags.c_contiguous
+        assert pixels.dtype == np.uint8
         np.testing.assert_array_equal(pixels, [pixels_of(index) for index in batch])
 
 
 @pytest.mark.parametrize(("batch_size", "threads"), [(None, 1), (None, 3), (4, 3), (4, 9)])
 def test_only_a_few_are_made_ahead(batch_size: int | None, threads: int) -> None:
-    """However many there are: never more than the buffers hold, whether the tower is slow or quick."""
+    """However many there are: never more than the buffers hold, whether the graph is slow or quick."""
     started, done = [], []
 
     def prepare(index: int) -> Pixels:
         started.append(index)
         return pixels_of(index)
 
-    def tower() -> None:
+    def run_graph() -> None:
         time.sleep(1e-3)
         size = batch_size or 1
         assert max(started) < (len(done) + count_slots(99, size, threads)) * size
         done.append(1)
 
-    staged(40, batch_size, threads, prepare, tower)
+    staged(40, batch_size, threads, prepare, run_graph)
     assert sorted(started) == list(range(40))
 
 
 def test_a_buffer_is_left_alone_until_the_next_batch_is_asked_for() -> None:
-    """The slowest tower still finds its own images in it."""
-    with contextlib.closing(stage_images(list(ONE_IMAGE.plan_images(20, 2)), pixels_of, SHAPE, 4)) as ahead:
-        for batch, pixels in ahead:
+    """The slowest graph still finds its own images in it."""
+    batches = list(ONE_IMAGE.plan_images(20, 2))
+    with contextlib.closing(stage_images(batches, filling(pixels_of), SHAPE, 4)) as ahead:
+        for batch, rows in ahead:
             time.sleep(5e-3)
-            np.testing.assert_array_equal(pixels, [pixels_of(index) for index in batch])
+            np.testing.assert_array_equal(rows, [pixels_of(index) for index in batch])
 
 
 @pytest.mark.parametrize("taken", [0, 2, 13])
@@ -111,8 +124,9 @@ def test_buffers_are_made_once_and_given_back(taken: int) -> None:
         return np.empty(shape, np.uint8)
 
     batches = list(ONE_IMAGE.plan_images(50, 4))
-    with contextlib.closing(stage_images(batches, pixels_of, SHAPE, 3, allocate, given_back.append)) as ahead:
-        owners = {id(pixels.base) for _, pixels in itertools.islice(ahead, taken)}
+    staging = stage_images(batches, filling(pixels_of), SHAPE, 3, allocate, given_back.append)
+    with contextlib.closing(staging) as ahead:
+        owners = {id(row.base) for _, rows in itertools.islice(ahead, taken) for row in rows}
         assert not given_back or taken == len(batches)
     assert made == [(4, *SHAPE)] * (2 if taken else 0)
     assert {id(buffer) for buffer in given_back} == owners and len(given_back) == len(made)
@@ -130,7 +144,7 @@ def test_a_buffer_that_cannot_be_made_gives_the_others_back() -> None:
 
     batches = list(ONE_IMAGE.plan_images(50, 4))
     with pytest.raises(MemoryError):
-        next(stage_images(batches, pixels_of, SHAPE, 3, allocate, given_back.append))
+        next(stage_images(batches, filling(pixels_of), SHAPE, 3, allocate, given_back.append))
     assert [id(buffer) for buffer in given_back] == [id(buffer) for buffer in made]
     assert image_threads() == 0
 
@@ -171,14 +185,14 @@ def test_what_came_before_a_failure_came() -> None:
         return pixels_of(index)
 
     found = []
-    ahead = stage_images(list(ONE_IMAGE.plan_images(10, None)), prepare, SHAPE, 2)
+    ahead = stage_images(list(ONE_IMAGE.plan_images(10, None)), filling(prepare), SHAPE, 2)
     with pytest.raises(ValueError), contextlib.closing(ahead):  # noqa: PT011
         found.extend(batch.start for batch, _ in ahead)
     assert found == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
-def test_no_thread_and_no_work_is_left_when_the_tower_stops(interruption: type[BaseException]) -> None:
+def test_no_thread_and_no_work_is_left_when_the_graph_stops(interruption: type[BaseException]) -> None:
     """Ctrl-C arrives there: the thread that computes is the caller's."""
     started: list[int] = []
 
@@ -187,10 +201,10 @@ def test_no_thread_and_no_work_is_left_when_the_tower_stops(interruption: type[B
         time.sleep(2e-3)
         return pixels_of(index)
 
-    def tower() -> None:
+    def run_graph() -> None:
         raise interruption
 
     with pytest.raises(interruption):
-        staged(1000, None, 3, prepare, tower)
+        staged(1000, None, 3, prepare, run_graph)
     assert image_threads() == 0
     assert len(started) <= count_slots(1000, 1, 3)

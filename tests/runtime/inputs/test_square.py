@@ -1,4 +1,4 @@
-"""Pixels equal the reference's to the last bit, with Pillow and without it; prompts carry the instruction.
+"""Pixels equal the reference's to the last bit, with Pillow and without it.
 
 data/make_image_goldens.py says where the expected values come from.
 """
@@ -20,19 +20,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgeclip.errors import InputError, MissingExtraError
-from edgeclip.families import jina_clip
-from edgeclip.inputs.square import normalize_pixels, preprocess_image, resized_size
 from edgeclip.host.installation import install_command
+from edgeclip.inputs import square
+from edgeclip.inputs.square import normalize_pixels, preprocess_image, resized_size
 from edgeclip.manifest import ImageFacts, Interpolation, ResizeMode
 
 IMAGES = Path(__file__).parents[2] / "data" / "images"
 EXPECTED: dict[str, dict[str, str]] = json.loads((IMAGES / "expected.json").read_text())
 SIZES = (64, 512)
-INSTRUCTIONS = {"retrieval.query": "Represent the query for retrieving evidence documents: "}
 
 
 def facts(size_px: int, mode: ResizeMode = "shortest", interpolation: Interpolation = "bicubic") -> ImageFacts:
     return ImageFacts(
+        kind="square",
         size_px=size_px,
         resize_mode=mode,
         interpolation=interpolation,
@@ -140,7 +140,7 @@ def test_every_shape_gives_the_same_with_pillow_and_without(monkeypatch: pytest.
 def test_extreme_shapes_give_what_pillow_gives(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     array = np.random.default_rng(6).integers(0, 256, shape, np.uint8)
     windowed = preprocess_image(array, facts(32))
-    monkeypatch.setattr(jina_clip, "_EXTREME_CROPS", 1e9)
+    monkeypatch.setattr(square, "_EXTREME_CROPS", 1e9)
     np.testing.assert_array_equal(windowed, preprocess_image(array, facts(32)))
 
 
@@ -255,20 +255,6 @@ def test_only_pixels_are_normalized(pixels: NDArray[np.uint8]) -> None:
         normalize_pixels(pixels, facts(4))
 
 
-def test_a_task_prepends_its_instruction() -> None:
-    assert prompt("rotes Fahrrad", None, INSTRUCTIONS) == "rotes Fahrrad"
-    assert prompt("rotes Fahrrad", "retrieval.query", INSTRUCTIONS) == (
-        "Represent the query for retrieving evidence documents: rotes Fahrrad"
-    )
-
-
-def test_an_unknown_task_lists_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"'retrieval\.passage'.*: 'retrieval\.query'$"):
-        prompt("text", "retrieval.passage", INSTRUCTIONS)
-    with pytest.raises(InputError, match="none, this model has no instructions"):
-        prompt("text", "retrieval.query", {})
-
-
 def test_importing_loads_no_pillow() -> None:
-    code = "import sys, edgeclip.families.jina_clip; sys.exit('PIL' in sys.modules)"
+    code = "import sys, edgeclip.inputs.square; sys.exit('PIL' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -25,7 +25,7 @@ LONG = "the red house " * 100
 
 @pytest.fixture(scope="module")
 def facts(bundle: Path) -> TextFacts:
-    return Manifest.read(bundle).tokenizer
+    return Manifest.read(bundle).need_text()
 
 
 @pytest.fixture(scope="module")
