@@ -15,6 +15,7 @@ import pytest
 
 from edgeclip import Encoder
 from edgeclip.bundle.watched_files import FilesAtOpening, WatchedFiles
+from edgeclip.engine import opening
 from edgeclip.engine.devices import Device
 from edgeclip.engine.opening import GraphToOpen, open_graph
 from edgeclip.engine.unit_vectors import LENGTH_TOLERANCE
@@ -79,7 +80,7 @@ def test_no_vector_of_overwritten_weights_leaves(
         calls: list[Callable[[], Any]] = [
             lambda: encoder.encode_text("a"),
             lambda: encoder.encode_text(TEXTS, truncate_dim=8),
-            lambda: encoder.run_tower("text", np.array([[0, 5, 2]])),
+            lambda: encoder.run_graph("text", {"input_ids": np.array([[0, 5, 2]])}),
         ]
         for call in [*calls, *calls]:  # again: what is known to be wrong is not read once more
             with pytest.raises(BundleError) as caught:
@@ -91,7 +92,7 @@ def test_no_vector_of_overwritten_weights_leaves(
                 told,
             ), told
             assert len(told.splitlines()) == 1
-        assert np.array_equal(encoder.encode_image(PIXELS), images)  # the other tower's files are as they were
+        assert np.array_equal(encoder.encode_image(PIXELS), images)  # the other graph's files are as they were
         write(path, right)
         assert np.array_equal(encoder.encode_text(TEXTS), wanted)
 
@@ -103,18 +104,18 @@ def test_weights_that_change_while_a_batch_runs(
     """What was computed meanwhile is not returned."""
     with Encoder.open(copied_bundle, device="cpu") as encoder:
         encoder.encode_text("a"), encoder.encode_image(PIXELS)
-        tower: Any = "text" if name == WEIGHTS else "vision"
-        session = encoder._session(tower)
+        graph = "text" if name == WEIGHTS else "vision"
+        session = encoder._graphs.session(graph)
         run = session._run
 
-        def overwriting(batch: Any) -> Any:
-            found = run(batch)
+        def overwriting(*batch: Any) -> Any:
+            found = run(*batch)
             inside(copied_bundle / name, b"\x00" * 100)
             return found
 
         monkeypatch.setattr(session, "_run", overwriting)
         with pytest.raises(BundleError, match=f"{name} was overwritten in place"):
-            encoder.encode_text("a") if tower == "text" else encoder.encode_image(PIXELS)
+            encoder.encode_text("a") if graph == "text" else encoder.encode_image(PIXELS)
 
 
 def test_a_process_of_its_own_ends_in_one_line(copied_bundle: Path) -> None:
@@ -143,16 +144,16 @@ def test_weights_that_were_wrong_only_while_a_batch_ran(
     right = path.read_bytes()
     with Encoder.open(copied_bundle, device="cpu") as encoder:
         wanted = encoder.encode_text("a")
-        session = encoder._session("text")
+        session = encoder._graphs.session("text")
         run, left = session._run, [times]
 
-        def overwritten(batch: Any) -> Any:
+        def overwritten(*batch: Any) -> Any:
             is_wrong = left[0] > 0
             left[0] -= 1
             if is_wrong:
                 inside(path, other_model(right))
             try:
-                return run(batch)
+                return run(*batch)
             finally:
                 if is_wrong:
                     inside(path, right)
@@ -277,14 +278,14 @@ def test_weights_that_are_replaced_while_a_session_opens_are_refused(
     copied_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the descriptor and the mapping: what is watched would be another file than what is read."""
-    start = TowerSession._start
+    start = opening._start
 
-    def replacing(self: TowerSession, *args: Any, **named: Any) -> Any:
+    def replacing(*args: Any, **named: Any) -> Any:
         shutil.copy(copied_bundle / WEIGHTS, copied_bundle / "new")
         (copied_bundle / "new").replace(copied_bundle / WEIGHTS)
-        return start(self, *args, **named)
+        return start(*args, **named)
 
-    monkeypatch.setattr(TowerSession, "_start", replacing)
+    monkeypatch.setattr(opening, "_start", replacing)
     with (
         Encoder.open(copied_bundle, device="cpu") as encoder,
         pytest.raises(BundleError, match=f"{WEIGHTS} was replaced while it was opened"),
@@ -295,13 +296,19 @@ def test_weights_that_are_replaced_while_a_session_opens_are_refused(
 def test_a_session_that_is_opened_later_is_of_the_bundle_that_was_opened(copied_bundle: Path) -> None:
     """As CUDA opens one for the first text with padding: by the files' states when the bundle was opened."""
     manifest = Manifest.read(copied_bundle)
-    opening = FilesAtOpening(copied_bundle, manifest.files)
-    path, device = copied_bundle / "text.onnx", Device(kind="cpu")
-    TowerSession(path, "text", device, 1, manifest, since=opening)
+    wanted = GraphToOpen(
+        path=copied_bundle / "text.onnx",
+        graph="text",
+        device=Device(kind="cpu"),
+        threads=1,
+        manifest=manifest,
+        since=FilesAtOpening(copied_bundle, manifest.files),
+    )
+    open_graph(wanted)
     (copied_bundle / "new").write_bytes(other_model((copied_bundle / WEIGHTS).read_bytes()))
     (copied_bundle / "new").replace(copied_bundle / WEIGHTS)
     with pytest.raises(BundleError, match=f"{WEIGHTS} was replaced after the bundle was opened"):
-        TowerSession(path, "text", device, 1, manifest, since=opening)
+        open_graph(wanted)
 
 
 def test_a_descriptor_that_something_closed_is_an_error(copied_bundle: Path) -> None:
@@ -337,7 +344,7 @@ def open_files() -> list[Path]:
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "text.onnx", "tokenizer.json"])
-def test_a_tower_that_is_loaded_later_is_of_the_bundle_that_was_opened(copied_bundle: Path, name: str) -> None:
+def test_a_graph_that_is_loaded_later_is_of_the_bundle_that_was_opened(copied_bundle: Path, name: str) -> None:
     """A file of the same size that took the old one's place meanwhile is not opened in silence."""
     with Encoder.open(copied_bundle, device="cpu") as encoder:
         content = bytearray((copied_bundle / name).read_bytes())

@@ -47,7 +47,11 @@ def test_fused_operators_are_not_left_to_the_cpu(bundles: dict[Target, Path]) ->
     with pytest.raises(
         DeviceError, match=r"does not run \d+ of the \d+ nodes of the vision graph .*MultiHeadAttention"
     ):
-        TowerSession(bundles["cpu"] / "vision.onnx", "vision", Device(kind="openvino"), 1)
+        open_graph(
+            GraphToOpen(
+                path=bundles["cpu"] / "vision.onnx", graph="vision", device=Device(kind="openvino"), threads=1
+            )
+        )
 
 
 def test_a_unit_that_is_not_there(bundles: dict[Target, Path]) -> None:

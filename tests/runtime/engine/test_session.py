@@ -1,4 +1,4 @@
-"""A tower runs on the device that was asked for, says in one line why it does not, and may be shared by threads."""
+"""A graph runs on the device that was asked for, or one line says why not; threads may share its session."""
 
 import os
 import subprocess
@@ -10,12 +10,14 @@ from types import ModuleType
 import numpy as np
 import onnxruntime
 import pytest
+from numpy.typing import NDArray
 
 from edgeclip import Encoder
-from edgeclip.engine.cuda.bound_runs import GATE
+from edgeclip.engine.cuda.capture_gate import GATE
 from edgeclip.engine.devices import Device
 from edgeclip.engine.opening import GraphToOpen, open_graph
 from edgeclip.engine.ort import import_onnxruntime
+from edgeclip.engine.session import GraphSession
 from edgeclip.errors import BundleError, DeviceError, MissingExtraError
 from edgeclip.host.installation import install_command
 from tests.conftest import DATA
@@ -27,13 +29,23 @@ IDS = np.array([[0, 5, 6, 2], [0, 7, 8, 2]])
 SAME = 5e-6
 
 
+def open_file(path: Path, *, graph: str = "text", device: Device = CPU, threads: int = 1) -> GraphSession:
+    """The session of a graph's file, without a manifest."""
+    return open_graph(GraphToOpen(path=path, graph=graph, device=device, threads=threads))
+
+
+def run(session: GraphSession, ids: NDArray[np.int64] = IDS) -> NDArray[np.float32]:
+    """The vectors of token ids."""
+    return session.run({"input_ids": ids})["text_embeds"]
+
+
 @pytest.mark.parametrize("content", [b"", b"not a graph", b"\x00" * 100, b"\x08\x0a"])
 def test_what_is_no_graph_is_one_line(tmp_path: Path, content: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     """onnxruntime neither logs beside it nor, on stdout, says that it tries again."""
     path = tmp_path / "text.onnx"
     path.write_bytes(content)
     with pytest.raises(BundleError) as caught:
-        TowerSession(path, "text", CPU, 1)
+        open_file(path)
     message = str(caught.value)
     assert message.startswith(f"{path}: onnxruntime cannot load the text graph (")
     assert len(message.splitlines()) == 1
@@ -46,7 +58,7 @@ def test_a_graph_cut_short_is_one_line(bundle: Path, tmp_path: Path, capfd: pyte
     for size in range(1, len(whole), len(whole) // 10):
         path.write_bytes(whole[:size])
         with pytest.raises(BundleError, match="cannot load the text graph"):
-            TowerSession(path, "text", CPU, 1)
+            open_file(path)
     assert capfd.readouterr() == ("", "")
 
 
@@ -58,7 +70,7 @@ def test_a_name_in_the_graph_that_is_no_text_is_one_line(
     path = tmp_path / "text.onnx"
     path.write_bytes(whole.replace(b"com.microsoft", b"com.micros\xffft"))
     with pytest.raises(BundleError) as caught:
-        TowerSession(path, "text", CPU, 1)
+        open_file(path)
     assert str(caught.value).startswith(f"{path}: onnxruntime cannot load the text graph (")
     assert len(str(caught.value).splitlines()) == 1
     assert capfd.readouterr() == ("", "")
@@ -66,17 +78,17 @@ def test_a_name_in_the_graph_that_is_no_text_is_one_line(
 
 def test_a_graph_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="cannot load the vision graph"):
-        TowerSession(tmp_path / "vision.onnx", "vision", CPU, 1)
+        open_file(tmp_path / "vision.onnx", graph="vision")
 
 
 def test_a_graph_that_fails_is_one_line(copied_bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """It names the tower, the device and the batch, and nothing is logged beside it."""
+    """It names the graph, the device and the batch, and nothing is logged beside it."""
     replace_graph(copied_bundle, "text", scale=np.ones(64), offset=np.zeros(64), shape=(7, 64))
-    session = TowerSession(copied_bundle / "text.onnx", "text", CPU, 1)
+    session = open_file(copied_bundle / "text.onnx")
     with pytest.raises(DeviceError) as caught:
-        session.run(IDS)
+        run(session)
     message = str(caught.value)
-    assert message.startswith("the text graph failed on cpu with a batch of shape (2, 4) (")
+    assert message.startswith("the text graph failed on cpu with a batch of input_ids (2, 4) (")
     assert len(message.splitlines()) == 1
     assert capfd.readouterr() == ("", "")
 
@@ -88,7 +100,7 @@ def test_a_graph_that_fails_is_one_line(copied_bundle: Path, capfd: pytest.Captu
 def test_the_cpu_does_not_stand_in_for_a_device_that_cannot_start(bundle: Path) -> None:
     """onnxruntime takes the CPU without an error; what runs is asked of it."""
     with pytest.raises(DeviceError, match="cuda:0 asked for, but onnxruntime could start only CPUExecutionProvider"):
-        TowerSession(bundle / "text.onnx", "text", Device(kind="cuda"), 1)
+        open_file(bundle / "text.onnx", device=Device(kind="cuda"))
 
 
 def test_without_onnxruntime_the_extras_are_named(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,10 +135,13 @@ def test_a_session_has_the_threads_it_was_given(bundle: Path, threads: int) -> N
         import os, pathlib, sys
         from edgeclip.engine.devices import Device
         from edgeclip.engine.opening import GraphToOpen, open_graph
-from edgeclip.engine.ort import import_onnxruntime
+        from edgeclip.engine.ort import import_onnxruntime
         import_onnxruntime()
         before = len(os.listdir("/proc/self/task"))
-        session = TowerSession(pathlib.Path(sys.argv[1]), "text", Device(kind="cpu"), int(sys.argv[2]))
+        cpu, threads = Device(kind="cpu"), int(sys.argv[2])
+        session = open_graph(
+            GraphToOpen(path=pathlib.Path(sys.argv[1]), graph="text", device=cpu, threads=threads)
+        )
         print(1 + len(os.listdir("/proc/self/task")) - before)
     """
     command = [sys.executable, "-c", program, str(bundle / "text.onnx"), str(threads)]
@@ -135,12 +150,12 @@ from edgeclip.engine.ort import import_onnxruntime
 
 
 def test_threads_change_no_vector(bundle: Path) -> None:
-    one, three = (TowerSession(bundle / "text.onnx", "text", CPU, threads) for threads in (1, 3))
-    assert np.abs(one.run(IDS) - three.run(IDS)).max() <= SAME
+    one, three = (open_file(bundle / "text.onnx", threads=threads) for threads in (1, 3))
+    assert np.abs(run(one) - run(three)).max() <= SAME
 
 
 def test_several_threads_may_share_an_encoder(bundle: Path) -> None:
-    """From the start, when the towers are not loaded yet."""
+    """From the start, when the graphs are not loaded yet."""
     texts = [f"text {number} " * (1 + number % 3) for number in range(12)]
     images = sorted(DATA.glob("images/rgb_*.png"))[:4]
     with Encoder.open(bundle, device="cpu") as alone:
@@ -149,7 +164,7 @@ def test_several_threads_may_share_an_encoder(bundle: Path) -> None:
         work = [pool.submit(shared.encode_text, text) for text in texts]
         work += [pool.submit(shared.encode_image, image) for image in images]
         found = [future.result() for future in work]
-        # Once more, with both towers busy at once.
+        # Once more, with both graphs busy at once.
         again = [future.result() for future in [pool.submit(shared.encode_text, texts) for _ in range(8)]]
     assert np.abs(np.array(found) - np.array(wanted)).max() <= SAME
     assert max(np.abs(vectors - np.array(wanted[:12])).max() for vectors in again) <= SAME
@@ -157,16 +172,16 @@ def test_several_threads_may_share_an_encoder(bundle: Path) -> None:
 
 def test_a_gpu_that_is_not_driven_by_a_lane_waits_for_captures(bundle: Path) -> None:
     """What allocates meanwhile breaks them: the session that padded texts take, beside the lane."""
-    session = TowerSession(bundle / "text.onnx", "text", CPU, 1)
+    session = open_file(bundle / "text.onnx")
     session._device = Device(kind="cuda")
     with ThreadPoolExecutor(1) as pool:
         with GATE.alone():
-            running = pool.submit(session.run, IDS)
+            running = pool.submit(run, session)
             assert wait([running], timeout=0.2).not_done
         assert running.result(timeout=60).shape == (2, 64)
 
 
 def test_the_vectors_are_float32_of_length_one(bundle: Path) -> None:
-    vectors = TowerSession(bundle / "text.onnx", "text", CPU, os.cpu_count() or 1).run(IDS)
+    vectors = run(open_file(bundle / "text.onnx", threads=os.cpu_count() or 1))
     assert vectors.shape == (2, 64) and vectors.dtype == np.float32
     assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() <= SAME

@@ -32,7 +32,7 @@ def test_the_choice_is_made(bundles: dict[Target, Path], tmp_path: Path) -> None
     whole = (folder / "text.onnx").read_bytes()
     unmasked = without_mask(whole)
     assert unmasked is not None
-    assert unmasked.pad_id == Manifest.read(folder).tokenizer.pad_id
+    assert unmasked.pad_id == Manifest.read(folder).need_text().pad_id
     fast = open_session(unmasked.model, folder, tmp_path / "fast.onnx")
     left = operators(onnx.load(tmp_path / "fast.onnx", load_external_data=False).graph)
     assert "If" not in left and "MultiHeadAttention" in left
@@ -50,7 +50,7 @@ def test_the_choice_is_made(bundles: dict[Target, Path], tmp_path: Path) -> None
 )
 def test_a_graph_that_does_not_ask_is_left_alone(bundles: dict[Target, Path], target: Target, name: str) -> None:
     """The CPU's choice is another one, by rows."""
-    assert without_mask((bundles[target] / f"{name}_model.onnx").read_bytes()) is None
+    assert without_mask((bundles[target] / f"{name}.onnx").read_bytes()) is None
 
 
 def test_a_graph_cut_short_is_one_error(bundles: dict[Target, Path]) -> None:
