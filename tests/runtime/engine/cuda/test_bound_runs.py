@@ -6,6 +6,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from numpy.typing import NDArray
 
 from edgeclip.engine.batch_policy import Shape
 from edgeclip.engine.cuda import bound_runs as binding
-from edgeclip.engine.cuda.bound_runs import BoundTower, CaptureGate, HostMemory
+from edgeclip.engine.cuda.bound_runs import BoundGraph
+from edgeclip.engine.cuda.capture_gate import CaptureGate
+from edgeclip.engine.cuda.memory import HostMemory
 
 # The same texts in other batches; measured 0 to 3e-7.
 SAME = 5e-6
+DIM = 64
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
@@ -34,8 +38,8 @@ def session(bundle: Path) -> onnxruntime.InferenceSession:
 
 
 @pytest.fixture
-def tower(session: onnxruntime.InferenceSession) -> Iterator[BoundTower]:
-    bound = BoundTower(session, HostMemory(), most_items=64, most_rows=8, is_captured=is_single)
+def graph(session: onnxruntime.InferenceSession) -> Iterator[BoundGraph]:
+    bound = BoundGraph(session, HostMemory(), most_items=64, most_rows=8, is_captured=is_single)
     yield bound
     bound.close()
 
@@ -48,38 +52,48 @@ def ids(count: int, length: int, seed: int = 0) -> NDArray[np.int64]:
     return np.random.default_rng(seed).integers(3, 140, (count, length))
 
 
+def run(graph: BoundGraph, batch: NDArray[Any]) -> NDArray[Any]:
+    """The vectors of token ids."""
+    return graph.run({"input_ids": batch})["text_embeds"]
+
+
+def run_plainly(session: Any, batch: NDArray[Any]) -> NDArray[Any]:
+    """The session's own vectors of token ids."""
+    return session.run(None, {"input_ids": batch})[0]  # type: ignore[no-any-return]
+
+
 def worst(found: NDArray[Any], wanted: NDArray[Any]) -> float:
     assert found.shape == wanted.shape and found.dtype == np.float32
     return float(np.abs(found - wanted).max(initial=0))
 
 
 @pytest.mark.parametrize(("count", "length"), [(1, 4), (1, 6), (1, 7), (3, 5), (8, 8), (9, 8), (40, 3), (2, 64)])
-def test_rows_are_the_sessions(tower: BoundTower, session: Any, count: int, length: int) -> None:
+def test_rows_are_the_sessions(graph: BoundGraph, session: Any, count: int, length: int) -> None:
     """With a graph of its own or without, in one slot or cut into several."""
     batch = ids(count, length)
     for _ in range(2):
-        assert worst(tower.run(batch), session.run(None, {"input_ids": batch})[0]) <= SAME
+        assert worst(run(graph, batch), run_plainly(session, batch)) <= SAME
 
 
-def test_graphs_are_made_for_the_shapes_that_came(tower: BoundTower) -> None:
+def test_graphs_are_made_for_the_shapes_that_came(graph: BoundGraph) -> None:
     for length in (4, 5, 4, 7):
-        tower.run(ids(1, length))
-    assert tower.captured == ((1, 4), (1, 5))
+        run(graph, ids(1, length))
+    assert graph.captured == (((1, 4), None), ((1, 5), None))
 
 
-def test_results_are_the_callers_own(tower: BoundTower) -> None:
-    first = tower.run(ids(1, 4))
+def test_results_are_the_callers_own(graph: BoundGraph) -> None:
+    first = run(graph, ids(1, 4))
     before = first.copy()
-    tower.run(ids(1, 4, seed=1))
+    run(graph, ids(1, 4, seed=1))
     assert (first == before).all()
 
 
-def test_threads_get_their_own_rows(tower: BoundTower, session: Any) -> None:
+def test_threads_get_their_own_rows(graph: BoundGraph, session: Any) -> None:
     """More of them than slots, with and without graphs, whole and cut."""
     batches = [ids(1 + seed % 11, 3 + seed % 5, seed) for seed in range(60)]
-    wanted = [session.run(None, {"input_ids": batch})[0] for batch in batches]
+    wanted = [run_plainly(session, batch) for batch in batches]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(tower.run, batches))
+        found = list(pool.map(partial(run, graph), batches))
     assert max(map(worst, found, wanted)) <= SAME
 
 
@@ -107,12 +121,12 @@ class SlowMemory(HostMemory):
 
 
 def test_a_slot_is_not_used_again_before_it_is_done(session: Any) -> None:
-    tower = BoundTower(session, SlowMemory(), most_items=64, most_rows=8, is_captured=is_single, slots=2)
+    graph = BoundGraph(session, SlowMemory(), most_items=64, most_rows=8, is_captured=is_single, slots=2)
     batches = [ids(1 + seed % 4, 4 + seed % 4, seed) for seed in range(40)]
-    wanted = [session.run(None, {"input_ids": batch})[0] for batch in batches]
+    wanted = [run_plainly(session, batch) for batch in batches]
     with ThreadPoolExecutor(6) as pool:
-        found = list(pool.map(tower.run, batches))
-    tower.close()
+        found = list(pool.map(partial(run, graph), batches))
+    graph.close()
     assert max(map(worst, found, wanted)) <= SAME
 
 
@@ -130,34 +144,34 @@ class FailingMemory(HostMemory):
 
 def test_after_a_failure_the_ring_is_whole(session: Any) -> None:
     """More failures than slots, in a graph's first run and elsewhere: nothing hangs, later rows are right."""
-    tower = BoundTower(session, FailingMemory(set(range(8))), most_items=64, most_rows=8, is_captured=is_single)
+    graph = BoundGraph(session, FailingMemory(set(range(8))), most_items=64, most_rows=8, is_captured=is_single)
     for number in range(8):
         with pytest.raises(RuntimeError, match="lost"):
-            tower.run(ids(1 + number % 2, 4))
-    assert tower.captured == ()
+            run(graph, ids(1 + number % 2, 4))
+    assert graph.captured == ()
     batch = ids(20, 8)
-    assert worst(tower.run(batch), session.run(None, {"input_ids": batch})[0]) <= SAME
-    tower.close()
+    assert worst(run(graph, batch), run_plainly(session, batch)) <= SAME
+    graph.close()
 
 
-def test_a_slot_that_was_not_submitted_is_given_back(tower: BoundTower) -> None:
+def test_a_slot_that_was_not_submitted_is_given_back(graph: BoundGraph) -> None:
     for _ in range(10):
         with pytest.raises(TypeError, match="Cannot cast"):
-            tower.run(np.array([["word", "word"]]))
-        tower.release(tower.reserve((2, 4)))
-    assert tower.run(ids(2, 4)).shape == (2, tower.dim)
+            run(graph, np.array([["word", "word"]]))
+        graph.release(graph.reserve(((2, 4),)))
+    assert run(graph, ids(2, 4)).shape == (2, DIM)
 
 
-def test_filling_a_slot_by_hand(tower: BoundTower, session: Any) -> None:
+def test_filling_a_slot_by_hand(graph: BoundGraph, session: Any) -> None:
     """Two are filled before the first is asked for."""
     batches = [ids(2, 5, seed) for seed in range(2)]
     futures = []
     for batch in batches:
-        slot = tower.reserve(batch.shape)
-        slot.inputs[...] = batch
-        futures.append(tower.submit(slot))
+        slot = graph.reserve((batch.shape,))
+        slot.inputs["input_ids"][...] = batch
+        futures.append(graph.submit(slot))
     for future, batch in zip(futures, batches, strict=True):
-        assert worst(future.result(), session.run(None, {"input_ids": batch})[0]) <= SAME
+        assert worst(future.result()["text_embeds"], run_plainly(session, batch)) <= SAME
 
 
 def test_the_lanes_own_memory_is_not_copied_once_more(session: Any) -> None:
@@ -170,33 +184,33 @@ def test_the_lanes_own_memory_is_not_copied_once_more(session: Any) -> None:
 
     memory = Watched()
     memory.sources = []
-    tower = BoundTower(session, memory, most_items=64, most_rows=8, is_captured=is_single)
-    own = tower.allocate((16, 8))
+    graph = BoundGraph(session, memory, most_items=64, most_rows=8, is_captured=is_single)
+    own = graph.allocate((16, 8))
     own[...] = ids(16, 8)
-    assert worst(tower.run(own), session.run(None, {"input_ids": np.asarray(own)})[0]) <= SAME
+    assert worst(run(graph, own), run_plainly(session, np.asarray(own))) <= SAME
     assert memory.sources == [own.ctypes.data, own[8:].ctypes.data]
-    assert worst(tower.run(own[::2]), session.run(None, {"input_ids": np.asarray(own[::2])})[0]) <= SAME
+    assert worst(run(graph, own[::2]), run_plainly(session, np.asarray(own[::2]))) <= SAME
     assert memory.sources[2] not in (own.ctypes.data, own[8:].ctypes.data)
-    tower.close()
+    graph.close()
 
 
-def test_memory_that_was_given_back_is_used_again(tower: BoundTower, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By who asks for the same shape; no more of it is kept than a limit, the newest."""
-    first, other = tower.allocate((2, 8)), tower.allocate((3, 8))
-    tower.recycle(first)
-    assert tower.allocate((3, 8)) is not other and tower.allocate((2, 8)) is first
-    assert tower.allocate((2, 8)) is not first  # it is in use
+def test_memory_that_was_given_back_is_used_again(graph: BoundGraph, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only for the same shape; no more of it is kept than a limit, the newest."""
+    first, other = graph.allocate((2, 8)), graph.allocate((3, 8))
+    graph.recycle(first)
+    assert graph.allocate((3, 8)) is not other and graph.allocate((2, 8)) is first
+    assert graph.allocate((2, 8)) is not first  # it is in use
     monkeypatch.setattr(binding, "MOST_IDLE_BYTES", other.nbytes)
     for memory in (first, other):
-        tower.recycle(memory)
-    assert tower.allocate((2, 8)) is not first and tower.allocate((3, 8)) is other
+        graph.recycle(memory)
+    assert graph.allocate((2, 8)) is not first and graph.allocate((3, 8)) is other
 
 
-def test_a_callers_memory_is_let_go_when_it_was_run(tower: BoundTower) -> None:
-    own = tower.allocate((2, 4))
+def test_a_callers_memory_is_let_go_when_it_was_run(graph: BoundGraph) -> None:
+    own = graph.allocate((2, 4))
     own[...] = ids(2, 4)
     kept = weakref.ref(own)
-    tower.run(own)
+    run(graph, own)
     del own
     assert kept() is None
 
@@ -222,56 +236,57 @@ def test_a_graph_that_failed_when_it_was_made_is_never_asked_for_again(session: 
                 raise RuntimeError("lost")
             super().download(source, target)
 
-    tower = BoundTower(Watched(), Broken(), most_items=64, most_rows=8, is_captured=is_single)
+    graph = BoundGraph(Watched(), Broken(), most_items=64, most_rows=8, is_captured=is_single)
     for length in (4, 5):
         with pytest.raises(RuntimeError, match="lost"):
-            tower.run(ids(1, length))
+            run(graph, ids(1, length))
     for length in (5, 4, 5):
-        tower.run(ids(1, length))
-    tower.run(ids(2, 4))
+        run(graph, ids(1, length))
+    run(graph, ids(2, 4))
     assert seen == ["1", "2", "3", "4", "3", "-1"]
-    tower.close()
+    graph.close()
 
 
 @pytest.mark.parametrize("shape", [(4,), (1, 2, 3)])
-def test_a_wrong_shape_is_refused(tower: BoundTower, shape: Shape) -> None:
+def test_a_wrong_shape_is_refused(graph: BoundGraph, shape: Shape) -> None:
     with pytest.raises(ValueError, match="an input of shape"):
-        tower.run(np.zeros(shape, np.int64))
+        run(graph, np.zeros(shape, np.int64))
 
 
-def test_an_input_larger_than_a_slot_is_refused(tower: BoundTower) -> None:
-    with pytest.raises(ValueError, match="larger than the 64 elements"):
-        tower.run(ids(1, 65))
+def test_an_input_larger_than_a_slot_is_refused(graph: BoundGraph) -> None:
+    with pytest.raises(ValueError, match="larger than the 64 elements of a slot"):
+        run(graph, ids(1, 65))
     with pytest.raises(ValueError, match="does not fit a slot"):
-        tower.reserve((9, 4))
+        graph.reserve(((9, 4),))
 
 
-def test_no_inputs_are_no_rows(tower: BoundTower) -> None:
-    assert tower.run(ids(0, 4)).shape == (0, tower.dim)
+def test_no_inputs_are_no_rows(graph: BoundGraph) -> None:
+    assert run(graph, ids(0, 4)).shape == (0, DIM)
 
 
 def test_pixels_go_the_same_way(bundle: Path) -> None:
     session = open_session(bundle / "vision.onnx")
     size = session.get_inputs()[0].shape[1]
     batch = np.random.default_rng(0).integers(0, 256, (5, size, size, 3), np.uint8)
-    tower = BoundTower(
+    graph = BoundGraph(
         session, HostMemory(), most_items=2 * batch[0].size, most_rows=2, is_captured=lambda shape: shape[0] == 2
     )
-    assert worst(tower.run(batch), session.run(None, {"pixel_values": batch})[0]) <= SAME
-    assert tower.captured == ((2, size, size, 3),)
+    found = graph.run({"pixel_values": batch})["image_embeds"]
+    assert worst(found, session.run(None, {"pixel_values": batch})[0]) <= SAME
+    assert graph.captured == (((2, size, size, 3), None),)
     with pytest.raises(ValueError, match="wanted"):
-        tower.run(batch[:, 1:])
-    tower.close()
+        graph.run({"pixel_values": batch[:, 1:]})
+    graph.close()
 
 
-def test_a_closed_tower_says_so(session: Any) -> None:
-    tower = BoundTower(session, HostMemory(), most_items=64, most_rows=8, is_captured=is_single)
-    tower.run(ids(1, 4))
-    tower.close()
-    tower.close()
+def test_a_closed_graph_says_so(session: Any) -> None:
+    graph = BoundGraph(session, HostMemory(), most_items=64, most_rows=8, is_captured=is_single)
+    run(graph, ids(1, 4))
+    graph.close()
+    graph.close()
     for _ in range(5):  # more often than there are slots
         with pytest.raises(RuntimeError, match="shutdown"):
-            tower.run(ids(1, 4))
+            run(graph, ids(1, 4))
 
 
 def test_a_capture_is_alone() -> None:
