@@ -371,11 +371,11 @@ class Encoder:
     def ask(self, modality: Modality, inputs: Sequence[Any], tasks: Sequence[str | None]) -> Vectors:
         """Unit vectors of texts or images, each with its own task; `edgeclip.bundle.selftest` asks so."""
         items: list[Item] = []
-        for one, task in zip(inputs, tasks, strict=True):
+        for index, (one, task) in enumerate(zip(inputs, tasks, strict=True)):
             if modality == "text":
                 items += self.prepare_texts(one, task=task).items
             else:
-                items.append(self.prepare_image(one, task=task))
+                items.append(self.prepare_image(one, task=task, label=f"image {index}"))
         return self.run_items(items)
 
     @property

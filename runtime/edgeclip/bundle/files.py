@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from edgeclip.errors import BundleError
+from edgeclip.families import find_family
 from edgeclip.manifest import FIRST_GRAPH, FileFacts, Manifest, dangling_target
 
 _BLOCK_BYTES = 8 << 20
@@ -33,10 +34,14 @@ def find_folder(bundle: str | os.PathLike[str]) -> Path:
 def open_manifest(folder: Path) -> Manifest:
     """The manifest of the bundle in `folder`, every file of it present with its size.
 
-    Raises BundleError for a folder that is no bundle, and for a file that is missing, of another size or not to be
-    read.
+    Raises BundleError for a folder that is no bundle, for a family that this version does not run, and for a file
+    that is missing, of another size or not to be read.
     """
     manifest = Manifest.read(folder)
+    try:
+        find_family(manifest.family)
+    except BundleError as error:
+        raise BundleError(f"{folder}: {error}") from error
     for file in manifest.files:
         try:
             size = (folder / file.name).stat().st_size

@@ -13,8 +13,13 @@ FAMILIES: Mapping[str, type[Family]] = {
 }
 
 
+def find_family(name: str) -> type[Family]:
+    """The family of that name; BundleError for an unknown one."""
+    if (family := FAMILIES.get(name)) is None:
+        raise BundleError(f"a bundle of the family {name!r}; this edgeclip runs {', '.join(FAMILIES)}")
+    return family
+
+
 def open_family(manifest: Manifest, tokenizer: Callable[[], TextTokenizer]) -> Family:
     """The family of a bundle; `tokenizer` gives its tokenizer when a text comes. BundleError for an unknown one."""
-    if (kind := FAMILIES.get(manifest.family)) is None:
-        raise BundleError(f"a bundle of the family {manifest.family!r}; this edgeclip runs {', '.join(FAMILIES)}")
-    return kind(manifest, tokenizer)
+    return find_family(manifest.family)(manifest, tokenizer)

@@ -1,15 +1,19 @@
-"""A tower as CUDA runs it, on the CPU: the graph without a mask in the lane, padded texts beside it."""
+"""A graph as CUDA runs it, on the CPU: without a mask in the lane, padded texts in a session beside it."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
+from numpy.typing import NDArray
 
-from edgeclip.engine.cuda.bound_runs import HostMemory
-from edgeclip.engine.cuda.cuda_session import CudaLane, CudaTower, Run
+from edgeclip.engine.adapters import Adapters
+from edgeclip.engine.cuda.cuda_session import CudaGraph, CudaLane, Run
+from edgeclip.engine.cuda.memory import HostMemory
 from edgeclip.errors import BundleError
-from edgeclip.manifest import Manifest, Target, TowerName
+from edgeclip.manifest import Manifest, Target
 
 # The same inputs by other graphs and in other batches; measured 0 to 4e-7.
 SAME = 5e-6
@@ -17,20 +21,27 @@ OPENED: list[Path] = []
 
 
 def open_lane(path: Path, graph: str, *, captures: bool = True) -> CudaLane:
-    """As `edgeclip.engine.session` does it."""
-    cuda = CudaTower(path, tower, HostMemory(), captures=captures)
+    """As `edgeclip.engine.opening` opens it."""
+    cuda = CudaGraph(path, graph, HostMemory(), captures=captures)
     options = onnxruntime.SessionOptions()
     for entry in cuda.entries:
         options.add_session_config_entry(*entry)
     session = onnxruntime.InferenceSession(cuda.model, options, providers=["CPUExecutionProvider"])
-    return cuda.bind(session, lambda: open_plain(path))
+    return cuda.bind(session, Adapters(path.parent, graph, None, {}), lambda: open_plain(path))
 
 
 def open_plain(path: Path) -> Run:
     OPENED.append(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda batch: session.run(None, {name: batch})[0]  # type: ignore[no-any-return]
+    names = [output.name for output in session.get_outputs()]
+    return lambda feed, fetch=None, adapter=None: dict(zip(names, session.run(names, dict(feed)), strict=True))
+
+
+def worst(found: Mapping[str, NDArray[Any]], wanted: Mapping[str, NDArray[Any]]) -> float:
+    """The largest difference between two graphs' only output."""
+    ((name, one),), ((same_name, other),) = found.items(), wanted.items()
+    assert name == same_name and one.shape == other.shape
+    return float(np.abs(one - other).max())
 
 
 @pytest.fixture
@@ -46,14 +57,14 @@ def test_texts_get_the_vectors_of_the_graph(folder: Path) -> None:
     OPENED.clear()
     draw = np.random.default_rng(0)
     for shape in ((1, 2), (1, 64), (1, 65), (1030, 2)):
-        ids = draw.integers(3, 140, shape)
-        assert np.abs(lane.run(ids) - plain(ids)).max() <= SAME
-    assert lane.bound.captured == ((1, 2), (1, 64)) and not OPENED
-    padded = np.array([[0, 5, 6, Manifest.read(folder).tokenizer.pad_id, 2]])
+        ids = {"input_ids": draw.integers(3, 140, shape)}
+        assert worst(lane.run(ids, None), plain(ids)) <= SAME
+    assert lane.bound.captured == (((1, 2), None), ((1, 64), None)) and not OPENED
+    padded = {"input_ids": np.array([[0, 5, 6, Manifest.read(folder).need_text().pad_id, 2]])}
     for _ in range(2):
-        assert np.abs(lane.run(padded) - plain(padded)).max() <= SAME
+        assert worst(lane.run(padded, None), plain(padded)) <= SAME
     assert [path] == OPENED
-    assert np.abs(lane.bound.run(padded) - plain(padded)).max() > 1e-3  # what the other session is for
+    assert worst(lane.bound.run(padded), plain(padded)) > 1e-3  # what the other session is for
     lane.bound.close()
 
 
@@ -61,16 +72,17 @@ def test_texts_get_the_vectors_of_the_graph(folder: Path) -> None:
 def test_images_get_the_vectors_of_the_graph(folder: Path, captures: bool) -> None:
     path = folder / "vision.onnx"
     lane, plain = open_lane(path, "vision", captures=captures), open_plain(path)
-    size = Manifest.read(folder).image.size_px
+    size = Manifest.read(folder).need_image().size_px
     pixels = np.random.default_rng(0).integers(0, 256, (34, size, size, 3), np.uint8)
-    wanted = plain(pixels)
+    wanted = plain({"pixel_values": pixels})["image_embeds"]
     for count in (1, 3, 8, 34):
-        assert np.abs(lane.run(pixels[:count]) - wanted[:count]).max() <= SAME
+        found = lane.run({"pixel_values": pixels[:count]}, None)
+        assert worst(found, {"image_embeds": wanted[:count]}) <= SAME
     expected = [1, 8, 32] if captures else []
-    assert [shape[0] for shape in lane.bound.captured] == expected
+    assert [shape[0] for shape, _ in lane.bound.captured] == expected
     lane.bound.close()
 
 
 def test_a_text_graph_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="cannot be read"):
-        CudaTower(tmp_path / "text.onnx", "text", HostMemory())
+        CudaGraph(tmp_path / "text.onnx", "text", HostMemory())
