@@ -133,7 +133,7 @@ def test_a_batch_size_that_is_none(encoder: Encoder, batch_size: Any) -> None:
 
 
 def test_a_task_is_its_instruction_before_the_text(encoder: Encoder) -> None:
-    instruction = encoder.manifest.tasks["retrieval.query"]
+    instruction = encoder.manifest.tasks["retrieval.query"].prompt
     found = encoder.encode_text(["a cat", ""], task="retrieval.query")
     wanted = encoder.encode_text([instruction + "a cat", instruction])
     assert largest_difference(found, wanted) == 0
@@ -295,15 +295,19 @@ def test_progress_is_drawn_only_where_it_is_seen(encoder: Encoder, capfd: pytest
 
 
 def test_the_steps_taken_apart_give_the_same_vectors(encoder: Encoder) -> None:
-    tokenized = encoder.tokenize(["a red bicycle", "dog " * 40], task="retrieval.query", max_length=30)
-    assert [len(row) for row in tokenized.rows][1] == 30
-    assert tokenized.cut == (1,)
+    prepared = encoder.prepare_texts(["a red bicycle", "dog " * 40], task="retrieval.query", max_length=30)
+    assert [item.tokens for item in prepared.items][1] == 30
+    assert prepared.cut == (1,)
     with pytest.warns(TruncationWarning, match="1 of 2 texts"):
         whole = encoder.encode_text(["a red bicycle", "dog " * 40], task="retrieval.query", max_length=30)
-    apart = [encoder.run_tower("text", row[None])[0] for row in tokenized.rows]
+    feeds = [encoder.family.feed([item]) for item in prepared.items]
+    apart = [encoder.run_graph("text", feed)["text_embeds"][0] for feed in feeds]
     np.testing.assert_allclose(apart, whole, atol=1e-6)
+    np.testing.assert_allclose(encoder.run_items(prepared.items), whole, atol=1e-6)
     picture = np.random.default_rng(3).integers(0, 256, (90, 140, 3), dtype=np.uint8)
-    pixels = encoder.preprocess(picture)
-    np.testing.assert_array_equal(encoder.run_tower("vision", pixels[None])[0], encoder.encode_image(picture))
+    item = encoder.prepare_image(picture)
+    pixels = encoder.run_graph("vision", encoder.family.feed([item]))["image_embeds"]
+    np.testing.assert_array_equal(pixels[0], encoder.encode_image(picture))
+    np.testing.assert_array_equal(encoder.run_items([item])[0], encoder.encode_image(picture))
     with pytest.raises(InputError, match="^poster"):
-        encoder.preprocess(b"no image", label="poster")
+        encoder.prepare_image(b"no image", label="poster")

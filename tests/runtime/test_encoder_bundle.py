@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edgeclip import BundleError, DeviceError, Encoder, Manifest, UnprovedWarning, WrongVectorsError
+from edgeclip.manifest import FIRST_GRAPH
 from tests.scenes.damage import replace_graph, reseal
 from tests.scenes.encoder_inputs import DIM, FILE, IMAGES, SAME, TEXTS, largest_difference, refusal
 
@@ -43,7 +44,7 @@ def test_leaving_the_with_block_closes(bundle: Path) -> None:
         lambda: encoder.encode_image(FILE),
         lambda: encoder.encode_image([]),
         lambda: encoder.iter_images([]),
-        lambda: encoder.tokenize("a"),
+        lambda: encoder.prepare_texts("a"),
     ]
     for call in calls:
         assert refusal(call) == "the encoder is closed; open the bundle again"
@@ -52,7 +53,7 @@ def test_leaving_the_with_block_closes(bundle: Path) -> None:
 
 def test_closing_frees_the_tokenizer(bundle: Path) -> None:
     with Encoder.open(bundle, device="cpu") as encoder:
-        tokenizer = weakref.ref(encoder._towers.parse_tokenizer())
+        tokenizer = weakref.ref(encoder._graphs.parse_tokenizer())
         assert tokenizer() is not None
     assert tokenizer() is None
 
@@ -62,7 +63,7 @@ def test_a_wrong_option_loads_nothing(bundle: Path, options: dict[str, Any]) -> 
     with Encoder.open(bundle, device="cpu") as encoder:
         refusal(lambda: encoder.encode_text("a", **options))
         assert "edgeclip-load-text" not in {thread.name for thread in threading.enumerate()}
-        assert not encoder._towers.sessions
+        assert not encoder._graphs.sessions
 
 
 def test_an_error_inside_the_with_block_passes_through(bundle: Path) -> None:
@@ -73,44 +74,44 @@ def test_an_error_inside_the_with_block_passes_through(bundle: Path) -> None:
 @pytest.fixture
 def half_bundle(copied_bundle: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A bundle one of whose graphs is garbage of the right size and hash."""
-    path = copied_bundle / f"{request.param}_model.onnx"
+    path = copied_bundle / f"{request.param}.onnx"
     path.write_bytes(b"?" * path.stat().st_size)
     reseal(copied_bundle)
     return copied_bundle
 
 
 @pytest.mark.parametrize("half_bundle", ["vision"], indirect=True)
-def test_who_encodes_texts_never_loads_the_vision_tower(half_bundle: Path, encoder: Encoder) -> None:
+def test_who_encodes_texts_never_loads_the_vision_graph(half_bundle: Path, encoder: Encoder) -> None:
     with Encoder.open(half_bundle, device="cpu") as half:
         assert largest_difference(half.encode_text(TEXTS), encoder.encode_text(TEXTS)) <= SAME
         assert "cannot load the vision graph" in refusal(lambda: half.encode_image(FILE), BundleError)
 
 
 @pytest.mark.parametrize("half_bundle", ["text"], indirect=True)
-def test_who_encodes_images_never_loads_the_text_tower(half_bundle: Path, encoder: Encoder) -> None:
+def test_who_encodes_images_never_loads_the_text_graph(half_bundle: Path, encoder: Encoder) -> None:
     with Encoder.open(half_bundle, device="cpu") as half:
         assert largest_difference(half.encode_image(IMAGES), encoder.encode_image(IMAGES)) <= SAME
         assert "cannot load the text graph" in refusal(lambda: half.encode_text("a"), BundleError)
 
 
-@pytest.mark.parametrize("tower", ["text", "vision"])
+@pytest.mark.parametrize("graph", ["text", "vision"])
 @pytest.mark.parametrize(
     ("offset", "kind", "told"),
     [
-        (np.full(DIM, np.nan), DeviceError, "the {tower} graph answered with NaN or infinity"),
-        (np.full(DIM, np.inf), DeviceError, "the {tower} graph answered with NaN or infinity"),
-        (np.ones(DIM // 2), BundleError, "the {tower} graph gives (1, 32) for 1 inputs of 64 dimensions"),
-        (np.ones(1), BundleError, "the {tower} graph gives (1, 1) for 1 inputs of 64 dimensions"),
+        (np.full(DIM, np.nan), DeviceError, "the {graph} graph answered with NaN or infinity"),
+        (np.full(DIM, np.inf), DeviceError, "the {graph} graph answered with NaN or infinity"),
+        (np.ones(DIM // 2), BundleError, "the {graph} graph gives (1, 32) for 1 inputs of 64 dimensions"),
+        (np.ones(1), BundleError, "the {graph} graph gives (1, 1) for 1 inputs of 64 dimensions"),
     ],
     ids=["NaN", "infinity", "half", "one"],
 )
 def test_an_answer_that_is_no_vector_is_an_error(
-    copied_bundle: Path, tower: Any, offset: Any, kind: type[Exception], told: str
+    copied_bundle: Path, graph: str, offset: Any, kind: type[Exception], told: str
 ) -> None:
-    replace_graph(copied_bundle, tower, scale=np.zeros(1), offset=offset)
+    replace_graph(copied_bundle, graph, scale=np.zeros(1), offset=offset)
     with Encoder.open(copied_bundle, device="cpu") as encoder:
-        call = {"text": lambda: encoder.encode_text("a"), "vision": lambda: encoder.encode_image(FILE)}[tower]
-        assert told.format(tower=tower) in refusal(call, kind)
+        call = {"text": lambda: encoder.encode_text("a"), "vision": lambda: encoder.encode_image(FILE)}[graph]
+        assert told.format(graph=graph) in refusal(call, kind)
 
 
 @pytest.mark.parametrize(
@@ -124,28 +125,26 @@ def test_an_answer_that_is_no_vector_is_an_error(
     ],
     ids=["zero", "cut", "long", "overflow", "zero when cut"],
 )
-@pytest.mark.parametrize("tower", ["text", "vision"])
+@pytest.mark.parametrize("graph", ["text", "vision"])
 def test_a_vector_that_is_not_of_length_one_is_an_error(
-    copied_bundle: Path, tower: Any, offset: Any, dim: int, told: str
+    copied_bundle: Path, graph: str, offset: Any, dim: int, told: str
 ) -> None:
     """By every function that gives vectors; the bundle's files are right, so the device is named."""
-    replace_graph(copied_bundle, tower, scale=np.zeros(1), offset=offset)
-    ids = np.array([[0, 5, 2]])
+    replace_graph(copied_bundle, graph, scale=np.zeros(1), offset=offset)
     with Encoder.open(copied_bundle, device="cpu") as encoder:
-        size = encoder.manifest.need_image().size_px
-        pixels = np.zeros((1, size, size, 3), np.uint8)
+        items = encoder.prepare_texts(["a", "b c"]).items if graph == "text" else [encoder.prepare_image(FILE)]
         calls: list[Any] = [lambda: encoder.encode_text(["a", "b c"], truncate_dim=dim)]
-        if tower == "vision":
+        if graph == "vision":
             calls = [
                 lambda: encoder.encode_image(FILE, truncate_dim=dim),
                 lambda: encoder.encode_image([FILE, FILE], truncate_dim=dim),
                 lambda: list(encoder.iter_images([FILE, FILE], truncate_dim=dim)),
             ]
         if dim == DIM:
-            calls.append(lambda: encoder.run_tower(tower, ids if tower == "text" else pixels))
+            calls += [lambda: encoder.run_items(items), lambda: encoder.run_batch(items[:1])]
         for call in calls:
             message = refusal(call, WrongVectorsError)
-            assert f"the {tower} graph answered with {told}; its files are as exported" in message
+            assert f"the {graph} graph answered with {told}; its files are as exported" in message
 
 
 def test_a_vector_keeps_its_length_when_it_is_cut(copied_bundle: Path) -> None:
@@ -155,12 +154,15 @@ def test_a_vector_keeps_its_length_when_it_is_cut(copied_bundle: Path) -> None:
         assert encoder.encode_text("a", truncate_dim=8).tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
 
 
-def test_a_tower_takes_what_is_prepared_already(bundle: Path, encoder: Encoder) -> None:
+def test_a_graph_takes_what_is_prepared_already(bundle: Path, encoder: Encoder) -> None:
     with np.load(bundle / encoder.manifest.selftest) as arrays:
         ids, pixels = arrays["input_ids_1"], arrays["pixel_values"]
-        assert largest_difference(encoder.run_tower("text", ids)[0], arrays["text_embeds"][1]) <= SAME
-        assert largest_difference(encoder.run_tower("vision", pixels), arrays["image_embeds"]) <= SAME
-    assert "the text graph failed on cpu" in refusal(lambda: encoder.run_tower("text", pixels), DeviceError)
+        texts = encoder.run_graph("text", {"input_ids": ids})["text_embeds"]
+        images = encoder.run_graph("vision", {"pixel_values": pixels})["image_embeds"]
+        assert largest_difference(texts[0], arrays["text_embeds"][1]) <= SAME
+        assert largest_difference(images, arrays["image_embeds"]) <= SAME
+    message = refusal(lambda: encoder.run_graph("text", {"input_ids": pixels}), DeviceError)
+    assert message.startswith("the text graph failed on cpu with a batch of input_ids (2, 64, 64, 3) (")
 
 
 def test_a_proved_bundle_opens_in_silence(int8_bundle: Path) -> None:
@@ -169,17 +171,17 @@ def test_a_proved_bundle_opens_in_silence(int8_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("gone", [["text"], ["vision"], ["text", "vision"]], ids="-".join)
-def test_a_bundle_without_proof_is_a_warning_that_names_the_tower(copied_int8: Path, gone: list[str]) -> None:
+def test_a_bundle_without_proof_is_a_warning_that_names_the_graph(copied_int8: Path, gone: list[str]) -> None:
     """Its self-test is none: two images prove no retrieval."""
     measured = tuple(
         one
         for one in Manifest.read(copied_int8).measured
-        if one.against == "fp32 checkpoint" or one.tower not in gone
+        if one.against == "fp32 checkpoint" or FIRST_GRAPH[one.modality] not in gone
     )
     reseal(copied_int8, measured=measured)
     with pytest.warns(UnprovedWarning) as told, Encoder.open(copied_int8, device="cpu"):
         pass
-    named = " and ".join(f"the {tower} tower (int8)" for tower in gone)
+    named = " and ".join(f"the {graph} graph (int8)" for graph in gone)
     assert [str(warning.message) for warning in told] == [
         f"{copied_int8}: nobody measured what {named} lost against the fp32 bundle; make it with "
         "`edgeclip quantize`, or see with `edgeclip eval --against`"
@@ -187,7 +189,7 @@ def test_a_bundle_without_proof_is_a_warning_that_names_the_tower(copied_int8: P
     assert told[0].filename == __file__
 
 
-def test_an_fp32_tower_needs_no_proof(copied_bundle: Path) -> None:
+def test_an_fp32_graph_needs_no_proof(copied_bundle: Path) -> None:
     reseal(copied_bundle, measured=())
     with Encoder.open(copied_bundle, device="cpu") as opened:
         assert opened.manifest.measured == ()

@@ -30,7 +30,7 @@ def image_threads() -> int:
 
 
 def test_eight_threads_mix_texts_and_images(bundle: Path, encoder: Encoder) -> None:
-    """From the start, when no tower is loaded: both are loaded at once, each by whoever comes first."""
+    """From the start, when no graph is loaded: both are loaded at once, each by the first thread that needs it."""
     texts, images = encoder.encode_text(TEXTS), encoder.encode_image(FILES)
     start = threading.Barrier(8, timeout=60)
 
@@ -54,7 +54,7 @@ def test_eight_threads_mix_texts_and_images(bundle: Path, encoder: Encoder) -> N
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.01, 0.1])
 def test_who_encodes_while_it_is_closed_finishes_or_is_told(bundle: Path, delay_s: float) -> None:
-    """Before the towers are loaded, while they are, and while they compute. Afterwards it stays closed."""
+    """Before the graphs are loaded, while they are, and while they compute. Afterwards it stays closed."""
     shared = Encoder.open(bundle, device="cpu")
     started = threading.Barrier(5, timeout=60)
 
@@ -74,7 +74,7 @@ def test_who_encodes_while_it_is_closed_finishes_or_is_told(bundle: Path, delay_
         time.sleep(delay_s)
         shared.close()
         assert {end.result(timeout=60) for end in ends} == {CLOSED}
-    assert not shared._towers.sessions  # nor of those that were being loaded
+    assert not shared._graphs.sessions  # nor of those that were being loaded
     for call in (lambda: shared.encode_text("a"), lambda: shared.encode_image(FILES)):
         with pytest.raises(InputError) as caught:
             call()
@@ -136,7 +136,7 @@ def test_a_selftest_on_opening_passes(bundle: Path, int8_bundle: Path) -> None:
             assert opened.encode_text("a").any()
 
 
-@pytest.mark.parametrize("tower", ["text", "vision"])
+@pytest.mark.parametrize("graph", ["text", "vision"])
 @pytest.mark.parametrize(
     ("scale", "offset", "told"),
     [
@@ -146,11 +146,11 @@ def test_a_selftest_on_opening_passes(bundle: Path, int8_bundle: Path) -> None:
     ],
     ids=["NaN", "constant", "wrong"],
 )
-def test_a_tower_that_answers_wrongly_does_not_open(
-    copied_bundle: Path, tower: Any, scale: Any, offset: Any, told: str
+def test_a_graph_that_answers_wrongly_does_not_open(
+    copied_bundle: Path, graph: str, scale: Any, offset: Any, told: str
 ) -> None:
     """When it is asked; on a CPU only then, and never when it is switched off."""
-    replace_graph(copied_bundle, tower, scale=scale, offset=offset, is_unit=told.startswith("differs"))
+    replace_graph(copied_bundle, graph, scale=scale, offset=offset, is_unit=told.startswith("differs"))
     with pytest.raises(EdgeclipError, match=told):
         Encoder.open(copied_bundle, device="cpu", selftest=True)
     for quiet in (None, False):
@@ -168,4 +168,4 @@ def test_who_encodes_nothing_loads_nothing(bundle: Path, call: str) -> None:
     with Encoder.open(bundle, device="cpu") as opened:
         encode: Callable[[list[Any]], Any] = getattr(opened, call)
         assert encode([]).shape == (0, 64)
-        assert not opened._towers.sessions
+        assert not opened._graphs.sessions

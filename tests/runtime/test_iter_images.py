@@ -14,7 +14,8 @@ import onnxruntime
 import pytest
 
 from edgeclip import Encoder, InputError
-from edgeclip.engine.cuda.bound_runs import BoundTower, HostMemory
+from edgeclip.engine.cuda.bound_runs import BoundGraph
+from edgeclip.engine.cuda.memory import HostMemory
 from edgeclip.engine.devices import Device
 from edgeclip.manifest import Manifest
 from tests.conftest import DATA
@@ -120,7 +121,7 @@ def test_a_process_ends_with_a_stream_half_consumed(bundle: Path) -> None:
 
 
 class Lane:
-    """The vision tower as on CUDA, over ordinary memory; counts the buffers that were made."""
+    """The vision graph as on CUDA, over ordinary memory; counts the buffers that were made."""
 
     def __init__(self, folder: Path) -> None:
         self.made = 0
@@ -133,7 +134,7 @@ class Lane:
 
         self.session = onnxruntime.InferenceSession(folder / "vision.onnx", providers=["CPUExecutionProvider"])
         size = int(np.prod(self.session.get_inputs()[0].shape[1:]))
-        self.bound = BoundTower(
+        self.bound = BoundGraph(
             self.session, Counting(), most_items=32 * size, most_rows=32, is_captured=lambda shape: False
         )
         self.allocate, self.recycle, self.run = self.bound.allocate, self.bound.recycle, self.bound.run
@@ -142,7 +143,7 @@ class Lane:
 @pytest.fixture
 def on_lane(bundle: Path) -> Iterator[tuple[Encoder, Lane]]:
     opened, lane = Encoder(bundle, Manifest.read(bundle), Device(kind="cuda"), 2), Lane(bundle)
-    opened._towers.sessions["vision"] = lane  # type: ignore[assignment]
+    opened._graphs.sessions["vision"] = lane  # type: ignore[assignment]
     yield opened, lane
     lane.bound.close()
 

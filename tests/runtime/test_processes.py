@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgeclip import Encoder
 from edgeclip.engine.devices import Device
-from edgeclip.engine.towers import _after_fork
+from edgeclip.engine.graphs import _after_fork
 from edgeclip.errors import DeviceError, InputError
 
 # The same work in another process. Measured: 0.
@@ -76,8 +76,8 @@ def encode(encoder: Encoder) -> NDArray[np.float32]:
             _SAME,
             "work.join()",
         ),
-        ("encoder._towers._locks['text'].acquire()", _SAME, "encoder._towers._locks['text'].release()"),
-        ("encoder._towers._parsing.acquire()", _SAME, "encoder._towers._parsing.release()"),
+        ("encoder._graphs._locks['text'].acquire()", _SAME, "encoder._graphs._locks['text'].release()"),
+        ("encoder._graphs._parsing.acquire()", _SAME, "encoder._graphs._parsing.release()"),
         (_BEGUN, _GOES_ON, "assert len(list(images)) == 59"),
         (_BEGUN, "images.close()", "assert len(list(images)) == 59"),
         (_BEGUN, "pass", "assert len(list(images)) == 59"),
@@ -163,7 +163,7 @@ def test_torchs_data_loader_may_encode_in_its_workers(bundle: Path) -> None:
 def test_a_device_that_does_not_survive_a_fork_says_so(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, and with what to do. The GPU's session is not needed for that."""
     with Encoder.open(bundle, device="cpu") as encoder:
-        monkeypatch.setattr(encoder._towers, "_device", Device(kind="cuda"))
+        monkeypatch.setattr(encoder._graphs, "_device", Device(kind="cuda"))
         _after_fork()
         with pytest.raises(DeviceError, match=r"opened on cuda:0 before the process was forked.*spawn"):
             encoder.encode_text("a")
@@ -183,7 +183,7 @@ def test_a_copy_is_an_encoder_of_its_own(bundle: Path, copied: Any) -> None:
 
 
 def test_the_process_may_change_its_folder(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a daemon does, before the tokenizer or a tower is loaded."""
+    """As a daemon does, before the tokenizer or a graph is loaded."""
     shutil.copytree(bundle, tmp_path / "there" / "bundle")
     monkeypatch.chdir(tmp_path / "there")
     with Encoder.open("bundle", device="cpu") as encoder:
@@ -194,7 +194,7 @@ def test_the_process_may_change_its_folder(bundle: Path, tmp_path: Path, monkeyp
 
 
 def test_a_link_to_the_bundle_may_be_turned_to_another(bundle: Path, trained_int8: Path, tmp_path: Path) -> None:
-    """What is opened stays: the tower that is loaded later is of the same bundle as the first."""
+    """What is opened stays: the graph that is loaded later is of the same bundle as the first."""
     link = tmp_path / "current"
     link.symlink_to(bundle)
     with Encoder.open(bundle, device="cpu") as encoder:

@@ -28,8 +28,8 @@ _PROGRAM = """if True:
     before = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0
     with Encoder.open(sys.argv[1], device="cpu") as encoder:
         size = encoder.manifest.need_image().size_px
-        encoder.run_tower("text", np.array([[0, 5, 2]]))
-        encoder.run_tower("vision", np.zeros((1, size, size, 3), np.uint8))
+        encoder.run_graph("text", {"input_ids": np.array([[0, 5, 2]])})
+        encoder.run_graph("vision", {"pixel_values": np.zeros((1, size, size, 3), np.uint8)})
         threads = len(os.listdir("/proc/self/task")) - before if before else 0
         pixels = np.random.default_rng(5).integers(0, 256, (2, 90, 70, 3), dtype=np.uint8)
         texts = ["a red bicycle", "海滩上美丽的日落", "ein rotes Fahrrad im Regen"]
@@ -56,7 +56,7 @@ def start(bundle: Path, out: Path, how: str, times: int) -> "subprocess.Popen[st
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs affinity")
 def test_on_one_core_no_thread_is_added(bundle: Path, tmp_path: Path) -> None:
-    """Neither tower has a pool beside its caller: more threads than cores only take turns."""
+    """Neither graph has a pool beside its caller: more threads than cores only take turns."""
     process = start(bundle, tmp_path / "found.npy", "one core", 1)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (0, "0\n"), err

@@ -22,7 +22,7 @@ from edgeclip import Encoder
 from edgeclip.engine import providers, vector_facts
 from edgeclip.engine.devices import Device
 from edgeclip.engine.vector_facts import hash_packages
-from edgeclip.manifest import TOWERS, Manifest
+from edgeclip.manifest import Manifest
 from tests.conftest import DATA
 from tests.scenes.damage import flip_byte, reseal
 
@@ -30,7 +30,7 @@ PACKAGE = Path(str(files("edgeclip")))
 
 
 def facts(encoder: Encoder) -> str:
-    return json.dumps(vector_facts.vector_facts(encoder, TOWERS))
+    return json.dumps(vector_facts.vector_facts(encoder, encoder.manifest.graphs))
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def change_plan(patch: pytest.MonkeyPatch) -> None:
 
 def lose_vnni(patch: pytest.MonkeyPatch) -> None:
     """A processor of the same name whose integer GEMMs overflow."""
-    patch.setattr("edgeclip.engine.session.adds_in_16_bits", lambda: True)
+    patch.setattr("edgeclip.engine.opening.adds_in_16_bits", lambda: True)
 
 
 CHANGES: list[Callable[[pytest.MonkeyPatch], object]] = [
@@ -199,5 +199,5 @@ def test_the_first_image_changes_nothing(bundle: Path, tmp_path: Path) -> None:
 
 def test_facts_come_back_from_json_as_they_are(encoder: Encoder) -> None:
     """They are compared with facts that were kept as JSON."""
-    found: dict[str, Any] = vector_facts.vector_facts(encoder, TOWERS)
+    found: dict[str, Any] = vector_facts.vector_facts(encoder, encoder.manifest.graphs)
     assert json.loads(json.dumps(found)) == found
