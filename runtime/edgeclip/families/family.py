@@ -82,17 +82,34 @@ class Family(Protocol):
 
 
 def stack(rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Arrays of one shape with a new first axis. Neighbouring rows of one array are not copied."""
+    """Arrays of one shape with a new first axis. Neighbouring rows of one buffer are not copied."""
     first = rows[0]
-    base = first.base
-    if isinstance(base, np.ndarray) and base.ndim == first.ndim + 1 and base.shape[1:] == first.shape:
-        step = base.strides[0]
-        start = first.__array_interface__["data"][0]
-        addresses = (row.__array_interface__["data"][0] for row in rows)
-        if all(row.base is base for row in rows) and all(a == start + i * step for i, a in enumerate(addresses)):
-            at = (start - base.__array_interface__["data"][0]) // step
-            return base[at : at + len(rows)]
-    return np.stack(rows) if len(rows) > 1 else first[None]
+    if len(rows) == 1:
+        return first[None]
+    base = first.base  # the buffer, or its bytes: numpy names what owns the memory, whatever views lie between
+    if isinstance(base, np.ndarray) and base.flags.c_contiguous and _are_neighbours(rows):
+        start = _address(first) - _address(base)
+        taken = base.reshape(-1).view(np.uint8)[start : start + len(rows) * first.nbytes]
+        return taken.view(first.dtype).reshape(len(rows), *first.shape)
+    return np.stack(rows)
+
+
+def _are_neighbours(rows: Sequence[NDArray[Any]]) -> bool:
+    """Whether arrays are alike and lie one behind the other in the memory of one owner."""
+    first, start = rows[0], _address(rows[0])
+    return all(
+        row.base is first.base
+        and (row.shape, row.dtype) == (first.shape, first.dtype)
+        and row.flags.c_contiguous
+        and _address(row) == start + index * first.nbytes
+        for index, row in enumerate(rows)
+    )
+
+
+def _address(array: NDArray[Any]) -> int:
+    """The address of an array's first element."""
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def refuse_max_pixels(max_pixels: int | None) -> None:

@@ -76,7 +76,10 @@ def test_no_batch_of_the_encoder_lies_outside_a_profile(manifest: Manifest, batc
         row = np.zeros(length, np.int64)
         for batch in policy.plan_texts([row] * (policy.rows((length,)) + 1), batch_size):
             assert_fits(batch.input_ids.shape, texts)
-    images, pixels = engine_profiles(manifest, "vision"), (manifest.need_image().size_px, manifest.need_image().size_px, 3)
+    images, pixels = (
+        engine_profiles(manifest, "vision"),
+        (manifest.need_image().size_px, manifest.need_image().size_px, 3),
+    )
     for count in range(1, 100):
         for group in policy.plan_images(count, batch_size):
             assert_fits((len(group), *pixels), images)
