@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden"
 CHECKPOINT = GOLDEN / "model"
+# The files of a jina-clip-v2 checkpoint in the official layout.
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json")
 # These take longest, so they begin: a process that is given one of them last would let the others wait at the end.
 _FIRST = (
     "bench/demo/test_model",

@@ -29,6 +29,7 @@ MAY_IMPORT = {
 SHARED = (
     "bundle.",
     "engine.devices",
+    "engine.ort",
     "engine.paired_timing",
     "engine.providers",
     "engine.session",

@@ -1,7 +1,8 @@
 """Checkpoint in, bundle out: torch towers, their ONNX graphs, and the proof that they agree.
 
 `export_checkpoint` is the whole way. The modules behind it, in the order a checkpoint passes them:
-`hub`, `checkpoint`, `jina_clip` (configuration, names of weights, folding, towers), `tracing`, `passes`, `bundle`.
+`hub`, `opening`, `families` (configuration, names of weights, folding, plans of graphs), `reference`, `tracing`,
+`edgeclip_graph.passes`, `bundle`.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,9 +19,13 @@ def export_checkpoint(
     *,
     target: Target = "cpu",
     revision: str | None = None,
+    task: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Manifest:
     """Write the bundle of a checkpoint (a folder, or a Hub id with an optional revision) to `out`.
+
+    `task` is for models with an adapter for each task: that adapter is merged, and the bundle has this task alone.
+    Without it, all adapters are in the bundle, one is chosen for each call.
 
     `progress(what, done, total)` is called often. A CheckpointWarning says which wrappers in names were left out, and
     that LoRA was merged already. Raises BuildError, with nothing left at `out`, when
@@ -32,15 +37,17 @@ def export_checkpoint(
     except ModuleNotFoundError as error:
         raise missing_package(error, "export") from error
 
-    return export(str(checkpoint), Path(out), target, revision, progress or (lambda what, done, total: None))
+    return export(str(checkpoint), Path(out), target, revision, task, progress or (lambda what, done, total: None))
 
 
-def jina_clip_tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a checkpoint with this (parsed) config.json."""
-    from edgeclip_export.families.jina_clip.config import parse_config
-    from edgeclip_export.families.jina_clip.tensors import tensor_shapes
+def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a checkpoint, in the official layout, with this (parsed) config.json.
 
-    return tensor_shapes(parse_config(config))
+    Raises BuildError for the config.json of a model that cannot be exported.
+    """
+    from edgeclip_export.families import find_family
+
+    return find_family(config).tensor_shapes(config)
 
 
-__all__ = ["export_checkpoint", "jina_clip_tensor_shapes"]
+__all__ = ["export_checkpoint", "tensor_shapes"]

@@ -1,20 +1,19 @@
-"""Writing a bundle: staged, each graph proved, the manifest last. One tower is in memory at a time."""
+"""Writing a bundle: staged, each graph proved, the manifest last. One layer of one graph is in memory at a time."""
 
 import gc
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from edgeclip.bundle.staging import file_facts, staged
+from edgeclip.engine.ort import first_line, start_session
 from edgeclip.errors import BuildError, CheckpointWarning
 from edgeclip.manifest import (
     MANIFEST_NAME,
@@ -25,27 +24,19 @@ from edgeclip.manifest import (
     Manifest,
     Measurement,
     Modality,
-    SingleSpace,
     Source,
-    Spaces,
+    Space,
     Target,
-    TaskFacts,
 )
-from edgeclip_export.checkpoint import CONFIG, TOKENIZER, Checkpoint, read_json
-from edgeclip_export.families.jina_clip import FAMILY
-from edgeclip_export.families.jina_clip.config import JinaClipConfig, parse_config
-from edgeclip_export.families.jina_clip.family import Progress, answer, load_tower, trace_tower
-from edgeclip_export.families.jina_clip.preprocessor import read_image_facts, reset_tokenizer, text_facts
-from edgeclip_export.families.jina_clip.selftest import TEXTS, SelfTest, make_selftest
-from edgeclip_export.families.jina_clip.tensors import tensor_shapes
-from edgeclip_export.families.jina_clip.weights import open_weights
-from edgeclip_export.tracing import OPSET
+from edgeclip_export.adapters import adapter_feed, write_adapter
+from edgeclip_export.checkpoint import TOKENIZER
+from edgeclip_export.families.family import Arrays, Case, GraphPlan, ModelPlan, Progress
+from edgeclip_export.reference import answer
+from edgeclip_export.tracing import OPSET, trace
 from edgeclip_graph.census import count_operators
 from edgeclip_graph.passes import TENSORRT_OPSET, lower
 
 SELFTEST = "selftest.npz"
-# The graph that gives the vectors of each modality.
-GRAPHS: dict[Modality, str] = {"text": "text", "image": "vision"}
 
 # Largest difference between a graph's unit vectors and the torch tower's. Measured: 4e-7 at 64 wide,
 # 6e-7 at full size; the smallest known mistake, tanh instead of erf in GELU, moves them by 1e-4.
@@ -54,77 +45,59 @@ PARITY = 5e-6
 _SPARE_BYTES = 64 << 20
 
 
-def write_bundle(checkpoint: Checkpoint, source: Source, out: Path, target: Target, progress: Progress) -> Manifest:
-    """Export a checkpoint to a bundle at `out`, which must not exist yet.
+def write_bundle(
+    model: ModelPlan, family: str, source: Source, out: Path, target: Target, progress: Progress
+) -> Manifest:
+    """Write the bundle that a family planned to `out`, which must not exist yet.
 
-    A CheckpointWarning says what of it is not as in the official layout and was understood all the same.
+    A CheckpointWarning says what of the checkpoint is not as in the official layout and was understood all the same.
 
     Raises BuildError, with nothing left at `out`, for a checkpoint that is not as its configuration says, a graph
     that does not answer as the torch tower does, and a disk that is full.
     """
-    folder = checkpoint.folder
-    config = parse_config(read_json(folder / CONFIG))
-    image = read_image_facts(folder, config)
-    tokenizer = reset_tokenizer((folder / TOKENIZER).read_bytes(), config.text)
-    with open_weights(checkpoint, config) as weights:
-        for note in weights.notes:
-            warnings.warn(CheckpointWarning(note), stacklevel=2)
-    selftest = make_selftest(Tokenizer.from_str(tokenizer), config.text, image)
-    with staged(out, needed_bytes=_fp32_bytes(config) + _SPARE_BYTES) as stage:
-        (stage / TOKENIZER).write_text(tokenizer, encoding="utf-8")
-        answers, facts, measured = {}, {}, []
-        for modality, name in GRAPHS.items():
-            tower = load_tower(name, config, image, checkpoint, progress)
-            progress(f"asking the {name} tower", 0, 1)
-            answers[modality] = answer(tower, selftest)
-            progress(f"tracing the {name} tower", 0, 1)
-            model = lower(trace_tower(tower), target, name)
-            parameters = sum(parameter.numel() for parameter in tower.parameters())
-            del tower
-            file = f"{name}.onnx"
-            _save(model, stage / file, f"writing the {name} graph", progress)
-            facts[name] = GraphFacts(
-                file=file,
-                precision="fp32",
-                parameters=parameters,
-                operators=count_operators(model),
-                kernels={},
-                inputs=_describe(model.graph.inputs),
-                outputs=_describe(model.graph.outputs),
-            )
-            del model
+    for note in model.notes:
+        warnings.warn(CheckpointWarning(note), stacklevel=2)
+    with staged(out, needed_bytes=_fp32_bytes(model) + _SPARE_BYTES) as stage:
+        if model.tokenizer is not None:
+            (stage / TOKENIZER).write_text(model.tokenizer, encoding="utf-8")
+        graphs: dict[str, GraphFacts] = {}
+        answers: dict[str, list[Arrays]] = {}
+        measured: list[Measurement] = []
+        vectors: dict[str, NDArray[Any]] = {}
+        for plan in model.graphs:
+            cases = plan.cases(answers)
+            feeds = [{**case.feed, **adapter_feed(case.adapter, model.adapters, plan)} for case in cases]
+            progress(f"asking the {plan.name} tower", 0, 1)
+            answers[plan.name] = list(answer(plan, feeds, progress))
             gc.collect()
-            measured.append(_prove(modality, stage, selftest, answers[modality], progress))
-        inputs: dict[str, Any] = {f"image_{index}": picture for index, picture in enumerate(selftest.images)}
-        inputs |= {f"input_ids_{index}": row for index, row in enumerate(selftest.ids)}
-        np.savez_compressed(
-            stage / SELFTEST,
-            texts=np.array(TEXTS),
-            tasks=np.array([""] * len(TEXTS)),
-            text_embeds=answers["text"],
-            image_embeds=answers["image"],
-            pixel_values=selftest.pixels,
-            **inputs,
-        )
+            graphs[plan.name] = _write_graph(plan, target, stage, progress)
+            gc.collect()
+            found = _run(plan, stage, feeds, progress)
+            for output, space in plan.outputs.items():
+                rows = [wanted[output] for wanted in answers[plan.name]], [given[output] for given in found]
+                _check(plan, output, *rows)
+                if space is not None:
+                    measured += _measure(plan, space, cases, *rows, stage)
+                    vectors |= _vectors(space, cases, rows[0])
+        plans = {plan.name: plan for plan in model.graphs}
+        adapters = {
+            name: write_adapter(name, adapter, plans[adapter.graph], stage)
+            for name, adapter in model.adapters.items()
+        }
+        np.savez_compressed(stage / SELFTEST, allow_pickle=False, **model.selftest, **vectors)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
-            family=FAMILY,
+            family=family,
             source=source,
             target=target,
             opset=TENSORRT_OPSET if target == "tensorrt" else OPSET,
-            graphs=facts,
-            spaces=Spaces(
-                single=SingleSpace(dim=config.embedding_dim, matryoshka_dims=config.matryoshka_dims, is_strict=False),
-                multi=None,
-            ),
-            text=text_facts(TOKENIZER, config.text),
-            image=image,
-            tasks={
-                name: TaskFacts(prompt=prompt, adapter=None, modalities=("text",))
-                for name, prompt in config.text.instructions.items()
-            },
-            task_required=False,
-            adapters={},
+            graphs=graphs,
+            spaces=model.spaces,
+            text=model.text,
+            image=model.image,
+            tasks=model.tasks,
+            task_required=model.task_required,
+            adapters=adapters,
             selftest=SELFTEST,
             proof=None,
             files=file_facts(stage, progress),
@@ -135,11 +108,26 @@ def write_bundle(checkpoint: Checkpoint, source: Source, out: Path, target: Targ
     return manifest
 
 
-def _save(model: ir.Model, path: Path, what: str, progress: Progress) -> None:
-    def report(_: object, info: ir.external_data.CallbackInfo) -> None:
-        progress(what, info.index + 1, info.total)
+def _write_graph(plan: GraphPlan, target: Target, stage: Path, progress: Progress) -> GraphFacts:
+    """Trace, lower and write one graph; its weights are read as they are written."""
+    progress(f"tracing the {plan.name} tower", 0, 1)
+    model = lower(trace(plan), target, plan.name, plan.traits)
 
-    ir.save(model, path, external_data=f"{path.name}_data", callback=report)
+    def report(_: object, info: ir.external_data.CallbackInfo) -> None:
+        progress(f"writing the {plan.name} graph", info.index + 1, info.total)
+
+    file = f"{plan.name}.onnx"
+    ir.save(model, stage / file, external_data=f"{file}_data", callback=report)
+    own = [value for value in model.graph.inputs if value.name not in plan.adapter_inputs]
+    return GraphFacts(
+        file=file,
+        precision="fp32",
+        parameters=_count_parameters(plan),
+        operators=count_operators(model),
+        kernels={},
+        inputs=_describe(own),
+        outputs=_describe(model.graph.outputs),
+    )
 
 
 def _describe(values: Sequence[ir.Value]) -> tuple[ArrayFacts, ...]:
@@ -153,45 +141,88 @@ def _describe(values: Sequence[ir.Value]) -> tuple[ArrayFacts, ...]:
     return tuple(facts)
 
 
-def _prove(
-    modality: Modality, stage: Path, selftest: SelfTest, answers: NDArray[np.float32], progress: Progress
-) -> Measurement:
-    """Hold the written graph, run on the CPU, against the torch tower's answers."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what it would print, it raises
-    name = GRAPHS[modality]
-    batches = list(selftest.ids) if modality == "text" else list(selftest.pixels[:, None])
-    rows = []
+def _run(plan: GraphPlan, stage: Path, feeds: Sequence[Arrays], progress: Progress) -> list[Arrays]:
+    """What the written graph, run on the CPU, gives for each feed, by the names of its outputs."""
+    found: list[Arrays] = []
     try:
-        session = onnxruntime.InferenceSession(stage / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
-        for done, batch in enumerate(batches):
-            progress(f"proving the {name} graph", done, len(batches))
-            rows.append(session.run(None, {session.get_inputs()[0].name: batch})[0])
+        session = start_session(stage / f"{plan.name}.onnx")
+        for done, feed in enumerate(feeds):
+            progress(f"proving the {plan.name} graph", done, len(feeds))
+            outputs = session.run(list(plan.outputs), dict(feed))
+            found.append(dict(zip(plan.outputs, outputs, strict=True)))
     except Exception as error:  # onnxruntime's share no base class
-        words = str(error).strip().split("\n")[0]
-        raise BuildError(f"onnxruntime cannot run the {name} graph ({words})") from error
-    found = np.concatenate(rows)
-    difference = float(np.abs(found - answers).max())
-    if not difference <= PARITY:  # NaN fails too
-        raise BuildError(
-            f"the {name} graph differs from the torch tower by {difference:.1e}, allowed is {PARITY:.0e}"
+        raise BuildError(f"onnxruntime cannot run the {plan.name} graph ({first_line(error)})") from error
+    return found
+
+
+def _check(plan: GraphPlan, output: str, wanted: Sequence[NDArray[Any]], found: Sequence[NDArray[Any]]) -> None:
+    """BuildError for a graph that does not answer as the torch tower does; numbers above 1 are held as a share."""
+    for one, other in zip(wanted, found, strict=True):
+        difference = float(np.abs(other - one).max())
+        allowed = PARITY * max(1.0, float(np.abs(one).max()))
+        if one.shape != other.shape or not difference <= allowed:  # NaN fails too
+            raise BuildError(
+                f"the {plan.name} graph differs from the torch tower by {difference:.1e} in {output}, allowed is "
+                f"{allowed:.0e}"
+            )
+
+
+def _measure(
+    plan: GraphPlan,
+    space: Space,
+    cases: Sequence[Case],
+    wanted: Sequence[NDArray[Any]],
+    found: Sequence[NDArray[Any]],
+    stage: Path,
+) -> list[Measurement]:
+    """How close a graph's vectors of one space are to the torch tower's, for each modality that it answers."""
+    measured = []
+    for modality in dict.fromkeys(case.modality for case in cases):
+        ours = [index for index, case in enumerate(cases) if case.modality == modality]
+        before, after = (_rows([rows[index] for index in ours]) for rows in (wanted, found))
+        cosines = (after.astype(np.float64) * before).sum(axis=1)
+        power, noise = (float((array.astype(np.float64) ** 2).sum()) for array in (before, after - before))
+        measured.append(
+            Measurement(
+                modality=modality,
+                space=space,
+                against="fp32 checkpoint",
+                data=SELFTEST_DATA,
+                samples=len(ours),
+                worst_cosine=float(cosines.min()),
+                p1_cosine=float(np.percentile(cosines, 1)),
+                mean_cosine=float(cosines.mean()),
+                largest_difference=float(np.abs(after - before).max()),
+                sqnr_db=10 * math.log10(power / noise) if noise else None,
+                weight_bytes=sum(path.stat().st_size for path in stage.glob(f"{plan.name}.onnx*")),
+            )
         )
-    cosines = (found.astype(np.float64) * answers).sum(axis=1)
-    power, noise = (float((array.astype(np.float64) ** 2).sum()) for array in (answers, found - answers))
-    return Measurement(
-        modality=modality,
-        space="single",
-        against="fp32 checkpoint",
-        data=SELFTEST_DATA,
-        samples=len(batches),
-        worst_cosine=float(cosines.min()),
-        p1_cosine=float(np.percentile(cosines, 1)),
-        mean_cosine=float(cosines.mean()),
-        largest_difference=difference,
-        sqnr_db=10 * math.log10(power / noise) if noise else None,
-        weight_bytes=sum(path.stat().st_size for path in stage.glob(f"{name}.onnx*")),
-    )
+    return measured
 
 
-def _fp32_bytes(config: JinaClipConfig) -> int:
-    return 4 * sum(math.prod(shape) for name, shape in tensor_shapes(config).items() if "lora_" not in name)
+def _vectors(space: Space, cases: Sequence[Case], wanted: Sequence[NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """The answers as the self-test keeps them, for each modality: single vectors one row for each input."""
+    if space != "single":
+        return {}
+    by_modality: dict[Modality, list[NDArray[Any]]] = {}
+    for case, rows in zip(cases, wanted, strict=True):
+        by_modality.setdefault(case.modality, []).append(rows)
+    return {f"{modality}_embeds": _rows(rows) for modality, rows in by_modality.items()}
+
+
+def _rows(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """All vectors as the rows of one array."""
+    return np.concatenate([array.reshape(-1, array.shape[-1]) for array in arrays])
+
+
+def _count_parameters(plan: GraphPlan) -> int:
+    """Of the tower; tables that are computed, which are buffers, do not count."""
+    import torch
+
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in plan.build().parameters())
+
+
+def _fp32_bytes(model: ModelPlan) -> int:
+    weights = sum(math.prod(weight.shape) for plan in model.graphs for weight in plan.weights.values())
+    return 4 * weights + sum(adapter.size_bytes for adapter in model.adapters.values())

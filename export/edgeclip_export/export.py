@@ -6,15 +6,15 @@ from pathlib import Path
 from edgeclip.errors import BuildError
 from edgeclip.manifest import TARGETS, Manifest, Source, Target
 from edgeclip_export.bundle import write_bundle
-from edgeclip_export.checkpoint import open_checkpoint
-from edgeclip_export.families.jina_clip.family import Progress
+from edgeclip_export.families import known_repository
+from edgeclip_export.families.family import Progress
 from edgeclip_export.hub import fetch_checkpoint, is_hub_id
-
-# The licence is a fact of the weights; it stands in the model card, which is not among the needed files.
-_HUB_LICENSES = {"jinaai/jina-clip-v2": "cc-by-nc-4.0"}
+from edgeclip_export.opening import open_checkpoint
 
 
-def export(checkpoint: str, out: Path, target: Target, revision: str | None, progress: Progress) -> Manifest:
+def export(
+    checkpoint: str, out: Path, target: Target, revision: str | None, task: str | None, progress: Progress
+) -> Manifest:
     """`edgeclip_export.export_checkpoint`, after the imports."""
     if target not in TARGETS:
         raise BuildError(f"unknown target {target!r}; targets are {', '.join(TARGETS)}")
@@ -26,15 +26,18 @@ def export(checkpoint: str, out: Path, target: Target, revision: str | None, pro
         folder, name, commit = fetched.folder, fetched.repo_id, fetched.revision
     elif revision is not None:
         raise BuildError(f"--revision {revision} is for a Hub id, and {checkpoint} is a folder")
-    found = open_checkpoint(folder)
+    opened = open_checkpoint(folder)
+    known = known_repository(name)
     progress("hashing the checkpoint", 0, 1)
     source = Source(
         name=name,
         revision=commit,
-        weights_sha256=found.hash_weights(),
-        license=_HUB_LICENSES.get(name) or _card_license(folder / "README.md"),
+        weights_sha256=opened.checkpoint.hash_weights(),
+        license=known.license if known else _card_license(folder / "README.md"),
     )
-    return write_bundle(found, source, out, target, progress)
+    with opened.family.open(opened.checkpoint, task) as model:
+        progress(f"found {model.layout}", 0, 1)
+        return write_bundle(model, opened.family.name, source, out, target, progress)
 
 
 def _card_license(card: Path) -> str | None:

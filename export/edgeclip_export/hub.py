@@ -1,14 +1,15 @@
 """A checkpoint from the Hugging Face Hub: the needed files of one commit, by way of the Hub's own cache.
 
 A branch moves and a commit does not, so a floating revision is resolved first, only that commit is
-fetched, and its hash is handed on for the manifest. Weights of other formats, ONNX files and code that
-a repository offers are never fetched. Tokens, mirrors, the cache's place, offline mode and progress
-bars (on stderr, where it is a terminal) are huggingface_hub's: HF_TOKEN, HF_ENDPOINT, HF_HOME,
-HF_HUB_OFFLINE, HF_HUB_DISABLE_PROGRESS_BARS. Reading and checking the files is
-`edgeclip_export.checkpoint`'s work.
+fetched, and its hash is handed on for the manifest. Which files are needed follows from config.json, so
+it is fetched first. Weights of other formats, ONNX files and code that a repository offers are never
+fetched. Tokens, mirrors, the cache's place, offline mode and progress bars (on stderr, where it is a
+terminal) are huggingface_hub's: HF_TOKEN, HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE,
+HF_HUB_DISABLE_PROGRESS_BARS. Checking the files is `edgeclip_export.opening`'s work.
 """
 
 import errno
+import itertools
 import logging
 import os
 import re
@@ -18,24 +19,11 @@ from pathlib import Path
 
 from edgeclip.errors import BuildError, MissingExtraError
 from edgeclip.host.installation import install_command
-from edgeclip_export.checkpoint import (
-    CONFIG,
-    FILES,
-    INDEX,
-    PROCESSOR,
-    WEIGHTS,
-    missing_files,
-    needed_files,
-    read_json,
-    read_shards,
-)
-from edgeclip_export.families.jina_clip.config import check_model
-from edgeclip_export.recognition import describe_absence, list_names, recognise
-
-# What is fetched of a known repository when no revision is asked for. jina-clip-v2: the commit that mteb
-# loads (ModelMeta.revision in mteb/models/model_implementations/jina_clip.py) and whose scores it
-# publishes (embeddings-benchmark/results, results/jinaai__jina-clip-v2/<commit>/).
-PINNED = {"jinaai/jina-clip-v2": "344d954da76eb8ad47a7aaff42d012e30c15b8fe"}
+from edgeclip_export.checkpoint import CONFIG, INDEX, TOKENIZER, WEIGHTS, list_names, read_json, read_shards
+from edgeclip_export.families import MODELS, find_family, known_repository
+from edgeclip_export.families.family import Needs
+from edgeclip_export.opening import missing_files, needed_files
+from edgeclip_export.recognition import describe_absence, recognise
 
 _DEFAULT_REVISION = "main"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -80,7 +68,8 @@ def fetch_checkpoint(repo_id: str, revision: str | None = None) -> HubCheckpoint
         ) from error
     if not _has_hub_shape(repo_id):
         raise BuildError(f"{repo_id!r}: neither a folder nor a Hub id, which is owner/name")
-    wanted = revision or PINNED.get(repo_id, _DEFAULT_REVISION)
+    known = known_repository(repo_id)
+    wanted = revision or (known.revision if known else _DEFAULT_REVISION)
     try:
         folder = _fetch(repo_id, wanted)
     except (OSError, RuntimeError, ValueError, UserWarning, httpx2.HTTPError, httpx2.InvalidURL) as error:
@@ -125,21 +114,22 @@ def _fetch(repo_id: str, wanted: str) -> Path:
     if not _COMMIT.fullmatch(info.sha or ""):
         raise ValueError(f"it gave {info.sha!r} as the commit")
     offered = {sibling.rfilename for sibling in info.siblings or ()}
-    missing = missing_files(offered)
-    if CONFIG not in offered and missing:
-        raise _refusal(repo_id, wanted, recognise(offered) or describe_absence(missing, offered))
+    if CONFIG not in offered:
+        why = recognise(offered, MODELS) or describe_absence(missing_files(offered, Needs()), offered)
+        raise _refusal(repo_id, wanted, why)
     commit = api.resolve_revision(repo_id, revision=wanted).resolved  # writes down the branch for offline use
     with warnings.catch_warnings():
         # huggingface_hub warns that the disk is too small, and then fills it.
         warnings.filterwarnings("error", message="Not enough free disk space")
-        for name in needed_files(offered):  # what can fail cheaply comes first
+        path = Path(hf_hub_download(repo_id, CONFIG, revision=commit))
+        if path.parent.name != commit:
+            raise ValueError(f"what it sent as commit {commit} is of another")
+        config = read_json(path)
+        needs = find_family(config, f"{repo_id} at {wanted}").needs(config)  # before gigabytes of another model
+        if missing := missing_files(offered, needs):
+            raise _refusal(repo_id, wanted, describe_absence(missing, offered))
+        for name in needed_files(offered, needs):  # what can fail cheaply comes first
             path = Path(hf_hub_download(repo_id, name, revision=commit))
-            if path.parent.name != commit:
-                raise ValueError(f"what it sent as commit {commit} is of another")
-            if name == CONFIG:
-                check_model(read_json(path), f"{repo_id} at {wanted}")  # before gigabytes of another model
-                if missing:
-                    raise _refusal(repo_id, wanted, describe_absence(missing, offered))
             if name == INDEX:
                 shards = list(read_shards(path))
                 if absent := [shard for shard in shards if shard not in offered]:
@@ -158,17 +148,21 @@ def _look_in_cache(repo_id: str, revision: str) -> tuple[Path | None, list[str]]
     """The snapshot's folder, which is named by its commit, if it has all files; and the files it lacks."""
     from huggingface_hub import try_to_load_from_cache
 
-    paths = (try_to_load_from_cache(repo_id, name, revision=revision) for name in (*FILES, INDEX, PROCESSOR))
-    found = [Path(path) for path in paths if isinstance(path, str)]
-    names = [path.name for path in found]
-    absent = [forms[0] for forms in missing_files(names)]
+    nothing = [forms[0] for forms in missing_files((), Needs())]
+    found = try_to_load_from_cache(repo_id, CONFIG, revision=revision)
+    if not isinstance(found, str):
+        return None, nothing
+    folder = Path(found).parent
+    if _COMMIT.fullmatch(revision) and folder.name != revision:
+        return None, nothing  # huggingface_hub believes a mirror that answers with another commit
+    config = read_json(folder / CONFIG)
+    needs = find_family(config, f"{repo_id} at {revision}").needs(config)
+    wanted = (CONFIG, TOKENIZER, WEIGHTS, INDEX, *itertools.chain(*needs.needed), *needs.optional)
+    names = [name for name in wanted if (folder / name).exists()]
+    absent = [forms[0] for forms in missing_files(names, needs)]
     if INDEX in names and WEIGHTS not in names:
-        index = found[names.index(INDEX)]
-        absent += [name for name in read_shards(index) if not index.with_name(name).exists()]
-    folder = None if absent else found[0].parent
-    if folder and _COMMIT.fullmatch(revision) and folder.name != revision:
-        return None, list(FILES)  # huggingface_hub believes a mirror that answers with another commit
-    return folder, absent
+        absent += [name for name in read_shards(folder / INDEX) if not (folder / name).exists()]
+    return (None if absent else folder), absent
 
 
 def _is_outage(error: Exception) -> bool:

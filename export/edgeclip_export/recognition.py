@@ -10,11 +10,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from edgeclip.errors import BuildError
+from edgeclip_export.checkpoint import list_names
+from edgeclip_export.families.family import Forms
 
-# A file that is missing, in each of the forms that it may have.
-Missing = tuple[str, ...]
-
-_LISTED = 3  # names shown before "and n more"
 _HEAD_BYTES = 200
 _NO_EXPORT = "edgeclip exports from safetensors weights"
 # Weights in another form, by the names of files; the first that matches is said.
@@ -49,7 +47,7 @@ _OTHER_TOKENIZERS = {
     "sentencepiece.bpe.model": "make tokenizer.json of sentencepiece.bpe.model with "
     "transformers.XLMRobertaTokenizerFast.from_pretrained(FOLDER).save_pretrained(FOLDER), or copy it from the base "
     "model",
-    "vocab.txt": "vocab.txt is the vocabulary of a BERT model, and jina-clip-v2 has none",
+    "vocab.txt": "vocab.txt is the vocabulary of a BERT model, and the models that edgeclip exports have none",
 }
 # Files that stand for others, by their first bytes.
 _POINTERS = (
@@ -63,18 +61,18 @@ _POINTERS = (
 )
 
 
-def recognise(names: Collection[str]) -> str | None:
-    """What a folder with these files is instead of a checkpoint; None if it may be one."""
+def recognise(names: Collection[str], models: str) -> str | None:
+    """What a folder with these files is instead of a checkpoint of one of the `models`; None if it may be one."""
     if "manifest.json" in names and any(name.endswith(".onnx") for name in names):
         return "is a bundle already, there is nothing to export; `edgeclip inspect` shows what it holds"
     if commits := sorted({name.split("/")[1] for name in names if re.match(r"snapshots/[^/]+/", name)}):
         return f"is the Hub's cache of a repository; pass the folder of a commit in it, snapshots/{commits[0]}"
     if "model_index.json" in names:
-        return "is a pipeline of diffusers; edgeclip exports jina-clip-v2"
+        return f"is a pipeline of diffusers; edgeclip exports {models}"
     return None
 
 
-def describe_absence(missing: Sequence[Missing], names: Collection[str]) -> str:
+def describe_absence(missing: Sequence[Forms], names: Collection[str]) -> str:
     """What a folder with these files lacks and what to do about the first of it."""
     lacks = ", ".join(forms[0] for forms in missing)
     wanted = {forms[0] for forms in missing}
@@ -83,16 +81,9 @@ def describe_absence(missing: Sequence[Missing], names: Collection[str]) -> str:
         advice.append(found)
     if "tokenizer.json" in wanted:
         advice += [advised for name, advised in _OTHER_TOKENIZERS.items() if name in names]
-    if not advice and wanted <= {"tokenizer.json", "preprocessor_config.json"}:  # as a trainer's checkpoint
+    if not advice and not wanted & {"config.json", "model.safetensors"}:  # as a trainer's checkpoint
         advice.append(f"copy {'it' if len(wanted) == 1 else 'them'} from the base model")
     return f"not a checkpoint, it has no {lacks}{''.join(f'; {one}' for one in advice)}"
-
-
-def find_inner(folder: Path, names: Collection[str]) -> str | None:
-    """Where below a folder without config.json checkpoints lie, as sentence-transformers and trainers save them."""
-    configs = [name for name in names if name.endswith("/config.json")]
-    ours = [os.path.dirname(name) for name in configs if _is_ours(folder / name)]
-    return f"has no config.json, but {list_names(ours)} has; pass such a folder" if ours else None
 
 
 def check_content(path: Path) -> None:
@@ -112,12 +103,6 @@ def check_content(path: Path) -> None:
             raise BuildError(f"{path}: {what}; {advice}")
 
 
-def list_names(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
-
-
 def _describe_other_weights(names: Collection[str]) -> str | None:
     for pattern, what in _OTHER_WEIGHTS:
         if found := [name for name in names if pattern.fullmatch(name)]:
@@ -131,10 +116,3 @@ def _advise_on_link(target: str) -> str:
     if "blobs/" in target:
         return "the Hub's cache lost it, fetch the model again; to copy a cache, follow links (`cp -rL`)"
     return "bring it back, or copy the folder with links followed (`cp -rL`)"
-
-
-def _is_ours(config: Path) -> bool:
-    try:
-        return b'"jina_clip"' in config.read_bytes()
-    except OSError:
-        return False

@@ -11,8 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from edgeclip.errors import BuildError
-from edgeclip_export.checkpoint import INDEX, Checkpoint, read_shards
-from edgeclip_export.recognition import list_names
+from edgeclip_export.checkpoint import INDEX, Checkpoint, list_names, read_shards
 
 _DTYPES = {"F16", "BF16", "F32"}
 

@@ -9,10 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from edgeclip.errors import BuildError
 from edgeclip_bench.families.random_checkpoint import full_config, tiny_config, write_checkpoint
-from edgeclip_export import jina_clip_tensor_shapes
-from edgeclip_export.checkpoint import open_checkpoint, read_json
+from edgeclip_export import tensor_shapes
+from edgeclip_export.checkpoint import read_json
 from edgeclip_export.families.jina_clip.config import parse_config
 from edgeclip_export.families.jina_clip.weights import open_weights
+from edgeclip_export.opening import open_checkpoint
 from tests.conftest import DATA
 
 NORM = "vision_model.norm.weight"
@@ -29,7 +30,7 @@ def test_the_official_999_tensors_are_known_by_name_and_shape() -> None:
     lines = (DATA / "state_dict_keys.tsv").read_text().splitlines()
     official = {name: ast.literal_eval(shape) for name, shape in (line.split("\t") for line in lines)}
     assert len(official) == 999
-    assert jina_clip_tensor_shapes(full_config()) == official
+    assert tensor_shapes(full_config()) == official
 
 
 @pytest.mark.parametrize(
@@ -87,4 +88,4 @@ def test_json_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def opened(folder: Path):
-    return open_weights(open_checkpoint(folder), parse_config(read_json(folder / "config.json")))
+    return open_weights(open_checkpoint(folder).checkpoint, parse_config(read_json(folder / "config.json")))

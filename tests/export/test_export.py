@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from edgeclip.bundle.staging import stage_name
 from edgeclip.manifest import TARGETS, Target
 from edgeclip_export import bundle as bundle_module
 from edgeclip_export import export_checkpoint
+from edgeclip_export.families.family import Arrays, GraphPlan, Progress
 from tests.conftest import CHECKPOINT
 from tests.scenes.command import Captured, run
 
@@ -134,7 +136,12 @@ def test_a_disk_that_is_too_small_is_seen_before_any_work(tmp_path: Path, monkey
 
 def test_a_graph_that_differs_from_its_tower_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = bundle_module.answer
-    monkeypatch.setattr(bundle_module, "answer", lambda tower, selftest: honest(tower, selftest) + 1e-3)
+
+    def wrong(plan: GraphPlan, feeds: Sequence[Arrays], progress: Progress) -> list[dict[str, np.ndarray]]:
+        found = honest(plan, feeds, progress)
+        return [{name: array + np.float32(1e-3) for name, array in outputs.items()} for outputs in found]
+
+    monkeypatch.setattr(bundle_module, "answer", wrong)
     with pytest.raises(BuildError, match="the text graph differs from the torch tower by 1.0e-03"):
         export_checkpoint(CHECKPOINT, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []

@@ -21,8 +21,9 @@ import pytest
 
 from edgeclip.errors import BuildError, MissingExtraError
 from edgeclip.host.installation import install_command
-from edgeclip_export.checkpoint import FILES
-from edgeclip_export.hub import PINNED, _explain, fetch_checkpoint, is_hub_id
+from edgeclip_export.families import FAMILIES
+from edgeclip_export.hub import _explain, fetch_checkpoint, is_hub_id
+from tests.conftest import FILES
 from tests.scenes.fake_hub import COMMIT, NEXT_COMMIT, REPO, WANTED, FakeHub, forget_huggingface_hub
 
 Enter = Callable[..., None]
@@ -168,7 +169,7 @@ def test_offline_an_incomplete_cache_is_refused_by_name(hub: FakeHub, enter: Ent
 
 def test_offline_an_empty_cache_is_refused(enter: Enter) -> None:
     enter(HF_HUB_OFFLINE="1")
-    assert all(name in _refusal() for name in FILES)
+    assert all(name in _refusal() for name in ("config.json", "model.safetensors", "tokenizer.json"))
 
 
 def test_an_incomplete_cache_is_completed_online(hub: FakeHub, enter: Enter) -> None:
@@ -373,7 +374,9 @@ def test_ctrl_c_is_not_swallowed(hub: FakeHub, enter: Enter) -> None:
 
 
 def test_a_known_repository_is_pinned_unless_a_revision_is_asked_for(hub: FakeHub, enter: Enter) -> None:
-    ((hub.repo_id, pinned),) = PINNED.items()
+    known = {repo_id: known.revision for family in FAMILIES for repo_id, known in family.repositories.items()}
+    hub.repo_id = "jinaai/jina-clip-v2"
+    pinned = known[hub.repo_id]
     hub.head = pinned
     enter()
     assert fetch_checkpoint(hub.repo_id).revision == pinned

@@ -24,9 +24,10 @@ from edgeclip.errors import CheckpointWarning
 from edgeclip_bench.rivals.plain_towers import load_plain_text
 from edgeclip_export import export_checkpoint
 from edgeclip_export.bundle import PARITY
-from edgeclip_export.checkpoint import hash_file, open_checkpoint, read_json
+from edgeclip_export.checkpoint import hash_file, read_json
 from edgeclip_export.families.jina_clip.config import parse_config
 from edgeclip_export.families.jina_clip.weights import open_weights
+from edgeclip_export.opening import open_checkpoint
 from tests.conftest import CHECKPOINT
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -47,7 +48,7 @@ def resave(folder: Path, change: Change) -> None:
 
 def opened(folder: Path) -> None:
     """Check the weights as an export does."""
-    with open_weights(open_checkpoint(folder), parse_config(read_json(folder / "config.json"))):
+    with open_weights(open_checkpoint(folder).checkpoint, parse_config(read_json(folder / "config.json"))):
         pass
 
 
@@ -99,8 +100,8 @@ def test_wrappers_in_names_are_left_out_and_named(folder: Path, change: Change, 
     """What is read is what the official names have, to the bit."""
     resave(folder, change)
     with (
-        open_weights(open_checkpoint(folder), CONFIG) as found,
-        open_weights(open_checkpoint(CHECKPOINT), CONFIG) as own,
+        open_weights(open_checkpoint(folder).checkpoint, CONFIG) as found,
+        open_weights(open_checkpoint(CHECKPOINT).checkpoint, CONFIG) as own,
     ):
         assert found.notes == (f"{folder / WEIGHTS}: {said} in the names of its tensors was left out",)
         assert own.notes == ()
@@ -234,7 +235,7 @@ def sharded(folder: Path) -> Path:
 def test_shards_are_read_as_one(sharded: Path, encoder: Encoder) -> None:
     """The manifest's hash of the weights changes with any of them."""
     manifest = check_vectors(sharded, encoder)
-    found = open_checkpoint(sharded)
+    found = open_checkpoint(sharded).checkpoint
     assert manifest.source.weights_sha256 == found.hash_weights()
     last = found.weights[-1]
     resaved = load_file(last)
@@ -244,7 +245,7 @@ def test_shards_are_read_as_one(sharded: Path, encoder: Encoder) -> None:
 
 
 def test_one_file_is_hashed_as_it_is(folder: Path) -> None:
-    assert open_checkpoint(folder).hash_weights() == hash_file(folder / WEIGHTS)
+    assert open_checkpoint(folder).checkpoint.hash_weights() == hash_file(folder / WEIGHTS)
 
 
 def edit_map(folder: Path, change: Callable[[dict[str, str]], object]) -> None:

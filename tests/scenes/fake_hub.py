@@ -13,7 +13,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import ModuleType
 
-from edgeclip_export.checkpoint import CONFIG, FILES
+from edgeclip_export.checkpoint import CONFIG
+from tests.conftest import FILES
 
 REPO = "someone/tiny-clip"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

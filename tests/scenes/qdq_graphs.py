@@ -10,7 +10,6 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgeclip import Manifest
-from edgeclip.manifest import TowerName
 from edgeclip_quant.inputs.layer_inputs import Observation
 
 

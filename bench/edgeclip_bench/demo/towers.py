@@ -18,8 +18,8 @@ from edgeclip_bench.demo.layout import preprocessor_config
 from edgeclip_export.families.jina_clip.config import JinaClipConfig
 from edgeclip_export.families.jina_clip.fold import fold_text, fold_vision
 from edgeclip_export.families.jina_clip.tensors import tensor_shapes
-from edgeclip_export.families.jina_clip.text_tower import TextTower
 from edgeclip_export.families.jina_clip.vision_tower import VisionTower
+from edgeclip_export.towers.xlmr import XlmrTower
 
 LOGIT_SCALE = "logit_scale"
 # An adapter that starts large stays large: a third of the weights' length, so leaving it out cannot go unseen.
@@ -38,7 +38,8 @@ class RawTowers:
         facts = preprocessor_config()
         self._mean, self._std = tuple(facts["mean"]), tuple(facts["std"])
         with torch.device("meta"):
-            self._text, self._vision = TextTower(config.text), VisionTower(config.vision)
+            self._text = XlmrTower(config.text, masked_id=config.text.pad_id)
+            self._vision = VisionTower(config.vision)
         self.has_bfloat16 = bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
     def encode(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,8 +47,9 @@ class RawTowers:
 
         Products are in bfloat16 where the processor multiplies it (`has_bfloat16`): four times quicker there.
         """
-        text = fold_text(self._config.text, self._read)
-        vision = fold_vision(self._config.vision, self._mean, self._std, self._read)
+        lazy_text = fold_text(self._config.text, self._read)
+        lazy_vision = fold_vision(self._config.vision, self._mean, self._std, self._read)
+        text, vision = ({name: weight.read() for name, weight in lazy.items()} for lazy in (lazy_text, lazy_vision))
         with torch.autocast("cpu", torch.bfloat16, enabled=self.has_bfloat16), _AttentionInFloat32():
             images = functional_call(self._vision, vision, (pixels,))
             texts = functional_call(self._text, text, (ids,))

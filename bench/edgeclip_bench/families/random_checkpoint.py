@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from edgeclip_export import jina_clip_tensor_shapes
+from edgeclip_export import tensor_shapes
 from edgeclip_export.families.jina_clip.documents import config_document, preprocessor_document
 
 Config = dict[str, Any]
@@ -59,7 +59,7 @@ def tiny_config() -> Config:
 def write_checkpoint(out: Path, config: Config, *, seed: int = 0, dtype: str = "float16") -> None:
     """Write config.json, model.safetensors, tokenizer.json and preprocessor_config.json into `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    shapes = jina_clip_tensor_shapes(config)
+    shapes = tensor_shapes(config)
     weights = {name: array.astype(dtype) for name, array in random_weights(shapes, seed)}
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     vocab_size = config["text_config"]["hf_model_config_kwargs"]["vocab_size"]

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeclip_export.checkpoint import CONFIG, open_checkpoint, read_json
+from edgeclip_export.checkpoint import CONFIG, read_json
 from edgeclip_export.families.jina_clip.config import TextConfig, VisionConfig, parse_config
 from edgeclip_export.families.jina_clip.tensors import TEXT, VISION, tensor_shapes
 from edgeclip_export.families.jina_clip.weights import open_weights
+from edgeclip_export.opening import open_checkpoint
 
 
 def load_plain_text(folder: Path) -> "PlainTextTower":
     """Load the text tower of a checkpoint folder."""
     config = parse_config(read_json(folder / CONFIG))
-    with open_weights(open_checkpoint(folder), config) as opened:
+    with open_weights(open_checkpoint(folder).checkpoint, config) as opened:
         read, weights = opened.read, {}
         for name in tensor_shapes(opened.config):
             if not name.startswith(TEXT) or name.endswith(("lora_A", "lora_B")):
@@ -40,7 +41,7 @@ def load_plain_text(folder: Path) -> "PlainTextTower":
 def load_plain_vision(folder: Path) -> "PlainVisionTower":
     """Load the vision tower of a checkpoint folder."""
     config = parse_config(read_json(folder / CONFIG))
-    with open_weights(open_checkpoint(folder), config) as opened:
+    with open_weights(open_checkpoint(folder).checkpoint, config) as opened:
         names = [name for name in tensor_shapes(config) if name.startswith(VISION)]
         weights = {name.removeprefix(VISION): opened.read(name) for name in names}
     with torch.device("meta"):

@@ -185,9 +185,9 @@ def run_rivals(
 
 def open_bundles(checkpoint: Path, folders: Sequence[Path]) -> list[Entry]:
     """Open the bundles in these folders, the fp32 one first; InputError when they are not all of this checkpoint."""
-    from edgeclip_export.checkpoint import open_checkpoint
+    from edgeclip_export.opening import open_checkpoint
 
-    weights = open_checkpoint(checkpoint).hash_weights()
+    weights = open_checkpoint(checkpoint).checkpoint.hash_weights()
     entries: list[Entry] = []
     for folder in folders:
         name, manifest = folder.resolve().name, Manifest.read(folder)

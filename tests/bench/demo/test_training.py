@@ -26,10 +26,12 @@ from edgeclip_bench.demo.scenes import Split, draw_scenes
 from edgeclip_bench.demo.towers import LOGIT_SCALE, RawTowers
 from edgeclip_bench.demo.train import Batch, Recipe, draw_batch, validate
 from edgeclip_export import export_checkpoint
-from edgeclip_export.checkpoint import FILES, hash_file, open_checkpoint
+from edgeclip_export.checkpoint import hash_file
 from edgeclip_export.families.jina_clip.config import parse_config
 from edgeclip_export.families.jina_clip.tensors import tensor_shapes
 from edgeclip_export.families.jina_clip.weights import open_weights
+from edgeclip_export.opening import open_checkpoint
+from tests.conftest import FILES
 from tests.scenes.command import bench
 
 # Of unit vectors of 128: the same fp32 arithmetic in another order. Measured: 1.5e-7.
@@ -285,7 +287,7 @@ def test_weights_are_half_precision_of_the_official_layout(trained: Path) -> Non
     weights = load_file(trained / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
     config = parse_config(json.loads((trained / "config.json").read_text()))
-    with open_weights(open_checkpoint(trained), config) as found:  # refuses what is missing, extra or not finite
+    with open_weights(open_checkpoint(trained).checkpoint, config) as found:  # refuses what is missing, extra or not finite
         assert found.read(LOGIT_SCALE).item() == pytest.approx(np.log(1 / 0.07), abs=0.1)
 
 

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from edgeclip import Manifest
 from edgeclip.errors import BuildError
-from edgeclip.manifest import TARGETS, TOWERS, Target, TowerName
+from edgeclip.manifest import TARGETS, Target
 from edgeclip_export.checkpoint import read_json
+from edgeclip_export.families.family import GraphPlan
 from edgeclip_export.families.jina_clip.config import parse_config
 from edgeclip_export.operators import attention, rotary_embedding
+from edgeclip_export.towers.weights import LazyWeight
 from edgeclip_export.tracing import trace
 from edgeclip_graph.census import count_operators
 from edgeclip_graph.passes import TENSORRT_OPSET, lower
@@ -29,6 +31,7 @@ from edgeclip_graph.passes.mask_choice import FEW_ROWS, ChooseByRows
 from edgeclip_graph.passes.rotary import FuseRotary, SpellOutRotary
 from edgeclip_graph.passes.split_linear import SeparateParts
 from edgeclip_graph.passes.standard import RequireStandardOps
+from edgeclip_graph.traits import Traits
 from tests.conftest import CHECKPOINT, DATA
 from tests.export.families.jina_clip.test_parity import run_graph
 from tests.scenes.described_graphs import describe
@@ -36,6 +39,7 @@ from tests.scenes.described_graphs import describe
 # Two orders of summation in fp32. Measured: 2e-7.
 SAME = 2e-6
 HEADS, WIDTH, TOKENS = 4, 32, 7
+GRAPHS = ("text", "vision")
 
 
 class Attends(nn.Module):
@@ -194,7 +198,7 @@ def test_a_sigmoid_that_is_no_part_of_a_silu_is_refused() -> None:
 
 def test_a_failed_pass_is_a_build_error_that_names_it() -> None:
     with pytest.raises(BuildError, match="FuseRotary on the text graph for cpu: no edgeclip.RotaryEmbedding"):
-        lower(traced(Feeds(activation="gelu")), "cpu", "text")
+        lower(traced(Feeds(activation="gelu")), "cpu", "text", Traits(chooses_by_rows=True))
 
 
 def test_what_is_not_standard_is_refused_by_name() -> None:
@@ -205,10 +209,10 @@ def test_what_is_not_standard_is_refused_by_name() -> None:
         RequireStandardOps(18)(traced(Feeds(activation="gelu")))
 
 
-@pytest.mark.parametrize("tower", TOWERS)
-def test_a_tensorrt_graph_holds_standard_ops_alone(bundles: dict[Target, Path], tower: TowerName) -> None:
+@pytest.mark.parametrize("tower", GRAPHS)
+def test_a_tensorrt_graph_holds_standard_ops_alone(bundles: dict[Target, Path], tower: str) -> None:
     """Op by op, against onnx's own schemas of the opset it declares, and by onnx's full type check."""
-    path = bundles["tensorrt"] / f"{tower}_model.onnx"
+    path = bundles["tensorrt"] / f"{tower}.onnx"
     model = onnx.load(path)
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", TENSORRT_OPSET)]
     assert not model.functions
@@ -225,12 +229,12 @@ def test_a_tensorrt_graph_holds_standard_ops_alone(bundles: dict[Target, Path], 
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("tower", GRAPHS)
 def test_the_graph_is_the_one_that_was_reviewed(
-    bundles: dict[Target, Path], target: Target, tower: TowerName, request: pytest.FixtureRequest
+    bundles: dict[Target, Path], target: Target, tower: str, request: pytest.FixtureRequest
 ) -> None:
     held = DATA / "graphs" / f"{tower}_{target}.txt"
-    found = describe(ir.load(bundles[target] / f"{tower}_model.onnx"))
+    found = describe(ir.load(bundles[target] / f"{tower}.onnx"))
     if request.config.getoption("--bless"):
         held.write_text(found)
     assert found == held.read_text()
@@ -240,7 +244,7 @@ def test_the_graph_is_the_one_that_was_reviewed(
 def test_the_savings_all_apply(bundles: dict[Target, Path], target: Target) -> None:
     """Three layers each: what kernels allow is one op each. The CPU's text graph holds its two ways."""
     layers = 3
-    text, vision = (ir.load(bundles[target] / f"{tower}_model.onnx") for tower in TOWERS)
+    text, vision = (ir.load(bundles[target] / f"{tower}.onnx") for tower in GRAPHS)
     ways = 2 if target == "cpu" else 1
     assert count_operators(text)["com.microsoft.RotaryEmbedding"] == 2 * layers * ways
     assert count_operators(vision)["com.microsoft.RotaryEmbedding"] == 2 * layers - 1  # CLS alone is not rotated
@@ -255,18 +259,16 @@ def test_the_savings_all_apply(bundles: dict[Target, Path], target: Target) -> N
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("tower", TOWERS)
-def test_the_weights_are_the_towers_and_nothing_more(
-    bundles: dict[Target, Path], target: Target, tower: TowerName
-) -> None:
+@pytest.mark.parametrize("tower", GRAPHS)
+def test_the_weights_are_the_towers_and_nothing_more(bundles: dict[Target, Path], target: Target, tower: str) -> None:
     """No adapter, no second copy of a weight, no table of positions: what is stored is what is counted."""
-    model = ir.load(bundles[target] / f"{tower}_model.onnx")
+    model = ir.load(bundles[target] / f"{tower}.onnx")
     stored = sum(tensor.const_value.size for tensor in model.graph.initializers.values())
     config = parse_config(read_json(CHECKPOINT / "config.json"))
     part = config.text if tower == "text" else config.vision
     rows = config.text.max_tokens if tower == "text" else 1 + config.vision.patches
     tables = 2 * rows * part.head_width // 2
-    parameters = Manifest.read(bundles[target]).tower(tower).parameters
+    parameters = Manifest.read(bundles[target]).graphs[tower].parameters
     turned_biases = 3 * part.layers * (3 * part.width + part.width + part.mlp_width + part.width) // 3
     spare = 100 + (turned_biases if (target, tower) == ("cpu", "text") else 0)
     zeros = part.layers * part.width if (target, tower) == ("cpu", "vision") else 0  # the keys' bias
@@ -275,8 +277,8 @@ def test_the_weights_are_the_towers_and_nothing_more(
 
 def test_the_attention_scale_is_in_the_weights(bundles: dict[Target, Path]) -> None:
     """So every kernel is told to use 1."""
-    for tower in TOWERS:
-        model = ir.load(bundles["cpu"] / f"{tower}_model.onnx")
+    for tower in GRAPHS:
+        model = ir.load(bundles["cpu"] / f"{tower}.onnx")
         scales = {
             node.attributes["scale"].as_float()
             for node in model.graph.all_nodes()
@@ -286,7 +288,23 @@ def test_the_attention_scale_is_in_the_weights(bundles: dict[Target, Path]) -> N
 
 
 def traced(module: nn.Module) -> ir.Model:
-    return trace(module, some_input(), input_name="x", output_name="y", dynamic={0: "batch", 1: "sequence"})
+    """The module's trace with its own tensors as weights."""
+    settings = {name: value for name, value in vars(module).items() if name in ("is_masked", "activation")}
+    weights = {
+        name: LazyWeight(tuple(weight.shape), lambda weight=weight: weight)
+        for name, weight in module.state_dict().items()
+    }
+    plan = GraphPlan(
+        name="text",
+        build=lambda: type(module)(**settings),
+        examples={"x": some_input()},
+        dynamic={"x": {0: "batch", 1: "sequence"}},
+        outputs={"y": None},
+        weights=weights,
+        traits=Traits(),
+        cases=lambda answers: [],
+    )
+    return trace(plan)
 
 
 def some_input() -> Tensor:

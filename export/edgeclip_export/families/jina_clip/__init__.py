@@ -1,3 +1,1 @@
 """jina-clip-v2 on the export side: its configuration, its tensors, its two towers."""
-
-FAMILY = "jina_clip"

@@ -1,18 +1,15 @@
-"""The image processor's settings and tokenizer.json of a jina-clip-v2 checkpoint, as the manifest's facts."""
+"""The image processor's settings of a jina-clip-v2 checkpoint, as the manifest's facts."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from tokenizers import Tokenizer
-
 from edgeclip.errors import BuildError
-from edgeclip.manifest import ImageFacts, Interpolation, ResizeMode, TextFacts
+from edgeclip.manifest import ImageFacts, Interpolation, ResizeMode
 from edgeclip_export.checkpoint import PREPROCESSOR, PROCESSOR, read_json
-from edgeclip_export.families.jina_clip.config import JinaClipConfig, TextConfig
+from edgeclip_export.families.jina_clip.config import JinaClipConfig
 
 # How transformers names the edges of an image.
 _EDGES = frozenset(("height", "width", "shortest_edge", "longest_edge"))
@@ -142,35 +139,3 @@ def _filter(value: Any) -> Any:
 
 def _as_is(value: Any) -> Any:
     return value
-
-
-def text_facts(file: str, config: TextConfig) -> TextFacts:
-    """The facts that are not in tokenizer.json itself."""
-    return TextFacts(
-        file=file,
-        max_length=config.max_tokens,
-        bos_id=config.bos_id,
-        eos_id=config.eos_id,
-        pad_id=config.pad_id,
-    )
-
-
-def reset_tokenizer(content: bytes, config: TextConfig) -> str:
-    """tokenizer.json without the truncation and padding at 77 tokens the official file has built in."""
-    try:
-        document = json.loads(content)
-        document["truncation"] = document["padding"] = None
-        text = json.dumps(document, ensure_ascii=False)
-        tokenizer = Tokenizer.from_str(text)
-    except (KeyboardInterrupt, MemoryError):
-        raise
-    except BaseException as error:  # tokenizers raises bare Exception, and its panics are no Exception at all
-        raise BuildError(f"tokenizer.json: not a tokenizer ({error})") from error
-    if (size := tokenizer.get_vocab_size()) > config.vocab_size:
-        raise BuildError(f"tokenizer.json: has {size} pieces, the text tower's table {config.vocab_size}")
-    empty = tokenizer.encode("").ids
-    if empty != [config.bos_id, config.eos_id]:
-        raise BuildError(
-            f"tokenizer.json: an empty text gives {empty}, config.json wants [{config.bos_id}, {config.eos_id}]"
-        )
-    return text

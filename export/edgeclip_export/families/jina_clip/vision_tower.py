@@ -10,15 +10,18 @@ Only the CLS token leaves the tower, so its last block computes queries, project
 one token and keys and values for all.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from edgeclip_export.families.jina_clip.config import VisionConfig
-from edgeclip_export.families.jina_clip.layers import Linear, l2_normalize
 from edgeclip_export.operators import attention, rotary_embedding
+from edgeclip_export.towers.layers import Linear, l2_normalize
+from edgeclip_export.towers.tower import Tower
 
 
-class VisionTower(nn.Module):
+class VisionTower(Tower[Tensor]):
     """(B, S, S, 3) uint8 pixels -> (B, D) unit rows. B batch, S pixels, P patches, W width, D = W."""
 
     cos: Tensor
@@ -38,17 +41,33 @@ class VisionTower(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Normalised embeddings (B, D)."""
-        return l2_normalize(self.features(pixel_values))
+        return self.end(self.through(pixel_values))
+
+    def layers(self) -> Sequence[nn.Module]:
+        """The blocks; the last one gives the CLS token alone."""
+        return [*self.blocks, self.last_block]
+
+    def step(self, layer: nn.Module, state: Tensor) -> Tensor:
+        """One block."""
+        h: Tensor = layer(state, self.cos, self.sin)
+        return h
+
+    def end(self, state: Tensor) -> Tensor:
+        """Normalised embeddings (B, D)."""
+        return l2_normalize(self.pool(state))
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """The un-normalised features (B, D) of pixels (B, S, S, 3) between 0 and 255, of any dtype."""
-        h = self.embed(pixel_values)
-        for block in self.blocks:
-            h = block(h, self.cos, self.sin)
-        return self.norm(self.last_block(h, self.cos, self.sin)).squeeze(1)
+        return self.pool(self.through(pixel_values))
 
-    def embed(self, pixel_values: Tensor) -> Tensor:
+    def pool(self, state: Tensor) -> Tensor:
+        """The CLS token (B, D)."""
+        pooled: Tensor = self.norm(state).squeeze(1)
+        return pooled
+
+    def begin(self, *inputs: Tensor) -> Tensor:
         """Tokens (B, 1+P, W). The CLS token is an empty patch: its vector is the position's own."""
+        (pixel_values,) = inputs
         grid, patch = self.config.grid, self.config.patch_size
         x = pixel_values.to(self.patch.dtype)[:, : grid * patch, : grid * patch]
         x = x.unflatten(2, (grid, patch)).unflatten(1, (grid, patch))  # (B, row, y, column, x, 3)

@@ -6,14 +6,17 @@ import json
 import pytest
 
 from edgeclip.errors import BuildError
+from edgeclip.manifest import TextFacts
 from edgeclip_bench.families.random_checkpoint import full_config, tiny_config
 from edgeclip_export.checkpoint import read_json
 from edgeclip_export.families.jina_clip.config import parse_config
-from edgeclip_export.families.jina_clip.preprocessor import image_facts, reset_tokenizer
+from edgeclip_export.families.jina_clip.preprocessor import image_facts
+from edgeclip_export.texts import reset_tokenizer
 from tests.conftest import CHECKPOINT
 
 PREPROCESSOR = json.loads((CHECKPOINT / "preprocessor_config.json").read_text())
 CONFIG = parse_config(read_json(CHECKPOINT / "config.json"))
+FACTS = TextFacts(file="tokenizer.json", max_length=8192, bos_id=0, eos_id=2, pad_id=1)
 
 
 def test_the_official_numbers_come_from_the_base_configuration_too() -> None:
@@ -35,7 +38,6 @@ def test_the_official_numbers_come_from_the_base_configuration_too() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("model_type",), "bert", "model_type is 'bert'"),
         (("text_config",), None, "text_config is missing"),
         (("add_projections",), True, "add_projections True; only False"),
         (("matryoshka_dimensions",), [64, 65], "matryoshka_dimensions"),
@@ -84,7 +86,7 @@ def test_a_preprocessing_that_is_not_known_is_refused(name: str, value: object, 
 def test_the_built_in_truncation_and_padding_are_reset() -> None:
     text = (CHECKPOINT / "tokenizer.json").read_text()
     assert json.loads(text)["truncation"]["max_length"] == 77
-    reset = json.loads(reset_tokenizer(text.encode(), CONFIG.text))
+    reset = json.loads(reset_tokenizer(text.encode(), FACTS, CONFIG.text.vocab_size))
     assert reset["truncation"] is reset["padding"] is None
     assert reset["model"] == json.loads(text)["model"]
 
@@ -92,16 +94,15 @@ def test_the_built_in_truncation_and_padding_are_reset() -> None:
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"model": {}}', b"\xff", b"[1]"])
 def test_a_file_that_is_no_tokenizer_is_refused(content: bytes) -> None:
     with pytest.raises(BuildError, match=r"tokenizer.json: not a tokenizer"):
-        reset_tokenizer(content, CONFIG.text)
+        reset_tokenizer(content, FACTS, CONFIG.text.vocab_size)
 
 
 def test_a_tokenizer_of_another_model_is_refused() -> None:
     text = (CHECKPOINT / "tokenizer.json").read_text()
-    small = parse_config(tiny_config()).text
     document = json.loads(text)
     document["post_processor"] = None
     with pytest.raises(BuildError, match=r"an empty text gives \[\]"):
-        reset_tokenizer(json.dumps(document).encode(), small)
+        reset_tokenizer(json.dumps(document).encode(), FACTS, 2000)
 
 
 def test_scale_adapter_and_grid_are_what_the_facts_say() -> None:

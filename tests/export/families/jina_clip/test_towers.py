@@ -14,12 +14,14 @@ import torch
 from torch import nn
 
 from edgeclip_bench.rivals.plain_towers import load_plain_text, load_plain_vision
-from edgeclip_export.checkpoint import open_checkpoint, read_json
+from edgeclip_export.checkpoint import read_json
 from edgeclip_export.families.jina_clip import fold
 from edgeclip_export.families.jina_clip.config import JinaClipConfig, parse_config
-from edgeclip_export.families.jina_clip.text_tower import TextTower
 from edgeclip_export.families.jina_clip.vision_tower import VisionTower
 from edgeclip_export.families.jina_clip.weights import open_weights
+from edgeclip_export.opening import open_checkpoint
+from edgeclip_export.towers import xlmr_fold
+from edgeclip_export.towers.xlmr import XlmrTower
 from tests.conftest import CHECKPOINT, GOLDEN
 
 # The golden README's bound on un-normalised features. Measured: 2e-6 for texts, 3.5e-6 for images; the
@@ -56,7 +58,7 @@ def test_image_features_equal_the_reference(vision_weights: Weights) -> None:
 
 
 def test_a_row_of_padding_alone_is_nan_as_in_the_reference(text_weights: Weights) -> None:
-    tower = make(TextTower(CONFIG.text), text_weights)
+    tower = make(text_tower(CONFIG), text_weights)
     found = tower.features(torch.tensor([[0, 5, 2], [1, 1, 1]]))
     assert torch.isnan(found[1]).all()
     assert torch.isfinite(found[0]).all()
@@ -75,7 +77,7 @@ def test_leaving_lora_out_is_seen_and_is_the_golden_negative_control() -> None:
     config = replace(CONFIG, text=replace(CONFIG.text, lora=lora))
     weights = fold_text(config)
     assert text_difference(config, weights, "mixed") > SMALLEST_MISTAKE
-    found = make(TextTower(config.text), weights).features(torch.from_numpy(TEXT["mixed.input_ids"])).numpy()
+    found = make(text_tower(config), weights).features(torch.from_numpy(TEXT["mixed.input_ids"])).numpy()
     assert np.abs(found - TEXT["nolora.mixed.features"]).max() <= FEATURES
 
 
@@ -100,8 +102,7 @@ def test_tanh_gelu_is_seen(text_weights: Weights, monkeypatch: pytest.MonkeyPatc
 
 
 def test_no_embedding_lora_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    unmerged = lambda lora, name, read: read(f"{name}.parametrizations.weight.original")  # noqa: E731
-    monkeypatch.setattr(fold, "merge_table", unmerged)
+    monkeypatch.setattr(xlmr_fold, "read_table", lambda name, base, adapter: base(name))
     assert text_difference(CONFIG, fold_text(CONFIG), "mixed") > SMALLEST_MISTAKE
 
 
@@ -132,13 +133,18 @@ def test_a_wrong_vision_weight_is_seen(vision_weights: Weights, name: str) -> No
 
 
 def fold_text(config: JinaClipConfig) -> Weights:
-    with open_weights(open_checkpoint(CHECKPOINT), config) as weights:
-        return fold.fold_text(config.text, weights.read)
+    with open_weights(open_checkpoint(CHECKPOINT).checkpoint, config) as weights:
+        return {name: weight.read() for name, weight in fold.fold_text(config.text, weights.read).items()}
 
 
 def fold_vision(config: JinaClipConfig) -> Weights:
-    with open_weights(open_checkpoint(CHECKPOINT), config) as weights:
-        return fold.fold_vision(config.vision, PREPROCESSOR["mean"], PREPROCESSOR["std"], weights.read)
+    with open_weights(open_checkpoint(CHECKPOINT).checkpoint, config) as weights:
+        folded = fold.fold_vision(config.vision, PREPROCESSOR["mean"], PREPROCESSOR["std"], weights.read)
+        return {name: weight.read() for name, weight in folded.items()}
+
+
+def text_tower(config: JinaClipConfig) -> XlmrTower:
+    return XlmrTower(config.text, masked_id=config.text.pad_id)
 
 
 def make(tower: nn.Module, weights: Weights) -> nn.Module:
@@ -147,7 +153,7 @@ def make(tower: nn.Module, weights: Weights) -> nn.Module:
 
 
 def text_difference(config: JinaClipConfig, weights: Weights, batch: str) -> float:
-    tower = make(TextTower(config.text), weights)
+    tower = make(text_tower(config), weights)
     found = tower.features(torch.from_numpy(TEXT[f"{batch}.input_ids"])).numpy()
     return float(np.abs(found - TEXT[f"{batch}.features"]).max())
 

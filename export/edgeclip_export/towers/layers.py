@@ -1,4 +1,4 @@
-"""What both towers are made of: a linear layer stored the way a GEMM reads it, and the norm."""
+"""What towers are made of: a linear layer stored the way a GEMM reads it, and the norm of a vector."""
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,11 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return torch.matmul(x, self.weight) + self.bias
+        y: Tensor = torch.matmul(x, self.weight) + self.bias
+        return y
 
 
 def l2_normalize(x: Tensor) -> Tensor:
     """Each row over its length, which counts as at least 1e-12 (torch.nn.functional.normalize)."""
-    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / length.clamp_min(1e-12)

@@ -1,0 +1,40 @@
+"""Adapters of a bundle: their files, and the arrays that a graph is fed with one of them, or with none."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from edgeclip.errors import BuildError
+from edgeclip.manifest import AdapterFacts
+from edgeclip_export.families.family import AdapterPlan, Arrays, GraphPlan
+
+
+def write_adapter(name: str, adapter: AdapterPlan, plan: GraphPlan, folder: Path) -> AdapterFacts:
+    """Write an adapter's arrays by the names of the graph's inputs; BuildError for arrays that do not fit them."""
+    arrays = adapter.read()
+    _check(name, arrays, plan)
+    file = f"{name}.adapter.npz"
+    np.savez(folder / file, allow_pickle=False, **arrays)
+    return AdapterFacts(file=file, graph=adapter.graph, rank=adapter.rank)
+
+
+def adapter_feed(name: str | None, adapters: Mapping[str, AdapterPlan], plan: GraphPlan) -> Arrays:
+    """What a graph that takes adapters is fed besides its own inputs: an adapter's arrays; zeros without one."""
+    if not plan.adapter_inputs:
+        return {}
+    if name is None:
+        return {name: np.zeros(tuple(plan.examples[name].shape), np.float32) for name in plan.adapter_inputs}
+    arrays = adapters[name].read()
+    _check(name, arrays, plan)
+    return arrays
+
+
+def _check(name: str, arrays: Arrays, plan: GraphPlan) -> None:
+    wanted = {key: tuple(plan.examples[key].shape) for key in plan.adapter_inputs}
+    found = {key: array.shape for key, array in arrays.items()}
+    if found != wanted:
+        raise BuildError(f"the adapter {name} has arrays {found}, the {plan.name} graph takes {wanted}")
+    for key, array in arrays.items():
+        if array.dtype != np.float32 or not np.isfinite(array).all():
+            raise BuildError(f"the adapter {name} has a {key} that is not finite fp32")

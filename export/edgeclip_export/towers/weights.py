@@ -1,0 +1,39 @@
+"""Weights that are read when they are needed: a tower is traced without them, and no step holds all of them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+# Gives one tensor of a checkpoint by its official name, as a fresh copy in fp32.
+Read = Callable[[str], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class LazyWeight:
+    """One weight of a tower: its shape, and the function that computes it in fp32 from the checkpoint's tensors."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+# By the names of the tower's parameters and buffers.
+Weights = Mapping[str, LazyWeight]
+
+
+def lazy_linear(
+    name: str, inputs: int, outputs: int, weight: Callable[[], Tensor], bias: Callable[[], Tensor]
+) -> Weights:
+    """A `Linear` layer's two weights; `weight` gives (out, in) as checkpoints store it."""
+    return {
+        f"{name}.weight": LazyWeight((inputs, outputs), lambda: weight().T.contiguous()),
+        f"{name}.bias": LazyWeight((outputs,), bias),
+    }
+
+
+def lazy_norm(name: str, width: int, source: str, read: Read) -> Weights:
+    """A LayerNorm's two weights, which the checkpoint has under the name `source`."""
+    return {
+        f"{name}.weight": LazyWeight((width,), lambda: read(f"{source}.weight")),
+        f"{name}.bias": LazyWeight((width,), lambda: read(f"{source}.bias")),
+    }

@@ -1,0 +1,18 @@
+"""What the passes must know of a traced graph that they cannot see in it. Nothing here names a family or a tower."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traits:
+    """What is true of a graph, and so which passes it needs.
+
+    With `chooses_by_rows` all tokens are the rows of one matrix, and some inputs have few of them: on the CPU such a
+    graph has two ways to multiply, chosen by the number of rows. With `has_silu` its MLP has x * sigmoid(x). With
+    `splits_many_rows` its linear layers are split at once and their inputs always have hundreds of rows: on the CPU
+    each part is a product of its own.
+    """
+
+    chooses_by_rows: bool = False
+    has_silu: bool = False
+    splits_many_rows: bool = False
