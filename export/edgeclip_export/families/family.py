@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
-from edgeclip.manifest import ImageFacts, Modality, Space, Spaces, TaskFacts, TextFacts
+from edgeclip.manifest import ImageFacts, Modality, PatchFacts, Space, Spaces, TaskFacts, TextFacts
 from edgeclip_export.checkpoint import Checkpoint
 from edgeclip_graph.traits import Traits
 
@@ -104,7 +104,7 @@ class ModelPlan:
     graphs: tuple[GraphPlan, ...]
     spaces: Spaces
     text: TextFacts | None
-    image: ImageFacts | None
+    image: ImageFacts | PatchFacts | None
     tokenizer: str | None
     selftest: Arrays
     layout: str
