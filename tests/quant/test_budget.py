@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from edgeclip.errors import InputError
-from edgeclip.manifest import Measurement, RetrievalChange, TowerName
+from edgeclip.manifest import Measurement, Modality, RetrievalChange
 from edgeclip_quant.budget import DEFAULT_BUDGETS, Budget, is_loss, judge, parse_budget
 from edgeclip_quant.proof.retrieval import paired_interval
 
@@ -29,9 +29,12 @@ def change(lost: int, queries: int, gained: int = 0) -> RetrievalChange:
     )
 
 
-def measured(worst: float = 1.0, tower: TowerName = "text", retrieval: RetrievalChange | None = None) -> Measurement:
+def measured(
+    worst: float = 1.0, modality: Modality = "text", retrieval: RetrievalChange | None = None
+) -> Measurement:
     return Measurement(
-        tower=tower,
+        modality=modality,
+        space="single",
         against="fp32 bundle",
         data="photos",
         samples=9,
@@ -100,19 +103,19 @@ def test_a_budget_in_python_is_checked_too() -> None:
 
 
 def test_what_holds_says_nothing() -> None:
-    good = [measured(0.99, retrieval=change(1, 200)), measured(0.995, "vision")]
+    good = [measured(0.99, retrieval=change(1, 200)), measured(0.995, "image")]
     assert judge(Budget(cosine=0.99, recall_points=0.5, size_mb=1), good, 1_000_000) == []
     assert judge(LOOSE, [measured(-1.0, retrieval=change(9, 9))], 10**15) == []
     assert judge(DEFAULT_BUDGETS["int8"], [], 0) == []
 
 
 def test_each_broken_bound_is_a_sentence_with_its_figures() -> None:
-    bad = [measured(0.98761, retrieval=change(3, 200)), measured(0.5, "vision", change(40, 100, gained=5))]
+    bad = [measured(0.98761, retrieval=change(3, 200)), measured(0.5, "image", change(40, 100, gained=5))]
     assert judge(Budget(cosine=0.99, recall_points=0.5, size_mb=899.5), bad, 899_600_000) == [
-        "the text tower has a worst cosine of 0.9876 on photos, wanted 0.99",
+        "text vectors have a worst cosine of 0.9876 on photos, wanted 0.99",
         "recall@5 of 200 texts that search images on photos fell by 1.50 points (100.0% to 98.5%), "
         "wanted 0.5 at most",
-        "the vision tower has a worst cosine of 0.5000 on photos, wanted 0.99",
+        "image vectors have a worst cosine of 0.5000 on photos, wanted 0.99",
         "recall@5 of 100 images that search texts on photos fell by 35.00 points (95.0% to 60.0%), "
         "wanted 0.5 at most",
         "the bundle has 899.6 MB, wanted 899.5 at most",
@@ -121,9 +124,7 @@ def test_each_broken_bound_is_a_sentence_with_its_figures() -> None:
 
 @pytest.mark.parametrize("budget", [LOOSE, DEFAULT_BUDGETS["int8"]])
 def test_nan_breaks_every_budget(budget: Budget) -> None:
-    assert judge(budget, [measured(math.nan, "vision")], 0) == [
-        "the vision tower answers with NaN or zeros on photos"
-    ]
+    assert judge(budget, [measured(math.nan, "image")], 0) == ["image vectors are NaN or zeros on photos"]
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from onnx_ir.passes import PostconditionError
 from scipy.special import erf
 
 from edgeclip import BuildError, Manifest
-from edgeclip.manifest import TOWERS, Target, TowerName
+from edgeclip.manifest import Target
 from edgeclip_quant import emulation
 from edgeclip_quant.emulation import emulating_session
-from edgeclip_quant.inputs.made_up import made_up_samples
+from tests.scenes.graph_feeds import GRAPHS, feeds, made_up
 
 # numpy's exp and erf and sums are others in the last bit: now and then a rounding falls on the other side.
 ALIKE = 0.95
@@ -163,21 +163,17 @@ def test_a_graph_that_is_given_fp16_is_refused(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("target", ["cuda", "tensorrt"])
 def test_an_fp32_graph_answers_as_ever(
-    bundles: dict[Target, Path], target: Target, tower: TowerName, tmp_path: Path
+    bundles: dict[Target, Path], target: Target, graph: str, tmp_path: Path
 ) -> None:
     bundle = bundles[target]
-    manifest = Manifest.read(bundle)
-    path = bundle / manifest.tower(tower).file
-    (sample,) = made_up_samples(bundle, manifest, texts=1, images=1).of(tower)
+    path = bundle / Manifest.read(bundle).graphs[graph].file
+    (sample,) = feeds(bundle, graph, made_up(bundle, texts=1, images=1))
     plain = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    name = plain.get_inputs()[0].name
     with emulating_session(path, tmp_path) as session:
-        np.testing.assert_allclose(
-            session.run(None, {name: sample})[0], plain.run(None, {name: sample})[0], atol=1e-6
-        )
+        np.testing.assert_allclose(session.run(None, dict(sample))[0], plain.run(None, dict(sample))[0], atol=1e-6)
 
 
 def test_an_onnxruntime_that_does_not_round_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,25 +8,27 @@ import onnxruntime
 import pytest
 
 from edgeclip import Encoder
-from edgeclip.engine import session
-from edgeclip.manifest import TOWERS, Manifest, TowerName
-from edgeclip_quant.graph_runner import answer, open_tower
+from edgeclip.engine import ort
+from edgeclip.manifest import Manifest
+from edgeclip_quant import graph_runner
+from edgeclip_quant.graph_runner import answer, open_run
 from edgeclip_quant.proof.measurement import proof_samples
+from tests.scenes.graph_feeds import GRAPHS, feeds, open_feeder
 
 
-@pytest.mark.parametrize("tower", TOWERS)
-def test_a_graph_is_opened_as_the_runtime_opens_it(bundle: Path, encoder: Encoder, tower: TowerName) -> None:
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_graph_is_opened_as_the_runtime_opens_it(bundle: Path, encoder: Encoder, graph: str) -> None:
     """Bits included: with the fused normalisation that the runtime switches off the sums are others."""
-    manifest = Manifest.read(bundle)
-    path, batches = bundle / manifest.tower(tower).file, proof_samples(bundle, manifest).of(tower)[:3]
-    run = open_tower(path)
-    for batch in batches:
-        np.testing.assert_array_equal(run(batch), encoder.run_tower(tower, batch))
+    path = bundle / Manifest.read(bundle).graphs[graph].file
+    run = open_run(path)
+    for feed in feeds(bundle, graph, proof_samples(open_feeder(bundle)))[:3]:
+        (found,), (wanted,) = run(feed).values(), encoder.run_graph(graph, feed).values()
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_integers_that_overflow_are_mended_here_too(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The session's entry is asked of onnxruntime, which keeps what it was given."""
-    monkeypatch.setattr(session, "adds_in_16_bits", lambda: True)
+    monkeypatch.setattr(graph_runner, "adds_in_16_bits", lambda: True)
     given: list[dict[str, str]] = []
     honest = onnxruntime.InferenceSession
 
@@ -35,7 +37,7 @@ def test_integers_that_overflow_are_mended_here_too(bundle: Path, monkeypatch: p
         return honest(path, options, **others)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", start)
-    open_tower(bundle / "text_model.onnx")
+    open_run(bundle / "text.onnx")
     assert given == [{"precision": "1"}]
 
 
@@ -44,14 +46,14 @@ def test_what_has_instructions_for_it_does_not_overflow() -> None:
     words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
     if platform.machine() == "x86_64" and not words & {"avx512_vnni", "avx_vnni"}:
         pytest.skip("this processor may overflow")
-    assert not session.adds_in_16_bits()
+    assert not ort.adds_in_16_bits()
 
 
 def test_answers_come_in_the_order_of_the_batches(bundle: Path) -> None:
-    path, batches = bundle / "text_model.onnx", proof_samples(bundle, Manifest.read(bundle)).text[:5]
+    path, batches = bundle / "text.onnx", feeds(bundle, "text", proof_samples(open_feeder(bundle)))[:5]
     said: list[tuple[str, int, int]] = []
     found = answer(path, batches, "asking", lambda *one: said.append(one))
     assert said == [("asking", done, 5) for done in range(5)]
-    run = open_tower(path)
+    run = open_run(path)
     for row, batch in zip(found, batches, strict=True):
-        np.testing.assert_allclose(run(batch)[0], row, atol=1e-7)
+        np.testing.assert_allclose(run(batch)["text_embeds"][0], row, atol=1e-7)

@@ -14,22 +14,24 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from edgeclip import BuildError, Encoder, Manifest
-from edgeclip.bundle.selftest import run_selftest
-from edgeclip.manifest import PROOF_DATA, TOWERS, Measurement, Precision, Target, TowerName
+from edgeclip.bundle.selftest import Repeated, run_selftest
+from edgeclip.families.family import Item
+from edgeclip.manifest import MODALITIES, PROOF_DATA, Measurement, Precision, Target
 from edgeclip_bench.demo.dataset import write_dataset
 from edgeclip_export import export_checkpoint
 from edgeclip_graph.census import count_operators
 from edgeclip_graph.linear import linear_layers
 from edgeclip_quant import quantize_bundle
 from edgeclip_quant.budget import DEFAULT_BUDGETS, Budget
+from edgeclip_quant.graph_runner import Graphs, answer
 from edgeclip_quant.inputs.made_up import Samples
 from edgeclip_quant.passes.plain_graph import MakePlain
-from edgeclip_quant.proof import measurement as proof
-from edgeclip_quant.proof.measurement import open_tower, proof_samples
+from edgeclip_quant.proof.measurement import graph_files, proof_samples
 from edgeclip_quant.quantize import Order, quantize
 from edgeclip_quant.recipes import DEFAULT_RECIPES
 from tests.conftest import CHECKPOINT
 from tests.scenes.command import Captured, run
+from tests.scenes.graph_feeds import GRAPHS, MODALITY_OF, feeds, open_feeder
 from tests.scenes.refusal import refusal
 
 TEXTS = [
@@ -40,7 +42,7 @@ TEXTS = [
     "<pad> three",
     "x y z",
 ]
-# Worst cosines of the golden bundle's towers on inputs that come; measured 0.9994 and 0.94.
+# Worst cosines of the golden bundle's vectors on inputs that come; measured 0.9994 and 0.94.
 WORST_COSINE: Mapping[Precision, float] = {"int8": 0.995, "int4": 0.85}
 # Bytes that a parameter of the golden model loses at least: 4 become 1 and a share of a scale, the patch embedding
 # stays, and a row of 64 in 4 bits takes a whole block of 128.
@@ -49,7 +51,7 @@ LEAST_SAVED = 2.0
 COMPANY = 3e-6
 # Points of recall@5 on the trained model's pictures.
 INT8_POINTS, INT4_POINTS = 0.5, 5.0
-# Of the trained model's towers, of fp32's.
+# Latency of the trained model's graphs as a fraction of fp32's.
 RATIOS: Mapping[Precision, tuple[float, float]] = {"int8": (0.5, 0.3), "int4": (0.4, 0.2)}
 
 
@@ -64,7 +66,7 @@ def _no_pauses() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def samples(bundle: Path) -> Samples:
     """Some data, as a user's."""
-    return replace(proof_samples(bundle, Manifest.read(bundle)), name="photos")
+    return replace(proof_samples(open_feeder(bundle)), name="photos")
 
 
 @pytest.fixture(scope="module", params=["int8", "int4"])
@@ -98,6 +100,12 @@ def encode(bundle: Path, texts: Sequence[str] = TEXTS, images: int = 4) -> tuple
         return encoder.encode_text(texts), encoder.encode_image(pictures(images))
 
 
+def selftest_of(encoder: Encoder, bundle: Path) -> list[Repeated]:
+    """The results of a bundle's self-test."""
+    manifest = Manifest.read(bundle)
+    return list(run_selftest(manifest, encoder.ask, bundle, device="cpu"))
+
+
 def of_source(manifest: Manifest, data: str) -> list[Measurement]:
     return [one for one in manifest.measured if one.against == "fp32 bundle" and one.data == data]
 
@@ -107,22 +115,22 @@ def test_it_is_smaller_says_so_and_answers_nearly_alike(
     bundle: Path, narrow: dict[str, Path], precision: Precision, calibration: str
 ) -> None:
     source, manifest = Manifest.read(bundle), Manifest.read(narrow[calibration])
-    assert {manifest.tower(name).precision for name in TOWERS} == {precision}
-    for name in TOWERS:
-        weights, parameters = f"{manifest.tower(name).file}_data", manifest.tower(name).parameters
+    assert {facts.precision for facts in manifest.graphs.values()} == {precision}
+    for name in GRAPHS:
+        weights, parameters = f"{manifest.graphs[name].file}_data", manifest.graphs[name].parameters
         assert source.file(weights).size_bytes - manifest.file(weights).size_bytes > LEAST_SAVED * parameters
     for found, wanted in zip(encode(narrow[calibration]), encode(bundle), strict=True):
         assert cosines(found, wanted).min() >= WORST_COSINE[precision]
         assert (found != wanted).any()
     data = ["made-up inputs"] if calibration == "made-up" else ["made-up inputs", "photos"]
     assert [one.data for one in manifest.measured if one.against == "fp32 bundle"] == [
-        name for name in data for _ in TOWERS
+        name for name in data for _ in MODALITIES
     ]
     budget = DEFAULT_BUDGETS[precision]
     assert budget.cosine is not None
     assert all(1 > one.worst_cosine >= budget.cosine for one in of_source(manifest, data[-1]))
     with Encoder.open(narrow[calibration], device="cpu") as encoder:
-        assert all(result.worst_cosine > budget.cosine for result in run_selftest(encoder, narrow[calibration]))
+        assert all(result.worst_cosine > budget.cosine for result in selftest_of(encoder, narrow[calibration]))
 
 
 def test_every_linear_layer_and_the_table_are_integers(
@@ -131,21 +139,21 @@ def test_every_linear_layer_and_the_table_are_integers(
     source = Manifest.read(bundle)
     for folder in narrow.values():
         manifest = Manifest.read(folder)
-        for name in TOWERS:
-            plain = MakePlain()(ir.load(bundle / source.tower(name).file)).model
-            facts = manifest.tower(name)
+        for name in GRAPHS:
+            plain = MakePlain()(ir.load(bundle / source.graphs[name].file)).model
+            facts = manifest.graphs[name]
             assert sum(facts.kernels.values()) == len(linear_layers(plain.graph)) and "fp32" not in facts.kernels
             stored = ir.load(folder / facts.file).graph.initializers.values()
             kinds = Counter(value.dtype for value in stored if len(value.shape or ()) >= 2)
             assert kinds[ir.DataType.INT8 if precision == "int8" else ir.DataType.UINT8] >= len(facts.kernels)
-        initializers = ir.load(folder / manifest.text.file).graph.initializers
+        initializers = ir.load(folder / manifest.graphs["text"].file).graph.initializers
         assert ("tokens_int8" if precision == "int8" else "tokens_int4") in initializers
         assert "tokens" not in initializers
 
 
 def test_only_a_users_own_inputs_fix_scales(narrow: dict[str, Path], precision: Precision) -> None:
     kernels = {
-        name: {kernel for tower in TOWERS for kernel in Manifest.read(folder).tower(tower).kernels}
+        name: {kernel for facts in Manifest.read(folder).graphs.values() for kernel in facts.kernels}
         for name, folder in narrow.items()
     }
     assert "int8 static" not in kernels["made-up"]
@@ -173,21 +181,22 @@ def test_the_same_source_gives_the_same_files(bundle: Path, narrow: dict[str, Pa
     shutil.rmtree(again)
 
 
-def test_a_tower_has_its_own_precision(bundle: Path, samples: Samples, tmp_path: Path) -> None:
+def test_a_graph_has_its_own_precision(bundle: Path, samples: Samples, tmp_path: Path) -> None:
     """As `auto` may choose it."""
-    to: dict[TowerName, Precision] = {"text": "int4", "vision": "int8"}
+    to: dict[str, Precision] = {"text": "int4", "vision": "int8"}
     calibration, own = samples.halves()
     order = Order(
         to=to,
-        recipes={name: DEFAULT_RECIPES[to[name]] for name in TOWERS},
+        recipes={name: DEFAULT_RECIPES[to[name]] for name in GRAPHS},
         calibration=calibration,
         is_made_up=False,
         proof=own,
         budget=DEFAULT_BUDGETS["int4"],
     )
     manifest = quantize(bundle, tmp_path / "out", order, lambda *_: None)
-    assert {name: manifest.tower(name).precision for name in TOWERS} == to
-    assert set(manifest.text.kernels) == {"int4 blocks"} and "int8 per row" in manifest.vision.kernels
+    assert {name: facts.precision for name, facts in manifest.graphs.items()} == to
+    assert set(manifest.graphs["text"].kernels) == {"int4 blocks"}
+    assert "int8 per row" in manifest.graphs["vision"].kernels
     assert manifest == Manifest.read(tmp_path / "out")
 
 
@@ -236,24 +245,27 @@ def test_what_lost_too_much_is_not_written(bundle: Path, tmp_path: Path, samples
     assert told.startswith("as int4 the bundle has ") and "; calibrate on more data, or allow" in told
     strict = Budget(cosine=1.0, recall_points=None, size_mb=None)
     told = refusal(bundle, tmp_path / "out", budget=strict)
-    assert told.startswith("as int8 the text tower has a worst cosine of ") and "wanted 1" in told
+    assert told.startswith("as int8 text vectors have a worst cosine of ") and "wanted 1" in told
 
 
 def test_a_users_own_data_alone_decide(bundle: Path, tmp_path: Path) -> None:
     """Made-up inputs are measured too, but a bundle that keeps what its user has is written, and only that one."""
-    manifest = Manifest.read(bundle)
-    made_up = proof_samples(bundle, manifest)
+    feeder = open_feeder(bundle)
+    made_up = proof_samples(feeder)
     quantize(bundle, tmp_path / "first", order_of(made_up, None, None), lambda *_: None)
-    rows: dict[TowerName, list[float]] = {}
-    for name in TOWERS:
-        before, after = (open_tower(folder / manifest.tower(name).file) for folder in (bundle, tmp_path / "first"))
-        rows[name] = [float(cosines(after(batch), before(batch))[0]) for batch in made_up.of(name)]
+    rows: dict[str, list[float]] = {}
+    for name in GRAPHS:
+        before, after = (
+            answer(graph_files(folder, feeder.manifest)[name], feeds(bundle, name, made_up), "", lambda *_: None)
+            for folder in (bundle, tmp_path / "first")
+        )
+        rows[name] = cosines(after, before).tolist()
     best, worst = (
         replace(
             made_up,
             name="mine",
             text=(made_up.text[pick(range(len(rows["text"])), key=rows["text"].__getitem__)],),
-            vision=(made_up.vision[pick(range(len(rows["vision"])), key=rows["vision"].__getitem__)],),
+            image=(made_up.image[pick(range(len(rows["vision"])), key=rows["vision"].__getitem__)],),
         )
         for pick in (max, min)
     )
@@ -269,13 +281,13 @@ def test_a_users_own_data_alone_decide(bundle: Path, tmp_path: Path) -> None:
 def order_of(calibration: Samples, proof: Samples | None, cosine: float | None) -> Order:
     """int8 by the default recipes, on these inputs."""
     return Order(
-        to=dict.fromkeys(TOWERS, "int8"),
-        recipes=dict.fromkeys(TOWERS, DEFAULT_RECIPES["int8"]),
+        to=dict.fromkeys(GRAPHS, "int8"),
+        recipes=dict.fromkeys(GRAPHS, DEFAULT_RECIPES["int8"]),
         calibration=calibration,
         is_made_up=True,
         proof=proof,
         budget=Budget(cosine=cosine, recall_points=None, size_mb=None),
-        kept=dict.fromkeys(TOWERS),
+        kept=dict.fromkeys(GRAPHS),
     )
 
 
@@ -295,8 +307,8 @@ def test_a_bundle_for_a_gpu_is_proved_on_the_cpu(
     source, out = bundles[target], tmp_path / "out"
     manifest = quantize_bundle(source, out, to=to, samples=samples)
     assert manifest == Manifest.read(out) and manifest.target == target
-    assert [(one.tower, one.data) for one in manifest.measured] == [
-        (name, data) for data in ("self-test", "made-up inputs", "photos") for name in TOWERS
+    assert [(one.modality, one.data) for one in manifest.measured] == [
+        (modality, data) for data in ("self-test", "made-up inputs", "photos") for modality in MODALITIES
     ]
     budget = DEFAULT_BUDGETS[to]
     assert budget.cosine is not None
@@ -306,8 +318,9 @@ def test_a_bundle_for_a_gpu_is_proved_on_the_cpu(
     for one in of_source(manifest, "made-up inputs"):
         assert one.size_ratio is not None and one.size_ratio < (0.62 if to == "fp16" else 0.75)
     original = Manifest.read(source)
-    for name in TOWERS:
-        facts = manifest.tower(name)
+    feeder = open_feeder(source)
+    for name in GRAPHS:
+        facts, modality = manifest.graphs[name], MODALITY_OF[name]
         model = ir.load(out / facts.file)
         assert facts.precision == to
         assert facts.operators == count_operators(model)
@@ -316,18 +329,25 @@ def test_a_bundle_for_a_gpu_is_proved_on_the_cpu(
         ]
         made = Counter(map(kind_of_weights, products))
         narrowed = "fp16" if to == "fp16" else "int8 static"
-        layers = len(linear_layers(ir.load(source / original.tower(name).file).graph))
+        layers = len(linear_layers(ir.load(source / original.graphs[name].file).graph))
         assert facts.kernels[narrowed] == made[narrowed] > 0.7 * layers
         # The patch embedding is a product too, and counted where it may become fp16.
         assert facts.kernels.get("fp32", 0) == (made["fp32"] if to == "fp16" else layers - made[narrowed])
-        with proof._opened(out / facts.file, to) as tower:
-            found = np.concatenate([tower(batch) for batch in samples.of(name)])
-        wanted = np.concatenate([open_tower(source / facts.file)(batch) for batch in samples.of(name)])
+        found, wanted = (
+            vectors_of(Graphs(feeder, graph_files(folder, manifest), precisions), samples.of(modality))
+            for folder, precisions in ((out, {name: to}), (source, {}))
+        )
         worst = (cosines(found, wanted) / np.linalg.norm(found.astype(np.float64), axis=1)).min()
         assert worst >= budget.cosine
     if to == "int8":  # fp16 has no kernels there
         with Encoder.open(out, device="cpu") as encoder:
-            assert all(result.worst_cosine > budget.cosine for result in run_selftest(encoder, out))
+            assert all(result.worst_cosine > budget.cosine for result in selftest_of(encoder, out))
+
+
+def vectors_of(graphs: Graphs, items: Sequence[Item]) -> NDArray[np.float32]:
+    """The single vectors of items; the graphs are closed."""
+    with graphs:
+        return graphs.vectors(items, ("single",), "", lambda *_: None)["single"]
 
 
 def kind_of_weights(weights: ir.Value) -> str | None:
@@ -375,4 +395,4 @@ def test_what_captions_search_is_found_as_before(
         assert one.size_ratio is not None and one.size_ratio < 0.6
     if to == "int8":
         assert min(text.worst_cosine, vision.worst_cosine) > 0.999
-        assert "int8 static" in manifest.vision.kernels or "int8 static" in manifest.text.kernels
+        assert any("int8 static" in facts.kernels for facts in manifest.graphs.values())

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeclip.manifest import TOWERS, Precision, Target
+from edgeclip.manifest import MODALITIES, Precision, Target
 from edgeclip_quant import quantize_bundle
 from tests.scenes.damage import replace_graph
+from tests.scenes.graph_feeds import GRAPHS
 from tests.scenes.refusal import refusal
 
 
@@ -39,7 +40,7 @@ def test_what_a_target_has_no_kernels_for_is_refused(
     assert told == (f"{bundles[target]}: is fp32/fp32 for {target}; {to} is made of an fp32 bundle for {targets}")
 
 
-@pytest.mark.parametrize("name", ["vision_model.onnx_data", "text_model.onnx", "tokenizer.json", "selftest.npz"])
+@pytest.mark.parametrize("name", ["vision.onnx_data", "text.onnx", "tokenizer.json", "selftest.npz"])
 def test_a_damaged_source_is_refused(copied_bundle: Path, tmp_path: Path, name: str) -> None:
     """Else it would be signed anew, and agree with itself in every proof."""
     content = bytearray((copied_bundle / name).read_bytes())
@@ -57,13 +58,13 @@ def test_a_graph_that_no_export_wrote_is_refused_in_a_line(copied_bundle: Path, 
     assert told.startswith(f"{copied_bundle}: the text graph cannot be quantised (0 tables of tokens in the graph")
 
 
-@pytest.mark.parametrize("stage", ["hashing", "calibrating, vision", "trying the text tower", "hashing again"])
+@pytest.mark.parametrize("stage", ["hashing", "calibrating, vision", "trying the text graph", "hashing again"])
 def test_interrupted_it_leaves_nothing(bundle: Path, tmp_path: Path, stage: str) -> None:
     said: Counter[str] = Counter()
 
     def interrupt(what: str, done: int, total: int) -> None:
         said[what] += 1
-        is_again = what == "hashing" and "proving the vision tower" in said
+        is_again = what == "hashing" and "proving image vectors" in said
         if (f"{what} again" if is_again else what) == stage:
             raise KeyboardInterrupt
 
@@ -83,14 +84,13 @@ def test_the_source_is_not_touched_and_progress_is_told(bundle: Path, tmp_path: 
     assert stages == [
         "hashing",
         *(
-            f"{what} {name}{tower}"
-            for name in TOWERS
-            for what, tower in (
-                ("calibrating,", ""),
-                ("planning the", " tower"),
-                ("writing the", " tower"),
-                ("trying the", " tower"),
-            )
+            what.format(graph)
+            for graph in GRAPHS
+            for what in ("calibrating, {}", "planning the {} graph", "writing the {} graph", "trying the {} graph")
         ),
-        *(f"{what} the {name} tower" for name in TOWERS for what in ("asking", "proving", "timing")),
+        *(
+            what.format(modality)
+            for modality in MODALITIES
+            for what in ("asking the source for {} vectors", "proving {} vectors", "timing {} vectors")
+        ),
     ]

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeclip import Encoder, Manifest
-from edgeclip.manifest import TOWERS, RetrievalChange, Target, TowerName
+from edgeclip.manifest import MODALITIES, Modality, RetrievalChange, Target
 from edgeclip_bench.demo.captions import LANGUAGES
 from edgeclip_bench.demo.dataset import write_dataset
 from edgeclip_bench.quality.calibration_folder import read_samples
@@ -27,11 +27,11 @@ Answers = dict[str, NDArray[np.float32]]
 PICTURES, CALIBRATION = 500, 100
 # Mean 1 - cosine to fp32's vectors. Measured: texts 5.7e-5 either way; pictures 0.9e-4 calibrated and 1.2e-4 not, and
 # 1.5e-4 and 3.4e-4 where the class token's largest channels were not levelled.
-MEAN_LOSS: dict[tuple[str, TowerName], float] = {
+MEAN_LOSS: dict[tuple[str, Modality], float] = {
     ("calibrated", "text"): 8e-5,
-    ("calibrated", "vision"): 1.2e-4,
+    ("calibrated", "image"): 1.2e-4,
     ("made-up", "text"): 8e-5,
-    ("made-up", "vision"): 1.8e-4,
+    ("made-up", "image"): 1.8e-4,
 }
 
 
@@ -61,14 +61,15 @@ def embed(bundle: Path, pictures: Path) -> Answers:
         return {**found, "pictures": encoder.encode_image([pictures / row["image"] for row in rows])}
 
 
-def changes(before: Answers, after: Answers) -> dict[tuple[str, TowerName], RetrievalChange]:
-    """By language and by which tower's vectors ask."""
-    found = {}
+def changes(before: Answers, after: Answers) -> dict[tuple[str, Modality], RetrievalChange]:
+    """The changes by language and by the modality of the queries."""
+    found: dict[tuple[str, Modality], RetrievalChange] = {}
     for language in LANGUAGES:
-        source, narrowed = (Vectors(text=one[language], vision=one["pictures"]) for one in (before, after))
-        for name, change in zip(TOWERS, retrieval_changes(source, narrowed, range(PICTURES)), strict=True):
+        source: Vectors = {"text": before[language], "image": before["pictures"]}
+        narrowed: Vectors = {"text": after[language], "image": after["pictures"]}
+        for modality, change in retrieval_changes(source, narrowed, range(PICTURES)).items():
             assert change is not None
-            found[language, name] = change
+            found[language, modality] = change
     return found
 
 
@@ -81,19 +82,19 @@ def test_no_language_loses_half_a_point_in_either_direction(answers: dict[str, A
     assert min(one.reference for one in found.values()) > 0.9
     lost = {where: round(one.points, 2) for where, one in found.items() if one.points < -allowed}
     assert not lost
-    for name in TOWERS:  # of 5,000 queries, too, where a query is little
-        assert abs(np.mean([one.points for (_, asks), one in found.items() if asks == name])) <= allowed / 2
+    for modality in MODALITIES:  # of 5,000 queries, too, where a query is little
+        assert abs(np.mean([one.points for (_, asks), one in found.items() if asks == modality])) <= allowed / 2
 
 
 @pytest.mark.parametrize("calibration", ["made-up", "calibrated"])
 def test_vectors_stay_near(answers: dict[str, Answers], calibration: str) -> None:
     """The class token's largest channels, nearly the same for every picture, do not hide the rest of its row."""
-    towers: tuple[tuple[TowerName, tuple[str, ...]], ...] = (("text", LANGUAGES), ("vision", ("pictures",)))
-    for name, parts in towers:
+    modalities: tuple[tuple[Modality, tuple[str, ...]], ...] = (("text", LANGUAGES), ("image", ("pictures",)))
+    for modality, parts in modalities:
         before, after = (
             np.concatenate([answers[one][part] for part in parts]).astype(np.float64) for one in ("fp32", calibration)
         )
-        assert 1 - (before * after).sum(axis=1).mean() <= MEAN_LOSS[calibration, name]
+        assert 1 - (before * after).sum(axis=1).mean() <= MEAN_LOSS[calibration, modality]
 
 
 def test_a_language_that_is_spoilt_is_seen(answers: dict[str, Answers]) -> None:

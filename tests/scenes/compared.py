@@ -1,4 +1,4 @@
-"""Comparisons of recipes with figures made by hand: each tower answers what a test says."""
+"""Comparisons of recipes with figures made by hand: each graph answers what a test says."""
 
 import dataclasses
 import math
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip.manifest import RetrievalChange, TowerName
+from edgeclip.manifest import MODALITIES, Modality, RetrievalChange
 from edgeclip_quant.pick.pareto import Candidate, Comparison
-from edgeclip_quant.proof.measurement import Timing, measure
-from edgeclip_quant.proof.retrieval import Vectors
+from edgeclip_quant.proof.measurement import measure
+from edgeclip_quant.proof.timing import Timing
 from edgeclip_quant.recipes import COMPARED, Recipe
 
 INPUTS, DIM = 8, 8
@@ -24,7 +24,7 @@ LOST[:, 0] = 1.0  # whatever is asked for, the answer is the first
 
 
 def candidate(
-    tower: TowerName,
+    modality: Modality,
     recipe: str | Recipe,
     *,
     mb: float = 1.0,
@@ -34,10 +34,11 @@ def candidate(
     kept: float | None = None,
     retrieval: RetrievalChange | None = None,
 ) -> Candidate:
-    """A tower by one recipe: so many MB, of fp32's time, with so low a worst cosine."""
-    what = "16 tokens" if tower == "text" else "1 image"
+    """A graph by one recipe: so many MB, of fp32's time, with so low a worst cosine."""
+    what = "16 tokens" if modality == "text" else "1 image"
     measured = measure(
-        tower,
+        modality,
+        "single",
         against="fp32 bundle",
         data="photos",
         wanted=SOURCE,
@@ -48,7 +49,7 @@ def candidate(
         retrieval=retrieval,
     )
     return Candidate(
-        tower=tower,
+        modality=modality,
         recipe=recipe if isinstance(recipe, Recipe) else RECIPES[recipe],
         measured=dataclasses.replace(measured, worst_cosine=cosine, mean_cosine=(1 + cosine) / 2),
         answers=answers,
@@ -59,28 +60,28 @@ def candidate(
 
 
 def comparison(*candidates: Candidate, is_made_up: bool = False, pairs: Sequence[int] | None = None) -> Comparison:
-    """Of both towers; one that has no candidate gets int8 in half the time."""
-    towers = {one.tower for one in candidates}
-    others = tuple(candidate(name, "int8") for name in ("text", "vision") if name not in towers)
+    """A comparison for texts and images; where no candidate is given, the graph has int8 in half the time."""
+    given = {one.modality for one in candidates}
+    others = tuple(candidate(modality, "int8") for modality in MODALITIES if modality not in given)
     return Comparison(
         model="a model",
         candidates=(*candidates, *others),
-        source=Vectors(text=SOURCE, vision=SOURCE),
+        source={"text": SOURCE, "image": SOURCE},
         pairs=None if pairs is None else tuple(pairs),
-        source_bytes={"text": SOURCE_BYTES, "vision": SOURCE_BYTES},
+        source_bytes={"text": SOURCE_BYTES, "image": SOURCE_BYTES},
         other_bytes=OTHER_BYTES,
         is_made_up=is_made_up,
     )
 
 
 def all_recipes(*, is_made_up: bool = False) -> Comparison:
-    """Every recipe on both towers, no two alike: the later ones are smaller, quicker and worse."""
+    """Every recipe on both graphs, no two alike: the later ones are smaller, quicker and worse."""
     return comparison(
         *(
             candidate(
-                tower, recipe, mb=2 - 0.1 * place, time=1.1 - 0.07 * place, cosine=1 - 1e-4 * 2**place, kept=None
+                modality, recipe, mb=2 - 0.1 * place, time=1.1 - 0.07 * place, cosine=1 - 1e-4 * 2**place, kept=None
             )
-            for tower in ("text", "vision")
+            for modality in MODALITIES
             for place, recipe in enumerate(COMPARED)
         ),
         is_made_up=is_made_up,

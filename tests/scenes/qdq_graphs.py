@@ -2,33 +2,26 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 from numpy.typing import NDArray
 
 from edgeclip import Manifest
+from edgeclip.engine.ort import start_session
+from edgeclip.families.family import Arrays
 from edgeclip_quant.inputs.layer_inputs import Observation
 
 
 def path_of(bundle: Path, graph: str) -> Path:
-    """A tower's graph."""
+    """The file of a bundle's graph."""
     return bundle / Manifest.read(bundle).graphs[graph].file
 
 
-def run_graph(
-    path: Path | bytes, batches: Sequence[NDArray[Any]], *, is_optimised: bool = False
-) -> NDArray[np.float32]:
-    """What the graph gives for each batch, in one array."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    if not is_optimised:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return np.concatenate([session.run(None, {name: batch})[0] for batch in batches])
+def run_graph(path: Path | bytes, batches: Sequence[Arrays], *, is_optimised: bool = False) -> NDArray[np.float32]:
+    """What the graph gives for each feed, in one array."""
+    session = start_session(path, threads=1, optimise="all" if is_optimised else "none")
+    return np.concatenate([session.run(None, dict(batch))[0] for batch in batches])
 
 
 def layer_model(weights: Sequence[NDArray[np.float32]], *, has_norm: bool = False) -> ir.Model:

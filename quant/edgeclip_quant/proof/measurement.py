@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip.errors import BuildError
-from edgeclip.families.family import Item
+from edgeclip.bundle import selftest
 from edgeclip.families.token_texts import INPUT_IDS
 from edgeclip.manifest import (
     PROOF_DATA,
@@ -65,14 +64,14 @@ def prove(
     Returns an entry for each modality and space for the self-test, then for the made-up inputs, then for `own` where
     given. Nothing is judged. The graphs of one modality are in memory at a time. fp16 is emulated (`emulation`); only
     what was made for the CPU is timed, because elsewhere its time means nothing. Raises BuildError for a graph that
-    cannot run and a self-test that cannot be read.
+    cannot run, BundleError for a self-test that cannot be read.
     """
     manifest = feeder.manifest
-    selftest, of_checkpoint = read_selftest(feeder)
+    own_test, of_checkpoint = read_selftest(feeder)
     made_up = proof_samples(feeder)
     sets = [made_up] if own is None else [made_up, own]
     wanted: list[dict[Modality, Mapping[Space, NDArray[np.float32]]]] = [{} for _ in sets]
-    found: list[dict[Modality, Mapping[Space, NDArray[np.float32]]]] = [{} for _ in (selftest, *sets)]
+    found: list[dict[Modality, Mapping[Space, NDArray[np.float32]]]] = [{} for _ in (own_test, *sets)]
     timings: dict[Modality, Timing] = {}
     sizes: dict[Modality, tuple[int, int]] = {}
     spaces = spaces_of(manifest)
@@ -82,7 +81,7 @@ def prove(
             what = f"asking the source for {modality} vectors", f"proving {modality} vectors"
             for answers, one in zip(wanted, sets, strict=True):
                 answers[modality] = source.vectors(one.of(modality), spaces, what[0], progress)
-            for answers, one in zip(found, (selftest, *sets), strict=True):
+            for answers, one in zip(found, (own_test, *sets), strict=True):
                 answers[modality] = narrowed.vectors(one.of(modality), spaces, what[1], progress)
             if manifest.target == "cpu":
                 progress(f"timing {modality} vectors", 0, 1)
@@ -94,7 +93,7 @@ def prove(
             modality,
             space,
             against="fp32 checkpoint",
-            data=selftest.name,
+            data=own_test.name,
             wanted=of_checkpoint[modality][space],
             found=found[0][modality][space],
             weight_bytes=sizes[modality][1],
@@ -219,29 +218,12 @@ def save_proof(path: Path, samples: Samples, wanted: Vectors) -> None:
 
 
 def read_selftest(feeder: Feeder) -> tuple[Samples, Answers]:
-    """A bundle's self-test as items, with the checkpoint's answers.
-
-    Raises BuildError when it cannot be read.
-    """
-    path = feeder.folder / feeder.manifest.selftest
-    family, modalities = feeder.family, feeder.manifest.modalities
-    text: list[Item] = []
-    image: list[Item] = []
-    wanted: dict[Modality, Mapping[Space, NDArray[np.float32]]] = {}
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if "text" in modalities:
-                wanted["text"] = {"single": arrays["text_embeds"]}
-                for row, task in zip(arrays["texts"].tolist(), arrays["tasks"].tolist(), strict=True):
-                    text += family.texts([row], task or None, None).items
-            if "image" in modalities:
-                wanted["image"] = {"single": arrays["image_embeds"]}
-                for index in range(len(wanted["image"]["single"])):
-                    image.append(
-                        family.image(arrays[f"image_{index}"], None, max_pixels=None, label="self-test's image")
-                    )
-    except Exception as error:  # zip, numpy and key errors: whatever a damaged file gives
-        raise BuildError(f"{path}: cannot be read ({error}); export the bundle again") from error
+    """A bundle's self-test as items, with the checkpoint's answers; BundleError when it cannot be read."""
+    test = selftest.read_selftest(feeder.manifest, feeder.folder)
+    family = feeder.family
+    text = [family.texts([one], task, None).items[0] for one, task in zip(test.texts, test.tasks, strict=True)]
+    image = [family.image(one, None, max_pixels=None, label="the self-test's image") for one in test.images]
+    wanted: Answers = {modality: {"single": vectors} for modality, vectors in test.wanted.items()}
     return Samples(name=SELFTEST_DATA, text=tuple(text), image=tuple(image)), wanted
 
 

@@ -2,25 +2,24 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx.parser
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from numpy.typing import NDArray
 
 from edgeclip import BuildError, Manifest
-from edgeclip.manifest import TOWERS, Target, TowerName
-from edgeclip_quant.inputs.made_up import made_up_samples
+from edgeclip.families.family import Arrays
+from edgeclip.manifest import Target
 from edgeclip_quant.inputs.value_ranges import measure_ranges, scores_of
+from tests.scenes.graph_feeds import GRAPHS, feeds, made_up
 
 # The same sums in another order.
 ORDER = 1e-5
 
 
-def measured(model: ir.Model, samples: Sequence[NDArray[Any]], folder: Path) -> dict[str, float]:
+def measured(model: ir.Model, samples: Sequence[Arrays], folder: Path) -> dict[str, float]:
     return dict(measure_ranges(model, samples, folder, lambda what, done, total: None, threads=1))
 
 
@@ -29,16 +28,15 @@ def graph(text: str) -> ir.Model:
     return ir.from_proto(onnx.parser.parse_model(text))
 
 
-@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("target", ["cuda", "tensorrt"])
 def test_every_float_value_has_the_range_that_it_shows(
-    bundles: dict[Target, Path], target: Target, tower: TowerName, tmp_path: Path
+    bundles: dict[Target, Path], target: Target, graph: str, tmp_path: Path
 ) -> None:
     """Against the values themselves, made outputs and looked at with numpy."""
     bundle = bundles[target]
-    manifest = Manifest.read(bundle)
-    samples = made_up_samples(bundle, manifest, texts=3, images=2).of(tower)
-    path = bundle / manifest.tower(tower).file
+    samples = feeds(bundle, graph, made_up(bundle, texts=3, images=2))
+    path = bundle / Manifest.read(bundle).graphs[graph].file
     found = measured(ir.load(path), samples, tmp_path)
 
     shown = ir.load(path)
@@ -48,7 +46,7 @@ def test_every_float_value_has_the_range_that_it_shows(
     session = onnxruntime.InferenceSession(tmp_path / "shown.onnx", providers=["CPUExecutionProvider"])
     wanted: dict[str, float] = {}
     for sample in samples:
-        for name, value in zip(names, session.run(names, {session.get_inputs()[0].name: sample}), strict=True):
+        for name, value in zip(names, session.run(names, dict(sample)), strict=True):
             if value.dtype == np.float32:
                 wanted[name] = max(wanted.get(name, 0.0), float(np.abs(value).max()))
     assert len(wanted) > 50
@@ -59,13 +57,13 @@ def test_every_float_value_has_the_range_that_it_shows(
 
 def test_nothing_is_left_behind(bundles: dict[Target, Path], tmp_path: Path) -> None:
     bundle = bundles["cuda"]
-    model = ir.load(bundle / Manifest.read(bundle).text.file)
+    model = ir.load(bundle / Manifest.read(bundle).graphs["text"].file)
     before = (
         [node.op_type for node in model.graph.all_nodes()],
         len(model.graph.outputs),
         len(model.graph.initializers),
     )
-    measured(model, [np.array([[0, 5, 2]])], tmp_path)
+    measured(model, [{"input_ids": np.array([[0, 5, 2]])}], tmp_path)
     after = (
         [node.op_type for node in model.graph.all_nodes()],
         len(model.graph.outputs),
@@ -77,8 +75,8 @@ def test_nothing_is_left_behind(bundles: dict[Target, Path], tmp_path: Path) -> 
 
 def test_the_way_that_was_not_taken_has_a_range_of_zero(bundles: dict[Target, Path], tmp_path: Path) -> None:
     bundle = bundles["cuda"]
-    model = ir.load(bundle / Manifest.read(bundle).text.file)
-    whole, padded = np.array([[0, 5, 6, 2]]), np.array([[0, 5, 2, 1]])
+    model = ir.load(bundle / Manifest.read(bundle).graphs["text"].file)
+    whole, padded = ({"input_ids": np.array([ids])} for ids in ([0, 5, 6, 2], [0, 5, 2, 1]))
     for samples, are_taken in (
         ([whole], {"unmasked"}),
         ([padded], {"masked"}),
@@ -95,7 +93,7 @@ def test_a_range_is_the_largest_over_all_samples(tmp_path: Path) -> None:
     model = graph(
         "<ir_version: 10, opset_import: ['': 20]> g (float[n] x) => (float[n] y) { y = Neg(x) }".replace("'", '"')
     )
-    samples = [np.array(values, np.float32) for values in ([1, -2, 0.5], [0, 0, 0], [-7, 1, 1], [3, 3, 3])]
+    samples = [{"x": np.array(values, np.float32)} for values in ([1, -2, 0.5], [0, 0, 0], [-7, 1, 1], [3, 3, 3])]
     assert measured(model, samples, tmp_path) == {"x": 7.0, "y": 7.0}
 
 
@@ -115,10 +113,10 @@ def test_the_bound_of_an_attentions_scores_holds_and_is_met(tmp_path: Path) -> N
         x = draw.standard_normal((1, 7, 6)).astype(np.float32) * 3
         heads = x.reshape(7, 2, 3)
         scores = 0.5 * np.einsum("qhd,khd->hqk", heads, heads**2)
-        assert measured(model, [x], tmp_path)[name] >= np.abs(scores).max()
+        assert measured(model, [{"x": x}], tmp_path)[name] >= np.abs(scores).max()
     x = np.zeros((1, 2, 6), np.float32)
     x[0, 0, 0], x[0, 1, 4] = 4, 1
-    assert measured(model, [x], tmp_path)[name] == pytest.approx(0.5 * 4 * 16)
+    assert measured(model, [{"x": x}], tmp_path)[name] == pytest.approx(0.5 * 4 * 16)
 
 
 @pytest.mark.parametrize("position", [0, 3, 6])
@@ -135,5 +133,5 @@ def test_what_is_not_finite_is_an_error_wherever_it_stands(
     x = np.ones(7, np.float32)
     x[position] = bad
     with pytest.raises(BuildError, match=r"NaN or infinity for sample 1, in 1 values, the first of them spoilt;"):
-        measured(model, [np.ones(7, np.float32), x], tmp_path)
+        measured(model, [{"x": np.ones(7, np.float32)}, {"x": x}], tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -10,17 +10,17 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from edgeclip import Manifest
-from edgeclip.manifest import TOWERS, TowerName
 from edgeclip_graph.census import count_operators
 from edgeclip_graph.linear import linear_layers
 from edgeclip_quant.budget import DEFAULT_BUDGETS
 from edgeclip_quant.graph_runner import answer
-from edgeclip_quant.inputs.made_up import Batches, Samples, made_up_samples
+from edgeclip_quant.inputs.made_up import Samples
 from edgeclip_quant.passes.integer_layers import Narrowed, Prepared, narrow_to_integers, prepare
 from edgeclip_quant.passes.plain_graph import MakePlain
 from edgeclip_quant.proof.measurement import proof_samples
 from edgeclip_quant.recipes import COMPARED, INT4, INT8, Recipe
+from tests.scenes import graph_feeds
+from tests.scenes.graph_feeds import GRAPHS, feeds, open_feeder
 from tests.scenes.outliers import Change, enlarge_norms, enlarge_values, offset_norms
 
 # Worst cosines of towers with outliers on inputs that they were not calibrated on; measured: 0.9992 and more, 0.9953
@@ -41,19 +41,21 @@ def cosines(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArray[
 
 @pytest.fixture(scope="module")
 def made_up(bundle: Path) -> Samples:
-    return made_up_samples(bundle, Manifest.read(bundle), texts=16, images=6)
+    return graph_feeds.made_up(bundle, texts=16, images=6)
 
 
 @pytest.fixture(scope="module")
 def others(bundle: Path) -> Samples:
     """Inputs of another kind: in halves, to calibrate on and to judge on."""
-    return proof_samples(bundle, Manifest.read(bundle))
+    return proof_samples(open_feeder(bundle))
 
 
 @pytest.fixture(scope="module")
-def towers(bundle: Path, made_up: Samples, tmp_path_factory: pytest.TempPathFactory) -> dict[TowerName, Prepared]:
+def towers(bundle: Path, made_up: Samples, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Prepared]:
     folder = tmp_path_factory.mktemp("towers")
-    return {name: prepare(name, bundle / f"{name}_model.onnx", made_up.of(name), folder, quiet) for name in TOWERS}
+    return {
+        name: prepare(name, bundle / f"{name}.onnx", feeds(bundle, name, made_up), folder, quiet) for name in GRAPHS
+    }
 
 
 def narrowed(
@@ -65,12 +67,12 @@ def narrowed(
     return found, said
 
 
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("name", GRAPHS)
 def test_a_tower_is_looked_at_without_being_changed(
-    towers: dict[TowerName, Prepared], bundle: Path, made_up: Samples, name: TowerName, tmp_path: Path
+    towers: dict[str, Prepared], bundle: Path, made_up: Samples, name: str, tmp_path: Path
 ) -> None:
-    tower, batches = towers[name], made_up.of(name)
-    wanted = answer(bundle / f"{name}_model.onnx", batches, "", quiet)
+    tower, batches = towers[name], feeds(bundle, name, made_up)
+    wanted = answer(bundle / f"{name}.onnx", batches, "", quiet)
     np.testing.assert_allclose(tower.wanted, wanted, atol=1e-6)
     layers = linear_layers(tower.model.graph)
     assert list(tower.seen) == [layer.name for layer in layers]
@@ -87,9 +89,9 @@ def test_a_tower_is_looked_at_without_being_changed(
 
 
 @pytest.mark.parametrize("recipe", COMPARED, ids=lambda recipe: recipe.name)
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("name", GRAPHS)
 def test_every_recipe_makes_what_it_says(
-    towers: dict[TowerName, Prepared], name: TowerName, recipe: Recipe, tmp_path: Path
+    towers: dict[str, Prepared], name: str, recipe: Recipe, tmp_path: Path
 ) -> None:
     tower, out = towers[name], tmp_path / "out.onnx"
     found, said = narrowed(tower, out, recipe)
@@ -97,7 +99,7 @@ def test_every_recipe_makes_what_it_says(
     assert list(found.errors) == layers and sum(found.kernels.values()) == len(layers)
     assert set(found.kernels) <= {*recipe.kernels, "fp32"}
     assert found.operators == count_operators(ir.load(out))
-    assert said[f"writing the {name} tower"] == 1 and f"trying the {name} tower" not in said
+    assert said[f"writing the {name} graph"] == 1 and f"trying the {name} graph" not in said
     cosine = cosines(answer(out, tower.samples, "", quiet), tower.wanted).min()
     assert DEFAULT_BUDGETS[recipe.precision].cosine < cosine < 0.99999  # type: ignore[operator]
 
@@ -105,9 +107,9 @@ def test_every_recipe_makes_what_it_says(
 COARSE = replace(INT4, kernels=("int4 blocks",), max_error=math.inf)
 
 
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("name", GRAPHS)
 def test_the_worst_layers_move_on_until_the_tower_is_good_enough(
-    towers: dict[TowerName, Prepared], name: TowerName, tmp_path: Path
+    towers: dict[str, Prepared], name: str, tmp_path: Path
 ) -> None:
     """A share of what the cosine may lack is left for other inputs; no more moves on than must."""
     tower = towers[name]
@@ -119,7 +121,7 @@ def test_the_worst_layers_move_on_until_the_tower_is_good_enough(
         worst = cosines(answer(tmp_path / "out.onnx", tower.samples, "", quiet), tower.wanted).min()
         assert worst >= 1 - 0.8 * (1 - cosine)
         wide.append(found.kernels.get("fp32", 0))
-        rounds.append(said[f"writing the {name} tower"])
+        rounds.append(said[f"writing the {name} graph"])
         coarse = [error for error in found.errors.values() if error]
         assert len(coarse) == layers - wide[-1]
         first = narrowed(tower, tmp_path / "first.onnx", recipe)[0].errors
@@ -129,10 +131,8 @@ def test_the_worst_layers_move_on_until_the_tower_is_good_enough(
     assert rounds == sorted(rounds) and rounds[0] == 1 < rounds[1]
 
 
-@pytest.mark.parametrize("name", TOWERS)
-def test_what_is_never_good_enough_ends_in_fp32(
-    towers: dict[TowerName, Prepared], name: TowerName, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("name", GRAPHS)
+def test_what_is_never_good_enough_ends_in_fp32(towers: dict[str, Prepared], name: str, tmp_path: Path) -> None:
     """Answers of another tower: nothing brings a tower near them. The table stays narrow."""
     tower = replace(towers[name], wanted=-towers[name].wanted)
     found, _ = narrowed(tower, tmp_path / "out.onnx", INT4, 0.8)
@@ -142,16 +142,14 @@ def test_what_is_never_good_enough_ends_in_fp32(
     assert np.isfinite(answer(tmp_path / "out.onnx", tower.samples, "", quiet)).all()
 
 
-def test_answers_that_are_no_numbers_are_not_good_enough(towers: dict[TowerName, Prepared], tmp_path: Path) -> None:
+def test_answers_that_are_no_numbers_are_not_good_enough(towers: dict[str, Prepared], tmp_path: Path) -> None:
     wanted = towers["vision"].wanted.copy()
     wanted[2] = np.nan
     found, _ = narrowed(replace(towers["vision"], wanted=wanted), tmp_path / "out.onnx", INT8, -1.0)
     assert set(found.kernels) == {"fp32"}
 
 
-def test_q_k_and_v_of_an_image_are_apart_and_of_a_text_together(
-    towers: dict[TowerName, Prepared], tmp_path: Path
-) -> None:
+def test_q_k_and_v_of_an_image_are_apart_and_of_a_text_together(towers: dict[str, Prepared], tmp_path: Path) -> None:
     """In 2 blocks of 3 q, k and v, in the last k and v; gate and up in all; no Split is left."""
     found, _ = narrowed(towers["vision"], tmp_path / "out.onnx", INT8)
     assert "Split" not in found.operators
@@ -160,8 +158,8 @@ def test_q_k_and_v_of_an_image_are_apart_and_of_a_text_together(
     assert text.operators["com.microsoft.MatMulIntegerToFloat"] == 12
 
 
-def changed(name: TowerName, bundle: Path, change: Change, size: float, seed: int, out: Path) -> Path:
-    model = MakePlain()(ir.load(bundle / f"{name}_model.onnx")).model
+def changed(name: str, bundle: Path, change: Change, size: float, seed: int, out: Path) -> Path:
+    model = MakePlain()(ir.load(bundle / f"{name}.onnx")).model
     change(model, size, np.random.default_rng(seed))
     ir.save(model, out, external_data=f"{out.name}_data")
     return out
@@ -177,7 +175,7 @@ def test_outliers_cost_nothing(
     made_up: Samples,
     others: Samples,
     tmp_path: Path,
-    name: TowerName,
+    name: str,
     change: Change,
     size: float,
     seed: int,
@@ -188,20 +186,21 @@ def test_outliers_cost_nothing(
     """
     calibration, asked = others.halves()
     source = changed(name, bundle, change, size, seed, tmp_path / "source.onnx")
-    before = answer(bundle / f"{name}_model.onnx", asked.of(name), "", quiet)
-    wanted = answer(source, asked.of(name), "", quiet)
+    proof = feeds(bundle, name, asked)
+    before = answer(bundle / f"{name}.onnx", proof, "", quiet)
+    wanted = answer(source, proof, "", quiet)
     assert np.abs(wanted - before).max() < SAME
 
-    def worst(batches: Batches, recipe: Recipe, *, may_fix: bool) -> float:
-        tower = prepare(name, source, batches, tmp_path, quiet)
+    def worst(samples: Samples, recipe: Recipe, *, may_fix: bool) -> float:
+        tower = prepare(name, source, feeds(bundle, name, samples), tmp_path, quiet)
         cosine = None if recipe is NAIVE else WORST_COSINE
         narrowed(tower, tmp_path / "out.onnx", recipe, cosine, may_fix=may_fix)
-        return float(cosines(answer(tmp_path / "out.onnx", asked.of(name), "", quiet), wanted).min())
+        return float(cosines(answer(tmp_path / "out.onnx", proof, "", quiet), wanted).min())
 
     found = [
-        worst(made_up.of(name), INT8, may_fix=False),
-        worst(calibration.of(name), INT8, may_fix=True),
-        worst(made_up.of(name), NAIVE, may_fix=False),
+        worst(made_up, INT8, may_fix=False),
+        worst(calibration, INT8, may_fix=True),
+        worst(made_up, NAIVE, may_fix=False),
     ]
     assert min(found[:2]) >= WORST_COSINE, found
     assert found[2] < WORST_COSINE - 0.003, found
@@ -210,10 +209,11 @@ def test_outliers_cost_nothing(
 def test_what_a_bias_takes_back_hides_no_error(bundle: Path, made_up: Samples, tmp_path: Path) -> None:
     """Held to nothing but its layers' errors, a tower with offsets of 100 keeps those in fp32 that read them."""
     source = changed("text", bundle, offset_norms, 100.0, 0, tmp_path / "source.onnx")
-    tower = prepare("text", source, made_up.text, tmp_path, quiet)
+    texts = feeds(bundle, "text", made_up)
+    tower = prepare("text", source, texts, tmp_path, quiet)
     found, _ = narrowed(tower, tmp_path / "out.onnx", INT8)
     assert found.kernels == {"fp32": 6, "int8 per row": 6}
     assert {layer for layer, error in found.errors.items() if not error} == {
         f"blocks.{block}.{part}.weight" for block in range(3) for part in ("qkv", "fc1")
     }
-    assert cosines(answer(tmp_path / "out.onnx", made_up.text, "", quiet), tower.wanted).min() > WORST_COSINE
+    assert cosines(answer(tmp_path / "out.onnx", texts, "", quiet), tower.wanted).min() > WORST_COSINE

@@ -12,9 +12,10 @@ from onnx_ir.passes import PostconditionError, PreconditionError
 from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_state
 
 from edgeclip import Manifest
-from edgeclip.manifest import TOWERS, Target, TowerName
+from edgeclip.manifest import Target
 from edgeclip_quant.passes import operator_types as signatures
 from edgeclip_quant.passes.operator_types import FillTypes, signature
+from tests.scenes.graph_feeds import GRAPHS
 
 
 def node(text: str, opset: int = 23) -> ir.Node:
@@ -67,9 +68,9 @@ def test_an_operator_without_a_known_schema_is_refused() -> None:
             signature(found, 23)
 
 
-@pytest.mark.parametrize("tower", TOWERS)
-def test_types_are_those_that_onnx_infers(bundles: dict[Target, Path], tower: TowerName) -> None:
-    path = bundles["tensorrt"] / Manifest.read(bundles["tensorrt"]).tower(tower).file
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_types_are_those_that_onnx_infers(bundles: dict[Target, Path], graph: str) -> None:
+    path = bundles["tensorrt"] / Manifest.read(bundles["tensorrt"]).graphs[graph].file
     model = ir.load(path)
     untyped = {value.name for one in model.graph for value in one.outputs if not value.dtype}
     FillTypes()(model)
@@ -80,10 +81,10 @@ def test_types_are_those_that_onnx_infers(bundles: dict[Target, Path], tower: To
     assert {name: found[name] for name in untyped} == {name: wanted[name] for name in untyped}
 
 
-@pytest.mark.parametrize("tower", TOWERS)
-def test_a_graph_with_all_types_still_runs(bundles: dict[Target, Path], tower: TowerName, tmp_path: Path) -> None:
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_graph_with_all_types_still_runs(bundles: dict[Target, Path], graph: str, tmp_path: Path) -> None:
     """onnxruntime compares them with its own."""
-    path = bundles["cuda"] / Manifest.read(bundles["cuda"]).tower(tower).file
+    path = bundles["cuda"] / Manifest.read(bundles["cuda"]).graphs[graph].file
     model = FillTypes()(ir.load(path)).model
     assert all(value.dtype for one in model.graph.all_nodes() for value in one.outputs)
     ir.save(model, tmp_path / "typed.onnx", external_data="typed.data")

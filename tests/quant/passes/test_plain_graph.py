@@ -17,7 +17,7 @@ SAME = 1e-6
 
 def test_the_plain_graph_computes_what_the_chosen_one_did(bundle: Path, tmp_path: Path) -> None:
     """With padding, without, and with more rows than the choice's limit."""
-    path = bundle / Manifest.read(bundle).text.file
+    path = bundle / Manifest.read(bundle).graphs["text"].file
     plain = MakePlain()(ir.load(path)).model
     ir.save(plain, tmp_path / "plain.onnx", external_data="plain.data")
     sessions = [
@@ -36,7 +36,7 @@ def test_the_plain_graph_computes_what_the_chosen_one_did(bundle: Path, tmp_path
 
 def test_parts_are_one_layer_again(bundle: Path, tmp_path: Path) -> None:
     """Which computes what they did, and is split where it was; a part of another layer's input is refused."""
-    path = bundle / Manifest.read(bundle).vision.file
+    path = bundle / Manifest.read(bundle).graphs["vision"].file
     plain = MakePlain()(ir.load(path)).model
     assert [len(node.outputs) for node in plain.graph if node.op_type == "Split"] == [3, 2, 3, 2, 2, 2]
     ir.save(plain, tmp_path / "plain.onnx", external_data="plain.data")
@@ -58,7 +58,7 @@ def test_parts_are_one_layer_again(bundle: Path, tmp_path: Path) -> None:
 def test_its_layers_are_found_once_and_a_plain_graph_stays_as_it_is(bundle: Path) -> None:
     """Four a block in the text tower; in the last block of the other, q is apart from k and v."""
     for name, layers in (("text", 3 * 4), ("vision", 3 * 4 + 1)):
-        model = MakePlain()(ir.load(bundle / f"{name}_model.onnx")).model
+        model = MakePlain()(ir.load(bundle / f"{name}.onnx")).model
         names = [layer.name for layer in linear_layers(model.graph)]
         assert len(names) == len(set(names)) == layers
         assert MakePlain()(model).modified is False

@@ -7,6 +7,7 @@ are written. Their operators are held as text, tests/data/graphs/qdq_*.txt; `pyt
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,15 +17,14 @@ from numpy.typing import NDArray
 from onnx_ir.passes import PreconditionError
 
 from edgeclip import BuildError, Manifest
-from edgeclip.families.jina_clip import preprocess_image
-from edgeclip.inputs.tokenization import TextTokenizer
-from edgeclip.manifest import TOWERS, Target, TowerName
+from edgeclip.families.family import Arrays
+from edgeclip.manifest import Target
 from edgeclip_bench.demo.dataset import write_dataset
 from edgeclip_export import export_checkpoint
 from edgeclip_graph.census import count_operators
 from edgeclip_graph.linear import linear_layers
 from edgeclip_quant.inputs.layer_inputs import Observation, observe
-from edgeclip_quant.inputs.made_up import Batches, Samples, made_up_samples
+from edgeclip_quant.inputs.made_up import Samples
 from edgeclip_quant.passes import qdq
 from edgeclip_quant.passes.qdq import (
     ACCEPTED,
@@ -37,6 +37,7 @@ from edgeclip_quant.pick.kernel_plan import relative_error
 from tests.conftest import DATA
 from tests.quant.test_quantize import with_outliers
 from tests.scenes.described_graphs import describe
+from tests.scenes.graph_feeds import GRAPHS, feeds, made_up, open_feeder
 from tests.scenes.qdq_graphs import drawn, layer_model, observed, path_of, run_graph
 
 # Worst cosines to the source: measured 0.9988 (golden vision, from 8 images) to 0.9997 (trained text), 0.9987 with
@@ -45,21 +46,21 @@ WORST_COSINE = 0.995
 # onnxruntime's integer GEMMs against the graph as it is written: a value at the edge of two levels falls the other
 # way, in a component 3.1e-3 at most; in cosine between the two 0.99999.
 SAME_COSINE = 0.9999
-VISION: TowerName = "vision"
+VISION = "vision"
 Seen = Mapping[str, Observation]
 
 
-def calibrate(bundle: Path, tower: TowerName, batches: Batches, folder: Path) -> Seen:
-    return observe(ir.load(path_of(bundle, tower)), batches, folder, lambda *_: None, threads=1)[0]
+def calibrate(bundle: Path, graph: str, batches: Sequence[Arrays], folder: Path) -> Seen:
+    return observe(ir.load(path_of(bundle, graph)), batches, folder, lambda *_: None, threads=1)[0]
 
 
 def cosines(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArray[np.float64]:
     return (found.astype(np.float64) * wanted).sum(axis=1)
 
 
-def quantized(bundle: Path, tower: TowerName, seen: Seen, folder: Path, **options: float) -> tuple[Path, ir.Model]:
-    """The tower's graph as int8, written under `folder`."""
-    model = ir.load(path_of(bundle, tower))
+def quantized(bundle: Path, graph: str, seen: Seen, folder: Path, **options: float) -> tuple[Path, ir.Model]:
+    """The graph's graph as int8, written under `folder`."""
+    model = ir.load(path_of(bundle, graph))
     quantize_for_tensorrt(model, seen, **options)
     folder.mkdir()
     ir.save(model, folder / "int8.onnx", external_data="int8.data")
@@ -70,30 +71,33 @@ def quantized(bundle: Path, tower: TowerName, seen: Seen, folder: Path, **option
 def samples(bundles: dict[Target, Path]) -> tuple[Samples, Samples]:
     """What the golden bundle is calibrated on and proved on, as `quantize_bundle` makes them up."""
     bundle = bundles["tensorrt"]
-    return made_up_samples(bundle, Manifest.read(bundle), texts=64, images=16).halves()
+    return made_up(bundle, texts=64, images=16).halves()
 
 
 @pytest.fixture(scope="module")
 def golden_seen(
     bundles: dict[Target, Path], samples: tuple[Samples, Samples], tmp_path_factory: pytest.TempPathFactory
-) -> dict[TowerName, Seen]:
+) -> dict[str, Seen]:
     """What the golden towers' layers saw."""
     folder = tmp_path_factory.mktemp("seen")
-    return {name: calibrate(bundles["tensorrt"], name, samples[0].of(name), folder) for name in TOWERS}
+    return {
+        name: calibrate(bundles["tensorrt"], name, feeds(bundles["tensorrt"], name, samples[0]), folder)
+        for name in GRAPHS
+    }
 
 
-@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("graph", GRAPHS)
 def test_a_tower_answers_nearly_as_it_did(
     bundles: dict[Target, Path],
     samples: tuple[Samples, Samples],
-    golden_seen: dict[TowerName, Seen],
-    tower: TowerName,
+    golden_seen: dict[str, Seen],
+    graph: str,
     tmp_path: Path,
 ) -> None:
     """With onnxruntime's optimisations and without, and each the other's."""
-    bundle, proof = bundles["tensorrt"], samples[1].of(tower)
-    path, _ = quantized(bundle, tower, golden_seen[tower], tmp_path / "out")
-    wanted = run_graph(path_of(bundle, tower), proof)
+    bundle, proof = bundles["tensorrt"], feeds(bundles["tensorrt"], graph, samples[1])
+    path, _ = quantized(bundle, graph, golden_seen[graph], tmp_path / "out")
+    wanted = run_graph(path_of(bundle, graph), proof)
     written, optimised = run_graph(path, proof), run_graph(path, proof, is_optimised=True)
     for found in (written, optimised):
         assert cosines(found, wanted).min() >= WORST_COSINE
@@ -106,98 +110,98 @@ def test_the_trained_model_keeps_its_answers_even_if_calibrated_on_other_inputs(
 ) -> None:
     """Static ranges cut off what they did not see, so made-up inputs calibrate and real ones prove, and real both."""
     bundle = trained_bundles["tensorrt"]
-    manifest, data = Manifest.read(bundle), tmp_path / "data"
+    feeder, data = open_feeder(bundle), tmp_path / "data"
     write_dataset(data, images=40)
     lines = [json.loads(line) for line in (data / "captions.jsonl").read_text(encoding="utf-8").splitlines()]
     texts = [text for line in lines for said in line["captions"].values() for text in said]
-    rows = TextTokenizer(bundle / manifest.tokenizer.file, manifest.tokenizer).encode(texts, None).rows
-    images = [preprocess_image(str(path), manifest.image, label=path.name) for path in sorted(data.glob("*.png"))]
-    real = Samples(
-        name="real", text=tuple(row[None] for row in rows), vision=tuple(image[None] for image in images)
-    ).halves()
-    made_up = made_up_samples(bundle, manifest, texts=64, images=16).halves()
-    for tower in TOWERS:
-        wanted = run_graph(path_of(bundle, tower), real[1].of(tower))
-        for calibration in (real[0], made_up[0]):
-            seen = calibrate(bundle, tower, calibration.of(tower), tmp_path)
-            path, model = quantized(bundle, tower, seen, tmp_path / f"{tower}-{calibration.name}")
-            assert cosines(run_graph(path, real[1].of(tower)), wanted).min() >= WORST_COSINE, calibration.name
+    images = tuple(
+        feeder.family.image(str(path), None, max_pixels=None, label=path.name) for path in sorted(data.glob("*.png"))
+    )
+    real = Samples(name="real", text=feeder.family.texts(texts, None, None).items, image=images).halves()
+    other = made_up(bundle, texts=64, images=16).halves()
+    for graph in GRAPHS:
+        proof = feeds(bundle, graph, real[1])
+        wanted = run_graph(path_of(bundle, graph), proof)
+        for calibration in (real[0], other[0]):
+            seen = calibrate(bundle, graph, feeds(bundle, graph, calibration), tmp_path)
+            path, model = quantized(bundle, graph, seen, tmp_path / f"{graph}-{calibration.name}")
+            assert cosines(run_graph(path, proof), wanted).min() >= WORST_COSINE, calibration.name
             assert not linear_layers(model.graph)  # each within the limit
 
 
 @pytest.mark.parametrize("factor", [30.0, 100.0])
 def test_outlier_channels_are_smoothed(tmp_path: Path, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without smoothing the same tower falls below 0.9, and the limit would leave the layers in question fp32."""
+    """Without smoothing the same graph falls below 0.9, and the limit would leave the layers in question fp32."""
     bundle = tmp_path / "bundle"
-    manifest = export_checkpoint(with_outliers(tmp_path / "checkpoint", factor), bundle, target="tensorrt")
-    calibration, proof = made_up_samples(bundle, manifest, texts=2, images=16).halves()
-    seen = calibrate(bundle, VISION, calibration.vision, tmp_path)
-    wanted = run_graph(path_of(bundle, VISION), proof.vision)
+    export_checkpoint(with_outliers(tmp_path / "checkpoint", factor), bundle, target="tensorrt")
+    calibration, proof = (feeds(bundle, VISION, half) for half in made_up(bundle, texts=2, images=16).halves())
+    seen = calibrate(bundle, VISION, calibration, tmp_path)
+    wanted = run_graph(path_of(bundle, VISION), proof)
     path, model = quantized(bundle, VISION, seen, tmp_path / "smoothed", max_error=10.0)
     assert not linear_layers(model.graph)
-    assert cosines(run_graph(path, proof.vision), wanted).min() >= WORST_COSINE
+    assert cosines(run_graph(path, proof), wanted).min() >= WORST_COSINE
     monkeypatch.setattr(qdq, "_STRENGTHS", ())
     path, _ = quantized(bundle, VISION, seen, tmp_path / "naive", max_error=10.0)
-    assert cosines(run_graph(path, proof.vision), wanted).min() < 0.9
+    assert cosines(run_graph(path, proof), wanted).min() < 0.9
     path, model = quantized(bundle, VISION, seen, tmp_path / "limited")
     assert len(linear_layers(model.graph)) >= 6
-    assert cosines(run_graph(path, proof.vision), wanted).min() >= WORST_COSINE
+    assert cosines(run_graph(path, proof), wanted).min() >= WORST_COSINE
 
 
-@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("graph", GRAPHS)
 def test_the_graph_is_the_one_that_was_reviewed(
     bundles: dict[Target, Path],
-    golden_seen: dict[TowerName, Seen],
-    tower: TowerName,
+    golden_seen: dict[str, Seen],
+    graph: str,
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
     """Every layer within the limit is one pair and one int8 weight, and no operator is of another kind."""
     bundle = bundles["tensorrt"]
-    path, model = quantized(bundle, tower, golden_seen[tower], tmp_path / "out", max_error=10.0)
-    held = DATA / "graphs" / f"qdq_{tower}.txt"
+    path, model = quantized(bundle, graph, golden_seen[graph], tmp_path / "out", max_error=10.0)
+    held = DATA / "graphs" / f"qdq_{graph}.txt"
     found = describe(ir.load(path))
     if request.config.getoption("--bless"):
         held.write_text(found)
     assert found == held.read_text()
-    layers = len(linear_layers(ir.load(path_of(bundle, tower)).graph))
+    layers = len(linear_layers(ir.load(path_of(bundle, graph)).graph))
     assert count_operators(model)["QuantizeLinear"] == layers
     assert count_operators(model)["DequantizeLinear"] == 2 * layers
     assert set(count_operators(model)) <= set(ACCEPTED)
     onnx.checker.check_model(str(path), full_check=True)
 
 
-@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("graph", GRAPHS)
 def test_it_is_smaller_and_the_source_is_as_it_was(
-    bundles: dict[Target, Path], golden_seen: dict[TowerName, Seen], tower: TowerName, tmp_path: Path
+    bundles: dict[Target, Path], golden_seen: dict[str, Seen], graph: str, tmp_path: Path
 ) -> None:
     bundle = bundles["tensorrt"]
     before = {path.name: path.read_bytes() for path in bundle.iterdir()}
-    path, _ = quantized(bundle, tower, golden_seen[tower], tmp_path / "out", max_error=10.0)
+    path, _ = quantized(bundle, graph, golden_seen[graph], tmp_path / "out", max_error=10.0)
     assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
-    source = path_of(bundle, tower)
+    source = path_of(bundle, graph)
     saved = source.with_name(f"{source.name}_data").stat().st_size - path.with_name("int8.data").stat().st_size
-    parameters = Manifest.read(bundle).tower(tower).parameters
+    parameters = Manifest.read(bundle).graphs[graph].parameters
     assert saved > 2.2 * parameters  # four bytes become one and a share of a scale; biases and patches stay
 
 
-def test_once_more_changes_nothing(bundles: dict[Target, Path], golden_seen: dict[TowerName, Seen]) -> None:
+def test_once_more_changes_nothing(bundles: dict[Target, Path], golden_seen: dict[str, Seen]) -> None:
     """Also where a layer was left as fp32."""
-    for tower in TOWERS:
-        model = ir.load(path_of(bundles["tensorrt"], tower))
-        errors = quantize_for_tensorrt(model, golden_seen[tower], max_error=1.2e-2)
-        assert set(errors) == set(golden_seen[tower])
+    for graph in GRAPHS:
+        model = ir.load(path_of(bundles["tensorrt"], graph))
+        errors = quantize_for_tensorrt(model, golden_seen[graph], max_error=1.2e-2)
+        assert set(errors) == set(golden_seen[graph])
         kept = [layer.name for layer in linear_layers(model.graph)]
         assert kept == [name for name, error in errors.items() if error > 1.2e-2]
         assert 0 < len(kept) < len(errors)
         before = describe(model)
-        assert quantize_for_tensorrt(model, golden_seen[tower], max_error=1.2e-2) == {
+        assert quantize_for_tensorrt(model, golden_seen[graph], max_error=1.2e-2) == {
             name: errors[name] for name in kept
         }
         assert describe(model) == before
 
 
-def test_a_layer_above_the_limit_has_no_pair(bundles: dict[Target, Path], golden_seen: dict[TowerName, Seen]) -> None:
+def test_a_layer_above_the_limit_has_no_pair(bundles: dict[Target, Path], golden_seen: dict[str, Seen]) -> None:
     model = ir.load(path_of(bundles["tensorrt"], VISION))
     before = count_operators(model)
     errors = quantize_for_tensorrt(model, golden_seen[VISION], max_error=0.0)
@@ -205,8 +209,8 @@ def test_a_layer_above_the_limit_has_no_pair(bundles: dict[Target, Path], golden
     assert count_operators(model) == before
 
 
-def answers(model: ir.Model, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    return run_graph(ir.to_proto(model).SerializeToString(), [rows])
+def answers(model: ir.Model, rows: NDArray[Any]) -> NDArray[np.float32]:
+    return run_graph(ir.to_proto(model).SerializeToString(), [{str(model.graph.inputs[0].name): rows}])
 
 
 @pytest.mark.parametrize("factor", [1.0, 200.0], ids=["plain", "smoothed"])

@@ -10,11 +10,12 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeclip import BuildError
-from edgeclip.manifest import TOWERS, Target, TowerName
+from edgeclip.manifest import Target
 from edgeclip_quant.passes.qdq import (
     check_accepted,
     quantize_for_tensorrt,
 )
+from tests.scenes.graph_feeds import GRAPHS
 from tests.scenes.qdq_graphs import drawn, layer_model, observed, path_of
 
 
@@ -210,15 +211,15 @@ def test_what_tensorrt_would_refuse_is_named(break_it: Callable[[ir.Model], obje
     assert "https://" in str(caught.value)
 
 
-@pytest.mark.parametrize("tower", TOWERS)
-def test_an_fp32_graph_is_accepted_too_and_types_are_followed(bundles: dict[Target, Path], tower: TowerName) -> None:
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_an_fp32_graph_is_accepted_too_and_types_are_followed(bundles: dict[Target, Path], graph: str) -> None:
     """Declared types are no evidence: with none in between, the answer is the same. A graph for CUDA is refused."""
-    model = ir.load(path_of(bundles["tensorrt"], tower))
+    model = ir.load(path_of(bundles["tensorrt"], graph))
     for node in model.graph:
         for value in node.outputs:
             value.type = None
     check_accepted(model)
-    fused = ir.load(path_of(bundles["cuda"], tower))
+    fused = ir.load(path_of(bundles["cuda"], graph))
     fused.graph.opset_imports[""] = 20
     with pytest.raises(BuildError, match=r"com.microsoft.\w+ .* not among the operators"):
         check_accepted(fused)

@@ -1,4 +1,4 @@
-"""The front holds whom nobody beats, and the pick is the fastest pair within all of a budget."""
+"""The front holds recipes that no other beats, and the pick is the fastest choice within all of a budget."""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def text(recipe: str, **figures: float) -> Candidate:
 
 def front_of(*texts: Candidate, is_made_up: bool = False) -> list[str]:
     """The names of the texts' recipes on the front."""
-    return [one.recipe.name for one in front(comparison(*texts, is_made_up=is_made_up)) if one.tower == "text"]
+    return [one.recipe.name for one in front(comparison(*texts, is_made_up=is_made_up)) if one.modality == "text"]
 
 
 @pytest.mark.parametrize(
@@ -84,9 +84,9 @@ def test_nan_is_beaten_and_beats_nobody() -> None:
     assert front_of(text("int8", cosine=math.nan), text("int4")) == ["int4"]
 
 
-def test_towers_do_not_beat_each_other() -> None:
-    found = front(comparison(text("int8"), candidate("vision", "int8", mb=9.0, time=0.9, cosine=0.5)))
-    assert [one.tower for one in found] == ["text", "vision"]
+def test_graphs_do_not_beat_each_other() -> None:
+    found = front(comparison(text("int8"), candidate("image", "int8", mb=9.0, time=0.9, cosine=0.5)))
+    assert [one.modality for one in found] == ["text", "image"]
 
 
 def test_recipes_that_no_bundle_is_made_by_neither_beat_nor_stand_on_the_front() -> None:
@@ -97,22 +97,25 @@ def test_recipes_that_no_bundle_is_made_by_neither_beat_nor_stand_on_the_front()
 
 
 def picked(budget: str | Budget, *candidates: Candidate, **how: bool | Sequence[int]) -> tuple[str, str] | None:
-    """The names of the pair."""
+    """The names of the recipes for the text graph and the vision graph."""
     parsed = parse_budget(budget, "int8") if isinstance(budget, str) else budget
     found = pick(comparison(*candidates, **how), parsed)  # type: ignore[arg-type]
-    return None if found is None else (found.pair.text.recipe.name, found.pair.vision.recipe.name)
+    if found is None:
+        return None
+    text_recipe, vision_recipe = (one.recipe.name for one in found.choice.candidates)
+    return text_recipe, vision_recipe
 
 
 TWO_EACH = (
     candidate("text", "int8", time=0.5, cosine=0.999, mb=2.0),
     candidate("text", "int4", time=0.3, cosine=0.95, mb=1.0),
-    candidate("vision", "int8", time=0.6, cosine=0.998, mb=2.0),
-    candidate("vision", "int4", time=0.9, cosine=0.96, mb=1.0),
+    candidate("image", "int8", time=0.6, cosine=0.998, mb=2.0),
+    candidate("image", "int4", time=0.9, cosine=0.96, mb=1.0),
 )
 
 
 @pytest.mark.parametrize(
-    ("budget", "pair"),
+    ("budget", "choice"),
     [
         ("cosine=0.9", ("int4", "int8")),
         ("cosine=0.99", ("int8", "int8")),
@@ -123,15 +126,15 @@ TWO_EACH = (
         ("cosine=0.9,size_mb=2.4", None),
     ],
 )
-def test_the_fastest_pair_within_the_budget(budget: str, pair: tuple[str, str] | None) -> None:
-    assert picked(budget, *TWO_EACH) == pair
+def test_the_fastest_choice_within_the_budget(budget: str, choice: tuple[str, str] | None) -> None:
+    assert picked(budget, *TWO_EACH) == choice
 
 
 def test_a_size_is_the_whole_bundles() -> None:
-    towers_mb, others_mb = 2.0, OTHER_BYTES / 1e6
+    graphs_mb, others_mb = 2.0, OTHER_BYTES / 1e6
     one = text("int8", mb=1.0)
-    assert picked(f"size_mb={towers_mb + others_mb}", one) is not None
-    assert picked(f"size_mb={towers_mb + others_mb - 0.001}", one) is None
+    assert picked(f"size_mb={graphs_mb + others_mb}", one) is not None
+    assert picked(f"size_mb={graphs_mb + others_mb - 0.001}", one) is None
 
 
 def test_of_times_that_are_alike_the_best_cosine_is_taken() -> None:
@@ -141,10 +144,10 @@ def test_of_times_that_are_alike_the_best_cosine_is_taken() -> None:
     assert picked("cosine=0.99", fast, far) == ("int4", "int8")
 
 
-def test_each_tower_must_be_alike_by_itself() -> None:
-    """Else one tower pays with its time for what another is quicker by."""
-    slower = candidate("vision", "int8-blocks", time=0.5 * 1.06, cosine=0.9999)
-    assert picked("cosine=0.99", text("int8"), candidate("vision", "int8"), slower) == ("int8", "int8")
+def test_each_graph_must_be_alike_by_itself() -> None:
+    """Else one graph pays with its time for what another is quicker by."""
+    slower = candidate("image", "int8-blocks", time=0.5 * 1.06, cosine=0.9999)
+    assert picked("cosine=0.99", text("int8"), candidate("image", "int8"), slower) == ("int8", "int8")
 
 
 def test_of_what_loses_the_same_the_smallest_is_taken_and_then_the_first() -> None:
@@ -158,8 +161,8 @@ def test_recipes_that_no_bundle_is_made_by_are_never_picked() -> None:
     assert picked(LOOSE, text("int8-static", time=0.1), text("int8"), is_made_up=True) == ("int8", "int8")
 
 
-def test_recall_is_that_of_both_towers_together() -> None:
-    """A pair that finds nothing any more is not taken, however fast and near its vectors are said to be."""
+def test_recall_is_that_of_both_graphs_together() -> None:
+    """A choice that finds nothing any more is not taken, however fast and near its vectors are said to be."""
     lost = candidate("text", "int4", time=0.1, answers=LOST)
     assert picked("recall=100", text("int8"), lost) == ("int4", "int8")
     assert picked("recall=1", text("int8"), lost) == ("int8", "int8")
@@ -169,15 +172,15 @@ def test_recall_is_that_of_both_towers_together() -> None:
 def test_a_pick_says_of_how_many() -> None:
     found = pick(comparison(*TWO_EACH), parse_budget("cosine=0.9,size_mb=4", "int8"))
     assert found is not None
-    assert (found.pairs, found.within) == (4, 3)
-    assert str(found.pair) == "text int4, vision int8"
+    assert (found.choices, found.within) == (4, 3)
+    assert str(found.choice) == "text int4, vision int8"
 
 
 @pytest.mark.parametrize(
     ("budget", "told"),
     [
-        ("cosine=1", "the text tower's best worst cosine is 0.9990 (int8), wanted 1"),
-        ("cosine=0.9985", "the vision tower's best worst cosine is 0.9980 (int8), wanted 0.9985"),
+        ("cosine=1", "the best worst cosine of text vectors is 0.9990 (int8), wanted 1"),
+        ("cosine=0.9985", "the best worst cosine of image vectors is 0.9980 (int8), wanted 0.9985"),
         (
             "cosine=0.99,size_mb=3",
             "the smallest bundle that keeps a cosine of 0.99 has 4.50 MB (text int8, vision int8), wanted 3",
@@ -207,7 +210,7 @@ def test_what_comes_nearest_in_recall_is_said() -> None:
 def test_nan_is_within_no_budget() -> None:
     found = comparison(text("int8", cosine=math.nan))
     assert pick(found, LOOSE) is None
-    assert nearest(found, LOOSE) == "the text tower's best worst cosine is nan (int8), wanted -1"
+    assert nearest(found, LOOSE) == "the best worst cosine of text vectors is nan (int8), wanted -1"
 
 
 @pytest.mark.parametrize(

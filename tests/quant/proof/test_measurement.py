@@ -1,37 +1,33 @@
-"""What is measured of a narrowed tower is what happened to its vectors, and what proves it again is kept."""
+"""What is measured of a narrowed bundle is what happened to its vectors, and what proves it again is kept."""
 
 import io
 import math
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from edgeclip import BuildError, Encoder, Manifest
-from edgeclip.manifest import TOWERS
-from edgeclip_quant.graph_runner import open_tower
+from edgeclip import BuildError, BundleError, Encoder, Manifest
+from edgeclip.families.family import Arrays
+from edgeclip.manifest import MODALITIES
+from edgeclip_quant.graph_runner import Graphs, answer, open_run
 from edgeclip_quant.inputs.made_up import Samples
 from edgeclip_quant.proof import measurement as proof
-from edgeclip_quant.proof.measurement import (
-    Timing,
-    measure,
-    proof_samples,
-    prove,
-    read_selftest,
-    time_ratio,
-    time_tower,
-)
-from edgeclip_quant.proof.retrieval import Vectors
+from edgeclip_quant.proof.measurement import graph_files, measure, proof_samples, prove, read_selftest
+from edgeclip_quant.proof.timing import Timing, time_modality, time_ratio
+from tests.scenes.graph_feeds import GRAPHS, feeds, open_feeder
 
 MOST_BYTES = 2_000_000  # of proof.npz at 512 px
 
 
 def figures(wanted: Any, found: Any, **rest: Any) -> Any:
     arrays = {"wanted": np.array(wanted, np.float32), "found": np.array(found, np.float32)}
-    return measure("text", against="fp32 bundle", data="photos", weight_bytes=30, **arrays, **rest)
+    return measure("text", "single", against="fp32 bundle", data="photos", weight_bytes=30, **arrays, **rest)
 
 
 def test_cosines_are_of_directions() -> None:
@@ -70,47 +66,54 @@ def test_ratios_are_to_the_source() -> None:
 
 
 def sleeping(seconds: float) -> Any:
-    return lambda batch: time.sleep(seconds)
+    return lambda: time.sleep(seconds)
 
 
 def test_a_time_is_the_narrowed_ones_over_the_sources() -> None:
-    batch = np.zeros(1)
-    ratio, pairs = time_ratio(sleeping(0.004), sleeping(0.001), batch, rounds=7)
+    ratio, pairs = time_ratio(sleeping(0.004), sleeping(0.001), rounds=7)
     assert 0.1 < ratio < 0.9 and pairs == 7
-    ratio, pairs = time_ratio(sleeping(0.001), sleeping(0.004), batch, rounds=40, seconds=0)
+    ratio, pairs = time_ratio(sleeping(0.001), sleeping(0.004), rounds=40, seconds=0)
     assert ratio > 1.1 and pairs == 5
 
 
 def test_both_take_turns_in_going_first() -> None:
     calls: list[str] = []
-    time_ratio(lambda batch: calls.append("s"), lambda batch: calls.append("n"), np.zeros(1), rounds=3)  # type: ignore[arg-type,return-value,func-returns-value]
+    time_ratio(lambda: calls.append("s"), lambda: calls.append("n"), rounds=3)
     assert "".join(calls) == "nnss" + "ssnn" + "nnss"  # the first of two does not count
 
 
-def test_a_tower_is_timed_on_16_tokens_or_an_image(bundle: Path) -> None:
-    manifest = Manifest.read(bundle)
-    seen: list[Any] = []
-    made_up = proof_samples(bundle, manifest)
-    facts = manifest.tokenizer
-    for name in TOWERS:
-        timing = time_tower(name, seen.append, seen.append, made_up)  # type: ignore[arg-type]
-        assert timing.input == {"text": "16 tokens", "vision": "1 image"}[name]
+def test_a_modality_is_timed_on_16_tokens_or_an_image(bundle: Path) -> None:
+    feeder = open_feeder(bundle)
+    made_up, facts = proof_samples(feeder), feeder.manifest.need_text()
+    for modality in MODALITIES:
+        seen: list[Arrays] = []
+
+        class Watched(Graphs):
+            """Graphs that note what they are run on."""
+
+            def run(self, graph: str, feed: Arrays) -> Mapping[str, NDArray[Any]]:
+                seen.append(feed)  # noqa: B023 - used within the turn
+                return super().run(graph, feed)
+
+        with Watched(feeder, graph_files(bundle, feeder.manifest)) as graphs:
+            timing = time_modality(modality, feeder, graphs, graphs, made_up)
+        assert timing.input == {"text": "16 tokens", "image": "1 image"}[modality]
         assert timing.machine.endswith("threads") and timing.samples >= 5
-        shape = (1, 16) if name == "text" else made_up.vision[0].shape
-        assert {batch.shape for batch in seen} == {shape}
-        seen[:-1] = []
-        if name == "text":
-            (ids,) = seen.pop()
-            assert (ids[0], ids[-1]) == (facts.bos_id, facts.eos_id) and len(set(ids.tolist())) > 8
+        assert len({id(feed) for feed in seen}) == 1
+        (array,) = seen[0].values()
+        if modality == "text":
+            (ids,) = array
+            assert len(ids) == 16 and (ids[0], ids[-1]) == (facts.bos_id, facts.eos_id) and len(set(ids.tolist())) > 8
+        else:
+            np.testing.assert_array_equal(array[0], made_up.image[0].arrays["pixel_values"])
 
 
 def test_made_up_inputs_are_always_the_same_and_small(bundle: Path) -> None:
-    manifest = Manifest.read(bundle)
-    once, again = (proof_samples(bundle, manifest) for _ in range(2))
-    for name in TOWERS:
-        for one, other in zip(once.of(name), again.of(name), strict=True):
-            np.testing.assert_array_equal(one, other)
-    assert len({row.shape for row in once.text}) > 10
+    once, again = (proof_samples(open_feeder(bundle)) for _ in range(2))
+    for graph in GRAPHS:
+        for one, other in zip(feeds(bundle, graph, once), feeds(bundle, graph, again), strict=True):
+            np.testing.assert_equal(dict(one), dict(other))
+    assert len({item.tokens for item in once.text}) > 10
     pictures = [proof._picture(512, draw) for draw in [np.random.default_rng(1)] for _ in range(8)]
     file = io.BytesIO()
     np.savez_compressed(file, pixel_values=np.stack(pictures))
@@ -120,25 +123,29 @@ def test_made_up_inputs_are_always_the_same_and_small(bundle: Path) -> None:
 
 def test_a_proof_holds_the_sources_answers_to_what_it_asks(bundle: Path, int8_bundle: Path) -> None:
     with Encoder.open(bundle, device="cpu") as encoder, np.load(int8_bundle / "proof.npz") as arrays:
-        texts = np.concatenate([encoder.run_tower("text", arrays[f"input_ids_{index}"]) for index in range(32)])
+        runs = [encoder.run_graph("text", {"input_ids": arrays[f"input_ids_{index}"]}) for index in range(32)]
+        texts = np.concatenate([run["text_embeds"] for run in runs])
         assert np.abs(texts - arrays["text_embeds"]).max() < 1e-6
-        assert np.abs(encoder.run_tower("vision", arrays["pixel_values"]) - arrays["image_embeds"]).max() < 1e-6
-        assert len(arrays.files) == 32 + 3
+        images = encoder.run_graph("vision", {"pixel_values": arrays["pixel_values"]})["image_embeds"]
+        assert np.abs(images - arrays["image_embeds"]).max() < 1e-6
+        assert arrays["text_adapters"].tolist() == [""] * 32
+        assert len(arrays.files) == 32 + 4
     assert (int8_bundle / "proof.npz").stat().st_size < MOST_BYTES
 
 
 def test_an_int8_bundle_holds_its_whole_proof(bundle: Path, int8_bundle: Path) -> None:
     source, manifest = Manifest.read(bundle), Manifest.read(int8_bundle)
     assert manifest.proof == "proof.npz" and manifest.file("proof.npz").size_bytes > 0
-    assert [(one.tower, one.against, one.data) for one in manifest.measured] == [
-        ("text", "fp32 checkpoint", "self-test"),
-        ("vision", "fp32 checkpoint", "self-test"),
-        ("text", "fp32 bundle", "made-up inputs"),
-        ("vision", "fp32 bundle", "made-up inputs"),
+    assert [(one.modality, one.space, one.against, one.data) for one in manifest.measured] == [
+        ("text", "single", "fp32 checkpoint", "self-test"),
+        ("image", "single", "fp32 checkpoint", "self-test"),
+        ("text", "single", "fp32 bundle", "made-up inputs"),
+        ("image", "single", "fp32 bundle", "made-up inputs"),
     ]
     for one in manifest.measured:
+        graph = manifest.first_graph(one.modality).file
         files = {
-            name: [file.size_bytes for file in facts.files if file.name.startswith(facts.tower(one.tower).file)]
+            name: [file.size_bytes for file in facts.files if file.name.startswith(graph)]
             for name, facts in (("source", source), ("int8", manifest))
         }
         assert len(files["int8"]) == 2 and one.weight_bytes == sum(files["int8"])
@@ -156,21 +163,22 @@ def test_an_int8_bundle_holds_its_whole_proof(bundle: Path, int8_bundle: Path) -
 
 
 def test_what_a_user_gives_is_measured_and_not_stored(bundle: Path, int8_bundle: Path, tmp_path: Path) -> None:
-    manifest = Manifest.read(bundle)
-    own = proof_samples(bundle, manifest)
+    feeder = open_feeder(bundle)
+    own = proof_samples(feeder)
+    negatives = [255 - item.arrays["pixel_values"] for item in own.image[:6]]
     own = Samples(
         name="photos",
         text=own.text[:12],
-        vision=tuple(255 - pixels for pixels in own.vision[:6]),
+        image=tuple(feeder.family.image(pixels, None, max_pixels=None, label="") for pixels in negatives),
         pairs=tuple(index // 2 for index in range(12)),
     )
     stage = shutil.copytree(int8_bundle, tmp_path / "stage")
-    measured = prove(bundle, manifest, stage, own, lambda *_: None, precisions=dict.fromkeys(TOWERS, "int8"))
+    measured = prove(feeder, stage, own, lambda *_: None, precisions=dict.fromkeys(GRAPHS, "int8"))
     assert (stage / "proof.npz").read_bytes() == (int8_bundle / "proof.npz").read_bytes()
     of_user = measured[-2:]
-    assert [(one.tower, one.data, one.samples) for one in of_user] == [
+    assert [(one.modality, one.data, one.samples) for one in of_user] == [
         ("text", "photos", 12),
-        ("vision", "photos", 6),
+        ("image", "photos", 6),
     ]
     for one, queries in zip(of_user, (12, 6), strict=True):
         assert one.retrieval is not None and (one.retrieval.truth, one.retrieval.queries) == ("captions", queries)
@@ -181,20 +189,25 @@ def test_what_a_user_gives_is_measured_and_not_stored(bundle: Path, int8_bundle:
 
 
 def test_the_self_test_is_measured_against_the_checkpoint(bundle: Path, int8_bundle: Path) -> None:
-    samples, wanted = read_selftest(bundle / "selftest.npz")
-    assert isinstance(wanted, Vectors) and (len(samples.text), len(samples.vision)) == (6, 2)
-    run = open_tower(int8_bundle / "text_model.onnx")
-    found = np.concatenate([run(batch) for batch in samples.text]).astype(np.float64)
+    samples, wanted = read_selftest(open_feeder(bundle))
+    assert (len(samples.text), len(samples.image)) == (6, 2)
+    with np.load(bundle / "selftest.npz") as arrays:  # the family makes of the texts and images what export made
+        for index, item in enumerate(samples.text):
+            np.testing.assert_array_equal(item.arrays["input_ids"], arrays[f"input_ids_{index}"][0])
+        for item, pixels in zip(samples.image, arrays["pixel_values"], strict=True):
+            np.testing.assert_array_equal(item.arrays["pixel_values"], pixels)
+    asked = feeds(bundle, "text", samples)
+    found = answer(int8_bundle / "text.onnx", asked, "", lambda *_: None).astype(np.float64)
     recorded = Manifest.read(int8_bundle).measured[0]
-    assert (found * wanted.text).sum(axis=1).min() == pytest.approx(recorded.worst_cosine, abs=1e-6)
+    assert (found * wanted["text"]["single"]).sum(axis=1).min() == pytest.approx(recorded.worst_cosine, abs=1e-6)
 
 
-def test_what_cannot_be_read_or_run_is_one_line(bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "selftest.npz").write_bytes(b"nothing")
-    with pytest.raises(BuildError, match=r"selftest.npz: cannot be read \(.*\); export the bundle again$"):
-        read_selftest(tmp_path / "selftest.npz")
-    (tmp_path / "text_model.onnx").write_bytes(b"nothing")
-    with pytest.raises(BuildError, match=r"onnxruntime cannot run text_model.onnx \(.*\)$"):
-        open_tower(tmp_path / "text_model.onnx")
-    with pytest.raises(BuildError, match=r"onnxruntime cannot run text_model.onnx \(.*\)$"):
-        open_tower(bundle / "text_model.onnx")(np.zeros((1, 2, 3), np.int64))
+def test_what_cannot_be_read_or_run_is_one_line(bundle: Path, copied_bundle: Path, tmp_path: Path) -> None:
+    (copied_bundle / "selftest.npz").write_bytes(b"nothing")
+    with pytest.raises(BundleError, match=r"selftest.npz: cannot be read"):
+        read_selftest(open_feeder(copied_bundle))
+    (tmp_path / "text.onnx").write_bytes(b"nothing")
+    with pytest.raises(BuildError, match=r"onnxruntime cannot run text.onnx \(.*\)$"):
+        open_run(tmp_path / "text.onnx")
+    with pytest.raises(BuildError, match=r"onnxruntime cannot run text.onnx \(.*\)$"):
+        open_run(bundle / "text.onnx")({"input_ids": np.zeros((1, 2, 3), np.int64)})
