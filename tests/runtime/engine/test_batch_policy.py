@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from edgeclip.encoder import Encoder
 from edgeclip.engine.batch_policy import (
@@ -21,25 +20,43 @@ from edgeclip.engine.batch_policy import (
     Profiles,
     Purpose,
     Shape,
-    TextBatch,
     is_captured,
     is_oversized,
+    kind_of,
     slot_rows,
 )
 from edgeclip.engine.devices import PROVIDERS, Device
 from edgeclip.engine.opening import GraphToOpen, open_graph
 from edgeclip.errors import InputError
-from edgeclip.manifest import Manifest, TowerName
+from edgeclip.families.family import Item
+from edgeclip.manifest import Manifest
 from edgeclip.serve.app import lane_policy
 from edgeclip.serve.queue.fair_queue import FairQueue
 from edgeclip.serve.settings import Settings
 from edgeclip.triton import model_config
 from tests.scenes.triton_config import pairs, parse
 
-PAD = 1
 PURPOSES: tuple[Purpose, ...] = ("throughput", "latency", "uniform")
-PLAIN = BatchPolicy(tokens=CPU_TOKENS, images=CPU_IMAGES, pad_id=PAD)
+PLAIN = BatchPolicy(tokens=CPU_TOKENS, images=CPU_IMAGES)
 Ends = list[tuple[Shape, Shape]]
+
+
+def text(length: int, *, needs_mask: bool = False, adapter: str | None = None) -> Item:
+    """A text of so many tokens, as `edgeclip.families.token_texts` makes them."""
+    ids = np.zeros(length, np.int64)
+    alike = (length, needs_mask)
+    return Item(graph="text", arrays={"input_ids": ids}, tokens=length, alike=alike, adapter=adapter)
+
+
+def image(side: int) -> Item:
+    """An image of one size."""
+    pixels = np.zeros((side, side, 3), np.uint8)
+    return Item(graph="vision", arrays={"pixel_values": pixels}, tokens=1, alike=pixels.shape)
+
+
+def text_rows(policy: BatchPolicy, length: int) -> int:
+    """The most texts of so many tokens in a batch."""
+    return policy.rows(Kind(length, "text"))
 
 
 @pytest.fixture
@@ -65,7 +82,7 @@ def assert_fits(shape: Shape, profiles: Ends) -> None:
 
 def engine_profiles(manifest: Manifest, graph: str) -> Ends:
     """Those of the engine that an Encoder builds, which the service's lanes run too."""
-    return ends(BatchPolicy.choose("tensorrt", manifest, "throughput").profiles(tower))
+    return ends(BatchPolicy.choose("tensorrt", manifest, "throughput").profiles(graph))
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 3, 100, 10**9])
@@ -73,9 +90,8 @@ def test_no_batch_of_the_encoder_lies_outside_a_profile(manifest: Manifest, batc
     """Texts of every length, as many as make a full batch and one more; images up to several batches."""
     policy, texts = BatchPolicy.choose("tensorrt", manifest, "throughput"), engine_profiles(manifest, "text")
     for length in range(2, 8193):
-        row = np.zeros(length, np.int64)
-        for batch in policy.plan_texts([row] * (policy.rows((length,)) + 1), batch_size):
-            assert_fits(batch.input_ids.shape, texts)
+        for batch in policy.plan([text(length)] * (text_rows(policy, length) + 1), batch_size):
+            assert_fits((len(batch), length), texts)
     images, pixels = (
         engine_profiles(manifest, "vision"),
         (manifest.need_image().size_px, manifest.need_image().size_px, 3),
@@ -83,11 +99,13 @@ def test_no_batch_of_the_encoder_lies_outside_a_profile(manifest: Manifest, batc
     for count in range(1, 100):
         for group in policy.plan_images(count, batch_size):
             assert_fits((len(group), *pixels), images)
+        for batch in policy.plan([image(8)] * count, batch_size):
+            assert_fits((len(batch), *pixels), images)
 
 
-def batches(policy: BatchPolicy, item: NDArray[Any], waiting: int) -> set[int]:
+def batches(policy: BatchPolicy, item: Item, waiting: int) -> set[int]:
     """The sizes of the batches that a lane makes of so many waiting items."""
-    queue, kind = FairQueue(policy.rows), policy.kind_of(item)
+    queue, kind = FairQueue(policy.rows), kind_of(item)
     queue.add(0, [kind] * waiting)
     sizes = set()
     while batch := queue.take():
@@ -102,17 +120,17 @@ def test_no_batch_of_the_service_lies_outside_a_profile(manifest: Manifest, max_
     policy = lane_policy("tensorrt:0", manifest, settings)
     profiles = engine_profiles(manifest, "text")
     for length in range(2, 8193):
-        for size in batches(policy, np.zeros(length, np.int64), policy.rows((length,)) + 1):
+        for size in batches(policy, text(length), text_rows(policy, length) + 1):
             assert_fits((size, length), profiles)
     for length in (2, 64, 65, 512, 513, 8192):
-        for waiting in range(1, 2 * policy.rows((length,)) + 2):
-            for size in batches(policy, np.zeros(length, np.int64), waiting):
+        for waiting in range(1, 2 * text_rows(policy, length) + 2):
+            for size in batches(policy, text(length), waiting):
                 assert_fits((size, length), profiles)
-    burst = batches(policy, np.zeros(2, np.int64), settings.max_queued_texts)
+    burst = batches(policy, text(2), settings.max_queued_texts)
     assert max(burst) <= min(256, max_batch or 256)
     profiles, side = engine_profiles(manifest, "vision"), manifest.need_image().size_px
     for waiting in range(1, settings.max_queued_images + 1):
-        for size in batches(policy, np.zeros((side, side, 3), np.uint8), waiting):
+        for size in batches(policy, image(side), waiting):
             assert_fits((size, side, side, 3), profiles)
 
 
@@ -149,11 +167,11 @@ def test_every_device_has_a_bounded_batch_for_every_shape(kind: str, purpose: Pu
     """A user's max_batch lowers each of them and raises none; texts stay within their tokens, but a single one."""
     policy = BatchPolicy.choose(kind, manifest, purpose)
     lowered, raised = (BatchPolicy.choose(kind, manifest, purpose, max_batch=size) for size in (3, 10**9))
-    for shape in (*((length,) for length in range(2, 8193)), (512, 512, 3)):
-        most = policy.rows(shape)
-        assert most >= 1 and lowered.rows(shape) == min(most, 3) and raised.rows(shape) == most
-        if len(shape) == 1 and purpose != "uniform":
-            assert most == 1 or most * shape[0] <= GPU_TOKENS
+    for one in (*(Kind(length, "text") for length in range(2, 8193)), Kind(1, "vision")):
+        most = policy.rows(one)
+        assert most >= 1 and lowered.rows(one) == min(most, 3) and raised.rows(one) == most
+        if one.graph == "text" and purpose != "uniform":
+            assert most == 1 or most * one.cost <= GPU_TOKENS
     assert (policy.profiles("text") is not None) == (policy.profiles("vision") is not None) == (kind == "tensorrt")
 
 
@@ -163,15 +181,15 @@ def test_a_batch_on_cuda_fits_a_slot(purpose: Purpose, manifest: Manifest) -> No
     policy = BatchPolicy.choose("cuda", manifest, purpose)
     if purpose != "uniform":
         for length in range(2, 8193):
-            assert policy.rows((length,)) <= slot_rows("text")
-            assert policy.rows((length,)) * length <= GPU_TOKENS
-    assert policy.rows((512, 512, 3)) <= slot_rows("vision")
+            assert text_rows(policy, length) <= slot_rows("text")
+            assert text_rows(policy, length) * length <= GPU_TOKENS
+    assert policy.rows(Kind(1, "vision")) <= slot_rows("vision")
 
 
 @pytest.mark.parametrize("purpose", ["throughput", "uniform"])
-@pytest.mark.parametrize("tower", ["text", "vision"])
+@pytest.mark.parametrize("graph", ["text", "vision"])
 def test_a_profile_is_best_somewhere_inside_it(graph: str, purpose: Purpose, manifest: Manifest) -> None:
-    profiles = BatchPolicy.choose("tensorrt", manifest, purpose).profiles(tower)
+    profiles = BatchPolicy.choose("tensorrt", manifest, purpose).profiles(graph)
     assert profiles is not None and len(profiles.min) == len(profiles.opt) == len(profiles.max) >= 2
     for least, best, most in zip(profiles.min, profiles.opt, profiles.max, strict=True):
         assert lies_within(best, least, most)
@@ -191,41 +209,56 @@ def test_profiles_are_spelled_as_onnxruntime_wants_them(manifest: Manifest) -> N
 @pytest.mark.parametrize("shape", [(1000, 2), (300, 64), (33, 65), (3, 8192), (1, 8192), (0, 5)])
 def test_a_batch_that_is_formed_by_hand_is_cut_into_parts_that_fit(shape: Shape, manifest: Manifest) -> None:
     """Every row goes once and in its place."""
-    parts = BatchPolicy.choose("tensorrt", manifest, "throughput").parts(shape)
+    parts = BatchPolicy.choose("tensorrt", manifest, "throughput").parts("text", shape)
     assert [row for part in parts for row in range(*part.indices(shape[0]))] == list(range(shape[0]))
     for part in parts:
         assert_fits((part.stop - part.start, *shape[1:]), engine_profiles(manifest, "text"))
 
 
+@pytest.mark.parametrize("count", [0, 1, 32, 33, 100])
+def test_images_that_come_as_one_batch_are_cut_into_parts_that_fit(count: int, manifest: Manifest) -> None:
+    side = manifest.need_image().size_px
+    parts = BatchPolicy.choose("tensorrt", manifest, "throughput").parts("vision", (count, side, side, 3))
+    assert [row for part in parts for row in range(*part.indices(count))] == list(range(count))
+    for part in parts:
+        assert_fits((part.stop - part.start, side, side, 3), engine_profiles(manifest, "vision"))
+
+
 @pytest.mark.parametrize(
-    ("shape", "found"),
+    ("graph", "shape", "found"),
     [
-        ((1, 1), "found a text of 1 tokens, wanted 2 to 8192"),
-        ((2, 8193), "found a text of 8193 tokens, wanted 2 to 8192"),
-        ((1, 40, 40, 3), "found a batch of shape (1, 40, 40, 3), wanted ids (B, T) or pixels"),
-        ((5,), "found a batch of shape (5,), wanted ids (B, T) or pixels"),
+        ("text", (1, 1), "found a text of 1 tokens, wanted 2 to 8192"),
+        ("text", (2, 8193), "found a text of 8193 tokens, wanted 2 to 8192"),
+        ("text", (1, 64, 64, 3), "found a batch of shape (1, 64, 64, 3), wanted ids (B, T)"),
+        ("text", (5,), "found a batch of shape (5,), wanted ids (B, T)"),
+        ("vision", (1, 40, 40, 3), "found a batch of shape (1, 40, 40, 3), wanted pixels (B, 64, 64, 3)"),
+        ("vision", (2, 5), "found a batch of shape (2, 5), wanted pixels (B, 64, 64, 3)"),
     ],
 )
-def test_a_batch_that_fits_no_profile_is_refused(shape: Shape, found: str, manifest: Manifest) -> None:
+def test_a_batch_that_fits_no_profile_is_refused(graph: str, shape: Shape, found: str, manifest: Manifest) -> None:
     with pytest.raises(InputError) as caught:
-        BatchPolicy.choose("tensorrt", manifest, "throughput").parts(shape)
+        BatchPolicy.choose("tensorrt", manifest, "throughput").parts(graph, shape)
     assert found in str(caught.value) and "\n" not in str(caught.value)
-    assert len(BatchPolicy.choose("cpu", manifest, "throughput").parts(shape)) == 1  # the graph decides there
+    assert len(BatchPolicy.choose("cpu", manifest, "throughput").parts(graph, shape)) == 1  # the graph decides there
 
 
 def test_a_session_runs_a_large_batch_in_parts_and_joins_them(encoder: Encoder, bundle: Path) -> None:
     """As it would with TensorRT; here on the CPU, with TensorRT's policy."""
-    session = TowerSession(bundle / "text.onnx", "text", Device(kind="cpu"), 1, encoder.manifest)
+    session = open_graph(
+        GraphToOpen(
+            path=bundle / "text.onnx", graph="text", device=Device(kind="cpu"), threads=1, manifest=encoder.manifest
+        )
+    )
     ids = np.random.default_rng(0).integers(5, 50, (300, 4))
-    wanted = session.run(ids)
+    wanted = session.run({"input_ids": ids})["text_embeds"]
     session._policy = BatchPolicy.choose("tensorrt", encoder.manifest, "throughput")
     seen: list[Shape] = []
     run = session._run
-    session._run = lambda batch: (seen.append(batch.shape), run(batch))[1]  # type: ignore[method-assign]
-    np.testing.assert_allclose(session.run(ids), wanted, atol=1e-6)
+    session._run = lambda feed, *rest: (seen.append(feed["input_ids"].shape), run(feed, *rest))[1]  # type: ignore[method-assign]
+    np.testing.assert_allclose(session.run({"input_ids": ids})["text_embeds"], wanted, atol=1e-6)
     assert seen == [(256, 4), (44, 4)]
     with pytest.raises(InputError, match="found a text of 9000 tokens"):
-        session.run(np.full((1, 9000), 5))
+        session.run({"input_ids": np.full((1, 9000), 5)})
 
 
 def test_single_texts_and_a_few_image_batches_are_captured() -> None:
@@ -241,58 +274,65 @@ def test_a_size_below_one_is_refused(changed: dict[str, int]) -> None:
         BatchPolicy(**{"tokens": 1, "images": 1} | changed)
 
 
-def test_a_kind_is_length_and_mask_of_a_text_and_the_shape_of_an_image() -> None:
-    assert PLAIN.kind_of(np.array([0, 5, 2])) == Kind(cost=3, shape=(3,))
-    assert PLAIN.kind_of(np.array([0, PAD, 2])) == Kind(cost=3, shape=(3,), needs_mask=True)
-    assert BatchPolicy(tokens=1, images=1).kind_of(np.array([0, PAD, 2])) == Kind(cost=3, shape=(3,))
-    assert PLAIN.kind_of(np.zeros((8, 8, 3), np.uint8)) == Kind(cost=1, shape=(8, 8, 3))
+def test_a_kind_is_graph_adapter_likeness_and_cost() -> None:
+    """Texts with a mask, with another adapter or of another length are of another kind."""
+    assert kind_of(text(3)) == Kind(3, "text", None, (3, False))
+    assert kind_of(text(3)) == kind_of(text(3))
+    assert kind_of(image(8)) == Kind(1, "vision", None, (8, 8, 3))
+    others = [text(3), text(4), text(3, needs_mask=True), text(3, adapter="a"), text(3, adapter="b"), image(8)]
+    assert len({kind_of(item) for item in others}) == len(others)
+    assert kind_of(dataclasses.replace(text(3), tokens=0)).cost == 1
 
 
-def make_rows(count: int, longest: int, seed: int) -> list[NDArray[np.int64]]:
-    """Random ids, a padding token among them in about one text of four."""
+def make_texts(count: int, longest: int, seed: int) -> list[Item]:
+    """Texts of random lengths; about one of four needs a mask, and about one of four has an adapter."""
     random = np.random.default_rng(seed)
-    rows = [random.integers(2, 100, random.integers(2, longest + 1)) for _ in range(count)]
-    for row in rows:
-        if random.random() < 0.25:
-            row[random.integers(len(row))] = PAD
-    return rows
+    return [
+        text(
+            int(random.integers(2, longest + 1)),
+            needs_mask=bool(random.random() < 0.25),
+            adapter="lora" if random.random() < 0.25 else None,
+        )
+        for _ in range(count)
+    ]
 
 
-def plan(rows: list[NDArray[np.int64]], batch_size: int | None = None) -> list[TextBatch]:
-    return list(PLAIN.plan_texts(rows, batch_size))
+def plan(items: list[Item], batch_size: int | None = None) -> list[tuple[int, ...]]:
+    return list(PLAIN.plan(items, batch_size))
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 3, 1000])
 @pytest.mark.parametrize("seed", range(5))
-def test_every_text_goes_once_with_its_own_ids(seed: int, batch_size: int | None) -> None:
-    rows = make_rows(200, 20, seed)
-    batches = plan(rows, batch_size)
-    assert sorted(index for batch in batches for index in batch.indices) == list(range(200))
+def test_every_text_goes_once_among_its_like(seed: int, batch_size: int | None) -> None:
+    """No batch mixes lengths, masks or adapters, and the texts of a kind keep their order."""
+    items = make_texts(200, 20, seed)
+    batches = plan(items, batch_size)
+    assert sorted(index for batch in batches for index in batch) == list(range(200))
+    by_kind: dict[Kind, list[int]] = {}
     for batch in batches:
-        assert batch.input_ids.dtype == np.int64
-        assert batch.input_ids.shape[0] == len(batch.indices)
-        for index, ids in zip(batch.indices, batch.input_ids, strict=True):
-            np.testing.assert_array_equal(ids, rows[index])
+        (kind,) = {kind_of(items[index]) for index in batch}
+        by_kind.setdefault(kind, []).extend(batch)
+    assert all(indices == sorted(indices) for indices in by_kind.values())
+    assert {kind.adapter for kind in by_kind} == {None, "lora"}
 
 
-def test_texts_with_a_literal_padding_token_go_with_their_like() -> None:
-    """They need a mask, and no other text pays for it."""
-    padded = [(batch.input_ids == PAD).any(axis=1) for batch in plan(make_rows(200, 6, seed=0))]
-    assert all(rows.all() or not rows.any() for rows in padded)
-    assert {bool(rows.all()) for rows in padded} == {True, False}
+def test_texts_and_images_share_no_batch() -> None:
+    items = [text(2), image(8), text(2), image(8), image(9)]
+    batches = list(BatchPolicy(tokens=100, images=4).plan(items))
+    assert sorted(batches) == [(0, 2), (1, 3), (4,)]
 
 
-def test_the_longest_go_first() -> None:
-    lengths = [batch.input_ids.shape[1] for batch in plan(make_rows(200, 20, seed=1))]
+def test_the_costliest_go_first() -> None:
+    items = make_texts(200, 20, seed=1)
+    lengths = [items[batch[0]].tokens for batch in plan(items)]
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[0] > lengths[-1]
 
 
 def test_as_few_batches_as_the_rules_allow() -> None:
-    """Everything of one length, and with or without padding, is one batch while the budget lasts."""
-    rows = make_rows(200, 4, seed=2)
-    kinds = {(len(row), bool((row == PAD).any())) for row in rows}
-    assert len(plan(rows)) == len(kinds)
+    """All items of one kind are one batch while the budget lasts."""
+    items = make_texts(200, 4, seed=2)
+    assert len(plan(items)) == len({kind_of(item) for item in items})
 
 
 @pytest.mark.parametrize(
@@ -301,19 +341,26 @@ def test_as_few_batches_as_the_rules_allow() -> None:
 )
 def test_a_batch_keeps_to_the_budget_of_tokens(length: int, size: int) -> None:
     """A text above the budget still goes, alone."""
-    batches = plan([np.full(length, 5)] * (size + 1))
-    assert [len(batch.indices) for batch in batches] == ([size, 1] if size > 1 else [1, 1])
-    assert all(batch.input_ids.size <= CPU_TOKENS or len(batch.indices) == 1 for batch in batches)
+    batches = plan([text(length)] * (size + 1))
+    assert [len(batch) for batch in batches] == ([size, 1] if size > 1 else [1, 1])
+    assert all(len(batch) * length <= CPU_TOKENS or len(batch) == 1 for batch in batches)
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(1, [1] * 5), (2, [2, 2, 1]), (4, [4, 1]), (9, [4, 1])])
 def test_a_batch_size_lowers_and_the_budget_does_too(batch_size: int, sizes: list[int]) -> None:
-    batches = plan([np.full(CPU_TOKENS // 4, 5)] * 5, batch_size)
-    assert [len(batch.indices) for batch in batches] == sizes
-    assert [index for batch in batches for index in batch.indices] == list(range(5))
+    batches = plan([text(CPU_TOKENS // 4)] * 5, batch_size)
+    assert [len(batch) for batch in batches] == sizes
+    assert [index for batch in batches for index in batch] == list(range(5))
 
 
-def test_no_texts_are_no_batches() -> None:
+@pytest.mark.parametrize(
+    ("batch_size", "sizes"), [(None, [1] * 70), (2, [2] * 35), (64, [32, 32, 6]), (10**9, [32, 32, 6])]
+)
+def test_a_batch_size_replaces_that_of_images_up_to_a_limit(batch_size: int | None, sizes: list[int]) -> None:
+    assert [len(batch) for batch in plan([image(8)] * 70, batch_size)] == sizes
+
+
+def test_no_items_are_no_batches() -> None:
     assert plan([]) == []
 
 
@@ -336,8 +383,9 @@ def test_images_go_in_their_order(count: int, batch_size: int | None, wanted: li
 
 def test_what_is_planned_is_never_oversized() -> None:
     """So the memory that it takes may be kept."""
-    for batch in plan(make_rows(500, 60, seed=3)):
-        assert not is_oversized("text", batch.input_ids.shape)
+    items = make_texts(500, 60, seed=3)
+    for batch in plan(items):
+        assert not is_oversized("text", (len(batch), items[batch[0]].tokens))
     assert not is_oversized("vision", (CPU_IMAGES, 512, 512, 3))
     assert is_oversized("text", (1, CPU_TOKENS + 1))
     assert is_oversized("text", (2, CPU_TOKENS // 2 + 1))
