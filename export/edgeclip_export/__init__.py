@@ -27,7 +27,7 @@ def export_checkpoint(
     `task` is for models with an adapter for each task: that adapter is merged, and the bundle has this task alone.
     Without it, all adapters are in the bundle, one is chosen for each call.
 
-    `progress(what, done, total)` is called often. A CheckpointWarning says which wrappers in names were left out, and
+    `progress(what, done, total)` is called often; once `what` is "found " and the checkpoint's layout. A CheckpointWarning says which wrappers in names were left out, and
     that LoRA was merged already. Raises BuildError, with nothing left at `out`, when
     the checkpoint is not as it should be, the graphs do not answer as the torch towers do, or `out`
     exists or cannot be written; MissingExtraError when the extra `export`, or an onnxruntime, is missing.

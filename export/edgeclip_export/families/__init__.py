@@ -6,8 +6,9 @@ from typing import Any
 from edgeclip.errors import BuildError
 from edgeclip_export.families.family import Family, Repository
 from edgeclip_export.families.jina_clip.family import JinaClip
+from edgeclip_export.families.jina_embeddings_v3.family import JinaEmbeddingsV3
 
-FAMILIES: tuple[Family, ...] = (JinaClip(),)
+FAMILIES: tuple[Family, ...] = (JinaClip(), JinaEmbeddingsV3())
 # What people call the models that can be exported, for messages.
 MODELS = " and ".join(family.models for family in FAMILIES)
 

@@ -113,8 +113,10 @@ def _replace(record: Recorder, layer: list[ir.Node], output: ir.Value) -> None:
 
 
 def _drop_transposes(graph: ir.Graph, node: ir.Node) -> None:
-    """W f(turned back y)^T -> W f(y): what is turned twice is not turned."""
+    """W f(turned back y)^T -> W f(y): what is turned twice is not turned. Left as it is behind an adapter's Add."""
     squeeze = input_of(node, 0).producer()
+    if squeeze and squeeze.op_type == "Add":
+        return
     transpose = squeeze and input_of(squeeze, 0).producer()
     product = only_user(node.outputs[0], FUSED_PRODUCT)
     if not squeeze or not transpose or transpose.op_type != "Transpose" or product.inputs[1] is not node.outputs[0]:

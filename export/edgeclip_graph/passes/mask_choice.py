@@ -1,8 +1,9 @@
 """Two lowerings of one tower in one graph, chosen at run time, over the same weights.
 
 What is best for a short text is not what is best for a long one (`passes.gemm`), and a mask costs the flash
-kernel (`passes.attention`). One If at the top of the graph decides once: few rows, or padding somewhere, go one
-way, the rest the other. Both ways read the weights of the graph outside, so nothing is stored twice.
+kernel (`passes.attention`). One If at the top of the graph decides once: few rows, or padding somewhere where there
+is a mask, go one way, the rest the other. Both ways read the weights of the graph outside, so nothing is stored
+twice.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassBase, PassResult, PostconditionError, PreconditionError, common
 
-from edgeclip_graph.frame import Recorder, input_of
+from edgeclip_graph.frame import Recorder
 from edgeclip_graph.operators import ATTENTION
 
 # Rows (texts x tokens) up to which the weights go first. Measured at full size on two cores, as a share of
@@ -22,11 +23,11 @@ FEW_ROWS = 128
 class ChooseByRows(InPlacePass):
     """The whole graph twice, as branches of one If; `few` and `many` are the passes of either branch.
 
-    `few` takes at most FEW_ROWS rows and every batch with padding, so it must mask; `many` never sees
-    padding, so it need not.
+    Rows are counted in the graph's first input, which holds one number for each. In a graph with a mask `few` takes
+    every batch with padding too, so it must mask; `many` never sees padding, so it need not.
 
-    Precondition: there is a masked attention. Postcondition: there is one If, and all initializers
-    belong to the main graph.
+    Precondition: there is an attention, and all of them have one mask or none. Postcondition: there is one If, and
+    all initializers belong to the main graph.
     """
 
     def __init__(self, few: Sequence[PassBase], many: Sequence[PassBase]) -> None:
@@ -36,12 +37,17 @@ class ChooseByRows(InPlacePass):
     def call(self, model: ir.Model) -> PassResult:
         """Clone the graph for each branch, lower it, and leave the choice in the main graph."""
         graph = model.graph
-        mask = input_of(_masked_attentions(model)[0], 3)
+        mask = _masks(model).pop()
         branches = [_branch(model, name, passes, mask) for name, passes in (("few", self._few), ("many", self._many))]
         (output,) = graph.outputs
-        doomed = [node for node in graph if node not in _ancestors(mask)]
+        doomed = [node for node in graph if mask is None or node not in _ancestors(mask)]
         record = Recorder(graph)
-        chosen = record.op("If", _condition(record, mask), then_branch=branches[0], else_branch=branches[1])
+        chosen = record.op(
+            "If",
+            _condition(record, mask if mask is not None else graph.inputs[0], mask),
+            then_branch=branches[0],
+            else_branch=branches[1],
+        )
         chosen.name, chosen.type, chosen.shape = output.name, output.type, output.shape
         nodes = record.take()
         graph.outputs[0] = chosen
@@ -50,9 +56,11 @@ class ChooseByRows(InPlacePass):
         return PassResult(model, modified=True)
 
     def requires(self, model: ir.Model) -> None:
-        """There is a mask to decide by."""
-        if not _masked_attentions(model):
-            raise PreconditionError("no masked attention in the graph")
+        """There is one mask to decide by, or none."""
+        if len(masks := _masks(model)) != 1:
+            raise PreconditionError(
+                f"{len(masks)} masks of attentions in the graph, wanted the same one or none for all"
+            )
 
     def ensures(self, model: ir.Model) -> None:
         """One choice, and nothing stored in a branch."""
@@ -64,21 +72,25 @@ class ChooseByRows(InPlacePass):
                 raise PostconditionError(f"branch {attribute.name} stores {len(stored)} initializers of its own")
 
 
-def _masked_attentions(model: ir.Model) -> list[ir.Node]:
-    return [node for node in model.graph if node.op_type == ATTENTION and len(node.inputs) > 3 and node.inputs[3]]
+def _masks(model: ir.Model) -> set[ir.Value | None]:
+    """The masks of all attentions; None for one without."""
+    attentions = [node for node in model.graph if node.op_type == ATTENTION]
+    return {node.inputs[3] if len(node.inputs) > 3 else None for node in attentions}
 
 
-def _condition(record: Recorder, mask: ir.Value) -> ir.Value:
-    """Few rows, or a key that may not be seen."""
+def _condition(record: Recorder, rows: ir.Value, mask: ir.Value | None) -> ir.Value:
+    """Few rows, or a key that may not be seen; `rows` has one number for each row."""
     limit = record.constant("few_rows", np.array(FEW_ROWS, np.int64))
-    is_few = record.op("LessOrEqual", record.op("Size", mask), limit)
+    is_few = record.op("LessOrEqual", record.op("Size", rows), limit)
+    if mask is None:
+        return is_few
     hidden = record.op("Cast", record.op("Not", mask), to=ir.DataType.INT32)
     is_padded = record.op("ReduceMax", hidden, record.integers(0, 1), keepdims=0)
     return record.op("Or", is_few, record.op("Cast", is_padded, to=ir.DataType.BOOL))
 
 
-def _branch(model: ir.Model, name: str, passes: Sequence[PassBase], mask: ir.Value) -> ir.Graph:
-    """A lowered copy of the graph that takes its input, its mask and its weights from outside."""
+def _branch(model: ir.Model, name: str, passes: Sequence[PassBase], mask: ir.Value | None) -> ir.Graph:
+    """A lowered copy of the graph that takes its inputs, its mask and its weights from outside."""
     copy = model.clone()
     for step in passes:
         copy = step(copy).model
@@ -86,7 +98,7 @@ def _branch(model: ir.Model, name: str, passes: Sequence[PassBase], mask: ir.Val
     branch.name = name
     for node in branch:
         for value in node.outputs:
-            if value.name == mask.name:
+            if mask is not None and value.name == mask.name:
                 value.replace_all_uses_with(mask)
             value.name = f"{name}_{value.name}"
     for inner, outer in zip(branch.inputs, outside.inputs, strict=True):

@@ -16,23 +16,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", type=Path, help="the bundle to write; must not exist")
     parser.add_argument("--target", choices=TARGETS, default="cpu", help="what the graphs are shaped for (cpu)")
     parser.add_argument("--revision", help="a commit, branch or tag of the Hub id")
+    parser.add_argument(
+        "--task", help="merge this task's adapter, for a bundle of this task alone (default: all tasks)"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
     """Export, then say in one line what was written."""
     with needs_extra("export"):
         from edgeclip_export import export_checkpoint
+    layout = ""
     with ProgressBar("export", 1, is_shown=is_wanted(None)) as bar:
+
+        def report(what: str, done: int, total: int) -> None:
+            nonlocal layout
+            if what.startswith("found "):
+                layout = what
+            bar.show(what, done, total)
+
         manifest = export_checkpoint(
             options.checkpoint,
             options.out,
             target=options.target,
             revision=options.revision,
-            progress=bar.show,
+            task=options.task,
+            progress=report,
         )
     worst = max(measured.largest_difference for measured in manifest.measured)
     print(
-        f"{options.out}: {format_bytes(manifest.weight_bytes)} for {manifest.target}, within {worst:.0e} of "
+        f"{options.out}: {layout}; {format_bytes(manifest.weight_bytes)} for {manifest.target}, within {worst:.0e} of "
         f"the checkpoint; licence of the weights: {manifest.source.license or 'unknown'}",
         file=sys.stderr,
     )
