@@ -1,17 +1,17 @@
-"""The two operators that every target has a kernel of its own for.
+"""The operators that every target has a kernel of its own for.
 
 A tower calls them like any other torch function. Run eagerly they are the maths, spelled out; while
 torch traces them each leaves a single node of the domain `edgeclip`, and `edgeclip_graph.passes`
 replaces every such node by what the target runs fastest. So a tower is written and traced once, and
 no pass has to recognise attention among twenty small operators.
 
-Both take and give (batch, tokens, heads * head width), the layout the projections write and read.
+Rotation and attention take and give (batch, tokens, heads * head width), the layout the projections write and read.
 """
 
 import torch
 from torch import Tensor
 
-from edgeclip_graph.operators import ATTENTION, DOMAIN, ROTARY
+from edgeclip_graph.operators import ATTENTION, CAUSAL_ATTENTION, DOMAIN, RMS_NORM, ROTARY
 
 
 def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
@@ -47,3 +47,36 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, key_mask: Tensor | No
     mask = None if key_mask is None else key_mask[:, None, None, :]  # (B, 1, 1, T)
     out = torch.nn.functional.scaled_dot_product_attention(split(q), split(k), split(v), attn_mask=mask, scale=1.0)
     return out.transpose(1, 2).flatten(2)  # (B, Tq, H*D)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int) -> Tensor:
+    """softmax(q k^T) v for each head, a token seeing itself and those before it. There is no scale.
+
+    `q` is (B, T, H*D), `k` and `v` are (B, T, G*D): each of the G heads of keys serves H / G neighbouring heads of
+    queries. Returns (B, T, H*D).
+    """
+    if torch.onnx.is_in_onnx_export():
+        return torch.onnx.ops.symbolic(
+            f"{DOMAIN}::{CAUSAL_ATTENTION}",
+            (q, k, v),
+            {"num_heads": heads, "kv_num_heads": kv_heads},
+            dtype=q.dtype,
+            shape=q.shape,
+        )
+
+    def split(x: Tensor, count: int) -> Tensor:
+        return x.unflatten(-1, (count, -1)).transpose(1, 2)  # (B, count, T, D)
+
+    out = torch.nn.functional.scaled_dot_product_attention(
+        split(q, heads), split(k, kv_heads), split(v, kv_heads), is_causal=True, scale=1.0, enable_gqa=True
+    )
+    return out.transpose(1, 2).flatten(2)  # (B, T, H*D)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+    if torch.onnx.is_in_onnx_export():
+        return torch.onnx.ops.symbolic(
+            f"{DOMAIN}::{RMS_NORM}", (x, weight), {"epsilon": eps}, dtype=x.dtype, shape=x.shape
+        )
+    return torch.nn.functional.rms_norm(x, weight.shape, weight, eps)

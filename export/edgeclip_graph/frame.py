@@ -24,9 +24,11 @@ class Recorder:
         """Record a node with one output."""
         return self._tape.op(op_type, inputs, attributes, domain=domain)
 
-    def ops(self, op_type: str, *inputs: ir.Value, outputs: int, **attributes: Any) -> Sequence[ir.Value]:
+    def ops(
+        self, op_type: str, *inputs: ir.Value | None, outputs: int, domain: str = "", **attributes: Any
+    ) -> Sequence[ir.Value]:
         """Record a node with several outputs."""
-        return self._tape.op_multi_out(op_type, inputs, attributes, num_outputs=outputs)
+        return self._tape.op_multi_out(op_type, inputs, attributes, num_outputs=outputs, domain=domain)
 
     def constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
         """An initializer of the graph; one name is one value however often it is asked for."""

@@ -1,11 +1,12 @@
 """The names of the operators that graphs are traced with and lowered to.
 
-A trace holds standard ONNX operators, and one node of the domain `edgeclip` for each rotation and each attention
+A trace holds standard ONNX operators, and one node of the domain `edgeclip` for each rotation, attention and RMSNorm
 (`edgeclip_export.operators` is what torch traces). `edgeclip_graph.passes` replaces those nodes.
 """
 
 DOMAIN = "edgeclip"
 ROTARY, ATTENTION = "RotaryEmbedding", "Attention"
+CAUSAL_ATTENTION, RMS_NORM = "CausalAttention", "RmsNorm"
 
 # onnxruntime's own operators.
 CONTRIB = "com.microsoft"

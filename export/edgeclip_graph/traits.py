@@ -10,9 +10,11 @@ class Traits:
     With `chooses_by_rows` all tokens are the rows of one matrix, and some inputs have few of them: on the CPU such a
     graph has two ways to multiply, chosen by the number of rows. With `has_silu` its MLP has x * sigmoid(x). With
     `splits_many_rows` its linear layers are split at once and their inputs always have hundreds of rows: on the CPU
-    each part is a product of its own.
+    each part is a product of its own. With `always_masks` the masks of its attention hide something in most inputs,
+    and the attention is over few keys: the masks are applied always.
     """
 
     chooses_by_rows: bool = False
     has_silu: bool = False
     splits_many_rows: bool = False
+    always_masks: bool = False

@@ -1,27 +1,30 @@
 """From the trace to what one target runs: a list of graph passes, each with a postcondition.
 
-| target   | attention                        | rotary             | linear layers                                |
-| -------- | -------------------------------- | ------------------ | -------------------------------------------- |
-| cpu      | com.microsoft MultiHeadAttention | RotaryEmbedding    | by `Traits`: `mask_choice` or `split_linear` |
-| cuda     | com.microsoft MultiHeadAttention | RotaryEmbedding    | MatMul, Add                                  |
-| tensorrt | MatMul, Softmax, MatMul          | Split, Mul, Concat | MatMul, Add                                  |
+| target   | attention; causal                       | rotary          | RMSNorm          | linear layers           |
+| -------- | --------------------------------------- | --------------- | ---------------- | ----------------------- |
+| cpu      | MultiHeadAttention; GroupQueryAttention | RotaryEmbedding | RMSNormalization | by `Traits`             |
+| cuda     | MultiHeadAttention; GroupQueryAttention | RotaryEmbedding | RMSNormalization | MatMul, Add             |
+| tensorrt | MatMul, Softmax, MatMul                 | Split, Mul, ... | Mul, Div, ...    | MatMul, Add             |
 
 A tensorrt graph holds standard ONNX operators alone: both of onnxruntime's TensorRT providers were
 reported to miscompute the Attention operator for a single query row, which is just what the vision
 tower's last block is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import onnx_ir as ir
 from onnx_ir.passes import PassBase, PassError, common
 
 from edgeclip.errors import BuildError
 from edgeclip.manifest import Target
+from edgeclip_graph.operators import ATTENTION, CAUSAL_ATTENTION, DOMAIN, RMS_NORM, ROTARY
 from edgeclip_graph.passes.activation import FuseSilu
 from edgeclip_graph.passes.attention import FuseAttention, SpellOutAttention
+from edgeclip_graph.passes.causal_attention import FuseCausalAttention, SpellOutCausalAttention
 from edgeclip_graph.passes.gemm import WeightsFirst, WeightsInPlace
 from edgeclip_graph.passes.mask_choice import ChooseByRows
+from edgeclip_graph.passes.rms_norm import FuseRmsNorm, SpellOutRmsNorm
 from edgeclip_graph.passes.rotary import FuseRotary, SpellOutRotary
 from edgeclip_graph.passes.split_linear import SeparateParts
 from edgeclip_graph.passes.standard import RequireStandardOps
@@ -33,7 +36,8 @@ TENSORRT_OPSET = 20
 
 def lower(model: ir.Model, target: Target, name: str, traits: Traits) -> ir.Model:
     """Turn the trace of one graph into what `target` runs, in place; BuildError, which names it, if a pass failed."""
-    for step in (*_passes(target, traits), *_tidying()):
+    traced = {node.op_type for node in model.graph if node.domain == DOMAIN}
+    for step in (*_passes(target, traits, traced), *_tidying()):
         try:
             model = step(model).model
         except (ir.passes.InvariantError, PassError) as error:
@@ -43,16 +47,34 @@ def lower(model: ir.Model, target: Target, name: str, traits: Traits) -> ir.Mode
     return model
 
 
-def _passes(target: Target, traits: Traits) -> Sequence[PassBase]:
+def _passes(target: Target, traits: Traits, traced: Collection[str]) -> Sequence[PassBase]:
+    """The passes of a graph that holds the operators `traced` of our own."""
     if target == "tensorrt":
-        return SpellOutRotary(), SpellOutAttention(), RequireStandardOps(TENSORRT_OPSET)
+        spelled: Mapping[str, PassBase] = {
+            ROTARY: SpellOutRotary(),
+            ATTENTION: SpellOutAttention(),
+            CAUSAL_ATTENTION: SpellOutCausalAttention(),
+            RMS_NORM: SpellOutRmsNorm(),
+        }
+        return *_of(spelled, traced), RequireStandardOps(TENSORRT_OPSET)
     if target == "cpu" and traits.chooses_by_rows:
         few = (FuseAttention("always"), WeightsFirst())
         many = (FuseAttention("never"),)
         return FuseRotary(), WeightsInPlace(), ChooseByRows(few, many)
+    fused: Mapping[str, PassBase] = {
+        ROTARY: FuseRotary(),
+        ATTENTION: FuseAttention("always" if traits.always_masks else "choose"),
+        CAUSAL_ATTENTION: FuseCausalAttention(),
+        RMS_NORM: FuseRmsNorm(),
+    }
     silu = (FuseSilu(),) if traits.has_silu else ()
     parts = (SeparateParts(),) if target == "cpu" and traits.splits_many_rows else ()
-    return FuseRotary(), FuseAttention(), *silu, *parts
+    return *_of(fused, traced), *silu, *parts
+
+
+def _of(passes: Mapping[str, PassBase], traced: Collection[str]) -> Sequence[PassBase]:
+    """The passes of the operators that are there."""
+    return [step for operator, step in passes.items() if operator in traced]
 
 
 def _tidying() -> Sequence[PassBase]:
