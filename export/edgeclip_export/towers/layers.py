@@ -1,21 +1,36 @@
-"""What towers are made of: a linear layer stored the way a GEMM reads it, and the norm of a vector."""
+"""What towers are made of: a linear layer stored the way a GEMM reads it, RMSNorm, and the norm of a vector."""
 
 import torch
 from torch import Tensor, nn
 
+from edgeclip_export.operators import rms_norm
+
 
 class Linear(nn.Module):
-    """x W + b with W stored (in, out), so that no graph holds a transpose."""
+    """x W + b, or x W, with W stored (in, out), so that no graph holds a transpose."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(inputs, outputs))
-        self.bias = nn.Parameter(torch.empty(outputs))
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        y: Tensor = torch.matmul(x, self.weight) + self.bias
-        return y
+        y: Tensor = torch.matmul(x, self.weight)
+        return y if self.bias is None else y + self.bias
+
+
+class RmsNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * w over the last axis (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., W) -> (..., W)."""
+        return rms_norm(x, self.weight, self.eps)
 
 
 def l2_normalize(x: Tensor) -> Tensor:
