@@ -18,6 +18,8 @@ _SHORTEST = 1e-12
 
 def find_fault(vectors: Vectors, dim: int) -> str | None:
     """What is wrong with rows (N, D) that should be unit vectors, also when cut to `dim`; None if nothing is."""
+    if dim == vectors.shape[1] and _are_surely_units(vectors):
+        return None
     with np.errstate(over="ignore", invalid="ignore"):
         lengths = np.linalg.norm(vectors, axis=1)
     if not np.isfinite(lengths).all():
@@ -27,6 +29,16 @@ def find_fault(vectors: Vectors, dim: int) -> str | None:
     if dim < vectors.shape[1] and not (np.linalg.norm(vectors[:, :dim], axis=1) > _SHORTEST).all():
         return f"a vector whose first {dim} dimensions are all 0"
     return None
+
+
+def _are_surely_units(vectors: Vectors) -> bool:
+    """Whether every row's squared length is within LENGTH_TOLERANCE of 1, so its length is nearer; False for NaN.
+
+    A run of a tower leaves the processor's caches without numpy's code, so each of its functions costs some 60 µs
+    after one: norm, isfinite and argmax together took 175 µs for a row of 1024, and vdot 73 (two cores of an Intel
+    Xeon with AMX). vdot warns of no overflow, where dot does.
+    """
+    return all(abs(float(np.vdot(row, row)) - 1) <= LENGTH_TOLERANCE for row in vectors)
 
 
 def shorten(vectors: Vectors, dim: int) -> Vectors:
