@@ -93,6 +93,8 @@ class GraphSession:
         run in parts; inputs that fit no profile are an InputError. Raises BundleError when weights that are read in
         place were overwritten, DeviceError for inputs that the graph cannot take.
         """
+        if not feed:
+            raise DeviceError(f"the {self._graph} graph failed on {self._device}: there are no arrays")
         shape = next(iter(feed.values())).shape
         parts = self._policy.parts(self._graph, shape) if self._policy else []
         names = self._outputs if fetch is None else tuple(fetch)

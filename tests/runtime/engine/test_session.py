@@ -6,6 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -91,6 +92,29 @@ def test_a_graph_that_fails_is_one_line(copied_bundle: Path, capfd: pytest.Captu
     assert message.startswith("the text graph failed on cpu with a batch of input_ids (2, 4) (")
     assert len(message.splitlines()) == 1
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "feed",
+    [
+        {},
+        {"ids": IDS},
+        {"input_ids": IDS, "attention_mask": IDS},
+        {"input_ids": IDS.astype(np.float32)},
+        {"input_ids": IDS[0]},
+        {"input_ids": IDS + 10**6},
+    ],
+    ids=["nothing", "another name", "one more", "another type", "without a batch", "no words"],
+)
+def test_arrays_that_the_graph_does_not_take_are_one_line(
+    bundle: Path, feed: dict[str, NDArray[Any]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    session = open_file(bundle / "text.onnx")
+    with pytest.raises(DeviceError, match="^the text graph failed on cpu") as caught:
+        session.run(feed)
+    assert len(str(caught.value).splitlines()) == 1
+    assert capfd.readouterr() == ("", "")
+    assert run(session).shape == (2, 64)
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")

@@ -234,6 +234,11 @@ class BoundGraph:
             fixed = [(a, b) for a, b in zip(shape, port.axes, strict=False) if type(b) is int]
             if len(shape) != len(port.axes) or any(found != wanted for found, wanted in fixed):
                 raise ValueError(f"an input of shape {shape}, wanted {port.axes}")
+        lengths: dict[str, int] = {}
+        for port, shape in zip(self._inputs, shapes, strict=True):
+            for axis, length in zip(port.axes, shape, strict=True):
+                if isinstance(axis, str) and lengths.setdefault(axis, length) != length:
+                    raise ValueError(f"the inputs contradict each other: {axis} is {lengths[axis]} and {length}")
         return shapes
 
     def _lengths(self, shapes: Shapes) -> dict[str, int]:
