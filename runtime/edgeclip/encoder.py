@@ -370,13 +370,21 @@ class Encoder:
 
     def ask(self, modality: Modality, inputs: Sequence[Any], tasks: Sequence[str | None]) -> Vectors:
         """Unit vectors of texts or images, each with its own task; `edgeclip.bundle.selftest` asks so."""
+        return self.run_items(self.prepare_inputs(modality, inputs, tasks))
+
+    def prepare_inputs(self, modality: Modality, inputs: Sequence[Any], tasks: Sequence[str | None]) -> list[Item]:
+        """Texts or images as items, each with its own task."""
         items: list[Item] = []
         for index, (one, task) in enumerate(zip(inputs, tasks, strict=True)):
             if modality == "text":
                 items += self.prepare_texts(one, task=task).items
             else:
                 items.append(self.prepare_image(one, task=task, label=f"image {index}"))
-        return self.run_items(items)
+        return items
+
+    def count_token_ids(self) -> int:
+        """One more than the highest token id; InputError for a model that takes no texts."""
+        return self._graphs.parse_tokenizer().count_ids()
 
     @property
     def overwritten_files(self) -> tuple[str, ...]:

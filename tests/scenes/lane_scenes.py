@@ -1,10 +1,8 @@
-"""A tower that a test holds up and spoils, and how a test asks a lane: for the tests of
-`edgeclip.serve.queue.lanes`.
-"""
+"""A graph that a test can hold up and make fail, and calls of a lane, for the tests of `edgeclip.serve.queue`."""
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.engine.batch_policy import BatchPolicy
-from edgeclip.serve.queue.lanes import Lane, LaneLimits
-
-Vectors = NDArray[np.float32]
+from edgeclip.engine.unit_vectors import Vectors
+from edgeclip.families.family import Item
+from edgeclip.serve.queue.lanes import Lane, LaneLimits, RunBatch
 
 PATIENCE_S = 20.0
 
@@ -28,12 +26,20 @@ def sizes(**changed: Any) -> BatchPolicy:
     return BatchPolicy(**{"tokens": 64, "images": 1} | changed)
 
 
-def ids(length: int, value: int = 7) -> NDArray[np.int64]:
-    return np.full(length, value, np.int64)
+def ids(length: int, value: int = 7, graph: str = "text") -> Item:
+    """A text of one id, repeated."""
+    return Item(
+        graph=graph, arrays={"input_ids": np.full(length, value, np.int64)}, tokens=length, alike=(length, False)
+    )
 
 
-class Tower:
-    """Gives each row its first id and its length. Waits at a gate, and fails as it is told."""
+def batch_of(items: Sequence[Item]) -> NDArray[np.int64]:
+    """The ids (B, T) of a batch."""
+    return np.stack([item.arrays["input_ids"] for item in items])
+
+
+class HeldGraph:
+    """Gives each text its first id and its length. Waits at a gate, and fails where `fault` gives an error."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -42,7 +48,8 @@ class Tower:
         self.shapes: list[tuple[int, ...]] = []
         self.fault: Callable[[NDArray[Any]], BaseException | None] = lambda batch: None
 
-    def __call__(self, batch: NDArray[Any]) -> Vectors:
+    def __call__(self, items: Sequence[Item]) -> Vectors:
+        batch = batch_of(items)
         self.shapes.append(batch.shape)
         self.is_busy.set()
         assert self.gate.wait(PATIENCE_S)
@@ -51,20 +58,20 @@ class Tower:
         return np.stack([batch[:, 0], np.full(len(batch), batch.shape[1])], axis=1).astype(np.float32)
 
     async def held(self) -> None:
-        """Until a batch stands at the gate."""
+        """Wait until a batch stands at the gate."""
         while not self.is_busy.is_set():
             await asyncio.sleep(0.001)
 
 
 @asynccontextmanager
-async def lane(tower: Callable[[NDArray[Any]], Vectors], **options: Any) -> AsyncIterator[Lane]:
-    opened = Lane("text", tower, **{"limits": limits(), "policy": sizes()} | options)
+async def lane(graph: RunBatch, **options: Any) -> AsyncIterator[Lane]:
+    opened = Lane("text", graph, **{"limits": limits(), "policy": sizes()} | options)
     await opened.start()
     try:
         yield opened
     finally:
-        if isinstance(tower, Tower):
-            tower.gate.set()
+        if isinstance(graph, HeldGraph):
+            graph.gate.set()
         await opened.close()
 
 
@@ -74,5 +81,11 @@ async def depth(opened: Lane, wanted: int) -> None:
             await asyncio.sleep(0.001)
 
 
-def asked(opened: Lane, *items: NDArray[Any], timeout_s: float = PATIENCE_S) -> "asyncio.Task[Vectors]":
-    return asyncio.create_task(opened.submit(items, timeout_s=timeout_s))
+async def submit(opened: Lane, items: Sequence[Item], timeout_s: float = PATIENCE_S) -> Vectors:
+    answer = await opened.submit(items, timeout_s=timeout_s)
+    assert answer.vectors is not None and not answer.following
+    return answer.vectors
+
+
+def asked(opened: Lane, *items: Item, timeout_s: float = PATIENCE_S) -> "asyncio.Task[Vectors]":
+    return asyncio.create_task(submit(opened, items, timeout_s))

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import httpx
 import uvicorn
 
 from edgeclip import Encoder
-from edgeclip.manifest import TowerName
+from edgeclip.families.family import Item
 from edgeclip.serve.app import create_app
 from edgeclip.serve.run import configure, listen
 from edgeclip.serve.settings import Settings
@@ -46,23 +46,24 @@ def running(config: uvicorn.Config, *, port: int = 0) -> Iterator[str]:
 
 
 class Troubled(Encoder):
-    """A real encoder whose towers can be held up, or answer wrongly."""
+    """A real encoder whose graphs can be held up, or answer wrongly."""
 
     def prepare(self) -> None:
         self.may_run = threading.Event()
         self.may_run.set()
         self.batches: list[tuple[str, int]] = []
-        self.spoil: Callable[[TowerName, Any], Any] = lambda tower, vectors: vectors
+        self.spoil: Callable[[str, Any], Any] = lambda graph, vectors: vectors
 
-    def run_tower(self, tower: TowerName, batch: Any) -> Any:
+    def run_batch(self, items: Sequence[Item]) -> Any:
         assert self.may_run.wait(60)
-        self.batches.append((tower, len(batch)))
-        return self.spoil(tower, super().run_tower(tower, batch))
+        graph = items[0].graph
+        self.batches.append((graph, len(items)))
+        return self.spoil(graph, super().run_batch(items))
 
 
 @contextlib.contextmanager
 def troubling(bundle: Path) -> Iterator[Troubled]:
-    """One of them, whose towers may run again in the end."""
+    """Such an encoder; its graphs may run again in the end."""
     with Troubled.open(bundle, device="cpu") as encoder:
         encoder.prepare()
         yield encoder
@@ -80,7 +81,7 @@ def until_ready(url: str) -> None:
     wait_for(lambda: httpx.get(f"{url}/health/ready", timeout=60).status_code == 200)
 
 
-def depth(url: str, tower: str = "text") -> float:
+def depth(url: str, graph: str = "text") -> float:
     line = next(line for line in httpx.get(f"{url}/metrics").text.splitlines()
-                if line.startswith(f'edgeclip_queue_depth{{tower="{tower}"}}'))  # fmt: skip
+                if line.startswith(f'edgeclip_queue_depth{{graph="{graph}"}}'))  # fmt: skip
     return float(line.rsplit(" ", 1)[1])

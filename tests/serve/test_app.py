@@ -75,7 +75,7 @@ def test_an_image_that_is_sent_as_a_string_is_embedded_as_an_image(client: httpx
     image, lines = as_base64(ODD), base64.encodebytes(ODD.read_bytes()).decode()
     texts = encoder.encode_text(["data: the new oil", "iVBORw0KGgo"])
     wanted = encoder.encode_image(ODD)
-    tokens = sum(map(len, encoder.tokenize(["data: the new oil", "iVBORw0KGgo"]).rows))
+    tokens = sum(item.tokens for item in encoder.prepare_texts(["data: the new oil", "iVBORw0KGgo"]).items)
     for string in (image, lines, f"data:;base64,{image}", f" DATA:image/PNG;base64,{image}",
                    f"data:application/octet-stream;base64,{lines}"):  # fmt: skip
         for item in (string, {"text": string}):
@@ -93,7 +93,7 @@ def test_token_ids_are_refused_unless_the_service_allows_them(
     client: httpx.Client, bundle: Path, encoder: Encoder
 ) -> None:
     """Ids of another model's tokenizer would give vectors of other words."""
-    row = encoder.tokenize("a red bicycle").rows[0].tolist()
+    row = encoder.prepare_texts("a red bicycle").items[0].arrays["input_ids"].tolist()
     status, error = refusal(client.post("/v1/embeddings", json={"input": row}))
     assert (status, error["param"], error["code"]) == (400, "input", "token_ids_not_allowed")
     assert "token ids" not in json.dumps(client.get("/openapi.json").json()["components"])
@@ -114,7 +114,7 @@ def test_dimensions_and_task(client: httpx.Client, encoder: Encoder) -> None:
 
 def test_usage_counts_tokens_and_tiles(client: httpx.Client, encoder: Encoder) -> None:
     texts = ["a", "a red bicycle"]
-    tokens = sum(map(len, encoder.tokenize(texts).rows))
+    tokens = sum(item.tokens for item in encoder.prepare_texts(texts).items)
     assert embed(client, texts)["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
     assert embed(client, [*texts, {"image": as_base64(GRAY)}])["usage"]["total_tokens"] == tokens + 4000
 
@@ -124,7 +124,7 @@ def test_a_text_that_is_cut_is_reported_or_refused(client: httpx.Client, encoder
     long = "sheep " * 9000
     found = embed(client, ["a", long], truncate=True)
     assert [entry.get("truncated") for entry in found["data"]] == [None, True]
-    assert found["usage"]["total_tokens"] == 8192 + len(encoder.tokenize("a").rows[0])
+    assert found["usage"]["total_tokens"] == 8192 + encoder.prepare_texts("a").items[0].tokens
     assert embed(client, long, truncate="END")["data"][0]["truncated"] is True
     for fields in ({}, {"truncate": False}, {"truncate": None}, {"truncate": "START"}, {"truncation": False}):
         status, error = refusal(client.post("/v1/embeddings", json={"input": ["a", long], **fields}))
@@ -341,12 +341,12 @@ def test_metrics_tell_what_was_done(client: httpx.Client) -> None:
         'edgeclip_requests_total{method="GET",route="unknown",status="404"}',
         'edgeclip_inputs_total{kind="image"}',
         'edgeclip_tokens_total{kind="text"}',
-        'edgeclip_batch_size_count{tower="vision"}',
-        'edgeclip_queue_wait_seconds_count{tower="text"}',
+        'edgeclip_batch_size_count{graph="vision"}',
+        'edgeclip_queue_wait_seconds_count{graph="text"}',
         'edgeclip_stage_seconds_count{stage="tokenize"}',
     ):
         assert float(lines[name]) >= 1, name
-    assert float(lines['edgeclip_queue_depth{tower="text"}']) == 0
+    assert float(lines['edgeclip_queue_depth{graph="text"}']) == 0
     assert "edgeclip_pending_bytes" in lines
 
 

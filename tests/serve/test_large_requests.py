@@ -11,7 +11,6 @@ from typing import Any
 import httpx
 import pytest
 
-from edgeclip.manifest import TowerName
 from edgeclip.serve.http.request_body import parse_aside
 from tests.conftest import DATA
 from tests.scenes.serving import Troubled, serving, troubling, until_ready, wait_for
@@ -29,19 +28,19 @@ def troubled(bundle: Path) -> Iterator[Troubled]:
 def hold_long_texts(troubled: Troubled, gate: threading.Semaphore) -> list[str]:
     """The first letters of texts that are tokenised in a thread, as they get there; each waits at the gate."""
     asked: list[str] = []
-    tokenize = troubled.tokenize
+    tokenize = troubled.family.texts
 
-    def held(texts: list[str], **options: Any) -> Any:
+    def held(texts: list[str], *options: Any) -> Any:
         if sum(map(len, texts)) > 1000:
             asked.append(texts[0][0])
             assert gate.acquire(timeout=60)
-        return tokenize(texts, **options)
+        return tokenize(texts, *options)
 
-    troubled.tokenize = held  # type: ignore[method-assign,assignment]
+    troubled.family.texts = held  # type: ignore[method-assign,assignment]
     return asked
 
 
-# Four slices, for each text has more than half of a slice's letters; but hardly a token, so that the tower is quick.
+# Four slices, for each text has more than half of a slice's letters; but hardly a token, so that the graph is quick.
 LARGE, PAGE = ["x" + " " * 150_000] * 4, "page " * 400
 
 
@@ -125,8 +124,8 @@ def test_a_million_names_or_lists_are_refused_before_they_are_parsed(bundle: Pat
 def test_images_that_cannot_be_done_in_time_are_refused(bundle: Path, troubled: Troubled) -> None:
     """As soon as one such request has shown it, for clients ask again by themselves; and only for a while."""
 
-    def slow(tower: TowerName, vectors: Any) -> Any:
-        time.sleep(0.1 * len(vectors) if tower == "vision" else 0)
+    def slow(graph: str, vectors: Any) -> Any:
+        time.sleep(0.1 * len(vectors) if graph == "vision" else 0)
         return vectors
 
     image = {"image": base64.b64encode(GRAY.read_bytes()).decode()}
@@ -145,6 +144,6 @@ def test_images_that_cannot_be_done_in_time_are_refused(bundle: Path, troubled: 
         most = int(answer.json()["detail"].partition("at most ")[2].split()[0])
         assert 1 <= most < 40
         assert ask(max(1, most // 2)).status_code == 200
-        troubled.spoil = lambda tower, vectors: vectors
+        troubled.spoil = lambda graph, vectors: vectors
         time.sleep(2.1)
         assert ask(40).status_code == 200

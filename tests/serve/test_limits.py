@@ -18,6 +18,7 @@ from edgeclip.serve.api.image_strings import decode_base64
 from edgeclip.serve.settings import Settings
 from tests.conftest import DATA
 from tests.scenes.serving import serving
+from tests.serve.api.test_request import MODEL
 
 GRAY = (DATA / "images" / "gray.jpg").read_bytes()
 ROWS, COLUMNS = 100, 120
@@ -140,7 +141,7 @@ def test_a_limit_is_taken_and_one_over_it_is_not(client: httpx.Client, name: str
 
 def test_a_text_that_needs_a_mask_is_short(client: httpx.Client, encoder: Encoder) -> None:
     """One of 8192 tokens would take gigabytes in a model of full size."""
-    padded_ids = [encoder.manifest.tokenizer.pad_id, *ids(2045)]
+    padded_ids = [encoder.manifest.need_text().pad_id, *ids(2045)]
     assert send(client, padded_ids).status_code == 200
     for over in ([*padded_ids, 5], "<pad> " + "a " * 3000):
         answer = send(client, over)
@@ -190,9 +191,7 @@ def test_ids_are_held_small() -> None:
         max_text_chars=1,
         max_request_chars=1,
         max_image_bytes=1,
-        embedding_dim=1,
-        vocabulary=10**6,
-        tasks=(),
+        model=dataclasses.replace(MODEL, vocabulary=10**6),
         allow_token_ids=True,
     )
     document = json.loads(json.dumps({"input": list(range(100_000))}))

@@ -19,6 +19,7 @@ from edgeclip.serve.http.request_body import parse
 from edgeclip.serve.memory_trimming import is_worth_it, keep_trimmed
 from tests.conftest import DATA
 from tests.scenes.serving import Troubled, serving, until_ready, wait_for
+from tests.serve.api.test_request import MODEL
 
 # Each request below is so large, or holds as much in one place; whatever is still there of it shows.
 LARGE = 3_000_000
@@ -101,9 +102,7 @@ def test_a_document_is_free_before_its_error_is_told(uncollected: None, body: by
         max_text_chars=9,
         max_request_chars=9,
         max_image_bytes=9,
-        embedding_dim=9,
-        vocabulary=9,
-        tasks=(),
+        model=MODEL,
     )
     before = held()
     try:

@@ -1,4 +1,4 @@
-"""What a tower's metrics conclude about its pace; and what it costs to ask for metrics, and who may."""
+"""What a graph's metrics conclude about its pace; and what it costs to ask for metrics, and who may."""
 
 import asyncio
 import socket
@@ -12,34 +12,33 @@ import pytest
 import uvicorn
 
 from edgeclip import Encoder
-from edgeclip.manifest import TOWERS
 from edgeclip.serve.app import create_app
-from edgeclip.serve.metrics import KeptText, Metrics, TowerMetrics
+from edgeclip.serve.metrics import GraphMetrics, KeptText, Metrics
 from edgeclip.serve.run import configure, listen
 from edgeclip.serve.settings import Settings
 from tests.scenes.serving import serving, troubling, until_ready, wait_for
 
 
-def vision() -> TowerMetrics:
-    metrics = Metrics(version="0", model="m", device="cpu", precisions=["fp32"] * len(TOWERS))
-    return metrics.towers["vision"]
+def vision() -> GraphMetrics:
+    metrics = Metrics(version="0", model="m", device="cpu", precisions={"text": "fp32", "vision": "fp32"})
+    return metrics.graphs["vision"]
 
 
 def test_the_best_pace_is_the_quickest_batchs() -> None:
-    tower = vision()
+    graph = vision()
     for size, compute_s in ((1, 30.0), (4, 2.0), (4, 8.0)):
-        assert tower.best_pace(60) is None  # the first may have loaded the tower
-        tower.batch(size, [0.0] * size, compute_s)
-    assert tower.best_pace(60) == 0.5
+        assert graph.best_pace(60) is None  # the first may have loaded the graph
+        graph.batch(size, [0.0] * size, compute_s)
+    assert graph.best_pace(60) == 0.5
 
 
 def test_an_old_pace_is_none() -> None:
     """Else whoever is refused by it could never show that it is over."""
-    tower = vision()
-    tower.batch(16, [0.0] * 16, 160.0)
+    graph = vision()
+    graph.batch(16, [0.0] * 16, 160.0)
     time.sleep(0.02)
-    assert tower.best_pace(0.01) is None
-    assert tower.best_pace(60) == 10.0
+    assert graph.best_pace(0.01) is None
+    assert graph.best_pace(60) == 10.0
 
 
 ASKING = 32  # connections

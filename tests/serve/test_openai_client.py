@@ -40,7 +40,7 @@ def test_openai_embeds(client: "openai.OpenAI", encoder: Encoder) -> None:
         assert np.abs(np.array([entry.embedding for entry in found.data]) - wanted).max() <= SAME
     short = client.embeddings.create(model="m", input="a", dimensions=16)
     assert np.abs(np.array(short.data[0].embedding) - encoder.encode_text("a", truncate_dim=16)).max() <= SAME
-    assert short.usage.total_tokens == short.usage.prompt_tokens == len(encoder.tokenize("a").rows[0])
+    assert short.usage.total_tokens == short.usage.prompt_tokens == encoder.prepare_texts("a").items[0].tokens
 
 
 def test_openai_embeds_many_at_once(url: str, encoder: Encoder) -> None:

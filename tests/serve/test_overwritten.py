@@ -1,4 +1,4 @@
-"""The service gives out no vector after its files changed or a tower broke, until the self-test passes again."""
+"""The service gives out no vector after its files changed or a graph broke, until the self-test passes again."""
 
 import shutil
 from collections.abc import Callable
@@ -62,8 +62,8 @@ def test_overwritten_weights_are_503_until_the_right_ones_are_back(
 
 
 def test_a_probe_alone_sees_overwritten_weights(copied_bundle: Path) -> None:
-    """By a stat, long before the next self-test would run, and whichever tower's they are."""
-    path = copied_bundle / "vision_model.onnx_data"
+    """By a stat, long before the next self-test would run, and whichever graph's they are."""
+    path = copied_bundle / "vision.onnx_data"
     with Encoder.open(copied_bundle, device="cpu") as encoder, serving(copied_bundle, encoder, ready_s=600) as url:
         until_ready(url)
         inside(path, other_model(path.read_bytes()))
@@ -106,8 +106,8 @@ def troubled(bundle: Path) -> Any:
 def test_a_vector_of_no_length_ends_the_trust_until_the_self_test_passes(bundle: Path, troubled: Troubled) -> None:
     """One request meets it; the others are refused too, by what the self-test says then."""
 
-    def broken(tower: str, vectors: Any) -> Any:
-        raise WrongVectorsError(f"the {tower} graph answered with a vector of length 0, wanted 1")
+    def broken(graph: str, vectors: Any) -> Any:
+        raise WrongVectorsError(f"the {graph} graph answered with a vector of length 0, wanted 1")
 
     with serving(bundle, troubled, ready_s=0.05) as url:
         until_ready(url)
@@ -115,7 +115,7 @@ def test_a_vector_of_no_length_ends_the_trust_until_the_self_test_passes(bundle:
         for _ in range(3):
             assert is_refused(post(url))
         assert "a vector of length 0" in httpx.get(f"{url}/health/ready").json()["reason"]
-        troubled.spoil = lambda tower, vectors: vectors
+        troubled.spoil = lambda graph, vectors: vectors
         wait_for(lambda: post(url).status_code == 200)  # nobody needs to probe
         assert httpx.get(f"{url}/health/ready").status_code == 200
 
@@ -124,15 +124,15 @@ def test_a_self_test_that_is_wrong_refuses_requests_too(bundle: Path, troubled: 
     """Plausible vectors, that only the self-test knows to be wrong."""
     with serving(bundle, troubled, ready_s=0.05) as url:
         until_ready(url)
-        troubled.spoil = lambda tower, vectors: np.roll(vectors, 1, axis=1)
+        troubled.spoil = lambda graph, vectors: np.roll(vectors, 1, axis=1)
         wait_for(lambda: httpx.get(f"{url}/health/ready").status_code == 503)
         assert is_refused(post(url))
-        troubled.spoil = lambda tower, vectors: vectors
+        troubled.spoil = lambda graph, vectors: vectors
         wait_for(lambda: post(url).status_code == 200)
 
 
 def test_a_vector_that_is_0_in_what_is_asked_for_is_refused(bundle: Path, troubled: Troubled) -> None:
-    def empty(tower: str, vectors: Any) -> Any:
+    def empty(graph: str, vectors: Any) -> Any:
         vectors = np.zeros_like(vectors)
         vectors[:, 9] = 1
         return vectors

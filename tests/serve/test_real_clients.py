@@ -183,7 +183,7 @@ def test_llama_index_embeds_without_waiting(url: str, encoder: Encoder) -> None:
 
 
 def test_llama_index_has_its_options(url: str, encoder: Encoder) -> None:
-    task = next(iter(encoder.manifest.tokenizer.instructions))
+    task = next(iter(encoder.manifest.tasks))
     client = llama_index(url, dimensions=16, task=task)
     assert worst(client.get_query_embedding("a"), encoder.encode_text("a", task=task, truncate_dim=16)) <= SAME
     client = llama_index(url, task="retrieval.passage")

@@ -1,4 +1,4 @@
-"""The service when things go wrong: slow towers, broken ones, clients that leave, too much work, the end."""
+"""The service when things go wrong: slow graphs, broken ones, clients that leave, too much work, the end."""
 
 import asyncio
 import json
@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 
 from edgeclip import BundleError, DeviceError, Encoder
-from edgeclip.manifest import TowerName
 from edgeclip.serve.run import serve
 from edgeclip.serve.settings import Settings
 from tests.conftest import DATA
@@ -34,8 +33,8 @@ def troubled(bundle: Path) -> Iterator[Troubled]:
         yield encoder
 
 
-def test_readiness_runs_the_self_test_on_the_towers(bundle: Path, troubled: Troubled) -> None:
-    """All of it first, then one input of each tower at a time."""
+def test_readiness_runs_the_self_test_on_the_graphs(bundle: Path, troubled: Troubled) -> None:
+    """All of it first, then one input of each graph at a time."""
     with serving(bundle, troubled, ready_s=1.0) as url:
         until_ready(url)
         assert sorted(troubled.batches) == [("text", 1)] * 6 + [("vision", 1)] * 2
@@ -63,39 +62,39 @@ def is_red(url: str, told: str) -> bool:
 def test_a_device_that_answers_wrongly_is_red(bundle: Path, troubled: Troubled) -> None:
     """One constant vector, a wrong one, NaN; and green again when it has come to its senses."""
 
-    def nan(tower: TowerName, vectors: Any) -> Any:
-        raise DeviceError(f"the {tower} graph of /some/where/model.onnx answered with NaN")
+    def nan(graph: str, vectors: Any) -> Any:
+        raise DeviceError(f"the {graph} graph of /some/where/model.onnx answered with NaN")
 
     with serving(bundle, troubled, ready_s=0.01) as url:
         until_ready(url)
         for spoil, told in (
-            (lambda tower, vectors: np.roll(vectors, 1, axis=1), "differs from the checkpoint"),
+            (lambda graph, vectors: np.roll(vectors, 1, axis=1), "differs from the checkpoint"),
             (nan, "answered with NaN"),
         ):
             troubled.spoil = spoil
             wait_for(lambda told=told: is_red(url, told))
             assert "/some/where" not in httpx.get(f"{url}/health/ready").text
             assert httpx.get(f"{url}/health/live").status_code == 200
-            troubled.spoil = lambda tower, vectors: vectors
+            troubled.spoil = lambda graph, vectors: vectors
             until_ready(url)
 
 
-def test_a_wedged_tower_is_red_at_once(bundle: Path, troubled: Troubled) -> None:
+def test_a_wedged_graph_is_red_at_once(bundle: Path, troubled: Troubled) -> None:
     with serving(bundle, troubled, wedged_s=0.2, ready_s=600) as url:
         until_ready(url)
         troubled.may_run.clear()
         with httpx.Client() as client, pytest.raises(httpx.ReadTimeout):
             client.post(f"{url}/v1/embeddings", json={"input": "a"}, timeout=0.4)
-        assert is_red(url, "the text tower does not come back")
+        assert is_red(url, "the text graph does not come back")
         assert httpx.get(f"{url}/health/live").status_code == 200
         troubled.may_run.set()
         until_ready(url)
 
 
-def test_a_failing_tower_is_503_and_not_the_end(
+def test_a_failing_graph_is_503_and_not_the_end(
     bundle: Path, troubled: Troubled, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(tower: TowerName, vectors: Any) -> Any:
+    def fail(graph: str, vectors: Any) -> Any:
         raise DeviceError("the kernel of /some/where/model.onnx failed")
 
     with serving(bundle, troubled, ready_s=600) as url:
@@ -103,9 +102,9 @@ def test_a_failing_tower_is_503_and_not_the_end(
         troubled.spoil = fail
         answer = httpx.post(f"{url}/v1/embeddings", json={"input": "my-secret"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "device_error")
-        troubled.spoil = lambda tower, vectors: vectors
+        troubled.spoil = lambda graph, vectors: vectors
         assert httpx.post(f"{url}/v1/embeddings", json={"input": "a"}).status_code == 200
-    assert "the text tower failed: the kernel of <path> failed" in caplog.text
+    assert "the text graph failed: the kernel of <path> failed" in caplog.text
     assert "/some/where" not in answer.text + caplog.text
 
 
@@ -118,9 +117,9 @@ def test_a_bug_is_500_in_shape(bundle: Path, troubled: Troubled, caplog: pytest.
     caplog.set_level(logging.INFO)
     with serving(bundle, troubled) as url:
         until_ready(url)
-        troubled.tokenize = tokenize  # type: ignore[assignment]
+        troubled.family.texts = tokenize  # type: ignore[method-assign, assignment]
         answer = httpx.post(f"{url}/v1/embeddings", json={"input": "a"})
-        del troubled.tokenize
+        del troubled.family.texts
     assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
     told = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     assert len(told) == 1 and told[0].startswith(f"a request failed: ZeroDivisionError at {Path(__file__).name}:")
@@ -227,7 +226,7 @@ def test_a_slow_sender_is_408(bundle: Path, encoder: Encoder) -> None:
 
 
 def test_what_the_end_cuts_off_is_503_in_shape(bundle: Path, troubled: Troubled) -> None:
-    """A tower that does not come back in shutdown_timeout_s: its requests are told, and the end is not held up."""
+    """A graph that does not come back in shutdown_timeout_s: its requests are told, and the end is not held up."""
     answers: list[httpx.Response] = []
     with serving(bundle, troubled, shutdown_timeout_s=1.0, ready_s=600) as url:
         until_ready(url)
@@ -256,7 +255,7 @@ def test_a_self_test_that_breaks_is_red(
 ) -> None:
     """Whatever it breaks with: the last verdict does not stand for ever, and no path is logged."""
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise KeyError("/some/where")
 
     with serving(bundle, troubled, ready_s=0.01) as url:
@@ -307,6 +306,6 @@ def until_up(url: str) -> None:
 
 
 def test_a_damaged_graph_is_told_before_anything_is_served(copied_bundle: Path) -> None:
-    flip_byte(copied_bundle / "vision_model.onnx", 500)
-    with pytest.raises(BundleError, match=r"vision_model\.onnx is not what was exported"):
+    flip_byte(copied_bundle / "vision.onnx", 500)
+    with pytest.raises(BundleError, match=r"vision\.onnx is not what was exported"):
         serve(Settings(bundle=copied_bundle, port=0))

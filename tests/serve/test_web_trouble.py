@@ -30,8 +30,8 @@ SHOWN = 0.0006
 def slow(bundle: Path) -> Iterator[Troubled]:
     """An encoder that takes a quarter of a second for a batch of pictures."""
 
-    def after_a_while(tower: str, vectors: Any) -> Any:
-        time.sleep(0.25 if tower == "vision" else 0)
+    def after_a_while(graph: str, vectors: Any) -> Any:
+        time.sleep(0.25 if graph == "vision" else 0)
         return vectors
 
     with troubling(bundle) as encoder:

@@ -1,16 +1,14 @@
-"""What the service counts, for Prometheus, in a registry of its own.
+"""The metrics that the service gives Prometheus, in a registry of its own.
 
-Requests and errors, what waits and how long, batches, where the time goes, tokens, memory. No label holds anything
-that a client chose: a route is the route's template, so a scan of paths makes no new series.
+They count requests, errors, waiting inputs, batches, the time of each stage, tokens and memory. No label holds
+anything that a client chose: a route is the route's template, so a scan of paths makes no new series.
 """
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
-
-from edgeclip.manifest import TOWERS, TowerName
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -21,25 +19,25 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 # How much a new batch counts in the running mean of the seconds that an input takes.
 _NEWEST = 0.2
 # Batches that are remembered, and inputs among them from which something may be concluded: the first batch after a
-# start includes loading the tower.
+# start includes loading the graph.
 _REMEMBERED = 64
 _ENOUGH = 8
 # Between two metrics, while they are rendered: a pause that hands Python's lock to the event loop's thread.
 _PAUSE_S = 0.0001
 
 
-class TowerMetrics:
-    """One lane's observer: batch sizes, waits and compute times; and what an input takes at present."""
+class GraphMetrics:
+    """Observes one lane: batch sizes, waits and compute times, and the seconds that an input takes at present."""
 
-    def __init__(self, metrics: "Metrics", tower: TowerName) -> None:
-        self._size = metrics.batch_size.labels(tower)
-        self._wait = metrics.wait_seconds.labels(tower)
-        self._compute = metrics.compute_seconds.labels(tower)
+    def __init__(self, metrics: "Metrics", graph: str) -> None:
+        self._size = metrics.batch_size.labels(graph)
+        self._wait = metrics.wait_seconds.labels(graph)
+        self._compute = metrics.compute_seconds.labels(graph)
         self.seconds_per_input: float | None = None
         self._latest: deque[tuple[float, int, float]] = deque(maxlen=_REMEMBERED)
 
     def batch(self, size: int, waits_s: Sequence[float], compute_s: float) -> None:
-        """One batch has run."""
+        """Note a batch that has run."""
         self._size.observe(size)
         self._compute.observe(compute_s)
         for wait_s in waits_s:
@@ -59,9 +57,9 @@ class TowerMetrics:
 
 
 class Metrics:
-    """Every metric, and the text that /metrics gives."""
+    """Every metric, and the text that /metrics gives. `precisions` has the precision of each graph by its name."""
 
-    def __init__(self, *, version: str, model: str, device: str, precisions: Sequence[str]) -> None:
+    def __init__(self, *, version: str, model: str, device: str, precisions: Mapping[str, str]) -> None:
         from prometheus_client import (
             CollectorRegistry,
             Counter,
@@ -76,7 +74,7 @@ class Metrics:
         ProcessCollector(registry=self.registry)  # resident memory, CPU time, open files
         PlatformCollector(registry=self.registry)
         registry = self.registry
-        facts = {"version": version, "model": model, "device": device, "precision": "/".join(precisions)}
+        facts = {"version": version, "model": model, "device": device, "precision": "/".join(precisions.values())}
         Info("edgeclip", "What is served", registry=registry).info(facts)
         self.requests = Counter("edgeclip_requests", "Answers", ["route", "method", "status"], registry=registry)
         self.errors = Counter("edgeclip_errors", "Answers that are errors", ["status", "code"], registry=registry)
@@ -91,19 +89,19 @@ class Metrics:
             "edgeclip_requests_in_progress", "Requests that wait for their answer", registry=registry
         )
         self.pending_bytes = Gauge("edgeclip_pending_bytes", "Bodies of requests in progress", registry=registry)
-        self.queue_depth = Gauge("edgeclip_queue_depth", "Inputs that wait for a tower", ["tower"], registry=registry)
+        self.queue_depth = Gauge("edgeclip_queue_depth", "Inputs that wait for a graph", ["graph"], registry=registry)
         self.wait_seconds = Histogram(
             "edgeclip_queue_wait_seconds",
             "An input's wait for its batch",
-            ["tower"],
+            ["graph"],
             buckets=_SECONDS,
             registry=registry,
         )
         self.batch_size = Histogram(
-            "edgeclip_batch_size", "Inputs in a batch", ["tower"], buckets=_SIZES, registry=registry
+            "edgeclip_batch_size", "Inputs in a batch", ["graph"], buckets=_SIZES, registry=registry
         )
         self.compute_seconds = Histogram(
-            "edgeclip_compute_seconds", "A tower's time for a batch", ["tower"], buckets=_SECONDS, registry=registry
+            "edgeclip_compute_seconds", "A graph's time for a batch", ["graph"], buckets=_SECONDS, registry=registry
         )
         self.stage_seconds = Histogram(
             "edgeclip_stage_seconds", "A request's time in a stage", ["stage"], buckets=_SECONDS, registry=registry
@@ -112,19 +110,19 @@ class Metrics:
         self.tokens = Counter("edgeclip_tokens", "Tokens, as usage counts them", ["kind"], registry=registry)
         self.truncated = Counter("edgeclip_truncated", "Texts that were cut", registry=registry)
         self.ready = Gauge("edgeclip_ready", "1 when the last self-test passed", registry=registry)
-        self.towers = {tower: TowerMetrics(self, tower) for tower in TOWERS}
+        self.graphs = {graph: GraphMetrics(self, graph) for graph in precisions}
 
-    def watch_depth(self, tower: TowerName, depth: Callable[[], float]) -> None:
-        """Ask `depth` when somebody looks."""
-        self.queue_depth.labels(tower).set_function(depth)
+    def watch_depth(self, graph: str, depth: Callable[[], float]) -> None:
+        """Ask `depth` for the inputs that wait for a graph whenever metrics are rendered."""
+        self.queue_depth.labels(graph).set_function(depth)
 
     def refused(self, status: int, code: str) -> None:
-        """A connection was refused before there was a request."""
+        """Count a connection that was refused before there was a request."""
         self.requests.labels("none", "other", str(status)).inc()
         self.errors.labels(str(status), code).inc()
 
     def render(self) -> bytes:
-        """Prometheus' text format. It takes 10 ms and more: for a thread, which pauses after each metric."""
+        """Prometheus' text format. It takes 10 ms and more: call it in a thread, which pauses after each metric."""
         from prometheus_client import CollectorRegistry, generate_latest
 
         parts = []
@@ -135,7 +133,7 @@ class Metrics:
 
 
 class _One:
-    """A registry of one metric that is collected already."""
+    """Stands for a registry of one metric that is collected already."""
 
     def __init__(self, metric: "Metric") -> None:
         self._metric = metric
@@ -145,7 +143,7 @@ class _One:
 
 
 class KeptText:
-    """A text that is rendered in a thread, at most once in `keep_s`, however many ask for it."""
+    """A text that is rendered in a thread, at most once in `keep_s`, however often it is asked for."""
 
     def __init__(self, render: Callable[[], bytes], *, keep_s: float) -> None:
         self._render, self._keep_s = render, keep_s

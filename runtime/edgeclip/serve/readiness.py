@@ -1,45 +1,48 @@
 """Whether the service can answer: the bundle's self-test, run through the lanes on the device that serves.
 
-The first run asks for every vector; later ones ask each tower for one more, in turn, and judge it with the others'
-last answers, so a probe costs one text and one image. A run holds for `ready_s`. A probe waits a moment for a run and
-then gives the last verdict, for probes have time limits shorter than a queue of images; a tower whose batch does not
-come back is red at once.
+The first run asks for every vector; later runs ask for one more of each modality, in turn, and judge it with the last
+answers of the others, so a probe costs one text and one image. A run holds for `ready_s`. A probe waits a moment for
+a run and then gives the last verdict, because probes have time limits shorter than a queue of images; a graph whose
+batch does not come back is red at once.
 
-Once a tower gave a vector that is none, or its files changed under it, no vector is trusted: `doubt` says why,
+Once a graph gave a vector that is none, or its files changed under it, no vector is trusted: `doubt` says why,
 requests are refused, and the next run reads the files first. Only a self-test that passes ends the doubt.
 """
 
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeclip.bundle.selftest import SelfTest, read_selftest, run_selftest
 from edgeclip.encoder import Encoder
+from edgeclip.engine.unit_vectors import Vectors
 from edgeclip.errors import BundleError, DeviceError, EdgeclipError, WrongVectorsError
-from edgeclip.manifest import TowerName
+from edgeclip.families.family import Item
+from edgeclip.manifest import Modality
 from edgeclip.serve.errors import log_bug, without_paths
-from edgeclip.serve.queue.lanes import LaneFailed, QueueFull, TimedOut
+from edgeclip.serve.queue.chain import run_through
+from edgeclip.serve.queue.lanes import LaneAnswer, LaneFailed, QueueFull, TimedOut
 
 _log = logging.getLogger("edgeclip.serve")
 # How long a probe waits for a run: Kubernetes gives up after a second.
 _PATIENCE_S = 0.7
 
 
-class Towers(Protocol):
-    """A lane, as far as readiness asks."""
+class Lane(Protocol):
+    """A graph's queue: `edgeclip.serve.queue.lanes.Lane`."""
 
     @property
     def is_wedged(self) -> bool:
         """Whether a batch has run too long."""
 
-    async def submit(self, items: Sequence[NDArray[Any]], *, timeout_s: float) -> NDArray[np.float32]:
-        """The vectors of inputs."""
+    async def submit(self, items: Sequence[Item], *, timeout_s: float) -> LaneAnswer:
+        """What the graph gives for items."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +54,9 @@ class Verdict:
 
 
 class Readiness:
-    """The verdict, renewed when somebody asks and it is old."""
+    """The verdict, renewed when it is asked for and is old."""
 
-    def __init__(
-        self, encoder: Encoder, lanes: Mapping[TowerName, Towers], *, ready_s: float, timeout_s: float
-    ) -> None:
+    def __init__(self, encoder: Encoder, lanes: Mapping[str, Lane], *, ready_s: float, timeout_s: float) -> None:
         self._encoder, self._lanes = encoder, lanes
         self._selftest: SelfTest | None = None  # read once: the bundle on disk may be another later
         self.doubt: str | None = None
@@ -64,13 +65,13 @@ class Readiness:
         self._verdict = Verdict(is_ready=False, reason="starting: the self-test has not passed yet")
         self._judged_at = -float("inf")
         self._run: asyncio.Task[None] | None = None
-        self._tested: _TestedTowers | None = None
+        self._asked: _LaneAsk | None = None
 
     async def check(self) -> Verdict:
         """The verdict, at most `ready_s` old where a run comes back in time."""
-        for tower, lane in self._lanes.items():
+        for graph, lane in self._lanes.items():
             if lane.is_wedged:
-                return Verdict(is_ready=False, reason=f"the {tower} tower does not come back from a batch")
+                return Verdict(is_ready=False, reason=f"the {graph} graph does not come back from a batch")
         if self.doubt is None and (names := await asyncio.to_thread(lambda: self._encoder.overwritten_files)):
             self.distrust(f"{' and '.join(names)} changed in place")
         if time.monotonic() - self._judged_at > self._ready_s:
@@ -84,7 +85,7 @@ class Readiness:
         return self._run
 
     def distrust(self, reason: str) -> None:
-        """Red, and no vector is given out, until a self-test passes that begins after this."""
+        """Turn red, and give out no vector, until a self-test passes that begins after this."""
         self.doubt = without_paths(reason)
         self._doubts += 1
         self._set(self.doubt)
@@ -92,17 +93,17 @@ class Readiness:
         self.renew()
 
     async def close(self) -> None:
-        """Wait for no run any more."""
+        """End the run in progress, if there is one."""
         if self._run is not None:
             self._run.cancel()
             await asyncio.gather(self._run, return_exceptions=True)
 
     async def _judge(self) -> None:
         doubts = self._doubts
-        if self._tested is None:
-            self._tested = _TestedTowers(self._encoder, self._lanes, asyncio.get_running_loop(), self._timeout_s)
+        if self._asked is None:
+            self._asked = _LaneAsk(self._encoder, self._lanes, asyncio.get_running_loop(), self._timeout_s)
         try:
-            await asyncio.to_thread(self._test, self._tested)
+            await asyncio.to_thread(self._test, self._asked)
         except QueueFull:
             return  # busy, and no worse than it was
         except TimedOut:
@@ -123,21 +124,22 @@ class Readiness:
         self._set(reason)
         self._judged_at = time.monotonic()
 
-    def _test(self, tested: "_TestedTowers") -> None:
-        """In a thread: the files where there is doubt, then the towers."""
+    def _test(self, ask: "_LaneAsk") -> None:
+        """Runs in a thread: reads the files where there is doubt, then asks the graphs."""
         if self.doubt is not None:
             self._encoder.verify_files()
+        manifest = self._encoder.manifest
         if self._selftest is None:
-            self._selftest = read_selftest(self._encoder.manifest, self._encoder.folder)
+            self._selftest = read_selftest(manifest, self._encoder.folder)
         try:
-            run_selftest(cast(Encoder, tested), self._selftest)
+            run_selftest(manifest, ask, self._selftest, device=self._encoder.device)
         except DeviceError:
             self._encoder.verify_files()  # before a device is blamed
             raise
 
     def _set(self, reason: str) -> None:
         if reason:
-            self._tested = None  # the next run asks for everything anew
+            self._asked = None  # the next run asks for everything anew
             if reason != self._verdict.reason:
                 _log.error("not ready: %s", reason)
         else:
@@ -148,48 +150,45 @@ class Readiness:
 
 
 def is_doubtful(error: BaseException | None) -> bool:
-    """Whether a tower's failure means that its other vectors may be wrong, too."""
+    """Whether a graph's failure means that its other vectors may be wrong, too."""
     return isinstance(error, BundleError | WrongVectorsError)
 
 
-class _TestedTowers:
-    """What `run_selftest` asks of an Encoder, answered by the lanes. Runs in a thread beside the event loop."""
+class _LaneAsk:
+    """Answers the self-test through the lanes. Runs in a thread beside the event loop.
+
+    The first call for a modality asks for every vector, each later call for one of them, in turn.
+    """
 
     def __init__(
         self,
         encoder: Encoder,
-        lanes: Mapping[TowerName, Towers],
+        lanes: Mapping[str, Lane],
         loop: asyncio.AbstractEventLoop,
         timeout_s: float,
     ) -> None:
-        self.manifest, self.device = encoder.manifest, encoder.device
         self._encoder, self._lanes, self._loop, self._timeout_s = encoder, lanes, loop, timeout_s
-        self._inputs: dict[TowerName, Sequence[NDArray[Any]]] = {}
-        self._vectors: dict[TowerName, NDArray[np.float32]] = {}
-        self._turn = 0
+        self._items: dict[Modality, list[Item]] = {}
+        self._vectors: dict[Modality, Vectors] = {}
+        self._calls: Counter[Modality] = Counter()
 
-    def encode_text(self, texts: Sequence[str], *, progress: bool) -> NDArray[np.float32]:
-        self._turn += 1  # texts are asked for first
-        if "text" not in self._inputs:
-            self._inputs["text"] = self._encoder.tokenize(texts).rows
-        return self._answer("text")
-
-    def encode_image(self, images: Sequence[NDArray[np.uint8]], *, progress: bool) -> NDArray[np.float32]:
-        if "vision" not in self._inputs:
-            self._inputs["vision"] = [self._encoder.preprocess(image) for image in images]
-        return self._answer("vision")
-
-    def _answer(self, tower: TowerName) -> NDArray[np.float32]:
-        inputs = self._inputs[tower]
-        if tower not in self._vectors:
-            self._vectors[tower] = np.stack([self._ask(tower, one) for one in inputs])
+    def __call__(self, modality: Modality, inputs: Sequence[Any], tasks: Sequence[str | None]) -> Vectors:
+        if modality not in self._items:
+            self._items[modality] = self._encoder.prepare_inputs(modality, inputs, tasks)
+        items = self._items[modality]
+        if modality not in self._vectors:
+            self._vectors[modality] = np.stack([self._run(item) for item in items])
         else:
-            index = self._turn % len(inputs)
-            self._vectors[tower][index] = self._ask(tower, inputs[index])
-        return self._vectors[tower]
+            index = self._calls[modality] % len(items)
+            self._vectors[modality][index] = self._run(items[index])
+        self._calls[modality] += 1
+        return self._vectors[modality]
 
-    def _ask(self, tower: TowerName, one: NDArray[Any]) -> NDArray[np.float32]:
-        """One by one, which any queue has room for."""
-        asked = self._lanes[tower].submit([one], timeout_s=self._timeout_s)
-        vector: NDArray[np.float32] = asyncio.run_coroutine_threadsafe(asked, self._loop).result()[0]
+    def _run(self, item: Item) -> Vectors:
+        """The vector of one item. Items are run one by one, because every queue has room for one."""
+        run = run_through(self._submit, [item])
+        vector: Vectors = asyncio.run_coroutine_threadsafe(run, self._loop).result()[0]
         return vector
+
+    async def _submit(self, graph: str, items: Sequence[Item]) -> LaneAnswer:
+        return await self._lanes[graph].submit(items, timeout_s=self._timeout_s)

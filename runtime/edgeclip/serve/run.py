@@ -17,7 +17,6 @@ from edgeclip.encoder import Encoder
 from edgeclip.errors import InputError, MissingExtraError
 from edgeclip.host.installation import install_command
 from edgeclip.host.malloc_bounds import bound_memory
-from edgeclip.manifest import TOWERS
 from edgeclip.serve.http.access_log import LOGGER as ACCESS_LOGGER
 from edgeclip.serve.http.api_keys import read_keys
 from edgeclip.serve.http.connections import Bounds, bounded_protocol
@@ -54,12 +53,12 @@ def serve(settings: Settings) -> None:
         _Signals() as signals,
         Encoder.open(settings.bundle, device=settings.device, threads=settings.threads) as encoder,
     ):
-        for tower in TOWERS:  # else a damaged graph would be told by a readiness that stays red
-            verify_hash(settings.bundle, encoder.manifest.file(encoder.manifest.tower(tower).file))
+        for graph in encoder.manifest.graphs.values():  # else a damaged one would show in readiness alone
+            verify_hash(settings.bundle, encoder.manifest.file(graph.file))
         app = create_app(settings, encoder)
         host, port = listeners[0].getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        _log.info("serving on http://%s:%d, towers on %s", shown, port, encoder.device)
+        _log.info("serving on http://%s:%d, graphs on %s", shown, port, encoder.device)
         if settings.metrics_port:
             _log.info("metrics on http://%s:%d/metrics alone", shown, settings.metrics_port)
         if not settings.is_loopback and not settings.api_keys:

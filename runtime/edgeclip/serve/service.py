@@ -1,67 +1,68 @@
-"""The way of a request through the service, from its normal form to the answer's JSON.
+"""The path of a request through the service, from its normal form to the answer's JSON.
 
-    texts  -> counted, tokenised (long ones in a thread, a slice at a time) -> text lane   \\
-    images -> fetched, or base64 -> decoded, resized -> vision lane -> cut, encoded
+    texts  -> counted, tokenised (long ones in a thread, a slice at a time) -> lane of the text graph   \\
+    images -> fetched, or base64 -> decoded, resized -> lane of the image graph  -> cut, encoded
 
-Whatever computes runs in threads: the lanes', the decoder's, or the few of `_threads`. Cancelling `embed` (the client
-has gone, or time is up) takes its inputs out of every queue.
+Computing happens in threads: the lanes', the decoder's, or the few of `_threads`. Cancelling `embed` (the client has
+gone, or its time is up) takes its inputs out of every queue.
 """
 
 import asyncio
-import dataclasses
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeclip.encoder import Encoder
-from edgeclip.engine.unit_vectors import find_fault
+from edgeclip.engine.unit_vectors import Vectors, find_fault
 from edgeclip.errors import WrongVectorsError
-from edgeclip.inputs.tokenization import TokenizedTexts, check_max_length, is_quick, slices
-from edgeclip.manifest import TokenizerFacts, TowerName
-from edgeclip.serve.api.image_strings import ImageItem, UrlItem
-from edgeclip.serve.api.request import EmbeddingRequest, RequestLimits, TextItem, TokenItem
+from edgeclip.families.family import Item, Prepared
+from edgeclip.inputs.tokenization import check_max_length, is_quick, slices
+from edgeclip.manifest import FIRST_GRAPH
+from edgeclip.serve.api.request import EmbeddingRequest, RequestLimits, TextItem, TokenItem, modality_of
 from edgeclip.serve.api.response import encode_answer, shorten
+from edgeclip.serve.api.served_model import ServedModel
 from edgeclip.serve.api.text_length import check_letters
-from edgeclip.serve.api.usage import image_tokens
 from edgeclip.serve.errors import ApiError, ending, not_trusted, retry_later, without_paths
 from edgeclip.serve.http.open_files import fetches_within_limit
 from edgeclip.serve.images.fetch_queue import ByteRoom, Fetch, FetchQueue
 from edgeclip.serve.images.opener import Decoder, ImageOpener
 from edgeclip.serve.metrics import Metrics
-from edgeclip.serve.queue.lanes import LaneFailed, QueueFull
+from edgeclip.serve.queue.chain import all_or_none, run_through
+from edgeclip.serve.queue.lanes import LaneAnswer, LaneFailed, QueueFull
 from edgeclip.serve.readiness import is_doubtful
 from edgeclip.serve.settings import Settings
 
 _log = logging.getLogger("edgeclip.serve")
 # Numbers that are printed on the event loop: half a millisecond's worth. More goes to a thread, which costs 0.1 ms.
 _NUMBERS_AT_ONCE = 16_384
-# URLs in progress at one site, in images that may be in progress.
+# The most URLs in progress at one site, as a multiple of the images that may be in progress.
 _URLS_OF_A_SITE = 4
-# By how much images may come out quicker than any of late did.
+# The factor by which images may come out quicker than any recent ones did.
 _DOUBT = 1.25
 # A text with a literal padding token needs a mask, and attention with a mask holds T x T numbers for every head: one
 # of 8192 tokens took 1.2 GB in the demo's small model, and 0.1 GB without it. So many tokens take 1/16 of that.
 _MASKED_TOKENS = 2048
 
+_NONE = Prepared(items=(), cut=())
+
 _Result = TypeVar("_Result")
 
 
 class Lane(Protocol):
-    """What is asked of a tower's lane."""
+    """A graph's queue: `edgeclip.serve.queue.lanes.Lane`."""
 
-    async def submit(self, items: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-        """The vectors (N, D) of inputs, in their order."""
+    async def submit(self, items: Sequence[Item]) -> LaneAnswer:
+        """What the graph gives for items."""
 
 
 class Stages:
-    """The seconds that a request spent in each stage; stages that ran at once each count in full."""
+    """The seconds that a request spent in each stage; stages that ran side by side each count in full."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -90,28 +91,28 @@ class _Embedded:
     """Some of a request's items: their vectors (N, D), tokens, and which of them were cut."""
 
     indices: tuple[int, ...]
-    vectors: NDArray[np.float32]
+    vectors: Vectors
     tokens: int
     cut: tuple[int, ...]
 
 
 class EmbeddingService:
-    """An encoder's towers behind their lanes. `lanes`, `decoder` and `fetch` are started by whoever made them."""
+    """An encoder's graphs behind their lanes. The caller starts and ends `lanes`, `decoder` and `fetch`."""
 
     def __init__(
         self,
         settings: Settings,
         encoder: Encoder,
         *,
-        lanes: Mapping[TowerName, Lane],
+        lanes: Mapping[str, Lane],
         decoder: Decoder,
         fetch: Fetch,
         metrics: Metrics,
         distrust: Callable[[str], None],
     ) -> None:
         self._distrust = distrust
-        self._settings, self._encoder, self._metrics = settings, encoder, metrics
-        self._lanes = lanes
+        self._settings, self._metrics = settings, metrics
+        self._family, self._lanes = encoder.family, lanes
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="edgeclip-serve")
         self._images = ImageOpener(
             decoder,
@@ -121,20 +122,21 @@ class EmbeddingService:
             self._aside,
             most_images=settings.max_queued_images,
             max_image_bytes=settings.max_image_bytes,
-            seconds_per_image=lambda: metrics.towers["vision"].seconds_per_input,
+            seconds_per_image=lambda: metrics.graphs[FIRST_GRAPH["image"]].seconds_per_input,
         )
         manifest = encoder.manifest
-        most = check_max_length(settings.max_length, manifest.tokenizer)
-        self.facts = dataclasses.replace(manifest.tokenizer, max_length=most)
+        self.model = ServedModel.of(
+            manifest,
+            max_length=check_max_length(settings.max_length, manifest.text) if manifest.text else None,
+            vocabulary=encoder.count_token_ids() if manifest.text else 0,
+        )
         self.limits = RequestLimits(
+            model=self.model,
             max_items=settings.max_items,
             max_images=settings.max_images,
             max_text_chars=settings.max_text_chars,
             max_request_chars=settings.max_request_chars,
             max_image_bytes=settings.max_image_bytes,
-            embedding_dim=manifest.embedding_dim,
-            vocabulary=encoder.count_token_ids(),
-            tasks=tuple(manifest.tokenizer.instructions),
             allow_token_ids=settings.allow_token_ids,
             allow_urls=settings.fetches_urls,
         )
@@ -164,24 +166,25 @@ class EmbeddingService:
             self._distrust(str(error))
             raise not_trusted(self._settings.ready_s) from error
         except TimeoutError as error:
-            each_s = self._metrics.towers["vision"].seconds_per_input
-            has_images = any(isinstance(item, ImageItem | UrlItem) for item in request.items)
-            pace = f", and an image takes {each_s:.2g} s at present" if has_images and each_s else ""
+            has_images = any(modality_of(item) == "image" for item in request.items)
+            each_s = self._metrics.graphs[FIRST_GRAPH["image"]].seconds_per_input if has_images else None
+            pace = f", and an image takes {each_s:.2g} s at present" if each_s else ""
             limit_s = self._settings.request_timeout_s
             message = f"the answer was not ready within {limit_s:.0f} s{pace}; send fewer inputs at once"
             raise ApiError(504, message, code="timeout") from error
 
     async def _embed(
         self, request: EmbeddingRequest, stages: Stages, room: ByteRoom
-    ) -> tuple[NDArray[np.float32], int, set[int]]:
-        texts = [index for index, item in enumerate(request.items) if isinstance(item, TextItem | TokenItem)]
-        images = [index for index, item in enumerate(request.items) if isinstance(item, ImageItem | UrlItem)]
-        if not images:  # the way of a query: no task is started
+    ) -> tuple[Vectors, int, set[int]]:
+        """The vectors (N, D) of a request, their tokens, and which inputs were cut."""
+        texts = [index for index, item in enumerate(request.items) if modality_of(item) == "text"]
+        images = [index for index, item in enumerate(request.items) if modality_of(item) == "image"]
+        if not images:  # a query: no task is started
             parts = [await self._embed_texts(request, texts, stages)]
         elif not texts:
             parts = [await self._embed_images(request, images, stages, room)]
         else:
-            parts = await _all_or_none(
+            parts = await all_or_none(
                 [
                     self._embed_texts(request, texts, stages),
                     self._embed_images(request, images, stages, room),
@@ -196,48 +199,45 @@ class EmbeddingService:
         return vectors, sum(part.tokens for part in parts), {index for part in parts for index in part.cut}
 
     async def _embed_texts(self, request: EmbeddingRequest, indices: Sequence[int], stages: Stages) -> _Embedded:
-        facts = self.facts
-        items = [request.items[index] for index in indices]
-        texts = {index: item.text for index, item in zip(indices, items, strict=True) if isinstance(item, TextItem)}
+        task = self.model.task_of(request.task, "text")
+        given = [(index, request.items[index]) for index in indices]
+        texts = {index: item.text for index, item in given if isinstance(item, TextItem)}
+        ids = {index: item.ids for index, item in given if isinstance(item, TokenItem)}
         with stages.measure("tokenize"):
-            tokenized = await self._tokenize(texts, request.task)
-        rows: list[NDArray[np.int64]] = []
-        cut: list[int] = []
-        of_texts = enumerate(tokenized.rows)
+            prepared = await self._tokenize(texts, task) if texts else _NONE
+        items, cut = prepared.items, [list(texts)[place] for place in prepared.cut]
+        if ids:
+            framed = self._family.token_ids(list(ids.values()), task, self.model.max_length)
+            by_index = dict(zip((*texts, *ids), (*items, *framed.items), strict=True))
+            items = tuple(by_index[index] for index in indices)
+            cut = sorted([*cut, *(list(ids)[place] for place in framed.cut)])
         for index, item in zip(indices, items, strict=True):
-            if isinstance(item, TokenItem):
-                row, is_cut = frame_tokens(item.ids, facts)
-            else:
-                place, row = next(of_texts)
-                is_cut = place in tokenized.cut
-            if len(row) > _MASKED_TOKENS and (row == facts.pad_id).any():
+            if item.needs_mask and item.tokens > _MASKED_TOKENS:
                 message = (
                     f"input[{index}] holds the padding token, with which at most {_MASKED_TOKENS} tokens are taken"
                 )
                 raise ApiError(400, message, param=f"input[{index}]", code="context_length_exceeded")
-            rows.append(row)
-            if is_cut:
-                cut.append(index)
         if cut and not request.is_cut:
+            most = self.model.max_length
             raise ApiError(
                 400,
-                f'{_some(cut)} longer than {facts.max_length} tokens; shorten, or send "truncate": true for a cut',
+                f'{_some(cut)} longer than {most} tokens; shorten, or send "truncate": true for a cut',
                 param=f"input[{cut[0]}]",
                 code="context_length_exceeded",
             )
-        vectors = await self._run("text", rows, stages)
-        tokens = sum(map(len, rows))
-        self._count("text", len(rows), tokens, len(cut))
+        vectors = await self._run(items, stages)
+        tokens = sum(self._family.billed(item, None) for item in items)
+        self._count("text", len(items), tokens, len(cut))
         return _Embedded(indices=tuple(indices), vectors=vectors, tokens=tokens, cut=tuple(cut))
 
-    async def _tokenize(self, texts: Mapping[int, str], task: str | None) -> TokenizedTexts:
-        """The ids of texts, by their place in the input.
+    async def _tokenize(self, texts: Mapping[int, str], task: str | None) -> Prepared:
+        """The items of texts, which are given by their place in the input.
 
         Each slice waits for its turn in `_threads`, so the largest requests keep others from them for a slice's time,
-        some 0.3 s, and what was cancelled ends with its slice.
+        some 0.3 s, and a cancelled request ends with its slice.
         """
         every, places = list(texts.values()), list(texts)
-        ahead = len(self._encoder.manifest.tokenizer.instructions[task]) if task is not None else 0
+        ahead = len(self.model.tasks[task].prompt) if task is not None else 0
         letters = await self._aside(
             lambda: check_letters(
                 every, places, most_each=self.limits.max_text_chars, most_together=self.limits.max_request_chars
@@ -246,39 +246,39 @@ class EmbeddingService:
         )
         letters = [count + ahead for count in letters]
         if is_quick(letters):
-            return self._encoder.tokenize(every, task=task, max_length=self.facts.max_length)
-        rows: list[NDArray[np.int64]] = []
+            return self._family.texts(every, task, self.model.max_length)
+        items: list[Item] = []
         cut: list[int] = []
         for some in slices(letters):
             part_of = every[some.start : some.stop]
-            tokenize = partial(self._encoder.tokenize, part_of, task=task, max_length=self.facts.max_length)
-            part = await self._aside(tokenize, is_long=True)
-            rows += part.rows
+            part = await self._aside(partial(self._family.texts, part_of, task, self.model.max_length), is_long=True)
+            items += part.items
             cut += (some.start + index for index in part.cut)
-        return TokenizedTexts(rows=tuple(rows), cut=tuple(cut))
+        return Prepared(items=tuple(items), cut=tuple(cut))
 
     async def _embed_images(
         self, request: EmbeddingRequest, indices: Sequence[int], stages: Stages, room: ByteRoom
     ) -> _Embedded:
         self._check_time(len(indices))
         admit = partial(self._check_time, len(indices))
-        items = {index: request.items[index] for index in indices}
-        with self._images.request(list(items.values()), room, admit) as images:
+        given = {index: request.items[index] for index in indices}
+        task = self.model.task_of(request.task, "image")
+        with self._images.request(list(given.values()), room, task, admit) as images:
             with stages.measure("images"):
-                pictures = await _all_or_none([images.open(item, index) for index, item in items.items()])
-            vectors = await self._run("vision", [picture.pixels for picture in pictures], stages)
-        tokens = sum(image_tokens(picture.width, picture.height) for picture in pictures)
+                pictures = await all_or_none([images.open(item, index) for index, item in given.items()])
+            vectors = await self._run([picture.item for picture in pictures], stages)
+        tokens = sum(self._family.billed(picture.item, (picture.width, picture.height)) for picture in pictures)
         self._count("image", len(indices), tokens)
         return _Embedded(indices=tuple(indices), vectors=vectors, tokens=tokens, cut=())
 
     def _check_time(self, images: int, decode_s: float = 0.0) -> None:
-        """400 for more images than were done in time at the best pace of late; `decode_s` goes before the tower.
+        """400 for more images than can be done in time at the best recent pace; `decode_s` comes before the graph.
 
-        Clients repeat what was answered with 504, by themselves: each time for as long, and in vain. When nothing has
-        run for as long as a request may take, nothing is known, and the request is tried.
+        Clients repeat a request that was answered with 504, each time for as long, and in vain. When nothing has run
+        for as long as a request may take, nothing is known, and the request is tried.
         """
-        limit_s, tower = self._settings.request_timeout_s, self._metrics.towers["vision"]
-        best_s, each_s = tower.best_pace(limit_s) or 0.0, (tower.seconds_per_input or 0.0) + decode_s / images
+        limit_s, pace = self._settings.request_timeout_s, self._metrics.graphs[FIRST_GRAPH["image"]]
+        best_s, each_s = pace.best_pace(limit_s) or 0.0, (pace.seconds_per_input or 0.0) + decode_s / images
         if images == 1 or images * best_s + decode_s <= limit_s * _DOUBT:
             return
         most = max(1, min(images - 1, int(limit_s / each_s)))
@@ -289,7 +289,7 @@ class EmbeddingService:
         raise ApiError(400, message, param="input", code="array_above_max_length")
 
     def _count(self, kind: str, inputs: int, tokens: int, cut: int = 0) -> None:
-        """For the metrics, once the answer is on its way."""
+        """Add to the metrics, once the answer is on its way."""
 
         def count() -> None:
             self._metrics.inputs.labels(kind).inc(inputs)
@@ -298,20 +298,23 @@ class EmbeddingService:
 
         asyncio.get_running_loop().call_soon(count)
 
-    async def _run(self, tower: TowerName, rows: Sequence[NDArray[Any]], stages: Stages) -> NDArray[np.float32]:
+    async def _run(self, items: Sequence[Item], stages: Stages) -> Vectors:
+        return await run_through(partial(self._submit, stages), items)
+
+    async def _submit(self, stages: Stages, graph: str, items: Sequence[Item]) -> LaneAnswer:
         try:
-            with stages.measure(tower):
-                return await self._lanes[tower].submit(rows)
+            with stages.measure(graph):
+                return await self._lanes[graph].submit(items)
         except QueueFull as error:
-            raise retry_later(f"the {tower} queue is full; try again later", error.retry_after_s) from error
+            raise retry_later(f"the {graph} queue is full; try again later", error.retry_after_s) from error
         except LaneFailed as error:
             if error.__cause__ is None:
                 raise ending() from error
-            _log.error("the %s tower failed: %s", tower, without_paths(str(error.__cause__ or error)))
+            _log.error("the %s graph failed: %s", graph, without_paths(str(error.__cause__ or error)))
             if is_doubtful(error.__cause__):
                 self._distrust(str(error.__cause__))
                 raise not_trusted(self._settings.ready_s) from error
-            raise ApiError(503, f"the {tower} tower failed on its device", code="device_error") from error
+            raise ApiError(503, f"the {graph} graph failed on its device", code="device_error") from error
 
     async def _aside(self, work: Callable[[], _Result], *, is_long: bool) -> _Result:
         """`work()`, in a thread when it is long."""
@@ -320,36 +323,11 @@ class EmbeddingService:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
-def _cut(vectors: NDArray[np.float32], request: EmbeddingRequest) -> NDArray[np.float32]:
-    """The vectors as they were asked for; WrongVectorsError for one that has no direction in so few dimensions."""
+def _cut(vectors: Vectors, request: EmbeddingRequest) -> Vectors:
+    """Vectors of the dimensions that were asked for; WrongVectorsError for one that has no direction in so few."""
     if request.dim < vectors.shape[1] and (fault := find_fault(vectors, request.dim)):
-        raise WrongVectorsError(f"a tower answered with {fault}")
+        raise WrongVectorsError(f"a graph answered with {fault}")
     return shorten(vectors, request.dim, is_normalized=request.is_normalized)
-
-
-def frame_tokens(ids: Sequence[int], facts: TokenizerFacts) -> tuple[NDArray[np.int64], bool]:
-    """Token ids as the tower takes them, (T,) int64, and whether they were cut.
-
-    The opening and the closing token are put round ids that have not both; what is longer than the model takes is cut
-    as a text is: its first ids and the closing one.
-    """
-    given = np.array(ids, dtype=np.int64)
-    is_framed = len(given) >= 2 and given[0] == facts.bos_id and given[-1] == facts.eos_id
-    framed = given if is_framed else np.concatenate(([facts.bos_id], given, [facts.eos_id]))
-    if is_cut := len(framed) > facts.max_length:
-        framed = np.concatenate((framed[: facts.max_length - 1], [facts.eos_id]))
-    return framed, is_cut
-
-
-async def _all_or_none(work: Iterable[Awaitable[_Result]]) -> list[_Result]:
-    """Every result in order; the first error cancels what has not finished and is raised as it is."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _some(cut: Sequence[int]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from edgeclip.manifest import SingleSpace, Spaces, TaskFacts
 from edgeclip.serve.api.request import (
     EmbeddingRequest,
     ImageItem,
@@ -16,17 +17,25 @@ from edgeclip.serve.api.request import (
     UrlItem,
     parse_request,
 )
+from edgeclip.serve.api.served_model import ServedModel
 from edgeclip.serve.errors import ApiError
 
+MODEL = ServedModel(
+    modalities=("text", "image"),
+    spaces=Spaces(single=SingleSpace(dim=64, matryoshka_dims=(32, 64), is_strict=False), multi=None),
+    tasks={"retrieval.query": TaskFacts(prompt="query: ", adapter=None, modalities=("text",))},
+    is_task_required=False,
+    has_adapters=False,
+    max_length=8192,
+    vocabulary=100,
+)
 LIMITS = RequestLimits(
     max_items=4,
     max_images=2,
     max_text_chars=20,
     max_request_chars=50,
     max_image_bytes=300,
-    embedding_dim=64,
-    vocabulary=100,
-    tasks=("retrieval.query",),
+    model=MODEL,
 )
 WITH_IDS = dataclasses.replace(LIMITS, allow_token_ids=True)
 PIXEL = base64.b64encode(b"GIF89a-not-really").decode()

@@ -6,7 +6,7 @@ import pytest
 
 from edgeclip.serve.api.request import EmbeddingRequest, ImageItem, TextItem, parse_request
 from edgeclip.serve.errors import ApiError
-from tests.serve.api.test_request import LIMITS, PIXEL
+from tests.serve.api.test_request import LIMITS, MODEL, PIXEL
 
 
 def parse(**fields: Any) -> EmbeddingRequest:
@@ -52,7 +52,7 @@ def test_input_types_of_other_vendors(kind: str | None, task: str | None) -> Non
 def test_a_model_without_instructions_takes_every_task() -> None:
     import dataclasses
 
-    limits = dataclasses.replace(LIMITS, tasks=())
+    limits = dataclasses.replace(LIMITS, model=dataclasses.replace(MODEL, tasks={}))
     for fields in ({"task": "retrieval.query"}, {"input_type": "query"}):
         assert parse_request({"input": "a", **fields}, limits).task is None
 

@@ -8,7 +8,6 @@ import pytest
 
 from edgeclip.serve.api.request_fields import FORMATS, Format
 from edgeclip.serve.api.response import encode_answer, shorten
-from edgeclip.serve.api.usage import image_tokens
 
 RANDOM = np.random.default_rng(0).standard_normal((5, 20)).astype(np.float32)
 VECTORS = RANDOM / np.linalg.norm(RANDOM, axis=1, keepdims=True)
@@ -72,19 +71,3 @@ def test_cut_first_then_normalise() -> None:
     np.testing.assert_allclose(unit, first / np.linalg.norm(first, axis=1, keepdims=True), atol=1e-6)
     np.testing.assert_array_equal(shorten(VECTORS, 8, is_normalized=False), VECTORS[:, :8])
     assert shorten(VECTORS, 20, is_normalized=True) is VECTORS
-
-
-@pytest.mark.parametrize(
-    ("width", "height", "tokens"),
-    [
-        (512, 512, 4000),
-        (720, 720, 16000),
-        (1080, 1080, 36000),
-        (1, 1, 4000),
-        (513, 512, 8000),
-        (512, 1025, 12000),
-        (4000, 40, 32000),
-    ],
-)
-def test_images_count_the_tiles_they_begin(width: int, height: int, tokens: int) -> None:
-    assert image_tokens(width, height) == tokens

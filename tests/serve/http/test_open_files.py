@@ -31,7 +31,7 @@ from tests.scenes.serving import serving, troubling, until_ready, wait_for
 
 FEW = 64
 BODY = b'{"input": "a"}'
-# Without a read of the body, a read of a file, and with the towers.
+# Without a read of the body, a read of a file, and with the graphs.
 ASKED = [
     b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n",
     b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -141,7 +141,7 @@ def test_a_request_that_finds_no_file_left_is_503(
 
     with troubling(bundle) as troubled, serving(bundle, troubled) as url:
         until_ready(url)
-        monkeypatch.setattr("edgeclip.serve.app.read_asset", refuse)
+        monkeypatch.setattr("edgeclip.serve.pages.read_asset", refuse)
         for _ in range(3):
             answer = httpx.get(f"{url}/docs/swagger-ui.css")
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "too_many_open_files")

@@ -26,7 +26,7 @@ class Scene:
     """Requests that took bytes and rest, incomplete or not."""
 
     def __init__(self) -> None:
-        self.pending = PendingBytes(MOST, Metrics(version="1", model="m", device="cpu", precisions=["fp32"]))
+        self.pending = PendingBytes(MOST, Metrics(version="1", model="m", device="cpu", precisions={"text": "fp32"}))
         self.ended: dict[str, Any] = {}
         self.tasks: list[asyncio.Task[None]] = []
 

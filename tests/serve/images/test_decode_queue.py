@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from edgeclip.errors import InputError
+from edgeclip.families.family import Item
 from edgeclip.serve.images.decode_queue import LARGE_COST, PictureDecoder
 from edgeclip.serve.images.decoder import PictureLimits, judge
 
@@ -34,8 +34,14 @@ def png(width: int, height: int) -> bytes:
 SMALL, LARGE = png(20, 10), png(5000, 4000)
 
 
+def item() -> Item:
+    """A small image as an item."""
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    return Item(graph="vision", arrays={"pixel_values": pixels}, tokens=1, alike=pixels.shape)
+
+
 class Gate:
-    """A `preprocess` that waits until it may go on, and notes which labels it began and how many ran at once."""
+    """Prepares an image: waits until it may go on, and notes which labels it began and how many ran at once."""
 
     def __init__(self) -> None:
         self.may_go = threading.Semaphore(0)
@@ -44,7 +50,7 @@ class Gate:
         self.threads: set[str] = set()
         self._lock = threading.Lock()
 
-    def __call__(self, image: bytes, /, *, label: str) -> NDArray[np.uint8]:
+    def __call__(self, image: bytes, /, *, task: str | None, label: str) -> Item:
         with self._lock:
             self.began.append(label)
             self.threads.add(threading.current_thread().name)
@@ -53,7 +59,7 @@ class Gate:
         assert self.may_go.acquire(timeout=PATIENCE_S)
         with self._lock:
             self.running -= 1
-        return np.zeros((4, 4, 3), np.uint8)
+        return item()
 
 
 async def until(claim: Callable[[], Any]) -> None:
@@ -223,15 +229,15 @@ def test_the_pace_of_decoding_is_told_to_who_admits() -> None:
     """Nothing at first; then seconds that grow with what the request has."""
     told: list[float] = []
 
-    def slow(image: bytes, /, *, label: str) -> NDArray[np.uint8]:
+    def slow(image: bytes, /, *, task: str | None, label: str) -> Item:
         time.sleep(0.02)
-        return np.zeros((4, 4, 3), np.uint8)
+        return item()
 
     async def scene() -> float:
         decoder = PictureDecoder(slow, LIMITS, threads=2)
-        with decoder.flow(told.append) as flow:
+        with decoder.flow(admit=told.append) as flow:
             await flow.decode(LARGE, "a")
-        with decoder.flow(told.append) as flow:
+        with decoder.flow(admit=told.append) as flow:
             await flow.decode(LARGE, "a")
             await flow.decode(LARGE, "a")
         decoder.close()
@@ -248,7 +254,7 @@ def test_who_admits_refuses_before_anything_is_decoded() -> None:
 
     async def scene() -> list[str]:
         here = Scene(threads=1)
-        with here.decoder.flow(refuse) as flow, pytest.raises(InputError, match="too long"):
+        with here.decoder.flow(admit=refuse) as flow, pytest.raises(InputError, match="too long"):
             await flow.decode(SMALL, "a")
         return await here.end()
 
@@ -371,7 +377,7 @@ def test_headers_that_take_long_hold_nobody_s_small_image() -> None:
             return super().startswith(*given)
 
     async def scene() -> None:
-        decoder = PictureDecoder(lambda image, /, *, label: np.zeros((4, 4, 3), np.uint8), LIMITS, threads=1)
+        decoder = PictureDecoder(lambda image, /, *, task, label: item(), LIMITS, threads=1)
 
         async def ask(*files: bytes) -> None:
             with decoder.flow() as flow:

@@ -106,7 +106,7 @@ def test_what_was_fetched_counts_among_the_images_in_progress(bundle: Path, enco
         until_ready(url)
         troubled.may_run.clear()
         with asking(url, {"input": [QUICK, QUICK]}, 1):
-            wait_for(lambda: 'edgeclip_queue_depth{tower="vision"} 0' not in httpx.get(f"{url}/metrics").text
+            wait_for(lambda: 'edgeclip_queue_depth{graph="vision"} 0' not in httpx.get(f"{url}/metrics").text
                      or statuses(url, QUICK) == [429])  # fmt: skip
             assert statuses(url, QUICK, SENT) == [429, 429]
             troubled.may_run.set()

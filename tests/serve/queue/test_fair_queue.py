@@ -8,7 +8,7 @@ from edgeclip.serve.queue.fair_queue import FairQueue
 
 
 def texts(*lengths: int) -> list[Kind]:
-    return [Kind(cost=length, shape=(length,)) for length in lengths]
+    return [Kind(cost=length, alike=length) for length in lengths]
 
 
 def queue(*, max_batch: int = 100, token_budget: int = 64) -> FairQueue:
@@ -45,7 +45,7 @@ def test_requests_share_a_batch() -> None:
 
 def test_masked_texts_share_with_none_but_their_like() -> None:
     waiting = queue()
-    waiting.add(0, [Kind(cost=4, shape=(4,)), Kind(cost=4, shape=(4,), needs_mask=True)])
+    waiting.add(0, [Kind(cost=4, alike=(4, False)), Kind(cost=4, alike=(4, True))])
     assert [waiting.take(), waiting.take()] == [[(0, 0)], [(0, 1)]]
 
 
@@ -120,7 +120,7 @@ def test_every_item_is_taken_once(seed: int) -> None:
     assert (waiting.depth, waiting.cost) == (0, 0)
 
 
-IMAGE = Kind(cost=1, shape=(8, 8, 3))
+IMAGE = Kind(cost=1, graph="vision", alike=(8, 8, 3))
 
 
 def finished(waiting: FairQueue, arrivals: dict[int, tuple[int, int]]) -> dict[int, int]:

@@ -1,4 +1,4 @@
-"""A lane answers everyone his own rows, forgets who is gone, refuses what does not fit, and outlives its tower."""
+"""A lane answers everyone his own rows, forgets who is gone, refuses what does not fit, and outlives its graph."""
 
 import asyncio
 import time
@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from edgeclip import Encoder
+from edgeclip.engine.unit_vectors import Vectors
 from edgeclip.errors import DeviceError, InputError
+from edgeclip.families.family import Item
 from edgeclip.serve.queue.lanes import Lane, LaneFailed, QueueFull, TimedOut
-from tests.scenes.lane_scenes import PATIENCE_S, Tower, Vectors, asked, depth, ids, lane, limits, sizes
+from tests.scenes.lane_scenes import PATIENCE_S, HeldGraph, asked, batch_of, depth, ids, lane, limits, sizes, submit
 
 
 class Seen:
@@ -27,8 +28,8 @@ class Seen:
 
 def test_rows_come_in_the_order_of_the_items_whatever_their_lengths() -> None:
     async def scene() -> Vectors:
-        async with lane(Tower()) as opened:
-            return await opened.submit([ids(3, 1), ids(9, 2), ids(3, 3), ids(40, 4)], timeout_s=PATIENCE_S)
+        async with lane(HeldGraph()) as opened:
+            return await submit(opened, [ids(3, 1), ids(9, 2), ids(3, 3), ids(40, 4)])
 
     vectors = asyncio.run(scene())
     assert vectors.dtype == np.float32
@@ -39,70 +40,70 @@ def test_real_texts_get_the_vectors_that_the_encoder_gives(encoder: Encoder) -> 
     texts = ["a red bicycle", "ein Fahrrad", "a", "two words", "a red bicycle"]
 
     async def scene() -> list[Vectors]:
-        rows = encoder.tokenize(texts).rows
-        async with lane(lambda batch: encoder.run_tower("text", batch), policy=sizes(pad_id=1)) as opened:
-            return await asyncio.gather(*(opened.submit([row], timeout_s=PATIENCE_S) for row in rows))
+        items = encoder.prepare_texts(texts).items
+        async with lane(encoder.run_batch) as opened:
+            return await asyncio.gather(*(submit(opened, [item]) for item in items))
 
     vectors = np.concatenate(asyncio.run(scene()))
     np.testing.assert_allclose(vectors, encoder.encode_text(texts), atol=1e-6)  # the order of sums in a batch
 
 
 def test_an_idle_lane_runs_at_once_and_what_comes_meanwhile_shares_the_next_batch() -> None:
-    tower, seen = Tower(), Seen()
+    graph, seen = HeldGraph(), Seen()
 
     async def scene() -> list[Vectors]:
-        async with lane(tower, observer=seen) as opened:
-            tower.gate.clear()
+        async with lane(graph, observer=seen) as opened:
+            graph.gate.clear()
             first = asked(opened, ids(16, 1))
-            await tower.held()
+            await graph.held()
             others = [asked(opened, ids(16, value)) for value in (2, 3, 4)]
             await depth(opened, 3)
-            tower.gate.set()
+            graph.gate.set()
             return await asyncio.gather(first, *others)
 
     vectors = asyncio.run(scene())
-    assert tower.shapes == [(1, 16), (3, 16)]
+    assert graph.shapes == [(1, 16), (3, 16)]
     assert [int(rows[0, 0]) for rows in vectors] == [1, 2, 3, 4]
     assert [size for size, _, _ in seen.batches] == [1, 3]
     assert all(len(waits_s) == size and min(waits_s) >= 0 for size, waits_s, _ in seen.batches)
 
 
 def test_a_single_text_overtakes_a_large_request() -> None:
-    tower = Tower()
+    graph = HeldGraph()
     order: list[str] = []
 
     async def scene() -> None:
-        async with lane(tower) as opened:
-            tower.gate.clear()
+        async with lane(graph) as opened:
+            graph.gate.clear()
             bulk = asked(opened, *[ids(16)] * 40)
-            await tower.held()
+            await graph.held()
             single = asked(opened, ids(5))
             await depth(opened, 37)
             bulk.add_done_callback(lambda _: order.append("bulk"))
             single.add_done_callback(lambda _: order.append("single"))
-            tower.gate.set()
+            graph.gate.set()
             await asyncio.gather(bulk, single)
 
     asyncio.run(scene())
-    assert tower.shapes[:2] == [(4, 16), (1, 5)]
+    assert graph.shapes[:2] == [(4, 16), (1, 5)]
     assert order == ["single", "bulk"]
 
 
 def test_a_full_queue_says_when_there_will_be_room() -> None:
-    tower = Tower()
+    graph = HeldGraph()
 
     async def scene() -> QueueFull:
-        async with lane(tower, limits=limits(max_queued=3)) as opened:
-            await opened.submit([ids(16)], timeout_s=PATIENCE_S)
-            tower.gate.clear()
-            tower.is_busy.clear()
+        async with lane(graph, limits=limits(max_queued=3)) as opened:
+            await submit(opened, [ids(16)])
+            graph.gate.clear()
+            graph.is_busy.clear()
             running = asked(opened, ids(16))
-            await tower.held()
+            await graph.held()
             waiting = asked(opened, ids(16), ids(16), ids(16))
             await depth(opened, 3)
             with pytest.raises(QueueFull) as caught:
-                await opened.submit([ids(16)], timeout_s=PATIENCE_S)
-            tower.gate.set()
+                await submit(opened, [ids(16)])
+            graph.gate.set()
             await asyncio.gather(running, waiting)
             return caught.value
 
@@ -111,21 +112,21 @@ def test_a_full_queue_says_when_there_will_be_room() -> None:
 
 def test_when_there_is_room_is_told_from_the_pace_of_the_lane() -> None:
     """200 ms a text: room for one more comes with the next that is done."""
-    tower = Tower()
+    graph = HeldGraph()
 
-    def slow(batch: NDArray[Any]) -> Vectors:
+    def slow(items: Sequence[Item]) -> Vectors:
         time.sleep(0.2)
-        return tower(batch)
+        return graph(items)
 
     async def scene() -> float:
         async with lane(slow, limits=limits(max_queued=2), policy=sizes(max_batch=1)) as opened:
-            await opened.submit([ids(16)], timeout_s=PATIENCE_S)
+            await submit(opened, [ids(16)])
             tasks = [asked(opened, ids(16))]
             await asyncio.sleep(0.05)
             tasks.append(asked(opened, ids(16), ids(16)))
             await asyncio.sleep(0)
             with pytest.raises(QueueFull) as caught:
-                await opened.submit([ids(16)], timeout_s=PATIENCE_S)
+                await submit(opened, [ids(16)])
             await asyncio.gather(*tasks)
             return caught.value.retry_after_s
 
@@ -135,76 +136,76 @@ def test_when_there_is_room_is_told_from_the_pace_of_the_lane() -> None:
 @pytest.mark.parametrize("count", [0, 4])
 def test_what_will_never_fit_is_an_error_of_the_input(count: int) -> None:
     async def scene() -> None:
-        async with lane(Tower(), limits=limits(max_queued=3)) as opened:
-            await opened.submit([ids(2)] * count, timeout_s=PATIENCE_S)
+        async with lane(HeldGraph(), limits=limits(max_queued=3)) as opened:
+            await submit(opened, [ids(2)] * count)
 
     with pytest.raises(InputError, match=f"found {count} inputs, wanted 1 to 3"):
         asyncio.run(scene())
 
 
 def test_a_request_that_times_out_takes_its_items_along_and_the_running_batch_is_dropped() -> None:
-    tower = Tower()
+    graph = HeldGraph()
 
     async def scene() -> Vectors:
-        async with lane(tower) as opened:
-            tower.gate.clear()
+        async with lane(graph) as opened:
+            graph.gate.clear()
             bulk = asked(opened, *[ids(16)] * 20, timeout_s=0.1)
             with pytest.raises(TimedOut):
                 await bulk
             assert opened.depth == 0
-            tower.gate.set()
-            return await opened.submit([ids(3, 5)], timeout_s=PATIENCE_S)
+            graph.gate.set()
+            return await submit(opened, [ids(3, 5)])
 
     assert asyncio.run(scene()).tolist() == [[5, 3]]
-    assert tower.shapes == [(4, 16), (1, 3)]
+    assert graph.shapes == [(4, 16), (1, 3)]
 
 
 def test_a_client_that_goes_away_takes_its_items_along() -> None:
-    tower = Tower()
+    graph = HeldGraph()
 
     async def scene() -> None:
-        async with lane(tower) as opened:
-            tower.gate.clear()
+        async with lane(graph) as opened:
+            graph.gate.clear()
             running = asked(opened, ids(16))
-            await tower.held()
+            await graph.held()
             gone = asked(opened, *[ids(16)] * 20)
             await depth(opened, 20)
             gone.cancel()
             await depth(opened, 0)
             with pytest.raises(asyncio.CancelledError):
                 await gone
-            tower.gate.set()
+            graph.gate.set()
             await running
 
     asyncio.run(scene())
-    assert tower.shapes == [(1, 16)]
+    assert graph.shapes == [(1, 16)]
 
 
 @pytest.mark.parametrize("error", [MemoryError(), DeviceError("the text graph failed (Failed to allocate memory)")])
 def test_out_of_memory_splits_the_batch_once_and_answers(error: Exception) -> None:
-    tower = Tower()
-    tower.fault = lambda batch: error if len(batch) > 2 else None
+    graph = HeldGraph()
+    graph.fault = lambda batch: error if len(batch) > 2 else None
 
     async def scene() -> Vectors:
-        async with lane(tower) as opened:
-            return await opened.submit([ids(16, value) for value in range(4)], timeout_s=PATIENCE_S)
+        async with lane(graph) as opened:
+            return await submit(opened, [ids(16, value) for value in range(4)])
 
     assert asyncio.run(scene())[:, 0].tolist() == [0, 1, 2, 3]
-    assert tower.shapes == [(4, 16), (2, 16), (2, 16)]
+    assert graph.shapes == [(4, 16), (2, 16), (2, 16)]
 
 
 def test_out_of_memory_in_a_half_fails_and_is_not_split_again() -> None:
-    tower = Tower()
-    tower.fault = lambda batch: MemoryError()
+    graph = HeldGraph()
+    graph.fault = lambda batch: MemoryError()
 
     async def scene() -> None:
-        async with lane(tower) as opened:
+        async with lane(graph) as opened:
             with pytest.raises(LaneFailed) as caught:
-                await opened.submit([ids(16)] * 4, timeout_s=PATIENCE_S)
+                await submit(opened, [ids(16)] * 4)
             assert isinstance(caught.value.__cause__, MemoryError)
 
     asyncio.run(scene())
-    assert tower.shapes == [(4, 16), (2, 16), (2, 16)]
+    assert graph.shapes == [(4, 16), (2, 16), (2, 16)]
 
 
 class Panic(BaseException):
@@ -213,49 +214,49 @@ class Panic(BaseException):
 
 @pytest.mark.parametrize("error", [DeviceError("NaN"), ValueError("shape"), Panic()])
 def test_a_failure_is_only_that_request_s_which_caused_it_and_the_lane_goes_on(error: BaseException) -> None:
-    tower = Tower()
-    tower.fault = lambda batch: error if (batch == 13).any() else None
+    graph = HeldGraph()
+    graph.fault = lambda batch: error if (batch == 13).any() else None
 
     async def scene() -> list[Any]:
-        async with lane(tower) as opened:
-            tower.gate.clear()
+        async with lane(graph) as opened:
+            graph.gate.clear()
             first = asked(opened, ids(2))
-            await tower.held()
+            await graph.held()
             tasks = [asked(opened, ids(16, value)) for value in (12, 13, 14)]
             await depth(opened, 3)
-            tower.gate.set()
+            graph.gate.set()
             await first
             return await asyncio.gather(*tasks, return_exceptions=True)
 
     good, bad, other = asyncio.run(scene())
     assert (good.tolist(), other.tolist()) == ([[12, 16]], [[14, 16]])
     assert isinstance(bad, LaneFailed) and bad.__cause__ is error
-    assert str(bad) == "the text tower failed"  # what it says may be shown to anyone
+    assert str(bad) == "the text graph failed"  # what it says may be shown to anyone
 
 
-def test_a_tower_that_gives_too_few_rows_fails_the_request() -> None:
+def test_a_graph_that_gives_too_few_rows_fails_the_request() -> None:
     async def scene() -> None:
         async with lane(lambda batch: np.zeros((len(batch) - 1, 2), np.float32)) as opened:
-            await opened.submit([ids(3), ids(3)], timeout_s=PATIENCE_S)
+            await submit(opened, [ids(3), ids(3)])
 
     with pytest.raises(LaneFailed):
         asyncio.run(scene())
 
 
 def test_closing_finishes_what_was_accepted_and_takes_no_more() -> None:
-    tower = Tower()
+    graph = HeldGraph()
 
     async def scene() -> Vectors:
-        async with lane(tower) as opened:
-            tower.gate.clear()
+        async with lane(graph) as opened:
+            graph.gate.clear()
             accepted = asked(opened, *[ids(16, value) for value in range(12)])
-            await tower.held()
+            await graph.held()
             closing = asyncio.create_task(opened.close())
             await asyncio.sleep(0.01)
             with pytest.raises(LaneFailed, match="shutting down"):
-                await opened.submit([ids(3)], timeout_s=PATIENCE_S)
+                await submit(opened, [ids(3)])
             assert not closing.done()
-            tower.gate.set()
+            graph.gate.set()
             await closing
             return await accepted
 
@@ -263,33 +264,33 @@ def test_closing_finishes_what_was_accepted_and_takes_no_more() -> None:
 
 
 def test_closing_waits_no_longer_than_it_is_told() -> None:
-    tower = Tower()
+    graph = HeldGraph()
 
     async def scene() -> None:
-        async with lane(tower) as opened:
-            tower.gate.clear()
+        async with lane(graph) as opened:
+            graph.gate.clear()
             task = asked(opened, *[ids(16)] * 8)
-            await tower.held()
+            await graph.held()
             await opened.close(within_s=0.05)
             with pytest.raises(LaneFailed, match="shutting down"):
                 await task
 
     asyncio.run(scene())
-    assert tower.shapes == [(4, 16)]
+    assert graph.shapes == [(4, 16)]
 
 
 def test_a_lane_is_wedged_while_a_batch_runs_too_long() -> None:
-    tower = Tower()
+    graph = HeldGraph()
 
     async def scene() -> list[bool]:
-        async with lane(tower, limits=limits(wedged_s=0.05)) as opened:
+        async with lane(graph, limits=limits(wedged_s=0.05)) as opened:
             states = [opened.is_wedged]
-            tower.gate.clear()
+            graph.gate.clear()
             task = asked(opened, ids(3))
-            await tower.held()
+            await graph.held()
             await asyncio.sleep(0.1)
             states.append(opened.is_wedged)
-            tower.gate.set()
+            graph.gate.set()
             await task
             await asyncio.sleep(0.01)
             return [*states, opened.is_wedged]
@@ -298,16 +299,16 @@ def test_a_lane_is_wedged_while_a_batch_runs_too_long() -> None:
 
 
 def test_the_event_loop_goes_on_while_a_batch_runs() -> None:
-    tower = Tower()
+    graph = HeldGraph()
 
     async def scene() -> int:
-        async with lane(tower) as opened:
-            tower.gate.clear()
+        async with lane(graph) as opened:
+            graph.gate.clear()
             task = asked(opened, ids(3))
-            await tower.held()
+            await graph.held()
             for _ in range(100):
                 await asyncio.sleep(0)
-            tower.gate.set()
+            graph.gate.set()
             await task
             return 100
 
@@ -315,13 +316,11 @@ def test_the_event_loop_goes_on_while_a_batch_runs() -> None:
 
 
 def test_a_thousand_clients_at_once_are_all_answered() -> None:
-    tower = Tower()
+    graph = HeldGraph()
 
     async def scene() -> list[Vectors]:
-        async with lane(tower, limits=limits(max_queued=10_000)) as opened:
-            return await asyncio.gather(
-                *(opened.submit([ids(1 + value % 7, value)], timeout_s=PATIENCE_S) for value in range(1000))
-            )
+        async with lane(graph, limits=limits(max_queued=10_000)) as opened:
+            return await asyncio.gather(*(submit(opened, [ids(1 + value % 7, value)]) for value in range(1000)))
 
     assert [int(rows[0, 0]) for rows in asyncio.run(scene())] == list(range(1000))
 
@@ -334,20 +333,20 @@ def test_limits_are_positive(name: str) -> None:
 
 def test_images_of_one_request_come_before_those_of_the_next() -> None:
     """Else four requests of eight would all be answered at the end."""
-    tower = Tower()
+    graph = HeldGraph()
     order: list[int] = []
 
-    def run(batch: NDArray[Any]) -> Vectors:
-        order.append(int(batch[0, 0]))
-        return tower(batch)
+    def run(items: Sequence[Item]) -> Vectors:
+        order.append(int(batch_of(items)[0, 0]))
+        return graph(items)
 
     async def scene() -> None:
         opened = Lane("vision", run, limits=limits(), policy=sizes(max_batch=1))
         await opened.start()
-        tower.gate.clear()
-        requests = [asked(opened, *[ids(1, number)] * 8) for number in range(3)]
+        graph.gate.clear()
+        requests = [asked(opened, *[ids(1, number, "vision")] * 8) for number in range(3)]
         await depth(opened, 23)
-        tower.gate.set()
+        graph.gate.set()
         await asyncio.gather(*requests)
         await opened.close()
 

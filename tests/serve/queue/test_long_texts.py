@@ -4,36 +4,38 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from edgeclip import Encoder
-from edgeclip.engine.batch_policy import BatchPolicy
+from edgeclip.engine.batch_policy import BatchPolicy, Kind
 from edgeclip.engine.devices import PROVIDERS
+from edgeclip.engine.unit_vectors import Vectors
 from edgeclip.errors import InputError
+from edgeclip.families.family import Item
 from edgeclip.serve.app import create_app
 from edgeclip.serve.settings import Settings
-from tests.scenes.lane_scenes import PATIENCE_S, Vectors, asked, ids, lane, limits, sizes
+from tests.scenes.lane_scenes import PATIENCE_S, asked, batch_of, ids, lane, limits, sizes
 from tests.scenes.serving import serving
 
 LONG = 100
 
 
 class Held:
-    """A tower that holds long texts at a gate and answers the others at once."""
+    """A graph that holds long texts at a gate and answers the others at once."""
 
     def __init__(self) -> None:
         self.may_go, self.is_held = threading.Event(), threading.Event()
         self.lengths: list[int] = []
         self.priorities: dict[str, list[int]] = {}
 
-    def __call__(self, batch: NDArray[Any]) -> Vectors:
+    def __call__(self, items: Sequence[Item]) -> Vectors:
+        batch = batch_of(items)
         self.lengths.append(batch.shape[1])
         if sys.platform == "linux":
             here = threading.current_thread().name
@@ -52,48 +54,48 @@ class Held:
 
 def beside(scene: Callable[[Any, Held], Any], **options: Any) -> Held:
     """Play a scene with a lane whose policy runs texts of 65 tokens and more beside the others."""
-    tower = Held()
+    graph = Held()
 
     async def play() -> None:
-        async with lane(tower, **{"policy": sizes(long_tokens=64)} | options) as opened:
+        async with lane(graph, **{"policy": sizes(long_tokens=64)} | options) as opened:
             try:
-                await scene(opened, tower)
+                await scene(opened, graph)
             finally:
-                tower.may_go.set()
+                graph.may_go.set()
 
     asyncio.run(play())
-    return tower
+    return graph
 
 
 def test_short_texts_are_answered_while_a_long_one_runs() -> None:
-    async def scene(opened: Any, tower: Held) -> None:
+    async def scene(opened: Any, graph: Held) -> None:
         clients = [asked(opened, ids(LONG)) for _ in range(2)]
-        await tower.held()
+        await graph.held()
         for length in (3, 16, 64):
             assert (await asked(opened, ids(length)))[0, 1] == length
         assert not any(client.done() for client in clients)
-        tower.may_go.set()
+        graph.may_go.set()
         await asyncio.gather(*clients)
 
     assert beside(scene).lengths == [LONG, 3, 16, 64, LONG]
 
 
 def test_without_long_texts_in_the_policy_there_is_one_queue() -> None:
-    async def scene(opened: Any, tower: Held) -> None:
+    async def scene(opened: Any, graph: Held) -> None:
         client = asked(opened, ids(LONG))
-        await tower.held()
+        await graph.held()
         short = asked(opened, ids(3))
         await asyncio.sleep(0.05)
         assert not short.done()
-        tower.may_go.set()
+        graph.may_go.set()
         await asyncio.gather(client, short)
 
     assert beside(scene, policy=sizes()).lengths == [LONG, 3]
 
 
 def test_a_request_of_both_gets_its_vectors_in_order() -> None:
-    async def scene(opened: Any, tower: Held) -> None:
-        tower.may_go.set()
+    async def scene(opened: Any, graph: Held) -> None:
+        graph.may_go.set()
         lengths = [LONG, 3, 200, 3, 64, 65]
         found = await asked(opened, *(ids(length, index) for index, length in enumerate(lengths)))
         assert found.tolist() == [[index, length] for index, length in enumerate(lengths)]
@@ -104,26 +106,26 @@ def test_a_request_of_both_gets_its_vectors_in_order() -> None:
 def test_long_texts_take_turns_by_requests() -> None:
     """One client's twenty do not hold up another's one."""
 
-    async def scene(opened: Any, tower: Held) -> None:
+    async def scene(opened: Any, graph: Held) -> None:
         many = asked(opened, *[ids(LONG)] * 20)
-        await tower.held()
+        await graph.held()
         one = asked(opened, ids(LONG + 1))
         await asyncio.sleep(0.02)
-        tower.may_go.set()
+        graph.may_go.set()
         await asyncio.gather(many, one)
 
     assert beside(scene).lengths.index(LONG + 1) <= 2
 
 
 def test_a_long_text_that_is_cancelled_while_it_waits_is_not_run() -> None:
-    async def scene(opened: Any, tower: Held) -> None:
+    async def scene(opened: Any, graph: Held) -> None:
         running = asked(opened, ids(LONG))
-        await tower.held()
+        await graph.held()
         gone = asked(opened, ids(LONG + 1))
         await asyncio.sleep(0.02)
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
-        tower.may_go.set()
+        graph.may_go.set()
         await running
 
     assert beside(scene).lengths == [LONG]
@@ -132,26 +134,26 @@ def test_a_long_text_that_is_cancelled_while_it_waits_is_not_run() -> None:
 def test_a_long_text_that_hangs_turns_the_lane_wedged_later_than_a_batch() -> None:
     """It has what the others leave of the cores."""
 
-    async def scene(opened: Any, tower: Held) -> None:
+    async def scene(opened: Any, graph: Held) -> None:
         client = asked(opened, ids(LONG))
-        await tower.held()
+        await graph.held()
         await asyncio.sleep(0.8)
         assert not opened.is_wedged
         async with asyncio.timeout(PATIENCE_S):
             while not opened.is_wedged:
                 await asyncio.sleep(0.01)
-        tower.may_go.set()
+        graph.may_go.set()
         await client
 
     beside(scene, limits=limits(wedged_s=0.5))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="niceness is the whole process' elsewhere")
-def test_only_the_thread_of_long_texts_is_lowered_and_not_before_the_tower_is_open() -> None:
-    """The first run may open the tower, and its threads serve the short texts too."""
+def test_only_the_thread_of_long_texts_is_lowered_and_not_before_the_graph_is_open() -> None:
+    """The first run may open the graph, and its threads serve the short texts too."""
 
-    async def scene(opened: Any, tower: Held) -> None:
-        tower.may_go.set()
+    async def scene(opened: Any, graph: Held) -> None:
+        graph.may_go.set()
         await asked(opened, ids(LONG))
         await asked(opened, ids(LONG))
         await asked(opened, ids(3))
@@ -169,7 +171,7 @@ def test_a_cpu_runs_long_texts_beside_and_a_gpu_does_not(encoder: Encoder) -> No
         assert policy.long_tokens == (512 if kind == "cpu" else None)
         if policy.long_tokens:
             short = range(2, policy.long_tokens + 1)
-            assert max(policy.rows((length,)) * length for length in short) <= policy.long_tokens
+            assert max(policy.rows(Kind(length, "text")) * length for length in short) <= policy.long_tokens
 
 
 @pytest.fixture(scope="module")

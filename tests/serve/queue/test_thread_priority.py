@@ -6,17 +6,18 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from edgeclip.engine.batch_policy import BatchPolicy
-from edgeclip.manifest import TowerName
+from edgeclip.engine.unit_vectors import Vectors
+from edgeclip.families.family import Item
 from edgeclip.serve.queue.lanes import Lane, LaneLimits
 from edgeclip.serve.queue.thread_priority import LEAST_SHARE, MOST_SHARE, lower_this_thread, niceness_for
+from tests.scenes.lane_scenes import ids
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="niceness is a thread's own on Linux only")
 
@@ -69,38 +70,38 @@ def test_images_keep_their_share_beside_texts_without_a_pause() -> None:
     core = min(os.sched_getaffinity(0))
 
     class Burner:
-        """A tower that computes for 20 ms of its thread's time, with Python's lock released."""
+        """A graph that computes for 20 ms of its thread's time, with Python's lock released."""
 
         def __init__(self) -> None:
             self.spent_s = 0.0
 
-        def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        def __call__(self, items: Sequence[Item]) -> Vectors:
             os.sched_setaffinity(threading.get_native_id(), {core})
             began_s = time.thread_time()
             while time.thread_time() - began_s < 0.02:
                 hashlib.sha256(BLOCK)
             self.spent_s += time.thread_time() - began_s
-            return np.ones((len(batch), 1), np.float32)
+            return np.ones((len(items), 1), np.float32)
 
     async def scene() -> tuple[float, float]:
-        towers: dict[TowerName, Burner] = {"text": Burner(), "vision": Burner()}
+        graphs: dict[str, Burner] = {"text": Burner(), "vision": Burner()}
         limits = LaneLimits(max_queued=1000, wedged_s=60.0)
         one = BatchPolicy(tokens=1, images=1)
         lanes = {
-            tower: Lane(
-                tower, run, policy=one, limits=limits, niceness=niceness_for(0.25) if tower == "vision" else 0
+            graph: Lane(
+                graph, run, policy=one, limits=limits, niceness=niceness_for(0.25) if graph == "vision" else 0
             )
-            for tower, run in towers.items()
+            for graph, run in graphs.items()
         }
         for lane in lanes.values():
             await lane.start()
-        images = asyncio.create_task(lanes["vision"].submit([np.zeros(1, np.int64)] * 500, timeout_s=100.0))
-        text = np.zeros(1, np.int64)
+        images = asyncio.create_task(lanes["vision"].submit([ids(1, graph="vision")] * 500, timeout_s=100.0))
+        text = ids(1)
         await lanes["text"].submit([text], timeout_s=100.0)  # both have begun
-        before = towers["text"].spent_s, towers["vision"].spent_s
-        while towers["text"].spent_s - before[0] < 1.0:
+        before = graphs["text"].spent_s, graphs["vision"].spent_s
+        while graphs["text"].spent_s - before[0] < 1.0:
             await asyncio.gather(*(lanes["text"].submit([text], timeout_s=100.0) for _ in range(5)))
-        spent = towers["text"].spent_s - before[0], towers["vision"].spent_s - before[1]
+        spent = graphs["text"].spent_s - before[0], graphs["vision"].spent_s - before[1]
         images.cancel()
         await asyncio.gather(images, *(lane.close() for lane in lanes.values()), return_exceptions=True)
         return spent

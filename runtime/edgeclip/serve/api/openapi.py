@@ -81,7 +81,7 @@ def describe(*, version: str, model: str, limits: RequestLimits, is_key_needed: 
         }.items()
         if is_key_needed or status != "401"
     }
-    example = {"model": model, "input": [{"text": "a red bicycle"}], "dimensions": min(64, limits.embedding_dim)}
+    example = {"model": model, "input": [{"text": "a red bicycle"}], "dimensions": min(64, limits.model.dim)}
     body = {"application/json": {"schema": {"$ref": "#/components/schemas/EmbeddingRequest"}, "example": example}}
     embeddings = {
         "operationId": "embed",
@@ -258,7 +258,7 @@ def _request(limits: RequestLimits) -> dict[str, Any]:
     }
     ids = {
         "type": "array",
-        "items": {"type": "integer", "minimum": 0, "maximum": limits.vocabulary - 1},
+        "items": {"type": "integer", "minimum": 0, "maximum": limits.model.vocabulary - 1},
         "minItems": 1,
         "description": "token ids of this model's tokenizer",
     }
@@ -279,7 +279,7 @@ def _request(limits: RequestLimits) -> dict[str, Any]:
         shapes += [ids, {"type": "array", "items": ids, "minItems": 1, "maxItems": limits.max_items}]
     forms = {"enum": list(FORMATS)}
     some_forms = {"anyOf": [{"enum": [*FORMATS, None]}, {"type": "array", "items": forms, "minItems": 1}]}
-    full = limits.embedding_dim
+    full = limits.model.dim
     inputs = {
         "anyOf": [*shapes, {"type": "null"}],
         "description": f"texts of at most {limits.max_request_chars} characters together, written in NFKC",
@@ -292,7 +292,7 @@ def _request(limits: RequestLimits) -> dict[str, Any]:
         ],
         "description": f"the first so many of {full}",
     }
-    tasks = ", ".join(limits.tasks) or "none"
+    tasks = ", ".join(limits.model.tasks) or "none"
     return {
         "type": "object",
         "anyOf": [{"required": [name]} for name in INPUT_FIELDS],
@@ -311,7 +311,7 @@ def _request(limits: RequestLimits) -> dict[str, Any]:
             "embedding_types": {**some_forms, "description": "Cohere's"},
             "output_dtype": {"enum": [*FORMATS, None], "description": "Voyage's and Mistral's"},
             "task": {
-                "enum": [*dict.fromkeys((*limits.tasks, *JINA_TASKS)), None],
+                "enum": [*dict.fromkeys((*limits.model.tasks, *JINA_TASKS)), None],
                 "description": f"this model has an instruction for: {tasks}. The others change nothing",
             },
             "input_type": {

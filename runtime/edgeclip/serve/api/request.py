@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgeclip.manifest import Modality
 from edgeclip.serve.api.image_strings import (
     ImageItem,
     ImageStringError,
@@ -45,6 +46,7 @@ from edgeclip.serve.api.request_fields import (
     read_input,
     read_task,
 )
+from edgeclip.serve.api.served_model import ServedModel
 from edgeclip.serve.api.text_length import too_long, too_long_together
 from edgeclip.serve.errors import ApiError
 
@@ -62,18 +64,17 @@ _CONTENT_PARTS = {"text": "text", "input_text": "text", "image_url": "image_url"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLimits:
-    """What one request may hold, and what the model knows. `vocabulary` is the number of token ids, which are
-    refused unless `allow_token_ids` says otherwise. `allow_urls` says whether images are fetched by URL.
+    """What one request may hold, and the model that it is for. Token ids are refused without `allow_token_ids`.
+
+    `allow_urls` says whether images are fetched by URL.
     """
 
+    model: ServedModel
     max_items: int
     max_images: int
     max_text_chars: int
     max_request_chars: int
     max_image_bytes: int
-    embedding_dim: int
-    vocabulary: int
-    tasks: tuple[str, ...]
     allow_token_ids: bool = False
     allow_urls: bool = False
 
@@ -93,6 +94,12 @@ class TokenItem:
 
 
 Item = TextItem | TokenItem | ImageItem | UrlItem
+_ONE_OF_THEM: Mapping[Modality, str] = {"text": "a text", "image": "an image"}
+
+
+def modality_of(item: Item) -> Modality:
+    """The modality of an item."""
+    return "image" if isinstance(item, ImageItem | UrlItem) else "text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,16 +125,14 @@ def parse_request(document: object, limits: RequestLimits) -> EmbeddingRequest:
     if model is not None and len(model) > _MODEL_CHARS:
         raise invalid("model", f"at most {_MODEL_CHARS} characters are taken")
     formats, is_keyed = read_formats(document)
-    task = read_task(document, limits.tasks)
+    task = read_task(document, limits.model)
     items = _items(document, limits)
-    if task is not None and any(isinstance(item, TokenItem) for item in items):
-        field = "input_type" if document.get("task") is None else "task"
-        raise invalid(field, "its instruction is a text; put its tokens before yours, and leave it out")
+    _check_task(document, task, items, limits.model)
     _check_kinds(document, items)
     return EmbeddingRequest(
         items=items,
         model=model,
-        dim=read_dimensions(document, limits.embedding_dim),
+        dim=read_dimensions(document, limits.model),
         formats=formats,
         is_keyed=is_keyed,
         task=task,
@@ -145,7 +150,7 @@ def _items(document: Mapping[str, Any], limits: RequestLimits) -> tuple[Item, ..
     if not found:
         raise invalid("input", "it is empty, wanted at least one text or image")
     if _is_id(found[0]):
-        return (_tokens(found, "input", limits),)
+        return (_check_modality(_tokens(found, "input", limits), "input", limits.model),)
     if len(found) > limits.max_items:
         raise ApiError(
             400,
@@ -158,7 +163,7 @@ def _items(document: Mapping[str, Any], limits: RequestLimits) -> tuple[Item, ..
     # (`edgeclip.serve.api.text_length`).
     if sum(len(item.text) for item in items if isinstance(item, TextItem)) > limits.max_request_chars:
         raise too_long_together(limits.max_request_chars)
-    images = sum(isinstance(item, ImageItem | UrlItem) for item in items)
+    images = sum(modality_of(item) == "image" for item in items)
     if images > limits.max_images:
         raise ApiError(
             400,
@@ -170,6 +175,10 @@ def _items(document: Mapping[str, Any], limits: RequestLimits) -> tuple[Item, ..
 
 
 def _item(item: object, where: str, limits: RequestLimits) -> Item:
+    return _check_modality(_read_item(item, where, limits), where, limits.model)
+
+
+def _read_item(item: object, where: str, limits: RequestLimits) -> Item:
     if isinstance(item, str):
         return _found_in_text(item, where, limits)
     if isinstance(item, list):
@@ -223,7 +232,7 @@ def _tokens(ids: Sequence[Any], where: str, limits: RequestLimits) -> TokenItem:
         raise invalid(where, f"found a list that begins with {kind_of(ids[0])}, wanted a text or an object")
     if not limits.allow_token_ids:
         raise token_ids_refused(where)
-    vocabulary = limits.vocabulary
+    vocabulary = limits.model.vocabulary
     if set(map(type, ids)) != {int} or min(ids) < 0 or max(ids) >= vocabulary:  # a million at once, quickly
         index = next(index for index, token in enumerate(ids) if not _is_id(token) or not 0 <= token < vocabulary)
         raise invalid(
@@ -278,6 +287,27 @@ def _sized(image: ImageItem, where: str, max_bytes: int) -> ImageItem:
     return image
 
 
+def _check_task(document: Mapping[str, Any], task: str | None, items: Sequence[Item], model: ServedModel) -> None:
+    """400 for a task that these inputs cannot have, and for none where the model needs one."""
+    field = "input_type" if document.get("task") is None and document.get("input_type") is not None else "task"
+    if task is not None and model.tasks[task].prompt and any(isinstance(item, TokenItem) for item in items):
+        raise invalid(field, "its instruction is a text; put its tokens before yours, and leave it out")
+    if model.is_task_required:
+        for modality in {modality_of(item) for item in items}:
+            if model.task_of(task, modality) is None and (known := model.tasks_of(modality)):
+                message = f"{field}: this model needs a task for {modality}s, one of {', '.join(known)}"
+                raise ApiError(400, message, param=field, code="missing_required_parameter")
+
+
+def _check_modality(item: Item, where: str, model: ServedModel) -> Item:
+    if (modality := modality_of(item)) not in model.modalities:
+        message = (
+            f"{where}: found {_ONE_OF_THEM[modality]}, and this model takes {' and '.join(model.modalities)}s only"
+        )
+        raise ApiError(400, message, param=where, code="modality_not_supported")
+    return item
+
+
 def _string(document: Mapping[str, Any], name: str) -> str | None:
     found = document.get(name)
     if found is not None and not isinstance(found, str):
@@ -300,5 +330,5 @@ def _check_kinds(document: Mapping[str, Any], items: Sequence[Item]) -> None:
     if any(kind not in ("text", "image") for kind in kinds) or len(kinds) != len(items):
         raise invalid(name, "wanted text or image, or a list with one of them for each input")
     for index, (kind, item) in enumerate(zip(kinds, items, strict=True)):
-        if (kind == "image") != isinstance(item, ImageItem | UrlItem):
+        if kind != modality_of(item):
             raise invalid(name, f"it says {kind}, and input[{index}] is none")

@@ -16,9 +16,10 @@ A text that is too long is an error unless the request asks for a cut: so Jina, 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, get_args
 
+from edgeclip.serve.api.served_model import ServedModel
 from edgeclip.serve.errors import ApiError
 
 Format = Literal["float", "base64", "binary", "ubinary"]
@@ -30,17 +31,14 @@ QUERY_TASK = "retrieval.query"
 # instruction, so there they change nothing. Code tasks (nl2code.query) belong to other models and are refused.
 JINA_TASKS = (QUERY_TASK, "retrieval.passage", "text-matching", "classification", "separation", "clustering")
 # What others call the same, by the task that it stands for; an image has no instruction.
-INPUT_TYPES = {
-    "query": QUERY_TASK,
-    "search_query": QUERY_TASK,
-    "search": QUERY_TASK,
-    "document": "retrieval.passage",
-    "search_document": "retrieval.passage",
-    "passage": "retrieval.passage",
-    "ingest": "retrieval.passage",
-    "classification": "classification",
-    "clustering": "clustering",
-    "image": None,
+# What others call the same: the tasks that each may stand for, of which the first one that the model has is meant.
+# v3 calls the task for clustering "separation". "image" says what the inputs are, not what they are for.
+INPUT_TYPES: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("query", "search_query", "search"), (QUERY_TASK,)),
+    **dict.fromkeys(("document", "search_document", "passage", "ingest"), ("retrieval.passage",)),
+    "classification": ("classification",),
+    "clustering": ("clustering", "separation"),
+    "image": (),
 }
 CUTS = {"NONE": False, "END": True, "START": False}
 # They say nothing about the vectors: who asks, and notes of the client.
@@ -90,30 +88,35 @@ def check_fields(document: Mapping[str, Any]) -> None:
             raise invalid(name, "this model cannot do it; leave it out or send false")
 
 
-def read_task(document: Mapping[str, Any], known: Sequence[str]) -> str | None:
-    """The task whose instruction stands before the texts, of the `known` ones; None for no instruction.
+def read_task(document: Mapping[str, Any], model: ServedModel) -> str | None:
+    """The task of the request, one of the model's; None for no task.
 
-    A task that Jina's API has and this model has no instruction for means: no instruction.
+    A task that Jina's API has and this model does not changes nothing where tasks are instructions. Where they are
+    adapters it is an error, for vectors without the adapter cannot be compared with vectors of the task.
     """
     asked: dict[str, str | None] = {}
+    known = ", ".join(model.tasks) or "none"
     task = document.get("task")
     if task is not None:
-        if not isinstance(task, str) or task not in {*known, *JINA_TASKS}:
-            every = ", ".join(dict.fromkeys((*known, *JINA_TASKS)))
-            instructions = ", ".join(known) or "none"
-            raise invalid("task", f"wanted one of {every}; this model has an instruction for {instructions}")
-        asked["task"] = task if task in known else None
+        taken = (*model.tasks, *(() if model.has_adapters else JINA_TASKS))
+        if not isinstance(task, str) or task not in taken:
+            every = ", ".join(dict.fromkeys(taken)) or "none"
+            rest = "" if model.has_adapters else f"; this model has an instruction for {known}"
+            raise invalid("task", f"wanted one of {every}{rest}")
+        asked["task"] = task if task in model.tasks else None
     kind = document.get("input_type")
     if kind is not None:
         if not isinstance(kind, str) or kind not in INPUT_TYPES:
             raise invalid("input_type", f"wanted one of {', '.join(INPUT_TYPES)}")
-        meant = INPUT_TYPES[kind]
-        asked["input_type"] = meant if meant in known else None
+        meant = next((name for name in INPUT_TYPES[kind] if name in model.tasks), None)
+        if meant is None and INPUT_TYPES[kind] and model.has_adapters:
+            raise invalid("input_type", f"this model has no task for {kind}; send task, one of {known}")
+        asked["input_type"] = meant
     return one_answer(asked, None)
 
 
-def read_dimensions(document: Mapping[str, Any], full: int) -> int:
-    """How many dimensions of `full` are wanted: 1 to all of them."""
+def read_dimensions(document: Mapping[str, Any], model: ServedModel) -> int:
+    """How many of the model's dimensions are wanted, all of them where nothing is said."""
     asked: dict[str, int] = {}
     for name in ("dimensions", "output_dimension"):
         found = document.get(name)
@@ -122,10 +125,12 @@ def read_dimensions(document: Mapping[str, Any], full: int) -> int:
         number = int(found) if isinstance(found, str) and re.fullmatch(r"[0-9]{1,9}", found) else found
         if isinstance(number, float) and number.is_integer():
             number = int(number)
-        if type(number) is not int or not 1 <= number <= full:
-            raise invalid(name, f"wanted a whole number from 1 to {full}")
+        if type(number) is not int or not 1 <= number <= model.dim:
+            raise invalid(name, f"wanted a whole number from 1 to {model.dim}")
+        if model.only_dims is not None and number not in model.only_dims:
+            raise invalid(name, f"wanted one of {', '.join(map(str, model.only_dims))}: this model takes no other")
         asked[name] = number
-    return one_answer(asked, full)
+    return one_answer(asked, model.dim)
 
 
 def read_cut(document: Mapping[str, Any]) -> bool:

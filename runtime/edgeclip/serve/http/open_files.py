@@ -1,8 +1,9 @@
-"""How many connections the limit of open files allows, and what happens where it is reached all the same.
+"""The number of connections that the limit of open files allows, and the answer where it is reached all the same.
 
-A connection is an open file, and so are a loaded tower's weights, a fetched URL's socket and what a thread reads.
-Connections are taken while enough is left for the others, so no request fails for want of one. Those that wait to be
-accepted are all open for a moment before one can be refused: their queue is short where the limit is low.
+A connection is an open file, and so are a loaded graph's weights, a fetched URL's socket and a file that a thread
+reads. Connections are taken while enough is left for these, so no request fails for want of a file. Connections that
+wait to be accepted are all open for a moment before one can be refused, so their queue is short where the limit is
+low.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from typing import Any
 
 from edgeclip.bundle.files import weights_of
 from edgeclip.errors import InputError
-from edgeclip.manifest import TOWERS, Manifest
+from edgeclip.manifest import Manifest
 from edgeclip.serve.settings import Settings
 
 _log = logging.getLogger("edgeclip.serve")
@@ -81,8 +82,8 @@ def fetches_within_limit() -> int:
 
 
 def room_for_connections(settings: Settings, manifest: Manifest) -> ConnectionRoom:
-    """The room in this process before it loads the bundle's towers; a warning where the settings say more."""
-    weights = sum(len(weights_of(manifest.tower(tower).file, manifest.files)) for tower in TOWERS)
+    """The room in this process before it loads the bundle's graphs; a warning where the settings say more."""
+    weights = sum(len(weights_of(graph.file, manifest.files)) for graph in manifest.graphs.values())
     fetches = fetches_within_limit() if settings.fetches_urls else 0
     reserved = _RESERVED + _PER_WEIGHTS * weights + _PER_FETCH * fetches
     limit = _limit()

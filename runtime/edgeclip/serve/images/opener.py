@@ -1,6 +1,6 @@
-"""From an image of a request, as base64 or a URL, to the pixels that the vision tower takes; within what is allowed.
+"""Turn an image of a request, given as base64 or a URL, into an item of the graph that takes images, within limits.
 
-Decoded images that wait for the tower are memory, so their number is bounded. An image that was sent counts from the
+Decoded images that wait for the graph are memory, so their number is bounded. An image that was sent counts from the
 beginning, one behind a URL from when its bytes are there: until then it may hang, and takes no pixel's memory.
 """
 
@@ -20,14 +20,14 @@ _CHARACTERS_AT_ONCE = 64 << 10
 
 
 class Decoder(Protocol):
-    """What is asked of the decoder of images."""
+    """Decodes images: `edgeclip.serve.images.decode_queue.PictureDecoder`."""
 
-    def flow(self, admit: Callable[[float], None]) -> AbstractContextManager[Flow]:
-        """For the images of one request; `admit` gets the seconds that decoding them takes."""
+    def flow(self, task: str | None, admit: Callable[[float], None]) -> AbstractContextManager[Flow]:
+        """Decode the images of one request; `admit` gets the seconds that decoding them takes."""
 
 
 class RunAside(Protocol):
-    """How base64 is decoded: at once, or in a thread where `is_long`."""
+    """Decodes base64: at once, or in a thread where `is_long`."""
 
     def __call__(self, work: Callable[[], bytes], /, *, is_long: bool) -> Awaitable[bytes]:
         """The result of `work`."""
@@ -53,14 +53,14 @@ class ImageOpener:
 
     @contextmanager
     def request(
-        self, items: Sequence[object], room: ByteRoom, admit: Callable[[float], None]
+        self, items: Sequence[object], room: ByteRoom, task: str | None, admit: Callable[[float], None]
     ) -> Iterator["RequestedImages"]:
-        """For the images of one request, which hold their places until the block ends.
+        """Open the images of one request, which share a task and hold their places until the block ends.
 
         ApiError 429 where too many are in progress; `admit` is called with the seconds that decoding takes.
         """
         urls = [item.url for item in items if isinstance(item, UrlItem)]
-        with self.fetches.request(urls, room) as requested, self.decoder.flow(admit) as flow:
+        with self.fetches.request(urls, room) as requested, self.decoder.flow(task, admit) as flow:
             images = RequestedImages(self, requested, flow)
             try:
                 images.count(len(items) - len(urls))
@@ -89,7 +89,7 @@ class RequestedImages:
         self.counted += images
 
     async def open(self, item: object, index: int) -> Picture:
-        """The pixels of `input[index]`; ApiError where it cannot be had."""
+        """The image `input[index]` as an item; ApiError where it cannot be opened."""
         label = f"input[{index}]"
         if isinstance(item, UrlItem):
             try:

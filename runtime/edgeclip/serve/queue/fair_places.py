@@ -17,26 +17,26 @@ from edgeclip.serve.queue.fair_queue import FairQueue
 
 
 class FairPlaces:
-    """`count` places at once. Used from one event loop."""
+    """Gives out `count` places at a time. Used from one event loop."""
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._queue = FairQueue(lambda shape: 1)
+        self._queue = FairQueue(lambda kind: 1)
         self._requests, self._numbers = itertools.count(), itertools.count()
         self._waiting: dict[int, tuple[Kind, asyncio.Future[None]]] = {}
         self._held: Counter[Kind] = Counter()
 
     @property
     def depth(self) -> int:
-        """Work that waits for a place."""
+        """The number of pieces of work that wait for a place."""
         return self._queue.depth
 
     def new_request(self) -> int:
-        """A number for `place`, whose work shares turns. `forget` must be called for it at last."""
+        """The number of a new request, for `place`; work of one number shares turns. End with `forget`."""
         return next(self._requests)
 
     def forget(self, request: int) -> None:
-        """What still waits of a request gets no place."""
+        """Give no place to work of this request that still waits."""
         self._queue.remove(request)
         self._waiting = {
             number: (kind, answer) for number, (kind, answer) in self._waiting.items() if not answer.done()
@@ -53,7 +53,7 @@ class FairPlaces:
 
     async def enter(self, request: int, target: str) -> Callable[[], None]:
         """A place that is held until the returned function is called, in its turn."""
-        kind = Kind(cost=1, shape=(hash(target),))
+        kind = Kind(cost=1, alike=target)
         number, answer = next(self._numbers), asyncio.get_running_loop().create_future()
         self._waiting[number] = kind, answer
         self._queue.add(request, [kind], first=number)

@@ -1,13 +1,14 @@
-"""Which queued items make a tower's next batch: values in, values out, no clock and no threads.
+"""Choose the queued items of a graph's next batch: values in, values out, no clock and no threads.
 
-Items of one kind share a batch (`edgeclip.engine.batch_policy`): nothing is padded. Whose turn it is, weighted fair
-queueing decides (Demers, Keshav and Shenker 1989), with a request as the flow and tokens as the bytes: each waiting
-request is owed an equal share of the tower, so two thousand texts delay a single one by no more than the batch that
-runs, and are themselves never starved by a stream of single ones. What is short goes first among equals.
+Items of one kind share a batch (`edgeclip.engine.batch_policy`): nothing is padded. Weighted fair queueing (Demers,
+Keshav and Shenker 1989) decides whose turn it is, with a request as the flow and tokens as the bytes: each waiting
+request is owed an equal share of the graph, so two thousand texts delay a single one by no more than the batch that
+runs, and are themselves never starved by a stream of single ones. Short items go first among equals.
 
 By turns of single items, four requests of eight images would all be answered at the end and none before. With a
-quantum, so much of a request is one packet, as in the paper: it has its turn when the turns would have finished it,
-and then the tower, so the four are answered one after another, and none later than by turns.
+quantum, items of a request that cost so much together are one packet, as in the paper: a packet has its turn when
+turns of single items would have finished it, and is then served whole. So the four requests are answered one after
+another, and none later than by turns of single items.
 """
 
 import heapq
@@ -28,15 +29,15 @@ class _Waiting:
     arrival: int
     start: float
     cost: int = 0
-    packet: int = 0  # what of `cost` is left of the packet that has begun
+    packet: int = 0  # the part of `cost` that is left of the packet that has begun
     by_kind: dict[Kind, deque[int]] = field(default_factory=dict)
 
     def rank(self, kind: Kind) -> tuple[float, int, int]:
-        """When its packet, or next item of that kind, would be done, were all served at once; then who has least."""
+        """The virtual time at which its packet, or its next item of that kind, is done; ties go to the cheapest."""
         return self.start + max(kind.cost, self.packet), self.cost, self.arrival
 
     def cheapest(self, above: int, up_to: int | None, may: "May | None") -> Kind | None:
-        """Its kind of least cost within bounds."""
+        """The kind of least cost among its items, within bounds."""
         if above or up_to is not None or may is not None:
             within = (
                 kind
@@ -50,33 +51,33 @@ class _Waiting:
 
 
 class FairQueue:
-    """Requests of one tower. Not safe for several threads: whoever owns it holds a lock.
+    """The requests that wait for one graph. Not safe for several threads: its owner holds a lock.
 
     `rows` says how many items of a kind make a batch at most, as `BatchPolicy.rows`. `quantum` is the largest
-    packet: a request that costs no more is served undivided, but for what is due sooner.
+    packet: a request that costs no more is served undivided, except that items which are due sooner go before it.
     """
 
     def __init__(self, rows: Callable[[Kind], int], *, quantum: int = 0) -> None:
         self._rows, self._quantum = rows, quantum
         self._waiting: dict[int, _Waiting] = {}
-        self._ends: dict[int, float] = {}  # what requests had that have nothing waiting and were not removed
+        self._ends: dict[int, float] = {}  # virtual times of requests that have nothing waiting and were not removed
         self._now = 0.0  # virtual: the tokens each request would have got, had all been served alike
         self._depth = self._cost = 0
 
     @property
     def depth(self) -> int:
-        """Items that wait."""
+        """The number of items that wait."""
         return self._depth
 
     @property
     def cost(self) -> int:
-        """What they cost together."""
+        """The cost of all items that wait."""
         return self._cost
 
     def add(self, request: int, kinds: Sequence[Kind], *, first: int = 0) -> None:
-        """Queue items of a request, which are called `first`, first + 1, ...; a new `request` is a larger number.
+        """Queue items of a request, with the indices `first`, first + 1, ...; a new `request` is a larger number.
 
-        To a request that was added before these are more items, and what it has had since counts.
+        A request may be given more items later; what it was served since it came counts.
         """
         cost = sum(kind.cost for kind in kinds)
         waiting = self._waiting.get(request)
@@ -91,7 +92,7 @@ class FairQueue:
         self._cost += cost
 
     def remove(self, request: int) -> None:
-        """Forget a request and what of it still waits; nothing of it need be left."""
+        """Forget a request and those of its items that still wait, if any."""
         self._ends.pop(request, None)
         if waiting := self._waiting.pop(request, None):
             self._depth -= sum(map(len, waiting.by_kind.values()))
@@ -100,8 +101,8 @@ class FairQueue:
     def take(self, *, above: int = 0, up_to: int | None = None, may: May | None = None) -> list[tuple[int, int]]:
         """The next batch, (request, index) each, all of one kind; empty when nothing waits.
 
-        The request whose turn it is names the kind; the others with items of that kind fill the batch, by turns. Only
-        items are taken that cost more than `above`, no more than `up_to`, and that `may` lets their request have.
+        The request whose turn it is decides the kind; other requests' items of that kind fill the batch, by turns.
+        Only items are taken that cost more than `above`, no more than `up_to`, and that `may` allows.
         """
         offers = [
             (waiting.rank(kind), kind)

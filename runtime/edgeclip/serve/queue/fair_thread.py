@@ -28,7 +28,7 @@ class FairThread:
 
     def __init__(self, name: str, initializer: Callable[[], object]) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name, initializer=initializer)
-        self._queue = FairQueue(lambda shape: 1)
+        self._queue = FairQueue(lambda kind: 1)
         self._numbers = itertools.count()
         self._waiting: dict[int, _Piece] = {}
         self._is_running, self._is_open = False, True
@@ -41,7 +41,7 @@ class FairThread:
         answer: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
         number = next(self._numbers)
         self._waiting[number] = _Piece(work=work, answer=answer)
-        self._queue.add(request, [Kind(cost=cost, shape=())], first=number)
+        self._queue.add(request, [Kind(cost=cost)], first=number)
         self._begin()
         try:
             return await answer
@@ -49,12 +49,12 @@ class FairThread:
             del answer  # an error in it has this frame in its traceback: a cycle that would hold the request
 
     def forget(self, request: int) -> None:
-        """What still waits of a request is not run."""
+        """Do not run work of this request that still waits."""
         self._queue.remove(request)
         self._waiting = {number: piece for number, piece in self._waiting.items() if not piece.answer.done()}
 
     def close(self) -> None:
-        """Take no more; what runs is finished."""
+        """Take no more work; the piece that runs is finished."""
         self._is_open = False
         self._thread.shutdown(wait=False, cancel_futures=True)
 

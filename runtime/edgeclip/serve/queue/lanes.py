@@ -1,6 +1,6 @@
-"""A lane per tower: a bounded queue and its worker, so that a bulk image job delays no text.
+"""A lane per graph: a bounded queue and its worker, so that a bulk image job delays no text.
 
-The event loop submits and awaits; the tower's calls run in the lane's own thread. No timer holds anything back: an
+The event loop submits and awaits; the graph's runs happen in the lane's own thread. No timer holds anything back: an
 idle lane runs what comes at once, and what came while a batch ran makes the next ones
 (`edgeclip.serve.queue.fair_queue`). On two cores a timer could only add its own wait, for the GEMMs of a batch of one
 are compute bound already.
@@ -8,10 +8,10 @@ are compute bound already.
 A run cannot be stopped, and one text of 8192 tokens is as long as hundreds of queries. So a second worker runs what
 the policy calls long, one at a time, through the same session: onnxruntime's runs share its threads, and the thread
 that calls takes part in the work, so a short text always has at least its own. A session of its own for long texts
-was no quicker for the short ones and would hold an int8 tower's weights twice.
+was no quicker for the short ones and would hold an int8 graph's weights twice.
 
 A request that times out or whose client goes away takes its queued items with it; a batch that runs is finished and
-its rows for that request dropped. The worker outlives every failure of the tower.
+its rows for that request dropped. The worker outlives every failure of the graph.
 """
 
 import asyncio
@@ -26,20 +26,22 @@ from queue import SimpleQueue
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgeclip.engine.batch_policy import BatchPolicy, Kind
+from edgeclip.engine.batch_policy import BatchPolicy, Kind, kind_of
+from edgeclip.engine.unit_vectors import Vectors
 from edgeclip.errors import InputError
-from edgeclip.manifest import TowerName
+from edgeclip.families.family import Item
+from edgeclip.manifest import FIRST_GRAPH
 from edgeclip.serve.errors import log_bug
 from edgeclip.serve.queue.fair_queue import FairQueue
 from edgeclip.serve.queue.thread_priority import lower_this_thread
 
-Run = Callable[[NDArray[Any]], NDArray[np.float32]]
+# Runs a batch of one kind: the vectors (B, D) of its items, or for each the item of the next graph.
+RunBatch = Callable[[Sequence[Item]], Vectors | list[Item]]
 
 # How much of the throughput's record one more batch leaves standing, so that it tells of the last 20 or so.
 _DECAY = 0.95
-# Beside texts without a pause an image of the full-size int8 tower takes some 5 s: by turns, four requests of eight
+# Beside texts without a pause an image of the full-size int8 model takes some 5 s: by turns, four requests of eight
 # would each be answered after 2.5 minutes.
 _IMAGES_UNDIVIDED = 8
 _UNKNOWN_RETRY_S = 1.0
@@ -65,7 +67,7 @@ class TimedOut(Exception):  # noqa: N818
 
 
 class LaneFailed(Exception):  # noqa: N818
-    """The tower failed on the request, or the lane is closed. The reason is the `__cause__`, and is for the log."""
+    """The graph failed on the request, or the lane is closed. The reason is the `__cause__`, and is for the log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +83,22 @@ class LaneLimits:
 
 
 class LaneObserver(Protocol):
-    """Who is told of every batch, in the event loop, once its answers are on their way."""
+    """Notes every batch, in the event loop, once its answers are on their way."""
 
     def batch(self, size: int, waits_s: Sequence[float], compute_s: float) -> None:
         """`size` items that had waited so long were computed; `compute_s` includes what a split cost."""
+
+
+@dataclass(slots=True, kw_only=True)
+class LaneAnswer:
+    """What a graph gave for the items of one call: vectors (N, D), or items of the next graph.
+
+    `following` has the next graph's item by its place in the call; the other rows of `vectors` are the answers.
+    `vectors` is None where every item has a next graph.
+    """
+
+    vectors: Vectors | None = None
+    following: dict[int, Item] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -109,21 +123,27 @@ class _Worker:
 class _Request:
     """What was submitted, and what of it is done. The lane's thread reads `items`; the rest is the loop's."""
 
-    items: Sequence[NDArray[Any]]
-    answer: asyncio.Future[NDArray[np.float32]]
+    items: Sequence[Item]
+    future: "asyncio.Future[LaneAnswer]"
     since_s: float
     missing: int
-    vectors: NDArray[np.float32] | None = None
+    answer: LaneAnswer = field(default_factory=LaneAnswer)
 
-    def put(self, index: int, vector: NDArray[np.float32]) -> None:
-        if self.vectors is None:
-            self.vectors = np.empty((len(self.items), len(vector)), np.float32)
-        self.vectors[index] = vector
+    def put(self, index: int, found: Any) -> None:
+        """Note what was found for an item: its vector (D,), or the next graph's item."""
+        answer = self.answer
+        if isinstance(found, Item):
+            answer.following[index] = found
+        else:
+            if answer.vectors is None:
+                answer.vectors = np.empty((len(self.items), len(found)), np.float32)
+            answer.vectors[index] = found
         self.missing -= 1
 
 
 # Items, each by its request and its place there.
 _Batch = list[tuple[_Request, int]]
+_Outcome = Vectors | list[Item] | BaseException
 
 
 class _Pace:
@@ -142,18 +162,18 @@ class _Pace:
 
 
 class Lane:
-    """One tower's queue and its workers. Used from the event loop that started it.
+    """One graph's queue and its workers. Used from the event loop that started it.
 
-    `run` gets a batch (B, ...) of one kind, at most as large as `policy` says, and gives (B, D) unit vectors, always
-    in the lane's threads: in two of them at once where the policy has long texts. `niceness` (Linux) lowers the
-    thread, and with it those that a tower starts which is opened by `run`: to have them lowered, open it nowhere
-    else. `long_niceness` lowers the thread of long texts alone.
+    `run` gets a batch of items of one kind, at most as many as `policy` allows, always in the lane's threads: in two
+    of them at once where the policy has long texts. `niceness` (Linux) lowers the thread, and with it the threads of
+    a graph that is loaded by `run`: to have them lowered, load it nowhere else. `long_niceness` lowers the thread of
+    long texts alone.
     """
 
     def __init__(
         self,
-        tower: TowerName,
-        run: Run,
+        graph: str,
+        run: RunBatch,
         *,
         policy: BatchPolicy,
         limits: LaneLimits,
@@ -161,22 +181,21 @@ class Lane:
         niceness: int = 0,
         long_niceness: int = 0,
     ) -> None:
-        self.tower = tower
+        self.graph = graph
         self._run, self._limits, self._observer = run, limits, observer
-        self._policy = policy
         self._lock = threading.Lock()  # guards the queue, the requests and the flags; held for microseconds
-        quantum = _IMAGES_UNDIVIDED if tower == "vision" else 0
+        quantum = _IMAGES_UNDIVIDED if graph == FIRST_GRAPH["image"] else 0
         self._queue = FairQueue(policy.rows, quantum=quantum)
         self._requests: dict[int, _Request] = {}
         self._numbers = itertools.count()
         self._pace = _Pace()
         self._is_open = False
-        long, wedged_s = policy.long_tokens if tower == "text" else None, limits.wedged_s
-        self._workers = [_Worker(name=tower, niceness=niceness, up_to=long, patience_s=wedged_s)]
+        long, wedged_s = policy.long_tokens if graph == FIRST_GRAPH["text"] else None, limits.wedged_s
+        self._workers = [_Worker(name=graph, niceness=niceness, up_to=long, patience_s=wedged_s)]
         if long is not None:
             patience_s = _LONG_PATIENCE * wedged_s
             self._workers.append(
-                _Worker(name=f"long-{tower}", niceness=long_niceness, above=long, patience_s=patience_s)
+                _Worker(name=f"long-{graph}", niceness=long_niceness, above=long, patience_s=patience_s)
             )
         self._threads: list[threading.Thread] = []
 
@@ -225,15 +244,15 @@ class Lane:
             for number in left:
                 _settle(self._requests[number], LaneFailed("the service is shutting down"))
 
-    async def submit(self, items: Sequence[NDArray[Any]], *, timeout_s: float | None = None) -> NDArray[np.float32]:
-        """Vectors (N, D) of the items, in their order: ids (T,) int64, or pixels (S, S, 3) uint8.
+    async def submit(self, items: Sequence[Item], *, timeout_s: float | None = None) -> LaneAnswer:
+        """What the graph gives for items, which are all of this lane's graph.
 
         Raises QueueFull, TimedOut, LaneFailed; InputError for no items, or more than the queue will ever hold.
         Cancelling it removes the items that wait.
         """
         if not 1 <= len(items) <= self._limits.max_queued:
             raise InputError(f"found {len(items)} inputs, wanted 1 to {self._limits.max_queued} at once")
-        kinds = [self._policy.kind_of(item) for item in items]
+        kinds = [kind_of(item) for item in items]
         with self._lock:
             if not self._is_open:
                 raise LaneFailed("the service is shutting down")
@@ -241,7 +260,7 @@ class Lane:
                 raise QueueFull(self._room_after_s(excess))
             number = next(self._numbers)
             request = _Request(
-                items=items, answer=self._loop.create_future(), since_s=time.monotonic(), missing=len(items)
+                items=items, future=self._loop.create_future(), since_s=time.monotonic(), missing=len(items)
             )
             self._requests[number] = request
             self._queue.add(number, kinds)
@@ -252,9 +271,9 @@ class Lane:
                     self._loop.call_soon(worker.wake.put, None)
         try:
             if timeout_s is None:
-                return await request.answer
+                return await request.future
             async with asyncio.timeout(timeout_s):
-                return await request.answer
+                return await request.future
         except TimeoutError as error:
             raise TimedOut(f"not answered in {timeout_s:g} s") from error
         finally:
@@ -280,7 +299,7 @@ class Lane:
             began_s = time.monotonic()
             outcomes = self._compute(batch)
             compute_s = time.monotonic() - began_s
-            if not is_lowered:  # not before: that batch may have opened the tower, whose threads serve all texts
+            if not is_lowered:  # not before: that batch may have loaded the graph, whose threads serve all texts
                 is_lowered = True
                 lower_this_thread(worker.niceness)
             # Before the loop is told, which wants the interpreter; what was done is let go.
@@ -306,25 +325,24 @@ class Lane:
             worker.running_since_s = time.monotonic() if taken else None
             return [(self._requests[number], index) for number, index in taken]
 
-    def _compute(self, batch: _Batch) -> list[tuple[_Batch, NDArray[np.float32] | BaseException]]:
-        """The batch's vectors, or why there are none; where that helps, of parts of it, each tried once."""
+    def _compute(self, batch: _Batch) -> list[tuple[_Batch, _Outcome]]:
+        """The batch's answers, or why there are none; where that helps, of parts of it, each tried once."""
         outcome = self._try(batch)
         try:
             parts = _parts(batch, outcome) if isinstance(outcome, BaseException) else []
         except BaseException as error:  # a worker that dies leaves everyone waiting
-            log_bug(_log, f"the {self.tower} lane failed outside its tower", error)
+            log_bug(_log, f"the {self.graph} lane failed outside its graph", error)
             parts = []
         if len(parts) < 2:
             return [(batch, outcome)]
         return [(part, self._try(part)) for part in parts]
 
-    def _try(self, batch: _Batch) -> NDArray[np.float32] | BaseException:
+    def _try(self, batch: _Batch) -> _Outcome:
         try:
-            items = [request.items[index] for request, index in batch]
-            vectors = self._run(np.stack(items) if len(items) > 1 else items[0][None])
-            if vectors.ndim != 2 or len(vectors) != len(batch):
-                raise ValueError(f"the {self.tower} tower gave {vectors.shape} for {len(batch)} inputs")
-            return vectors
+            found = self._run([request.items[index] for request, index in batch])
+            if len(found) != len(batch):
+                raise ValueError(f"the {self.graph} graph gave {len(found)} answers for {len(batch)} inputs")
+            return found
         except BaseException as error:  # whatever it is, it is the request's, not the worker's
             return error
 
@@ -334,38 +352,36 @@ class Lane:
         except RuntimeError:  # the loop was closed, and nobody listens any more
             self._is_open = False
 
-    def _finish(
-        self, outcomes: list[tuple[_Batch, NDArray[np.float32] | BaseException]], began_s: float, compute_s: float
-    ) -> None:
+    def _finish(self, outcomes: list[tuple[_Batch, _Outcome]], began_s: float, compute_s: float) -> None:
         """In the loop: settle what is done, and note the batch once its answers are on their way."""
         for part, outcome in outcomes:
             if isinstance(outcome, BaseException):
-                failure = LaneFailed(f"the {self.tower} tower failed")
+                failure = LaneFailed(f"the {self.graph} graph failed")
                 failure.__cause__ = outcome
                 for request, _ in part:
                     _settle(request, failure)
                 continue
-            for (request, index), vector in zip(part, outcome, strict=True):
-                request.put(index, vector)
+            for (request, index), found in zip(part, outcome, strict=True):
+                request.put(index, found)
                 if not request.missing:
                     _settle(request)
         self._loop.call_soon(self._note, [entry for part, _ in outcomes for entry in part], began_s, compute_s)
 
     def _note(self, batch: _Batch, began_s: float, compute_s: float) -> None:
         request, index = batch[0]  # all are of its kind
-        self._pace.add(len(batch) * self._policy.kind_of(request.items[index]).cost, compute_s)
+        self._pace.add(len(batch) * kind_of(request.items[index]).cost, compute_s)
         if self._observer is not None:
             self._observer.batch(len(batch), [began_s - request.since_s for request, _ in batch], compute_s)
 
 
 def _settle(request: _Request, failure: BaseException | None = None) -> None:
     """Answer a request, unless it has an answer or its client is gone."""
-    if request.answer.done():
+    if request.future.done():
         return
     if failure is not None:
-        request.answer.set_exception(failure)
-    elif request.vectors is not None:
-        request.answer.set_result(request.vectors)
+        request.future.set_exception(failure)
+    else:
+        request.future.set_result(request.answer)
 
 
 def _parts(batch: _Batch, error: BaseException) -> list[_Batch]:

@@ -1,10 +1,10 @@
-"""Who waits for whom when two towers want the same cores.
+"""Lower the priority of threads, so that images and long texts leave the cores to short texts.
 
 Both lanes' threads together outnumber the cores, and the scheduler shares those out evenly, which a short text pays
 with a multiple of its time. A nicer thread gets what the others leave, and a share by weight where they leave
-nothing: it is slowed, never starved. On Linux niceness is a thread's own (setpriority(2), "C library/kernel
-differences") and passes to the threads that it starts: a lane lowers its thread before it opens its tower, and
-onnxruntime's pool comes out lowered.
+nothing: it is slowed, never starved. On Linux each thread has a niceness of its own (setpriority(2), "C
+library/kernel differences") and passes it to the threads that it starts: a lane lowers its thread before it loads its
+graph, so onnxruntime's pool is lowered too.
 """
 
 import logging
@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 
-# Of one step of niceness to the next, in the kernel's weights: sched_prio_to_weight in kernel/sched/core.c.
+# The kernel's weight of one step of niceness over that of the next: sched_prio_to_weight in kernel/sched/core.c.
 _WEIGHT_RATIO = 1.25
 LEAST_SHARE, MOST_SHARE = 0.02, 0.5
 
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 def niceness_for(share: float) -> int:
-    """By how much a thread must be nicer than one that never pauses, to keep this share of the core that both want.
+    """The niceness that leaves a thread this share of a core which another thread wants without a pause.
 
     `share` is from LEAST_SHARE to MOST_SHARE, and is met to a tenth of itself: 0.5 is 0, 0.25 is 5, 0.1 is 10.
     """
@@ -29,9 +29,9 @@ def niceness_for(share: float) -> int:
 
 
 def lower_this_thread(niceness: int) -> bool:
-    """Whether the calling thread, and what it starts from now on, got nicer by `niceness` (0 to 19; no way back).
+    """Raise the niceness of the calling thread, and of threads it starts later, by 0 to 19; it cannot be undone.
 
-    Only on Linux: elsewhere niceness is the whole process', and nothing is done.
+    Returns whether it was done. Only on Linux: elsewhere niceness belongs to the whole process, and nothing is done.
     """
     if niceness == 0 or sys.platform != "linux":
         return False

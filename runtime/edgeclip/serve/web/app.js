@@ -25,8 +25,11 @@ let before = 0;
 
 // Pictures
 
+const takes = (modality) => client.modalities.includes(modality);
+
 /** Take what was chosen, { entries, hidden }. */
 async function add(chosen) {
+  if (!takes("image")) return complain("This model takes no pictures.");
   hidden += chosen.hidden;
   if (chosen.entries.length > 200) say(`Looking at ${chosen.entries.length} files.`);
   const looked = await lookAtAll(chosen.entries, (entry) => {
@@ -173,9 +176,13 @@ async function open() {
     at("model").textContent = client.model;
     document.title = `edgeclip · ${client.model}`;
     const task = at("task").value;
-    at("task").replaceChildren(...["", ...client.tasks].map((task) => new Option(task || "none", task)));
-    at("task").value = client.tasks.includes(task) ? task : "";
+    const tasks = client.needsTask ? client.tasks : ["", ...client.tasks];
+    at("task").replaceChildren(...tasks.map((task) => new Option(task || "none", task)));
+    at("task").value = client.tasks.includes(task) ? task : tasks[0];
     at("task-choice").hidden = !client.tasks.length;
+    at("no-pictures").hidden = takes("image");
+    document.body.classList.toggle("no-pictures", !takes("image"));
+    document.body.classList.toggle("no-texts", !takes("text"));
   } catch (error) {
     if (error.status === 401) askForKey();
     else complain(error.message);

@@ -21,22 +21,30 @@ export class Client {
   constructor() {
     this.key = "";
     this.model = "edgeclip";
-    this.tasks = [];
+    this.modalities = ["text", "image"];
+    this.tasks = []; // of texts
+    this.imageTask = ""; // what pictures are embedded for, where the model needs a task
+    this.needsTask = false;
   }
 
-  /** Learn the model's name and its tasks. */
+  /** Learn the model's name, what it takes, and its tasks. */
   async open() {
     const response = await this.fetch("v1/models", {});
     const model = (await response.json()).data[0];
     this.model = model.id;
-    this.tasks = model.tasks ?? [];
+    this.modalities = model.modalities;
+    this.needsTask = model.task_required;
+    const tasksOf = (modality) => model.tasks.filter((task) => model.task_details[task].modalities.includes(modality));
+    this.tasks = tasksOf("text");
+    const forImages = this.needsTask ? tasksOf("image") : [];
+    this.imageTask = forImages.find((task) => task === "retrieval.passage") ?? forImages[0] ?? "";
   }
 
   /**
    * Unit vectors of the API's inputs, in their order; `bundle` names what made them, for vectors of two bundles
    * cannot be compared. Where the server is busy or gone, `pause(error, seconds)` is awaited and it is asked again.
    */
-  async embed(input, { task = "", signal, pause }) {
+  async embed(input, { task = this.imageTask, signal, pause }) {
     for (let tries = 1; ; tries++) {
       try {
         return await this.embedOnce(input, task, signal);
