@@ -101,9 +101,7 @@ def adapt(folder: Path, **changes: object) -> Manifest:
     facts: dict[str, Any] = {
         "graphs": {**manifest.graphs, "text": graph},
         "tasks": TASKS,
-        "adapters": {
-            name: AdapterFacts(file=f"{name}.adapter.npz", graph="text", rank=RANK) for name in ADAPTERS
-        },
+        "adapters": {name: AdapterFacts(file=f"{name}.adapter.npz", graph="text", rank=RANK) for name in ADAPTERS},
         "files": tuple(
             FileFacts(
                 name=path.name,

@@ -55,10 +55,12 @@ def check_truncate_dim(truncate_dim: int | None, manifest: Manifest) -> int:
     space = manifest.spaces.single
     if truncate_dim is None:
         return space.dim
-    dims = ", ".join(map(str, space.matryoshka_dims))
-    if space.is_strict and (type(truncate_dim) is not int or truncate_dim not in (*space.matryoshka_dims, space.dim)):
+    listed = sorted({*space.matryoshka_dims, space.dim})
+    if space.is_strict and (type(truncate_dim) is not int or truncate_dim not in listed):
+        dims = ", ".join(map(str, listed))
         raise InputError(f"truncate_dim is {truncate_dim!r}, wanted one of {dims}: this model takes no other")
     if type(truncate_dim) is not int or not 1 <= truncate_dim <= space.dim:
+        dims = ", ".join(map(str, space.matryoshka_dims))
         wanted = f"an int from 1 to {space.dim} (the model was trained for {dims})"
         raise InputError(f"truncate_dim is {truncate_dim!r}, wanted {wanted}")
     return truncate_dim

@@ -82,9 +82,7 @@ def test_one_output_may_be_asked_for(folder: Path) -> None:
 def test_a_graph_without_a_manifest_has_no_adapters(tmp_path: Path) -> None:
     """It is run as the base model: the inputs after its first are zeros."""
     save_graph(tmp_path / "text.onnx")
-    session = open_graph(
-        GraphToOpen(path=tmp_path / "text.onnx", graph="text", device=Device(kind="cpu"), threads=1)
-    )
+    session = open_graph(GraphToOpen(path=tmp_path / "text.onnx", graph="text", device=Device(kind="cpu"), threads=1))
     feed = {"input_ids": IDS}
     assert worst(session.run(feed), answer(feed)) <= SAME
     message = refusal(lambda: session.run(feed, adapter="retrieval"), InputError)

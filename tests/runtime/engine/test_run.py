@@ -124,9 +124,7 @@ class Recorded:
         policy = BatchPolicy(tokens=tokens, images=images)
         self.runner = Runner(manifest, TwoGraphs(), policy, run, self.verified.append)  # type: ignore[arg-type]
 
-    def vectors(
-        self, items: Sequence[Item], dim: int = DIM, batch_size: int | None = None
-    ) -> NDArray[np.float32]:
+    def vectors(self, items: Sequence[Item], dim: int = DIM, batch_size: int | None = None) -> NDArray[np.float32]:
         """The vectors in the order of the items; every index comes once."""
         found = np.full((len(items), dim), np.nan, np.float32)
         for indices, vectors in self.runner.run(items, dim, batch_size):
