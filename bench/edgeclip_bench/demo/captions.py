@@ -1,31 +1,28 @@
 """Captions of a scene in ten languages, each in several wordings.
 
 Every wording states every fact, so a caption belongs to one picture: only a scene and its mirrored description
-(`Scene.turned`) may share one. The grammar is in the languages' own modules (`captions_european`, `captions_asian`,
-on the frame in `captions_language`).
+(`Scene.turned`) may share one. Each language's words and wordings are a file in `languages`, its grammar is a
+function of `captions_grammar`.
+
+A wording is a template for `str.format`. Its fields are the two groups, `{a}` (the scene's first) and `{b}`, whose
+format specification lists options of the grammar (`{b:dative digits}`), and the language's own phrases, chosen by the
+scene's relation (left_of, right_of, above, below: `{beside}`) or background (grey, pink, brown, turquoise:
+`{ground}`). Every language says where in the picture the first group is, `{here}`; `{there}` follows from it. A field
+may stand inside a specification: in Russian `{b:{case}}` is the case that the relation's preposition governs.
 """
+
+import functools
+import tomllib
+from dataclasses import dataclass
+from importlib.resources import files
 
 import numpy as np
 
 from edgeclip.errors import InputError
-from edgeclip_bench.demo.captions_asian import ARABIC, CHINESE, HINDI, JAPANESE, TURKISH
-from edgeclip_bench.demo.captions_european import ENGLISH, FRENCH, GERMAN, RUSSIAN, SPANISH
-from edgeclip_bench.demo.captions_language import Language
-from edgeclip_bench.demo.scenes import Scene
+from edgeclip_bench.demo.captions_grammar import PHRASES, Words
+from edgeclip_bench.demo.scenes import BACKGROUNDS, RELATIONS, Group, Scene
 
-_LANGUAGES: dict[str, Language] = {
-    "en": ENGLISH,
-    "de": GERMAN,
-    "fr": FRENCH,
-    "es": SPANISH,
-    "tr": TURKISH,
-    "ru": RUSSIAN,
-    "zh": CHINESE,
-    "ja": JAPANESE,
-    "hi": HINDI,
-    "ar": ARABIC,
-}
-LANGUAGES: tuple[str, ...] = tuple(_LANGUAGES)
+LANGUAGES: tuple[str, ...] = tuple(PHRASES)
 
 
 def captions(scene: Scene, language: str) -> tuple[str, ...]:
@@ -33,8 +30,7 @@ def captions(scene: Scene, language: str) -> tuple[str, ...]:
 
     Raises InputError for a language not in LANGUAGES.
     """
-    spoken = _find(language)
-    return tuple(spoken.tell(scene, wording) for wording in spoken.wordings)
+    return tuple(_say(scene, language, wording) for wording in _words(language)["wordings"])
 
 
 def caption(scene: Scene, language: str, draw: np.random.Generator) -> str:
@@ -42,11 +38,35 @@ def caption(scene: Scene, language: str, draw: np.random.Generator) -> str:
 
     Raises InputError for a language not in LANGUAGES.
     """
-    spoken = _find(language)
-    return spoken.tell(scene, spoken.wordings[int(draw.integers(len(spoken.wordings)))])
+    wordings = _words(language)["wordings"]
+    return _say(scene, language, wordings[int(draw.integers(len(wordings)))])
 
 
-def _find(language: str) -> Language:
-    if language not in _LANGUAGES:
+@functools.cache
+def _words(language: str) -> Words:
+    if language not in LANGUAGES:
         raise InputError(f"captions are asked for in language {language!r}, wanted one of {', '.join(LANGUAGES)}")
-    return _LANGUAGES[language]
+    return tomllib.loads((files(__package__) / "languages" / f"{language}.toml").read_text(encoding="utf-8"))
+
+
+def _say(scene: Scene, language: str, wording: str) -> str:
+    """Describe the scene in one of the wordings."""
+    words = _words(language)
+    relation, background = RELATIONS.index(scene.relation), BACKGROUNDS.index(scene.background)
+    fields = {field: choices[relation] for field, choices in words["by_relation"].items()}
+    fields |= {field: choices[background] for field, choices in words["by_background"].items()}
+    fields["there"] = words["by_relation"]["here"][RELATIONS.index(scene.turned().relation)]
+    return wording.format(a=_Field(language, scene.first), b=_Field(language, scene.second), **fields)
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """A group as a field of a wording: formatting it gives its words."""
+
+    language: str
+    group: Group
+
+    def __format__(self, specification: str) -> str:
+        options, words = frozenset(specification.split()), _words(self.language)
+        assert options <= set(words["options"].split()), specification
+        return PHRASES[self.language](words, self.group, options)
