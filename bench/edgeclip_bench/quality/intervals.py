@@ -19,6 +19,8 @@ Simulated, 500 queries of which 3.8 are missed on average: the percentile interv
 groups of one size neither end rises when a hit is lost.
 """
 
+import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,8 +34,6 @@ LEVEL = 0.95
 _TAIL = (1 - LEVEL) / 2
 
 BLOCK_BYTES = 64 * 2**20
-# Draws per resample: a statistic that is undefined on more than half of them has no interval worth the name.
-_MOST_DRAWS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,37 +69,43 @@ def bootstrap_difference(
 
 
 def bootstrap_statistic(
-    statistic: Callable[..., float],
-    *columns: ArrayLike,
-    groups: ArrayLike | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
+    statistic: Callable[..., float], *columns: ArrayLike, resamples: int = 1000, seed: int = 0
 ) -> Interval:
     """The interval of statistic(*columns), whose rows are drawn together: `bootstrap_statistic(spearman, x, y)`.
 
-    Rows of one label in `groups` (N,) are drawn together too. A resample on which the statistic raises
-    InputError (all its scores are the same) is drawn again. A statistic that comes out the same on every
-    resample, as a perfect correlation does, has an interval without width; here no bound mends it.
+    It is `scipy.stats.bootstrap`'s of percentiles. A resample on which the statistic raises InputError (all its
+    scores are the same) does not count; where more than half are such, there is no interval. A statistic that comes
+    out the same on every resample, as a perfect correlation does, has an interval without width.
     """
+    from scipy.stats import bootstrap
+
+    def defined(*drawn: NDArray[Any]) -> float:
+        try:
+            return statistic(*drawn)
+        except InputError:
+            return math.nan
+
     arrays = [np.asarray(column) for column in columns]
     sizes = {len(array) for array in arrays}
     if len(sizes) != 1:
         raise InputError(f"columns of {sorted(sizes)} rows, wanted columns of one length")
-    statistic(*arrays)  # what is wrong with the whole sample is said, not drawn again
-    rows_of = _rows_by_group(groups, sizes.pop())
-    draw = np.random.default_rng(seed)
-    found: list[float] = []
-    for _ in range(_MOST_DRAWS * _check_resamples(resamples)):
-        if len(found) == resamples:
-            break
-        rows = np.concatenate([rows_of[group] for group in draw.integers(len(rows_of), size=len(rows_of))])
-        try:
-            found.append(statistic(*(array[rows] for array in arrays)))
-        except InputError:
-            continue
-    if len(found) < resamples:
-        raise InputError(f"{sum(map(len, rows_of))} rows are too few or too alike for an interval by resampling")
-    return _percentiles(np.array(found))
+    statistic(*arrays)  # what is wrong with the whole sample is said
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scipy warns of resamples without a value
+        drawn = bootstrap(
+            arrays,
+            defined,
+            paired=True,
+            vectorized=False,
+            n_resamples=_check_resamples(resamples),
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).bootstrap_distribution
+    found = drawn[np.isfinite(drawn)]
+    if 2 * len(found) < resamples:
+        raise InputError(f"{sizes.pop()} rows are too few or too alike for an interval by resampling")
+    low, high = np.quantile(found, [_TAIL, 1 - _TAIL])
+    return Interval(low=float(low), high=float(high))
 
 
 def _interval_of_mean(
@@ -134,13 +140,6 @@ def _totals(values: NDArray[np.float64], groups: ArrayLike | None) -> NDArray[np
     return np.column_stack((np.bincount(of_value, weights=values), np.bincount(of_value)))
 
 
-def _rows_by_group(groups: ArrayLike | None, rows: int) -> list[NDArray[Any]]:
-    if groups is None:
-        return list(np.arange(rows)[:, None])
-    of_row = _group_index(groups, rows)
-    return np.split(np.argsort(of_row, kind="stable"), np.bincount(of_row).cumsum()[:-1])
-
-
 def _group_index(groups: ArrayLike, rows: int) -> NDArray[np.intp]:
     labels = np.asarray(groups)
     if labels.shape != (rows,):
@@ -162,8 +161,3 @@ def _check_resamples(resamples: int) -> int:
     if resamples < 1:
         raise InputError(f"resamples is {resamples}, wanted 1 or more")
     return resamples
-
-
-def _percentiles(found: NDArray[np.float64]) -> Interval:
-    low, high = np.quantile(found, [_TAIL, 1 - _TAIL])
-    return Interval(low=float(low), high=float(high))

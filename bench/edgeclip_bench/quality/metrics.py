@@ -7,8 +7,9 @@ order than one inside it, which in float32 would break ties by chance, and a mod
 same vector would seem to find something.
 
 Where the field has two metrics of one name, both are here: R@k of Flickr30k and COCO, a hit if any of an
-image's captions is found (`first_hit_ranks`, `recall_at`), and BEIR's Recall@k, the share of the relevant
-documents found (`recall_of_relevant_at`). How sure a mean is: `edgeclip_bench.quality.intervals`.
+image's captions is found (a rank of `first_hit_ranks` below k: Karpathy and Fei-Fei 2015), and BEIR's Recall@k,
+the share of the relevant documents found (`recall_of_relevant_at`). How sure a mean is:
+`edgeclip_bench.quality.intervals`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -95,18 +96,6 @@ def first_hit_ranks(
     return ranks
 
 
-def recall_at(ranks: Indices, k: int) -> float:
-    """R@k: the share of queries with a positive among the first k, as Flickr30k and COCO are reported.
-
-    Karpathy and Fei-Fei 2015; CLIP and its successors count a hit if ANY positive is found. On `class_ranks`
-    it is the top-k accuracy.
-    """
-    _check_k(k)
-    if not len(ranks):
-        raise InputError("R@k of no query; there is nothing to average")
-    return float((ranks < k).mean())
-
-
 def top_k(
     queries: Vectors, items: Vectors, k: int, *, block_bytes: int = BLOCK_BYTES
 ) -> tuple[Indices, NDArray[np.float32]]:
@@ -175,15 +164,6 @@ def spearman(similarities: ArrayLike, scores: ArrayLike) -> float:
     if np.ptp(wanted) == 0:
         raise InputError(f"every pair has the score {wanted[0]:g}; Spearman needs scores that differ")
     return 0.0 if np.ptp(found) == 0 else float(spearmanr(found, wanted).statistic)
-
-
-def class_ranks(images: Vectors, classes: Vectors, labels: ArrayLike, *, block_bytes: int = BLOCK_BYTES) -> Indices:
-    """The rank from 0 of each image's own class: (N,) from images (N, D), classes (C, D), labels (N,).
-
-    Ties count against. `recall_at` of it, with k 1 or 5, is the zero-shot top-1 or top-5 accuracy.
-    """
-    positives = Positives.from_pairs(np.arange(len(images)), labels, len(images))
-    return first_hit_ranks(images, classes, positives, block_bytes=block_bytes)
 
 
 def class_vectors(prompts: Vectors) -> Vectors:

@@ -1,10 +1,9 @@
 """The recipes of `edgeclip quantize --report` as files: recipes.json, and what they cost and save as a picture.
 
-For each tower what is kept against time, better towards the upper left, and below it a bar for each recipe's size.
+For each graph what is kept against time, better towards the upper left, and below it a bar for each recipe's size.
 The Pareto front is one of three figures, so it is no line: who is on it is filled. Steps are of time and loss alone.
 """
 
-import json
 import math
 import os
 import tempfile
@@ -15,16 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import onnxruntime
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from edgeclip import __version__
 from edgeclip.errors import InputError
-from edgeclip.manifest import TOWERS, TowerName
-from edgeclip_bench.measure.machine_facts import machine
+from edgeclip.manifest import Modality
+from edgeclip_bench.measure.documents import make_document, save
 from edgeclip_bench.measure.plot_labels import place_labels
 from edgeclip_quant.budget import Budget
 from edgeclip_quant.pick.pareto import Candidate, Comparison, Pick, alike_words, front
@@ -88,7 +85,7 @@ def save_report(folder: Path, comparison: Comparison, budget: Budget | None, pic
             for name in FILES:
                 path = Path(stage) / name
                 if path.suffix == ".json":
-                    path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+                    save(document, path)
                 else:
                     figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
             return [(Path(stage) / name).replace(folder / name) for name in FILES]
@@ -97,21 +94,18 @@ def save_report(folder: Path, comparison: Comparison, budget: Budget | None, pic
 
 
 def report_document(comparison: Comparison, budget: Budget | None, picked: Pick | None) -> dict[str, Any]:
-    """Every figure of every recipe and tower, and the machine they were measured on; NaN and infinity are None."""
+    """Every figure of every recipe and graph, and the machine they were measured on; NaN and infinity are None."""
     best = front(comparison)
-    return {
-        "benchmark": "edgeclip quantize --report",
+    figures: dict[str, Any] = {
         "model": comparison.model,
-        "machine": machine(),
-        "packages": {"edgeclip": __version__, "onnxruntime": onnxruntime.__version__},
         "default": DEFAULT.name,
         "is_calibration_made_up": comparison.is_made_up,
         "budget": asdict(budget) if budget else None,
-        "picked": {one.tower: one.recipe.name for one in picked.pair.towers} if picked else None,
+        "picked": {one.graph: one.recipe.name for one in picked.choice.candidates} if picked else None,
         "source_bytes": dict(comparison.source_bytes),
         "candidates": [
             {
-                "tower": one.tower,
+                "graph": one.graph,
                 "recipe": one.recipe.name,
                 "describes": one.recipe.describes,
                 "is_on_front": one in best,
@@ -124,13 +118,14 @@ def report_document(comparison: Comparison, budget: Budget | None, picked: Pick 
             for one in comparison.candidates
         ],
     }
+    return make_document("edgeclip quantize --report", figures)
 
 
 def draw(comparison: Comparison, budget: Budget | None = None, picked: Pick | None = None) -> Figure:
     """The figure; `save_report` gives it its style."""
-    rows = 2 + max(len(comparison.of(name)) for name in TOWERS)
+    rows = 2 + max(len(comparison.of(name)) for name in comparison.modalities)
     figure = Figure(figsize=(13, 5.4 + rows * _ROW_INCHES), layout="constrained")
-    axes = figure.subplots(2, len(TOWERS), height_ratios=[3.8, rows * _ROW_INCHES], squeeze=False)
+    axes = figure.subplots(2, len(comparison.modalities), height_ratios=[3.8, rows * _ROW_INCHES], squeeze=False)
     # A second line for the legend: two things outside the axes would stand on each other.
     figure.suptitle(
         _drawable(f"{comparison.model}: recipes for the CPU\n "), fontsize=13, color=_INK, parse_math=False
@@ -140,19 +135,19 @@ def draw(comparison: Comparison, budget: Budget | None = None, picked: Pick | No
         handles=_legend(picked), loc="upper center", bbox_to_anchor=(0.5, line), ncols=6, frameon=False, fontsize=9
     ).set_in_layout(False)
     figure.supxlabel(_footer(comparison, budget), fontsize=8.5, color=_PALE, parse_math=False)
-    for name, places, sizes in zip(TOWERS, *axes, strict=True):
+    for name, places, sizes in zip(comparison.modalities, *axes, strict=True):
         _draw_places(places, comparison, budget, picked, name)
         _draw_sizes(sizes, comparison, picked, name, rows)
     figure.draw_without_rendering()  # labels stand by dots, and only now it is known where those are
-    for name, places in zip(TOWERS, axes[0], strict=True):
+    for name, places in zip(comparison.modalities, axes[0], strict=True):
         _draw_labels(places, comparison, picked, name)
     return figure
 
 
-def steps(comparison: Comparison, tower: TowerName) -> list[tuple[float, float]]:
+def steps(comparison: Comparison, modality: Modality) -> list[tuple[float, float]]:
     """Time and loss of the recipes that lose less than every faster one, by time; sizes are not looked at."""
     found: list[tuple[float, float]] = []
-    for one in sorted(comparison.usable(tower), key=lambda one: (one.latency, one.loss)):
+    for one in sorted(comparison.usable(modality), key=lambda one: (one.latency, one.loss)):
         if math.isfinite(one.loss) and (not found or one.loss < found[-1][1]):
             found.append((one.latency, one.loss))
     return found
@@ -170,11 +165,11 @@ def cosine_ticks(least: float, largest: float) -> list[tuple[float, str]]:
 
 
 def _draw_places(
-    axes: Axes, comparison: Comparison, budget: Budget | None, picked: Pick | None, tower: TowerName
+    axes: Axes, comparison: Comparison, budget: Budget | None, picked: Pick | None, modality: Modality
 ) -> None:
     best = front(comparison)
     top, bottom = _limits(comparison, budget)
-    for one in comparison.of(tower):
+    for one in comparison.of(modality):
         place, colour = _place(one), _colour(comparison, best, one)
         axes.plot(
             *place,
@@ -190,7 +185,7 @@ def _draw_places(
             size = width * _DOT_PT
             axes.plot(*place, "o", markersize=size, markerfacecolor="none", markeredgecolor=ring, zorder=3)
     axes.plot(1, top, marker="D", markersize=_DOT_PT, color=_INK, clip_on=False, zorder=5)
-    corners = [*steps(comparison, tower), (1.0, top)]
+    corners = [*steps(comparison, modality), (1.0, top)]
     corners = [corner for corner in corners if corner[0] <= 1]
     axes.step(*zip(*corners, strict=True), where="post", color=_FRONT, linewidth=1, alpha=0.5, zorder=2)
     if budget and budget.cosine is not None and budget.cosine < 1:
@@ -199,7 +194,7 @@ def _draw_places(
             0.995, 1 - budget.cosine, f"budget: {budget.cosine:g}", color=_NEVER, fontsize=8.5, ha="right", va="top",
             transform=axes.get_yaxis_transform(),
         )  # fmt: skip
-    times = [1.0, *(one.latency for one in comparison.of(tower))]
+    times = [1.0, *(one.latency for one in comparison.of(modality))]
     margin = 0.08 * (max(times) - min(times) or 1)
     axes.set_xlim(min(times) - margin, max(times) + margin)
     axes.set_yscale("log")
@@ -207,23 +202,23 @@ def _draw_places(
     ticks = cosine_ticks(1.5 * top, bottom)
     axes.set_yticks([top, *(loss for loss, _ in ticks)], ["1", *(label for _, label in ticks)])
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_title(f"{tower} tower", loc="left", fontsize=11, color=_INK)
-    axes.set_xlabel(f"time, of fp32's ({comparison.of(tower)[0].measured.latency_input})")
+    axes.set_title(f"{comparison.of(modality)[0].graph} graph", loc="left", fontsize=11, color=_INK)
+    axes.set_xlabel(f"time, of fp32's ({comparison.of(modality)[0].measured.latency_input})")
     axes.set_ylabel("worst cosine")
     axes.grid(color=_GRID, linewidth=0.6)
     axes.set_axisbelow(True)
 
 
-def _draw_labels(axes: Axes, comparison: Comparison, picked: Pick | None, tower: TowerName) -> None:
+def _draw_labels(axes: Axes, comparison: Comparison, picked: Pick | None, modality: Modality) -> None:
     """Numbers and names beside the dots, in points of the page."""
     points = 72 / axes.get_figure(root=True).dpi  # type: ignore[union-attr]
-    labels = ["fp32"] + [_label(comparison, picked, one) for one in comparison.of(tower)]
-    places = [(1.0, axes.get_ylim()[1])] + [_place(one) for one in comparison.of(tower)]
+    labels = ["fp32"] + [_label(comparison, picked, one) for one in comparison.of(modality)]
+    places = [(1.0, axes.get_ylim()[1])] + [_place(one) for one in comparison.of(modality)]
     dots = [tuple(points * axes.transData.transform(place)) for place in places]
     sizes = [(0.6 * _LABEL_PT * len(label) + 2, 1.2 * _LABEL_PT) for label in labels]
     window = axes.get_window_extent()
     left, bottom, right, top = (points * edge for edge in window.extents)
-    rings = [1.3, *(max([1.3, *(width for width, _ in _rings(one, picked))]) for one in comparison.of(tower))]
+    rings = [1.3, *(max([1.3, *(width for width, _ in _rings(one, picked))]) for one in comparison.of(modality))]
     middles = place_labels(dots, sizes, (left, bottom, right, top), [_DOT_PT * ring for ring in rings])
     for label, place, dot, middle in zip(labels, places, dots, middles, strict=True):
         is_far = math.dist(dot, middle) > 3 * _LABEL_PT
@@ -243,10 +238,10 @@ def _draw_labels(axes: Axes, comparison: Comparison, picked: Pick | None, tower:
         note.set_in_layout(False)
 
 
-def _draw_sizes(axes: Axes, comparison: Comparison, picked: Pick | None, tower: TowerName, rows: int) -> None:
+def _draw_sizes(axes: Axes, comparison: Comparison, picked: Pick | None, modality: Modality, rows: int) -> None:
     """A row for each recipe: its name, a bar, and the figures; room for `rows`, with header and fp32."""
-    best, mine = front(comparison), comparison.of(tower)
-    source = comparison.source_bytes[tower] / 1e6
+    best, mine = front(comparison), comparison.of(modality)
+    source = comparison.source_bytes[modality] / 1e6
     names = ["fp32", *(f"{_number(comparison, one)}  {one.recipe.name}" for one in mine)]
     sizes = [source, *(one.measured.weight_bytes / 1e6 for one in mine)]
     times = [1.0, *(one.latency for one in mine)]
@@ -298,7 +293,8 @@ def _legend(picked: Pick | None) -> list[Line2D]:
 
 
 def _footer(comparison: Comparison, budget: Budget | None) -> str:
-    text, vision = (comparison.of(name)[0].measured for name in TOWERS)
+    first = [comparison.of(modality)[0].measured for modality in comparison.modalities]
+    inputs = " and ".join(f"{one.samples} {one.modality}s" for one in first)
     never: dict[str, list[str]] = {}
     for one in comparison.candidates:
         if objection := comparison.objection(one):
@@ -306,15 +302,15 @@ def _footer(comparison: Comparison, budget: Budget | None) -> str:
     reasons = "; ".join(f"{', '.join(dict.fromkeys(names))} ({reason})" for reason, names in never.items())
     rounds = min(one.measured.latency_samples or 0 for one in comparison.candidates)
     lines = [
-        f"cosine: the worst of {text.samples} texts and {vision.samples} images ({text.data}), against fp32; "
+        f"cosine: the worst of {inputs} ({first[0].data}), against fp32; "
         f"calibrated on {'made-up inputs' if comparison.is_made_up else 'others like them'}",
-        f"time: the median of {rounds} rounds or more in turn with fp32 on {text.machine}; "
+        f"time: the median of {rounds} rounds or more in turn with fp32 on {first[0].machine}; "
         f"{alike_words()} count as the same",
     ]
     if reasons:
         lines.append(f"never taken: {reasons}")
     if budget:
-        moved = [f"{one.tower} {one.recipe.name}" for one in comparison.candidates if one.kept is not None]
+        moved = [f"{one.graph} {one.recipe.name}" for one in comparison.candidates if one.kept is not None]
         words = f"; for it layers were moved to finer kernels: {', '.join(moved)}" if moved else ""
         lines.append(f"budget: {budget}{words}")
     return _drawable("\n".join(lines))
@@ -339,7 +335,7 @@ def _colour(comparison: Comparison, best: Sequence[Candidate], one: Candidate) -
 
 
 def _number(comparison: Comparison, one: Candidate) -> int:
-    """The same for a recipe in both towers."""
+    """The same for a recipe in all graphs."""
     names = dict.fromkeys(candidate.recipe.name for candidate in comparison.candidates)
     return list(names).index(one.recipe.name) + 1
 
@@ -353,7 +349,7 @@ def _tags(one: Candidate, picked: Pick | None) -> list[str]:
 
 
 def _is_picked(one: Candidate, picked: Pick | None) -> bool:
-    return picked is not None and one in picked.pair.towers
+    return picked is not None and one in picked.choice.candidates
 
 
 def _rings(one: Candidate, picked: Pick | None) -> list[tuple[float, str]]:

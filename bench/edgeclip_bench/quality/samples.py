@@ -7,6 +7,7 @@ over the languages: the captions of all languages at once would be an easier tas
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,21 @@ RELEVANT_AT = (10, 100)
 AGREEMENT_AT = 10
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """Of what a figure is: its metric at one truncate_dim, over `samples` queries.
+
+    `language` is None over several languages or where none is named.
+    """
+
+    metric: str
+    direction: Direction | None
+    language: str | None
+    is_overall: bool
+    dim: int
+    samples: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sample:
     """One value per query. The figure is their mean, or with `targets` their Spearman correlation with them.
@@ -41,6 +57,11 @@ class Sample:
     groups: Indices
     weight: Values | None = None
     targets: Values | None = None
+
+    def facts(self, dim: int) -> dict[str, Any]:
+        """The fields of a `Figure` at one truncate_dim."""
+        names = ("metric", "direction", "language", "is_overall")
+        return {**{name: getattr(self, name) for name in names}, "dim": dim, "samples": len(self.values)}
 
     def figure(self) -> float:
         """The mean, from 0 to 1, or the correlation, from -1 to 1."""

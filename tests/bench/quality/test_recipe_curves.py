@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from edgeclip.errors import InputError
-from edgeclip.manifest import TOWERS
+from edgeclip.manifest import MODALITIES
 from edgeclip_bench.quality.recipe_curves import (
     FILES,
     cosine_ticks,
@@ -56,11 +56,11 @@ def test_every_recipe_stands_where_its_time_and_loss_are() -> None:
     found = all_recipes()
     best = front(found)
     assert 2 < len(best) < len(found.candidates)
-    for tower, axes in zip(TOWERS, panels(found), strict=False):
-        usable = [one for one in found.of(tower) if found.objection(one) is None]
+    for modality, axes in zip(MODALITIES, panels(found), strict=False):
+        usable = [one for one in found.of(modality) if found.objection(one) is None]
         assert [dot[:2] for dot in dots(axes, "o")] == [(one.latency, one.loss) for one in usable]
         assert [dot[2] != "white" for dot in dots(axes, "o")] == [one in best for one in usable]
-        never = [one for one in found.of(tower) if found.objection(one)]
+        never = [one for one in found.of(modality) if found.objection(one)]
         assert [dot[:2] for dot in dots(axes, "^")] == [(one.latency, one.loss) for one in never]
         assert {dot[2] for dot in dots(axes, "^")} == {"white"}
         assert len(never) == 2
@@ -77,9 +77,12 @@ def test_fp32_stands_at_its_own_time_above_all() -> None:
 def test_default_and_pick_have_a_ring_and_a_word() -> None:
     found = all_recipes()
     pair = picked(found)
-    for tower, axes in zip(TOWERS, panels(found, BUDGET, pair), strict=False):
+    for modality, axes in zip(MODALITIES, panels(found, BUDGET, pair), strict=False):
         rings = [line.get_data() for line in axes.get_lines() if line.get_markerfacecolor() == "none"]
-        default, taken = found.of(tower)[0], next(one for one in pair.pair.towers if one.tower == tower)
+        default, taken = (
+            found.of(modality)[0],
+            next(one for one in pair.choice.candidates if one.modality == modality),
+        )
         assert taken is not default
         assert [(x[0], y[0]) for x, y in rings] == [(one.latency, one.loss) for one in (default, taken)]
         words = [text.get_text() for text in axes.texts]
@@ -98,7 +101,7 @@ def test_one_that_is_default_and_pick_says_both_beside_its_figures() -> None:
 
 def test_axes_are_named_and_the_losses_are_told_as_cosines() -> None:
     text, vision, *_ = panels(all_recipes())
-    assert (text.get_title(loc="left"), vision.get_title(loc="left")) == ("text tower", "vision tower")
+    assert (text.get_title(loc="left"), vision.get_title(loc="left")) == ("text graph", "vision graph")
     assert text.get_xlabel() == "time, of fp32's (16 tokens)" and vision.get_xlabel() == "time, of fp32's (1 image)"
     assert text.get_ylabel() == vision.get_ylabel() == "worst cosine"
     assert text.get_yscale() == "log" and text.get_ylim() == vision.get_ylim()
@@ -149,14 +152,14 @@ def test_steps_are_the_least_loss_for_the_time() -> None:
 
 
 def test_a_row_for_each_recipe_holds_its_bar_and_its_figures() -> None:
-    """Under the same number in both towers, though the vision tower has no table and so no row for it."""
+    """Under the same number in all graphs, though the vision graph has no table and so no row for it."""
     found = all_recipes()
     numbers = {recipe.name: number for number, recipe in enumerate(COMPARED, start=1)}
     kept = dataclasses.replace(found, candidates=tuple(
-        one for one in found.candidates if one.recipe in recipes_for(one.tower)
+        one for one in found.candidates if one.recipe in recipes_for(has_table=one.modality == "text")
     ))  # fmt: skip
-    for tower, axes in zip(TOWERS, panels(kept)[2:], strict=True):
-        mine = kept.of(tower)
+    for modality, axes in zip(MODALITIES, panels(kept)[2:], strict=True):
+        mine = kept.of(modality)
         names = [label.get_text() for label in axes.get_yticklabels()]
         assert names == ["fp32", *(f"{numbers[one.recipe.name]}  {one.recipe.name}" for one in mine)]
         widths = [bar.get_width() for bar in axes.patches]  # type: ignore[attr-defined]
@@ -166,7 +169,7 @@ def test_a_row_for_each_recipe_holds_its_bar_and_its_figures() -> None:
             assert f"{one.measured.weight_bytes / 1e6:.2f}" in texts
             assert f"{one.latency:.2f}" in texts and f"{one.measured.worst_cosine:.5f}" in texts
         assert texts.count("default") == 1
-    assert len(kept.of("vision")) == len(kept.of("text")) - 1
+    assert len(kept.of("image")) == len(kept.of("text")) - 1
 
 
 def test_the_footer_says_what_and_where_and_why_not() -> None:
@@ -195,12 +198,12 @@ def test_the_footer_names_what_was_moved_for_the_budget() -> None:
 def test_the_document_holds_every_figure() -> None:
     found = all_recipes()
     document = json.loads(json.dumps(report_document(found, BUDGET, picked(found)), allow_nan=False))
-    assert document["picked"] == {one.tower: one.recipe.name for one in picked(found).pair.towers}
+    assert document["picked"] == {one.graph: one.recipe.name for one in picked(found).choice.candidates}
     assert document["budget"] == dataclasses.asdict(BUDGET)
     assert document["default"] == "int8" and document["machine"]["processor"]
     best = front(found)
     for one, row in zip(found.candidates, document["candidates"], strict=True):
-        assert (row["tower"], row["recipe"]) == (one.tower, one.recipe.name)
+        assert (row["graph"], row["recipe"]) == (one.graph, one.recipe.name)
         assert row["measured"] == dataclasses.asdict(one.measured)
         assert row["is_on_front"] == (one in best)
         assert row["never_taken"] == found.objection(one)
@@ -218,9 +221,9 @@ def test_nan_is_null_and_drawn_at_the_bottom(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("budget", ["cosine=1", "cosine=-1", "size_mb=900"])
 def test_extremes_are_drawn(budget: str) -> None:
-    """Towers that lost nothing, or everything, all alike."""
+    """Graphs that lost nothing, or everything, all alike."""
     for cosine in (1.0, 0.0, -1.0):
-        found = comparison(*(candidate(tower, "int8", cosine=cosine, time=1.0) for tower in TOWERS))
+        found = comparison(*(candidate(modality, "int8", cosine=cosine, time=1.0) for modality in MODALITIES))
         for axes in panels(found, parse_budget(budget, "int8"))[:2]:
             bottom, top = axes.get_ylim()
             assert 0 < top < dots(axes, "o")[0][1] < bottom
@@ -234,7 +237,9 @@ def test_files_open_and_are_the_same_each_time(tmp_path: Path) -> None:
         assert [path.name for path in paths] == list(FILES)
         assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
         contents.append([path.read_bytes() for path in paths])
-    assert contents[0] == contents[1]
+    assert contents[0][1:] == contents[1][1:]
+    documents = [json.loads(found[0]) for found in contents]
+    assert all(document.pop("measured_at") for document in documents) and documents[0] == documents[1]
     with Image.open(tmp_path / "a" / "recipes.png") as image:
         image.load()
         assert image.width > 1500
