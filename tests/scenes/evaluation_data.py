@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from edgeclip.manifest import Manifest, TowerName
+from edgeclip.manifest import Manifest
 from edgeclip_bench.quality.datasets import Caption, ClassificationData, ImageTextData, StsData, TextRetrievalData
 from edgeclip_bench.quality.embeddings import Counts
 from edgeclip_bench.quality.evaluate import BundleIdentity, DataScores, Evaluation, Score
@@ -79,11 +79,11 @@ def classification(folder: Path) -> ClassificationData:
     )
 
 
-def perturbed(bundle: Path, out: Path, *towers: TowerName, strength: float = 0.05) -> Path:
+def perturbed(bundle: Path, out: Path, *graphs: str, strength: float = 0.05) -> Path:
     """A copy whose weights are a little off, with a manifest that fits it."""
     shutil.copytree(bundle, out)
     draw = np.random.default_rng(0)
-    for tower in towers:
+    for graph in graphs:
         path = out / f"{Manifest.read(bundle).graphs[graph].file}_data"
         weights = np.frombuffer(path.read_bytes(), np.float32).copy()
         path.write_bytes((weights * (1 + strength * draw.standard_normal(len(weights)))).astype(np.float32).tobytes())
@@ -114,6 +114,7 @@ def made_evaluation(
         sizes={"images": 1000, "captions": 3000},
         languages=languages,
         task=None,
+        item_task=None,
         embedded=Counts(inputs=4000, cached=3000, computed=900, repeated=100, cut=2),
         scores=tuple(scores),
     )

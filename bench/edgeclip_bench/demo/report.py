@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from edgeclip.manifest import PROOF_DATA, TOWERS, TowerName
+from edgeclip.manifest import MODALITIES, PROOF_DATA, Modality
 from edgeclip.tables import format_bytes, format_table
 from edgeclip_bench.demo.run import LANGUAGES, Demo, Smaller
 from edgeclip_bench.quality.evaluate import Evaluation
@@ -10,7 +10,7 @@ from edgeclip_bench.quality.searches import Direction
 
 _DIRECTIONS: dict[Direction, str] = {"text_to_image": "text to image", "image_to_text": "image to text"}
 _METRIC = "recall@5"
-_EMBEDDED: dict[TowerName, str] = {"text": "captions", "vision": "pictures"}
+_EMBEDDED: dict[Modality, str] = {"text": "captions", "image": "pictures"}
 
 
 def render_demo(found: Demo) -> str:
@@ -30,9 +30,10 @@ def render_demo(found: Demo) -> str:
 def _what(found: Demo) -> str:
     manifest, evaluation = found.manifest, found.evaluation
     (data,) = evaluation.data
+    parameters = sum(graph.parameters for graph in manifest.graphs.values())
     return (
-        f"A small model of jina-clip-v2's kind, trained on drawn scenes: "
-        f"{manifest.text.parameters + manifest.vision.parameters:,} parameters, running on {evaluation.device}.\n"
+        f"A small model of jina-clip-v2's kind, trained on drawn scenes: {parameters:,} parameters, "
+        f"running on {evaluation.device}.\n"
         f"{data.sizes['images']} pictures of combinations that training never showed, in families that differ in one "
         f"attribute,\nand {data.sizes['captions']} captions in {len(data.languages)} languages."
     )
@@ -41,12 +42,12 @@ def _what(found: Demo) -> str:
 def _costs(found: Demo, int8: Smaller) -> str:
     """Size, closeness on the demo's own inputs, and the ratio of times that quantising measured."""
     rows = [("bundle", format_bytes(found.manifest.weight_bytes), format_bytes(int8.manifest.weight_bytes))]
-    worst = {one.tower: (one.samples, one.worst) for one in int8.comparison.closeness}
-    for tower in TOWERS:
-        samples, cosine = worst[tower]
-        rows.append((f"worst cosine to fp32, {samples} {_EMBEDDED[tower]}", "1", f"{cosine:.4f}"))
-    for tower in TOWERS:
-        proof = int8.manifest.measurement(tower, "fp32 bundle", PROOF_DATA)
+    worst = {one.modality: (one.samples, one.worst) for one in int8.comparison.closeness}
+    for modality in MODALITIES:
+        samples, cosine = worst[modality]
+        rows.append((f"worst cosine to fp32, {samples} {_EMBEDDED[modality]}", "1", f"{cosine:.4f}"))
+    for modality in MODALITIES:
+        proof = int8.manifest.measurement(modality, "single", "fp32 bundle", PROOF_DATA)
         assert proof is not None
         assert proof.latency_ratio is not None, "a bundle for the CPU is timed"
         rows.append((f"time of {proof.latency_input}, as a share of fp32's", "1", f"{proof.latency_ratio:.2f}"))

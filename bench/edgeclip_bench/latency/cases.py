@@ -13,14 +13,14 @@ import numpy as np
 
 from edgeclip.errors import InputError, MissingExtraError
 from edgeclip.host.installation import install_command
-from edgeclip.manifest import TOWERS, TokenizerFacts, TowerName
+from edgeclip.manifest import MODALITIES, Manifest, Modality
 from edgeclip_bench.latency.scenarios import MULTI_STREAM_SAMPLES, SCENARIOS, Scenario
+from edgeclip_bench.measure.pictures import encode_file, made_up_picture
 
 # The opening and the closing token, and one between them.
 LEAST_TOKENS = 3
 LARGEST_PX = 20_000
-_JPEG_QUALITY = 90
-_WORDS = (
+_WORDS = [
     "a",
     "the",
     "red",
@@ -40,46 +40,52 @@ _WORDS = (
     "so",
     "go",
     "up",
-)
+]
 # The number of words that texts are drawn from.
 _WORDS_WANTED = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One measurement: `tokens` for a text, `image_px` (a side, on disk) for an image; `batch` samples a query."""
+    """One measurement: `tokens` for a text, `image_px` (a side, on disk) for an image; `batch` samples a query.
 
-    tower: TowerName
+    `task` is the one that texts are encoded with, None for none.
+    """
+
+    modality: Modality
     scenario: Scenario
     batch: int
     threads: int
     tokens: int | None = None
     image_px: int | None = None
+    task: str | None = None
 
     @property
     def subject(self) -> str:
         """The sample, in words."""
-        return f"text, {self.tokens} tokens" if self.tower == "text" else f"image, {self.image_px} px"
+        return f"text, {self.tokens} tokens" if self.modality == "text" else f"image, {self.image_px} px"
 
     @property
     def kind(self) -> str:
         """The sample in the form that follows "one" or a number in a sentence."""
-        return f"text of {self.tokens} tokens" if self.tower == "text" else f"image of {self.image_px} px"
+        return f"text of {self.tokens} tokens" if self.modality == "text" else f"image of {self.image_px} px"
 
     @property
     def name(self) -> str:
         """The sample and the number per query, as they stand in a table."""
+        task = f", {self.task}" if self.task else ""
         many = f", batch {self.batch}" if self.batch > 1 and self.scenario != "multi-stream" else ""
-        return f"{self.subject}{many}"
+        return f"{self.subject}{task}{many}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The requested measurements; InputError for impossible ones. `threads` None is every processor that may be
-    used.
+    """The requested measurements; InputError for impossible ones.
+
+    `modalities` None are all that a bundle takes; `threads` None is every processor that may be used.
     """
 
-    towers: tuple[TowerName, ...] = TOWERS
+    modalities: tuple[Modality, ...] | None = None
     scenarios: tuple[Scenario, ...] = ("single-stream", "offline")
     batches: tuple[int, ...] = (1,)
     tokens: tuple[int, ...] = (16, 64, 512)
@@ -87,6 +93,7 @@ class Plan:
     threads: tuple[int, ...] | None = None
     seconds: float = 3.0
     p99_ms: float | None = None
+    task: str | None = None
 
     def __post_init__(self) -> None:
         for option, values, least, most in (
@@ -109,30 +116,42 @@ class Plan:
             raise InputError(f"--p99-ms {self.p99_ms:g}: wanted a positive number of milliseconds")
 
 
-def cases_for(plan: Plan, threads: int) -> Iterator[Case]:
-    """The cases of a bundle with this number of threads: by scenario, texts before images, short before long.
+def cases_for(plan: Plan, threads: int, modalities: Sequence[Modality] = MODALITIES) -> Iterator[Case]:
+    """The cases of a bundle that takes `modalities`: by scenario, texts before images, short before long.
 
     A query of multi-stream has eight samples, and offline sends all samples at once, so `batches` is for the others.
     """
     for scenario in (one for one in SCENARIOS if one in plan.scenarios):
         fixed = {"multi-stream": (MULTI_STREAM_SAMPLES,), "offline": (1,)}
-        for tower in (one for one in TOWERS if one in plan.towers):
-            for size in sorted(set(plan.tokens if tower == "text" else plan.image_px)):
+        for modality in (one for one in modalities if one in (plan.modalities or modalities)):
+            for size in sorted(set(plan.tokens if modality == "text" else plan.image_px)):
                 for batch in fixed.get(scenario, tuple(sorted(set(plan.batches)))):
                     yield Case(
-                        tower=tower,
+                        modality=modality,
                         scenario=scenario,
                         batch=batch,
                         threads=threads,
-                        tokens=size if tower == "text" else None,
-                        image_px=size if tower == "vision" else None,
+                        tokens=size if modality == "text" else None,
+                        image_px=size if modality == "image" else None,
+                        task=plan.task if modality == "text" else None,
                     )
 
 
-def check_lengths(plan: Plan, facts: TokenizerFacts) -> None:
-    """InputError when a text is asked for that the model would cut."""
-    if "text" in plan.towers and (longest := max(plan.tokens)) > facts.max_length:
-        raise InputError(f"--tokens {longest}: the model takes at most {facts.max_length}")
+def check_plan(plan: Plan, manifest: Manifest) -> None:
+    """InputError for a modality or a task that the bundle does not have, and for texts that the model would cut."""
+    for modality in plan.modalities or ():
+        manifest.need_text() if modality == "text" else manifest.need_image()
+    if manifest.text is None or "text" not in (plan.modalities or MODALITIES):
+        if plan.task is not None:
+            raise InputError(f"--task {plan.task}: tasks are of texts, and none are measured")
+        return
+    if (longest := max(plan.tokens)) > manifest.text.max_length:
+        raise InputError(f"--tokens {longest}: the model takes at most {manifest.text.max_length}")
+    known = manifest.tasks_of("text")
+    if plan.task is None and manifest.task_required:
+        raise InputError(f"{manifest.source.name} needs a task: give --task, one of {', '.join(known)}")
+    if plan.task is not None and plan.task not in known:
+        raise InputError(f"--task {plan.task}: wanted one of {', '.join(known) or 'none, for this bundle has none'}")
 
 
 def make_text(tokens: int, count: Callable[[str], int]) -> str:
@@ -154,20 +173,16 @@ def make_image(folder: Path, size_px: int) -> Path:
 
     Raises MissingExtraError without Pillow.
     """
+    path = folder / f"{size_px}.jpg"
+    if path.exists():
+        return path
     try:
-        from PIL import Image
+        picture = made_up_picture((size_px, size_px), np.random.default_rng(size_px), blotch_px=64, grain=6)
     except ImportError as error:
         raise MissingExtraError(
-            f"measuring images needs Pillow: `{install_command('images')}`, or give --tower text"
+            f"measuring images needs Pillow: `{install_command('images')}`, or give --modality text"
         ) from error
-    path = folder / f"{size_px}.jpg"
-    if not path.exists():
-        draw = np.random.default_rng(size_px)
-        coarse = draw.integers(0, 256, (max(1, size_px // 64), max(1, size_px // 64), 3), dtype=np.uint8)
-        smooth = np.asarray(Image.fromarray(coarse).resize((size_px, size_px), Image.Resampling.BICUBIC))
-        grain = draw.integers(-6, 7, smooth.shape, dtype=np.int16)
-        pixels = (smooth + grain).clip(0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(path, quality=_JPEG_QUALITY)
+    path.write_bytes(encode_file(picture))
     return path
 
 

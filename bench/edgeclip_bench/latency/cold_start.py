@@ -2,9 +2,10 @@
 
     edgeclip bench cold-start BUNDLE [--device cpu] [--rounds 7] [--prepacked DIR] [--out FILE.json]
 
-Every round is a process of its own, once for a text and once for an image, and counts from the moment that its parent
-starts it: Python itself, `import edgeclip`, `Encoder.open`, the first vector, and, for comparison, the second. A
-round before the first reads the files, so the page cache is warm in what is measured; a disk has its own speed.
+Every round is a process of its own, once for a text and once for an image where the bundle takes them. It counts from
+the moment that its parent starts it: Python itself, `import edgeclip`, `Encoder.open`, the first vector, and, for
+comparison, the second. A round before the first reads the files, so the page cache is warm in what is measured; a
+disk has its own speed.
 
 Then it measures the cost of a second process: the memory that it shares with no other (USS) beside a first that has
 the bundle open, when both have encoded a text and an image. With --prepacked all of it is measured once more, in
@@ -13,6 +14,7 @@ turn, from weights that `edgeclip prepack` puts into DIR first.
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -26,9 +28,10 @@ from typing import Any
 import numpy as np
 import psutil
 
-from edgeclip.manifest import TOWERS, Manifest, TowerName
+from edgeclip.manifest import Manifest, Modality
 from edgeclip.tables import format_table
-from edgeclip_bench.measure.machine_facts import machine
+from edgeclip_bench.measure.documents import add_out, make_document, save
+from edgeclip_bench.measure.pictures import encode_file, made_up_picture
 
 BENCHMARK = "edgeclip_bench.latency.cold_start"
 STEPS = ("python", "import", "open", "first_vector")
@@ -41,10 +44,10 @@ _PROGRAM = """if True:
     moments = [time.monotonic()]
     from edgeclip import Encoder
     moments.append(time.monotonic())
-    folder, device, tower, what = sys.argv[1:]
+    folder, device, modality, what = sys.argv[1:]
     encoder = Encoder.open(folder, device=device)
     moments.append(time.monotonic())
-    encode = encoder.encode_text if tower == "text" else encoder.encode_image
+    encode = encoder.encode_text if modality == "text" else encoder.encode_image
     for _ in range(2):
         assert encode(what).any()
         moments.append(time.monotonic())
@@ -55,9 +58,10 @@ _PROGRAM = """if True:
 _HOLDER = """if True:
     import sys
     from edgeclip import Encoder
-    folder, device, text, image = sys.argv[1:]
+    folder, device, *inputs = sys.argv[1:]
     encoder = Encoder.open(folder, device=device)
-    encoder.encode_text(text), encoder.encode_image(image)
+    for modality, what in zip(inputs[::2], inputs[1::2], strict=True):
+        encoder.encode_text(what) if modality == "text" else encoder.encode_image(what)
     print("ready", flush=True)
     sys.stdin.read()
 """
@@ -67,20 +71,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this case on the command line."""
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=7, help="processes for each tower (7)")
+    parser.add_argument("--rounds", type=int, default=7, help="processes for each modality (7)")
     parser.add_argument("--prepacked", type=Path, metavar="DIR", help="also with packed weights, which stay in DIR")
-    parser.add_argument("--out", type=Path, help="write the JSON here")
+    add_out(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print a table, write the JSON."""
     report = measure(options.bundle, device=options.device, rounds=options.rounds, prepacked=options.prepacked)
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    save(report, options.out)
     rows = [
-        (f"{tower}, {way}", *(f"{found['median_ms'][step]:.0f}" for step in ROWS))
+        (f"{modality}, {way}", *(f"{found['median_ms'][step]:.0f}" for step in ROWS))
         for way, one in report["ways"].items()
-        for tower, found in one["towers"].items()
+        for modality, found in one["modalities"].items()
     ]
     print(format_table(("median ms", *(step.replace("_", " ") for step in ROWS)), rows))
     for way, one in report["ways"].items():
@@ -99,52 +102,57 @@ def measure(bundle: Path, *, device: str, rounds: int, prepacked: Path | None = 
         if prepacked:
             command = [sys.executable, "-m", "edgeclip", "prepack", str(bundle)]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=_environment(prepacked))
-        inputs: dict[TowerName, str] = {"text": TEXT, "vision": str(_photo(Path(scratch) / "photo.jpg"))}
-        ways: dict[str, dict[str, Any]] = {way: {"towers": {}} for way in caches}
-        for tower in TOWERS:
+        inputs: dict[Modality, str] = {}
+        if manifest.text:
+            inputs["text"] = TEXT
+        if manifest.image:
+            inputs["image"] = str(_photo(Path(scratch) / "photo.jpg"))
+        ways: dict[str, dict[str, Any]] = {way: {"modalities": {}} for way in caches}
+        for modality, what in inputs.items():
             turns = [
-                {way: start(bundle, device, tower, inputs[tower], cache) for way, cache in caches.items()}
+                {way: start(bundle, device, modality, what, cache) for way, cache in caches.items()}
                 for _ in range(rounds + 1)
             ][1:]
             for way in caches:
                 found = [turn[way] for turn in turns]
-                ways[way]["towers"][tower] = {
-                    "precision": manifest.tower(tower).precision,
+                ways[way]["modalities"][modality] = {
+                    "precision": manifest.first_graph(modality).precision,
                     "median_ms": {step: float(np.median([one[step] for one in found])) for step in ROWS},
                     "slowest_total_ms": max(one["total"] for one in found),
                     "rounds": found,
                 }
         for way, cache in caches.items():
-            ways[way]["second_process"] = second_process(bundle, device, tuple(inputs.values()), cache)
-    return {
-        "benchmark": BENCHMARK,
-        "machine": machine(),
-        "bundle": bundle.name,
-        "device": device,
-        "tokenizer_bytes": manifest.file(manifest.tokenizer.file).size_bytes,
-        "rounds": rounds,
-        "ways": ways,
-    }
+            ways[way]["second_process"] = second_process(bundle, device, inputs, cache)
+    return make_document(
+        BENCHMARK,
+        {
+            "bundle": bundle.name,
+            "device": device,
+            "tokenizer_bytes": manifest.file(manifest.text.file).size_bytes if manifest.text else None,
+            "rounds": rounds,
+            "ways": ways,
+        },
+    )
 
 
-def start(bundle: Path, device: str, tower: TowerName, what: str, cache: Path) -> Mapping[str, float]:
+def start(bundle: Path, device: str, modality: Modality, what: str, cache: Path) -> Mapping[str, float]:
     """Start one process; the milliseconds of every step, of all steps up to the first vector, and of the second
     vector.
 
     `cache` is the folder in which it looks for packed weights.
     """
-    command = [sys.executable, "-c", _PROGRAM, str(bundle), device, tower, what]
+    command = [sys.executable, "-c", _PROGRAM, str(bundle), device, modality, what]
     environment = _environment(cache)
     begun = time.monotonic()
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return split(begun, json.loads(done.stdout))
 
 
-def second_process(bundle: Path, device: str, inputs: Sequence[str], cache: Path) -> dict[str, int]:
+def second_process(bundle: Path, device: str, inputs: Mapping[Modality, str], cache: Path) -> dict[str, int]:
     """The bytes of a process beside another that has the same bundle open: all that is resident, and what only it
     holds.
     """
-    command = [sys.executable, "-c", _HOLDER, str(bundle), device, *inputs]
+    command = [sys.executable, "-c", _HOLDER, str(bundle), device, *itertools.chain.from_iterable(inputs.items())]
     with contextlib.ExitStack() as running:
         for _ in range(2):
             holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(cache))
@@ -168,9 +176,5 @@ def split(begun: float, moments: Sequence[float]) -> Mapping[str, float]:
 
 
 def _photo(path: Path) -> Path:
-    from PIL import Image
-
-    width, height = PHOTO_PX
-    coarse = np.random.default_rng(0).integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
-    Image.fromarray(coarse).resize(PHOTO_PX, Image.Resampling.BILINEAR).save(path, quality=90)
+    path.write_bytes(encode_file(made_up_picture(PHOTO_PX, np.random.default_rng(0))))
     return path

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from edgeclip.errors import InputError
 from edgeclip.tables import format_table
-from edgeclip_bench.latency.records import read_document
+from edgeclip_bench.latency.records import read_record
 from edgeclip_bench.measure.other_processes import MUCH
 
 Verdict = Literal["regression", "faster", "same", "too few samples", "not steady", "others at work"]
@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print a row for each case; 1 when one became slower."""
     threshold = parse_threshold(options.fail_over)
-    before, after = (read_document(path) for path in (options.before, options.after))
+    before, after = (read_record(path) for path in (options.before, options.after))
     found = compare(before, after, threshold, across_machines=options.across_machines)
     rows = [
         (
@@ -238,8 +238,9 @@ def _by_case(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def _case_name(case: Mapping[str, Any]) -> str:
-    what = f"text, {case['tokens']} tokens" if case["tower"] == "text" else f"image, {case['image_px']} px"
-    return f"{case['scenario']}, {what}, batch {case['batch']}, {case['threads']} threads"
+    what = f"text, {case['tokens']} tokens" if case["modality"] == "text" else f"image, {case['image_px']} px"
+    task = f", {case['task']}" if case["task"] else ""
+    return f"{case['scenario']}, {what}{task}, batch {case['batch']}, {case['threads']} threads"
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:

@@ -4,14 +4,12 @@
 
 Draws a checkpoint of 865 M random weights, exports it for the CPU and quantises it to int8, each in a process of its
 own (time and peak memory are measured), and compares the bundle with the plain export
-(`edgeclip_bench.latency.plain_export`). `edgeclip_bench.rivals.run` compares the int8 bundle with other tools'. Needs
+(`edgeclip_bench.rivals.plain_export`). `edgeclip_bench.rivals.run` compares the int8 bundle with other tools'. Needs
 10 GB of disk, 8 GB of memory and about a quarter of an hour on two cores.
 """
 
 import argparse
-import json
 import multiprocessing
-import resource
 import sys
 import tempfile
 import time
@@ -21,9 +19,15 @@ from pathlib import Path
 
 from edgeclip.manifest import Measurement, Target
 from edgeclip_bench.families.random_checkpoint import full_config, write_checkpoint
-from edgeclip_bench.latency import plain_export as latency
+from edgeclip_bench.measure.documents import make_document, save
+from edgeclip_bench.measure.report_table import render_tables
+from edgeclip_bench.measure.resident_memory import peak_bytes
+from edgeclip_bench.rivals import plain_export
+from edgeclip_bench.rivals.report import rival_tables
 from edgeclip_export import export_checkpoint
 from edgeclip_quant import quantize_bundle
+
+BENCHMARK = "edgeclip_bench.latency.full_size"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,25 +67,16 @@ def run(options: argparse.Namespace) -> int:
         if not bundle.exists():
             cost = measure_export(checkpoint, bundle, "cpu")
             print(f"export: {cost.seconds:.0f} s, {cost.peak_resident_bytes / 1e9:.2f} GB at most", file=sys.stderr)
-            report = {
-                "benchmark": "edgeclip_bench.latency.full_size",
-                "machine": latency.machine(),
-                "export": asdict(cost),
-            }
-            (options.results / "export_full_size.json").write_text(json.dumps(report, indent=2) + "\n")
+            save(make_document(BENCHMARK, {"export": asdict(cost)}), options.results / "export_full_size.json")
         smaller = work / "int8"
         if not smaller.exists():
             quantised = measure_quantisation(bundle, smaller)
             peak = f"{quantised.peak_resident_bytes / 1e9:.2f} GB at most"
             print(f"int8: {quantised.seconds:.0f} s, {peak}, {quantised.size_bytes / 1e6:.0f} MB", file=sys.stderr)
-            report = {
-                "benchmark": "edgeclip_bench.latency.full_size",
-                "machine": latency.machine(),
-                "int8": asdict(quantised),
-            }
-            (options.results / "quantize_full_size.json").write_text(json.dumps(report, indent=2) + "\n")
-        out = options.results / "cpu_full_size.json"
-        latency.compare_bundle(checkpoint, bundle, plain=work / "plain", rounds=1, out=out)
+            save(make_document(BENCHMARK, {"int8": asdict(quantised)}), options.results / "quantize_full_size.json")
+        report = plain_export.compare(checkpoint, bundle, plain=work / "plain", rounds=1)
+        print(render_tables(list(rival_tables(report))))
+        save(report, options.results / "cpu_full_size.json")
     return 0
 
 
@@ -103,7 +98,7 @@ def _export(checkpoint: Path, out: Path, target: Target) -> ExportCost:
     return ExportCost(
         target=target,
         seconds=time.perf_counter() - started,
-        peak_resident_bytes=_peak_resident_bytes(),
+        peak_resident_bytes=peak_bytes(),
         largest_difference=max(measured.largest_difference for measured in manifest.measured),
     )
 
@@ -113,12 +108,7 @@ def _quantise(bundle: Path, out: Path) -> QuantisationCost:
     manifest = quantize_bundle(bundle, out)
     return QuantisationCost(
         seconds=time.perf_counter() - started,
-        peak_resident_bytes=_peak_resident_bytes(),
+        peak_resident_bytes=peak_bytes(),
         size_bytes=manifest.weight_bytes,
         measured=manifest.measured,
     )
-
-
-def _peak_resident_bytes() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in kilobytes elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

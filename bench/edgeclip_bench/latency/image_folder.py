@@ -1,15 +1,14 @@
-"""A folder of photos beside its pixels: what reading, decoding and resizing add to the tower's own time.
+"""A folder of photos beside its pixels: what reading, decoding and resizing add to the graph's own time.
 
     edgeclip bench image-folder BUNDLE [--images 12] [--rounds 3] [--out F.json]
 
 JPEG files of 1 to 2 megapixels are made, noise scaled up so that they compress as photos do. Three measurements take
-turns: the vision tower on pixels that were made beforehand; `encode_image` on the paths, which decodes the next image
+turns: the vision graph on pixels that were made beforehand; `encode_image` on the paths, which decodes the next image
 while one computes; and `encode_image` on each path by itself, one after another, as a loop over a folder does. The
 ratios are to the first, round by round.
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +19,8 @@ import numpy as np
 from edgeclip import Encoder
 from edgeclip.engine.paired_timing import take_turns
 from edgeclip.tables import format_table
-from edgeclip_bench.measure.machine_facts import machine
+from edgeclip_bench.measure.documents import add_out, make_document, save
+from edgeclip_bench.measure.pictures import encode_file, made_up_picture
 
 BENCHMARK = "edgeclip_bench.latency.image_folder"
 # Sizes of cameras' small pictures, 1.0 to 1.9 megapixels.
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--out", type=Path, help="write the JSON here")
+    add_out(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -45,10 +45,10 @@ def run(options: argparse.Namespace) -> int:
         tempfile.TemporaryDirectory() as scratch,
         Encoder.open(options.bundle, device=options.device, threads=options.threads) as encoder,
     ):
-        report = measure(encoder, write_photos(Path(scratch), options.images), rounds=options.rounds)
-    report["bundle"] = options.bundle.name
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        encoder.manifest.need_image()
+        figures = measure(encoder, write_photos(Path(scratch), options.images), rounds=options.rounds)
+    report = make_document(BENCHMARK, {"bundle": options.bundle.name, **figures})
+    save(report, options.out)
     rows = [
         (way, f"{found['images_per_s']:.2f}", f"{found['ratio_median']:.3f}") for way, found in report["ways"].items()
     ]
@@ -57,35 +57,27 @@ def run(options: argparse.Namespace) -> int:
 
 
 def write_photos(folder: Path, count: int) -> list[Path]:
-    """Write `count` JPEG files with Pillow."""
-    from PIL import Image
-
+    """Write `count` JPEG files."""
     draw = np.random.default_rng(0)
-    paths = []
-    for index in range(count):
-        width, height = _SIZES[index % len(_SIZES)]
-        noise = draw.integers(0, 256, (height // _GRAIN, width // _GRAIN, 3), dtype=np.uint8)
-        path = folder / f"{index}.jpg"
-        Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).save(path, quality=90)
-        paths.append(path)
+    paths = [folder / f"{index}.jpg" for index in range(count)]
+    for index, path in enumerate(paths):
+        path.write_bytes(encode_file(made_up_picture(_SIZES[index % len(_SIZES)], draw, blotch_px=_GRAIN)))
     return paths
 
 
 def measure(encoder: Encoder, paths: Sequence[Path], *, rounds: int) -> dict[str, Any]:
-    """The JSON document of the three measurements on the same files."""
-    pixels = [encoder.preprocess(path) for path in paths]
+    """The figures of the three measurements on the same files."""
+    items = [encoder.prepare_image(path) for path in paths]
     ways: dict[str, Callable[[], Any]] = {
-        _PURE: lambda: [encoder.run_tower("vision", one[None]) for one in pixels],
+        _PURE: lambda: [encoder.run_items([one]) for one in items],
         "files, the next decoded meanwhile": lambda: encoder.encode_image(paths, progress=False),
         "files, one after another": lambda: [encoder.encode_image(path) for path in paths],
     }
-    encoder.run_tower("vision", pixels[0][None])
+    encoder.run_items(items[:1])
     seconds = take_turns(ways, rounds, is_alone=False)
     return {
-        "benchmark": BENCHMARK,
-        "machine": machine(),
         "device": encoder.device,
-        "precision": encoder.manifest.vision.precision,
+        "precision": encoder.manifest.first_graph("image").precision,
         "images": len(paths),
         "file_bytes": sum(path.stat().st_size for path in paths),
         "rounds": rounds,

@@ -7,8 +7,8 @@ too, so that it can be checked.
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
-from edgeclip_bench.latency.records import Record, Result
-from edgeclip_bench.latency.report import describe, headline, notes, tables
+from edgeclip_bench.latency.records import Record
+from edgeclip_bench.latency.report import bundle_prefix, describe, headline, label_of, notes, tables, threads_suffix
 from edgeclip_bench.measure.report_table import Table
 from edgeclip_bench.measure.svg_plot import Axis, Point, Series, draw
 
@@ -62,15 +62,15 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
 
 
 def _distributions(record: Record) -> Iterator[str]:
-    """For each tower and scenario, the share of queries that were answered within a time."""
+    """For each modality and scenario, the share of queries that were answered within a time."""
     groups: dict[str, list[Series]] = {}
     for result in record.results:
         if result.latency is None:
             continue
         ordered = sorted(result.samples_ms)
         points = tuple((ms, (place + 1) / len(ordered) * 100) for place, ms in enumerate(ordered))
-        name = f"{'Texts' if result.case.tower == 'text' else 'Images'}, {result.case.scenario}"
-        label = f"{_label(record, result)}, {len(ordered):,} queries"
+        name = f"{'Texts' if result.case.modality == 'text' else 'Images'}, {result.case.scenario}"
+        label = f"{label_of(record, result)}, {len(ordered):,} queries"
         groups.setdefault(name, []).append(Series(label=label, points=points, shape="steps"))
     for name, series in groups.items():
         yield draw(name, Axis(label=_MS, is_log=True), Axis(label="per cent of queries within"), series)
@@ -83,7 +83,7 @@ def _curves(record: Record) -> Iterator[str]:
         if result.latency is None or result.case.scenario == "server":
             continue
         lines = groups.setdefault(result.case.subject, {})
-        label = f"{_family(record, result)}, p50"
+        label = f"{bundle_prefix(record, result)}{result.case.scenario}{threads_suffix(record, result)}, p50"
         lines.setdefault(label, []).append((result.per_second, result.latency.p50_ms))
     for result in record.results:
         if result.server is None:
@@ -93,7 +93,7 @@ def _curves(record: Record) -> Iterator[str]:
         for probe in sorted(kept, key=lambda one: one.rate_per_s):
             for level in ("p50", "p99"):
                 if (value := probe.latency.level(level)) is not None:
-                    label = f"{_label(record, result)}, server, {level}"
+                    label = f"{label_of(record, result)}, server, {level}"
                     lines.setdefault(label, []).append((probe.rate_per_s * result.case.batch, value))
     for name, lines in groups.items():
         if sum(map(len, lines.values())) < 2:  # a lone point is no curve, and its figures are in the tables
@@ -107,7 +107,7 @@ def _fronts(record: Record) -> Iterator[str]:
     groups: dict[str, dict[str, Point]] = {}
     for result in record.results:
         if result.latency is not None:
-            configuration = f"{_label(record, result)}, {result.case.scenario}"
+            configuration = f"{label_of(record, result)}, {result.case.scenario}"
             point = (result.latency.p50_ms, result.per_second)
             groups.setdefault(result.case.subject, {})[configuration] = point
     for name, configurations in groups.items():
@@ -120,24 +120,6 @@ def _fronts(record: Record) -> Iterator[str]:
             for label, point in configurations.items()
         ]
         yield draw(_capital(name), Axis(label=_MS, is_log=True), Axis(label=_RATE, is_log=True), series)
-
-
-def _family(record: Record, result: Result) -> str:
-    """The configurations that differ only in batch."""
-    return f"{_bundle(record, result)}{result.case.scenario}{_threads(record, result)}"
-
-
-def _label(record: Record, result: Result) -> str:
-    return f"{_bundle(record, result)}{result.case.name}{_threads(record, result)}"
-
-
-def _bundle(record: Record, result: Result) -> str:
-    return f"{result.bundle}: " if len(record.bundles) > 1 else ""
-
-
-def _threads(record: Record, result: Result) -> str:
-    several = len({one.case.threads for one in record.results}) > 1
-    return f", {result.case.threads} threads" if several else ""
 
 
 def _section(title: str, plots: Iterable[str]) -> Sequence[str]:

@@ -1,9 +1,5 @@
-"""The JSON document of `edgeclip bench`, as dataclasses.
+"""The JSON document of `edgeclip bench`, as dataclasses: what stands in it beside what every document has.
 
-    benchmark         "edgeclip_bench.bench"
-    schema_version    1; a reader refuses another
-    machine           processor, threads, memory, system, python, graphics cards
-    versions          of onnxruntime and the other packages in use
     rules             in words: how percentiles, steadiness, warm-up and latency are defined
     bundles           `Subject`: the bundles that were measured
     results           `Result`: one for each case, with its samples
@@ -12,39 +8,38 @@
     rivals            the document of `edgeclip_bench.rivals.run`, or null
     attached          other documents by their "benchmark", as those of cold start and soak
 
-Times are milliseconds and end in `_ms`; null means not measured or not allowed by the samples, never zero.
+Times are milliseconds and end in `_ms`. What every document has stands in `edgeclip_bench.measure.documents`.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edgeclip.errors import InputError
-from edgeclip.manifest import TowerName
 from edgeclip_bench.latency.cases import Case
 from edgeclip_bench.latency.stages import Stages
+from edgeclip_bench.measure import documents
 from edgeclip_bench.measure.ceiling import Ceiling
+from edgeclip_bench.measure.documents import SCHEMA_VERSION
 from edgeclip_bench.measure.percentiles import Distribution
 from edgeclip_bench.measure.stability import Window
 
 BENCHMARK = "edgeclip_bench.bench"
-SCHEMA_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """A bundle: `worst_cosine` is its loss against its fp32 source by its manifest, for each tower."""
+    """A bundle: the precision of each graph, and each modality's worst cosine to its fp32 source by its manifest."""
 
     name: str
     source: str
     target: str
-    precision: Mapping[TowerName, str]
+    precision: Mapping[str, str]
     parameters: int
     weight_bytes: int
-    worst_cosine: Mapping[TowerName, float | None]
+    worst_cosine: Mapping[str, float | None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,10 +127,9 @@ class Absence:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """The whole document of one run."""
+    """One run: its figures. `frame` is what every document has: machine, versions, date."""
 
-    machine: Mapping[str, Any]
-    versions: Mapping[str, str]
+    frame: Mapping[str, Any]
     rules: Mapping[str, str]
     bundles: tuple[Subject, ...]
     results: tuple[Result, ...]
@@ -144,39 +138,40 @@ class Record:
     rivals: Mapping[str, Any] | None = None
     attached: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def machine(self) -> Mapping[str, Any]:
+        """The facts of the machine."""
+        facts: Mapping[str, Any] = self.frame["machine"]
+        return facts
+
     def document(self) -> dict[str, Any]:
         """The document as JSON values."""
-        return {"benchmark": BENCHMARK, "schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
+        figures = dataclasses.asdict(self)
+        return {**figures.pop("frame"), **figures}
 
     def to_json(self) -> str:
         """The document as JSON text."""
-        return json.dumps(self.document(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return documents.to_json(self.document())
 
 
-def read_document(path: Path, *, benchmark: str | None = BENCHMARK) -> dict[str, Any]:
-    """The JSON document of a benchmark; of any benchmark where `benchmark` is None.
+def read_record(path: Path) -> dict[str, Any]:
+    """The JSON document of a run of `edgeclip bench`; schema 1, which said tower for modality, is read as schema 2.
 
     InputError for a file that cannot be read or is no such document, for a schema that this version does not know,
     and for an incomplete document.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a JSON document ({error})") from error
-    found = document.get("benchmark") if isinstance(document, dict) else None
-    if not isinstance(found, str) or (benchmark and found != benchmark):
-        wanted = benchmark or 'with its name in "benchmark"'
-        raise InputError(f"{path}: found {found!r}, wanted a benchmark's document {wanted}")
-    version = document.get("schema_version")
-    if benchmark and version != SCHEMA_VERSION:
+    document = documents.read_document(path, benchmark=BENCHMARK)
+    if (version := document.get("schema_version")) not in (1, SCHEMA_VERSION):
         raise InputError(
             f"{path}: schema_version is {version!r}, this edgeclip reads {SCHEMA_VERSION}; measure again"
         )
-    if benchmark and (missing := _missing(document)):
+    if version == 1 and isinstance(document.get("results"), list):
+        cases = (result.get("case") for result in document["results"] if isinstance(result, dict))
+        for case in (case for case in cases if isinstance(case, dict) and "tower" in case):
+            case |= {"modality": "text" if case.pop("tower") == "text" else "image", "task": None}
+    if missing := _missing(document):
         raise InputError(f"{path}: the document is not whole ({missing}); measure again")
-    return dict(document)
+    return document
 
 
 def _missing(document: Mapping[str, Any]) -> str | None:

@@ -7,7 +7,7 @@ import csv
 import io
 from collections.abc import Iterator
 
-from edgeclip.manifest import TOWERS
+from edgeclip.manifest import MODALITIES
 from edgeclip.tables import format_bytes
 from edgeclip_bench.latency.records import Metric, Record, Result
 from edgeclip_bench.latency.scenarios import MULTI_STREAM_SAMPLES, SCENARIOS, Scenario
@@ -36,7 +36,7 @@ CSV_COLUMNS = (
 _OWN_COLUMNS = (
     "p99.9 latency",
     "Bundle",
-    "Tower",
+    "Modality",
     "Scenario",
     "Batch",
     "Tokens",
@@ -114,7 +114,7 @@ def render_csv(record: Record) -> str:
                 0,
                 *percentiles,
                 result.bundle,
-                case.tower,
+                case.modality,
                 case.scenario,
                 case.batch,
                 "" if case.tokens is None else case.tokens,
@@ -138,8 +138,8 @@ def headline(record: Record) -> Iterator[str]:
             for result in own
             if result.case.scenario == "single-stream" and result.case.batch == 1 and result.latency
         ]
-        for tower in TOWERS:
-            rates = [one for one in own if one.case.scenario == "offline" and one.case.tower == tower]
+        for modality in MODALITIES:
+            rates = [one for one in own if one.case.scenario == "offline" and one.case.modality == modality]
             if rates:
                 best = max(rates, key=lambda one: one.per_second)
                 said.append(f"{rate(best.per_second)} {best.case.kind.replace(' ', 's ', 1)} a second")
@@ -151,8 +151,8 @@ def describe(record: Record) -> Iterator[str]:
     """The bundles and the machine, a line each."""
     devices = {result.bundle: result.device for result in record.results}
     for subject in record.bundles:
-        precisions = ", ".join(f"{tower} {precision}" for tower, precision in subject.precision.items())
-        lost = [f"{tower} {value:.4f}" for tower, value in subject.worst_cosine.items() if value is not None]
+        precisions = ", ".join(f"{graph} {precision}" for graph, precision in subject.precision.items())
+        lost = [f"{modality} {value:.4f}" for modality, value in subject.worst_cosine.items() if value is not None]
         worst = f"; worst cosine to fp32: {', '.join(lost)}" if lost else ""
         yield (
             f"{subject.name}: {subject.source}, {precisions}, {format_bytes(subject.weight_bytes)}, "
@@ -160,7 +160,9 @@ def describe(record: Record) -> Iterator[str]:
         )
     machine = record.machine
     cards = "".join(f", {card}" for card in machine["graphics_cards"])
-    runtime = ", ".join(f"{name} {number}" for name, number in record.versions.items() if "onnx" in name)
+    runtime = ", ".join(
+        f"{name} {number}" for name, number in record.frame["versions"].items() if "onnxruntime" in name
+    )
     yield (
         f"{machine['processor']}, {machine['threads']} processors, {format_bytes(machine['memory_bytes'])}{cards}; "
         f"{runtime}"
@@ -186,12 +188,20 @@ def counted_text(metric: Metric) -> str:
     return f"{metric.name} {duration(metric.value)}" if metric.unit == "ms" else f"{rate(metric.value)} {metric.unit}"
 
 
-def _label(record: Record, result: Result) -> str:
-    """The case, with the bundle and the threads where there are several."""
-    bundle = f"{result.bundle}: " if len(record.bundles) > 1 else ""
+def bundle_prefix(record: Record, result: Result) -> str:
+    """The bundle's name before a label, where there are several bundles."""
+    return f"{result.bundle}: " if len(record.bundles) > 1 else ""
+
+
+def threads_suffix(record: Record, result: Result) -> str:
+    """The number of threads behind a label, where there are several."""
     several = len({one.case.threads for one in record.results}) > 1
-    threads = f", {result.case.threads} thread{'s' * (result.case.threads > 1)}" if several else ""
-    return f"{bundle}{result.case.name}{threads}"
+    return f", {result.case.threads} thread{'s' * (result.case.threads > 1)}" if several else ""
+
+
+def label_of(record: Record, result: Result) -> str:
+    """The name of a case, with the bundle and the threads where there are several."""
+    return f"{bundle_prefix(record, result)}{result.case.name}{threads_suffix(record, result)}"
 
 
 def _scenario_tables(record: Record) -> Iterator[Table]:
@@ -202,7 +212,7 @@ def _scenario_tables(record: Record) -> Iterator[Table]:
         if scenario == "offline":
             rows = tuple(
                 (
-                    _label(record, one),
+                    label_of(record, one),
                     rate(one.per_second),
                     f"{one.samples:,}",
                     str(one.queries),
@@ -228,7 +238,7 @@ def _latency_row(record: Record, result: Result) -> tuple[str, ...]:
     levels = [duration(result.latency.level(name)) for name in ("p50", "p90", "p95", "p99", "p99.9")]
     counts = counted_text(result.counts)
     return (
-        _label(record, result), counts, *levels, rate(result.per_second), f"{result.queries:,}", *_trust(result)
+        label_of(record, result), counts, *levels, rate(result.per_second), f"{result.queries:,}", *_trust(result)
     )  # fmt: skip
 
 
@@ -245,7 +255,7 @@ def _probe_table(record: Record, result: Result) -> Table:
         )
         for probe in sorted(result.server.probes, key=lambda probe: probe.rate_per_s)
     ]
-    title = f"{_label(record, result)}: p99 within {result.server.bound_ms:g} ms"
+    title = f"{label_of(record, result)}: p99 within {result.server.bound_ms:g} ms"
     return Table(title=title, header=("rate", "kept", "answered", "p50", "p99", "wait p50"), rows=tuple(rows))
 
 
@@ -255,7 +265,7 @@ def _stage_table(record: Record) -> Table:
         name for name in STAGES if any(result.stages and result.stages.of(name) is not None for result in results)
     ]
     rows = [
-        (_label(record, result), *(duration(result.stages.of(name)) for name in shown))
+        (label_of(record, result), *(duration(result.stages.of(name)) for name in shown))
         for result in results
         if result.stages
     ]
@@ -267,7 +277,7 @@ def _stage_table(record: Record) -> Table:
 def _ceiling_table(record: Record) -> Table:
     rows = [
         (
-            _label(record, result),
+            label_of(record, result),
             f"{one.gflop:.3g}",
             duration(one.compute_ms),
             f"{one.gflop_per_s:,.0f}",

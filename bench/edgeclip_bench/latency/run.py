@@ -7,12 +7,10 @@ open at a time, so no other session's threads take the processor.
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +18,10 @@ from numpy.typing import NDArray
 from edgeclip import Encoder, Manifest
 from edgeclip.engine.devices import usable_cpus
 from edgeclip.errors import BuildError, InputError
-from edgeclip.manifest import TOWERS
-from edgeclip_bench.latency.cases import Case, Plan, cases_for, check_lengths, make_image, make_text, offline_size
+from edgeclip.families.family import Item
+from edgeclip_bench.latency.cases import Case, Plan, cases_for, check_plan, make_image, make_text, offline_size
 from edgeclip_bench.latency.records import (
+    BENCHMARK,
     Absence,
     Memory,
     Metric,
@@ -44,8 +43,8 @@ from edgeclip_bench.latency.scenarios import (
     stream,
 )
 from edgeclip_bench.latency.stages import Stages, measure_image_stages, measure_text_stages
-from edgeclip_bench.measure.ceiling import Ceiling, best_gemm, gemm_kind, make_ceiling, measure_copy, profile_tower
-from edgeclip_bench.measure.machine_facts import graphics_cards, machine
+from edgeclip_bench.measure.ceiling import Ceiling, best_gemm, gemm_kind, make_ceiling, measure_copy, profile_graph
+from edgeclip_bench.measure.documents import make_document
 from edgeclip_bench.measure.other_processes import RULE as OTHERS
 from edgeclip_bench.measure.other_processes import others_share, read_spent
 from edgeclip_bench.measure.percentiles import RULE as PERCENTILES
@@ -64,7 +63,6 @@ RULES = {
     "samples a second of offline",
     "ceiling": "floor = max(FLOPs / measured GEMM, weight bytes / measured copy); share = floor / compute",
 }
-_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "openvino", "numpy", "pillow", "tokenizers")
 # A longer probe is not begun: three to six follow each other.
 _LONGEST_PROBE_S = 300.0
 # Single queries before the first probe, which show how fast a worker is.
@@ -82,73 +80,103 @@ def bench(bundles: Sequence[Path], plan: Plan, *, device: str = "auto", progress
     `progress` is called with what is measured, how many cases are done, and of how many. Raises what `Encoder.open`
     and the encoder raise, and InputError for a plan that a bundle cannot follow.
     """
-    manifests = [Manifest.read(folder) for folder in bundles]
-    names = [folder.resolve().name for folder in bundles]
-    if len(set(names)) < len(names):
+    manifests = {folder.resolve().name: Manifest.read(folder) for folder in bundles}
+    if len(manifests) < len(bundles):
+        names = [folder.resolve().name for folder in bundles]
         raise InputError(f"two bundles are called {max(names, key=names.count)}; rename one")
-    for manifest in manifests:
-        check_lengths(plan, manifest.tokenizer)
+    for manifest in manifests.values():
+        check_plan(plan, manifest)
     threads = plan.threads or (usable_cpus(),)
-    total = len(bundles) * sum(len(list(cases_for(plan, count))) for count in threads)
-    results: list[Result] = []
-    memory: list[Memory] = []
-    left_out: list[Absence] = []
-    done = 0
+    planned = [
+        (name, folder, count, list(cases_for(plan, count, manifest.modalities)))
+        for (name, manifest), folder in zip(manifests.items(), bundles, strict=True)
+        for count in threads
+    ]
+    found = _Found(total=sum(len(cases) for *_, cases in planned), progress=progress)
     with tempfile.TemporaryDirectory() as scratch:
-        if "vision" in plan.towers:  # before anything is measured: without Pillow this is where it ends
-            for size in plan.image_px:
+        if any(case.modality == "image" for *_, cases in planned for case in cases):
+            for size in plan.image_px:  # before anything is measured: without Pillow this is where it ends
                 make_image(Path(scratch), size)
-        for name, folder, manifest in zip(names, bundles, manifests, strict=True):
-            for count in threads:
-                reset_peak()
-                before, gpu_before = resident_bytes(), gpu_bytes(0) if device != "cpu" else None
-                with Encoder.open(folder, device=device, threads=count) as encoder:
-                    bundle = _Opened(name, folder, manifest, encoder, plan, Path(scratch))
-                    for case in cases_for(plan, count):
-                        if progress:
-                            progress(f"{case.scenario}, {case.name}", done, total)
-                        spent = read_spent()
-                        measured = bundle.measure(case)
-                        share = others_share(spent, read_spent(), os.cpu_count() or 1)
-                        done += 1
-                        if isinstance(measured, Result):
-                            results.append(replace(measured, others_share=round(share, 4)))
-                        else:
-                            left_out.append(measured)
-                    gpu_after = gpu_bytes(_index(encoder.device)) if encoder.device != "cpu" else None
-                    memory.append(
-                        Memory(
-                            bundle=name,
-                            threads=count,
-                            before_bytes=before,
-                            peak_bytes=peak_bytes(),
-                            gpu_bytes=gpu_after - gpu_before if gpu_after and gpu_before is not None else None,
-                        )
-                    )
-                    results, missing = _with_ceilings(results, bundle)
-                    left_out += missing
+        for name, folder, count, cases in planned:
+            _measure_bundle(found, name, folder, cases, plan, count, device, Path(scratch))
     return Record(
-        machine={**machine(), "graphics_cards": graphics_cards()},
-        versions=dict(_versions()),
+        frame=make_document(BENCHMARK, {}),
         rules=RULES,
-        bundles=tuple(_subject(name, manifest) for name, manifest in zip(names, manifests, strict=True)),
-        results=tuple(results),
-        memory=tuple(memory),
-        left_out=tuple(dict.fromkeys(left_out)),
+        bundles=tuple(_subject(name, manifest) for name, manifest in manifests.items()),
+        results=tuple(found.results),
+        memory=tuple(found.memory),
+        left_out=tuple(dict.fromkeys(found.left_out)),
     )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Found:
+    """What was measured so far, of `total` cases."""
+
+    total: int
+    progress: Show | None
+    done: int = 0
+    results: list[Result] = field(default_factory=list)
+    memory: list[Memory] = field(default_factory=list)
+    left_out: list[Absence] = field(default_factory=list)
+
+
+def _measure_bundle(
+    found: _Found,
+    name: str,
+    folder: Path,
+    cases: Sequence[Case],
+    plan: Plan,
+    threads: int,
+    device: str,
+    scratch: Path,
+) -> None:
+    """Open a bundle with a number of threads, measure its cases, its memory and the ceilings of its graphs."""
+    reset_peak()
+    before, gpu_before = resident_bytes(), gpu_bytes(0) if device != "cpu" else None
+    results: list[Result] = []
+    with Encoder.open(folder, device=device, threads=threads) as encoder:
+        bundle = _Opened(name, encoder, plan, scratch)
+        for case in cases:
+            if found.progress:
+                found.progress(f"{case.scenario}, {case.name}", found.done, found.total)
+            spent = read_spent()
+            measured = bundle.measure(case)
+            share = others_share(spent, read_spent(), os.cpu_count() or 1)
+            found.done += 1
+            if isinstance(measured, Result):
+                results.append(replace(measured, others_share=round(share, 4)))
+            else:
+                found.left_out.append(measured)
+        gpu_after = gpu_bytes(_index(encoder.device)) if encoder.device != "cpu" else None
+        found.memory.append(
+            Memory(
+                bundle=name,
+                threads=threads,
+                before_bytes=before,
+                peak_bytes=peak_bytes(),
+                gpu_bytes=gpu_after - gpu_before if gpu_after and gpu_before is not None else None,
+            )
+        )
+        for result in results:
+            try:
+                ceiling = _ceiling(result, bundle)
+            except BuildError as error:
+                what = f"{name}: ceiling of {result.case.name}"
+                found.left_out.append(Absence(what=what, why=str(error)))
+                ceiling = None
+            found.results.append(replace(result, ceiling=ceiling) if ceiling else result)
 
 
 class _Opened:
     """An open bundle and the inputs of its cases."""
 
-    def __init__(
-        self, name: str, folder: Path, manifest: Manifest, encoder: Encoder, plan: Plan, scratch: Path
-    ) -> None:
-        self.name, self.folder, self.manifest, self.encoder = name, folder, manifest, encoder
-        self.plan, self._scratch, self._clock = plan, scratch, WallClock()
+    def __init__(self, name: str, encoder: Encoder, plan: Plan, scratch: Path) -> None:
+        self.name, self.encoder, self.plan = name, encoder, plan
+        self._scratch, self._clock = scratch, WallClock()
         self._texts: dict[int, str] = {}
-        # The batches that the towers saw, for the ceilings.
-        self.batches: dict[Case, NDArray[Any]] = {}
+        # The items that the graphs ran, for the ceilings.
+        self.items: dict[Case, tuple[Item, ...]] = {}
 
     def measure(self, case: Case) -> Result | Absence:
         """Measure one case, in its scenario."""
@@ -217,18 +245,19 @@ class _Opened:
 
     def _stages(self, case: Case) -> Stages:
         seconds = self.plan.seconds / 4
-        if case.tower == "text":
-            stages, batch = measure_text_stages(self.encoder, [self._text(case)] * case.batch, seconds)
+        if case.modality == "text":
+            texts = [self._text(case)] * case.batch
+            stages, items = measure_text_stages(self.encoder, texts, seconds, case.task)
         else:
-            stages, batch = measure_image_stages(self.encoder, [self._image(case)] * case.batch, seconds)
-        self.batches[case] = batch
+            stages, items = measure_image_stages(self.encoder, [self._image(case)] * case.batch, seconds)
+        self.items[case] = items
         return stages
 
     def _query(self, case: Case, samples: int) -> Query:
-        if case.tower == "text":
+        if case.modality == "text":
             text = self._text(case)
             texts: str | list[str] = text if samples == 1 else [text] * samples
-            return partial(self.encoder.encode_text, texts, progress=False)
+            return partial(self.encoder.encode_text, texts, task=case.task, progress=False)
         path = self._image(case)
         paths: Path | list[Path] = path if samples == 1 else [path] * samples
         at_once = samples if case.scenario != "offline" else None
@@ -237,8 +266,12 @@ class _Opened:
     def _text(self, case: Case) -> str:
         assert case.tokens is not None
         if case.tokens not in self._texts:
-            self._texts[case.tokens] = make_text(case.tokens, lambda text: len(self.encoder.tokenize(text).rows[0]))
+            self._texts[case.tokens] = make_text(case.tokens, partial(self._count_tokens, case.task))
         return self._texts[case.tokens]
+
+    def _count_tokens(self, task: str | None, text: str) -> int:
+        (item,) = self.encoder.prepare_texts([text], task=task).items
+        return item.tokens
 
     def _image(self, case: Case) -> Path:
         assert case.image_px is not None
@@ -292,51 +325,30 @@ def _probe_figures(probe: Probe) -> ProbeFigures:
     )
 
 
-def _with_ceilings(results: Sequence[Result], bundle: _Opened) -> tuple[list[Result], list[Absence]]:
-    """The results; those of this bundle whose steps were measured get the machine's ceiling beside them."""
-    found: list[Result] = []
-    missing: list[Absence] = []
-    for result in results:
-        ceiling: Ceiling | None = None
-        if result.bundle == bundle.name and result.case in bundle.batches:
-            try:
-                ceiling = _ceiling(result, bundle)
-            except BuildError as error:
-                missing.append(Absence(what=f"{bundle.name}: ceiling of {result.case.name}", why=str(error)))
-        found.append(replace(result, ceiling=ceiling) if ceiling else result)
-    return found, missing
-
-
 def _ceiling(result: Result, bundle: _Opened) -> Ceiling | None:
+    """The machine's limits beside a case whose steps were measured; None for the others."""
     case, device = result.case, result.device
-    if result.stages is None or not result.stages.compute_ms:
+    if result.stages is None or not result.stages.compute_ms or case not in bundle.items:
         return None
-    work = profile_tower(bundle.folder, bundle.manifest, case.tower, bundle.batches[case], case.threads)
-    kind = gemm_kind(bundle.manifest.tower(case.tower).precision, device)
+    items = bundle.items[case]
+    work = profile_graph(bundle.encoder, items, case.threads)
+    kind = gemm_kind(bundle.encoder.manifest.graphs[items[0].graph].precision, device)
     gemm = best_gemm(work, kind, device, case.threads)
     is_host = device.partition(":")[0] in ("cpu", "openvino")
     return make_ceiling(work, result.stages.compute_ms, gemm, measure_copy(case.threads) if is_host else None)
 
 
 def _subject(name: str, manifest: Manifest) -> Subject:
-    proved = {one.tower: one.worst_cosine for one in manifest.measured if one.against == "fp32 bundle"}
+    proved = {one.modality: one.worst_cosine for one in manifest.measured if one.against == "fp32 bundle"}
     return Subject(
         name=name,
         source=manifest.source.name,
         target=manifest.target,
-        precision={tower: manifest.tower(tower).precision for tower in TOWERS},
-        parameters=manifest.text.parameters + manifest.vision.parameters,
+        precision={graph: facts.precision for graph, facts in manifest.graphs.items()},
+        parameters=sum(facts.parameters for facts in manifest.graphs.values()),
         weight_bytes=manifest.weight_bytes,
-        worst_cosine={tower: proved.get(tower) for tower in TOWERS},
+        worst_cosine={modality: proved.get(modality) for modality in manifest.modalities},
     )
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for package in ("edgeclip", *_PACKAGES):
-        try:
-            yield package, version(package)
-        except PackageNotFoundError:
-            continue
 
 
 def _kept(samples_ms: NDArray[np.float64]) -> tuple[float, ...]:

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.encoder import Encoder
+from edgeclip.families.family import Item
 from edgeclip.inputs.images import decode_image
-from edgeclip.manifest import TowerName
 
 STAGES = ("read", "decode", "resize", "tokenise", "queue", "host_to_device", "compute", "device_to_host")
 LEAST_ROUNDS, MOST_ROUNDS = 3, 200
@@ -60,30 +60,32 @@ class _Watch:
         return value
 
 
-def measure_text_stages(encoder: Encoder, texts: Sequence[str], seconds: float) -> tuple[Stages, NDArray[Any]]:
-    """Measure the steps of texts of one length that form a batch; also return the batch's ids (B, T)."""
+def measure_text_stages(
+    encoder: Encoder, texts: Sequence[str], seconds: float, task: str | None = None
+) -> tuple[Stages, tuple[Item, ...]]:
+    """Measure the steps of texts of one length that form a batch; also return the batch's items."""
 
-    def once(watch: _Watch) -> NDArray[Any]:
-        rows = watch.time("tokenise", lambda: encoder.tokenize(list(texts))).rows
-        return _run(watch, encoder, "text", np.stack(rows))
+    def once(watch: _Watch) -> tuple[Item, ...]:
+        prepared = watch.time("tokenise", lambda: encoder.prepare_texts(list(texts), task=task))
+        return _run(watch, encoder, prepared.items)
 
     return _measure(once, seconds)
 
 
-def measure_image_stages(encoder: Encoder, paths: Sequence[Path], seconds: float) -> tuple[Stages, NDArray[Any]]:
-    """Measure the steps of image files that form a batch; also return the batch's pixels (B, S, S, 3)."""
+def measure_image_stages(encoder: Encoder, paths: Sequence[Path], seconds: float) -> tuple[Stages, tuple[Item, ...]]:
+    """Measure the steps of image files that form a batch; also return the batch's items."""
 
-    def once(watch: _Watch) -> NDArray[Any]:
+    def once(watch: _Watch) -> tuple[Item, ...]:
         files = watch.time("read", lambda: [path.read_bytes() for path in paths])
         pictures = watch.time("decode", lambda: [decode_image(data, label="image") for data in files])
-        pixels = watch.time("resize", lambda: [encoder.preprocess(picture) for picture in pictures])
-        return _run(watch, encoder, "vision", np.stack(pixels))
+        items = watch.time("resize", lambda: [encoder.prepare_image(picture) for picture in pictures])
+        return _run(watch, encoder, tuple(items))
 
     return _measure(once, seconds)
 
 
 def medians(times: Mapping[str, Sequence[float]]) -> Stages:
-    """The steps' medians; compute is the tower's run less the copies in it."""
+    """The steps' medians; compute is the graphs' run less the copies in it."""
     found: dict[str, float] = {stage: float(np.median(values)) for stage, values in times.items()}
     run = found.pop("run")
     copies = found.get("host_to_device", 0.0) + found.get("device_to_host", 0.0)
@@ -94,27 +96,28 @@ def medians(times: Mapping[str, Sequence[float]]) -> Stages:
     )
 
 
-def _run(watch: _Watch, encoder: Encoder, tower: TowerName, batch: NDArray[Any]) -> NDArray[Any]:
-    vectors = watch.time("run", lambda: encoder.run_tower(tower, batch))
+def _run(watch: _Watch, encoder: Encoder, items: tuple[Item, ...]) -> tuple[Item, ...]:
+    vectors = watch.time("run", lambda: encoder.run_items(items))
     kind, _, index = encoder.device.partition(":")
     if kind in ("cuda", "tensorrt"):
         from onnxruntime import OrtValue
 
-        def copy_in(array: NDArray[Any]) -> Any:
-            return OrtValue.ortvalue_from_numpy(array, "cuda", int(index or 0))
+        def copy_in(arrays: Sequence[NDArray[Any]]) -> list[Any]:
+            return [OrtValue.ortvalue_from_numpy(array, "cuda", int(index or 0)) for array in arrays]
 
+        batch = list(encoder.family.feed(items).values())
         watch.time("host_to_device", lambda: copy_in(batch))
-        held = copy_in(vectors)
+        (held,) = copy_in([vectors])
         watch.time("device_to_host", held.numpy)
-    return batch
+    return items
 
 
-def _measure(once: Callable[[_Watch], NDArray[Any]], seconds: float) -> tuple[Stages, NDArray[Any]]:
-    batch = once(_Watch())  # warms up
+def _measure(once: Callable[[_Watch], tuple[Item, ...]], seconds: float) -> tuple[Stages, tuple[Item, ...]]:
+    items = once(_Watch())  # warms up
     watch = _Watch()
     started = time.perf_counter()
     rounds = 0
     while rounds < LEAST_ROUNDS or (rounds < MOST_ROUNDS and time.perf_counter() - started < seconds):
         once(watch)
         rounds += 1
-    return medians(watch.times), batch
+    return medians(watch.times), items

@@ -1,7 +1,7 @@
 """The service under load, over HTTP: requests a second and latency by concurrency, and what images do to texts.
 
-    edgeclip bench service-load URL [--seconds S] [--concurrency N ...] [--rate R ...]
-                                          [--bundle BUNDLE [--starts URL ...]] [--key KEY] [--out FILE.json]
+    edgeclip bench service-load URL [--seconds S] [--concurrency N ...] [--rate R ...] [--texts-only]
+                                    [--bundle BUNDLE [--starts URL ...]] [--key KEY] [--out FILE.json]
 
     closed loop   N clients, each sending its next request when the last is answered
     open loop     Poisson arrivals of R requests a second; latency counts from the moment a request was due, so
@@ -22,7 +22,6 @@ import argparse
 import asyncio
 import base64
 import http.client
-import io
 import itertools
 import json
 import sys
@@ -43,11 +42,13 @@ from edgeclip import Encoder
 from edgeclip.engine.paired_timing import take_turns
 from edgeclip.errors import InputError
 from edgeclip.tables import format_table
-from edgeclip_bench.measure.machine_facts import machine
+from edgeclip_bench.measure.documents import make_document, save, to_json
 from edgeclip_bench.measure.percentiles import RULE, Distribution, summarize
+from edgeclip_bench.measure.pictures import encode_file, made_up_picture
 
 Body = dict[str, Any]
 
+BENCHMARK = "edgeclip_bench.load.service_load"
 CONCURRENCIES = (1, 4, 16, 64)
 SECONDS = 30.0
 BULK_CLIENTS, BULK_IMAGES = 4, 8
@@ -202,16 +203,9 @@ def mixed_bodies() -> Iterator[Body]:
 
 def images(count: int) -> list[dict[str, str]]:
     """Made-up JPEGs of 640 x 480, in base64."""
-    from PIL import Image
-
-    random = np.random.default_rng(_SEED)
-    made = []
-    for _ in range(count):
-        coarse = Image.fromarray(random.integers(0, 256, (30, 40, 3), np.uint8))
-        file = io.BytesIO()
-        coarse.resize((640, 480), Image.Resampling.BICUBIC).save(file, "JPEG", quality=85)
-        made.append({"image": base64.b64encode(file.getvalue()).decode()})
-    return made
+    draw = np.random.default_rng(_SEED)
+    files = (encode_file(made_up_picture((640, 480), draw)) for _ in range(count))
+    return [{"image": base64.b64encode(file).decode()} for file in files]
 
 
 def row(workload: str, loop: str, load: float, tally: Tally) -> Row:
@@ -233,6 +227,7 @@ async def measure_load(
     concurrencies: Sequence[int] = CONCURRENCIES,
     rates: Sequence[float] = (),
     key: str | None = None,
+    has_images: bool = True,
     tell: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
     """Run every workload; `tell` is called with each row when it is done."""
@@ -242,18 +237,18 @@ async def measure_load(
         rows.append(row(*figures))
         tell(rows[-1])
 
+    workloads = {"text": text_bodies} | ({"mixed": mixed_bodies} if has_images else {})
     async with connect(url, key) as client:
-        for bodies in (text_bodies(), mixed_bodies()):
-            for body in itertools.islice(bodies, _WARM_UP_REQUESTS):
+        for bodies in workloads.values():
+            for body in itertools.islice(bodies(), _WARM_UP_REQUESTS):
                 await client.send(body, Tally())
-        for clients in concurrencies:
-            note("text", "closed", clients, await closed_loop(client, text_bodies(), clients, seconds))
-        for clients in concurrencies:
-            note("mixed", "closed", clients, await closed_loop(client, mixed_bodies(), clients, seconds))
+        for name, bodies in workloads.items():
+            for clients in concurrencies:
+                note(name, "closed", clients, await closed_loop(client, bodies(), clients, seconds))
         for rate in rates:
-            note("text", "open", rate, await open_loop(client, text_bodies(), rate, seconds))
-            note("mixed", "open", rate, await open_loop(client, mixed_bodies(), rate, seconds))
-        for clients in concurrencies[:2]:
+            for name, bodies in workloads.items():
+                note(name, "open", rate, await open_loop(client, bodies(), rate, seconds))
+        for clients in concurrencies[:2] if has_images else ():
             async with bulk_images(client) as bulk:
                 tally = await closed_loop(client, text_bodies(), clients, seconds)
             note("text beside images", "closed", clients, tally)
@@ -321,6 +316,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--starts", nargs="+", default=(), metavar="URL", help="other starts of the same service, for the overhead"
     )
+    parser.add_argument("--texts-only", action="store_true", help="send no images, for a bundle that takes none")
     parser.add_argument("--key", help="an API key")
     parser.add_argument("--out", type=Path, help="the JSON; default: stdout")
 
@@ -336,24 +332,26 @@ def run(options: argparse.Namespace) -> int:
             concurrencies=options.concurrency,
             rates=options.rate,
             key=options.key,
+            has_images=not options.texts_only,
             tell=lambda done: print(*_cells(done), sep="  ", file=sys.stderr),
         )
     )
     print(format_table(_HEADER, [_cells(done) for done in rows]), file=sys.stderr)
     for one in overhead:
         print(f"overhead, {one.encoding}: {one.median_difference_ms:.2f} ms at the median", file=sys.stderr)
-    report = {
-        "machine": machine(),
-        "seconds_each": options.seconds,
-        "percentiles": RULE,
-        "overhead": [asdict(one) for one in overhead],
-        "rows": [asdict(one) for one in rows],
-    }
-    text = json.dumps(report, indent=1) + "\n"
+    report = make_document(
+        BENCHMARK,
+        {
+            "seconds_each": options.seconds,
+            "percentiles": RULE,
+            "overhead": [asdict(one) for one in overhead],
+            "rows": [asdict(one) for one in rows],
+        },
+    )
     if options.out:
-        options.out.write_text(text, encoding="utf-8")
+        save(report, options.out)
     else:
-        sys.stdout.write(text)
+        sys.stdout.write(to_json(report))
     return 0
 
 

@@ -8,13 +8,12 @@ is parsed, unknown paths, requests that are dropped before the answer, bytes tha
 
 Resident memory is sampled each second. Whenever all clients rest for a second, the lowest sample is kept too: that is
 the memory that stays, while a sample in between holds a decoded image or none by chance. Both series are judged as in
-`edgeclip_bench.load.memory_soak`.
+`edgeclip_bench.load.memory_trend`.
 """
 
 import argparse
 import asyncio
 import base64
-import contextlib
 import functools
 import io
 import json
@@ -25,24 +24,22 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import aiohttp
 import numpy as np
 import psutil
 
-from edgeclip_bench.load.memory_soak import Trend, find_trend
-from edgeclip_bench.measure.machine_facts import machine
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from edgeclip.manifest import Manifest, Modality
+from edgeclip_bench.load.memory_trend import Samples, describe_trend, grows, judge_memory
+from edgeclip_bench.measure.documents import add_out, make_document, save
+from edgeclip_bench.measure.pictures import encode_file, made_up_picture
 
 BENCHMARK = "edgeclip_bench.load.service_soak"
 _STARTS_WITHIN_S = 120.0
 _TIMEOUT_S = 120.0
-_PICTURES = ((64, 48, "PNG"), (300, 700, "JPEG"), (900, 600, "WEBP"))
+_PICTURES = (((64, 48), "PNG"), ((300, 700), "JPEG"), ((900, 600), "WEBP"))
 _LARGE_PX = 7000
 _LARGE_BODY_BYTES = 60_000_000
 _RESTS = 100  # in a run
@@ -51,26 +48,22 @@ _REST_S = 1.0
 _LONGEST_TICK = 3
 
 Act = Callable[[], Awaitable[str]]
-Samples = Sequence[tuple[float, int]]  # (second, bytes)
 
 
 class Mischief:
     """The acts of clients against one service; each act is a coroutine that returns its outcome."""
 
-    def __init__(self, session: aiohttp.ClientSession, port: int, seed: int) -> None:
+    def __init__(self, session: aiohttp.ClientSession, port: int, seed: int, modalities: Sequence[Modality]) -> None:
         self._session, self._port = session, port
         self._url = f"http://127.0.0.1:{port}/v1/embeddings"
         self._draw = np.random.default_rng(seed)
         self._pictures, self._large_picture = _pictures()
+        texts = (self.ask_a_text, self.ask_many_texts, self.ask_token_ids, self.ask_a_masked_text)
+        images = (self.ask_images, self.ask_a_large_image, self.send_a_broken_image)
         self.acts: tuple[Act, ...] = (
-            self.ask_a_text,
-            self.ask_many_texts,
-            self.ask_token_ids,
-            self.ask_a_masked_text,
-            self.ask_images,
-            self.ask_a_large_image,
+            *(texts if "text" in modalities else ()),
+            *(images if "image" in modalities else ()),
             self.ask_for_what_is_not_there,
-            self.send_a_broken_image,
             self.send_a_large_body,
             self.send_json_that_grows,
             self.leave_before_the_answer,
@@ -168,71 +161,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--clients", type=int, default=6)
-    parser.add_argument("--out", type=Path, help="write the JSON here")
+    add_out(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Soak, print the verdict, write the JSON; 1 when memory grows or an answer was 500."""
     report = soak(options.bundle, seconds=options.seconds, clients=options.clients)
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    save(report, options.out)
     acts = sum(sum(found.values()) for found in report["outcomes"].values())
     print(f"{acts} acts, {report['answers_500']} answers of 500")
     for name in ("at_rest", "in_traffic"):
-        trend = report[name]["trend"]
-        print(
-            f"memory {name.replace('_', ' ')}: {trend['verdict']}, {trend['gained_bytes'] / 1e6:+.1f} MB "
-            f"({trend['least_gained_bytes'] / 1e6:+.1f} to {trend['most_gained_bytes'] / 1e6:+.1f}) in "
-            f"{trend['seconds']:.0f} s on {trend['held_bytes'] / 1e6:.0f} MB"
-            if trend
-            else f"memory {name.replace('_', ' ')}: too few samples"
-        )
+        print(describe_trend(f"memory {name.replace('_', ' ')}", report[name]))
     return status(report)
 
 
 def status(report: dict[str, Any]) -> int:
     """The exit status: 1 when memory grows, at rest or in traffic, or an answer was 500."""
-    trends = [report[name]["trend"] for name in ("at_rest", "in_traffic")]
-    return int(any(trend and trend["verdict"] == "grows" for trend in trends) or report["answers_500"] > 0)
+    return int(grows(report["at_rest"], report["in_traffic"]) or report["answers_500"] > 0)
 
 
 def soak(bundle: Path, *, seconds: float, clients: int) -> dict[str, Any]:
     """The JSON document of one service's run."""
-    port = _free_port()
+    port, modalities = _free_port(), Manifest.read(bundle).modalities
     flags = ("--port", str(port), "--token-ids", "--log-level", "error")
     command = (sys.executable, "-m", "edgeclip", "serve", str(bundle), *flags)
     with subprocess.Popen(command) as service:
         try:
-            outcomes, in_traffic, at_rest = asyncio.run(_torment(service.pid, port, seconds, clients))
+            outcomes, in_traffic, at_rest = asyncio.run(_torment(service.pid, port, seconds, clients, modalities))
         finally:
             service.terminate()
-    return {
-        "benchmark": BENCHMARK,
-        "machine": machine(),
-        "bundle": bundle.name,
-        "seconds": seconds,
-        "clients": clients,
-        "outcomes": {act: dict(found) for act, found in sorted(outcomes.items())},
-        "answers_500": sum(found["500"] for found in outcomes.values()),
-        "exit_status": service.returncode,
-        "at_rest": _judged(at_rest),
-        "in_traffic": _judged(in_traffic),
-    }
-
-
-def _judged(samples: Samples) -> dict[str, Any]:
-    """The samples and their trend; a run's first seconds have none."""
-    trend: Trend | None = None
-    with contextlib.suppress(ValueError):  # too few of them
-        trend = find_trend(samples)
-    return {
-        "trend": trend and asdict(trend),
-        "samples": [[round(second, 1), held] for second, held in samples],
-    }
+    return make_document(
+        BENCHMARK,
+        {
+            "bundle": bundle.name,
+            "seconds": seconds,
+            "clients": clients,
+            "outcomes": {act: dict(found) for act, found in sorted(outcomes.items())},
+            "answers_500": sum(found["500"] for found in outcomes.values()),
+            "exit_status": service.returncode,
+            "at_rest": judge_memory(at_rest),
+            "in_traffic": judge_memory(in_traffic),
+        },
+    )
 
 
 async def _torment(
-    process: int, port: int, seconds: float, clients: int
+    process: int, port: int, seconds: float, clients: int, modalities: Sequence[Modality]
 ) -> tuple[dict[str, Counter[str]], Samples, Samples]:
     outcomes: dict[str, Counter[str]] = {}
     in_traffic: list[tuple[float, int]] = []
@@ -249,7 +223,7 @@ async def _torment(
 
         async def client(seed: int) -> None:
             nonlocal busy
-            mischief, draw = Mischief(session, port, seed), np.random.default_rng((1, seed))
+            mischief, draw = Mischief(session, port, seed, modalities), np.random.default_rng((1, seed))
             while ran_s < seconds:
                 await may_act.wait()
                 act = mischief.acts[draw.integers(len(mischief.acts))]
@@ -310,22 +284,14 @@ async def _until_ready(session: aiohttp.ClientSession, port: int) -> None:
 
 @functools.cache
 def _pictures() -> tuple[list[str], str]:
-    """Small images of noise and a large empty one, in base64."""
+    """Small made-up pictures and a large empty one, in base64."""
     from PIL import Image
 
-    small = [
-        Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8))
-        for width, height, _ in _PICTURES
-    ]
-    large = Image.new("RGB", (_LARGE_PX, _LARGE_PX), "teal")
-    files = [_file(image, kind) for image, (*_, kind) in zip(small, _PICTURES, strict=True)]
-    return files, _file(large, "PNG")
-
-
-def _file(image: "Image", kind: str) -> str:
-    with io.BytesIO() as file:
-        image.save(file, kind)
-        return base64.b64encode(file.getvalue()).decode()
+    draw = np.random.default_rng(0)
+    small = [encode_file(made_up_picture(size, draw), kind) for size, kind in _PICTURES]
+    large = encode_file(Image.new("RGB", (_LARGE_PX, _LARGE_PX), "teal"), "PNG")
+    first, *others = (base64.b64encode(file).decode() for file in (large, *small))
+    return others, first
 
 
 def _free_port() -> int:

@@ -1,17 +1,17 @@
-"""The share of the machine's limits that a tower reaches: its work beside a bare matrix product and a bare copy.
+"""The share of the machine's limits that a graph reaches: its work beside a bare matrix product and a bare copy.
 
 The work is counted, not estimated: onnxruntime's profile of one run has the real shape of every node, also in
 branches and in the last block, which computes one token alone. It counts matrix products (2 M N K) and attention (4 B
 S T H for queries S, keys T and heads H wide together); the rest is small beside them, and its time is part of what
 keeps the share below 1. The bytes are those of the weights, which every run reads whole (of the token table only some
-rows, so it is left out); a tower small enough for the cache reads them faster than a copy, and its share can be above
+rows, so it is left out); a graph small enough for the cache reads them faster than a copy, and its share can be above
 1.
 
     floor = max(FLOPs / product's rate, bytes / copy's rate)
 
-A long text or an image is bound by the first, a short query by the second. Products of the tower's own two heaviest
+A long text or an image is bound by the first, a short query by the second. Products of the graph's own two heaviest
 shapes are measured, in its own arithmetic, and the faster rate counts. Its attention stays fp32 where the layers are
-int8, so an int8 tower cannot reach 1.
+int8, so an int8 graph cannot reach 1.
 """
 
 import functools
@@ -30,8 +30,13 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from edgeclip import Encoder
+from edgeclip.engine.adapters import Adapters
+from edgeclip.engine.ort import first_line, import_onnxruntime, start_session
+from edgeclip.engine.providers import Plan
 from edgeclip.errors import BuildError
-from edgeclip.manifest import Manifest, Precision, TowerName
+from edgeclip.families.family import Item
+from edgeclip.manifest import Precision
 
 GemmKind = Literal["fp32", "fp16", "int8"]
 
@@ -82,7 +87,7 @@ class NodeRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """The work of one run of a tower, with the products by shape, heaviest first."""
+    """The work of one run of a graph, with the products by shape, heaviest first."""
 
     flops: int
     attention_flops: int
@@ -104,7 +109,7 @@ class Gemm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ceiling:
-    """A tower's compute time beside the machine's limits; None where the machine was not measured.
+    """A graph's compute time beside the machine's limits; None where the machine was not measured.
 
     `share` is the floor divided by the measured time; `share_of_gemm` the reached GFLOP/s divided by the bare
     product's.
@@ -126,7 +131,7 @@ class Ceiling:
 
 
 def count_work(nodes: Sequence[NodeRun], file_bytes: int) -> Work:
-    """The work in the nodes of one run; `file_bytes` is the size of the tower's files.
+    """The work in the nodes of one run; `file_bytes` is the size of the graph's files.
 
     BuildError for an operator whose work is not known here.
     """
@@ -186,31 +191,27 @@ def make_ceiling(work: Work, compute_ms: float, gemm: Gemm, copy_gb_per_s: float
 
 
 def gemm_kind(precision: Precision, device: str) -> GemmKind:
-    """The arithmetic of a tower's layers on a device; int8 for TensorRT is compared with fp16."""
+    """The arithmetic of a graph's layers on a device; int8 for TensorRT is compared with fp16."""
     if device.partition(":")[0] in ("cuda", "tensorrt"):
         return "fp32" if precision == "fp32" else "fp16"
     return "int8" if precision in ("int8", "int4") else "fp32"
 
 
-def profile_tower(folder: Path, manifest: Manifest, tower: TowerName, batch: NDArray[Any], threads: int) -> Work:
-    """The work of one run of a bundle's tower with this batch, profiled on the CPU for every device."""
-    import onnxruntime
-
-    facts = manifest.tower(tower)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    options.enable_profiling = True
+def profile_graph(encoder: Encoder, items: Sequence[Item], threads: int) -> Work:
+    """The work of one run of a batch of items that are alike, profiled on the CPU for every device."""
+    facts = encoder.manifest.graphs[items[0].graph]
+    feed = encoder.family.feed(items)
     with tempfile.TemporaryDirectory() as scratch:
-        options.profile_file_prefix = str(Path(scratch) / "profile")
         try:
-            session = onnxruntime.InferenceSession(folder / facts.file, options, providers=["CPUExecutionProvider"])
+            session = start_session(encoder.folder / facts.file, threads=threads, profile=Path(scratch) / "profile")
+            wanted = {one.name: tuple(one.shape) for one in session.get_inputs() if one.name not in feed}
+            adapters = Adapters(encoder.folder, items[0].graph, encoder.manifest, wanted)
             for _ in range(2):  # the last is read
-                session.run(None, {session.get_inputs()[0].name: batch})
+                session.run(None, {**feed, **adapters.get(items[0].adapter)})
         except Exception as error:  # onnxruntime's have no class in common
-            raise BuildError(f"onnxruntime cannot profile it ({str(error).splitlines()[0]})") from error
+            raise BuildError(f"onnxruntime cannot profile it ({first_line(error)})") from error
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    size = sum(file.size_bytes for file in manifest.files if file.name.startswith(facts.file))
+    size = sum(file.size_bytes for file in encoder.manifest.files if file.name.startswith(facts.file))
     return count_work(list(read_profile(events)), size)
 
 
@@ -256,24 +257,19 @@ def best_gemm(work: Work, kind: GemmKind, device: str, threads: int) -> Gemm:
 @functools.cache
 def measure_gemm(kind: GemmKind, shape: Product, device: str, threads: int) -> float:
     """GFLOP/s of one product (M, K) x (K, N) by onnxruntime on a device, the best of many runs, without copies."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
     name, _, index = device.partition(":")
-    provider: Any = _PROVIDERS.get(name, _PROVIDERS["cpu"])
+    provider = _PROVIDERS.get(name, _PROVIDERS["cpu"])
     place, number = ("cuda", int(index or 0)) if provider != _PROVIDERS["cpu"] else ("cpu", 0)
-    session = onnxruntime.InferenceSession(_gemm_model(kind, shape), options, providers=[provider])
+    session = start_session(_gemm_model(kind, shape), plan=Plan(providers=((provider, {}),)), threads=threads)
     draw = np.random.default_rng(0)
     m, k, n = shape
     rows: NDArray[Any] = draw.standard_normal((m, k), dtype=np.float32)
     rows = draw.integers(0, 255, (m, k), dtype=np.uint8) if kind == "int8" else rows
     rows = rows.astype(np.float16) if kind == "fp16" else rows
     binding = session.io_binding()
-    binding.bind_ortvalue_input("a", onnxruntime.OrtValue.ortvalue_from_numpy(rows, place, number))
+    binding.bind_ortvalue_input("a", import_onnxruntime().OrtValue.ortvalue_from_numpy(rows, place, number))
     binding.bind_output("y", place, number)
-    time.sleep(_PAUSE_S)  # the threads of the tower's session spin for a while
+    time.sleep(_PAUSE_S)  # the threads of the encoder's session spin for a while
     best, runs, began = float("inf"), 0, time.perf_counter()
     while runs <= _GEMM_RUNS or time.perf_counter() - began < _GEMM_S:
         started = time.perf_counter()

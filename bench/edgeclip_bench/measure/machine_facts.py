@@ -1,7 +1,8 @@
-"""The facts that a figure depends on besides the code: processor, memory, system."""
+"""The facts that a figure depends on besides the code: processor, memory, system, graphics cards."""
 
 import platform
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -9,18 +10,19 @@ from edgeclip.engine.devices import usable_cpus
 from edgeclip.host.processor import processor_name
 
 
-def machine() -> dict[str, str | int]:
-    """The machine, as a report holds it."""
+def machine() -> dict[str, Any]:
+    """The machine, as every document of a benchmark holds it."""
     return {
         "processor": processor_name(),
         "threads": usable_cpus(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": platform.platform(),
         "python": platform.python_version(),
+        "graphics_cards": _graphics_cards(),
     }
 
 
-def graphics_cards() -> list[str]:
+def _graphics_cards() -> list[str]:
     """The models of NVIDIA's cards in the driver's order; none without a driver."""
     cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     lines = [line for card in cards for line in card.read_text(encoding="utf-8").splitlines()]

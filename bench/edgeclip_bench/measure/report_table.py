@@ -10,16 +10,17 @@ NONE = "-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Rows of words under a title; the first column names the row."""
+    """Rows of words under a title, and notes below; the first column names the row."""
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
 
 
 def render_table(table: Table) -> str:
-    """The table for a terminal: the title, and the columns under it."""
-    return f"{table.title}\n{format_table(table.header, table.rows)}"
+    """The table for a terminal: the title, the columns under it, and the notes."""
+    return "\n".join((table.title, format_table(table.header, table.rows), *(f"  {note}" for note in table.notes)))
 
 
 def render_tables(tables: Sequence[Table]) -> str:

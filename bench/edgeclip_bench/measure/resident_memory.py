@@ -16,6 +16,12 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def anonymous_bytes() -> int:
+    """The part of the resident memory that is no mapped file, so that the system cannot drop it."""
+    memory = psutil.Process().memory_info()
+    return int(memory.rss - getattr(memory, "shared", 0))  # only Linux reports what is shared
+
+
 def reset_peak() -> None:
     """Reset the peak; where that cannot be done, the peak stays that of the process's whole life."""
     with contextlib.suppress(OSError):

@@ -15,10 +15,10 @@ import numpy as np
 
 from edgeclip import Encoder, InputError, TruncationWarning
 from edgeclip.bundle.files import open_manifest
-from edgeclip.manifest import TowerName
+from edgeclip.manifest import Modality
 from edgeclip.progress import ProgressBar, is_wanted
+from edgeclip_bench.measure.closeness import Closeness, row_cosines, summarize_cosines
 from edgeclip_bench.quality.datasets import Data, ImageTextData, StsData, TextRetrievalData
-from edgeclip_bench.quality.embeddings import Vectors
 from edgeclip_bench.quality.evaluate import (
     CacheFolder,
     DataScores,
@@ -30,10 +30,10 @@ from edgeclip_bench.quality.evaluate import (
     score_data,
 )
 from edgeclip_bench.quality.metrics import NEVER
-from edgeclip_bench.quality.samples import Sample, Values, agree, judge
+from edgeclip_bench.quality.samples import Figure, Sample, Values, agree, judge
 from edgeclip_bench.quality.searches import Direction, Embedded, Search, class_prompts, embed, label_of, searches
 
-# How many of each tower's inputs, those with the lowest cosines, are named.
+# How many of each modality's inputs, those with the lowest cosines, are named.
 WORST = 10
 
 
@@ -42,50 +42,34 @@ class CheckpointWarning(UserWarning):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
+class Difference(Figure):
     """A figure of the bundle less the reference's, in points (hundredths), with its paired 95 % interval."""
 
     data: str
-    metric: str
-    direction: Direction | None
-    language: str | None
-    is_overall: bool
-    dim: int
     value: float
     reference: float
     points: float
     low: float
     high: float
-    samples: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Agreement:
+class Agreement(Figure):
     """The share of what a query finds first that both bundles find, as a mean over the queries.
 
     `metric` is agreement@10, and where images search classes agreement@1.
     """
 
     data: str
-    metric: str
-    direction: Direction | None
-    language: str | None
-    is_overall: bool
-    dim: int
     share: float
-    samples: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Closeness:
-    """The cosines between both bundles' full-width vectors of each input of a tower."""
+class DataCloseness(Closeness):
+    """The cosines between both bundles' full-width vectors of each input of a modality."""
 
     data: str
-    tower: TowerName
-    samples: int
-    worst: float
-    first_percentile: float
-    mean: float
+    modality: Modality
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +81,7 @@ class WorstInput:
     """
 
     data: str
-    tower: TowerName
+    modality: Modality
     input: str
     cosine: float
     direction: Direction | None
@@ -114,7 +98,7 @@ class Comparison:
     reference: Evaluation
     differences: tuple[Difference, ...]
     agreements: tuple[Agreement, ...]
-    closeness: tuple[Closeness, ...]
+    closeness: tuple[DataCloseness, ...]
     worst: tuple[WorstInput, ...]
 
     @property
@@ -158,7 +142,7 @@ def compare(
         with open_embedder(side, device=device, threads=threads, cache=cache, progress=progress) as embedder:
             encoders.append(embedder.encoder)
             embedded.append([embed(embedder, one, task) for one in data])
-    pairs = [_pair(mine, its, dims, task, is_wanted(progress)) for mine, its in zip(*embedded, strict=True)]
+    pairs = [_pair(mine, its, dims, is_wanted(progress)) for mine, its in zip(*embedded, strict=True)]
     found = Comparison(
         evaluation=evaluation_of(bundle, encoders[0], dims, tuple(pair.mine for pair in pairs)),
         reference=evaluation_of(other, encoders[1], dims, tuple(pair.its for pair in pairs)),
@@ -199,11 +183,11 @@ class _Pair:
     its: DataScores
     differences: list[Difference]
     agreements: list[Agreement]
-    closeness: list[Closeness]
+    closeness: list[DataCloseness]
     worst: list[WorstInput]
 
 
-def _pair(mine: Embedded, its: Embedded, dims: tuple[int, ...], task: str | None, is_shown: bool) -> _Pair:
+def _pair(mine: Embedded, its: Embedded, dims: tuple[int, ...], is_shown: bool) -> _Pair:
     label = label_of(mine.data)
     samples: list[tuple[int, Sample, Sample]] = []
     agreements = []
@@ -214,19 +198,24 @@ def _pair(mine: Embedded, its: Embedded, dims: tuple[int, ...], task: str | None
             found, others = searches(mine, dim), searches(its, dim)
             both = zip(judge(mine, dim, found), judge(its, dim, others), strict=True)
             samples += ((dim, one, other) for one, other in both)
-            agreements += [_agreement(label, dim, sample) for sample in agree(found, others)]
+            agreements += [
+                Agreement(data=label, **sample.facts(dim), share=sample.figure()) for sample in agree(found, others)
+            ]
             bar.advance()
     cosines = _cosines(mine, its)
     return _Pair(
-        mine=score_data(mine, ((dim, one) for dim, one, _ in samples), task),
-        its=score_data(its, ((dim, other) for dim, _, other in samples), task),
+        mine=score_data(mine, ((dim, one) for dim, one, _ in samples)),
+        its=score_data(its, ((dim, other) for dim, _, other in samples)),
         differences=[_difference(label, *pair) for pair in samples],
         agreements=agreements,
-        closeness=[_closeness(label, tower, of_tower) for tower, of_tower in cosines.items()],
+        closeness=[
+            DataCloseness(data=label, modality=modality, **asdict(summarize_cosines(found)))
+            for modality, found in cosines.items()
+        ],
         worst=[
             worst
-            for tower, of_tower in cosines.items()
-            for worst in _worst(mine, tower, of_tower, list(zip(found, others, strict=True)))
+            for modality, of_modality in cosines.items()
+            for worst in _worst(mine, modality, of_modality, list(zip(found, others, strict=True)))
         ],
     )
 
@@ -235,81 +224,39 @@ def _difference(label: str, dim: int, mine: Sample, its: Sample) -> Difference:
     value, reference, interval = mine.figure(), its.figure(), mine.difference(its)
     return Difference(
         data=label,
-        metric=mine.metric,
-        direction=mine.direction,
-        language=mine.language,
-        is_overall=mine.is_overall,
-        dim=dim,
+        **mine.facts(dim),
         value=value,
         reference=reference,
         points=100 * (value - reference),
         low=100 * interval.low,
         high=100 * interval.high,
-        samples=len(mine.values),
     )
 
 
-def _agreement(label: str, dim: int, sample: Sample) -> Agreement:
-    return Agreement(
-        data=label,
-        metric=sample.metric,
-        direction=sample.direction,
-        language=sample.language,
-        is_overall=sample.is_overall,
-        dim=dim,
-        share=sample.figure(),
-        samples=len(sample.values),
-    )
-
-
-def _cosines(mine: Embedded, its: Embedded) -> dict[TowerName, Values]:
-    """Cosines of each tower's inputs, `queries` before `items`, in float64: at 1 float32 has steps of 6e-8.
-
-    A float32 unit vector is as far from length 1, so the lengths are divided out.
-    """
-
-    def dots(first: Vectors, second: Vectors) -> Values:
-        found: Values = np.einsum("nd,nd->n", first, second, dtype=np.float64)
-        return found
-
-    queries, items = (
-        dots(first, second) / np.sqrt(dots(first, first) * dots(second, second))
-        for first, second in ((mine.queries, its.queries), (mine.items, its.items))
-    )
-    return (
-        {"text": np.concatenate((queries, items))}
-        if mine.item_tower == "text"
-        else {"text": queries, "vision": items}
-    )
-
-
-def _closeness(label: str, tower: TowerName, cosines: Values) -> Closeness:
-    return Closeness(
-        data=label,
-        tower=tower,
-        samples=len(cosines),
-        worst=float(cosines.min()),
-        first_percentile=float(np.percentile(cosines, 1)),
-        mean=float(cosines.mean()),
-    )
+def _cosines(mine: Embedded, its: Embedded) -> dict[Modality, Values]:
+    """The cosines of each modality's inputs, `queries` before `items`."""
+    queries, items = row_cosines(mine.queries, its.queries), row_cosines(mine.items, its.items)
+    if mine.item_modality == "text":
+        return {"text": np.concatenate((queries, items))}
+    return {"text": queries, "image": items}
 
 
 def _worst(
-    embedded: Embedded, tower: TowerName, cosines: Values, pairs: Sequence[tuple[Search, Search]]
+    embedded: Embedded, modality: Modality, cosines: Values, pairs: Sequence[tuple[Search, Search]]
 ) -> list[WorstInput]:
     """The inputs with the lowest cosines, each once."""
     found: dict[str, WorstInput] = {}
     for place in np.argsort(cosines, kind="stable").tolist():
         if len(found) == WORST:
             break
-        is_item = tower == "vision" or place >= len(embedded.queries)
-        row = place - len(embedded.queries) if is_item and tower == "text" else place
+        is_item = modality == "image" or place >= len(embedded.queries)
+        row = place - len(embedded.queries) if is_item and modality == "text" else place
         name = _name(embedded.data, row, is_item)
         if name not in found:
             search, rank, reference_rank = _most_moved(pairs, row, is_item)
             found[name] = WorstInput(
                 data=label_of(embedded.data),
-                tower=tower,
+                modality=modality,
                 input=name,
                 cosine=float(cosines[place]),
                 direction=search.direction if search else None,

@@ -7,17 +7,17 @@ reader of `edgeclip eval`, which say which texts describe which image.
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from edgeclip.errors import InputError, TruncationWarning
-from edgeclip.families.jina_clip import preprocess_image
+from edgeclip.families.family import Item
+from edgeclip.families.token_texts import INPUT_IDS
 from edgeclip.inputs.image_folder import is_system_name
 from edgeclip.inputs.picture_folder import list_pictures
-from edgeclip.inputs.tokenization import TextTokenizer
 from edgeclip.manifest import Manifest
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip_bench.quality.layouts import open_captions
-from edgeclip_quant.inputs.made_up import Samples
+from edgeclip_quant.inputs.feeder import Feeder
+from edgeclip_quant.inputs.made_up import Samples, text_items
 
 # More images than these say little more, and each is a run of both bundles: 4 s at full size on two cores.
 _MOST_IMAGES, _MOST_TEXTS = 400, 4000
@@ -36,7 +36,7 @@ def read_samples(
 
     `is_recursive` takes the images and .txt files of subfolders too. With `on_skip`, an image that cannot be read or
     is not there is left out with its captions, and the reason is passed to it. Raises InputError, naming the file,
-    for what cannot be read and for a folder with too little in it.
+    for what cannot be read and for a folder with too little in it. Only inputs that the bundle takes are read.
     """
     if not folder.is_dir():
         raise InputError(f"--calibrate {folder}: is no folder, wanted one with images and texts")
@@ -46,34 +46,54 @@ def read_samples(
         pairs = [caption.image for caption in data.captions]
     else:
         images, texts = _side_by_side(folder, is_recursive, skips_broken=on_skip is not None)
-    _check_enough(folder, images, texts)
+    images = images if manifest.image else []
+    texts, pairs = (texts, pairs) if manifest.text else ([], None)
+    _check_enough(folder, manifest, images, texts)
     found = len(images), len(texts)
-    images, texts, pairs = _choose(images, texts, pairs)
-    pictures: dict[int, Any] = {}
+    images, texts, pairs = _choose(images, texts, pairs if images else None)
+    feeder = Feeder(bundle, manifest)
+    pictures = _prepare_images(feeder, images, on_skip)
+    if len(pictures) < len(images):
+        images, texts, pairs = _keep(list(pictures), images, texts, pairs)
+        _check_enough(folder, manifest, images, texts)
+    is_all = found == (len(images), len(texts))
+    name = folder.resolve().name
+    return Samples(
+        name=name if is_all else f"{name} ({len(images)} of {found[0]} images, {len(texts)} of {found[1]} texts)",
+        text=_prepare_texts(feeder, texts) if texts else (),
+        image=tuple(pictures.values()),
+        pairs=None if pairs is None else tuple(pairs),
+    )
+
+
+def _prepare_images(feeder: Feeder, images: list[Path], on_skip: Callable[[str], None] | None) -> dict[int, Item]:
+    """The images as items by their places; without those that cannot be read, where `on_skip` is given."""
+    tasks = feeder.manifest.tasks_of("image") if feeder.manifest.task_required else ()
+    pictures: dict[int, Item] = {}
     with ProgressBar("reading images", len(images), is_shown=is_wanted(None)) as bar:
         for index, path in enumerate(images):
             try:
-                pictures[index] = preprocess_image(str(path), manifest.image, label="--calibrate: image")[None]
+                pictures[index] = feeder.family.image(
+                    str(path), next(iter(tasks), None), max_pixels=None, label="--calibrate: image"
+                )
             except (InputError, MemoryError) as error:
                 if on_skip is None:
                     raise
                 on_skip(str(error))
             bar.advance(1)
-    if len(pictures) < len(images):
-        images, texts, pairs = _keep(list(pictures), images, texts, pairs)
-        _check_enough(folder, images, texts)
-    tokenized = TextTokenizer(bundle / manifest.tokenizer.file, manifest.tokenizer).encode(texts, None)
-    if cut := len(tokenized.cut):
-        told = f"{cut} of {len(texts)} texts were cut to {manifest.tokenizer.max_length} tokens"
-        warnings.warn(TruncationWarning(told, cut=cut), stacklevel=2)
-    is_all = found == (len(images), len(texts))
-    name = folder.resolve().name
-    return Samples(
-        name=name if is_all else f"{name} ({len(images)} of {found[0]} images, {len(texts)} of {found[1]} texts)",
-        text=tuple(row[None] for row in tokenized.rows),
-        vision=tuple(pictures.values()),
-        pairs=None if pairs is None else tuple(pairs),
-    )
+    return pictures
+
+
+def _prepare_texts(feeder: Feeder, texts: list[str]) -> tuple[Item, ...]:
+    """The texts as items, whose adapters take turns; a TruncationWarning counts those that were cut."""
+    tasks = feeder.manifest.tasks_of("text") if feeder.manifest.task_required else ()
+    prepared = feeder.family.texts(texts, next(iter(tasks), None), None)
+    if cut := len(prepared.cut):
+        limit = feeder.manifest.need_text().max_length
+        warnings.warn(
+            TruncationWarning(f"{cut} of {len(texts)} texts were cut to {limit} tokens", cut=cut), stacklevel=3
+        )
+    return text_items(feeder, [item.arrays[INPUT_IDS] for item in prepared.items])
 
 
 def _side_by_side(folder: Path, is_recursive: bool, *, skips_broken: bool) -> tuple[list[Path], list[str]]:
@@ -90,11 +110,15 @@ def _side_by_side(folder: Path, is_recursive: bool, *, skips_broken: bool) -> tu
     ]
 
 
-def _check_enough(folder: Path, images: list[Path], texts: list[str]) -> None:
-    if len(texts) < _LEAST or len(images) < _LEAST:
+def _check_enough(folder: Path, manifest: Manifest, images: list[Path], texts: list[str]) -> None:
+    """InputError for fewer than two inputs of a modality that the bundle takes."""
+    counts = {"images": len(images)} if manifest.image else {}
+    counts |= {"texts": len(texts)} if manifest.text else {}
+    if min(counts.values()) < _LEAST:
+        found = " and ".join(f"{count} {what}" for what, count in counts.items())
         raise InputError(
-            f"--calibrate {folder}: {len(images)} images and {len(texts)} texts (lines of .txt files, or captions in "
-            f"captions.jsonl), wanted {_LEAST} of each or more"
+            f"--calibrate {folder}: {found} (lines of .txt files, or captions in captions.jsonl), wanted "
+            f"{_LEAST} {'of each ' * (len(counts) > 1)}or more"
         )
 
 

@@ -194,5 +194,5 @@ def _drawable(text: str) -> str:
 
 
 def _name(found: Evaluation) -> str:
-    precisions = ", ".join(f"{tower} {precision}" for tower, precision in found.bundle.precision.items())
+    precisions = ", ".join(f"{graph} {precision}" for graph, precision in found.bundle.precision.items())
     return f"{Path(found.bundle.name).name} ({precisions})"

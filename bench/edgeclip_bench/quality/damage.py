@@ -9,7 +9,6 @@ nothing elsewhere.
 """
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
@@ -25,18 +24,19 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from edgeclip import Manifest
-from edgeclip.manifest import MANIFEST_NAME, TowerName
+from edgeclip.manifest import MANIFEST_NAME
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip_bench.demo import CHECKPOINT
 from edgeclip_bench.demo.dataset import CAPTIONS, IMAGES, write_dataset
 from edgeclip_bench.demo.layout import MATRYOSHKA_DIMS
-from edgeclip_bench.measure.machine_facts import machine
+from edgeclip_bench.measure.documents import make_document, save
 from edgeclip_bench.quality.against import CheckpointWarning, Difference, compare
 from edgeclip_bench.quality.evaluate import DataScores, evaluate
 from edgeclip_bench.quality.layouts import open_data
 from edgeclip_export import export_checkpoint
 from edgeclip_export.checkpoint import WEIGHTS, hash_file
 
+BENCHMARK = "edgeclip_bench.quality.damage"
 ROTARY = "RotaryEmbedding"
 RIGHT = "as it should be"
 METRICS = ("recall@1", "recall@5")
@@ -61,11 +61,11 @@ def without_adapter(_: Path, out: Path) -> None:
     export_checkpoint(checkpoint, out)
 
 
-def without_rotary(right: Path, out: Path, tower: TowerName) -> None:
-    """The right export with one tower's positions turning nothing: every angle 0."""
+def without_rotary(right: Path, out: Path, graph: str) -> None:
+    """The right export with one graph's positions turning nothing: every angle 0."""
     shutil.copytree(right, out)
     manifest = Manifest.read(out)
-    path = out / manifest.tower(tower).file
+    path = out / manifest.graphs[graph].file
     model = ir.load(path)
     ir.external_data.load_to_model(model)
     turned = [node for node in model.graph.all_nodes() if node.op_type == ROTARY]
@@ -85,7 +85,7 @@ def with_squashed_images(right: Path, out: Path) -> None:
     """The right export with images resized to a square instead of resized and cropped."""
     shutil.copytree(right, out)
     manifest = Manifest.read(out)
-    _sign(out, replace(manifest, image=replace(manifest.image, resize_mode="squash")))
+    _sign(out, replace(manifest, image=replace(manifest.need_image(), resize_mode="squash")))
 
 
 def crop_at_corner(pictures: Path, out: Path) -> None:
@@ -98,7 +98,7 @@ def crop_at_corner(pictures: Path, out: Path) -> None:
             picture.crop((0, 0, side, side)).save(out / path.name)
 
 
-# The vision tower has absolute positions besides, and scenes like these need no others: recall does not see this one
+# The vision graph has absolute positions besides, and scenes like these need no others: recall does not see this one
 # for sure. The proof that every export carries does: its vectors are up to 0.08 away from the checkpoint's.
 FAINT = "no rotary positions, vision"
 # Each is called with the right export, which the first one makes, and with where its own is to be.
@@ -208,6 +208,5 @@ def run(options: argparse.Namespace) -> int:
         }
     for name, recall in figures.items():
         print(name, recall, file=sys.stderr)
-    document = {"machine": machine(), "images": options.images, "seed": options.seed, "recall": figures}
-    options.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    save(make_document(BENCHMARK, {"images": options.images, "seed": options.seed, "recall": figures}), options.out)
     return 0

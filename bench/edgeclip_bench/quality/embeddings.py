@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from edgeclip import Encoder, InputError, Manifest
 from edgeclip.bundle.files import verify_hash
-from edgeclip.families.jina_clip import prompt
-from edgeclip.inputs.truncation import counting_cut_texts
-from edgeclip.manifest import TOWERS, FileFacts, TowerName
+from edgeclip.families.tasks import find_task
+from edgeclip.manifest import FIRST_GRAPH, FileFacts, Modality
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip_bench.quality.cache import EmbeddingCache, Entry, Space
 from edgeclip_bench.quality.spaces import space_of
@@ -49,9 +48,9 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Way(Generic[T]):
-    """How inputs of one tower become entries: what names one, and what computes several."""
+    """How inputs of one modality become entries: what names one, and what computes several."""
 
-    tower: TowerName
+    modality: Modality
     space: Space
     block: int  # looked up together
     at_once: int  # computed and kept together
@@ -62,7 +61,7 @@ class _Way(Generic[T]):
 class Embedder:
     """An Encoder and a cache.
 
-    A tower's files are hashed before any of its vectors is used: what a damaged file answers is not kept under a
+    A graph's files are hashed before any of its vectors is used: what a damaged file answers is not kept under a
     whole one's name, and a whole one's vectors do not pass for a damaged one's.
     """
 
@@ -71,24 +70,23 @@ class Embedder:
         self._counts = Counts()
         self._cache = cache
         self._is_shown = is_wanted(progress)
-        self._proved: set[TowerName] = set()
+        self._proved: set[str] = set()
 
     def texts(self, texts: Iterable[str], count: int, *, task: str | None = None, label: str = "texts") -> Vectors:
-        """Unit vectors (count, D) float32 of `count` texts, each behind its task's instruction.
+        """Unit vectors (count, D) float32 of `count` texts, each with that task.
 
         Raises InputError for an unknown task, a text that is none, and texts that are more or fewer.
         """
-        instructions = self.encoder.manifest.tokenizer.instructions
-        prompt("", task, instructions)  # an unknown task is one without texts too
+        facts = find_task(self.encoder.manifest, task, "text")  # an unknown task is one without texts too
 
         def digest(text: str, row: int) -> bytes:
             try:
-                return hashlib.sha256(prompt(text, task, instructions).encode()).digest()
+                return hashlib.sha256(f"{facts.adapter or ''}\0{facts.prompt}{text}".encode()).digest()
             except UnicodeEncodeError as error:
                 raise InputError(f"{label}: number {row} holds a lone surrogate, so it is no Unicode text") from error
 
         way: _Way[str] = _Way(
-            tower="text",
+            modality="text",
             space=space_of(self.encoder, "text"),
             block=_TEXTS_AT_ONCE,
             at_once=_TEXTS_AT_ONCE,
@@ -100,8 +98,8 @@ class Embedder:
     def images(self, paths: Sequence[Path], *, label: str = "images") -> Vectors:
         """Unit vectors (N, D) float32 of image files; InputError names one that cannot be read."""
         way: _Way[Path] = _Way(
-            tower="vision",
-            space=space_of(self.encoder, "vision"),
+            modality="image",
+            space=space_of(self.encoder, "image"),
             block=_IMAGES_AT_ONCE,
             at_once=1,  # a second each where hardware is small: a killed run loses one
             digest=lambda path, row: _hash_file(path),
@@ -150,7 +148,7 @@ class Embedder:
 
     def _find(self, way: _Way[T], new: dict[bytes, T]) -> Iterator[tuple[dict[bytes, Entry], Counts]]:
         """The entries of these inputs: first what the cache has, then the rest as it is computed."""
-        self._prove(way.tower)
+        self._prove(FIRST_GRAPH[way.modality])
         kept = self._cache.read(way.space, list(new))
         yield kept, Counts(cached=len(kept))
         missing = [key for key in new if key not in kept]
@@ -160,41 +158,22 @@ class Embedder:
             yield entries, Counts(computed=len(entries))
 
     def _encode_texts(self, texts: list[str], task: str | None) -> list[Entry]:
-        """An encoder says how many texts were cut, not which: one that may be goes alone."""
-        limit = self.encoder.manifest.tokenizer.max_length
-        is_long = [len(text.encode()) > limit // 2 for text in texts]
-        short = iter(self._encode([text for text, alone in zip(texts, is_long, strict=True) if not alone], task))
-        return [
-            self._encode([text], task)[0] if alone else next(short)
-            for text, alone in zip(texts, is_long, strict=True)
-        ]
+        prepared = self.encoder.prepare_texts(texts, task=task)
+        vectors = self.encoder.run_items(prepared.items)
+        return [Entry(vector, is_cut=index in prepared.cut) for index, vector in enumerate(vectors)]
 
-    def _encode(self, texts: list[str], task: str | None) -> list[Entry]:
-        if not texts:
-            return []
-        with counting_cut_texts() as cut:
-            vectors = self.encoder.encode_text(texts, task=task, progress=False)
-        if cut.count in (0, len(texts)):
-            return [Entry(vector, is_cut=cut.count > 0) for vector in vectors]
-        half = len(texts) // 2  # a tokenizer that makes many tokens of few bytes
-        return self._encode(texts[:half], task) + self._encode(texts[half:], task)
-
-    def _prove(self, tower: TowerName) -> None:
-        if tower not in self._proved:
-            for file in tower_files(self.encoder.manifest, tower):
+    def _prove(self, graph: str) -> None:
+        if graph not in self._proved:
+            for file in graph_files(self.encoder.manifest, graph):
                 verify_hash(self.encoder.folder, file)
-        self._proved.add(tower)
+        self._proved.add(graph)
 
 
-def tower_files(manifest: Manifest, tower: TowerName) -> list[FileFacts]:
-    """The files a tower is made of: the bundle's, less the tokenizer, the self-test and the other tower's."""
-    others = (manifest.tokenizer.file, manifest.selftest)
-    graphs = [manifest.tower(name).file for name in TOWERS if name != tower]
-    return [
-        file
-        for file in manifest.files
-        if file.name not in others and not any(file.name.startswith(graph) for graph in graphs)
-    ]
+def graph_files(manifest: Manifest, graph: str) -> list[FileFacts]:
+    """The files that decide a graph's vectors: its structure, its weights, and its adapters."""
+    adapters = {adapter.file for adapter in manifest.adapters.values() if adapter.graph == graph}
+    name = manifest.graphs[graph].file
+    return [file for file in manifest.files if file.name.startswith(name) or file.name in adapters]
 
 
 def _hash_file(path: Path) -> bytes:

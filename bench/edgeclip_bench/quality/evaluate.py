@@ -14,22 +14,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnxruntime
-import PIL
-import tokenizers
 
-from edgeclip import Encoder, InputError, Manifest, TruncationWarning, __version__
-from edgeclip.families.jina_clip import prompt
-from edgeclip.manifest import TOWERS
+from edgeclip import Encoder, InputError, Manifest, TruncationWarning
+from edgeclip.families.tasks import find_task
 from edgeclip.progress import ProgressBar, is_wanted
+from edgeclip_bench.measure.documents import versions
 from edgeclip_bench.measure.machine_facts import machine
 from edgeclip_bench.quality.cache import EmbeddingCache, default_folder
 from edgeclip_bench.quality.datasets import ClassificationData, Data, ImageTextData, StsData, TextRetrievalData
 from edgeclip_bench.quality.embeddings import Counts, Embedder
 from edgeclip_bench.quality.published import PUBLISHED, Published, published_for
-from edgeclip_bench.quality.samples import Sample, judge
+from edgeclip_bench.quality.samples import Figure, Sample, judge
 from edgeclip_bench.quality.searches import (
-    Direction,
     Embedded,
     embed,
     label_of,
@@ -59,27 +55,21 @@ class BundleIdentity:
     checkpoint_sha256: str
     target: str
     precision: Mapping[str, str]
-    max_length: int
+    max_length: int | None
     files: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
-    """One figure with its 95 % interval, over `samples` queries.
+class Score(Figure):
+    """One figure with its 95 % interval.
 
-    `language` is None over several languages or where none is named. `kept` is the share of the full width's
-    figure. Where the model's authors published one of the same kind, `difference` is ours less theirs.
+    `kept` is the share of the full width's figure. Where the model's authors published one of the same kind,
+    `difference` is ours less theirs.
     """
 
-    metric: str
-    direction: Direction | None
-    language: str | None
-    is_overall: bool
-    dim: int
     value: float
     low: float
     high: float
-    samples: int
     kept: float | None
     published: float | None
     published_source: str | None
@@ -90,8 +80,8 @@ class Score:
 class DataScores:
     """What was found on one data set.
 
-    `label` is its name, with its language where it has one. `task` is the instruction that its queries or
-    captions had.
+    `label` is its name, with its language where it has one. `task` is that of its queries, captions or pairs,
+    `item_task` that of its documents.
     """
 
     name: str
@@ -100,6 +90,7 @@ class DataScores:
     sizes: Mapping[str, int]
     languages: tuple[str, ...]
     task: str | None
+    item_task: str | None
     embedded: Counts
     scores: tuple[Score, ...]
 
@@ -111,7 +102,7 @@ class Evaluation:
     bundle: BundleIdentity
     device: str
     versions: Mapping[str, str]
-    machine: Mapping[str, str | int]
+    machine: Mapping[str, Any]
     dims: tuple[int, ...]
     data: tuple[DataScores, ...]
 
@@ -133,7 +124,8 @@ def evaluate(
 ) -> Evaluation:
     """Every metric of the bundle on each data set, at each of `truncate_dims` and at full width.
 
-    Without `truncate_dims`, at those the model was trained for. `task` goes before captions and queries.
+    Without `truncate_dims`, at those the model was trained for. `task` is that of captions and queries; for None see
+    `edgeclip_bench.quality.tasks`.
     `device` and `threads` as in Encoder.open; an Encoder brings its own. `cache` is the folder that keeps
     vectors between evaluations (`cache.default_folder` unless given), None for none. `progress=None` shows
     bars when stderr is a terminal.
@@ -147,7 +139,7 @@ def evaluate(
         dims = choose_dims(manifest, truncate_dims)
         # Mapped, not looped over: a loop's name would hold one set's vectors while the next one's are made.
         embedded = map(partial(embed, embedder, task=task), data)
-        scored = map(partial(_judge, dims=dims, task=task, is_shown=is_wanted(progress)), embedded)
+        scored = map(partial(_judge, dims=dims, is_shown=is_wanted(progress)), embedded)
         found = evaluation_of(bundle, embedder.encoder, dims, tuple(scored))
     warn_of_cut(found)
     return found
@@ -179,25 +171,19 @@ def evaluation_of(
             revision=manifest.source.revision,
             checkpoint_sha256=manifest.source.weights_sha256,
             target=manifest.target,
-            precision={tower: manifest.tower(tower).precision for tower in TOWERS},
-            max_length=manifest.tokenizer.max_length,
+            precision={graph: facts.precision for graph, facts in manifest.graphs.items()},
+            max_length=manifest.text.max_length if manifest.text else None,
             files={file.name: file.sha256 for file in manifest.files},
         ),
         device=encoder.device,
-        versions={
-            "edgeclip": __version__,
-            "onnxruntime": onnxruntime.__version__,
-            "tokenizers": tokenizers.__version__,
-            "numpy": np.__version__,
-            "pillow": PIL.__version__,
-        },
+        versions=versions(),
         machine=machine(),
         dims=dims,
         data=scored,
     )
 
 
-def score_data(embedded: Embedded, samples: Iterable[tuple[int, Sample]], task: str | None) -> DataScores:
+def score_data(embedded: Embedded, samples: Iterable[tuple[int, Sample]]) -> DataScores:
     """The scores of one data set, from its samples (dim, sample) in any order, the full width among them.
 
     Raises InputError for data that no figure can be made of.
@@ -215,7 +201,8 @@ def score_data(embedded: Embedded, samples: Iterable[tuple[int, Sample]], task: 
         kind=_KINDS[type(data)],
         sizes=sizes_of(data),
         languages=languages_of(data),
-        task=task if takes_task(data) else None,
+        task=embedded.tasks.queries,
+        item_task=embedded.tasks.items,
         embedded=embedded.counts,
         scores=tuple(sorted(scores, key=lambda score: score.dim)),
     )
@@ -234,16 +221,23 @@ def choose_dims(manifest: Manifest, truncate_dims: Sequence[int] | None) -> tupl
     Raises InputError for one that is no int from 1 to the full width.
     """
     full = manifest.embedding_dim
-    dims = manifest.matryoshka_dims if truncate_dims is None else truncate_dims
+    space = manifest.spaces.single
+    dims = space.matryoshka_dims if truncate_dims is None else truncate_dims
     for dim in dims:
+        if space.is_strict and dim not in (*space.matryoshka_dims, full):
+            listed = ", ".join(map(str, sorted({*space.matryoshka_dims, full})))
+            raise InputError(f"truncate_dim is {dim!r}, wanted one that the model was trained for: {listed}")
         if type(dim) is not int or not 1 <= dim <= full:
             raise InputError(f"truncate_dim is {dim!r}, wanted an int from 1 to {full}")
     return tuple(sorted({*dims, full}))
 
 
 def check_data(data: Sequence[Data], task: str | None, manifest: Manifest) -> None:
-    """InputError for no data, two sets of one label, one without inputs, and a task that is unknown or idle."""
-    prompt("", task, manifest.tokenizer.instructions)  # says which tasks there are
+    """InputError for no data, two sets of one label, one without inputs, one with inputs that the bundle does not
+    take, and a task that is unknown or idle.
+    """
+    if task is not None:
+        find_task(manifest, task, "text")  # says which tasks there are
     if not data:
         raise InputError("no data to evaluate on")
     label, times = Counter(map(label_of, data)).most_common(1)[0]
@@ -254,7 +248,13 @@ def check_data(data: Sequence[Data], task: str | None, manifest: Manifest) -> No
     for one in data:
         if empty := [what for what, count in sizes_of(one).items() if not count]:
             raise InputError(f"{label_of(one)}: holds no {empty[0]}")
-    if task is not None and not any(map(takes_task, data)):
+        for modality in ("text", "image") if isinstance(one, ImageTextData | ClassificationData) else ("text",):
+            if modality not in manifest.modalities:
+                raise InputError(
+                    f"{label_of(one)}: holds {modality}s, and {manifest.source.name} takes "
+                    f"{' and '.join(f'{known}s' for known in manifest.modalities)} alone"
+                )
+    if task is not None and not any(takes_task(one, manifest) for one in data):
         raise InputError(
             f"task {task!r} goes before captions and queries; {', '.join(map(label_of, data))} has neither"
         )
@@ -274,7 +274,7 @@ def sizes_of(data: Data) -> dict[str, int]:
     return {"images": len(data.images), "classes": len(data.classes), "templates": len(data.templates)}
 
 
-def _judge(embedded: Embedded, dims: tuple[int, ...], task: str | None, is_shown: bool) -> DataScores:
+def _judge(embedded: Embedded, dims: tuple[int, ...], is_shown: bool) -> DataScores:
     def samples() -> Iterator[tuple[int, Sample]]:
         for dim in dims:
             for sample in judge(embedded, dim, searches(embedded, dim)):
@@ -282,22 +282,17 @@ def _judge(embedded: Embedded, dims: tuple[int, ...], task: str | None, is_shown
             bar.advance()
 
     with ProgressBar(f"{label_of(embedded.data)}: judging, dims", len(dims), is_shown=is_shown) as bar:
-        return score_data(embedded, samples(), task)
+        return score_data(embedded, samples())
 
 
 def _score(data: Data, dim: int, sample: Sample) -> Score:
     figure, interval = sample.figure(), sample.interval()
     known = _published(data, dim, sample)
     return Score(
-        metric=sample.metric,
-        direction=sample.direction,
-        language=sample.language,
-        is_overall=sample.is_overall,
-        dim=dim,
+        **sample.facts(dim),
         value=figure,
         low=interval.low,
         high=interval.high,
-        samples=len(sample.values),
         kept=None,
         published=known.value if known else None,
         published_source=known.source if known else None,

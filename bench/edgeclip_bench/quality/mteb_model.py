@@ -4,9 +4,10 @@
 
     mteb.evaluate(BundleModel("bundle"), tasks=mteb.get_tasks(["STSBenchmark"]))
 
-By default inputs are treated as mteb treats them for jinaai/jina-clip-v2 itself, so that scores compare: no
-instruction before any text, and what is text and image at once is the sum of both vectors. mteb comes with
-the extra `mteb` and takes seconds to import, so it is loaded when a model is made.
+By default inputs are treated as mteb treats them for the model itself, so that scores compare: for jina-clip-v2 no
+prompt before any text, for jina-embeddings-v3 the adapter that goes with mteb's type of task
+(`edgeclip_bench.quality.tasks`). What is text and image at once is the sum of both vectors. mteb comes with the extra
+`mteb` and takes seconds to import, so it is loaded when a model is made.
 """
 
 import argparse
@@ -23,10 +24,13 @@ from numpy.typing import NDArray
 
 from edgeclip import Encoder, Manifest
 from edgeclip.errors import InputError
+from edgeclip.families.tasks import find_task
 from edgeclip.host.installation import needs_extra
-from edgeclip.manifest import TOWERS
+from edgeclip.inputs.checks import check_truncate_dim
+from edgeclip.inputs.tokenization import check_max_length
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip.tables import format_table
+from edgeclip_bench.quality.tasks import chooses_adapters, mteb_task
 
 if TYPE_CHECKING:
     from mteb import AbsTask, TaskMetadata
@@ -34,14 +38,12 @@ if TYPE_CHECKING:
     from mteb.types import Array, BatchedInput, PromptType
     from torch.utils.data import DataLoader
 
-_MODALITIES = ("text", "image")
-
 
 class BundleModel:
     """An edgeclip bundle as mteb sees a model (its EncoderProtocol): for texts, images, and both fused.
 
-    `truncate_dim` and `max_length` are those of `Encoder`. `query_task` names the instruction that goes before
-    the text of what a task calls a query ("retrieval.query" for jina-clip-v2); no other text gets one.
+    `truncate_dim` and `max_length` are those of `Encoder`. `query_task` is the task of what mteb calls a query
+    ("retrieval.query" for jina-clip-v2), in place of the one that mteb's type of task has.
 
     Raises MissingExtraError without mteb, InputError for a wrong option, and what `Encoder.open` raises.
     """
@@ -59,10 +61,15 @@ class BundleModel:
         _load_mteb()
         self.encoder = Encoder.open(bundle, device=device, threads=threads)
         # A wrong option is said now, not when the data is loaded.
-        self.encoder.encode_text([], task=query_task, truncate_dim=truncate_dim, max_length=max_length)
+        manifest = self.encoder.manifest
+        check_truncate_dim(truncate_dim, manifest)
+        if manifest.text:
+            check_max_length(max_length, manifest.text)
+        if query_task is not None:
+            find_task(manifest, query_task, "text")
         self._truncate_dim, self._query_task, self._max_length = truncate_dim, query_task, max_length
-        self.dim = truncate_dim or self.encoder.manifest.embedding_dim
-        self.mteb_model_meta = describe(self.encoder.manifest, truncate_dim, query_task, max_length)
+        self.dim = truncate_dim or manifest.embedding_dim
+        self.mteb_model_meta = describe(manifest, truncate_dim, query_task, max_length)
 
     def encode(
         self,
@@ -87,7 +94,7 @@ class BundleModel:
         images: list[NDArray[np.float32]] = []
         with ProgressBar("batches", len(inputs), is_shown=is_wanted(show_progress_bar)) as bar:
             for batch in inputs:
-                _check_modalities(task_metadata.name, {"text", "image", "audio", "video"} & batch.keys())
+                self.check_modalities(task_metadata.name, {"text", "image", "audio", "video"} & batch.keys())
                 # All texts go to the runtime together, for it batches those of one length.
                 texts += batch.get("text", ())
                 if "image" in batch:
@@ -99,7 +106,9 @@ class BundleModel:
                 bar.advance()
         if images and not texts:
             return np.concatenate(images)
-        task = self._query_task if prompt_type == "query" else None
+        task = mteb_task(self.encoder.manifest, task_metadata.type, prompt_type and str(prompt_type.value))
+        if prompt_type == "query" and self._query_task:
+            task = self._query_task
         vectors = self.encoder.encode_text(
             texts,
             task=task,
@@ -109,6 +118,12 @@ class BundleModel:
             progress=show_progress_bar,
         )
         return vectors + np.concatenate(images) if images else vectors
+
+    def check_modalities(self, task: str, found: set[str]) -> None:
+        """InputError for a task of mteb with inputs that the bundle does not take."""
+        known = self.encoder.modalities
+        if unread := sorted(found.difference(known)):
+            raise InputError(f"task {task} has {', '.join(unread)}; a bundle reads {' and '.join(known)}")
 
     def similarity(self, embeddings1: "Array", embeddings2: "Array") -> "Array":
         """The cosine of every row of one with every row of the other: (N, dim), (M, dim) -> (N, M)."""
@@ -142,9 +157,9 @@ def describe(
         revision=hashlib.sha256(manifest.to_json().encode()).hexdigest()[:40],
         release_date=None,
         languages=None,
-        n_parameters=manifest.text.parameters + manifest.vision.parameters,
+        n_parameters=sum(graph.parameters for graph in manifest.graphs.values()),
         memory_usage_mb=manifest.weight_bytes / 2**20,
-        max_tokens=max_length or manifest.tokenizer.max_length,
+        max_tokens=max_length or (manifest.text.max_length if manifest.text else None),
         embed_dim=truncate_dim or manifest.embedding_dim,
         license=source.license if is_listed else "not specified",
         open_weights=True,
@@ -152,10 +167,10 @@ def describe(
         public_training_data=None,
         framework=["ONNX"],
         similarity_fn_name=ScoringFunction.COSINE,
-        use_instructions=query_task is not None,
+        use_instructions=query_task is not None or chooses_adapters(manifest),
         training_datasets=None,
         adapted_from=source.name,
-        modalities=["text", "image"],
+        modalities=list(manifest.modalities),
         experiment_kwargs={name: value for name, value in options.items() if value is not None} or None,
     )
 
@@ -178,7 +193,7 @@ def _load_mteb() -> ModuleType:
 
 
 def find_tasks(names: Iterable[str]) -> list["AbsTask"]:
-    """mteb's tasks of these names; InputError for one that it does not know or a bundle cannot do."""
+    """mteb's tasks of these names; InputError for one that it does not know."""
     mteb = _load_mteb()
     tasks: list[AbsTask] = []
     for name in names:
@@ -186,16 +201,18 @@ def find_tasks(names: Iterable[str]) -> list["AbsTask"]:
             tasks.append(mteb.get_task(name))
         except KeyError as error:  # its text names the nearest task
             raise InputError(f"mteb knows no such task ({str(error.args[0]).removeprefix('KeyError: ')})") from error
-        _check_modalities(name, set(tasks[-1].metadata.modalities))
     return tasks
 
 
 def score_tasks(model: BundleModel, tasks: Iterable["AbsTask"], results: Path | None = None) -> Iterator[Score]:
     """Run the tasks one by one. mteb keeps its results in the folder and does not run again what it finds there.
 
-    Raises InputError for data that cannot be loaded and for a folder that cannot be written.
+    Raises InputError for a task that the bundle cannot do, for data that cannot be loaded, and for a folder that
+    cannot be written.
     """
-    mteb = _load_mteb()
+    mteb, tasks = _load_mteb(), list(tasks)
+    for task in tasks:
+        model.check_modalities(task.metadata.name, set(task.metadata.modalities))
     for task in tasks:
         name = task.metadata.name
         try:
@@ -248,20 +265,19 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         model = BundleModel(options.bundle, truncate_dim=truncate_dim, **kept)
         with model.encoder:
             scores += score_tasks(model, tasks, options.out)
-    from edgeclip_bench.measure.machine_facts import machine  # psutil, which comes with the extra too
+    from edgeclip_bench.measure.documents import make_document  # psutil, which comes with the extra too
 
-    manifest = model.encoder.manifest
-    return {
-        "benchmark": "edgeclip_bench.quality.mteb_model",
-        "machine": machine(),
-        "mteb": _load_mteb().__version__,
-        "model": model.mteb_model_meta.name,
-        "revision": model.mteb_model_meta.revision,
-        "precision": {tower: manifest.tower(tower).precision for tower in TOWERS},
-        **kept,
-        "device": model.encoder.device,
-        "scores": [asdict(score) for score in scores],
-    }
+    return make_document(
+        "edgeclip_bench.quality.mteb_model",
+        {
+            "model": model.mteb_model_meta.name,
+            "revision": model.mteb_model_meta.revision,
+            "precision": {graph: facts.precision for graph, facts in model.encoder.manifest.graphs.items()},
+            **kept,
+            "device": model.encoder.device,
+            "scores": [asdict(score) for score in scores],
+        },
+    )
 
 
 def _table(scores: Sequence[dict[str, Any]]) -> str:
@@ -270,8 +286,3 @@ def _table(scores: Sequence[dict[str, Any]]) -> str:
     tasks = dict.fromkeys((task, metric) for task, metric, _ in cells)
     rows = [(*task, *(cells[*task, dim] for dim in dims)) for task in tasks]
     return format_table(("task", "main score", *(f"{dim} dim" for dim in dims)), rows)
-
-
-def _check_modalities(task: str, found: set[str]) -> None:
-    if unread := sorted(found.difference(_MODALITIES)):
-        raise InputError(f"task {task} has {', '.join(unread)}; a bundle reads {' and '.join(_MODALITIES)}")

@@ -4,12 +4,12 @@ Figures are per cent with two decimals, as the model's authors print them, with 
 brackets. The JSON has them as they are, from 0 to 1.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from edgeclip.tables import format_table
+from edgeclip_bench.measure.documents import make_document, to_json
+from edgeclip_bench.measure.report_table import NONE, Table, render_table
 from edgeclip_bench.quality.against import Agreement, Comparison, Difference
 from edgeclip_bench.quality.evaluate import BundleIdentity, DataScores, Evaluation, Score
 from edgeclip_bench.quality.published import AVERAGES, FULL_DIM, kept_share_for
@@ -35,17 +35,9 @@ _PAIRED = "Differences are this bundle's less the other's on the same queries; i
 _AGREEMENT = "agreement@k: the share of the first k found that both bundles find."
 _RANKS = "Ranks are of the best right one, from 1; before is the other bundle's."
 _PUBLISHED = "published figures are jina-clip-v2's on the whole test split; a part of it is another test"
+# The packages that decide figures.
+_DECIDING = ("edgeclip", "onnxruntime", "onnxruntime-gpu", "tokenizers", "numpy", "pillow")
 _SHOWN = 56  # characters of an input in a table
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """Rows of words under a title, and notes to stand below."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,12 +73,8 @@ def make_report(found: Evaluation | Comparison) -> Report:
 
 def render_text(report: Report) -> str:
     """For a terminal."""
-    parts = ["\n".join((report.title, *report.facts))]
-    for table in report.tables:
-        parts.append(
-            "\n".join((table.title, format_table(table.header, table.rows), *(f"  {note}" for note in table.notes)))
-        )
-    return "\n\n".join((*parts, "\n".join(report.notes))) + "\n"
+    head = "\n".join((report.title, *report.facts))
+    return "\n\n".join((head, *map(render_table, report.tables), "\n".join(report.notes))) + "\n"
 
 
 def render_markdown(report: Report) -> str:
@@ -101,23 +89,24 @@ def render_markdown(report: Report) -> str:
 
 def render_json(found: Evaluation | Comparison) -> str:
     """Everything: what was measured, on what, with what."""
-    document = {"benchmark": "edgeclip_bench.quality", **found.as_dict()}
-    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return to_json(make_document("edgeclip_bench.quality", found.as_dict()))
 
 
 def _facts(found: Evaluation) -> tuple[str, ...]:
-    versions = ", ".join(f"{name} {number}" for name, number in found.versions.items())
-    data = [
-        f"{data.label}: {data.kind}, {_sizes(data)}; {_origins(data)}" + (f"; task {data.task}" if data.task else "")
-        for data in found.data
-    ]
+    versions = ", ".join(f"{name} {found.versions[name]}" for name in _DECIDING if name in found.versions)
+    data = [f"{data.label}: {data.kind}, {_sizes(data)}; {_origins(data)}" + _tasks(data) for data in found.data]
     ran = f"on {found.device}, {found.machine['processor']}, {found.machine['threads']} processors; {versions}"
     return _describe(found.bundle), ran, *data
 
 
+def _tasks(data: DataScores) -> str:
+    items = f", documents {data.item_task}" if data.item_task not in (None, data.task) else ""
+    return f"; task {data.task}{items}" if data.task else ""
+
+
 def _describe(bundle: BundleIdentity) -> str:
     revision = f" at {bundle.revision}" if bundle.revision else ""
-    precisions = ", ".join(f"{tower} {precision}" for tower, precision in bundle.precision.items())
+    precisions = ", ".join(f"{graph} {precision}" for graph, precision in bundle.precision.items())
     return f"{bundle.name}: {bundle.source}{revision}, {precisions}, for {bundle.target}"
 
 
@@ -219,30 +208,30 @@ def _difference_table(
 def _closeness_tables(found: Comparison) -> Iterator[Table]:
     yield Table(
         title="Cosine between both bundles' vectors of one input",
-        header=("data", "tower", "inputs", "worst", "1st percentile", "mean"),
+        header=("data", "modality", "inputs", "worst", "1st percentile", "mean"),
         rows=tuple(
             (
                 one.data,
-                one.tower,
+                one.modality,
                 str(one.samples),
                 *(f"{x:.6f}" for x in (one.worst, one.first_percentile, one.mean)),
             )
             for one in found.closeness
         ),
     )
-    for name, tower in dict.fromkeys((one.data, one.tower) for one in found.worst):
-        of_tower = [one for one in found.worst if (one.data, one.tower) == (name, tower)]
+    for name, modality in dict.fromkeys((one.data, one.modality) for one in found.worst):
+        of_modality = [one for one in found.worst if (one.data, one.modality) == (name, modality)]
         yield Table(
-            title=f"{name}, {tower}: inputs with the lowest cosines",
+            title=f"{name}, {modality}: inputs with the lowest cosines",
             header=("input", "language", "cosine", "rank before", "rank now"),
             rows=tuple(
                 (
                     _shorten(one.input),
                     one.language or "-",
                     f"{one.cosine:.6f}",
-                    *map(_rank, (one.reference_rank, one.rank)),
+                    *(NONE if rank is None else str(rank) for rank in (one.reference_rank, one.rank)),
                 )
-                for one in of_tower
+                for one in of_modality
             ),
         )
 
@@ -273,10 +262,6 @@ def _percent(value: float | None) -> str:
 
 def _points(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:+.2f}"
-
-
-def _rank(rank: int | None) -> str:
-    return "-" if rank is None else str(rank)
 
 
 def _shorten(words: str) -> str:

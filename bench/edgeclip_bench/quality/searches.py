@@ -13,10 +13,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip.manifest import TowerName
-from edgeclip_bench.quality.datasets import ClassificationData, Data, ImageTextData, StsData, TextRetrievalData
+from edgeclip.manifest import Manifest, Modality
+from edgeclip_bench.quality.datasets import ClassificationData, Data, ImageTextData, StsData, TextRetrievalData, Texts
 from edgeclip_bench.quality.embeddings import Counts, Embedder, Vectors
 from edgeclip_bench.quality.metrics import NEVER, Positives, class_vectors, first_hit_ranks, top_k, truncate
+from edgeclip_bench.quality.tasks import PAIR, QUERY, chooses_adapters, default_task, document_task
 
 Direction = Literal["text_to_image", "image_to_text", "query_to_document", "image_to_class"]
 Indices = NDArray[np.int64]
@@ -26,6 +27,14 @@ _DOCUMENTS, _OTHERS = 100, 10
 _NONE = -1  # among a query's own items, for one that has none
 # The language of a caption that has none, beside captions that have one (ISO 639-2).
 UNDETERMINED = "und"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tasks:
+    """The tasks that a data set's texts are embedded with: those of `Embedded.queries`, and of `Embedded.items`."""
+
+    queries: str | None = None
+    items: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -40,11 +49,12 @@ class Embedded:
     queries: Vectors
     items: Vectors
     counts: Counts
+    tasks: Tasks = Tasks()
 
     @property
-    def item_tower(self) -> TowerName:
-        """The tower that made `items`; `queries` are always the text tower's."""
-        return "vision" if isinstance(self.data, ImageTextData | ClassificationData) else "text"
+    def item_modality(self) -> Modality:
+        """What `items` are; `queries` are always texts."""
+        return "image" if isinstance(self.data, ImageTextData | ClassificationData) else "text"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,23 +120,40 @@ class Search:
 
 
 def embed(embedder: Embedder, data: Data, task: str | None) -> Embedded:
-    """Embed all of a data set's inputs. `task` goes before captions and queries, and before nothing else."""
-    name = label_of(data)
+    """Embed all of a data set's inputs, with the tasks that `tasks_of` gives."""
+    name, tasks = label_of(data), tasks_of(data, task, embedder.encoder.manifest)
+
+    def texts(texts: Texts, task: str | None, what: str) -> Vectors:
+        return embedder.texts(texts, len(texts), task=task, label=f"{name}: {what}")
+
     if isinstance(data, ImageTextData):
-        captions = [caption.text for caption in data.captions]
-        queries = embedder.texts(captions, len(captions), task=task, label=f"{name}: captions")
+        queries = texts([caption.text for caption in data.captions], tasks.queries, "captions")
         items = embedder.images(data.images, label=f"{name}: images")
     elif isinstance(data, TextRetrievalData):
-        queries = embedder.texts(data.queries, len(data.queries), task=task, label=f"{name}: queries")
-        items = embedder.texts(data.corpus, len(data.corpus), label=f"{name}: documents")
+        queries = texts(data.queries, tasks.queries, "queries")
+        items = texts(data.corpus, tasks.items, "documents")
     elif isinstance(data, StsData):
-        queries = embedder.texts(data.first, len(data.first), label=f"{name}: first sentences")
-        items = embedder.texts(data.second, len(data.second), label=f"{name}: second sentences")
+        queries = texts(data.first, tasks.queries, "first sentences")
+        items = texts(data.second, tasks.items, "second sentences")
     else:
-        prompts = class_prompts(data)
-        queries = embedder.texts(prompts, len(prompts), label=f"{name}: prompts")
+        queries = texts(class_prompts(data), tasks.queries, "prompts")
         items = embedder.images(data.images, label=f"{name}: images")
-    return Embedded(data=data, queries=queries, items=items, counts=embedder.take_counts())
+    return Embedded(data=data, queries=queries, items=items, tasks=tasks, counts=embedder.take_counts())
+
+
+def tasks_of(data: Data, task: str | None, manifest: Manifest) -> Tasks:
+    """The tasks of a data set's texts, where the user asks for `task` or, with None, for none.
+
+    A task is for captions and queries. Documents and pairs of sentences have one where tasks choose adapters
+    (`edgeclip_bench.quality.tasks`).
+    """
+    if isinstance(data, TextRetrievalData):
+        return Tasks(queries=task or default_task(manifest, QUERY), items=document_task(manifest, task))
+    if isinstance(data, StsData):
+        pair = task if task and chooses_adapters(manifest) else default_task(manifest, PAIR)
+        return Tasks(queries=pair, items=pair)
+    is_asked = isinstance(data, ImageTextData)
+    return Tasks(queries=task if is_asked else None, items=None)
 
 
 def class_prompts(data: ClassificationData) -> list[str]:
@@ -134,9 +161,11 @@ def class_prompts(data: ClassificationData) -> list[str]:
     return [template.replace("{}", name) for name in data.classes for template in data.templates]
 
 
-def takes_task(data: Data) -> bool:
-    """Whether `embed` puts a task's instruction before any of its texts."""
-    return isinstance(data, ImageTextData | TextRetrievalData)
+def takes_task(data: Data, manifest: Manifest) -> bool:
+    """Whether a task that the user asks for is used for any of a data set's texts."""
+    return isinstance(data, ImageTextData | TextRetrievalData) or (
+        isinstance(data, StsData) and chooses_adapters(manifest)
+    )
 
 
 def languages_of(data: Data) -> tuple[str, ...]:

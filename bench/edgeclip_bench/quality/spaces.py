@@ -1,18 +1,19 @@
-"""Under what the evaluation keeps an embedding: what the runtime says decides it, and the code that calls it here."""
+"""Under what the evaluation keeps a vector: what the runtime says decides it, and the code that calls it here."""
 
 import json
 from importlib.resources import files
 
 from edgeclip import Encoder
 from edgeclip.engine.vector_facts import hash_packages, vector_facts
-from edgeclip.manifest import TowerName
+from edgeclip.manifest import FIRST_GRAPH, Modality
 from edgeclip_bench.quality.cache import Space
 
 # Read when this is imported, as the runtime's.
 _CODE = hash_packages([files("edgeclip_bench")])
 
 
-def space_of(encoder: Encoder, tower: TowerName) -> Space:
-    """What decides the vectors of one of the encoder's towers, besides the input."""
-    facts = {"the tower": tower, "the evaluation's code": _CODE, **vector_facts(encoder, [tower])}
+def space_of(encoder: Encoder, modality: Modality) -> Space:
+    """What decides the encoder's vectors of a modality, besides the input and its task."""
+    facts = {"the modality": modality, "the evaluation's code": _CODE}
+    facts |= vector_facts(encoder, [FIRST_GRAPH[modality]])
     return Space(json.dumps(facts, sort_keys=True), encoder.manifest.embedding_dim)

@@ -1,7 +1,7 @@
-"""Open and run a tower of any contender by one interface: a bundle's, onnxruntime's, OpenVINO's and torch's.
+"""Open and run a graph of any contender by one interface: a bundle's, onnxruntime's, OpenVINO's and torch's.
 
-All get the same number of threads. A bundle's vision tower takes uint8 pixels and the others the reference's floats;
-`feed` makes them, outside of what is timed.
+All get the same number of threads, and each is opened as it runs. A bundle's vision graph takes uint8 pixels and the
+others the reference's floats; `feed` makes them, outside of what is timed.
 """
 
 import importlib
@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from edgeclip.engine.devices import Device
-from edgeclip.engine.session import TowerSession
-from edgeclip.families.jina_clip import normalize_pixels
-from edgeclip.manifest import ImageFacts, TowerName
-from edgeclip_bench.rivals.recipes import Engine, LeftOut, first_line
+from edgeclip.engine.opening import GraphToOpen, open_graph
+from edgeclip.engine.ort import start_session
+from edgeclip.inputs.square import normalize_pixels
+from edgeclip.manifest import ImageFacts
+from edgeclip_bench.measure.resident_memory import anonymous_bytes, peak_bytes, reset_peak, resident_bytes
+from edgeclip_bench.rivals.recipes import INPUTS, Engine, LeftOut, first_line
 
 Run = Callable[[NDArray[Any]], NDArray[np.float32]]
 
-_ERRORS_ONLY = 3
 _MODULES = {
     "merged": ("edgeclip_bench.rivals.merged_graph", "onnxruntime"),
     "openvino": ("openvino",),
@@ -36,54 +36,63 @@ _MODULES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """A graph to be measured. `recipe` says in a line how it was made."""
+    """A graph to be measured: "text" or "vision", in `path`. `recipe` says in a line how it was made."""
 
     name: str
     recipe: str
     engine: Engine | Literal["bundle"]
-    tower: TowerName
-    graph: Path
+    graph: str
+    path: Path
     size_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resident:
-    """The memory of a graph in a process of its own, opened and run once; the anonymous part cannot be dropped."""
+    """The memory of a graph in a process of its own, opened and run once; the anonymous part cannot be dropped.
+
+    `peak_above_loaded_bytes` is how far memory rises during one more run.
+    """
 
     loaded_bytes: int
     anonymous_bytes: int
+    peak_above_loaded_bytes: int
     open_s: float
 
 
-def feed(contender: Contender, batch: NDArray[Any], image: ImageFacts) -> NDArray[Any]:
+def feed(contender: Contender, batch: NDArray[Any], image: ImageFacts | None) -> NDArray[Any]:
     """A bundle's batch, ids (B, T) or pixels (B, S, S, 3), as the contender's graph takes it."""
-    return batch if contender.tower == "text" or contender.engine == "bundle" else normalize_pixels(batch, image)
+    if contender.graph == "text" or contender.engine == "bundle":
+        return batch
+    assert image is not None, "a bundle with a vision graph says how its images are normalised"
+    return normalize_pixels(batch, image)
 
 
 def open_run(contender: Contender, threads: int) -> Run:
     """Open the contender and return the function that runs it; the errors are those of its engine."""
     if contender.engine == "bundle":
-        return TowerSession(contender.graph, contender.tower, Device(kind="cpu"), threads).run
+        opened = open_graph(
+            GraphToOpen(
+                path=contender.path, graph=contender.graph, device=Device(kind="cpu"), threads=threads, manifest=None
+            )
+        )
+        name = INPUTS[contender.graph]
+        return lambda batch: next(iter(opened.run({name: batch}).values()))
     if contender.engine == "onnxruntime":
-        return _onnxruntime(contender.graph, threads)
+        return _onnxruntime(contender.path, threads)
     if contender.engine == "merged":
         from edgeclip_bench.rivals.merged_graph import open_merged
 
-        return open_merged(contender.graph, contender.tower, threads)
+        return open_merged(contender.path, contender.graph, threads)
     if contender.engine == "openvino" or contender.engine == "openvino-bf16":
-        return _openvino(contender.graph, threads, "f32" if contender.engine == "openvino" else "bf16")
+        return _openvino(contender.path, threads, "f32" if contender.engine == "openvino" else "bf16")
     from edgeclip_bench.rivals.torch_towers import open_on_cpu
 
-    return open_on_cpu(contender.graph, contender.tower, contender.engine, threads)
+    return open_on_cpu(contender.path, contender.graph, contender.engine, threads)
 
 
-def _onnxruntime(graph: Path, threads: int) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = _ERRORS_ONLY
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+def _onnxruntime(path: Path, threads: int) -> Run:
+    """onnxruntime's own choice of everything but the number of threads."""
+    session = start_session(path, threads=threads)
     name = session.get_inputs()[0].name
 
     def run(batch: NDArray[Any]) -> NDArray[np.float32]:
@@ -93,7 +102,7 @@ def _onnxruntime(graph: Path, threads: int) -> Run:
     return run
 
 
-def _openvino(graph: Path, threads: int, precision: Literal["f32", "bf16"]) -> Run:
+def _openvino(path: Path, threads: int, precision: Literal["f32", "bf16"]) -> Run:
     import openvino
 
     settings = {
@@ -104,7 +113,7 @@ def _openvino(graph: Path, threads: int, precision: Literal["f32", "bf16"]) -> R
         "ENABLE_CPU_PINNING": False,
         "INFERENCE_PRECISION_HINT": precision,  # else bfloat16 where the processor has it
     }
-    compiled = openvino.Core().compile_model(graph, "CPU", settings)
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
     if (found := compiled.get_property("INFERENCE_NUM_THREADS")) != threads:
         raise LeftOut(f"openvino takes {found} threads, the others {threads}")
     if (found := compiled.get_property("INFERENCE_PRECISION_HINT").to_string()) != precision:
@@ -118,7 +127,7 @@ def _openvino(graph: Path, threads: int, precision: Literal["f32", "bf16"]) -> R
 
 
 def measure_resident(contender: Contender, batch: NDArray[Any], threads: int) -> Resident:
-    """Open the contender and run it once, in a fresh process; LeftOut for a rival that cannot be opened."""
+    """Open the contender and run it twice, in a fresh process; LeftOut for a rival that cannot be opened."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(_resident, contender, batch, threads).result()
@@ -129,22 +138,20 @@ def measure_resident(contender: Contender, batch: NDArray[Any], threads: int) ->
 def _resident(contender: Contender, batch: NDArray[Any], threads: int) -> Resident:
     for module in _MODULES.get(contender.engine.partition("-")[0], ("onnxruntime",)):
         importlib.import_module(module)  # else its code counts as the graph's
-    process = psutil.Process()
-    before = process.memory_info()
+    before, anonymous_before = resident_bytes(), anonymous_bytes()
     started = time.perf_counter()
     try:
         run = open_run(contender, threads)
         open_s = time.perf_counter() - started
+        run(batch[:1, :2] if contender.graph == "text" else batch)  # loads what every run needs
+        loaded, anonymous = resident_bytes(), anonymous_bytes()
+        reset_peak()
         run(batch)
     except Exception as error:  # engines' errors have no class in common
         raise error if contender.engine == "bundle" else LeftOut(first_line(error)) from None
-    after = process.memory_info()
     return Resident(
-        loaded_bytes=after.rss - before.rss,
-        anonymous_bytes=_anonymous(after) - _anonymous(before),
+        loaded_bytes=loaded - before,
+        anonymous_bytes=anonymous - anonymous_before,
+        peak_above_loaded_bytes=max(0, peak_bytes() - loaded),
         open_s=open_s,
     )
-
-
-def _anonymous(memory: Any) -> int:
-    return int(memory.rss - getattr(memory, "shared", 0))  # only Linux reports what is shared

@@ -14,15 +14,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import compose
 
-from edgeclip.manifest import TOWERS, TowerName
+from edgeclip.engine.ort import start_session
+from edgeclip_bench.rivals.recipes import GRAPHS
 
 MERGED = "merged.onnx"
-_ERRORS_ONLY = 3
 # XLM-RoBERTa's closing token: any but the padding token, of which there would be nothing to pool.
 _DUMMY_ID = 2
 
 
-def merge_graphs(graphs: Mapping[TowerName, Path], folder: Path) -> Path:
+def merge_graphs(graphs: Mapping[str, Path], folder: Path) -> Path:
     """Write one graph into `folder` that holds both towers' graphs, each with its weights in files beside it.
 
     Names become "<tower>_<name>", also those of dimensions: onnxruntime gives equally named dimensions the same
@@ -30,7 +30,7 @@ def merge_graphs(graphs: Mapping[TowerName, Path], folder: Path) -> Path:
     weights in the working directory.
     """
     merged: onnx.ModelProto | None = None
-    for tower in TOWERS:
+    for tower in GRAPHS:
         model = compose.add_prefix(onnx.load(graphs[tower], load_external_data=False), f"{tower}_")
         graph = model.graph
         for value in (*graph.input, *graph.output, *graph.value_info):
@@ -49,24 +49,19 @@ def merge_graphs(graphs: Mapping[TowerName, Path], folder: Path) -> Path:
     return folder / MERGED
 
 
-def open_merged(graph: Path, tower: TowerName, threads: int) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+def open_merged(path: Path, tower: str, threads: int) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
     """A function that runs the merged graph for one tower's rows (B, D), and drops those of the other tower's dummy
     input.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = _ERRORS_ONLY
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    names = dict(zip(TOWERS, (found.name for found in session.get_inputs()), strict=True))
-    other: TowerName = "vision" if tower == "text" else "text"
+    session = start_session(path, threads=threads)
+    names = dict(zip(GRAPHS, (found.name for found in session.get_inputs()), strict=True))
+    other = "vision" if tower == "text" else "text"
     pixels = next(found.shape[1:] for found in session.get_inputs() if found.name == names["vision"])
-    dummies: dict[TowerName, NDArray[Any]] = {
+    dummies: dict[str, NDArray[Any]] = {
         "text": np.full((1, 1), _DUMMY_ID, np.int64),
         "vision": np.zeros((1, *pixels), np.float32),
     }
-    place = TOWERS.index(tower)
+    place = GRAPHS.index(tower)
 
     def run(batch: NDArray[Any]) -> NDArray[np.float32]:
         rows: NDArray[np.float32] = session.run(None, {names[tower]: batch, names[other]: dummies[other]})[place]

@@ -1,4 +1,4 @@
-"""The same two towers written plainly in torch: the rival that every export is measured against, and its oracle.
+"""jina-clip's two towers written plainly in torch: the rival that every export is measured against, and its oracle.
 
 Nothing here is folded, fused or packed: modules and names follow the official layout, attention is torch's
 scaled_dot_product_attention, rotary positions are slices and concatenations, images come as normalised float NCHW,
@@ -17,6 +17,26 @@ from edgeclip_export.families.jina_clip.config import TextConfig, VisionConfig, 
 from edgeclip_export.families.jina_clip.tensors import TEXT, VISION, tensor_shapes
 from edgeclip_export.families.jina_clip.weights import open_weights
 from edgeclip_export.opening import open_checkpoint
+from edgeclip_export.tracing import OPSET
+
+
+def load_plain(folder: Path, graph: str) -> "PlainTextTower | PlainVisionTower":
+    """Load the tower of a checkpoint folder that becomes the graph "text" or "vision"."""
+    return load_plain_text(folder) if graph == "text" else load_plain_vision(folder)
+
+
+def export_plain(checkpoint: Path, folder: Path, graph: str) -> Path:
+    """Write a tower's graph into `folder` as torch.onnx.export leaves it."""
+    tower = load_plain(checkpoint, graph)
+    dynamic = {0: "batch", 1: "sequence"} if graph == "text" else {0: "batch"}
+    size = 0 if isinstance(tower, PlainTextTower) else tower.config.image_size
+    example = torch.zeros(2, 3, size, size) if size else torch.full((2, 3), 2)
+    program = torch.onnx.export(
+        tower, (example,), dynamo=True, opset_version=OPSET, dynamic_shapes=(dynamic,), verbose=False
+    )
+    assert program is not None
+    program.save(folder / f"plain_{graph}.onnx", external_data=True)
+    return folder / f"plain_{graph}.onnx"
 
 
 def load_plain_text(folder: Path) -> "PlainTextTower":
@@ -72,17 +92,30 @@ class PlainTextTower(nn.Module):
     def features(self, input_ids: Tensor) -> Tensor:
         """Un-normalised features (B, D)."""
         mask = input_ids != self.config.pad_id
-        words, types = self.embeddings["word_embeddings"], self.embeddings["token_type_embeddings"]
-        h = self.emb_ln(words(input_ids) + types(torch.zeros_like(input_ids)))
-        half = torch.arange(0, self.config.head_width, 2, device=h.device, dtype=torch.float32)
-        position = torch.arange(input_ids.shape[1], device=h.device, dtype=torch.float32)
-        angles = torch.outer(position, 1.0 / self.config.rotary_base ** (half / self.config.head_width))
-        angles = torch.cat((angles, angles), dim=-1)
+        angles = self.angles(input_ids.shape[1]).to(input_ids.device)
         # One row would do, but onnxruntime's Attention refuses a mask that is broadcast over queries.
         bias = torch.where(mask, 0.0, -10000.0)[:, None, None].expand(-1, -1, input_ids.shape[1], -1)
-        for layer in self.encoder.layers:
-            h = layer(h, angles.cos(), angles.sin(), bias)
+        h = self._hidden(input_ids, angles.cos(), angles.sin(), bias)
         return (h * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+
+    def tabled_features(self, input_ids: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """The features (B, D) of texts without padding, without a mask, from tables (T or more, D)."""
+        tokens = input_ids.shape[1]
+        return self._hidden(input_ids, cos[:tokens], sin[:tokens], None).mean(dim=1)
+
+    def angles(self, tokens: int) -> Tensor:
+        """The rotary angles of so many positions: (T, D)."""
+        half = torch.arange(0, self.config.head_width, 2, dtype=torch.float32)
+        position = torch.arange(tokens, dtype=torch.float32)
+        angles = torch.outer(position, 1.0 / self.config.rotary_base ** (half / self.config.head_width))
+        return torch.cat((angles, angles), dim=-1)
+
+    def _hidden(self, input_ids: Tensor, cos: Tensor, sin: Tensor, bias: Tensor | None) -> Tensor:
+        words, types = self.embeddings["word_embeddings"], self.embeddings["token_type_embeddings"]
+        h = self.emb_ln(words(input_ids) + types(torch.zeros_like(input_ids)))
+        for layer in self.encoder.layers:
+            h = layer(h, cos, sin, bias)
+        return h
 
 
 class _Layers(nn.Module):
@@ -110,7 +143,7 @@ class _TextLayer(nn.Module):
         )
         self.norm2 = nn.LayerNorm(config.width, config.layer_norm_eps)
 
-    def forward(self, h: Tensor, cos: Tensor, sin: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, h: Tensor, cos: Tensor, sin: Tensor, bias: Tensor | None) -> Tensor:
         q, k, v = (_split_heads(x, self.heads) for x in self.mixer["Wqkv"](h).chunk(3, dim=-1))
         q, k = (x * cos + _rotate_half(x) * sin for x in (q, k))
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -137,15 +170,19 @@ class PlainVisionTower(nn.Module):
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """Un-normalised features (B, D)."""
+        angles = self.angles().to(pixel_values.device)
+        return self.tabled_features(pixel_values, angles.cos(), angles.sin())
+
+    def tabled_features(self, pixel_values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """The features (B, D) from tables (P, D) that were made before."""
         patches = self.patch_embed["proj"](pixel_values).flatten(2).transpose(1, 2)
         x = torch.cat((self.cls_token.expand(patches.shape[0], -1, -1), patches), dim=1) + self.pos_embed
-        angles = self._angles().to(x.device)
         for block in self.blocks:
-            x = block(x, angles.cos(), angles.sin())
+            x = block(x, cos, sin)
         return self.norm(x)[:, 0]
 
-    def _angles(self) -> Tensor:
-        """(P, D): for each patch its row's angles, then its column's, every angle twice."""
+    def angles(self, tokens: int = 0) -> Tensor:
+        """The rotary angles (P, D): for each patch its row's, then its column's, every angle twice."""
         config, half = self.config, self.config.head_width // 2
         frequencies = config.rotary_base ** -(torch.arange(0, half, 2, dtype=torch.float32) / half)
         grid = torch.arange(config.grid, dtype=torch.float32)

@@ -1,11 +1,11 @@
-"""Make the rivals' graphs: other tools' versions of the same tower, each made once with its own tool.
+"""Make the rivals' graphs: other tools' versions of the same graph, each made once with its own tool.
 
-    WORK/<rival>/<tower>/    the graph, its weights, and made.json: what it was made of and with
-    WORK/<rival>/both/       the same for one graph of both towers
+    WORK/<rival>/<graph>/    the graph, its weights, and made.json: what it was made of and with
+    WORK/<rival>/both/       the same for one graph that holds both
 
 A graph is reused while checkpoint and recipe are the same, whichever interpreter made it: so packages that exclude
 each other can each prepare their own rivals in one folder. Each is made in a process of its own, which frees the
-memory that it took; what the tool prints meanwhile is in WORK/<rival>/<tower>.log.
+memory that it took; what the tool prints meanwhile is in WORK/<rival>/<graph>.log.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,13 +27,18 @@ from numpy.typing import NDArray
 
 from edgeclip import Manifest
 from edgeclip.bundle.staging import file_facts, staged
-from edgeclip.families.jina_clip import normalize_pixels
-from edgeclip.manifest import TOWERS, TowerName
+from edgeclip.inputs.square import normalize_pixels
+from edgeclip.manifest import Modality
+from edgeclip_bench.measure.documents import installed
+from edgeclip_quant.inputs.feeder import Feeder
 from edgeclip_quant.inputs.made_up import made_up_samples
 
 # What opens a graph, and how (`edgeclip_bench.rivals.contenders`).
 Engine = Literal["onnxruntime", "merged", "openvino", "openvino-bf16", "torch", "torch-bf16", "torch-compiled"]
 
+# The only input of each graph, in bundles.
+INPUTS: Mapping[str, str] = {"text": "input_ids", "vision": "pixel_values"}
+GRAPHS = tuple(INPUTS)
 _RECORD = "made.json"
 # onnxruntime's quantizer would by default take every operator whose name it knows. It takes the Attention of opset
 # 23 for com.microsoft's, and the graph does not load; ConvInteger has no kernel for int8 weights
@@ -59,30 +64,33 @@ class Material:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """A rival's tower on disk. `made_with` are versions of packages, `files` hashes of the files that are loaded."""
+    """A rival's graph on disk: "text" or "vision", in `file`.
+
+    `made_with` are versions of packages, `files` hashes of the files that are loaded.
+    """
 
     rival: str
-    tower: TowerName
+    graph: str
     recipe: str
     weights_sha256: str
     made_with: Mapping[str, str]
     made_in_s: float
-    graph: str
+    file: str
     size_bytes: int
     files: Mapping[str, str]
 
 
-Graphs = Mapping[TowerName, Path]
-# (material, tower, the plain graphs, a folder) -> the file in the folder that is loaded
-Make = Callable[[Material, TowerName, Graphs, Path], Path]
+Graphs = Mapping[str, Path]
+# (material, the graph's name, the plain graphs, a folder) -> the file in the folder that is loaded
+Make = Callable[[Material, str, Graphs, Path], Path]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rival:
-    """How a tool makes a tower: `recipe` says it in a line, `packages` must be installed.
+    """How a tool makes a graph: `recipe` says it in a line, `packages` must be installed.
 
     `taken_from` is the rival whose files this one opens in another engine. `is_of_plain`: it is made from the plain
-    graph; `is_joint`: it is one graph for both towers.
+    graph; `is_joint`: it is one graph for texts and images.
     """
 
     recipe: str
@@ -94,71 +102,70 @@ class Rival:
     is_joint: bool = False
 
 
-def make_plain(material: Material, tower: TowerName, plain: Graphs, folder: Path) -> Path:
-    """Write the graph as torch.onnx.export leaves it; the folder `plain` must not exist yet."""
-    from edgeclip_bench.latency.plain_export import plain_graph
+def _plain(material: Material, graph: str, plain: Graphs, folder: Path) -> Path:
+    from edgeclip_bench.rivals.plain_towers import export_plain
 
-    return plain_graph(material.checkpoint, folder, tower)
+    return export_plain(material.checkpoint, folder, graph)
 
 
-def _torch(material: Material, tower: TowerName, plain: Graphs, folder: Path) -> Path:
+def _torch(material: Material, graph: str, plain: Graphs, folder: Path) -> Path:
     from edgeclip_bench.rivals.torch_towers import save_tower
 
-    return save_tower(material.checkpoint, tower, folder)
+    return save_tower(material.checkpoint, graph, folder)
 
 
-def _merged(material: Material, tower: TowerName, plain: Graphs, folder: Path) -> Path:
+def _merged(material: Material, graph: str, plain: Graphs, folder: Path) -> Path:
     from edgeclip_bench.rivals.merged_graph import merge_graphs
 
     return merge_graphs(plain, folder)
 
 
 def _quantize_dynamic(weight_type: str) -> Make:
-    def make(material: Material, tower: TowerName, plain: Graphs, folder: Path) -> Path:
+    def make(material: Material, graph: str, plain: Graphs, folder: Path) -> Path:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         quantize_dynamic(
-            plain[tower],
-            folder / plain[tower].name,
+            plain[graph],
+            folder / plain[graph].name,
             op_types_to_quantize=_OPERATORS,
             per_channel=True,
             weight_type=QuantType[weight_type],
             use_external_data_format=True,
         )
-        return folder / plain[tower].name
+        return folder / plain[graph].name
 
     return make
 
 
 def _optimum(preset: str) -> Make:
-    def make(material: Material, tower: TowerName, plain: Graphs, folder: Path) -> Path:
+    def make(material: Material, graph: str, plain: Graphs, folder: Path) -> Path:
         from optimum.onnxruntime import AutoQuantizationConfig, ORTQuantizer
 
         config = getattr(AutoQuantizationConfig, preset)(
             is_static=False, per_channel=True, operators_to_quantize=_OPERATORS
         )
-        quantizer = ORTQuantizer.from_pretrained(plain[tower].parent, file_name=plain[tower].name)
+        quantizer = ORTQuantizer.from_pretrained(plain[graph].parent, file_name=plain[graph].name)
         quantizer.quantize(config, folder, file_suffix="", use_external_data_format=True)
         (folder / "ort_config.json").unlink()  # it differs between presets whose graphs are equal
-        return folder / plain[tower].name
+        return folder / plain[graph].name
 
     return make
 
 
-def _openvino(material: Material, tower: TowerName, plain: Graphs, folder: Path) -> Path:
+def _openvino(material: Material, graph: str, plain: Graphs, folder: Path) -> Path:
     import openvino
 
-    openvino.save_model(openvino.convert_model(plain[tower]), folder / "model.xml", compress_to_fp16=False)
+    openvino.save_model(openvino.convert_model(plain[graph]), folder / "model.xml", compress_to_fp16=False)
     return folder / "model.xml"
 
 
-def _openvino_int8(material: Material, tower: TowerName, plain: Graphs, folder: Path) -> Path:
+def _openvino_int8(material: Material, graph: str, plain: Graphs, folder: Path) -> Path:
     import nncf
     import openvino
 
-    batches = _calibration(material, tower)
+    batches = _calibration(material, graph)
     model = nncf.quantize(
-        openvino.convert_model(plain[tower]),
+        openvino.convert_model(plain[graph]),
         nncf.Dataset(batches),
         subset_size=len(batches),
         model_type=nncf.ModelType.TRANSFORMER,
@@ -169,12 +176,19 @@ def _openvino_int8(material: Material, tower: TowerName, plain: Graphs, folder: 
     return folder / "model.xml"
 
 
-def _calibration(material: Material, tower: TowerName) -> Sequence[NDArray[Any]]:
+def _calibration(material: Material, graph: str) -> Sequence[NDArray[Any]]:
     manifest = Manifest.read(material.bundle)
-    samples = made_up_samples(material.bundle, manifest, texts=_TEXTS, images=_IMAGES)
-    if tower == "text":
-        return samples.text
-    return [normalize_pixels(pixels, manifest.image) for pixels in samples.vision]
+    batches = made_up_batches(material.bundle, manifest, graph, texts=_TEXTS, images=_IMAGES)
+    return batches if graph == "text" else [normalize_pixels(pixels, manifest.need_image()) for pixels in batches]
+
+
+def made_up_batches(
+    bundle: Path, manifest: Manifest, graph: str, *, texts: int, images: int, seed: int = 0
+) -> list[NDArray[Any]]:
+    """Made-up inputs of a bundle's graph, each as a batch of one: ids (1, T) or pixels (1, S, S, 3)."""
+    modality: Modality = "text" if graph == "text" else "image"
+    samples = made_up_samples(Feeder(bundle, manifest), texts=texts, images=images, seed=seed)
+    return [item.arrays[INPUTS[graph]][None] for item in samples.of(modality)]
 
 
 PLAIN = "plain"
@@ -184,7 +198,7 @@ RIVALS: Mapping[str, Rival] = {
         recipe="torch.onnx.export, fp32",
         engine="onnxruntime",
         packages=("torch", "onnxscript"),
-        make=make_plain,
+        make=_plain,
         is_of_plain=False,
     ),
     "torch": Rival(
@@ -207,7 +221,7 @@ RIVALS: Mapping[str, Rival] = {
         taken_from="torch",
     ),
     "merged": Rival(
-        recipe="both plain graphs in one, a dummy for the other tower's input, fp32",
+        recipe="both plain graphs in one, a dummy for the other one's input, fp32",
         engine="merged",
         packages=("onnx",),
         make=_merged,
@@ -260,46 +274,46 @@ CANNOT: Mapping[str, str] = {
 }
 
 
-def place(name: str, tower: TowerName) -> Path:
-    """The folder of a rival's tower inside the folder of all rivals."""
+def place(name: str, graph: str) -> Path:
+    """The folder of a rival's graph inside the folder of all rivals."""
     owner = RIVALS[name].taken_from or name
-    return Path(owner, "both" if RIVALS[owner].is_joint else tower)
+    return Path(owner, "both" if RIVALS[owner].is_joint else graph)
 
 
-def prepare(name: str, material: Material, tower: TowerName, work: Path) -> Made:
-    """The rival's tower under `work`, made now unless it is there; LeftOut when it cannot be made here."""
+def prepare(name: str, material: Material, graph: str, work: Path) -> Made:
+    """The rival's graph under `work`, made now unless it is there; LeftOut when it cannot be made here."""
     rival = RIVALS[name]
     if rival.taken_from:
-        return dataclasses.replace(prepare(rival.taken_from, material, tower, work), rival=name, recipe=rival.recipe)
-    folder = work / place(name, tower)
+        return dataclasses.replace(prepare(rival.taken_from, material, graph, work), rival=name, recipe=rival.recipe)
+    folder = work / place(name, graph)
     made = read_made(folder)
     if made and (made.weights_sha256, made.recipe) == (material.weights_sha256, rival.recipe):
-        return dataclasses.replace(made, tower=tower)
+        return dataclasses.replace(made, graph=graph)
     if missing := [package for package in rival.packages if not installed(package)]:
         raise LeftOut(f"not in {work}, and {' and '.join(missing)} not installed to make it")
-    plain: dict[TowerName, Path] = {}
+    plain: dict[str, Path] = {}
     if rival.is_of_plain:
-        for one in TOWERS if rival.is_joint else (tower,):
-            plain[one] = work / place(PLAIN, one) / prepare(PLAIN, material, one, work).graph
+        for one in GRAPHS if rival.is_joint else (graph,):
+            plain[one] = work / place(PLAIN, one) / prepare(PLAIN, material, one, work).file
     shutil.rmtree(folder, ignore_errors=True)
     with staged(folder, needed_bytes=Manifest.read(material.bundle).weight_bytes) as stage:
         started = time.perf_counter()
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             try:
                 log = folder.with_name(f"{folder.name}.log")
-                graph = pool.submit(_make, name, material, tower, plain, stage, log).result()
+                file = pool.submit(_make, name, material, graph, plain, stage, log).result()
             except BrokenProcessPool as error:
                 raise LeftOut("the process that made it died; is there memory enough?") from error
         seconds = time.perf_counter() - started
         files = file_facts(stage, lambda what, done, total: None)
         made = Made(
             rival=name,
-            tower=tower,
+            graph=graph,
             recipe=rival.recipe,
             weights_sha256=material.weights_sha256,
             made_with={package: version(package) for package in rival.packages},
             made_in_s=seconds,
-            graph=graph,
+            file=file,
             size_bytes=sum(file.size_bytes for file in files),
             files={file.name: file.sha256 for file in files},
         )
@@ -316,16 +330,7 @@ def read_made(folder: Path) -> Made | None:
     return None
 
 
-def installed(package: str) -> bool:
-    """Whether a distribution of that name is installed."""
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True
-
-
-def _make(name: str, material: Material, tower: TowerName, plain: Graphs, folder: Path, log: Path) -> str:
+def _make(name: str, material: Material, graph: str, plain: Graphs, folder: Path, log: Path) -> str:
     """Make it in a process of its own. The tools' errors share no class, and not all can be pickled back."""
     with log.open("wb") as file:
         for stream in (1, 2):
@@ -333,7 +338,7 @@ def _make(name: str, material: Material, tower: TowerName, plain: Graphs, folder
     make = RIVALS[name].make
     assert make is not None
     try:
-        return make(material, tower, plain, folder).name
+        return make(material, graph, plain, folder).name
     except Exception as error:
         raise LeftOut(first_line(error)) from None
 
@@ -344,7 +349,7 @@ def first_line(error: BaseException) -> str:
 
 
 def same_graphs(made: Sequence[Made]) -> dict[str, str]:
-    """By name, each rival of one tower whose files and engine equal an earlier rival's in every bit, and that rival's
+    """By name, each rival of one graph whose files and engine equal an earlier rival's in every bit, and that rival's
     name.
     """
     first: dict[tuple[Engine, frozenset[tuple[str, str]]], str] = {}

@@ -6,43 +6,33 @@ A case's table has in one line what a reader weighs against each other: time, ra
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from edgeclip.manifest import TOWERS
 from edgeclip.tables import format_bytes
 from edgeclip_bench.measure.report_table import NONE, Table
 
 Document = Mapping[str, Any]
-_STANDING = ("", "on disk", "resident", "anonymous", "open", "worst cosine", "1st percentile", "mean", "made by")
+_STANDING = (
+    *("", "on disk", "resident", "anonymous", "peak above", "open"),
+    *("worst cosine", "1st percentile", "mean", "made by"),
+)
 
 
 def rival_tables(document: Document) -> Iterator[Table]:
-    """Every table that has rows, tower by tower."""
-    for tower in TOWERS:
-        standings = [one for one in document["standings"] if one["tower"] == tower]
-        if not standings:
-            continue
+    """Every table that has rows, graph by graph."""
+    for graph in dict.fromkeys(one["graph"] for one in document["standings"]):
+        standings = [one for one in document["standings"] if one["graph"] == graph]
         yield Table(
-            title=f"rivals, {tower} tower: what each holds, and the cosines of its vectors to {document['fp32']}'s",
-            header=(
-                "",
-                "on disk",
-                "resident",
-                "anonymous",
-                "open",
-                "worst cosine",
-                "1st percentile",
-                "mean",
-                "made by",
-            ),
-            rows=tuple(_standing(one) for one in standings),
+            title=f"rivals, {graph} graph: what each holds, and the cosines of its vectors to {document['fp32']}'s",
+            header=_STANDING,
+            rows=tuple(map(_standing, standings)),
         )
         cases = dict.fromkeys(one["case"] for one in document["latencies"])
-        for case in (case for case in cases if _is_of(case, tower)):
+        for case in (case for case in cases if _is_of(case, graph)):
             yield _case(document, case, {one["contender"]: one for one in standings})
     if missing := _missing(document):
-        yield Table(title="rivals that were left out", header=("", "tower", "why"), rows=missing)
-    twins = tuple((one["rival"], one["tower"], one["same_as"]) for one in document["twins"])
+        yield Table(title="rivals that were left out", header=("", "graph", "why"), rows=missing)
+    twins = tuple((one["rival"], one["graph"], one["same_as"]) for one in document["twins"])
     if twins:
-        yield Table(title="rivals with the very files of another", header=("", "tower", "same as"), rows=twins)
+        yield Table(title="rivals with the very files of another", header=("", "graph", "same as"), rows=twins)
 
 
 def _standing(one: Document) -> tuple[str, ...]:
@@ -52,6 +42,7 @@ def _standing(one: Document) -> tuple[str, ...]:
         format_bytes(one["size_bytes"]),
         format_bytes(resident["loaded_bytes"]),
         format_bytes(resident["anonymous_bytes"]),
+        format_bytes(resident["peak_above_loaded_bytes"]),
         f"{resident['open_s']:.2f} s",
         *(f"{closeness[which]:.5f}" for which in ("worst", "first_percentile", "mean")),
         one["recipe"],
@@ -88,11 +79,11 @@ def _ratio(ratio: Document | None) -> str:
 
 def _missing(document: Document) -> tuple[tuple[str, ...], ...]:
     """The rivals that are left out; one that is left out everywhere for the same reason takes one line."""
-    towers: dict[tuple[str, str], list[str]] = {}
+    graphs: dict[tuple[str, str], list[str]] = {}
     for one in document["left_out"]:
-        towers.setdefault((one["rival"], one["why"]), []).append(one["tower"])
-    return tuple((rival, ", ".join(found), why) for (rival, why), found in towers.items())
+        graphs.setdefault((one["rival"], one["why"]), []).append(one["graph"])
+    return tuple((rival, ", ".join(found), why) for (rival, why), found in graphs.items())
 
 
-def _is_of(case: str, tower: str) -> bool:
-    return case.startswith("text" if tower == "text" else "image")
+def _is_of(case: str, graph: str) -> bool:
+    return case.startswith("text" if graph == "text" else "image")

@@ -1,7 +1,6 @@
-"""Quantised bundles beside other tools' versions of the same towers, in one run on one machine.
+"""Quantised bundles beside other tools' versions of the same graphs, in one run on one machine.
 
-    edgeclip bench rivals CHECKPOINT BUNDLE [SMALLER ...] [--rivals NAMES] [--work DIR] [--out
-    FILE.json]
+    edgeclip bench rivals CHECKPOINT BUNDLE [SMALLER ...] [--rivals NAMES] [--work DIR] [--out FILE.json]
 
 BUNDLE is the checkpoint's fp32 bundle for the CPU, every SMALLER one of its quantised bundles. For each contender it
 measures latency, size on disk, resident memory in a process of its own, and the cosines of its vectors to BUNDLE's on
@@ -16,16 +15,14 @@ are reused. `--prepare` prepares and stops: where packages exclude each other, r
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +31,10 @@ from edgeclip import Manifest
 from edgeclip.engine import paired_timing
 from edgeclip.engine.devices import usable_cpus
 from edgeclip.errors import InputError
-from edgeclip.manifest import TOWERS, ImageFacts, TowerName
+from edgeclip.manifest import FIRST_GRAPH, PROOF_DATA, ImageFacts, Modality
 from edgeclip.progress import ProgressBar, is_wanted
-from edgeclip_bench.measure.machine_facts import machine
+from edgeclip_bench.measure.closeness import row_cosines, summarize_cosines
+from edgeclip_bench.measure.documents import add_out, make_document, save
 from edgeclip_bench.measure.other_processes import others_share, read_spent
 from edgeclip_bench.measure.percentiles import summarize
 from edgeclip_bench.measure.report_table import render_tables
@@ -47,42 +45,42 @@ from edgeclip_bench.rivals.recipes import (
     LeftOut,
     Made,
     Material,
-    installed,
+    made_up_batches,
     place,
     prepare,
     same_graphs,
 )
 from edgeclip_bench.rivals.report import rival_tables
-from edgeclip_bench.rivals.results import (
-    Absence,
-    Against,
-    Latency,
-    Result,
-    Standing,
-    Times,
-    Twin,
-    closeness,
-    paired,
-)
-from edgeclip_quant.inputs.made_up import Batches, Samples, made_up_samples
 
-if TYPE_CHECKING:  # it loads torch, and every process that opens one graph imports this module anew
-    from edgeclip_bench.latency.plain_export import Case
-
-LONG_TOKENS = 512
+BENCHMARK = "edgeclip_bench.rivals.run"
+SHORT_TOKENS, LONG_TOKENS = 16, 512
+_FAMILY = "jina_clip"
 # Calibration draws with seed 0.
 _SEED = 1
-_PACKAGES = (
-    "onnxruntime",
-    "openvino",
-    "nncf",
-    "optimum-onnx",
-    "optimum",
-    "transformers",
-    "onnx",
-    "onnxscript",
-    "torch",
-)
+
+Times = NDArray[np.float64]  # (rounds,) in milliseconds
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """The shape of a batch that is timed: `tokens` is 0 for images."""
+
+    graph: str
+    batch: int
+    tokens: int
+    rounds: int
+
+    @property
+    def name(self) -> str:
+        """The name in the tables."""
+        what = f"text, {self.tokens} tokens" if self.graph == "text" else "image"
+        return f"{what}, batch {self.batch}"
+
+
+# Shapes of texts: (batch, tokens, rounds).
+SHAPES = ((1, SHORT_TOKENS, 40), (1, LONG_TOKENS, 8), (16, SHORT_TOKENS, 8))
+Shapes = Sequence[tuple[int, int, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=1, help="multiplies the rounds of every case (1)")
     parser.add_argument("--texts", type=int, default=64, help="texts that the cosines are of (64)")
     parser.add_argument("--images", type=int, default=16, help="images that the cosines are of (16)")
-    parser.add_argument("--out", type=Path, help="write the JSON here")
+    add_out(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -125,8 +123,7 @@ def run(options: argparse.Namespace) -> int:
     counts = {"texts": options.texts, "images": options.images}
     report = run_rivals(names, options.checkpoint, entries, options.work, rounds=options.rounds, **counts)
     print(render_tables(list(rival_tables(report))))
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    save(report, options.out)
     return 0
 
 
@@ -149,38 +146,41 @@ def run_rivals(
     rounds: int = 1,
     texts: int = 64,
     images: int = 16,
-    towers: Sequence[TowerName] = TOWERS,
+    modalities: Sequence[Modality] | None = None,
     threads: int | None = None,
+    shapes: Shapes = SHAPES,
 ) -> dict[str, Any]:
-    """Prepare the rivals in `work` (None: a temporary folder) and measure these towers; return the document.
+    """Prepare the rivals in `work` (None: a temporary folder), measure these modalities, and return the document.
 
-    All get `threads` threads, by default every processor that may be used.
+    `modalities` None are all that the bundles take. All get `threads` threads, by default every processor that may
+    be used.
     """
     count = threads or usable_cpus()
+    facts = entries[0].manifest
+    graphs = [FIRST_GRAPH[modality] for modality in modalities or facts.modalities]
     with contextlib.ExitStack() as stack:
         folder = work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        made, left_out = prepare_all(names, checkpoint, entries[0], folder, towers)
-        facts = entries[0].manifest
-        samples = made_up_samples(entries[0].folder, facts, texts=texts, images=images, seed=_SEED)
+        made, left_out = prepare_all(names, checkpoint, entries[0], folder, graphs)
         spent = read_spent()
-        results = [measure(tower, entries, made, folder, samples, rounds, count) for tower in towers]
+        found = []
+        for graph in graphs:
+            batches = made_up_batches(entries[0].folder, facts, graph, texts=texts, images=images, seed=_SEED)
+            found.append(measure(graph, entries, made, folder, batches, rounds, count, shapes))
         share = others_share(spent, read_spent(), os.cpu_count() or 1)
-    return {
-        "benchmark": "edgeclip_bench.rivals.run",
-        "machine": machine(),
-        "threads": count,
-        "others_share": round(share, 4),
-        "versions": {package: version(package) for package in _PACKAGES if installed(package)},
-        "source": facts.source.name,
-        "parameters": facts.text.parameters + facts.vision.parameters,
-        "fp32": entries[0].name,
-        "samples": {"name": samples.name, "text": texts, "vision": images, "seed": _SEED},
-        **{
-            part: [asdict(row) for result in results for row in getattr(result, part)]
-            for part in ("standings", "latencies", "against", "twins")
+    parts = {part: [row for of_graph in found for row in of_graph[part]] for part in found[0]}
+    return make_document(
+        BENCHMARK,
+        {
+            "threads": count,
+            "others_share": round(share, 4),
+            "source": facts.source.name,
+            "parameters": sum(graph.parameters for graph in facts.graphs.values()),
+            "fp32": entries[0].name,
+            "samples": {"name": PROOF_DATA, "text": texts, "image": images, "seed": _SEED},
+            **parts,
+            "left_out": [*left_out, *parts["left_out"]],
         },
-        "left_out": [asdict(one) for one in (*left_out, *(one for each in results for one in each.left_out))],
-    }
+    )
 
 
 def open_bundles(checkpoint: Path, folders: Sequence[Path]) -> list[Entry]:
@@ -191,7 +191,9 @@ def open_bundles(checkpoint: Path, folders: Sequence[Path]) -> list[Entry]:
     entries: list[Entry] = []
     for folder in folders:
         name, manifest = folder.resolve().name, Manifest.read(folder)
-        precisions = "/".join(manifest.tower(tower).precision for tower in TOWERS)
+        if manifest.family != _FAMILY:
+            raise InputError(f"{folder}: is of the family {manifest.family}; rivals are made of {_FAMILY} alone")
+        precisions = "/".join(graph.precision for graph in manifest.graphs.values())
         if manifest.target != "cpu" or (not entries and precisions != "fp32/fp32"):
             wanted = "one for the CPU" if entries else "the fp32 bundle for the CPU first"
             raise InputError(f"{folder}: is {precisions} for {manifest.target}; wanted {wanted}")
@@ -204,109 +206,128 @@ def open_bundles(checkpoint: Path, folders: Sequence[Path]) -> list[Entry]:
 
 
 def prepare_all(
-    names: Sequence[str], checkpoint: Path, fp32: Entry, work: Path, towers: Sequence[TowerName] = TOWERS
-) -> tuple[list[Made], list[Absence]]:
-    """Prepare the rivals' towers under `work`; return them and those that could not be made."""
+    names: Sequence[str], checkpoint: Path, fp32: Entry, work: Path, graphs: Sequence[str] | None = None
+) -> tuple[list[Made], list[Row]]:
+    """Prepare the rivals' graphs under `work` (None: all that the bundle has); return them and those left out."""
+    graphs = graphs or list(fp32.manifest.graphs)
     weights = fp32.manifest.source.weights_sha256
     material = Material(checkpoint=checkpoint, bundle=fp32.folder, weights_sha256=weights)
     made: list[Made] = []
-    left_out = [_leave_out(name, tower, CANNOT[name]) for name in names if name in CANNOT for tower in towers]
-    wanted = [(name, tower) for tower in towers for name in names if name in RIVALS]
+    left_out = [_leave_out(name, graph, CANNOT[name]) for name in names if name in CANNOT for graph in graphs]
+    wanted = [(name, graph) for graph in graphs for name in names if name in RIVALS]
     with ProgressBar("preparing", len(wanted), is_shown=is_wanted(None)) as bar:
-        for done, (name, tower) in enumerate(wanted):
-            bar.show(f"preparing {name}, {tower}", done, len(wanted))
+        for done, (name, graph) in enumerate(wanted):
+            bar.show(f"preparing {name}, {graph}", done, len(wanted))
             try:
-                made.append(prepare(name, material, tower, work))
+                made.append(prepare(name, material, graph, work))
             except LeftOut as error:
-                left_out.append(_leave_out(name, tower, str(error)))
+                left_out.append(_leave_out(name, graph, str(error)))
     return made, left_out
 
 
 def measure(
-    tower: TowerName,
+    graph: str,
     entries: Sequence[Entry],
     made: Sequence[Made],
     work: Path,
-    samples: Samples,
+    batches: Sequence[NDArray[Any]],
     rounds: int,
     threads: int,
-) -> Result:
-    """Measure one tower of every contender. A graph that cannot be opened is left out; a twin is not measured
-    again.
+    shapes: Shapes = SHAPES,
+) -> dict[str, list[Row]]:
+    """The rows of every contender's graph of that name: standings, latencies, against, twins, left_out.
+
+    A graph that cannot be opened is left out; a twin, whose files equal another rival's, is not measured again.
     """
     facts = entries[0].manifest
-    of_tower = [one for one in made if one.tower == tower]
-    same = same_graphs(of_tower)
+    image = facts.need_image() if facts.image else None
+    of_graph = [one for one in made if one.graph == graph]
+    same = same_graphs(of_graph)
     made_with = {entry.name: entry.manifest.built_with for entry in entries}
-    made_with |= {one.rival: one.made_with for one in of_tower}
-    contenders = [_bundle(entry, tower) for entry in entries]
-    contenders += [_rival(one, work) for one in of_tower if one.rival not in same]
-    residents, left_out = _weigh(contenders, samples.of(tower)[0], facts.image, threads)
+    made_with |= {one.rival: one.made_with for one in of_graph}
+    contenders = [bundle_contender(entry, graph) for entry in entries]
+    contenders += [_rival(one, work) for one in of_graph if one.rival not in same]
+    residents, left_out = _weigh(contenders, batches[0], image, threads)
     contenders = [contender for contender in contenders if contender.name in residents]
     runs = {contender.name: open_run(contender, threads) for contender in contenders}
-    vectors = {
-        contender.name: np.concatenate(
-            [runs[contender.name](feed(contender, batch, facts.image)) for batch in samples.of(tower)]
-        )
+
+    def vectors(contender: Contender) -> NDArray[np.float32]:
+        return np.concatenate([runs[contender.name](feed(contender, batch, image)) for batch in batches])
+
+    wanted = vectors(contenders[0])
+    standings = [
+        {
+            "contender": contender.name,
+            "graph": graph,
+            "recipe": contender.recipe,
+            "made_with": dict(made_with[contender.name]),
+            "size_bytes": contender.size_bytes,
+            "resident": asdict(residents[contender.name]),
+            "closeness": asdict(summarize_cosines(row_cosines(found, wanted))),
+            "largest_difference": float(np.abs(found - wanted).max()),
+        }
         for contender in contenders
-    }
+        for found in (vectors(contender),)
+    ]
     times = {}
-    for case in cases(tower, facts.tokenizer.max_length):
-        batch = case_batch(case, samples.of(tower))
-        batches = {contender.name: feed(contender, batch, facts.image) for contender in contenders}
-        times[case.name] = take_turns(case.name, runs, batches, case.rounds * rounds)
-    fp32, smaller = entries[0].name, [entry.name for entry in entries[1:]]
-    return Result(
-        tower=tower,
-        standings=tuple(
-            Standing(
-                contender=contender.name,
-                tower=tower,
-                recipe=contender.recipe,
-                made_with=made_with[contender.name],
-                size_bytes=contender.size_bytes,
-                resident=residents[contender.name],
-                closeness=closeness(vectors[contender.name], vectors[fp32]),
-            )
-            for contender in contenders
-        ),
-        latencies=tuple(
-            Latency(
-                case=case,
-                contender=name,
-                samples=len(its),
-                median_ms=float(np.median(its)),
-                p90_ms=summarize(its).p90_ms,
-                to_fp32=paired(its, of_case[fp32]),
-            )
+    longest = facts.text.max_length if facts.text else 0
+    for case in cases(graph, longest, shapes):
+        batch = case_batch(case, batches)
+        fed = {contender.name: feed(contender, batch, image) for contender in contenders}
+        times[case.name] = take_turns(case.name, runs, fed, case.rounds * rounds)
+    return {
+        "standings": standings,
+        **_compare(times, entries),
+        "twins": [{"rival": name, "graph": graph, "same_as": other} for name, other in same.items()],
+        "left_out": left_out,
+    }
+
+
+def _compare(times: Mapping[str, Mapping[str, Times]], entries: Sequence[Entry]) -> dict[str, list[Row]]:
+    """Each contender's times for each case beside fp32's, and each smaller bundle's beside each rival's.
+
+    `p90_ms` is None where there are fewer rounds than `edgeclip_bench.measure.percentiles` needs.
+    """
+    fp32, *smaller = (entry.name for entry in entries)
+    return {
+        "latencies": [
+            {
+                "case": case,
+                "contender": name,
+                "samples": len(its),
+                "median_ms": float(np.median(its)),
+                "p90_ms": summarize(its).p90_ms,
+                "to_fp32": paired(its, of_case[fp32]),
+            }
             for case, of_case in times.items()
             for name, its in of_case.items()
-        ),
-        against=tuple(
-            Against(case=case, bundle=bundle, rival=rival, ratio=paired(of_case[bundle], its))
+        ],
+        "against": [
+            {"case": case, "bundle": bundle, "rival": rival, "ratio": paired(of_case[bundle], its)}
             for case, of_case in times.items()
             for bundle in smaller
             for rival, its in of_case.items()
             if rival in RIVALS
-        ),
-        twins=tuple(Twin(rival=name, tower=tower, same_as=other) for name, other in same.items()),
-        left_out=tuple(left_out),
-    )
+        ],
+    }
 
 
-def cases(tower: TowerName, longest: int) -> "list[Case]":
-    """The cases that are timed for a tower; no text has more than `longest` tokens."""
-    from edgeclip_bench.latency.plain_export import SHORT_TOKENS, Case
-
-    if tower == "vision":
-        return [Case(tower=tower, batch=1, tokens=0, rounds=12)]
-    shapes = ((1, SHORT_TOKENS, 40), (1, LONG_TOKENS, 8), (16, SHORT_TOKENS, 8))
-    return [Case(tower=tower, batch=batch, tokens=min(tokens, longest), rounds=n) for batch, tokens, n in shapes]
+def paired(times: Times, others: Times) -> Row:
+    """One time divided by another of the same round: the median over the rounds, and the quartiles."""
+    low, median, high = (float(found) for found in np.percentile(times / others, [25, 50, 75]))
+    return {"median": median, "low": low, "high": high, "samples": len(times)}
 
 
-def case_batch(case: "Case", batches: Batches) -> NDArray[Any]:
+def cases(graph: str, longest: int, shapes: Shapes = SHAPES) -> list[Case]:
+    """The cases that are timed for a graph; no text has more than `longest` tokens."""
+    if graph == "vision":
+        return [Case(graph=graph, batch=1, tokens=0, rounds=12)]
+    return [Case(graph=graph, batch=batch, tokens=min(tokens, longest), rounds=n) for batch, tokens, n in shapes]
+
+
+def case_batch(case: Case, batches: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """The ids or pixels of a case, as a bundle takes them: the samples' tokens in a row, or the first picture."""
-    if case.tower == "text":
+    if case.graph == "text":
         return np.resize(np.concatenate(batches, axis=1), (case.batch, case.tokens))
     return np.repeat(batches[0], case.batch, axis=0)
 
@@ -321,14 +342,15 @@ def take_turns(
     return {name: its * 1000 for name, its in times.items()}
 
 
-def _bundle(entry: Entry, tower: TowerName) -> Contender:
-    facts = entry.manifest.tower(tower)
+def bundle_contender(entry: Entry, graph: str) -> Contender:
+    """A bundle's graph as a contender."""
+    facts = entry.manifest.graphs[graph]
     return Contender(
         name=entry.name,
         recipe=f"edgeclip, {facts.precision} for {entry.manifest.target}",
         engine="bundle",
-        tower=tower,
-        graph=entry.folder / facts.file,
+        graph=graph,
+        path=entry.folder / facts.file,
         size_bytes=sum(file.size_bytes for file in entry.manifest.files if file.name.startswith(facts.file)),
     )
 
@@ -338,28 +360,28 @@ def _rival(made: Made, work: Path) -> Contender:
         name=made.rival,
         recipe=made.recipe,
         engine=RIVALS[made.rival].engine,
-        tower=made.tower,
-        graph=work / place(made.rival, made.tower) / made.graph,
+        graph=made.graph,
+        path=work / place(made.rival, made.graph) / made.file,
         size_bytes=made.size_bytes,
     )
 
 
 def _weigh(
-    contenders: Sequence[Contender], batch: NDArray[Any], image: ImageFacts, threads: int
-) -> tuple[dict[str, Resident], list[Absence]]:
+    contenders: Sequence[Contender], batch: NDArray[Any], image: ImageFacts | None, threads: int
+) -> tuple[dict[str, Resident], list[Row]]:
     """The memory of each contender by name, and the rivals that cannot be opened."""
     residents: dict[str, Resident] = {}
-    left_out: list[Absence] = []
+    left_out: list[Row] = []
     with ProgressBar("opening", len(contenders), is_shown=is_wanted(None)) as bar:
         for done, contender in enumerate(contenders):
-            bar.show(f"opening {contender.name}, {contender.tower}", done, len(contenders))
+            bar.show(f"opening {contender.name}, {contender.graph}", done, len(contenders))
             try:
                 residents[contender.name] = measure_resident(contender, feed(contender, batch, image), threads)
             except LeftOut as error:
-                left_out.append(_leave_out(contender.name, contender.tower, str(error)))
+                left_out.append(_leave_out(contender.name, contender.graph, str(error)))
     return residents, left_out
 
 
-def _leave_out(rival: str, tower: TowerName, why: str) -> Absence:
-    print(f"rivals: {rival}, {tower}: left out: {why}", file=sys.stderr)
-    return Absence(rival=rival, tower=tower, why=why)
+def _leave_out(rival: str, graph: str, why: str) -> Row:
+    print(f"rivals: {rival}, {graph}: left out: {why}", file=sys.stderr)
+    return {"rival": rival, "graph": graph, "why": why}

@@ -18,9 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeclip.families.jina_clip import normalize_pixels
-from edgeclip.manifest import ImageFacts, TowerName
-from edgeclip_bench.rivals.plain_towers import PlainTextTower, PlainVisionTower, load_plain_text, load_plain_vision
+from edgeclip_bench.rivals.plain_towers import PlainTextTower, PlainVisionTower, load_plain
 from edgeclip_export.checkpoint import CONFIG, read_json
 from edgeclip_export.families.jina_clip.config import parse_config
 
@@ -30,63 +28,28 @@ CpuWay = Literal["torch", "torch-bf16", "torch-compiled"]
 _TOWER = "tower.safetensors"
 
 
-class UnmaskedText(nn.Module):
-    """(B, T) ids without padding -> (B, D) unit rows."""
+class Tabled(nn.Module):
+    """A plain tower with tables of its rotary angles: ids (B, T) or normalised pixels (B, 3, S, S) -> unit rows."""
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, tower: PlainTextTower, longest: int) -> None:
+    def __init__(self, tower: PlainTextTower | PlainVisionTower, longest: int) -> None:
         super().__init__()
         self.tower = tower
-        width = tower.config.head_width
-        half = torch.arange(0, width, 2, dtype=torch.float32)
-        angles = torch.outer(torch.arange(longest, dtype=torch.float32), tower.config.rotary_base ** (-half / width))
-        angles = torch.cat((angles, angles), dim=-1)
+        angles = tower.angles(longest)
         self.register_buffer("cos", angles.cos())
         self.register_buffer("sin", angles.sin())
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """The plain tower's forward, without a mask."""
-        tower, tokens = self.tower, input_ids.shape[1]
-        words, types = tower.embeddings["word_embeddings"], tower.embeddings["token_type_embeddings"]
-        h = tower.emb_ln(words(input_ids) + types(torch.zeros_like(input_ids)))
-        for layer in tower.encoder.layers:
-            h = layer(h, self.cos[:tokens], self.sin[:tokens], None)
-        return F.normalize(h.mean(dim=1).float(), dim=-1)
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The plain tower's forward without a mask, for texts without padding."""
+        return F.normalize(self.tower.tabled_features(inputs, self.cos, self.sin).float(), dim=-1)
 
 
-class TabledVision(nn.Module):
-    """(B, 3, S, S) normalised pixels -> (B, D) unit rows."""
-
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(self, tower: PlainVisionTower) -> None:
-        super().__init__()
-        self.tower = tower
-        angles = tower._angles()
-        self.register_buffer("cos", angles.cos())
-        self.register_buffer("sin", angles.sin())
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """The plain tower's forward, with tables that were made before."""
-        tower = self.tower
-        patches = tower.patch_embed["proj"](pixel_values).flatten(2).transpose(1, 2)
-        x = torch.cat((tower.cls_token.expand(patches.shape[0], -1, -1), patches), dim=1) + tower.pos_embed
-        for block in tower.blocks:
-            x = block(x, self.cos, self.sin)
-        return F.normalize(tower.norm(x)[:, 0].float(), dim=-1)
-
-
-def open_rival(checkpoint: Path, tower: TowerName, device: str, longest: int) -> nn.Module:
+def open_rival(checkpoint: Path, graph: str, device: str, longest: int) -> nn.Module:
     """Open a tower, at fp16 on a GPU, at fp32 on the CPU."""
-    module: nn.Module
-    if tower == "text":
-        module = UnmaskedText(load_plain_text(checkpoint), longest)
-    else:
-        module = TabledVision(load_plain_vision(checkpoint))
     dtype = torch.float32 if device == "cpu" else torch.float16
+    module = Tabled(load_plain(checkpoint, graph), longest)
     return module.eval().requires_grad_(False).to(device=device, dtype=dtype)
 
 
@@ -99,14 +62,12 @@ def compiled(module: nn.Module, mode: Mode) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def feed(batch: NDArray[Any], tower: TowerName, image: ImageFacts, device: str) -> Tensor:
-    """A bundle's batch, ids (B, T) or pixels (B, S, S, 3), as the rival takes it, in page-locked memory."""
-    if tower == "text":
-        tensor = torch.from_numpy(batch)
-    else:
-        floats = torch.from_numpy(np.ascontiguousarray(normalize_pixels(batch, image)))
-        tensor = floats if device == "cpu" else floats.half()
-    return tensor if device == "cpu" else tensor.pin_memory()
+def feed(batch: NDArray[Any], device: str) -> Tensor:
+    """A batch as `plain_inputs` gives it, in page-locked memory for a GPU, where pixels are fp16."""
+    tensor = torch.from_numpy(np.ascontiguousarray(batch))
+    if device == "cpu":
+        return tensor
+    return (tensor.half() if tensor.is_floating_point() else tensor).pin_memory()
 
 
 def runner(run: Callable[[Tensor], Tensor], inputs: Tensor, device: str) -> Callable[[], NDArray[np.float32]]:
@@ -120,17 +81,16 @@ def runner(run: Callable[[Tensor], Tensor], inputs: Tensor, device: str) -> Call
     return call
 
 
-def save_tower(checkpoint: Path, tower: TowerName, folder: Path) -> Path:
+def save_tower(checkpoint: Path, graph: str, folder: Path) -> Path:
     """Write a tower's weights at fp32 into `folder`, LoRA merged, with the config beside them."""
-    load = load_plain_text if tower == "text" else load_plain_vision
-    weights = {name: weight.contiguous() for name, weight in load(checkpoint).state_dict().items()}
+    weights = {name: weight.contiguous() for name, weight in load_plain(checkpoint, graph).state_dict().items()}
     shutil.copyfile(checkpoint / CONFIG, folder / CONFIG)
     save_file(weights, folder / _TOWER)
     return folder / _TOWER
 
 
 def open_on_cpu(
-    weights: Path, tower: TowerName, way: CpuWay, threads: int
+    weights: Path, graph: str, way: CpuWay, threads: int
 ) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
     """Open a tower of `save_tower`; it takes ids (B, T) or normalised pixels (B, 3, S, S) and gives rows (B, D).
 
@@ -139,21 +99,19 @@ def open_on_cpu(
     """
     torch.set_num_threads(threads)
     config = parse_config(read_json(weights.with_name(CONFIG)))
-    module: nn.Module
     with torch.device("meta"):
-        plain = PlainTextTower(config.text) if tower == "text" else PlainVisionTower(config.vision)
+        plain = PlainTextTower(config.text) if graph == "text" else PlainVisionTower(config.vision)
     plain.load_state_dict(load_file(weights), assign=True)
-    module = UnmaskedText(plain, config.text.max_tokens) if isinstance(plain, PlainTextTower) else TabledVision(plain)
     dtype = torch.bfloat16 if way == "torch-bf16" else torch.float32
-    module = module.eval().requires_grad_(False).to(dtype)
+    module = Tabled(plain, config.text.max_tokens).eval().requires_grad_(False).to(dtype)
     call: Callable[[Tensor], Tensor] = module
     if way == "torch-compiled":
-        call = torch.compile(module, dynamic=tower == "text")
+        call = torch.compile(module, dynamic=graph == "text")
 
     def run(batch: NDArray[Any]) -> NDArray[np.float32]:
         inputs = torch.from_numpy(np.ascontiguousarray(batch))
         with torch.inference_mode():
-            rows: NDArray[np.float32] = call(inputs if tower == "text" else inputs.to(dtype)).numpy()
+            rows: NDArray[np.float32] = call(inputs if graph == "text" else inputs.to(dtype)).numpy()
         return rows
 
     return run

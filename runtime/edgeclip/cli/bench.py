@@ -18,14 +18,15 @@ from edgeclip.engine.devices import DEVICES
 from edgeclip.engine.ort import import_onnxruntime
 from edgeclip.errors import InputError
 from edgeclip.host.installation import needs_extra
-from edgeclip.manifest import TOWERS, TowerName
+from edgeclip.manifest import MODALITIES, Modality
 from edgeclip.progress import ProgressBar, is_wanted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command line takes."""
     parser.add_argument("bundle", metavar="BUNDLE", nargs="+", help="folders of bundles")
-    parser.add_argument("--tower", choices=(*TOWERS, "both"), default="both", help="what is measured (both)")
+    parser.add_argument("--modality", choices=(*MODALITIES, "all"), default="all", help="what is measured (all)")
+    parser.add_argument("--task", metavar="T", help="the task that texts are encoded with (none)")
     parser.add_argument(
         "--scenario",
         metavar="S",
@@ -79,8 +80,9 @@ def run(options: argparse.Namespace) -> int:
     with needs_extra("bench"):
         from edgeclip_bench.latency import cases, page, records, report
         from edgeclip_bench.latency.run import bench
+        from edgeclip_bench.measure.documents import read_document
     plan = cases.Plan(
-        towers=TOWERS if options.tower == "both" else (options.tower,),
+        modalities=None if options.modality == "all" else (options.modality,),
         scenarios=cases.parse_scenarios(options.scenario),
         batches=cases.parse_numbers("--batch", options.batch),
         tokens=cases.parse_numbers("--tokens", options.tokens),
@@ -88,6 +90,7 @@ def run(options: argparse.Namespace) -> int:
         threads=cases.parse_numbers("--threads", options.threads) if options.threads else None,
         seconds=options.seconds,
         p99_ms=options.p99_ms,
+        task=options.task,
     )
     bundles = [Path(name) for name in options.bundle]
     renderers: tuple[tuple[Path | None, Callable[[records.Record], str]], ...] = (
@@ -100,9 +103,9 @@ def run(options: argparse.Namespace) -> int:
         _check_place(path)
     attached = {}
     for path in options.attach:
-        document = records.read_document(path, benchmark=None)
+        document = read_document(path)
         attached[document["benchmark"]] = document
-    rivals = _prepare_rivals(options, plan.towers, max(plan.threads or (0,)) or None)
+    rivals = _prepare_rivals(options, plan.modalities, max(plan.threads or (0,)) or None)
     with ProgressBar("bench", 1, is_shown=is_wanted(None)) as bar:
         record = bench(bundles, plan, device=options.device, progress=bar.show)
     record = dataclasses.replace(record, rivals=rivals(), attached=attached)
@@ -122,7 +125,7 @@ def _check_usage(options: argparse.Namespace) -> None:
 
 
 def _prepare_rivals(
-    options: argparse.Namespace, towers: Sequence[TowerName], threads: int | None
+    options: argparse.Namespace, modalities: Sequence[Modality] | None, threads: int | None
 ) -> Callable[[], Any]:
     """What measures the rivals when the bundles are done; whatever can be known to be wrong is said before.
 
@@ -135,7 +138,9 @@ def _prepare_rivals(
     names = rivals.parse_names(options.rivals)
     entries = rivals.open_bundles(options.checkpoint, [Path(name) for name in options.bundle])
 
-    return lambda: rivals.run_rivals(names, options.checkpoint, entries, options.work, towers=towers, threads=threads)
+    return lambda: rivals.run_rivals(
+        names, options.checkpoint, entries, options.work, modalities=modalities, threads=threads
+    )
 
 
 def _check_place(path: Path) -> None:

@@ -11,7 +11,7 @@ from edgeclip.errors import InputError
 from edgeclip_bench.latency.cases import (
     Plan,
     cases_for,
-    check_lengths,
+    check_plan,
     make_image,
     make_text,
     offline_size,
@@ -42,9 +42,9 @@ def test_cases_are_every_combination_in_an_order() -> None:
     ]
 
 
-def test_one_tower_alone() -> None:
-    cases = list(cases_for(Plan(towers=("vision",)), 3))
-    assert {case.tower for case in cases} == {"vision"}
+def test_one_modality_alone() -> None:
+    cases = list(cases_for(Plan(modalities=("image",)), 3))
+    assert {case.modality for case in cases} == {"image"}
     assert {case.threads for case in cases} == {3}
 
 
@@ -68,14 +68,14 @@ def test_what_cannot_be_measured_is_an_error(options: dict[str, Any], told: str)
 
 def test_a_text_that_would_be_cut_is_an_error(encoder: Encoder) -> None:
     with pytest.raises(InputError, match="--tokens 9000: the model takes at most 8192"):
-        check_lengths(Plan(tokens=(16, 9000)), encoder.manifest.tokenizer)
-    check_lengths(Plan(towers=("vision",), tokens=(9000,)), encoder.manifest.tokenizer)
+        check_plan(Plan(tokens=(16, 9000)), encoder.manifest)
+    check_plan(Plan(modalities=("image",), tokens=(9000,)), encoder.manifest)
 
 
 @pytest.mark.parametrize("tokens", [3, 4, 16, 200])
 def test_a_text_has_as_many_tokens_as_it_should(encoder: Encoder, tokens: int) -> None:
     def count(text: str) -> int:
-        return len(encoder.tokenize(text).rows[0])
+        return encoder.prepare_texts(text).items[0].tokens
 
     assert count(make_text(tokens, count)) == tokens
 

@@ -21,7 +21,7 @@ def test_steps_are_between_the_moments() -> None:
     assert round(found["second_vector"]) == 10
 
 
-def test_processes_are_measured_for_both_towers(
+def test_processes_are_measured_for_texts_and_images(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "cold.json"
@@ -29,15 +29,15 @@ def test_processes_are_measured_for_both_towers(
     assert bench("cold-start", str(bundle), "--rounds", "1", "--prepacked", str(cache), "--out", str(out)) == 0
     report = json.loads(out.read_text(encoding="utf-8"))
     assert report["benchmark"] == "edgeclip_bench.latency.cold_start"
-    assert list(report["ways"]) == ["bundle", "prepacked"] and list(cache.rglob("vision_model.onnx"))
+    assert list(report["ways"]) == ["bundle", "prepacked"] and list(cache.rglob("vision.onnx"))
     ways = report["ways"].values()
-    assert all(list(way["towers"]) == ["text", "vision"] for way in ways)
+    assert all(list(way["modalities"]) == ["text", "image"] for way in ways)
     assert all(0 < way["second_process"]["own_bytes"] < way["second_process"]["resident_bytes"] for way in ways)
-    for tower in [tower for way in ways for tower in way["towers"].values()]:
-        median = tower["median_ms"]
+    for found in [found for way in ways for found in way["modalities"].values()]:
+        median = found["median_ms"]
         assert median["total"] == pytest.approx(sum(median[step] for step in STEPS))
         assert min(median.values()) > 0
-        assert tower["slowest_total_ms"] == median["total"]
+        assert found["slowest_total_ms"] == median["total"]
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(",")[0] for line in lines][-6:-2] == ["text", "vision"] * 2
+    assert [line.split(",")[0] for line in lines][-6:-2] == ["text", "image"] * 2
     assert "prepacked: a second process has" in lines[-1]

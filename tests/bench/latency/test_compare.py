@@ -24,8 +24,8 @@ def document(*samples: list[float], server: dict[str, Any] | None = None, **fact
         {
             "bundle": "b",
             "case": {
-                "tower": "text", "scenario": "single-stream", "batch": 1, "tokens": 8 + index, "image_px": None,
-                "threads": 2,
+                "modality": "text", "task": None, "scenario": "single-stream", "batch": 1, "tokens": 8 + index,
+                "image_px": None, "threads": 2,
             },
             "device": "cpu",
             "samples_ms": one,

@@ -11,11 +11,12 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from edgeclip import Encoder
+from edgeclip import Encoder, Manifest
 from edgeclip_bench.families.random_checkpoint import full_config, write_checkpoint
 from edgeclip_bench.latency.full_size import ExportCost, measure_export, measure_quantisation
-from edgeclip_bench.latency.plain_export import measure_in_process
+from edgeclip_bench.rivals.plain_export import weigh_text
 from edgeclip_bench.rivals.plain_towers import load_plain_text
+from edgeclip_bench.rivals.run import Entry
 from edgeclip_graph.census import count_operators
 from edgeclip_quant import quantize_bundle
 from tests.export.families.jina_clip.test_parity import largest_difference
@@ -53,7 +54,7 @@ def test_the_export_keeps_its_bounds(exported: tuple[Path, ExportCost]) -> None:
 
 def test_the_graphs_have_one_op_for_each_kernel(exported: tuple[Path, ExportCost]) -> None:
     bundle, _ = exported
-    text, vision = (count_operators(ir.load(bundle / f"{tower}_model.onnx")) for tower in ("text", "vision"))
+    text, vision = (count_operators(ir.load(bundle / f"{graph}.onnx")) for graph in ("text", "vision"))
     assert text["com.microsoft.FusedMatMul"] == 2 * 4 * 24  # the two ways of `passes.choice`
     assert text["com.microsoft.RotaryEmbedding"] == 2 * 48
     assert text["com.microsoft.MultiHeadAttention"] == 2 * 24
@@ -68,16 +69,15 @@ def test_texts_equal_the_plain_tower(checkpoint: Path, exported: tuple[Path, Exp
     with Encoder.open(exported[0], device="cpu") as encoder:
         texts = ["a red bicycle", "<pad> ein rotes Fahrrad", "word " * 700]
         found = encoder.encode_text(texts)
-        rows = encoder.tokenize(texts).rows
+        rows = [item.arrays["input_ids"] for item in encoder.prepare_texts(texts).items]
     with torch.inference_mode():
         wanted = np.concatenate([tower(torch.from_numpy(row)[None]).numpy() for row in rows])
     assert largest_difference(found, wanted) <= PARITY
 
 
 def test_one_text_of_8192_tokens_stays_within_its_memory(exported: tuple[Path, ExportCost]) -> None:
-    with Encoder.open(exported[0], device="cpu") as encoder:
-        image = encoder.manifest.image
-    memory = measure_in_process(exported[0] / "text_model.onnx", "bundle", "text", image, 8192)
+    bundle, _ = exported
+    memory = weigh_text(Entry(name="bundle", folder=bundle, manifest=Manifest.read(bundle)), 8192)
     assert memory.peak_above_loaded_bytes <= LONG_TEXT_BYTES
 
 
@@ -94,4 +94,4 @@ def test_int4_is_small(exported: tuple[Path, ExportCost]) -> None:
     bundle, _ = exported
     manifest = quantize_bundle(bundle, bundle.parent / "int4", to="int4")
     assert manifest.weight_bytes <= INT4_BYTES
-    assert set(manifest.text.kernels) | set(manifest.vision.kernels) == {"int4 blocks"}
+    assert {kernel for graph in manifest.graphs.values() for kernel in graph.kernels} == {"int4 blocks"}

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeclip_bench.latency.offline_texts import PADDED, TOKENS, draw_rows, plan, plan_padded
+from edgeclip import Encoder
+from edgeclip_bench.latency.offline_texts import PADDED, TOKENS, draw_ids, plan, plan_padded
 from tests.scenes.command import bench
 
 PAD = 1
@@ -15,14 +16,15 @@ SAME = 5e-6
 
 
 def test_texts_are_of_mixed_length_and_hold_no_padding() -> None:
-    rows = draw_rows(500, PAD)
-    assert {len(row) for row in rows} == set(range(TOKENS[0], TOKENS[1] + 1))
-    assert all((row != PAD).all() for row in rows)
+    rows = draw_ids(500, PAD)
+    assert {len(row) + 2 for row in rows} == set(range(TOKENS[0], TOKENS[1] + 1))
+    assert all(PAD not in row for row in rows)
 
 
-def test_padded_batches_are_in_order_and_as_long_as_their_longest() -> None:
-    rows = draw_rows(70, PAD)
-    batches = list(plan_padded(rows, PAD))
+def test_padded_batches_are_in_order_and_as_long_as_their_longest(encoder: Encoder) -> None:
+    items = encoder.family.token_ids(draw_ids(70, PAD), None, None).items
+    rows = [item.arrays["input_ids"] for item in items]
+    batches = list(plan_padded(items, PAD))
     assert [len(batch.indices) for batch in batches] == [PADDED, PADDED, 70 - 2 * PADDED]
     assert [index for batch in batches for index in batch.indices] == list(range(70))
     for batch in batches:
@@ -32,8 +34,9 @@ def test_padded_batches_are_in_order_and_as_long_as_their_longest() -> None:
             assert (ids[len(rows[index]) :] == PAD).all()
 
 
-def test_a_budget_is_kept() -> None:
-    assert all(batch.input_ids.size <= 128 for batch in plan(draw_rows(100, PAD), PAD, 128))
+def test_a_budget_is_kept(encoder: Encoder) -> None:
+    items = encoder.family.token_ids(draw_ids(100, PAD), None, None).items
+    assert all(batch.input_ids.size <= 128 for batch in plan(items, 128))
 
 
 def test_the_ways_agree(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,17 +50,19 @@ def result(case: Case, latencies_ms: list[float]) -> Result:
 @pytest.fixture
 def record() -> Record:
     """Every scenario, one case too short for any percentile, one that was left out."""
-    short = Case(tower="text", scenario="single-stream", batch=1, threads=2, tokens=16)
-    image = Case(tower="vision", scenario="single-stream", batch=4, threads=2, image_px=512)
-    served = Case(tower="text", scenario="server", batch=1, threads=2, tokens=16)
-    offline = Case(tower="text", scenario="offline", batch=1, threads=2, tokens=16)
+    short = Case(modality="text", scenario="single-stream", batch=1, threads=2, tokens=16)
+    image = Case(modality="image", scenario="single-stream", batch=4, threads=2, image_px=512)
+    served = Case(modality="text", scenario="server", batch=1, threads=2, tokens=16)
+    offline = Case(modality="text", scenario="offline", batch=1, threads=2, tokens=16)
     many = list(np.random.default_rng(0).normal(5, 0.2, 1000))
     clock = VirtualClock()
     server = server_result(NAME, served, "cpu", find_server_rate(lambda: clock.spend(0.01), [0.01], 40.0, clock))
     assert isinstance(server, Result)
     return Record(
-        machine={"processor": "P", "threads": 2, "memory_bytes": 10**9, "graphics_cards": []},
-        versions={"onnxruntime": "1.0"},
+        frame={
+            "machine": {"processor": "P", "threads": 2, "memory_bytes": 10**9, "graphics_cards": []},
+            "versions": {"onnxruntime": "1.0"},
+        },
         rules=RULES,
         bundles=(
             Subject(
@@ -70,7 +72,7 @@ def record() -> Record:
                 precision={"text": "int8", "vision": "fp32"},
                 parameters=10,
                 weight_bytes=1000,
-                worst_cosine={"text": 0.99, "vision": None},
+                worst_cosine={"text": 0.99, "image": None},
             ),
         ),
         results=(

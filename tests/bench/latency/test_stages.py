@@ -10,23 +10,25 @@ from edgeclip_bench.latency.stages import LEAST_ROUNDS, measure_image_stages, me
 
 
 def test_a_text_is_tokenised_and_computed(encoder: Encoder) -> None:
-    stages, ids = measure_text_stages(encoder, ["a red bicycle"] * 3, 0.0)
+    stages, items = measure_text_stages(encoder, ["a red bicycle"] * 3, 0.0)
     assert stages.rounds == LEAST_ROUNDS
     assert stages.tokenise_ms is not None and stages.tokenise_ms > 0
     assert stages.compute_ms is not None and stages.compute_ms > 0
     absent = (stages.read_ms, stages.decode_ms, stages.resize_ms, stages.queue_ms)
     assert (*absent, stages.host_to_device_ms, stages.device_to_host_ms) == (None,) * 6
-    np.testing.assert_array_equal(ids[0], encoder.tokenize("a red bicycle").rows[0])
-    assert len(ids) == 3
+    (wanted,) = encoder.prepare_texts("a red bicycle").items
+    np.testing.assert_array_equal(items[0].arrays["input_ids"], wanted.arrays["input_ids"])
+    assert len(items) == 3
 
 
 def test_an_image_is_read_decoded_resized_and_computed(encoder: Encoder, tmp_path: Path) -> None:
     path = make_image(tmp_path, 80)
-    stages, pixels = measure_image_stages(encoder, [path, path], 0.0)
+    stages, items = measure_image_stages(encoder, [path, path], 0.0)
     steps = (stages.read_ms, stages.decode_ms, stages.resize_ms, stages.compute_ms)
     assert all(step is not None and step > 0 for step in steps)
     assert stages.tokenise_ms is None
-    np.testing.assert_array_equal(pixels[1], encoder.preprocess(path))
+    wanted = encoder.prepare_image(path)
+    np.testing.assert_array_equal(items[1].arrays["pixel_values"], wanted.arrays["pixel_values"])
 
 
 def test_compute_is_the_run_without_its_copies() -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from edgeclip.host.malloc_bounds import is_glibc
-from edgeclip_bench.load.memory_soak import FORMATS, SIDES_PX, Trend, find_trend, log_uniform, make_files
+from edgeclip_bench.load.memory_soak import FORMATS, SIDES_PX, log_uniform, make_files, status
+from edgeclip_bench.load.memory_trend import Trend, find_trend
 from tests.scenes.command import bench
 
 MB = 1e6
@@ -90,17 +91,18 @@ def test_a_short_soak(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     """Too short for a verdict to count, long enough for everything to be called; two threads share the Encoder."""
     out = tmp_path / "soak.json"
     options = ["--seconds", "3", "--clients", "2", "--largest-px", "200", "--to-the-limit", "--out", str(out)]
-    status = bench("memory-soak", str(bundle), "--device", "cpu", "--threads", "1", *options)
+    ended = bench("memory-soak", str(bundle), "--device", "cpu", "--threads", "1", *options)
     report = json.loads(out.read_text(encoding="utf-8"))
-    trend = report["trend"]
+    trend = report["resident_memory"]["trend"]
     assert report["benchmark"] == "edgeclip_bench.load.memory_soak"
-    assert status == (trend["verdict"] == "grows")
+    assert ended == status(report) == (trend["verdict"] == "grows")
+    assert report["gpu_memory"] is None
     assert trend["least_gained_bytes"] <= trend["gained_bytes"] <= trend["most_gained_bytes"]
     assert report["counts"]["texts"] > 0 and report["counts"]["images"] > 0
     # Linux counts a thread's pages late, by up to 64 at a time.
     assert report["bounds"] == {}  # this process is another's
-    assert report["peak_bytes"] > 0.95 * max(held for _, held in report["samples"]) > 0
-    assert capsys.readouterr().out.startswith(f"{trend['verdict']}: ")
+    assert report["peak_bytes"] > 0.95 * max(held for _, held in report["resident_memory"]["samples"]) > 0
+    assert f"\nresident memory: {trend['verdict']}, " in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not is_glibc(), reason="only glibc has such settings")

@@ -18,7 +18,7 @@ from edgeclip_bench.measure.ceiling import (
     make_ceiling,
     measure_copy,
     measure_gemm,
-    profile_tower,
+    profile_graph,
 )
 
 GEMM = Gemm(kind="fp32", m=16, k=64, n=64, gflop_per_s=100.0)
@@ -66,10 +66,11 @@ def test_the_floor_is_the_larger_of_compute_and_memory() -> None:
 
 
 @pytest.mark.parametrize(("batch", "tokens"), [(1, 5), (3, 16)])
-def test_a_text_towers_work_is_its_architectures(bundle: Path, encoder: Encoder, batch: int, tokens: int) -> None:
+def test_a_text_graphs_work_is_its_architectures(bundle: Path, encoder: Encoder, batch: int, tokens: int) -> None:
     """Three layers, 64 wide, MLPs of 160: q, k, v and output, the MLP's two, attention; pooling is a product too."""
-    ids = np.full((batch, tokens), 7, np.int64)
-    work = profile_tower(bundle, encoder.manifest, "text", ids, 1)
+    items = encoder.family.token_ids([[7] * (tokens - 2)] * batch, None, None).items
+    assert {item.tokens for item in items} == {tokens}
+    work = profile_graph(encoder, items, 1)
     layers, width, mlp = 3, 64, 160
     rows = batch * tokens
     linear = layers * 2 * rows * (4 * width * width + 2 * width * mlp)
@@ -77,18 +78,18 @@ def test_a_text_towers_work_is_its_architectures(bundle: Path, encoder: Encoder,
     assert work.attention_flops == attention
     pooling = 2 * batch * tokens * width
     assert work.flops == linear + attention + pooling
-    initializers = ir.load(bundle / encoder.manifest.text.file).graph.initializers.values()
+    initializers = ir.load(bundle / encoder.manifest.graphs["text"].file).graph.initializers.values()
     rows_of_table = max(int(one.shape[0]) for one in initializers if one.shape and one.shape[-1] == width)
-    sizes = [file.size_bytes for file in encoder.manifest.files if file.name.startswith("text_model")]
+    sizes = [file.size_bytes for file in encoder.manifest.files if file.name.startswith("text.onnx")]
     assert work.weight_bytes == sum(sizes) - 4 * width * rows_of_table
 
 
-def test_the_int8_bundles_work_is_the_same(bundle: Path, int8_bundle: Path, encoder: Encoder) -> None:
+def test_the_int8_bundles_work_is_the_same(int8_bundle: Path, encoder: Encoder) -> None:
     """Another arithmetic, the same products; and fewer bytes."""
-    pixels = np.zeros((1, encoder.manifest.image.size_px, encoder.manifest.image.size_px, 3), np.uint8)
+    items = [encoder.prepare_image(np.zeros((40, 40, 3), np.uint8))]
     with Encoder.open(int8_bundle, device="cpu") as narrowed:
-        found = profile_tower(int8_bundle, narrowed.manifest, "vision", pixels, 1)
-    wanted = profile_tower(bundle, encoder.manifest, "vision", pixels, 1)
+        found = profile_graph(narrowed, items, 1)
+    wanted = profile_graph(encoder, items, 1)
     assert found.flops == wanted.flops
     assert found.weight_bytes < wanted.weight_bytes
 
@@ -112,7 +113,7 @@ def test_a_bare_copy_runs() -> None:
     assert 0.01 < measure_copy(2) < 10_000
 
 
-def test_the_gemm_is_in_the_towers_arithmetic() -> None:
+def test_the_gemm_is_in_the_graphs_arithmetic() -> None:
     assert gemm_kind("int8", "cpu") == "int8"
     assert gemm_kind("int4", "cpu") == "int8"
     assert gemm_kind("fp32", "cuda:0") == "fp32"

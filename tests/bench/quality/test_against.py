@@ -56,12 +56,12 @@ def test_two_bundles_share_no_vector(bundle: Path, other: Path, data: list[Data]
     assert found.evaluation.data[0].embedded == found.reference.data[0].embedded == Counts(inputs=37, computed=37)
 
 
-def test_a_change_of_one_tower_leaves_the_others_vectors(bundle: Path, data: list[Data], tmp_path: Path) -> None:
+def test_a_change_of_one_graph_leaves_the_others_vectors(bundle: Path, data: list[Data], tmp_path: Path) -> None:
     vision = perturbed(bundle, tmp_path / "vision", "vision")
     found = compare(bundle, vision, data[:2], truncate_dims=[], cache=tmp_path / "cache", device="cpu")
-    worst = {(one.data, one.tower): one.worst for one in found.closeness}
-    assert worst.keys() == {("pictures", "text"), ("pictures", "vision"), ("documents", "text")}
-    assert worst["pictures", "vision"] < 0.99
+    worst = {(one.data, one.modality): one.worst for one in found.closeness}
+    assert worst.keys() == {("pictures", "text"), ("pictures", "image"), ("documents", "text")}
+    assert worst["pictures", "image"] < 0.99
     assert abs(worst["pictures", "text"] - 1) <= SELF and abs(worst["documents", "text"] - 1) <= SELF
     assert {one.embedded.cached for one in found.reference.data} == {0}  # another manifest is another space
 
@@ -139,15 +139,15 @@ def test_closeness_and_the_worst_inputs(found: Comparison, bundle: Path, other: 
         with Encoder.open(path, device="cpu") as encoder:
             sides.append((encoder.encode_text(texts), encoder.encode_image(list(pictures.images))))
     names = (texts, [str(path) for path in pictures.images])
-    for index, tower in enumerate(("text", "vision")):
+    for index, modality in enumerate(("text", "image")):
         first, second = (side[index].astype(np.float64) for side in sides)
         cosines = (first * second).sum(axis=1)
-        (close,) = (one for one in found.closeness if (one.data, one.tower) == ("pictures", tower))
+        (close,) = (one for one in found.closeness if (one.data, one.modality) == ("pictures", modality))
         assert close.samples == len(cosines)
         assert close.worst == pytest.approx(cosines.min(), abs=UNIT) and close.worst < 1 - UNIT
         assert close.first_percentile == pytest.approx(np.percentile(cosines, 1), abs=UNIT)
         assert close.mean == pytest.approx(cosines.mean(), abs=UNIT)
-        worst = [one for one in found.worst if (one.data, one.tower) == ("pictures", tower)]
+        worst = [one for one in found.worst if (one.data, one.modality) == ("pictures", modality)]
         order = np.argsort(cosines)[:WORST]
         assert [one.input for one in worst] == [names[index][row] for row in order]
         assert [one.cosine for one in worst] == pytest.approx(cosines[order].tolist(), abs=UNIT)
@@ -164,11 +164,11 @@ def test_the_worst_inputs_ranks(found: Comparison, bundle: Path, other: Path, da
         right = scores[np.arange(len(texts)), [caption.image for caption in pictures.captions]]
         of_caption.append((scores >= right[:, None]).sum(axis=1))
     for one in found.worst:
-        if (one.data, one.tower) == ("pictures", "text"):
+        if (one.data, one.modality) == ("pictures", "text"):
             row = texts.index(one.input)
             assert (one.rank, one.reference_rank) == (of_caption[0][row], of_caption[1][row])
             assert (one.direction, one.language) == ("text_to_image", pictures.captions[row].language)
-    images = [one for one in found.worst if (one.data, one.tower) == ("pictures", "vision")]
+    images = [one for one in found.worst if (one.data, one.modality) == ("pictures", "image")]
     uncaptioned = [one for one in images if one.rank is None]
     assert [one.input for one in uncaptioned] in ([], [str(pictures.images[-1])])
     assert {one.direction for one in images if one.rank} == {"image_to_text"}
@@ -179,7 +179,7 @@ def test_the_worst_inputs_ranks(found: Comparison, bundle: Path, other: Path, da
 
 
 def test_inputs_are_named_once_and_as_what_they_are(found: Comparison) -> None:
-    named = [(one.data, one.tower, one.input) for one in found.worst]
+    named = [(one.data, one.modality, one.input) for one in found.worst]
     assert len(set(named)) == len(named)
     documents = {one.input: one for one in found.worst if one.data == "documents"}
     assert any(name.startswith("where is") for name in documents)
@@ -207,8 +207,8 @@ def test_two_checkpoints_are_compared_and_said(copied_bundle: Path, bundle: Path
 
 
 def test_texts_that_either_bundle_cut_are_one_warning(copied_bundle: Path, bundle: Path) -> None:
-    facts = Manifest.read(bundle).tokenizer
-    reseal(copied_bundle, tokenizer=dataclasses.replace(facts, max_length=8))
+    facts = Manifest.read(bundle).need_text()
+    reseal(copied_bundle, text=dataclasses.replace(facts, max_length=8))
     for sides in ((bundle, copied_bundle), (copied_bundle, bundle), (copied_bundle, copied_bundle)):
         with pytest.warns(TruncationWarning) as told:
             found = compare(*sides, [text_retrieval()], truncate_dims=[], cache=None, device="cpu")
@@ -221,7 +221,9 @@ def test_texts_that_either_bundle_cut_are_one_warning(copied_bundle: Path, bundl
 
 
 def test_two_models_are_refused_before_anything_is_embedded(copied_bundle: Path, bundle: Path) -> None:
-    reseal(copied_bundle, embedding_dim=32)
+    spaces = Manifest.read(copied_bundle).spaces
+    single = dataclasses.replace(spaces.single, dim=32, matryoshka_dims=(32,))
+    reseal(copied_bundle, spaces=dataclasses.replace(spaces, single=single))
     with pytest.raises(InputError, match="vectors of 64 and of 32 dimensions: wanted two bundles of one model"):
         compare(bundle, copied_bundle, [sts()], cache=None)
 

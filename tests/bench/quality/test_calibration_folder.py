@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from edgeclip import InputError, Manifest, TruncationWarning
-from edgeclip.families.jina_clip import preprocess_image
+from edgeclip.families.family import Item
+from edgeclip.inputs.square import preprocess_image
 from edgeclip.inputs.tokenization import TextTokenizer
 from edgeclip_bench.quality import calibration_folder
 from edgeclip_bench.quality.calibration_folder import read_samples
@@ -29,14 +30,18 @@ def read(folder: Path, bundle: Path) -> Samples:
 def texts_of(samples: Samples, bundle: Path) -> list[str]:
     """In words: all of these are of letters that the golden tokenizer has as they are."""
     manifest = Manifest.read(bundle)
-    tokenizer = TextTokenizer(bundle / manifest.tokenizer.file, manifest.tokenizer)
-    decoded: list[str] = [tokenizer._tokenizer.decode(row[0].tolist()) for row in samples.text]
+    tokenizer = TextTokenizer(bundle / manifest.need_text().file, manifest.need_text())
+    decoded: list[str] = [tokenizer._tokenizer.decode(item.arrays["input_ids"].tolist()) for item in samples.text]
     return decoded
 
 
 def images_of(samples: Samples) -> list[int]:
     """The numbers that `write_images` painted them with."""
-    return [int(pixels[0, 0, 0, 0]) for pixels in samples.vision]
+    return [int(item.arrays["pixel_values"][0, 0, 0]) for item in samples.image]
+
+
+def ids_of(item: Item) -> tuple[int, ...]:
+    return tuple(item.arrays["input_ids"].tolist())
 
 
 def refusal(folder: Path, bundle: Path) -> str:
@@ -64,9 +69,9 @@ def test_images_and_the_lines_of_text_files(bundle: Path, tmp_path: Path) -> Non
     assert samples.name == tmp_path.name and samples.pairs is None
     assert images_of(samples)[:2] == [1, 0]  # by name; a JPEG's colours move
     assert texts_of(samples, bundle) == ["three", "four five", "one", "two two"]
-    side = Manifest.read(bundle).image.size_px
-    assert {pixels.shape for pixels in samples.vision} == {(1, side, side, 3)}
-    assert {row.dtype for row in samples.text} == {np.dtype(np.int64)}
+    side = Manifest.read(bundle).need_image().size_px
+    assert {item.arrays["pixel_values"].shape for item in samples.image} == {(side, side, 3)}
+    assert {item.arrays["input_ids"].dtype for item in samples.text} == {np.dtype(np.int64)}
 
 
 def test_inputs_are_what_an_encoder_makes_of_them(bundle: Path, tmp_path: Path) -> None:
@@ -77,12 +82,13 @@ def test_inputs_are_what_an_encoder_makes_of_them(bundle: Path, tmp_path: Path) 
         Image.fromarray(picture).save(tmp_path / f"{index}.png")
     write_lines(tmp_path / "t.txt", ["ein Satz", "zwei"])
     samples = read(tmp_path, bundle)
-    for picture, pixels in zip(pictures, samples.vision, strict=True):
-        np.testing.assert_array_equal(pixels[0], preprocess_image(picture, manifest.image))
-    tokenizer = TextTokenizer(bundle / manifest.tokenizer.file, manifest.tokenizer)
+    for picture, item in zip(pictures, samples.image, strict=True):
+        wanted_pixels = preprocess_image(picture, manifest.need_image())
+        np.testing.assert_array_equal(item.arrays["pixel_values"], wanted_pixels)
+    tokenizer = TextTokenizer(bundle / manifest.need_text().file, manifest.need_text())
     rows = tokenizer.encode(["ein Satz", "zwei"], None).rows
-    for row, wanted in zip(samples.text, rows, strict=True):
-        np.testing.assert_array_equal(row[0], wanted)
+    for item, wanted in zip(samples.text, rows, strict=True):
+        np.testing.assert_array_equal(item.arrays["input_ids"], wanted)
 
 
 def test_captions_in_their_forms(bundle: Path, tmp_path: Path) -> None:
@@ -215,7 +221,7 @@ def test_a_link_is_its_users_own(bundle: Path, tmp_path: Path) -> None:
     (outside,) = write_images(tmp_path, "outside.png")
     folder = captioned(tmp_path / "photos", [{"image": name, "caption": name} for name in ("a.png", "link.png")])
     (folder / "link.png").symlink_to(outside)
-    assert len(read(folder, bundle).vision) == 2
+    assert len(read(folder, bundle).image) == 2
 
 
 def test_an_absolute_name_may_lie_inside(bundle: Path, tmp_path: Path) -> None:
@@ -279,7 +285,7 @@ def test_of_many_pairs_whole_ones_are_taken(bundle: Path, tmp_path: Path, monkey
     names = [f"{index}.png" for index in range(6)]
     rows = [{"image": name, "captions": [f"{name} one", f"{name} two"]} for name in names]
     folder = captioned(tmp_path, rows, names)
-    tokens = {tuple(row[0].tolist()): (index // 2, index % 2) for index, row in enumerate(read(folder, bundle).text)}
+    tokens = {ids_of(item): (index // 2, index % 2) for index, item in enumerate(read(folder, bundle).text)}
     monkeypatch.setattr(calibration_folder, "_MOST_IMAGES", 3)
     samples = read(folder, bundle)
     assert images_of(samples) == [0, 2, 4] and samples.pairs == (0, 0, 1, 1, 2, 2)
@@ -287,23 +293,23 @@ def test_of_many_pairs_whole_ones_are_taken(bundle: Path, tmp_path: Path, monkey
     samples = read(folder, bundle)
     assert samples.name == f"{folder.name} (3 of 6 images, 4 of 12 texts)"
     assert samples.pairs is not None and len(samples.text) == len(samples.pairs) == 4
-    for row, image in zip(samples.text, samples.pairs, strict=True):
-        assert tokens[tuple(row[0].tolist())][0] == images_of(samples)[image]
+    for item, image in zip(samples.text, samples.pairs, strict=True):
+        assert tokens[ids_of(item)][0] == images_of(samples)[image]
     assert set(samples.pairs) == {0, 1, 2}
 
 
 def test_a_text_that_is_cut_is_told(copied_bundle: Path, tmp_path: Path) -> None:
     manifest = Manifest.read(copied_bundle)
     document = json.loads((copied_bundle / "manifest.json").read_text(encoding="utf-8"))
-    document["tokenizer"]["max_length"] = 5
+    document["text"]["max_length"] = 5
     (copied_bundle / "manifest.json").write_text(json.dumps(document), encoding="utf-8")
     write_images(tmp_path / "photos", "a.png", "b.png")
     write_lines(tmp_path / "photos" / "t.txt", ["one two three four five six", "x", "seven eight nine ten eleven"])
     with pytest.warns(TruncationWarning, match="2 of 3 texts were cut to 5 tokens"):
         samples = read(tmp_path / "photos", copied_bundle)
-    assert max(row.shape[1] for row in samples.text) == 5
-    assert manifest.tokenizer.max_length > 5
+    assert max(item.tokens for item in samples.text) == 5
+    assert manifest.need_text().max_length > 5
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        reseal(copied_bundle, tokenizer=manifest.tokenizer)
+        reseal(copied_bundle, text=manifest.text)
         read(tmp_path / "photos", copied_bundle)

@@ -21,7 +21,7 @@ from edgeclip_bench.quality.embeddings import (
     Counts,
     Embedder,
     Vectors,
-    tower_files,
+    graph_files,
 )
 from edgeclip_bench.quality.spaces import space_of
 from tests.scenes.damage import flip_byte, reseal
@@ -110,7 +110,7 @@ def test_the_task_is_part_of_what_is_embedded(encoder: Encoder, folder: Path) ->
     assert counts == Counts(inputs=1, computed=1)
     np.testing.assert_array_equal(found[0], encoder.encode_text("a", task=TASK))
     assert np.abs(found - plain).max() > 1e-3
-    typed = encoder.manifest.tokenizer.instructions[TASK] + "a"
+    typed = encoder.manifest.tasks[TASK].prompt + "a"
     assert embed_texts(encoder, folder, [typed])[1] == Counts(inputs=1, cached=1)
 
 
@@ -122,8 +122,8 @@ def test_an_unknown_task_is_refused_without_texts_too(encoder: Encoder) -> None:
 @pytest.fixture
 def short_encoder(copied_bundle: Path) -> Iterator[Encoder]:
     """One whose texts end at 19 tokens; the instruction takes 8 of them, and a "b" is two."""
-    facts = Manifest.read(copied_bundle).tokenizer
-    reseal(copied_bundle, tokenizer=dataclasses.replace(facts, max_length=19))
+    facts = Manifest.read(copied_bundle).need_text()
+    reseal(copied_bundle, text=dataclasses.replace(facts, max_length=19))
     with Encoder.open(copied_bundle, device="cpu") as opened:
         yield opened
 
@@ -157,32 +157,32 @@ def test_texts_that_are_cut_are_counted_also_when_cached(
     assert cut == 0
 
 
-def test_each_file_of_a_bundle_is_a_towers_the_tokenizer_or_the_selftest(encoder: Encoder) -> None:
+def test_each_file_of_a_bundle_is_a_graphs_the_tokenizer_or_the_selftest(encoder: Encoder) -> None:
     manifest = encoder.manifest
-    text, vision = ({file.name for file in tower_files(manifest, tower)} for tower in ("text", "vision"))
+    text, vision = ({file.name for file in graph_files(manifest, graph)} for graph in ("text", "vision"))
     assert not text & vision
-    assert text | vision | {manifest.tokenizer.file, manifest.selftest} == {file.name for file in manifest.files}
+    assert text | vision | {manifest.need_text().file, manifest.selftest} == {file.name for file in manifest.files}
 
 
 def test_a_damaged_bundle_keeps_nothing(copied_bundle: Path, folder: Path) -> None:
     """Its weights are not read by the graph's hash; what they answer must not be taken for the whole one's."""
-    facts = Manifest.read(copied_bundle).text
+    facts = Manifest.read(copied_bundle).graphs["text"]
     flip_byte(copied_bundle / f"{facts.file}_data", 1000)
     with Encoder.open(copied_bundle, device="cpu") as encoder, EmbeddingCache(folder) as cache:
         embedder = Embedder(encoder, cache)
-        with pytest.raises(BundleError, match="text_model.onnx_data is not what was exported"):
+        with pytest.raises(BundleError, match="text.onnx_data is not what was exported"):
             embedder.texts(["a"], 1)
-        assert cache.read(space_of(encoder, "text"), [hashlib.sha256(b"a").digest()]) == {}
-        with pytest.raises(BundleError, match="text_model.onnx_data is not what was exported"):
+        assert cache.read(space_of(encoder, "text"), [hashlib.sha256(b"\0a").digest()]) == {}
+        with pytest.raises(BundleError, match="text.onnx_data is not what was exported"):
             embedder.texts(["a"], 1)
 
 
 def test_a_damaged_bundle_is_not_given_the_whole_ones_vectors(
     bundle: Path, copied_bundle: Path, folder: Path, tmp_path: Path
 ) -> None:
-    """Its manifest, and so its space, is the same. A tower that is not asked is not hashed."""
+    """Its manifest, and so its space, is the same. A graph that is not asked is not hashed."""
     paths = draw_images(tmp_path / "images", 3)
-    flip_byte(copied_bundle / f"{Manifest.read(bundle).vision.file}_data", 1000)
+    flip_byte(copied_bundle / f"{Manifest.read(bundle).graphs['vision'].file}_data", 1000)
     for path in (bundle, copied_bundle):
         with Encoder.open(path, device="cpu") as encoder, EmbeddingCache(folder) as cache:
             embedder = Embedder(encoder, cache)
@@ -190,7 +190,7 @@ def test_a_damaged_bundle_is_not_given_the_whole_ones_vectors(
             if path == bundle:
                 embedder.images(paths)
                 continue
-            with pytest.raises(BundleError, match="vision_model.onnx_data is not what was exported"):
+            with pytest.raises(BundleError, match="vision.onnx_data is not what was exported"):
                 embedder.images(paths)
             assert embedder.take_counts() == Counts(inputs=6, repeated=2, cached=4)
 

@@ -271,7 +271,7 @@ def test_it_says_what_the_figures_depend_on(bundle: Path, encoder: Encoder) -> N
     assert found.bundle.files == {file.name: file.sha256 for file in encoder.manifest.files}
     assert (found.bundle.precision, found.bundle.target) == ({"text": "fp32", "vision": "fp32"}, "cpu")
     assert found.device == "cpu"
-    assert set(found.versions) == {"edgeclip", "onnxruntime", "tokenizers", "numpy", "pillow"}
+    assert set(found.versions) >= {"edgeclip", "onnxruntime", "tokenizers", "numpy", "pillow"}
     assert found.machine["processor"] and found.machine["threads"]
     document = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert document["data"][0]["scores"][0]["metric"] == "spearman"
@@ -345,7 +345,7 @@ def wide(languages: dict[str | None, int], name: str | None) -> list[Score]:
     data = ImageTextData(name="mine", images=tuple(map(Path, "abcd")), captions=captions, benchmark=name)
     embedded = Embedded(data=data, queries=queries, items=items, counts=Counts())
     samples = ((dim, sample) for dim in (128, 1024) for sample in judge(embedded, dim, searches(embedded, dim)))
-    return list(score_data(embedded, samples, None).scores)
+    return list(score_data(embedded, samples).scores)
 
 
 XM3600 = dict.fromkeys(

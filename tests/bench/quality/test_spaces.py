@@ -11,23 +11,23 @@ from PIL import features
 
 from edgeclip import Encoder
 from edgeclip.engine import vector_facts
-from edgeclip.manifest import TOWERS
+from edgeclip.manifest import MODALITIES
 from edgeclip_bench.quality import spaces
 from edgeclip_bench.quality.cache import EmbeddingCache, Space
 from edgeclip_bench.quality.embeddings import Counts, Embedder
 from edgeclip_bench.quality.spaces import space_of
 
 
-def test_another_tower_device_or_code_is_another_space(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_modality_device_or_code_is_another_space(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The evaluation's code counts besides the runtime's."""
-    found = {space_of(encoder, tower).key for tower in TOWERS}
-    assert found == {space_of(encoder, tower).key for tower in TOWERS}
+    found = {space_of(encoder, modality).key for modality in MODALITIES}
+    assert found == {space_of(encoder, modality).key for modality in MODALITIES}
     assert vector_facts.hash_packages([files("edgeclip_bench")]) == spaces._CODE
     for package in (spaces, vector_facts):
         with monkeypatch.context() as patch:
             patch.setattr(package, "_CODE", "another")
-            found |= {space_of(encoder, tower).key for tower in TOWERS}
-    assert len(found) == 3 * len(TOWERS)
+            found |= {space_of(encoder, modality).key for modality in MODALITIES}
+    assert len(found) == 3 * len(MODALITIES)
 
 
 @pytest.mark.parametrize("package", [spaces, vector_facts])

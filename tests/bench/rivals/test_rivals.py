@@ -15,25 +15,26 @@ import onnx
 import pytest
 
 from edgeclip import Encoder, Manifest
-from edgeclip.manifest import TOWERS, Target, TowerName
+from edgeclip.manifest import Target
 from edgeclip_bench.families.random_checkpoint import tiny_config, write_checkpoint
+from edgeclip_bench.measure.closeness import row_cosines, summarize_cosines
+from edgeclip_bench.measure.documents import installed
 from edgeclip_bench.rivals.contenders import Contender, feed, measure_resident, open_run
 from edgeclip_bench.rivals.recipes import (
     CANNOT,
+    GRAPHS,
     RIVALS,
     LeftOut,
     Made,
     Material,
-    installed,
+    made_up_batches,
     place,
     prepare,
     read_made,
     same_graphs,
 )
-from edgeclip_bench.rivals.results import closeness, paired
-from edgeclip_bench.rivals.run import case_batch, cases, take_turns
+from edgeclip_bench.rivals.run import case_batch, cases, paired, take_turns
 from edgeclip_export import export_checkpoint
-from edgeclip_quant.inputs.made_up import made_up_samples
 from tests.conftest import CHECKPOINT, GOLDEN
 from tests.scenes.command import Captured, bench
 
@@ -77,38 +78,38 @@ def report(folder: Path) -> dict[str, Any]:
 
 
 def test_every_rival_is_measured_a_twin_or_left_out(report: dict[str, Any]) -> None:
-    for tower in TOWERS:
-        measured = [one["contender"] for one in report["standings"] if one["tower"] == tower]
-        twins = [one["rival"] for one in report["twins"] if one["tower"] == tower]
-        absent = [one["rival"] for one in report["left_out"] if one["tower"] == tower]
+    for graph in GRAPHS:
+        measured = [one["contender"] for one in report["standings"] if one["graph"] == graph]
+        twins = [one["rival"] for one in report["twins"] if one["graph"] == graph]
+        absent = [one["rival"] for one in report["left_out"] if one["graph"] == graph]
         assert measured[:2] == ["fp32", "int8"]
         assert sorted([*measured[2:], *twins, *absent, COMPILED]) == sorted([*RIVALS, *CANNOT])
         missing = [name for name, rival in RIVALS.items() if not all(map(installed, rival.packages))]
         assert sorted(absent) == sorted([*missing, *CANNOT])
     for one in report["left_out"]:
         assert one["why"] == CANNOT.get(one["rival"]) or one["why"].endswith("not installed to make it")
-        assert f"rivals: {one['rival']}, {one['tower']}: left out: {one['why']}\n" in report["stderr"]
+        assert f"rivals: {one['rival']}, {one['graph']}: left out: {one['why']}\n" in report["stderr"]
 
 
 def test_the_figures_are_complete_and_make_sense(folder: Path, report: dict[str, Any]) -> None:
     assert report["machine"]["threads"] == report["threads"] >= 1
     assert 0 <= report["others_share"] <= 1
     assert {"onnxruntime", "onnx", "torch"} <= set(report["versions"])
-    assert report["samples"] == {"name": "made-up inputs", "text": 6, "vision": 3, "seed": 1}
-    standings = {(one["contender"], one["tower"]): one for one in report["standings"]}
-    for (name, tower), one in standings.items():
+    assert report["samples"] == {"name": "made-up inputs", "text": 6, "image": 3, "seed": 1}
+    standings = {(one["contender"], one["graph"]): one for one in report["standings"]}
+    for (name, graph), one in standings.items():
         assert one["recipe"] and one["made_with"]
         assert 0 < one["resident"]["anonymous_bytes"] <= one["resident"]["loaded_bytes"]
-        assert one["closeness"]["samples"] == {"text": 6, "vision": 3}[tower]
+        assert one["closeness"]["samples"] == {"text": 6, "vision": 3}[graph]
         cosines = [one["closeness"][which] for which in ("worst", "first_percentile", "mean")]
         assert sorted(cosines) == cosines and cosines[-1] <= 1 + 1e-12
         is_fp32 = name in FP32
-        assert (cosines[0] > 1 - 1e-6) == is_fp32, (name, tower)
+        assert (cosines[0] > 1 - 1e-6) == is_fp32, (name, graph)
         assert cosines[0] > WORST_COSINE
-    for tower in TOWERS:
-        of_bundle = [path for path in (folder / "int8").iterdir() if path.name.startswith(tower)]
-        assert standings["int8", tower]["size_bytes"] == sum(path.stat().st_size for path in of_bundle)
-        assert standings["quantize_dynamic", tower]["size_bytes"] < standings["plain", tower]["size_bytes"]
+    for graph in GRAPHS:
+        of_bundle = [path for path in (folder / "int8").iterdir() if path.name.startswith(f"{graph}.onnx")]
+        assert standings["int8", graph]["size_bytes"] == sum(path.stat().st_size for path in of_bundle)
+        assert standings["quantize_dynamic", graph]["size_bytes"] < standings["plain", graph]["size_bytes"]
     medians = {(one["case"], one["contender"]): one for one in report["latencies"]}
     for (_, name), one in medians.items():
         assert one["median_ms"] > 0
@@ -116,9 +117,9 @@ def test_the_figures_are_complete_and_make_sense(folder: Path, report: dict[str,
         assert one["to_fp32"]["low"] <= one["to_fp32"]["median"] <= one["to_fp32"]["high"]
         if name == "fp32":
             assert one["to_fp32"] == {"median": 1, "low": 1, "high": 1, "samples": one["samples"]}
-    names = [case.name for tower in TOWERS for case in cases(tower, 8192)]
+    names = [case.name for graph in GRAPHS for case in cases(graph, 8192)]
     assert list(dict.fromkeys(case for case, _ in medians)) == names
-    measured = [name for name, tower in standings if tower == "text" and name in RIVALS]
+    measured = [name for name, graph in standings if graph == "text" and name in RIVALS]
     assert [(one["case"], one["bundle"], one["rival"]) for one in report["against"]] == [
         (case, "int8", rival) for case in names for rival in measured
     ]
@@ -127,15 +128,15 @@ def test_the_figures_are_complete_and_make_sense(folder: Path, report: dict[str,
 def test_the_tables_hold_the_same_figures(report: dict[str, Any]) -> None:
     lines = [re.split(r"  +", line) for line in report["stdout"].splitlines() if line]
     for one in report["standings"]:
-        (row,) = [row for row in lines if row[0] == one["contender"] and row[-1] == one["recipe"] and len(row) == 9][
-            TOWERS.index(one["tower"]) :
+        (row,) = [row for row in lines if row[0] == one["contender"] and row[-1] == one["recipe"] and len(row) == 10][
+            GRAPHS.index(one["graph"]) :
         ][:1]
-        assert row[5] == f"{one['closeness']['worst']:.5f}"
+        assert row[6] == f"{one['closeness']['worst']:.5f}"
     for case in dict.fromkeys(one["case"] for one in report["latencies"]):
         start = lines.index([f"rivals, {case}: compute alone, in turns"]) + 2
         against = {one["rival"]: one["ratio"]["median"] for one in report["against"] if one["case"] == case}
-        tower = "text" if case.startswith("text") else "vision"
-        worst = {one["contender"]: one["closeness"]["worst"] for one in report["standings"] if one["tower"] == tower}
+        graph = "text" if case.startswith("text") else "vision"
+        worst = {one["contender"]: one["closeness"]["worst"] for one in report["standings"] if one["graph"] == graph}
         for offset, one in enumerate(one for one in report["latencies"] if one["case"] == case):
             row, ratio = lines[start + offset], against.get(one["contender"])
             assert (row[0], row[-1]) == (one["contender"], str(one["samples"]))
@@ -149,11 +150,11 @@ def test_the_tables_hold_the_same_figures(report: dict[str, Any]) -> None:
 
 def test_what_was_prepared_is_taken_again(folder: Path, report: dict[str, Any]) -> None:
     for name in MEASURED:
-        for tower in TOWERS:
-            made = read_made(folder / "work" / name / tower)
+        for graph in GRAPHS:
+            made = read_made(folder / "work" / name / graph)
             assert made and made.weights_sha256 == Manifest.read(folder / "fp32").source.weights_sha256
-            assert prepare(name, material(folder), tower, folder / "work") == made
-    (one,) = [one for one in report["standings"] if one["contender"] == "plain" and one["tower"] == "text"]
+            assert prepare(name, material(folder), graph, folder / "work") == made
+    (one,) = [one for one in report["standings"] if one["contender"] == "plain" and one["graph"] == "text"]
     made = read_made(folder / "work" / "plain" / "text")
     assert made and (one["made_with"], one["size_bytes"]) == (made.made_with, made.size_bytes)
 
@@ -185,10 +186,10 @@ def test_a_graph_that_cannot_be_opened_is_left_out_with_its_reason(
     assert bench("rivals", *arguments(folder)[:3], *options, "--images", "1") == 0
     found = json.loads(out.read_text(encoding="utf-8"))
     (absence,) = found["left_out"]
-    assert (absence["rival"], absence["tower"]) == ("quantize_dynamic", "vision")
+    assert (absence["rival"], absence["graph"]) == ("quantize_dynamic", "vision")
     assert "InvalidProtobuf" in absence["why"]
     assert f"rivals: quantize_dynamic, vision: left out: {absence['why']}\n" in capsys.readouterr().err
-    assert {one["contender"] for one in found["standings"] if one["tower"] == "text"} == {
+    assert {one["contender"] for one in found["standings"] if one["graph"] == "text"} == {
         "fp32",
         "int8",
         "quantize_dynamic",
@@ -198,8 +199,8 @@ def test_a_graph_that_cannot_be_opened_is_left_out_with_its_reason(
 def test_a_tool_that_fails_is_left_out_and_its_words_are_kept(folder: Path, tmp_path: Path, capsys: Captured) -> None:
     """The plain graph, found prepared, is none."""
     shutil.copytree(folder / "work" / "plain", tmp_path / "plain")
-    for tower in TOWERS:
-        (tmp_path / "plain" / tower / f"plain_{tower}.onnx").write_bytes(b"no graph")
+    for graph in GRAPHS:
+        (tmp_path / "plain" / graph / f"plain_{graph}.onnx").write_bytes(b"no graph")
     options = ["--rivals", "quantize_dynamic", "--work", str(tmp_path), "--prepare"]
     assert bench("rivals", *arguments(folder)[:2], *options) == 0
     lines = capsys.readouterr().err.splitlines()
@@ -212,26 +213,26 @@ def test_a_tool_that_fails_is_left_out_and_its_words_are_kept(folder: Path, tmp_
 
 
 @pytest.mark.parametrize("name", OPENED)
-@pytest.mark.parametrize("tower", TOWERS)
-def test_a_rival_answers_nearly_as_the_encoder_does(folder: Path, name: str, tower: TowerName) -> None:
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_rival_answers_nearly_as_the_encoder_does(folder: Path, name: str, graph: str) -> None:
     """Whoever is handed pixels that are not normalised answers something else."""
-    contender = prepared(folder, name, tower)
+    contender = prepared(folder, name, graph)
     manifest = Manifest.read(folder / "fp32")
-    samples = made_up_samples(folder / "fp32", manifest, texts=4, images=4, seed=3)
+    batches = made_up_batches(folder / "fp32", manifest, graph, texts=4, images=4, seed=3)
     run = open_run(contender, 1)
-    found = np.concatenate([run(feed(contender, batch, manifest.image)) for batch in samples.of(tower)])
+    found = np.concatenate([run(feed(contender, batch, manifest.image)) for batch in batches])
     with Encoder.open(folder / "fp32") as encoder:
-        if tower == "vision":
-            wanted = encoder.encode_image([pixels[0] for pixels in samples.vision])
+        if graph == "vision":
+            wanted = encoder.encode_image([pixels[0] for pixels in batches])
         else:
-            wanted = np.concatenate([encoder._session("text").run(ids) for ids in samples.text])
-    assert closeness(found, wanted).worst > (1 - 1e-6 if name in FP32 else WORST_COSINE)
+            wanted = np.concatenate([encoder.run_graph(graph, {"input_ids": ids})["text_embeds"] for ids in batches])
+    assert row_cosines(found, wanted).min() > (1 - 1e-6 if name in FP32 else WORST_COSINE)
 
 
-def prepared(folder: Path, name: str, tower: TowerName) -> Contender:
-    made = prepare(name, material(folder), tower, folder / "work")
-    graph, engine = folder / "work" / place(name, tower) / made.graph, RIVALS[name].engine
-    return Contender(name=name, recipe="", engine=engine, tower=tower, graph=graph, size_bytes=made.size_bytes)
+def prepared(folder: Path, name: str, graph: str) -> Contender:
+    made = prepare(name, material(folder), graph, folder / "work")
+    path, engine = folder / "work" / place(name, graph) / made.file, RIVALS[name].engine
+    return Contender(name=name, recipe="", engine=engine, graph=graph, path=path, size_bytes=made.size_bytes)
 
 
 def test_bfloat16_is_told_by_its_cosine(report: dict[str, Any]) -> None:
@@ -243,9 +244,9 @@ def test_bfloat16_is_told_by_its_cosine(report: dict[str, Any]) -> None:
 
 def test_the_merged_graph_is_one_for_both_towers(folder: Path) -> None:
     """Rows of any batch, whatever the dummy is beside it."""
-    made = [prepared(folder, "merged", tower) for tower in TOWERS]
-    assert made[0].graph == made[1].graph
-    graph = onnx.load(made[0].graph, load_external_data=False).graph
+    made = [prepared(folder, "merged", graph) for graph in GRAPHS]
+    assert made[0].path == made[1].path
+    graph = onnx.load(made[0].path, load_external_data=False).graph
     assert [(len(graph.input), len(graph.output))] == [(2, 2)]
     ask, plain = (open_run(prepared(folder, name, "text"), 1) for name in ("merged", "plain"))
     ids = np.random.default_rng(0).integers(5, 100, (7, 9))
@@ -259,24 +260,24 @@ def test_what_cannot_be_compiled_is_left_out(folder: Path, monkeypatch: pytest.M
         measure_resident(prepared(folder, COMPILED, "text"), np.full((1, 5), 7), 1)
 
 
-@pytest.mark.parametrize("tower", TOWERS)
-def test_quantize_dynamic_leaves_attention_alone_and_makes_the_rest_integers(folder: Path, tower: TowerName) -> None:
-    graph = folder / "work" / "quantize_dynamic" / tower / f"plain_{tower}.onnx"
-    operators = [node.op_type for node in onnx.load(graph, load_external_data=False).graph.node]
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_quantize_dynamic_leaves_attention_alone_and_makes_the_rest_integers(folder: Path, graph: str) -> None:
+    path = folder / "work" / "quantize_dynamic" / graph / f"plain_{graph}.onnx"
+    operators = [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
     assert "MatMul" not in operators
-    assert (operators.count("MatMulInteger"), operators.count("Attention")) == ({"text": 8, "vision": 14}[tower], 2)
+    assert (operators.count("MatMulInteger"), operators.count("Attention")) == ({"text": 8, "vision": 14}[graph], 2)
 
 
 def test_ratios_are_of_the_same_round() -> None:
     """The machine was twice as slow in the second round: the medians' ratio would be 0.75 of what it was."""
     mine, its = np.array([1.0, 2.0, 1.0, 3.0]), np.array([2.0, 4.0, 2.0, 3.0])
     ratio = paired(mine, its)
-    assert (ratio.median, ratio.low, ratio.high, ratio.samples) == (0.5, 0.5, 0.625, 4)
+    assert ratio == {"median": 0.5, "low": 0.5, "high": 0.625, "samples": 4}
 
 
 def test_cosines_do_not_depend_on_lengths_and_name_the_worst() -> None:
     wanted = np.array([[1, 0], [0, 2], [3, 4]], np.float32)
-    found = closeness(np.array([[5, 0], [1, 0], [6, 8]], np.float32), wanted)
+    found = summarize_cosines(row_cosines(np.array([[5, 0], [1, 0], [6, 8]], np.float32), wanted))
     assert (found.samples, found.worst, found.mean) == (3, 0.0, pytest.approx(2 / 3))
     assert found.first_percentile == pytest.approx(0.02)
 
@@ -295,17 +296,18 @@ def test_turns_begin_with_another_one_each_round_and_the_first_round_is_not_coun
 
 
 def test_a_case_is_as_wide_and_long_as_it_says(folder: Path) -> None:
-    samples = made_up_samples(folder / "fp32", Manifest.read(folder / "fp32"), texts=3, images=2, seed=1)
-    shapes = [case_batch(case, samples.text).shape for case in cases("text", 300)]
+    manifest = Manifest.read(folder / "fp32")
+    texts, images = (made_up_batches(folder / "fp32", manifest, graph, texts=3, images=2, seed=1) for graph in GRAPHS)
+    shapes = [case_batch(case, texts).shape for case in cases("text", 300)]
     assert shapes == [(1, 16), (1, 300), (16, 16)]
     (case,) = cases("vision", 300)
-    assert case_batch(case, samples.vision).shape == samples.vision[0].shape
+    assert case_batch(case, images).shape == images[0].shape
 
 
 def test_twins_are_told_by_their_files() -> None:
     def made(rival: str, **files: str) -> Made:
-        nothing: dict[str, Any] = dict.fromkeys(("recipe", "weights_sha256", "graph"), "")
-        return Made(rival=rival, tower="text", made_with={}, made_in_s=0, size_bytes=0, files=files, **nothing)
+        nothing: dict[str, Any] = dict.fromkeys(("recipe", "weights_sha256", "file"), "")
+        return Made(rival=rival, graph="text", made_with={}, made_in_s=0, size_bytes=0, files=files, **nothing)
 
     names = ("plain", "quantize_dynamic", "optimum-avx2", "quantize_dynamic-quint8", "torch")
     files = ({"x": "1", "y": "2"}, {"x": "1", "y": "3"}, {"y": "2", "x": "1"}, {"x": "1"}, {"x": "1"})

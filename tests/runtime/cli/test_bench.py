@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeclip_bench.latency.records import BENCHMARK, SCHEMA_VERSION
+from edgeclip_bench.latency.records import BENCHMARK
+from edgeclip_bench.measure.documents import SCHEMA_VERSION
 from tests.conftest import CHECKPOINT, DATA
 from tests.scenes.command import Captured, refusal, run
 
@@ -28,10 +29,10 @@ def measured(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_document_holds_every_case(measured: Path) -> None:
     document = json.loads((measured / "a.json").read_text())
     assert (document["benchmark"], document["schema_version"]) == (BENCHMARK, SCHEMA_VERSION)
-    cases = [(one["case"]["scenario"], one["case"]["tower"], one["case"]["batch"]) for one in document["results"]]
+    cases = [(one["case"]["scenario"], one["case"]["modality"], one["case"]["batch"]) for one in document["results"]]
     assert cases.count(("single-stream", "text", 2)) == 2
-    assert cases.count(("multi-stream", "vision", 8)) == 1
-    assert cases.count(("offline", "vision", 1)) == 1
+    assert cases.count(("multi-stream", "image", 8)) == 1
+    assert cases.count(("offline", "image", 1)) == 1
     assert len(cases) == 4 + 2 + 2 + 1 + 2 + 1
     for result in document["results"]:
         assert result["device"] == "cpu"
@@ -54,7 +55,7 @@ def test_the_other_files_are_written(measured: Path) -> None:
 
 def test_several_bundles_stand_side_by_side(bundle: Path, int8_bundle: Path, capsys: Captured) -> None:
     """Told apart by name; one tower, JSON on stdout."""
-    words = ("--tower", "text", "--scenario", "single-stream", "--json")
+    words = ("--modality", "text", "--scenario", "single-stream", "--json")
     if bundle.name == int8_bundle.name:
         pytest.fail("the fixtures' bundles have one name")
     status, out, _ = run("bench", bundle, int8_bundle, *QUICK, *words, capsys=capsys)
@@ -66,7 +67,7 @@ def test_several_bundles_stand_side_by_side(bundle: Path, int8_bundle: Path, cap
 
 def test_a_server_is_probed(bundle: Path, capsys: Captured) -> None:
     """A bound of a second, which every rate below capacity keeps for a thousand queries."""
-    words = ("--scenario", "server", "--p99-ms", 1000, "--tower", "text", "--tokens", 5, "--threads", 1, "--json")
+    words = ("--scenario", "server", "--p99-ms", 1000, "--modality", "text", "--tokens", 5, "--threads", 1, "--json")
     status, out, _ = run("bench", bundle, "--seconds", 0.02, *words, capsys=capsys)
     assert status == 0
     (result,) = json.loads(out)["results"]
@@ -78,7 +79,7 @@ def test_a_server_is_probed(bundle: Path, capsys: Captured) -> None:
 
 def test_another_benchmarks_document_is_attached(bundle: Path, tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "soak.json").write_text('{"benchmark": "soak", "is_flat": true}')
-    words = ("--tower", "text", "--scenario", "single-stream", "--json", "--attach", tmp_path / "soak.json")
+    words = ("--modality", "text", "--scenario", "single-stream", "--json", "--attach", tmp_path / "soak.json")
     status, out, _ = run("bench", bundle, *QUICK, *words, capsys=capsys)
     assert status == 0
     assert json.loads(out)["attached"] == {"soak": {"benchmark": "soak", "is_flat": True}}
@@ -114,7 +115,7 @@ def test_the_gate_passes_and_fails(measured: Path, tmp_path: Path, capsys: Captu
     [
         ({"machine": None}, 'the document is not whole (no "machine")'),
         ({"results": [{}]}, "the document is not whole (result 0 lacks"),
-        ({"schema_version": 99}, "schema_version is 99, this edgeclip reads 1; measure again"),
+        ({"schema_version": 99}, "schema_version is 99, this edgeclip reads 2; measure again"),
         ({"benchmark": "soak"}, "found 'soak', wanted a benchmark's document edgeclip_bench.bench"),
         ({"machine": {"processor": "abacus"}}, "different machines (processor: "),
     ],
@@ -141,17 +142,17 @@ def test_rivals_are_measured_in_the_same_run(bundle: Path, tmp_path: Path, capsy
     """In the tables with their ratios, cosines and memory, and on the page; what was left out with its reason."""
     shutil.copytree(bundle, tmp_path / "fp32")
     names = "plain,quantize_dynamic,fastembed"
-    words = ("--rivals", names, "--checkpoint", CHECKPOINT, "--tower", "text", "--scenario", "single-stream")
+    words = ("--rivals", names, "--checkpoint", CHECKPOINT, "--modality", "text", "--scenario", "single-stream")
     files = ("--out", tmp_path / "a.json", "--html", tmp_path / "a.html")
     status, out, err = run("bench", tmp_path / "fp32", *QUICK, *words, *files, capsys=capsys)
     assert status == 0, err
     rivals = json.loads((tmp_path / "a.json").read_text())["rivals"]
     measured = ["fp32", "plain", "quantize_dynamic"]
     assert [one["contender"] for one in rivals["standings"]] == measured
-    assert {one["tower"] for one in rivals["standings"]} == {"text"}
+    assert {one["graph"] for one in rivals["standings"]} == {"text"}
     assert [one["rival"] for one in rivals["left_out"]] == ["fastembed"]
     page = (tmp_path / "a.html").read_text()
-    for table in ("rivals, text tower: ", "rivals, text, 16 tokens, batch 1", "rivals that were left out"):
+    for table in ("rivals, text graph: ", "rivals, text, 16 tokens, batch 1", "rivals that were left out"):
         assert table in out and table in page
     assert all(f"<td>{name}</td>" in page for name in [*measured, "fastembed"])
 

@@ -75,7 +75,7 @@ def check_costs(out: str, keep: Path) -> None:
     """The bundles' sizes, cosines of the demo's own inputs, and the times that the int8 bundle's proof says."""
     costs = out[out.index("\nwhat int8 saves and costs") + 1 :].split("\n\n")[0].splitlines()[1:]
     fp32, int8 = (Manifest.read(keep / name) for name in ("bundle", "int8"))
-    assert (int8.text.precision, int8.vision.precision) == ("int8", "int8")
+    assert {graph.precision for graph in int8.graphs.values()} == {"int8"}
     assert int8.weight_bytes < fp32.weight_bytes / 2
     sizes = f"{format_bytes(fp32.weight_bytes)} {format_bytes(int8.weight_bytes)}"
     assert " ".join(costs[0].split()) == f"bundle {sizes}"

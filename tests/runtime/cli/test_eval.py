@@ -166,7 +166,7 @@ def test_nothing_is_left_in_out_when_a_file_cannot_be_written(
 def test_warnings_as_errors_do_not_cost_the_report(copied_bundle: Path, pictures: Path, tmp_path: Path) -> None:
     """A caption that is too long is one line and status 1, after all is written; a stray file is one line alone."""
     bundle = copied_bundle
-    reseal(bundle, tokenizer=dataclasses.replace(Manifest.read(bundle).tokenizer, max_length=8))
+    reseal(bundle, text=dataclasses.replace(Manifest.read(bundle).need_text(), max_length=8))
     (pictures / "images" / "notes.md").touch()
     for image in (pictures / "images").glob("*.png"):
         image.with_suffix(".txt").write_text("a caption " * 9)
