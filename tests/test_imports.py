@@ -74,9 +74,9 @@ def test_the_house_is_seen() -> None:
     """Else the tests below would pass on nothing."""
     for package in PACKAGES:
         assert modules(package), package
-    assert "edgeclip.manifest.Manifest" in set(imports(PACKAGES["edgeclip"] / "encoder.py"))
-    assert "PIL.Image" in set(imports(PACKAGES["edgeclip"] / "families" / "jina_clip.py"))
-    assert "PIL.Image" not in set(imports(PACKAGES["edgeclip"] / "families" / "jina_clip.py", is_top_only=True))
+    assert "edgeclip.manifest.Manifest" in set(imports(PACKAGES["edgeclip"] / "open_bundle.py"))
+    assert "PIL.Image" in set(imports(PACKAGES["edgeclip"] / "inputs" / "square.py"))
+    assert "PIL.Image" not in set(imports(PACKAGES["edgeclip"] / "inputs" / "square.py", is_top_only=True))
 
 
 @pytest.mark.parametrize("path", ALL, ids=name_of)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,13 +16,15 @@ import onnxruntime
 import pytest
 
 from edgeclip import Encoder, InputError, Manifest
-from edgeclip.manifest import TARGETS, TOWERS, Target, TowerName
+from edgeclip.manifest import TARGETS, Target
 from edgeclip.triton import export_triton, model_config, readme
 from tests.conftest import DATA
 from tests.scenes.command import NEEDS_SHELL, Captured, refusal, run, run_shell
 from tests.scenes.damage import flip_byte
+from tests.scenes.text_bundle import make_text_bundle
 from tests.scenes.triton_config import pairs, parse
 
+GRAPHS = ("text", "vision")
 IMAGES = [str(DATA / "images" / name) for name in ("rgb_odd.png", "gray.jpg")]
 TEXTS = ["a red bicycle", "ein rotes Fahrrad"]
 # onnxruntime with every optimisation, as Triton's backend opens a graph, beside ours. Measured: 1.2e-7.
@@ -38,38 +41,36 @@ def repository(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_layout_is_the_documented_one_for_models_of_several_files(repository: Path, bundle: Path) -> None:
     files = {str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file()}
-    towers = {
-        f"{tower}_model/{name}"
-        for tower in TOWERS
-        for name in ("config.pbtxt", "1/model.onnx/model.onnx", f"1/model.onnx/{tower}_model.onnx_data")
+    models = {
+        f"{graph}_model/{name}"
+        for graph in GRAPHS
+        for name in ("config.pbtxt", "1/model.onnx/model.onnx", f"1/model.onnx/{graph}.onnx_data")
     }
-    assert files == {"README.md", "manifest.json", "tokenizer.json"} | towers
+    assert files == {"README.md", "manifest.json", "tokenizer.json"} | models
     assert Manifest.read(repository) == Manifest.read(bundle)
 
 
 def test_the_bundle_stays_as_it_was(repository: Path, bundle: Path) -> None:
     """Copies: weights with a second hard link are refused by onnx and onnx_ir, so by `edgeclip quantize`."""
-    for tower in TOWERS:
-        weights = bundle / f"{tower}_model.onnx_data"
-        copy = repository / f"{tower}_model/1/model.onnx/{tower}_model.onnx_data"
+    for graph in GRAPHS:
+        weights = bundle / f"{graph}.onnx_data"
+        copy = repository / f"{graph}_model/1/model.onnx/{graph}.onnx_data"
         assert copy.read_bytes() == weights.read_bytes()
         assert weights.stat().st_nlink == copy.stat().st_nlink == 1 and not copy.is_symlink()
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("graph", GRAPHS)
 def test_the_config_says_what_the_graph_takes(bundles: dict[Target, Path], target: Target, graph: str) -> None:
     manifest = Manifest.read(bundles[target])
-    config = parse(model_config(manifest, tower))
-    session = onnxruntime.InferenceSession(
-        bundles[target] / f"{tower}_model.onnx", providers=["CPUExecutionProvider"]
-    )
+    config = parse(model_config(manifest, graph))
+    session = onnxruntime.InferenceSession(bundles[target] / f"{graph}.onnx", providers=["CPUExecutionProvider"])
     (given,), (answer,) = session.get_inputs(), session.get_outputs()
     kinds = {"tensor(int64)": "TYPE_INT64", "tensor(uint8)": "TYPE_UINT8", "tensor(float)": "TYPE_FP32"}
     for tensor, found in ((given, config["input"]), (answer, config["output"])):
         shape = [size if isinstance(size, int) else -1 for size in tensor.shape[1:]]
         assert found == [{"name": tensor.name, "data_type": kinds[tensor.type], "dims": shape}]
-    assert config["name"] == f"{tower}_model" and config["backend"] == "onnxruntime"
+    assert config["name"] == f"{graph}_model" and config["backend"] == "onnxruntime"
     assert config["max_batch_size"] > 1 and "dynamic_batching" in config
     kind = "KIND_CPU" if target == "cpu" else "KIND_GPU"
     assert config["instance_group"] == [{"kind": kind, "count": 1}]
@@ -77,9 +78,9 @@ def test_the_config_says_what_the_graph_takes(bundles: dict[Target, Path], targe
     assert warm["key"] == given.name and min(warm["value"]["dims"]) > 0
 
 
-@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("graph", GRAPHS)
 def test_options_are_those_of_the_target(bundles: dict[Target, Path], graph: str) -> None:
-    configs = {target: parse(model_config(Manifest.read(bundles[target]), tower, threads=3)) for target in TARGETS}
+    configs = {target: parse(model_config(Manifest.read(bundles[target]), graph, threads=3)) for target in TARGETS}
     assert pairs(configs["cpu"]["parameters"])["intra_op_thread_count"] == "3"
     assert "optimization" not in configs["cpu"] and "optimization" not in configs["cuda"]
     # An arena that grows by powers of two is the default as soon as there are any parameters.
@@ -87,7 +88,7 @@ def test_options_are_those_of_the_target(bundles: dict[Target, Path], graph: str
     (accelerator,) = configs["tensorrt"]["optimization"]["execution_accelerators"]["gpu_execution_accelerator"]
     options = pairs(accelerator["parameters"])
     assert accelerator["name"] == "tensorrt" and options["precision_mode"] == "FP32"
-    assert options["trt_profile_max_shapes"].startswith("input_ids:" if tower == "text" else "pixel_values:")
+    assert options["trt_profile_max_shapes"].startswith("input_ids:" if graph == "text" else "pixel_values:")
 
 
 def test_the_config_follows_the_precision(int8_bundle: Path) -> None:
@@ -96,8 +97,8 @@ def test_the_config_follows_the_precision(int8_bundle: Path) -> None:
     manifest = Manifest.read(int8_bundle)
     assert "intra_op_thread_count" in model_config(manifest, "text")
     for precision, mode in (("int8", "INT8"), ("fp16", "FP16")):
-        facts = dataclasses.replace(manifest.text, precision=precision)
-        config = parse(model_config(dataclasses.replace(manifest, target="tensorrt", text=facts), "text"))
+        graphs = {**manifest.graphs, "text": dataclasses.replace(manifest.graphs["text"], precision=precision)}
+        config = parse(model_config(dataclasses.replace(manifest, target="tensorrt", graphs=graphs), "text"))
         (accelerator,) = config["optimization"]["execution_accelerators"]["gpu_execution_accelerator"]
         assert pairs(accelerator["parameters"])["precision_mode"] == mode
     assert "1.24 or later" in readme(manifest)
@@ -195,6 +196,38 @@ def test_a_damaged_bundle_is_not_served(copied_bundle: Path, tmp_path: Path, cap
     assert f"{name} is not what was exported" in refusal(
         "export-triton", copied_bundle, tmp_path / "models", capsys=capsys
     )
+    assert not (tmp_path / "models").exists()
+
+
+def text_bundle(bundle: Path, out: Path) -> Path:
+    """The golden bundle without its images."""
+    import dataclasses
+
+    manifest = Manifest.read(bundle)
+    kept = [file for file in manifest.files if not file.name.startswith("vision")]
+    out.mkdir()
+    for file in kept:
+        shutil.copyfile(bundle / file.name, out / file.name)
+    changed = dataclasses.replace(
+        manifest, image=None, graphs={"text": manifest.graphs["text"]}, files=tuple(kept), measured=()
+    )
+    (out / "manifest.json").write_text(changed.to_json(), encoding="utf-8")
+    return out
+
+
+def test_a_bundle_of_texts_alone_gives_one_model(bundle: Path, tmp_path: Path) -> None:
+    export_triton(text_bundle(bundle, tmp_path / "texts"), tmp_path / "models")
+    written = sorted(path.name for path in (tmp_path / "models").iterdir())
+    assert written == ["README.md", "manifest.json", "text_model", "tokenizer.json"]
+    text = (tmp_path / "models/README.md").read_text(encoding="utf-8")
+    assert "A model for Triton" in text and "Texts: put" in text and "Images: decode" not in text
+    assert not re.search(r"\$[a-z_]|<!--", text)
+
+
+def test_adapters_must_be_merged_first(bundle: Path, tmp_path: Path, capsys: Captured) -> None:
+    folder = make_text_bundle(bundle, tmp_path / "adapters")
+    message = refusal("export-triton", folder, tmp_path / "models", capsys=capsys)
+    assert "edgeclip export CHECKPOINT OUT --task T" in message and "retrieval.query" in message
     assert not (tmp_path / "models").exists()
 
 

@@ -74,20 +74,21 @@ class Repeated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelfTest:
-    """A bundle's self-test: texts with the task of each, images (H, W, 3) uint8, and the checkpoint's vectors (N, D)
-    of each modality that the bundle takes.
+    """A bundle's self-test: texts and images (H, W, 3) uint8 with the task of each, and the checkpoint's vectors
+    (N, D) of each modality that the bundle takes.
     """
 
     texts: Sequence[str]
     tasks: Sequence[str | None]
     images: Sequence[NDArray[np.uint8]]
+    image_tasks: Sequence[str | None]
     wanted: _Answers
 
     def inputs(self, modality: Modality) -> tuple[Sequence[Any], Sequence[str | None]]:
         """The inputs of a modality, and the task of each."""
         if modality == "text":
             return self.texts, self.tasks
-        return self.images, [None] * len(self.images)
+        return self.images, self.image_tasks
 
 
 def read_selftest(manifest: Manifest, folder: Path) -> SelfTest:
@@ -100,6 +101,7 @@ def read_selftest(manifest: Manifest, folder: Path) -> SelfTest:
             texts=[str(text) for text in texts],
             tasks=[str(task) or None for task in arrays["tasks"]] if manifest.text else [],
             images=[arrays[f"image_{index}"] for index in range(count)],
+            image_tasks=[str(task) or None for task in arrays.get("image_tasks", [""] * count)],
             wanted=_answers(manifest, arrays),
         )
 
@@ -107,8 +109,10 @@ def read_selftest(manifest: Manifest, folder: Path) -> SelfTest:
     test = _read(path, take)
     counts = {modality: len(test.inputs(modality)[0]) for modality in manifest.modalities}
     _check_answers(path, test.wanted, counts, manifest.embedding_dim)
-    if len(test.tasks) != len(test.texts):
-        raise BundleError(f"{path}: {len(test.tasks)} tasks for {len(test.texts)} texts")
+    for modality in manifest.modalities:
+        inputs, tasks = test.inputs(modality)
+        if len(tasks) != len(inputs):
+            raise BundleError(f"{path}: {len(tasks)} tasks for {len(inputs)} {modality}s")
     return test
 
 

@@ -95,7 +95,8 @@ class BatchPolicy:
     one.
 
     A batch of texts has at most `tokens` tokens (one longer text forms a batch alone) and at most `texts` texts; a
-    batch of images has at most `images` images. A text of less than `fewest_tokens` counts as `fewest_tokens`.
+    batch of images has at most `images` images, and where images have any size (`size_px` is 0) at most `tokens`
+    patches. A text of less than `fewest_tokens` counts as `fewest_tokens`.
     `profile_tokens` are the longest texts of TensorRT's profiles, empty on other devices. Texts of more than
     `long_tokens` tokens are run by a thread of their own; None: there is no such thread. `max_batch` can lower every
     one of these numbers and raises none.
@@ -130,7 +131,7 @@ class BatchPolicy:
             images=_UNIFORM_IMAGES[sized] if purpose == "uniform" else images,
             fewest_tokens=_FEWEST_TOKENS if is_gpu else 1,
             texts=_UNIFORM_TEXTS[sized] if purpose == "uniform" else None,
-            profile_tokens=(*(edge for edge in _PROFILE_TOKENS if edge < limit), limit) if kind == "tensorrt" else (),
+            profile_tokens=_profile_tokens(limit) if kind == "tensorrt" and _has_lone_inputs(manifest) else (),
             long_tokens=_CPU_LONG_TOKENS if kind == "cpu" and purpose == "latency" else None,
             size_px=manifest.image.size_px if isinstance(manifest.image, ImageFacts) else 0,
             max_batch=max_batch,
@@ -142,7 +143,7 @@ class BatchPolicy:
         With TensorRT all texts of a profile have the same limit, because memory is reserved for the longest one.
         """
         if kind.graph == FIRST_GRAPH["image"]:
-            most = self.images
+            most = min(self.images, self._fitting_images(kind))
         elif self.texts is not None:
             most = self.texts
         else:
@@ -216,8 +217,12 @@ class BatchPolicy:
     def _most(self, kind: Kind) -> int:
         """The most items in a batch of a kind, whatever size a caller wants."""
         if kind.graph == FIRST_GRAPH["image"]:
-            return min(MOST_IMAGES, self.max_batch or MOST_IMAGES)
+            return min(MOST_IMAGES, self._fitting_images(kind), self.max_batch or MOST_IMAGES)
         return self.rows(kind)
+
+    def _fitting_images(self, kind: Kind) -> int:
+        """The most images whose patches a batch has room for; images of one size count as one patch each."""
+        return MOST_IMAGES if self.size_px else max(1, self.tokens // kind.cost)
 
     def _longest_like(self, length: int) -> int:
         """The longest text of the profile that holds a text of `length` tokens; `length` itself without profiles."""
@@ -230,20 +235,37 @@ class BatchPolicy:
         return longest
 
 
+def _profile_tokens(limit: int) -> tuple[int, ...]:
+    return (*(edge for edge in _PROFILE_TOKENS if edge < limit), limit)
+
+
+def _has_lone_inputs(manifest: Manifest) -> bool:
+    """Whether each graph has one input. Profiles of several are not planned: TensorRT then builds an engine for each
+    shape that comes.
+    """
+    return all(len(graph.inputs) == 1 for graph in manifest.graphs.values())
+
+
 def is_oversized(graph: str, shape: Shape) -> bool:
     """Whether a batch is larger than the default batches of a CPU: a long text, or a batch formed by the caller.
 
-    `shape` is (B, T) of ids or (B, S, S, 3) of pixels. The memory that such a batch takes is freed after it.
+    `shape` is (B, T) of ids, (B, S, S, 3) of pixels or (B, P, values) of patches. The memory that such a batch takes
+    is freed after it.
     """
-    if graph == FIRST_GRAPH["image"]:
+    if graph == FIRST_GRAPH["image"] and not _is_patches(shape):
         return shape[0] > CPU_IMAGES
-    return math.prod(shape) > CPU_TOKENS
+    return math.prod(shape[:2]) > CPU_TOKENS
+
+
+def _is_patches(shape: Shape) -> bool:
+    """Whether a batch of images is one of patches, (B, P, values), and not of pixels (B, S, S, 3)."""
+    return len(shape) == 3
 
 
 def is_captured(graph: str, shape: Shape) -> bool:
-    """Whether inputs of this shape, ids (B, T) or pixels (B, S, S, 3), are run by a CUDA graph."""
+    """Whether inputs of this shape, ids (B, T) or pixels (B, S, S, 3), are run by a CUDA graph; patches are not."""
     if graph == FIRST_GRAPH["image"]:
-        return shape[0] in CAPTURED_IMAGES
+        return shape[0] in CAPTURED_IMAGES and not _is_patches(shape)
     return shape[0] == 1 and shape[1] <= CAPTURED_TOKENS
 
 

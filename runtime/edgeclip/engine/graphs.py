@@ -11,8 +11,10 @@ import os
 import threading
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeclip.bundle.files import verify_hash
 from edgeclip.bundle.watched_files import FilesAtOpening
@@ -21,11 +23,13 @@ from edgeclip.engine.opening import GraphToOpen, open_graph
 from edgeclip.engine.session import GraphSession
 from edgeclip.errors import DeviceError, InputError
 from edgeclip.inputs.tokenization import TextTokenizer
-from edgeclip.manifest import FIRST_GRAPH, Manifest
+from edgeclip.manifest import FIRST_GRAPH, GraphFacts, Manifest
 
 # Loading a graph holds Python's lock for a few milliseconds at its beginning, parsing 250,000 pieces for 200 on end:
 # without this start the graph would wait for the pieces, with it the two go on side by side.
 _HEAD_START_S = 0.02
+# The shortest text, the special tokens alone.
+_SOME = 2
 
 
 class Graphs:
@@ -72,10 +76,9 @@ class Graphs:
                     since=self._files,
                 )
             )
-            if graph == FIRST_GRAPH["text"] and (facts := self._manifest.text):
+            if graph == FIRST_GRAPH["text"]:
                 # Mapped weights (`edgeclip_graph.passes.gemm`) let the first text wait for the disk; this reads all.
-                name = self._manifest.graphs[graph].inputs[0].name
-                session.run({name: np.array([[facts.bos_id, facts.eos_id]], dtype=np.int64)})
+                session.run(_small_feed(self._manifest.graphs[graph]))
             self.sessions[graph] = session
             if self._is_closed:  # meanwhile: `close` says so first and frees then
                 self.sessions.clear()
@@ -133,6 +136,12 @@ class Graphs:
         self.sessions = {}
         self._is_forked = True
         self._make_locks()
+
+
+def _small_feed(facts: GraphFacts) -> dict[str, NDArray[Any]]:
+    """Zeros for a graph's inputs: a batch of one, and two of whatever else varies in length."""
+    shapes = [(1, *(_SOME if isinstance(axis, str) else axis for axis in array.axes[1:])) for array in facts.inputs]
+    return {array.name: np.zeros(shape, array.dtype) for array, shape in zip(facts.inputs, shapes, strict=True)}
 
 
 _open: "weakref.WeakSet[Graphs]" = weakref.WeakSet()

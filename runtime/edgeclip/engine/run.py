@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.engine.batch_policy import BatchPolicy
+from edgeclip.engine.kept_outputs import KeptOutputs
 from edgeclip.engine.unit_vectors import Vectors, find_fault, shorten
 from edgeclip.errors import BundleError, WrongVectorsError
 from edgeclip.families.family import Arrays, Family, Item
-from edgeclip.manifest import Manifest
+from edgeclip.manifest import Manifest, Space
 
 Outputs = Mapping[str, NDArray[Any]]
 
@@ -40,20 +41,21 @@ class Runner:
     ) -> None:
         self._manifest, self._family, self._policy = manifest, family, policy
         self._run_graph, self._verify = run_graph, verify
+        self._kept = KeptOutputs()
 
     def run(
-        self, items: Sequence[Item], dim: int, batch_size: int | None = None
+        self, items: Sequence[Item], dim: int, batch_size: int | None = None, *, space: Space = "single"
     ) -> Iterator[tuple[list[int], Vectors]]:
-        """Yield the unit vectors (B, dim) of items as they are computed, each batch with the indices of its items.
+        """Yield the unit vectors of items as they are computed, each batch with the indices of its items.
 
-        Raises what `run_batch` raises.
+        They are (B, dim), or in the space "multi" (B, T, dim). Raises what `run_batch` raises.
         """
         places, waiting = list(range(len(items))), list(items)
         while waiting:
             next_places: list[int] = []
             next_items: list[Item] = []
             for batch in self._policy.plan(waiting, batch_size):
-                found = self.run_batch([waiting[index] for index in batch], dim)
+                found = self.run_batch([waiting[index] for index in batch], dim, space=space)
                 indices = [places[index] for index in batch]
                 if isinstance(found, np.ndarray):
                     yield indices, found
@@ -62,34 +64,50 @@ class Runner:
                     next_items += found
             places, waiting = next_places, next_items
 
-    def run_batch(self, items: Sequence[Item], dim: int) -> Vectors | list[Item]:
-        """Run items of one kind as one batch: their unit vectors (B, dim), or the items of the next graph.
+    def run_batch(self, items: Sequence[Item], dim: int, *, space: Space = "single") -> Vectors | list[Item]:
+        """Run items of one kind as one batch: their unit vectors, or the items of the next graph.
 
-        Raises BundleError for files that changed since the export, WrongVectorsError for other vectors that hold NaN
-        or whose length is not 1, DeviceError for inputs that the graph cannot take.
+        Vectors are (B, dim), or in the space "multi" (B, T, dim). Raises BundleError for files that changed since the
+        export, WrongVectorsError for other vectors that hold NaN or whose length is not 1, DeviceError for inputs
+        that the graph cannot take.
         """
-        first = items[0]
-        outputs = self._run_graph(first.graph, self._family.feed(items), first.adapter)
-        following = self._family.follow(first, _row(outputs, 0))
-        if following is None:
-            return self._vectors(first.graph, outputs, len(items), dim)
-        others = (self._family.follow(item, _row(outputs, row)) for row, item in enumerate(items[1:], 1))
-        return [following, *(item for item in others if item is not None)]
+        kept = [self._kept.get(item.key) for item in items]
+        waiting = [item for item, outputs in zip(items, kept, strict=True) if outputs is None]
+        outputs: Outputs = {}
+        if waiting:
+            first = waiting[0]
+            outputs = self._run_graph(first.graph, self._family.feed(waiting), first.adapter)
+            if self._family.follow(first, _row(outputs, 0)) is None:
+                return self._vectors(first.graph, outputs, len(items), dim, space)
+        rows = iter(range(len(waiting)))
+        return [
+            self._follow(item, self._keep(item, _row(outputs, next(rows))) if known is None else known)
+            for item, known in zip(items, kept, strict=True)
+        ]
 
-    def _vectors(self, graph: str, outputs: Outputs, rows: int, dim: int) -> Vectors:
-        """The single vectors of a batch, checked, cut and then normalised."""
-        vectors: Vectors = outputs[self._family.output(graph, "single")]
-        full = self._manifest.embedding_dim
-        if vectors.shape != (rows, full):
+    def _keep(self, item: Item, outputs: Arrays) -> Arrays:
+        return outputs if item.key is None else self._kept.keep(item.key, outputs)
+
+    def _follow(self, item: Item, outputs: Arrays) -> Item:
+        following = self._family.follow(item, outputs)
+        assert following is not None, "all items of a graph are followed, or none is"
+        return following
+
+    def _vectors(self, graph: str, outputs: Outputs, rows: int, dim: int, space: Space) -> Vectors:
+        """The vectors of a batch in a space, checked, cut and then normalised."""
+        vectors: Vectors = outputs[self._family.output(graph, space)]
+        is_single = space == "single"
+        full = self._manifest.dim(space)
+        if (vectors.shape[0], vectors.shape[-1], vectors.ndim) != (rows, full, 2 if is_single else 3):
             raise BundleError(
                 f"the {graph} graph gives {vectors.shape} for {rows} inputs of {full} dimensions; export it again"
             )
-        if fault := find_fault(vectors, dim):
+        if fault := find_fault(vectors.reshape(-1, full), dim):
             self._verify(graph)
             raise WrongVectorsError(
                 f"the {graph} graph answered with {fault}; its files are as exported, so it does not run right here"
             )
-        return shorten(vectors, dim)
+        return shorten(vectors, dim) if is_single else vectors
 
 
 def _row(outputs: Outputs, index: int) -> Arrays:

@@ -6,12 +6,14 @@ from edgeclip.errors import BundleError
 from edgeclip.families.family import Family
 from edgeclip.families.jina_clip import JinaClip
 from edgeclip.families.jina_embeddings_v3 import JinaEmbeddingsV3
+from edgeclip.families.jina_embeddings_v4 import JinaEmbeddingsV4
 from edgeclip.inputs.tokenization import TextTokenizer
 from edgeclip.manifest import Manifest
 
 FAMILIES: Mapping[str, type[Family]] = {
     "jina_clip": JinaClip,
     "jina_embeddings_v3": JinaEmbeddingsV3,
+    "jina_embeddings_v4": JinaEmbeddingsV4,
 }
 
 

@@ -1,7 +1,7 @@
 """Turn texts into token ids, equal to those of the reference's tokenizer.
 
 The tokenizer file describes the whole pipeline. This module cuts at max_length (the first max_length - 1 ids and the
-closing one), and says which texts were cut.
+closing one, where texts have one), and says which texts were cut.
 """
 
 from collections.abc import Iterator, Sequence
@@ -80,10 +80,11 @@ class TextTokenizer:
         self._tokenizer.no_padding()
         self._facts = facts
 
-    def encode(self, texts: Sequence[str], max_length: int | None) -> TokenizedTexts:
+    def encode(self, texts: Sequence[str], max_length: int | None, *, keeps_closing: bool = True) -> TokenizedTexts:
         """The ids of each text, at most `max_length` of them.
 
-        `max_length` counts the opening and the closing token; None is the model's own.
+        `max_length` counts the opening and the closing token; None is the model's own. With `keeps_closing` a text
+        that is cut ends with the closing token, else with one of its own.
         """
         limit = check_max_length(max_length, self._facts)
         rows, cut = [], []
@@ -94,7 +95,7 @@ class TextTokenizer:
             for index, encoding in zip(some, encodings, strict=True):
                 ids = encoding.ids
                 if len(ids) > limit:
-                    ids = [*ids[: limit - 1], self._facts.eos_id]
+                    ids = [*ids[: limit - 1], self._facts.eos_id] if keeps_closing else ids[:limit]
                     cut.append(index)
                 rows.append(np.array(ids, dtype=np.int64))
         return TokenizedTexts(rows=tuple(rows), cut=tuple(cut))

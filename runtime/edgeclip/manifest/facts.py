@@ -331,6 +331,10 @@ class Manifest:
         """The full dimension of a single vector."""
         return self.spaces.single.dim
 
+    def dim(self, space: Space) -> int:
+        """The full dimension of the vectors of a space; InputError for one that the bundle does not give."""
+        return self.embedding_dim if space == "single" else self.need_multi().dim
+
     @property
     def weight_bytes(self) -> int:
         """The size of all data files together."""
