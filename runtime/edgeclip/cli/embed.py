@@ -10,19 +10,16 @@ import hashlib
 import re
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edgeclip.cli.arguments import add_bundle, add_device, add_folder
-from edgeclip.cli.vector_file import Done, VectorFile, json_lines, skipped_line
+from edgeclip.cli.vector_file import Done, Encoded, VectorFile, json_lines, skipped_line
 from edgeclip.encoder import Encoder
 from edgeclip.errors import InputError, TruncationWarning
 from edgeclip.inputs.checks import check_truncate_dim
-from edgeclip.inputs.image_stream import SkippedImage
+from edgeclip.inputs.image_stream import OnError, SkippedImage
 from edgeclip.inputs.images import shown_path
 from edgeclip.inputs.picture_folder import list_pictures
 from edgeclip.inputs.truncation import counting_cut_texts
@@ -31,6 +28,7 @@ from edgeclip.progress import ProgressBar, is_wanted
 # Encoded together, and lost together when a run is killed.
 _BLOCK, _BLOCK_CHARACTERS = 256, 1 << 18
 _NAMED = 20
+_OUT_HELP = ".npy, .npz for --multivector, or .jsonl; default: JSON lines on stdout"
 
 
 class _Images(Sequence[str]):
@@ -62,17 +60,17 @@ class _Images(Sequence[str]):
 class _Stdout:
     """What `VectorFile` does with a file, done with stdout: a line for each input, as it comes."""
 
-    def __init__(self) -> None:
-        self.done = Done()
+    def __init__(self, *, is_multi: bool) -> None:
+        self.done, self._is_multi = Done(), is_multi
 
-    def write(self, kind: str, names: Sequence[str], vectors: NDArray[np.float32], cut: Collection[int] = ()) -> None:
+    def write(self, kind: str, names: Sequence[str], vectors: Encoded, cut: Collection[int] = ()) -> None:
         """A line for each input."""
         sys.stdout.writelines(json_lines(kind, names, vectors))
         self.done.cut += len(cut)
 
     def skip(self, kind: str, name: str, reason: str) -> None:
         """A line that says why there is no vector."""
-        sys.stdout.write(skipped_line(kind, name, reason).decode())
+        sys.stdout.write(skipped_line(kind, name, reason, is_multi=self._is_multi).decode())
         self.done.skipped += 1
 
     def checkpoint(self) -> None:
@@ -93,10 +91,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task", metavar="T", help="a task that the model has (edgeclip inspect): its prompt, its adapter"
     )
+    parser.add_argument(
+        "--multivector", action="store_true", help="a vector for each token, where the model has them"
+    )
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="scale larger images down to N pixels")
     parser.add_argument("--truncate-dim", type=int, metavar="N", help="keep the first N dimensions")
     parser.add_argument("--max-length", type=int, metavar="N", help="cut texts at N tokens")
     parser.add_argument("--batch-size", type=int, metavar="N", help="at most N inputs at once")
-    parser.add_argument("--out", type=Path, metavar="FILE", help=".npy or .jsonl; default: JSON lines on stdout")
+    parser.add_argument("--out", type=Path, metavar="FILE", help=_OUT_HELP)
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
     add_device(parser)
 
@@ -109,8 +111,10 @@ def run(options: argparse.Namespace) -> int:
         options.usage_error("--recursive is for a folder: give --images")
     if not (options.text or options.image or options.texts or options.images):
         options.usage_error("nothing to embed: give --text, --texts, --image or --images")
+    if options.multivector and options.truncate_dim is not None:
+        options.usage_error("--truncate-dim is for single vectors: leave it out, or --multivector")
     if options.out:
-        _check_out(options.out)
+        _check_out(options.out, "npz" if options.multivector else "npy")
     texts = [*options.text, *(_read_lines(options.texts) if options.texts else ())]
     folder: Sequence[str] = ()
     unreadable = 0
@@ -123,10 +127,12 @@ def run(options: argparse.Namespace) -> int:
         total = len(texts) + len(images)
         limit = options.max_length or (encoder.manifest.text.max_length if encoder.manifest.text else 0)
         with contextlib.ExitStack() as stack:
-            output: VectorFile | _Stdout = _Stdout()
+            output: VectorFile | _Stdout = _Stdout(is_multi=options.multivector)
             if options.out:
                 job = _describe_job(options, encoder, texts, dim)
-                file = VectorFile(options.out, job, images, total, dim, is_resumed=options.resume)
+                file = VectorFile(
+                    options.out, job, images, total, dim, is_resumed=options.resume, is_multi=options.multivector
+                )
                 output = stack.enter_context(file)
             bar = stack.enter_context(ProgressBar("embedding", total, is_shown=is_wanted(None)))
             try:
@@ -181,6 +187,8 @@ def _check_options(encoder: Encoder, has_texts: bool, has_images: bool, options:
         encoder.manifest.check_modality("image")
     if has_texts or encoder.manifest.text:
         _encode_texts(encoder, [], options)
+    if options.multivector:
+        return encoder.manifest.need_multi().dim
     return check_truncate_dim(options.truncate_dim, encoder.manifest)
 
 
@@ -210,13 +218,7 @@ def _write_images(
             output.skip("image", rest[image.index], image.reason)
             bar.advance()
 
-    found = encoder.iter_images(
-        rest,
-        task=_image_task(encoder, options.task),
-        truncate_dim=options.truncate_dim,
-        batch_size=options.batch_size,
-        on_error=skip if options.skip_broken else "raise",
-    )
+    found = _iter_images(encoder, rest, options, skip if options.skip_broken else "raise")
     try:
         with contextlib.closing(found):
             for indices, vectors in found:
@@ -243,15 +245,21 @@ def _blocks(texts: Sequence[str], start: int) -> Iterator[Sequence[str]]:
         start = stop
 
 
-def _encode_texts(encoder: Encoder, texts: Sequence[str], options: argparse.Namespace) -> NDArray[np.float32]:
-    return encoder.encode_text(
-        texts,
-        task=options.task,
-        truncate_dim=options.truncate_dim,
-        max_length=options.max_length,
-        batch_size=options.batch_size,
-        progress=False,
-    )
+def _encode_texts(encoder: Encoder, texts: Sequence[str], options: argparse.Namespace) -> Encoded:
+    shared: dict[str, Any] = {name: getattr(options, name) for name in ("task", "max_length", "batch_size")}
+    if options.multivector:
+        return encoder.encode_text_multivector(texts, **shared, progress=False)
+    return encoder.encode_text(texts, **shared, truncate_dim=options.truncate_dim, progress=False)
+
+
+def _iter_images(
+    encoder: Encoder, images: Sequence[str], options: argparse.Namespace, on_error: OnError
+) -> Generator[tuple[Sequence[int], Encoded]]:
+    shared: dict[str, Any] = {name: getattr(options, name) for name in ("max_pixels", "batch_size")}
+    shared |= {"task": _image_task(encoder, options.task), "on_error": on_error}
+    if options.multivector:
+        return encoder.iter_images_multivector(images, **shared)
+    return encoder.iter_images(images, **shared, truncate_dim=options.truncate_dim)
 
 
 def _describe_job(options: argparse.Namespace, encoder: Encoder, texts: Sequence[str], dim: int) -> dict[str, Any]:
@@ -264,6 +272,8 @@ def _describe_job(options: argparse.Namespace, encoder: Encoder, texts: Sequence
     return {
         **vector_facts(encoder, encoder.manifest.graphs),
         "--task": options.task,
+        "--multivector": options.multivector,
+        "--max-pixels": options.max_pixels,
         "--truncate-dim": dim,
         "--max-length": options.max_length,
         "--batch-size": options.batch_size,
@@ -293,8 +303,9 @@ def _read_bytes(path: Path) -> bytes:
     return sys.stdin.buffer.read()
 
 
-def _check_out(out: Path) -> None:
-    if out.suffix not in (".npy", ".jsonl"):
-        raise InputError(f"--out {out}: wanted a name ending in .npy or .jsonl")
+def _check_out(out: Path, kind: str) -> None:
+    """InputError for a name that ends in neither .jsonl nor the kind of numpy's files that is written."""
+    if out.suffix not in (f".{kind}", ".jsonl"):
+        raise InputError(f"--out {out}: wanted a name ending in .{kind} or .jsonl")
     if out.is_dir():
         raise InputError(f"--out {out}: is a folder")

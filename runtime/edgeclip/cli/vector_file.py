@@ -5,8 +5,8 @@ While it is written, all of it lies in the folder OUT.partial:
     job.json       what decides the vectors: the bundle's manifest, versions, device, threads, options, texts
     images.jsonl   each image's path, size and time of change, so that --resume finds what changed meanwhile
     done.json      how far it is: written a few times a second, after the vectors are on the disk
-    vectors        the beginning of OUT
-    rows.jsonl     the beginning of OUT.rows.jsonl, which says what each row of a .npy is
+    vectors        the beginning of OUT; the rows of a .npz, which are packed in the end
+    rows.jsonl     the beginning of OUT.rows.jsonl, which says what each row of a .npy or .npz is
     finished.json  OUT.job.json to be, by which --resume knows a finished file of the same job
 
 A run that is killed, or ended by Ctrl-C, a full disk, a power cut or a bad file, leaves the folder if anything in it
@@ -24,6 +24,7 @@ import os
 import shutil
 import sys
 import time
+import zipfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from numpy.typing import NDArray
 
 from edgeclip.cli.durable_files import flush, flush_folder, open_at, replace_bytes
 from edgeclip.errors import BuildError, InputError
+from edgeclip.multi_vectors import MultiVectors
 
 try:
     import fcntl
@@ -44,6 +46,9 @@ except ImportError:  # Windows has none: there, two runs into one file are not k
 # From one checkpoint to the next, and at least so many times as long as one took: fsync is slow on some disks.
 _PAUSE_S, _PAUSE_TIMES = 0.1, 20
 _AGAIN = "start again without --resume"
+
+# A vector for each input, (N, D), or a matrix for each.
+Encoded = NDArray[np.float32] | MultiVectors
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,17 +76,27 @@ class VectorFile:
     `job` and `images` say what is written; with `is_resumed` what an interrupted run did counts, and `done` says how
     far it came. Raises InputError where the file cannot be written, another process writes it, or the interrupted run
     was of another job.
+
+    OUT is a .npy of single vectors, a .npz of multi vectors as `MultiVectors.load` reads it, or a .jsonl of either.
     """
 
     def __init__(
-        self, out: Path, job: dict[str, Any], images: Iterable[str], total: int, dim: int, *, is_resumed: bool
+        self,
+        out: Path,
+        job: dict[str, Any],
+        images: Iterable[str],
+        total: int,
+        dim: int,
+        *,
+        is_resumed: bool,
+        is_multi: bool = False,
     ) -> None:
         self.done = Done()
         self._out, self._total, self._dim = out, total, dim
         self._folder = out.with_name(f"{out.name}.partial")
         self._rows_out = out.with_name(f"{out.name}.rows.jsonl")
         self._job_out = out.with_name(f"{out.name}.job.json")
-        self._is_npy = out.suffix == ".npy"
+        self._is_binary, self._is_multi = out.suffix in (".npy", ".npz"), is_multi
         self._job, self._images, self._is_resumed = job, images, is_resumed
         self._lock: int | None = None
         self._next_at = 0.0
@@ -89,28 +104,34 @@ class VectorFile:
         self._is_finished = False
         self._files: list[BinaryIO] = []
 
-    def write(self, kind: str, names: Sequence[str], vectors: NDArray[np.float32], cut: Collection[int] = ()) -> None:
-        """A row for each of the inputs; `cut` are the positions in `names` of the texts that were cut."""
+    def write(self, kind: str, names: Sequence[str], vectors: Encoded, cut: Collection[int] = ()) -> None:
+        """A vector (D,) or a matrix (T, D) for each of the inputs; `cut` are the positions in `names` of the texts
+        that were cut.
+        """
         self._is_torn = True
-        if self._is_npy:
-            self._files[0].write(vectors.astype("<f4").tobytes())
-            for position, name in enumerate(names):
-                row = {"row": self.done.rows + position, kind: name}
-                self._files[1].write(_line(row | {"cut": True} if position in cut else row))
+        if self._is_binary:
+            for position, (name, vector) in enumerate(zip(names, vectors, strict=True)):
+                self._files[0].write(vector.astype("<f4").tobytes())
+                row: dict[str, Any] = {"row": self.done.rows}
+                if self._is_multi:
+                    row["rows"] = len(vector)
+                row |= {kind: name} | ({"cut": True} if position in cut else {})
+                self._files[1].write(_line(row))
+                self.done.rows += len(vector) if self._is_multi else 1
         else:
             for line in json_lines(kind, names, vectors):
                 self._files[0].write(line.encode(errors="backslashreplace"))
-        self.done.rows += len(names)
+            self.done.rows += len(names)
         self.done.cut += len(cut)
         self._count(kind, len(names))
 
     def skip(self, kind: str, name: str, reason: str) -> None:
         """No row for an input, but a line that says why."""
         self._is_torn = True
-        file = self._files[1 if self._is_npy else 0]
-        file.write(
-            _line({"row": None, kind: name, "error": reason}) if self._is_npy else skipped_line(kind, name, reason)
-        )
+        if self._is_binary:
+            self._files[1].write(_line({"row": None, kind: name, "error": reason}))
+        else:
+            self._files[0].write(skipped_line(kind, name, reason, is_multi=self._is_multi))
         self.done.skipped += 1
         self._count(kind, 1)
 
@@ -129,7 +150,7 @@ class VectorFile:
         """Give the file its name, and what lies beside it theirs."""
         if self._is_finished:
             return
-        if self._is_npy:
+        if self._is_binary:
             self._files[0].flush()
             self._files[0].seek(0)
             self._write_header(self.done.rows)
@@ -138,7 +159,9 @@ class VectorFile:
                 raise BuildError(f"{self._folder}: has not the bytes of {self.done.rows} rows; {_AGAIN}")
         for written in self._files:
             written.flush()
-        found = os.stat(self._folder / "vectors")
+        if self._is_packed:
+            self._pack()
+        found = os.stat(self._whole)
         images = _hash_of(self._folder / "images.jsonl")
         finished = {"job": self._job, "images": images, "out": [found.st_size, found.st_mtime_ns]}
         self.done.is_whole = True
@@ -149,19 +172,40 @@ class VectorFile:
         self._give_names()
         self._remove_folder()
 
+    @property
+    def _is_packed(self) -> bool:
+        """Whether OUT is a .npz."""
+        return self._is_binary and self._is_multi
+
+    @property
+    def _whole(self) -> Path:
+        """The file that becomes OUT."""
+        return self._folder / ("packed" if self._is_packed else "vectors")
+
+    def _pack(self) -> None:
+        """Copy the rows, and where those of each input begin, into one .npz."""
+        starts = [0]
+        with (self._folder / "rows.jsonl").open("rb") as lines:
+            starts += (row["row"] + row["rows"] for row in map(json.loads, lines) if row["row"] is not None)
+        with self._whole.open("wb") as packed:
+            with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as file:
+                file.write(self._folder / "vectors", "rows.npy")
+                with file.open("starts.npy", "w") as member:
+                    np.save(member, np.array(starts, np.int64))
+            flush(packed)
+
     def _give_names(self) -> None:
         """Rename what is not renamed yet; then nothing is left to be done."""
-        vectors = self._folder / "vectors"
-        if vectors.exists():
+        if self._whole.exists():
             for beside in (
                 self._rows_out,
                 self._job_out,
             ):  # what is of an older file must not stand beside the new one
                 beside.unlink(missing_ok=True)
-            vectors.replace(self._out)
+            self._whole.replace(self._out)
         for name, out in (("rows.jsonl", self._rows_out), ("finished.json", self._job_out)):
             path = self._folder / name
-            if path.exists() and (self._is_npy or name == "finished.json"):
+            if path.exists() and (self._is_binary or name == "finished.json"):
                 path.replace(out)
         flush_folder(self._out.parent)
         (self._folder / "done.json").unlink()
@@ -222,7 +266,7 @@ class VectorFile:
                 file.writelines(map(_line, map(_facts, self._images)))
         for name, size_bytes in (("vectors", self.done.vector_bytes), ("rows.jsonl", self.done.row_bytes)):
             self._files.append(open_at(self._folder / name, size_bytes))
-        if self._is_npy and not self.done.vector_bytes:
+        if self._is_binary and not self.done.vector_bytes:
             self._write_header(self._total)
         self.checkpoint(is_last=True)
 
@@ -327,17 +371,26 @@ class VectorFile:
         return descriptor
 
 
-def json_lines(kind: str, names: Sequence[str], vectors: NDArray[np.float32]) -> Iterator[str]:
-    """A line of JSON for each input, with its vector."""
+def json_lines(kind: str, names: Sequence[str], vectors: Encoded) -> Iterator[str]:
+    """A line of JSON for each input, with its vector or its multi vectors."""
     for name, vector in zip(names, vectors, strict=True):
-        # The shortest decimals that give the same float32 back.
-        numbers = ", ".join(map(str, vector))
-        yield f'{{"{kind}": {json.dumps(name, ensure_ascii=False)}, "embedding": [{numbers}]}}\n'
+        key, numbers = _key(is_multi=vector.ndim > 1), _numbers(vector)
+        yield f'{{"{kind}": {json.dumps(name, ensure_ascii=False)}, "{key}": {numbers}}}\n'
 
 
-def skipped_line(kind: str, name: str, reason: str) -> bytes:
+def skipped_line(kind: str, name: str, reason: str, *, is_multi: bool = False) -> bytes:
     """The line of JSON of an input that has no vector."""
-    return _line({kind: name, "embedding": None, "error": reason})
+    return _line({kind: name, _key(is_multi=is_multi): None, "error": reason})
+
+
+def _key(*, is_multi: bool) -> str:
+    """The name of the vectors in JSON, as in Jina's API."""
+    return "embeddings" if is_multi else "embedding"
+
+
+def _numbers(vector: NDArray[np.float32]) -> str:
+    """A vector or a matrix in JSON: the shortest decimals that give the same float32 back."""
+    return f"[{', '.join(map(str, vector) if vector.ndim == 1 else map(_numbers, vector))}]"
 
 
 def _line(value: object) -> bytes:
