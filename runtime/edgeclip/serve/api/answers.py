@@ -63,7 +63,7 @@ class Model(msgspec.Struct, kw_only=True):
     @classmethod
     def of(cls, name: str, source: Source, model: ServedModel) -> Self:
         """The model that is served under this name."""
-        ignored = () if model.has_adapters else JINA_TASKS
+        ignored = () if model.refuses_other_tasks else JINA_TASKS
         return cls(
             id=name,
             owned_by=source.name.rpartition("/")[0] or "edgeclip",

@@ -158,8 +158,7 @@ def read_body(document: Mapping[str, Any]) -> RequestBody:
 def read_task(body: RequestBody, model: ServedModel) -> str | None:
     """The task of the request, one of the model's; None for no task.
 
-    A task that Jina's API has and this model does not changes nothing where tasks are instructions. Where they are
-    adapters it is an error, for vectors without the adapter cannot be compared with vectors of the task.
+    Any other task is an error, unless the model ignores the tasks that Jina's API has for models of its kind.
     """
     asked: dict[str, str | None] = {}
     if body.task is not None:
@@ -167,7 +166,7 @@ def read_task(body: RequestBody, model: ServedModel) -> str | None:
         if not isinstance(body.task, str) or body.task not in taken:
             rest = (
                 ""
-                if model.has_adapters
+                if model.refuses_other_tasks
                 else f"; this model has an instruction for {', '.join(model.tasks) or 'none'}"
             )
             raise invalid("task", f"wanted one of {', '.join(taken) or 'none'}{rest}")
@@ -176,7 +175,7 @@ def read_task(body: RequestBody, model: ServedModel) -> str | None:
         if not isinstance(kind, str) or kind not in INPUT_TYPES:
             raise invalid("input_type", f"wanted one of {', '.join(INPUT_TYPES)}")
         meant = next((name for name in INPUT_TYPES[kind] if name in model.tasks), None)
-        if meant is None and INPUT_TYPES[kind] and model.has_adapters:
+        if meant is None and INPUT_TYPES[kind] and model.refuses_other_tasks:
             raise invalid("input_type", f"this model has no task for it; send task, one of {', '.join(model.tasks)}")
         asked["input_type"] = meant
     return one_answer(asked, None)
@@ -184,7 +183,7 @@ def read_task(body: RequestBody, model: ServedModel) -> str | None:
 
 def known_tasks(model: ServedModel) -> tuple[str, ...]:
     """The values that `task` may have: the model's, and Jina's others where they are harmless."""
-    return tuple(dict.fromkeys((*model.tasks, *(() if model.has_adapters else JINA_TASKS))))
+    return tuple(dict.fromkeys((*model.tasks, *(() if model.refuses_other_tasks else JINA_TASKS))))
 
 
 def known_input_types(model: ServedModel) -> tuple[str, ...]:
@@ -192,7 +191,7 @@ def known_input_types(model: ServedModel) -> tuple[str, ...]:
     return tuple(
         kind
         for kind, tasks in INPUT_TYPES.items()
-        if not (model.has_adapters and tasks) or any(task in model.tasks for task in tasks)
+        if not (model.refuses_other_tasks and tasks) or any(task in model.tasks for task in tasks)
     )
 
 

@@ -83,8 +83,8 @@ def _dimensions(model: ServedModel) -> Schema:
 
 def _tasks(model: ServedModel) -> str:
     """The description of `task`."""
-    if model.has_adapters:
-        return "what the vectors are for: each task has an adapter of its own"
+    if model.refuses_other_tasks:
+        return "what the vectors are for, one of the model's tasks"
     return f"this model has an instruction for: {', '.join(model.tasks) or 'none'}. The others change nothing"
 
 
