@@ -301,7 +301,7 @@ def test_a_report_alone_in_a_narrow_terminal(bundle: Path, tmp_path: Path) -> No
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
     bar, table = content.decode().split("text graph of ")
     lines = [line for line in bar.split("\r") if "%" in line]
-    assert any(line.startswith("int8-dynamic-smooth: timing the vision graph") for line in lines)
+    assert any(line.startswith("int8-dynamic-smooth: timing image vectors") for line in lines)
     assert all(len(line) < 60 for line in lines)
     cleared, words, _ = bar.split("\r")[-3:]
     assert cleared.strip() == "" and words == "quantize-report: recipes.json, recipes.png, recipes.svg"
