@@ -35,6 +35,8 @@ from edgeclip_export.reference import answer
 from edgeclip_export.tracing import OPSET, trace
 from edgeclip_graph.census import count_operators
 from edgeclip_graph.passes import TENSORRT_OPSET, lower
+from edgeclip_graph.passes.unmasked import has_choice, save_unmasked
+from edgeclip_graph.portable import save_portable
 
 SELFTEST = "selftest.npz"
 
@@ -109,15 +111,22 @@ def write_bundle(
 
 
 def _write_graph(plan: GraphPlan, target: Target, stage: Path, progress: Progress) -> GraphFacts:
-    """Trace, lower and write one graph; its weights are read as they are written."""
+    """Trace, lower and write one graph, and its other forms over the same weights, which are read as they are
+    written.
+    """
     progress(f"tracing the {plan.name} tower", 0, 1)
-    model = lower(trace(plan), target, plan.name, plan.traits)
+    traced = trace(plan)
+    portable = traced.clone()
+    model = lower(traced, target, plan.name, plan.traits)
 
     def report(_: object, info: ir.external_data.CallbackInfo) -> None:
         progress(f"writing the {plan.name} graph", info.index + 1, info.total)
 
     file = f"{plan.name}.onnx"
     ir.save(model, stage / file, external_data=f"{file}_data", callback=report)
+    save_portable(portable, model, stage / file, plan.traits)
+    if target == "cuda" and has_choice(model):
+        save_unmasked(model, stage / file)
     own = [value for value in model.graph.inputs if value.name not in plan.adapter_inputs]
     return GraphFacts(
         file=file,

@@ -2,9 +2,13 @@
 
 A layout of its own for every weight would be a second copy of a tower, 1.2 GB of the full-size text tower. Computed
 when the graph is written, one weight after the other, it is a copy of the largest weight at most.
+
+Each derived constant remembers the constant it was made of, and its form says how. So `edgeclip_graph.portable` can
+say how the first one is made again of what a graph's file holds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,15 +18,52 @@ from onnx_ir.passes import PreconditionError
 
 from edgeclip_graph.frame import store
 
+_ORIGIN = "edgeclip.origin"
 
-def derive(
-    graph: ir.Graph,
-    name: str,
-    source: ir.Value,
-    shape: Sequence[int],
-    change: Callable[[NDArray[Any]], NDArray[Any]],
-) -> ir.Value:
-    """An initializer `name` that holds `change` of the source's numbers, an array of `shape` and the same type.
+
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """A weight (in, out) as (1, out, in)."""
+
+    def shape(self, source: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the derived constant."""
+        inputs, outputs = source
+        return 1, outputs, inputs
+
+    def apply(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The numbers of the derived constant."""
+        return array.T[None]
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Entries `start` to `stop` along the last axis."""
+
+    start: int
+    stop: int
+
+    def shape(self, source: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the derived constant."""
+        return *source[:-1], self.stop - self.start
+
+    def apply(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The numbers of the derived constant."""
+        return array[..., self.start : self.stop]
+
+
+Form = Turned | Columns
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The tensor that a derived constant was made of, and its form."""
+
+    source: ir.TensorProtocol
+    form: Form
+
+
+def derive(graph: ir.Graph, name: str, source: ir.Value, form: Form) -> ir.Value:
+    """An initializer `name` that holds the source's numbers in another form, of the same type.
 
     It is computed whenever it is read, and not kept. PreconditionError for a source that holds no constant.
     """
@@ -31,6 +72,16 @@ def derive(
         raise PreconditionError(f"{source.name} holds no constant")
 
     def compute() -> ir.TensorProtocol:
-        return ir.tensor(np.ascontiguousarray(change(stored.numpy())), name=name)
+        return ir.tensor(np.ascontiguousarray(form.apply(stored.numpy())), name=name)
 
-    return store(graph, ir.LazyTensor(compute, dtype=stored.dtype, shape=ir.Shape(shape), name=name))
+    shape = ir.Shape(form.shape(stored.shape.numpy()))
+    tensor = ir.LazyTensor(compute, dtype=stored.dtype, shape=shape, name=name)
+    tensor.meta[_ORIGIN] = Origin(stored, form)
+    return store(graph, tensor)
+
+
+def origin_of(value: ir.Value) -> Origin | None:
+    """The origin of a derived constant; None for any other value."""
+    tensor = value.const_value
+    origin: Origin | None = tensor.meta.get(_ORIGIN) if isinstance(tensor, ir.LazyTensor) else None
+    return origin

@@ -28,6 +28,8 @@ from edgeclip.manifest import (
 )
 from edgeclip_graph.census import count_operators
 from edgeclip_graph.linear import linear_layers
+from edgeclip_graph.passes import lower_portable
+from edgeclip_graph.passes.unmasked import has_choice, save_unmasked
 from edgeclip_quant.budget import Budget, judge
 from edgeclip_quant.graph_runner import Graphs, Progress
 from edgeclip_quant.inputs.feeder import Feeder
@@ -35,7 +37,7 @@ from edgeclip_quant.inputs.layer_inputs import observe
 from edgeclip_quant.inputs.made_up import Samples, padded_pair
 from edgeclip_quant.inputs.value_ranges import measure_ranges
 from edgeclip_quant.passes.float16 import narrow_to_half
-from edgeclip_quant.passes.integer_layers import Narrowed, narrow_to_integers, prepare
+from edgeclip_quant.passes.integer_layers import Narrowed, narrow_to_integers, plain_graph, prepare
 from edgeclip_quant.passes.qdq import MAX_ERROR, quantize_for_tensorrt
 from edgeclip_quant.proof.measurement import PROOF, graph_files, prove
 from edgeclip_quant.recipes import Recipe
@@ -142,7 +144,7 @@ def narrow(name: str, feeder: Feeder, stage: Path, order: Order, progress: Progr
     feeds = feeds_of(name, feeder, order.calibration)
     try:
         if manifest.target == "cpu":
-            prepared = prepare(name, source, feeds, stage, progress)
+            prepared = prepare(name, plain_graph(name, source), feeds, stage, progress)
             cosine = order.budget.cosine if order.kept is None else order.kept[name]
             may_fix = not order.is_made_up
             return narrow_to_integers(prepared, out, order.recipes[name], cosine, progress, may_fix=may_fix)
@@ -177,7 +179,8 @@ def _narrow_for_gpu(
     def report(what: str, done: int, total: int) -> None:
         progress(f"{what}, {name}", done, total)
 
-    model = ir.load(source)
+    target: Target = "cuda" if to == "fp16" else "tensorrt"
+    model = lower_portable(name, source, target)
     errors: Mapping[str, float] = {}
     if to == "fp16":
         narrow_to_half(model, measure_ranges(model, samples, out.parent, report))
@@ -192,6 +195,8 @@ def _narrow_for_gpu(
         kernels = {"int8 static": integers, "fp32": layers - integers}
     progress(f"writing the {name} graph", 0, 1)
     ir.save(model, out, external_data=f"{out.name}_data")
+    if target == "cuda" and has_choice(model):
+        save_unmasked(model, out)
     return Narrowed(
         kernels={kernel: count for kernel, count in kernels.items() if count},
         errors=errors,

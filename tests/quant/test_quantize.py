@@ -25,7 +25,7 @@ from edgeclip_quant import quantize_bundle
 from edgeclip_quant.budget import DEFAULT_BUDGETS, Budget
 from edgeclip_quant.graph_runner import Graphs, answer
 from edgeclip_quant.inputs.made_up import Samples
-from edgeclip_quant.passes.plain_graph import MakePlain
+from edgeclip_quant.passes.integer_layers import plain_graph
 from edgeclip_quant.proof.measurement import graph_files, proof_samples
 from edgeclip_quant.quantize import Order, quantize
 from edgeclip_quant.recipes import DEFAULT_RECIPES
@@ -140,7 +140,7 @@ def test_every_linear_layer_and_the_table_are_integers(
     for folder in narrow.values():
         manifest = Manifest.read(folder)
         for name in GRAPHS:
-            plain = MakePlain()(ir.load(bundle / source.graphs[name].file)).model
+            plain = plain_graph(name, bundle / source.graphs[name].file)
             facts = manifest.graphs[name]
             assert sum(facts.kernels.values()) == len(linear_layers(plain.graph)) and "fp32" not in facts.kernels
             stored = ir.load(folder / facts.file).graph.initializers.values()

@@ -1,6 +1,7 @@
 """What is no source is refused before anything is written; interrupted it leaves nothing, and the source stays."""
 
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from edgeclip.manifest import MODALITIES, Precision, Target
 from edgeclip_quant import quantize_bundle
-from tests.scenes.damage import replace_graph
+from tests.scenes.damage import replace_graph, reseal
 from tests.scenes.graph_feeds import GRAPHS
 from tests.scenes.refusal import refusal
 
@@ -53,9 +54,15 @@ def test_a_damaged_source_is_refused(copied_bundle: Path, tmp_path: Path, name: 
 
 
 def test_a_graph_that_no_export_wrote_is_refused_in_a_line(copied_bundle: Path, tmp_path: Path) -> None:
-    replace_graph(copied_bundle, "text", scale=np.ones(64), offset=np.arange(64))
+    shutil.copyfile(copied_bundle / "text.onnx", copied_bundle / "text.portable.onnx")
+    reseal(copied_bundle)
     told = refusal(copied_bundle, tmp_path / "out")
-    assert told.startswith(f"{copied_bundle}: the text graph cannot be quantised (0 tables of tokens in the graph")
+    assert told == f"{copied_bundle}: the text graph cannot be quantised (text.portable.onnx is no portable graph)"
+
+
+def test_a_graph_that_is_not_what_its_portable_form_gives_fails_the_proof(copied_bundle: Path, tmp_path: Path) -> None:
+    replace_graph(copied_bundle, "text", scale=np.ones(64), offset=np.arange(64))
+    assert "as int8 text vectors have a worst cosine of " in refusal(copied_bundle, tmp_path / "out")
 
 
 @pytest.mark.parametrize("stage", ["hashing", "calibrating, vision", "trying the text graph", "hashing again"])

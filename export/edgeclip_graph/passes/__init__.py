@@ -12,6 +12,9 @@ tower's last block is.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
 
 import onnx_ir as ir
 from onnx_ir.passes import PassBase, PassError, common
@@ -28,14 +31,22 @@ from edgeclip_graph.passes.rms_norm import FuseRmsNorm, SpellOutRmsNorm
 from edgeclip_graph.passes.rotary import FuseRotary, SpellOutRotary
 from edgeclip_graph.passes.split_linear import SeparateParts
 from edgeclip_graph.passes.standard import RequireStandardOps
+from edgeclip_graph.portable import load_portable, portable_path
 from edgeclip_graph.traits import Traits
 
 # What TensorRT 10's parser reads; the first opset with Gelu.
 TENSORRT_OPSET = 20
 
 
-def lower(model: ir.Model, target: Target, name: str, traits: Traits) -> ir.Model:
-    """Turn the trace of one graph into what `target` runs, in place; BuildError, which names it, if a pass failed."""
+def lower(
+    model: ir.Model, target: Target, name: str, traits: Traits, *, layers: Literal["fastest", "plain"] = "fastest"
+) -> ir.Model:
+    """Turn the trace of one graph into what `target` runs, in place; BuildError, which names it, if a pass failed.
+
+    Linear layers take the form that is fastest in fp32, or stay MatMul and Add ("plain").
+    """
+    if layers == "plain":
+        traits = replace(traits, chooses_by_rows=False, splits_many_rows=False)
     traced = {node.op_type for node in model.graph if node.domain == DOMAIN}
     for step in (*_passes(target, traits, traced), *_tidying()):
         try:
@@ -45,6 +56,20 @@ def lower(model: ir.Model, target: Target, name: str, traits: Traits) -> ir.Mode
                 f"{type(step).__name__} on the {name} graph for {target}: {error.__cause__ or error}"
             ) from error
     return model
+
+
+def lower_portable(
+    name: str, graph: Path, target: Target, *, layers: Literal["fastest", "plain"] = "fastest"
+) -> ir.Model:
+    """Read the portable form beside a bundle's graph and lower it, as `lower` does.
+
+    Raises BuildError for a bundle without it, PassError or InvariantError of onnx_ir for a file that is none.
+    """
+    path = portable_path(graph)
+    if not path.exists():
+        raise BuildError(f"{path} is missing, without which no graph is rewritten; export the bundle again")
+    model, traits = load_portable(path)
+    return lower(model, target, name, traits, layers=layers)
 
 
 def _passes(target: Target, traits: Traits, traced: Collection[str]) -> Sequence[PassBase]:

@@ -13,6 +13,9 @@ import onnx_ir as ir
 from edgeclip_graph.frame import LowerOperator, Recorder, heads_of, input_of
 from edgeclip_graph.operators import ATTENTION, CONTRIB, FUSED_ATTENTION, MASKED_SCORE
 
+# The name of the branch of an If that is taken where nothing is masked.
+UNMASKED = "unmasked"
+
 
 class FuseAttention(LowerOperator):
     """com.microsoft MultiHeadAttention. `masks` says what becomes of a mask.
@@ -41,7 +44,7 @@ class FuseAttention(LowerOperator):
         all_seen = record.shared((mask.name, "all"), lambda: _all(record, seen))
         output = node.outputs[0]
         without, with_mask = (
-            _branch("unmasked", qkv, attributes, output),
+            _branch(UNMASKED, qkv, attributes, output),
             _branch("masked", qkv, masked, output, seen),
         )
         return record.op("If", all_seen, then_branch=without, else_branch=with_mask)

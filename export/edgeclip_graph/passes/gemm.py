@@ -17,18 +17,14 @@ session is opened: four seconds, and a private copy of all weights. Of three dim
 session opens in no time, its weights stay memory-mapped, and a second process shares them.
 """
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
 
 from edgeclip_graph.frame import Recorder, array_of, input_of, only_user
-from edgeclip_graph.lazy import derive
+from edgeclip_graph.lazy import Turned, derive
 from edgeclip_graph.linear import linear_layers
 from edgeclip_graph.operators import CONTRIB, FUSED_PRODUCT
 
-# How the name of a weight ends that is stored as (1, out, in).
-IN_PLACE = "_in_place"
 ELEMENTWISE = ("Gelu",)
 
 
@@ -44,8 +40,7 @@ class WeightsInPlace(InPlacePass):
         for layer in linear_layers(model.graph):
             if len(layer.x.shape or ()) != 2:
                 raise PreconditionError(f"MatMul {layer.matmul.name} is no linear layer of rows")
-            inputs, outputs = layer.shape
-            stored = derive(model.graph, f"{layer.name}{IN_PLACE}", layer.weight_value, (1, outputs, inputs), _turn)
+            stored = derive(model.graph, f"{layer.name}_in_place", layer.weight_value, Turned())
             product = record.op(FUSED_PRODUCT, layer.x, stored, domain=CONTRIB, transB=1)  # (1, R, N)
             rows = record.op("Squeeze", product, record.integers(0))  # (R, N)
             _replace(record, [layer.matmul, layer.add], record.op("Add", rows, layer.bias_value))
@@ -93,11 +88,6 @@ class WeightsFirst(InPlacePass):
         """No product has its weights on the right."""
         if left := _products(model, FUSED_PRODUCT, weights_at=1):
             raise PostconditionError(f"{len(left)} {FUSED_PRODUCT} left with constant weights on the right")
-
-
-def _turn(weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(in, out) -> (1, out, in)."""
-    return weight.T[None]
 
 
 def _products(model: ir.Model, op_type: str, weights_at: int) -> list[ir.Node]:

@@ -19,10 +19,10 @@ from edgeclip.families.family import Arrays
 from edgeclip.manifest import FIRST_GRAPH
 from edgeclip_graph.census import count_operators
 from edgeclip_graph.linear import linear_layers
+from edgeclip_graph.passes import lower_portable
 from edgeclip_quant.graph_runner import Progress, answer
 from edgeclip_quant.inputs.layer_inputs import Observation, observe
 from edgeclip_quant.kernels import Plan, replace_layer
-from edgeclip_quant.passes.plain_graph import MakePlain
 from edgeclip_quant.passes.token_table import replace_table, token_tables
 from edgeclip_quant.pick.kernel_plan import plan_layer, raise_worst
 from edgeclip_quant.recipes import Recipe
@@ -62,12 +62,19 @@ class Prepared:
         return bool(token_tables(self.model.graph))
 
 
-def prepare(name: str, source: Path, samples: Sequence[Arrays], folder: Path, progress: Progress) -> Prepared:
-    """Read and observe the graph at `source`; `folder` holds a copy of it meanwhile.
+def plain_graph(name: str, source: Path) -> ir.Model:
+    """The graph at `source` for the CPU, lowered from its portable form with layers that are MatMul and Add.
 
-    Raises PassError or InvariantError of onnx_ir for a graph that is not as an export leaves it.
+    The fp32 graph for the CPU reads its text weights in place, in two forms chosen by the number of rows, because
+    reading 1.2 GB is what a short text costs there, and multiplies by parts of an image's layers separately. Integer
+    weights are a quarter of that and have kernels of their own, and one input is rounded once. Raises PassError or
+    InvariantError of onnx_ir, or BuildError, for a graph that is not as an export has it.
     """
-    model = MakePlain()(ir.load(source)).model
+    return lower_portable(name, source, "cpu", layers="plain")
+
+
+def prepare(name: str, model: ir.Model, samples: Sequence[Arrays], folder: Path, progress: Progress) -> Prepared:
+    """Observe a graph of `plain_graph`; `folder` holds a copy of it meanwhile."""
     seen, wanted = observe(model, samples, folder, lambda what, done, total: progress(f"{what}, {name}", done, total))
     return Prepared(name=name, model=model, samples=samples, seen=seen, wanted=wanted)
 

@@ -15,7 +15,7 @@ from edgeclip.manifest import FIRST_GRAPH, Manifest, Modality, RetrievalChange
 from edgeclip_quant.graph_runner import Graphs, Progress
 from edgeclip_quant.inputs.feeder import Feeder
 from edgeclip_quant.inputs.made_up import Samples
-from edgeclip_quant.passes.integer_layers import Prepared, narrow_to_integers, prepare
+from edgeclip_quant.passes.integer_layers import Prepared, narrow_to_integers, plain_graph, prepare
 from edgeclip_quant.pick.pareto import Candidate, Comparison
 from edgeclip_quant.proof.measurement import PROOF, bytes_of, graph_files, measure, proof_samples, save_proof
 from edgeclip_quant.proof.retrieval import Vectors, retrieval_changes
@@ -73,7 +73,7 @@ def compare_recipes(
                     modality=modality,
                     feeder=feeder,
                     out=Path(scratch) / files[name].name,
-                    prepared=prepare(name, files[name], feeds, Path(scratch), progress),
+                    prepared=prepare(name, plain_graph(name, files[name]), feeds, Path(scratch), progress),
                     is_made_up=is_made_up,
                     proof=proof,
                     source=source,
