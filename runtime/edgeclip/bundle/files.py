@@ -116,6 +116,11 @@ def weights_of(graph: str, files: Iterable[FileFacts]) -> list[FileFacts]:
     return [file for file in files if file.name.startswith(graph) and file.name != graph]
 
 
+def unmasked_name(graph: str) -> str:
+    """The file of the form of a CUDA graph that never masks, over the same weights: text.unmasked.onnx."""
+    return f"{graph.removesuffix('.onnx')}.unmasked.onnx"
+
+
 def unproved(manifest: Manifest) -> str | None:
     """The words for graphs that are narrowed and whose vectors were never compared with the fp32 bundle's."""
     proved = {FIRST_GRAPH[one.modality] for one in manifest.measured if one.against == "fp32 bundle"}

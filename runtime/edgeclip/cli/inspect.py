@@ -1,12 +1,14 @@
 """`edgeclip inspect`: what a bundle says about itself."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from edgeclip.bundle.files import open_manifest
 from edgeclip.cli.arguments import add_bundle, add_json
-from edgeclip.manifest import ImageFacts, Manifest, Modality
+from edgeclip.manifest import ImageFacts, Manifest, Measurement, Modality
 from edgeclip.tables import format_bytes, format_table
+
+_SEARCHES: Mapping[Modality, str] = {"text": "images or texts with texts", "image": "texts with images"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
     counts = [(name, *(str(facts.operators.get(name, 0)) for facts in manifest.graphs.values())) for name in names]
     print(format_table(("operator", *manifest.graphs), counts))
     print()
-    _print_measured(manifest)
+    _print_measured(manifest.measured)
 
 
 def _print_model(manifest: Manifest) -> None:
@@ -68,14 +70,8 @@ def _print_model(manifest: Manifest) -> None:
         print(f"texts: up to {text.max_length} tokens; tasks: {', '.join(manifest.tasks) or 'none'}{needed}")
 
 
-def _print_measured(manifest: Manifest) -> None:
+def _print_measured(measured: Sequence[Measurement]) -> None:
     """Closeness, then what was searched, then what was timed; a table without rows is left out."""
-    measured = manifest.measured
-    # Where the bundle takes no images, texts are searched with texts.
-    searches_of: Mapping[Modality, str] = {
-        "text": "images with texts" if manifest.image else "texts with texts",
-        "image": "texts with images",
-    }
     closeness = [
         (
             one.modality,
@@ -94,7 +90,7 @@ def _print_measured(manifest: Manifest) -> None:
     print(format_table(("measured", "against", "on", "samples", *figures), closeness))
     searches = [
         (
-            searches_of[one.modality],
+            _SEARCHES[one.modality],
             one.data,
             found.truth,
             str(found.queries),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeclip.bundle.files import weights_of
+from edgeclip.bundle.files import unmasked_name, verify_hash, weights_of
 from edgeclip.bundle.watched_files import FilesAtOpening, WatchedFiles
 from edgeclip.engine.adapters import Adapters
 from edgeclip.engine.batch_policy import BatchPolicy
@@ -87,14 +87,20 @@ def open_graph(wanted: GraphToOpen) -> GraphSession:
         check_unit(device, onnxruntime.capi._pybind_state.get_available_openvino_device_ids())
     cuda = None
     if device.kind == "cuda" and wanted.cuda_way != "plain" and is_listed:
-        cuda = CudaGraph(path, wanted.graph, CudaStream(device.index), captures=wanted.cuda_way == "graphs")
+        unmasked = _verified_unmasked(path, manifest) if manifest else None
+        cuda = CudaGraph(
+            path,
+            wanted.graph,
+            CudaStream(device.index),
+            unmasked=unmasked,
+            pad_id=manifest.need_text().pad_id if manifest and unmasked else None,
+            captures=wanted.cuda_way == "graphs",
+        )
     plan = plan_graph(wanted.graph, device, wanted.threads, manifest, cuda.stream if cuda else None)
     session: InferenceSession | None = None
     if manifest and device.kind == "tensorrt":
         session = _build(wanted, plan, manifest, driver)
     else:
-        if cuda:
-            plan = dataclasses.replace(plan, entries=plan.entries + cuda.entries)
         if wanted.packed:
             session, files = _start_packed(wanted, plan, wanted.packed)
         elif wanted.uses_packed and not wanted.save_to:
@@ -112,6 +118,16 @@ def open_graph(wanted: GraphToOpen) -> GraphSession:
         lane = cuda.bind(session, adapters, lambda: open_graph(masked).run)
     policy = BatchPolicy.choose(device.kind, manifest, "throughput") if manifest else None
     return GraphSession(session, path, wanted.graph, device, files=files, adapters=adapters, policy=policy, lane=lane)
+
+
+def _verified_unmasked(path: Path, manifest: Manifest) -> Path | None:
+    """The file of the form of a graph that never masks, if the bundle has it; BundleError for a damaged one."""
+    name = unmasked_name(path.name)
+    listed = next((file for file in manifest.files if file.name == name), None)
+    if listed is None:
+        return None
+    verify_hash(path.parent, listed)
+    return path.with_name(name)
 
 
 def plan_graph(
@@ -141,7 +157,7 @@ def packed_facts(graph: str, plan: Plan, manifest: Manifest) -> PackedFacts:
     )
 
 
-def _start(wanted: GraphToOpen, plan: Plan, model: Path | bytes, *, is_optimised: bool = False) -> "InferenceSession":
+def _start(wanted: GraphToOpen, plan: Plan, model: Path, *, is_optimised: bool = False) -> "InferenceSession":
     device = wanted.device
     if wanted.save_to:
         plan = dataclasses.replace(plan, entries=plan.entries + saving_entries(wanted.path.name))
@@ -153,7 +169,7 @@ def _start(wanted: GraphToOpen, plan: Plan, model: Path | bytes, *, is_optimised
             optimise="none" if is_optimised else "all",
             keeps_patterns=False,  # one is kept for every shape ever seen (onnxruntime #13500), and texts have many
             save_to=wanted.save_to / wanted.path.name if wanted.save_to else None,
-            weights_of=wanted.path if isinstance(model, bytes) else None,
+            weights_of=wanted.path,
         )
     except Exception as error:  # onnxruntime's own share no base class
         if isinstance(error, RuntimeError) or (  # about a provider

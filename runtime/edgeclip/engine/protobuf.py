@@ -64,11 +64,6 @@ def read_text(fields: list[Field], number: int) -> str:
     return next(iter(all_values(fields, number)), b"").decode()
 
 
-def encode_number(number: int, value: int) -> bytes:
-    """The bytes of a field that holds a number of at least 0."""
-    return _encode(number << 3 | _VARINT) + _encode(value)
-
-
 def encode_bytes(number: int, value: bytes) -> bytes:
     """The bytes of a field that holds bytes, a text or a message."""
     return _encode(number << 3 | _LENGTH) + _encode(len(value)) + value

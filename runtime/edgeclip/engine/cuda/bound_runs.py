@@ -140,7 +140,9 @@ class BoundGraph:
         """How many rows of arrays with these shapes fit a slot; ValueError for a row that is larger than a slot."""
         items = max(int(np.prod(shape[1:])) for shape in shapes)
         if items > self._most_items:
-            raise ValueError(f"an input of shape {shapes[0][1:]} is larger than the {self._most_items} elements of a slot")
+            raise ValueError(
+                f"an input of shape {shapes[0][1:]} is larger than the {self._most_items} elements of a slot"
+            )
         return max(1, min(self._most_rows, self._most_items // max(1, items)))
 
     def reserve(self, shapes: Shapes) -> Slot:

@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 from edgeclip.engine.adapters import Adapters
 from edgeclip.engine.batch_policy import GPU_TOKENS, MOST_IMAGES, Shape, is_captured, slot_rows
 from edgeclip.engine.cuda.bound_runs import BoundGraph
-from edgeclip.engine.cuda.maskless_graph import Unmasked, without_mask
 from edgeclip.engine.cuda.memory import Memory
-from edgeclip.errors import BundleError
 from edgeclip.manifest import FIRST_GRAPH
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -42,16 +40,25 @@ class Run(Protocol):
 
 
 class CudaGraph:
-    """What a session on CUDA is opened with (`model` and `entries`), and `bind`, which makes the object that runs it.
+    """What a session on CUDA is opened with (`model`), and `bind`, which makes the object that runs it.
 
-    `stream` is the device's stream, which the session must use too. With `captures` the shapes of
-    `edgeclip.engine.batch_policy` get CUDA graphs; without it, every run starts its kernels one by one. Raises
-    BundleError for a graph that cannot be read.
+    `unmasked` is the file of the graph's form that never masks, None where it has none, and `pad_id` the id of the
+    token that the other form masks. `stream` is the device's stream, which the session must use too. With `captures`
+    the shapes of `edgeclip.engine.batch_policy` get CUDA graphs; without it, every run starts its kernels one by one.
     """
 
-    def __init__(self, path: Path, graph: str, stream: Stream, *, captures: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        graph: str,
+        stream: Stream,
+        *,
+        unmasked: Path | None = None,
+        pad_id: int | None = None,
+        captures: bool = True,
+    ) -> None:
         self._path, self._graph, self._memory, self._captures = path, graph, stream, captures
-        self._unmasked = _unmasked(path) if graph == FIRST_GRAPH["text"] else None
+        self._unmasked, self._pad_id = unmasked, pad_id
 
     @property
     def stream(self) -> int:
@@ -59,14 +66,9 @@ class CudaGraph:
         return self._memory.handle
 
     @property
-    def model(self) -> Path | bytes:
-        """The graph to open: the file, or the bytes of a text graph from which the test for padding was removed."""
-        return self._unmasked.model if self._unmasked else self._path
-
-    @property
-    def entries(self) -> tuple[tuple[str, str], ...]:
-        """The session's config entries; for a graph that is given as bytes they say where its weights lie."""
-        return (("session.model_external_initializers_file_folder_path", str(self._path.parent)),)
+    def model(self) -> Path:
+        """The file to open: that of the form that never masks, where there is one."""
+        return self._unmasked or self._path
 
     def bind(self, session: Any, adapters: Adapters, open_masked: Callable[[], Run]) -> "CudaLane":
         """The object that runs the session. `open_masked` opens the unchanged file when the first text with padding
@@ -83,7 +85,7 @@ class CudaGraph:
             is_captured=partial(is_captured, self._graph) if self._captures else _never,
             adapters=adapters,
         )
-        return CudaLane(bound, self._unmasked.pad_id if self._unmasked else None, open_masked)
+        return CudaLane(bound, self._pad_id if self._unmasked else None, open_masked)
 
 
 class CudaLane:
@@ -111,13 +113,6 @@ class CudaLane:
     def recycle(self, memory: NDArray[np.uint8]) -> None:
         """Keep memory that nothing uses any more for the next call of `allocate`."""
         self.bound.recycle(memory)
-
-
-def _unmasked(path: Path) -> Unmasked | None:
-    try:
-        return without_mask(path.read_bytes())
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _never(shape: Shape) -> bool:

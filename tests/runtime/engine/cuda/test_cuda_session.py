@@ -9,6 +9,8 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from edgeclip.bundle.files import unmasked_name
+from edgeclip.engine import opening
 from edgeclip.engine.adapters import Adapters
 from edgeclip.engine.cuda.cuda_session import CudaGraph, CudaLane, Run
 from edgeclip.engine.cuda.memory import HostMemory
@@ -22,11 +24,10 @@ OPENED: list[Path] = []
 
 def open_lane(path: Path, graph: str, *, captures: bool = True) -> CudaLane:
     """As `edgeclip.engine.opening` opens it."""
-    cuda = CudaGraph(path, graph, HostMemory(), captures=captures)
-    options = onnxruntime.SessionOptions()
-    for entry in cuda.entries:
-        options.add_session_config_entry(*entry)
-    session = onnxruntime.InferenceSession(cuda.model, options, providers=["CPUExecutionProvider"])
+    unmasked = path.with_name(unmasked_name(path.name)) if graph == "text" else None
+    pad_id = Manifest.read(path.parent).need_text().pad_id
+    cuda = CudaGraph(path, graph, HostMemory(), unmasked=unmasked, pad_id=pad_id, captures=captures)
+    session = onnxruntime.InferenceSession(cuda.model, providers=["CPUExecutionProvider"])
     return cuda.bind(session, Adapters(path.parent, graph, None, {}), lambda: open_plain(path))
 
 
@@ -83,6 +84,14 @@ def test_images_get_the_vectors_of_the_graph(folder: Path, captures: bool) -> No
     lane.bound.close()
 
 
-def test_a_text_graph_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="cannot be read"):
-        CudaGraph(tmp_path / "text.onnx", "text", HostMemory())
+def test_the_form_without_a_mask_is_found_by_the_manifest_and_verified(
+    folder: Path, bundles: dict[Target, Path], tmp_path: Path
+) -> None:
+    manifest = Manifest.read(folder)
+    assert opening._verified_unmasked(folder / "text.onnx", manifest) == folder / "text.unmasked.onnx"
+    assert opening._verified_unmasked(folder / "vision.onnx", manifest) is None
+    cpu = bundles["cpu"]
+    assert opening._verified_unmasked(cpu / "text.onnx", Manifest.read(cpu)) is None
+    (tmp_path / "text.unmasked.onnx").write_bytes(b"damaged")
+    with pytest.raises(BundleError, match="text.unmasked.onnx"):
+        opening._verified_unmasked(tmp_path / "text.onnx", manifest)
