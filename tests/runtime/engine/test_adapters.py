@@ -1,4 +1,4 @@
-"""Adapters are inputs of a graph: zeros without one, and each adapter's own answer; files that do not fit are refused."""
+"""Adapters are inputs of a graph: zeros without one, each adapter's own answer; files that do not fit are refused."""
 
 import io
 from collections.abc import Callable

@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeclip import Encoder
+from edgeclip.engine.ort import import_onnxruntime
 from edgeclip.engine.prepack.packed_weights import (
     PackedFacts,
     count_packed,
@@ -28,7 +29,6 @@ from edgeclip.engine.prepack.packed_weights import (
 from edgeclip.engine.prepack.packing import find_packings
 from edgeclip.engine.prepack.page_alignment import align_weights
 from edgeclip.engine.providers import Plan
-from edgeclip.engine.ort import import_onnxruntime
 from edgeclip.errors import BuildError
 from tests.scenes.command import NEEDS_SHELL, Captured, refusal, run, run_shell
 
