@@ -32,11 +32,26 @@ SHARED = (
     "engine.ort",
     "engine.paired_timing",
     "engine.providers",
-    "engine.session",
     "errors",
     "host.installation",
     "host.processor",
     "manifest",
+)
+# What quant may import besides: it gives the graphs the items that an Encoder would.
+FEEDING = ("engine.adapters", "families", "inputs.tokenization")
+# The packages and modules of the runtime in the order of its layers: each imports from those above it alone.
+LAYERS = (
+    ("errors",),
+    ("manifest", "host", "multi_vectors", "progress", "tables"),
+    ("inputs",),
+    ("families",),
+    ("bundle",),
+    ("engine",),
+    ("open_bundle",),
+    ("encoder",),
+    ("doctor", "triton", "serve"),
+    ("cli",),
+    ("__main__",),
 )
 
 
@@ -98,14 +113,52 @@ def test_the_runtime_loads_little(path: Path) -> None:
     assert top <= LEAN | sys.stdlib_module_names
 
 
+def layer_of(name: str) -> int:
+    """The layer of a package or module of the runtime, counted from above."""
+    (layer,) = (number for number, names in enumerate(LAYERS) if name in names)
+    return layer
+
+
+def place_of(path: Path) -> str:
+    """The package or module of the runtime that a file belongs to."""
+    return path.relative_to(PACKAGES["edgeclip"]).parts[0].removesuffix(".py")
+
+
+def test_every_part_of_the_runtime_has_a_layer() -> None:
+    found = {place_of(path) for path in modules("edgeclip")} - {"__init__"}
+    assert found == {name for names in LAYERS for name in names}
+
+
+@pytest.mark.parametrize("path", modules("edgeclip"), ids=name_of)
+def test_the_runtime_is_layered(path: Path) -> None:
+    """No package imports one below it, at its top or in a function, so there is no circle between packages.
+
+    `edgeclip` itself, which holds what users import, is below all but the command line.
+    """
+    own, package = place_of(path), PACKAGES["edgeclip"]
+    if own == "__init__":
+        return
+    for name in imports(path):
+        first, _, rest = name.partition(".")
+        other = rest.partition(".")[0]
+        is_part = other != "" and ((package / other).is_dir() or (package / f"{other}.py").is_file())
+        if first != "edgeclip" or other == own:
+            continue
+        if is_part:
+            assert layer_of(other) < layer_of(own), name
+        else:  # a name of the package's own file
+            assert layer_of(own) >= layer_of("serve"), name
+
+
 @pytest.mark.parametrize("path", [path for package in MAY_IMPORT for path in modules(package)], ids=name_of)
 def test_graph_export_and_quant_import_one_way(path: Path) -> None:
-    """Of the runtime they import `SHARED` alone; export and quant do not import each other."""
+    """Of the runtime they import `SHARED` alone, quant `FEEDING` too; export and quant do not import each other."""
     own = path.relative_to(ROOT).parts[1]
+    shared = (*SHARED, *(FEEDING if own == "edgeclip_quant" else ()))
     for name in imports(path):
         first, _, rest = name.partition(".")
         if first == "edgeclip":
-            assert rest.startswith(SHARED), name
+            assert rest.startswith(shared), name
         elif first in PACKAGES:
             assert first in MAY_IMPORT[own], name
 
