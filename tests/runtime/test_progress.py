@@ -66,7 +66,7 @@ def test_a_shorter_line_covers_the_longer_one_before(clock: Clock) -> None:
     stream = io.StringIO()
     with ProgressBar("export", 1, is_shown=True, stream=stream) as bar:
         clock.now += 1
-        bar.show("reading the vision tower", 10, 100)
+        bar.show("reading the vision graph", 10, 100)
         clock.now += 1
         bar.show("hashing", 1, 2)
         assert shown(stream) == "hashing [############............]  50% 1/2 2 s"

@@ -1,14 +1,12 @@
 """`edgeclip inspect`: what a bundle says about itself."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from edgeclip.bundle.files import open_manifest
 from edgeclip.cli.arguments import add_bundle, add_json
-from edgeclip.manifest import ImageFacts, Manifest, Measurement, Modality
+from edgeclip.manifest import ImageFacts, Manifest, Modality
 from edgeclip.tables import format_bytes, format_table
-
-_SEARCHES: Mapping[Modality, str] = {"text": "images or texts with texts", "image": "texts with images"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
     counts = [(name, *(str(facts.operators.get(name, 0)) for facts in manifest.graphs.values())) for name in names]
     print(format_table(("operator", *manifest.graphs), counts))
     print()
-    _print_measured(manifest.measured)
+    _print_measured(manifest)
 
 
 def _print_model(manifest: Manifest) -> None:
@@ -70,8 +68,14 @@ def _print_model(manifest: Manifest) -> None:
         print(f"texts: up to {text.max_length} tokens; tasks: {', '.join(manifest.tasks) or 'none'}{needed}")
 
 
-def _print_measured(measured: Sequence[Measurement]) -> None:
+def _print_measured(manifest: Manifest) -> None:
     """Closeness, then what was searched, then what was timed; a table without rows is left out."""
+    measured = manifest.measured
+    # Where the bundle takes no images, texts are searched with texts.
+    searches_of: Mapping[Modality, str] = {
+        "text": "images with texts" if manifest.image else "texts with texts",
+        "image": "texts with images",
+    }
     closeness = [
         (
             one.modality,
@@ -90,7 +94,7 @@ def _print_measured(measured: Sequence[Measurement]) -> None:
     print(format_table(("measured", "against", "on", "samples", *figures), closeness))
     searches = [
         (
-            _SEARCHES[one.modality],
+            searches_of[one.modality],
             one.data,
             found.truth,
             str(found.queries),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgeclip import __version__
 from edgeclip.manifest import Manifest
-from edgeclip.serve.api.model_entry import model_entry
+from edgeclip.serve.api.answers import Health, Model, Models
 from edgeclip.serve.api.openapi import describe
 from edgeclip.serve.errors import ApiError, not_trusted
 from edgeclip.serve.http.middleware import Endpoint
@@ -40,7 +40,7 @@ class Endpoints:
         readiness: Readiness,
         metrics: Metrics,
     ) -> None:
-        import orjson
+        import msgspec
 
         self._settings, self._model = settings, model
         self._service, self._readiness, self._metrics = service, readiness, metrics
@@ -48,16 +48,16 @@ class Endpoints:
         self._metrics_text = KeptText(metrics.render, keep_s=settings.metrics_s)
         # A client that keeps vectors sees by it that a restart brought others, which cannot be compared with them.
         self._bundle_id = hashlib.sha256(manifest.to_json().encode()).hexdigest()[:16]
-        entry = model_entry(model, manifest.source, service.model)
+        entry = Model.of(model, manifest.source, service.model)
         document = describe(
             version=__version__, model=model, limits=service.limits, is_key_needed=bool(settings.api_keys)
         )
         # Answers that never change are written once.
         self._written = {
-            "model": orjson.dumps(entry),
-            "models": orjson.dumps({"object": "list", "data": [entry]}),
-            "openapi": orjson.dumps(document),
-            "ok": orjson.dumps({"status": "ok"}),
+            "model": msgspec.json.encode(entry),
+            "models": msgspec.json.encode(Models(data=[entry])),
+            "openapi": msgspec.json.encode(document),
+            "ok": msgspec.json.encode(Health(status="ok")),
         }
 
     def routes(self) -> "list[Route]":

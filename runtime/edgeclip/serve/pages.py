@@ -4,8 +4,8 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeclip.serve.api.openapi import ASSETS, START_SCRIPT, docs_page, read_asset
 from edgeclip.serve.http.middleware import PAGE_POLICY
+from edgeclip.serve.swagger_page import ASSETS, START_SCRIPT, docs_page, read_asset
 
 if TYPE_CHECKING:
     from starlette.requests import Request

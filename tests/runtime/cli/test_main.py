@@ -149,8 +149,8 @@ def test_json_holds_what_was_found(bundle: Path, capsys: Captured) -> None:
     assert out.count("\n") == 1
     assert (found["bundle"], found["device"], found["files"]) == (str(bundle), "cpu", 6)
     assert found["bytes"] == Manifest.read(bundle).weight_bytes
-    assert [(tower["tower"], tower["samples"]) for tower in found["selftest"]] == [("text", 6), ("vision", 2)]
-    assert all(tower["largest_difference"] <= 5e-6 < tower["worst_cosine"] for tower in found["selftest"])
+    assert [(one["modality"], one["samples"]) for one in found["selftest"]] == [("text", 6), ("image", 2)]
+    assert all(one["largest_difference"] <= 5e-6 < one["worst_cosine"] for one in found["selftest"])
 
 
 def test_check_repeats_the_proof_beside_what_was_recorded(int8_bundle: Path, capsys: Captured) -> None:
@@ -159,19 +159,19 @@ def test_check_repeats_the_proof_beside_what_was_recorded(int8_bundle: Path, cap
     assert "7 files" in out and "s, against the fp32 checkpoint:" in out
     proof = out.partition("proof on cpu in ")[2]
     manifest = Manifest.read(int8_bundle)
-    for tower, line in zip(("text", "vision"), proof.splitlines()[2:], strict=True):
-        recorded = manifest.measurement(tower, "fp32 bundle", "made-up inputs")
+    for modality, line in zip(manifest.modalities, proof.splitlines()[2:], strict=True):
+        recorded = manifest.measurement(modality, "single", "fp32 bundle", "made-up inputs")
         assert recorded is not None
         name, samples, was, here, _ = line.split()
-        assert (name, samples, was) == (tower, str(recorded.samples), f"{recorded.worst_cosine:.7f}")
+        assert (name, samples, was) == (modality, str(recorded.samples), f"{recorded.worst_cosine:.7f}")
         assert float(here) == pytest.approx(recorded.worst_cosine, abs=1e-6)
 
 
 def test_check_as_json_holds_the_repeated_figures(bundle: Path, int8_bundle: Path, capsys: Captured) -> None:
     found = json.loads(run("check", int8_bundle, "--json", capsys=capsys)[1])
-    assert [(one["tower"], one["data"]) for one in found["proof"]] == [
+    assert [(one["modality"], one["data"]) for one in found["proof"]] == [
         ("text", "made-up inputs"),
-        ("vision", "made-up inputs"),
+        ("image", "made-up inputs"),
     ]
     assert all(0.99 < one["recorded_cosine"] < 0.99999 and one["worst_cosine"] < 0.99999 for one in found["proof"])
     assert found["proof_s"] > 0
@@ -187,7 +187,7 @@ def test_check_fails_where_the_proof_does(copied_int8: Path, capsys: Captured) -
     ]
     reseal(copied_int8, measured=tuple(measured))
     message = refusal("check", copied_int8, capsys=capsys)
-    assert message.startswith("proof: the text tower on cpu has a worst cosine of 0.999")
+    assert message.startswith("proof: the text graph on cpu has a worst cosine of 0.999")
     assert "wanted 0.999990 or more: 1.000000 was measured" in message
 
 
@@ -226,8 +226,13 @@ def test_tables_name_files_operators_and_measurements(bundle: Path, capsys: Capt
     status, out, err = run("inspect", bundle, capsys=capsys)
     assert (status, err) == (0, "")
     manifest = Manifest.read(bundle)
-    for word in [file.name for file in manifest.files] + list(manifest.text.operators) + ["fp32", "self-test"]:
+    operators = [name for graph in manifest.graphs.values() for name in graph.operators]
+    for word in [*(file.name for file in manifest.files), *operators, "fp32", "self-test"]:
         assert word in out
+    assert "jina_clip from model" in out and "64 dimensions" in out
+    (task,) = manifest.tasks.values()
+    row = ["retrieval.query", *task.prompt.split(), "-", "text"]
+    assert row in [line.split() for line in out.splitlines()]
 
 
 def test_inspect_shows_what_was_measured(bundle: Path, int8_bundle: Path, capsys: Captured) -> None:
@@ -235,17 +240,18 @@ def test_inspect_shows_what_was_measured(bundle: Path, int8_bundle: Path, capsys
     status, out, err = run("inspect", int8_bundle, capsys=capsys)
     assert (status, err) == (0, "")
     lines = [line.split() for line in out.splitlines()]
-    layers = manifest.text.kernels["int8 per row"]
-    assert ["text", "int8", f"{manifest.text.parameters:,}"] == next(line for line in lines if "int8" in line)[:3]
+    text = manifest.graphs["text"]
+    layers = text.kernels["int8 per row"]
+    assert ["text", "int8", f"{text.parameters:,}"] == next(line for line in lines if "int8" in line)[:3]
     assert f"{layers} int8 per row" in out and "0 fp32" not in out
     for one in manifest.measured:
-        row = [one.tower, *one.against.split(), *one.data.split(), str(one.samples), f"{one.worst_cosine:.6f}"]
+        row = [one.modality, *one.against.split(), *one.data.split(), str(one.samples), f"{one.worst_cosine:.6f}"]
         (line,) = [line for line in lines if line[: len(row)] == row]
         assert one.sqnr_db is not None
         assert line[-4:-1] == [f"{one.p1_cosine:.6f}", f"{one.mean_cosine:.6f}", f"{one.sqnr_db:.1f}"]
     assert re.search(r"images with texts +made-up inputs +the source's first answers +32 +recall@5 +\d+\.\d%", out)
     assert re.search(r"texts with images +made-up inputs .* [+-]\d+\.\d\d \(-\d+\.\d\d to \+\d+\.\d\d\)\n", out)
-    assert re.search(r"vision +\d+ kB +0\.\d{3} +\d+\.\d{3} +1 image +\d+ .*threads\n", out)
+    assert re.search(r"image +\d+ kB +0\.\d{3} +\d+\.\d{3} +1 image +\d+ .*threads\n", out)
     assert "searched" not in run("inspect", bundle, capsys=capsys)[1]
 
 
@@ -259,7 +265,8 @@ def test_a_checkpoint_becomes_a_bundle(tmp_path: Path, capsys: Captured) -> None
     out = tmp_path / "bundle"
     status, data, words = run("export", CHECKPOINT, out, "--target", "cuda", capsys=capsys)
     assert (status, data) == (0, "")
-    assert words.startswith(f"{out}: 2.") and "MB for cuda, within" in words and words.count("\n") == 1
+    assert words.startswith(f"{out}: found the official layout; 2.") and words.count("\n") == 1
+    assert "MB for cuda, within" in words
     assert Manifest.read(out).target == "cuda"
     assert "exists already" in refusal("export", CHECKPOINT, out, capsys=capsys)
 

@@ -19,7 +19,7 @@ from edgeclip import Manifest
 from edgeclip.cli import main
 from edgeclip.cli.recipe_table import format_recipes
 from edgeclip.host.installation import install_command
-from edgeclip.manifest import TOWERS, Target
+from edgeclip.manifest import FIRST_GRAPH, Modality, Target
 from edgeclip_quant.budget import parse_budget
 from edgeclip_quant.pick.pareto import front, pick
 from edgeclip_quant.recipes import COMPARED
@@ -184,9 +184,9 @@ def test_nothing_compared_needs_the_bench_extra(
     assert status == 0
     assert "int8" in out and "int4" in out and "int8-dynamic" not in out
     first, second = err.split("\n")[:2]
-    assert first.startswith("picked text int") and "of 4 pairs within cosine=0.5,recall=100, 4 compared" in first
+    assert first.startswith("picked text int") and "of 4 choices within cosine=0.5,recall=100, 4 compared" in first
     assert second.startswith(f"{tmp_path / 'out'}: ")
-    assert Manifest.read(tmp_path / "out").text.precision in ("int8", "int4")
+    assert Manifest.read(tmp_path / "out").graphs["text"].precision in ("int8", "int4")
 
 
 def test_auto_with_a_report_picks_and_tells(
@@ -201,14 +201,16 @@ def test_auto_with_a_report_picks_and_tells(
     assert document == json.loads((report / "recipes.json").read_text())
     rows = document["candidates"]
     names = ("int8", "int8-dynamic", "int4")
-    assert [(row["tower"], row["recipe"]) for row in rows] == [(tower, name) for tower in TOWERS for name in names]
+    assert [(row["graph"], row["recipe"]) for row in rows] == [
+        (graph, name) for graph in FIRST_GRAPH.values() for name in names
+    ]
     assert [row["never_taken"] for row in rows] == [None, "a vector depends on its batch", None] * 2
     assert {row["measured"]["data"] for row in rows} == {"photos"}
     assert rows[0]["measured"]["retrieval"]["truth"] == "captions"
     assert document["budget"] == {"cosine": 0.9, "recall_points": 100.0, "size_mb": 9.0}
     manifest = Manifest.read(out)
-    for tower in TOWERS:
-        (row,) = (row for row in rows if (row["tower"], row["recipe"]) == (tower, document["picked"][tower]))
+    for graph in FIRST_GRAPH.values():
+        (row,) = (row for row in rows if (row["graph"], row["recipe"]) == (graph, document["picked"][graph]))
         assert row["kernels"] == manifest.graphs[graph].kernels
     told, picked, written = err.rstrip("\n").split("\n")
     assert told == f"{report}: recipes.json, recipes.png, recipes.svg"
@@ -228,15 +230,15 @@ def test_a_report_shows_why_a_budget_allows_nothing(
     assert sorted(path.name for path in report.iterdir()) == ["recipes.json", "recipes.png", "recipes.svg"]
     last = err.rstrip("\n").split("\n")[-1]
     assert last.startswith(
-        "edgeclip: no pair of recipes is within the budget: the smallest bundle that keeps a cosine"
+        "edgeclip: no choice of recipes is within the budget: the smallest bundle that keeps a cosine"
     )
     assert last.endswith("wanted 0.01; allow more (--budget)")
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
 
 
-def lines_of(table: str, tower: str) -> list[str]:
-    """A tower's title, header and rows."""
-    return table.split(f"{tower} tower of ", 1)[1].split("\n\n", 1)[0].split("\n")
+def lines_of(table: str, modality: Modality) -> list[str]:
+    """The title, the header and the rows of the graph that a modality enters by."""
+    return table.split(f"{FIRST_GRAPH[modality]} graph of ", 1)[1].split("\n\n", 1)[0].split("\n")
 
 
 def test_a_table_shows_the_front_the_default_and_the_pick() -> None:
@@ -244,10 +246,11 @@ def test_a_table_shows_the_front_the_default_and_the_pick() -> None:
         *(one for one in all_recipes().candidates if one.recipe.name != "int8-per-row"),
         candidate("text", "int8-per-row", time=1.1, mb=2.0, cosine=0.5),
     )
-    best = [one for one in front(found) if one.tower == "text"]
-    pair = pick(found, parse_budget("cosine=0.99", "int8"))
-    assert pair is not None
-    title, header, fp32, *rows = lines_of(format_recipes(found, pair), "text")
+    best = [one for one in front(found) if one.modality == "text"]
+    picked = pick(found, parse_budget("cosine=0.99", "int8"))
+    assert picked is not None
+    (taken,) = (one for one in picked.choice.candidates if one.modality == "text")
+    title, header, fp32, *rows = lines_of(format_recipes(found, picked), "text")
     assert title == "a model: 8 texts (photos), time of 16 tokens on a processor, 2 threads"
     assert header.split() == ["recipe", "MB", "time", "worst", "cosine", "mean", "cosine", "recall@5"]
     assert fp32.split() == ["fp32", "4.00", "1.00", "1", "1", "as", "it", "was"]
@@ -257,7 +260,7 @@ def test_a_table_shows_the_front_the_default_and_the_pick() -> None:
         assert name == one.recipe.name
         assert mark == ("*" if one in best else "-" if not one.recipe.is_independent else " ")
         assert ("default" in row.split(one.recipe.describes)[0]) == (name == "int8")
-        assert ("picked" in row) == (one is pair.pair.text)
+        assert ("picked" in row) == (one is taken)
         assert f" {one.measured.worst_cosine:.5f} " in row and row.endswith(one.recipe.describes)
     columns = {row.index(one.recipe.describes) for one, row in zip(found.of("text"), rows, strict=True)}
     assert len(columns) == 1, "what is said of the recipes begins in one column"
@@ -296,9 +299,9 @@ def test_a_report_alone_in_a_narrow_terminal(bundle: Path, tmp_path: Path) -> No
             content += part
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
-    bar, table = content.decode().split("text tower of ")
+    bar, table = content.decode().split("text graph of ")
     lines = [line for line in bar.split("\r") if "%" in line]
-    assert any(line.startswith("int8-dynamic-smooth: timing the vision tower") for line in lines)
+    assert any(line.startswith("int8-dynamic-smooth: timing image vectors") for line in lines)
     assert all(len(line) < 60 for line in lines)
     cleared, words, _ = bar.split("\r")[-3:]
     assert cleared.strip() == "" and words == "quantize-report: recipes.json, recipes.png, recipes.svg"

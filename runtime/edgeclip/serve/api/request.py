@@ -36,12 +36,12 @@ from edgeclip.serve.api.image_strings import (
 )
 from edgeclip.serve.api.request_fields import (
     Format,
-    check_fields,
+    RequestBody,
     invalid,
     kind_of,
+    read_body,
     read_cut,
     read_dimensions,
-    read_flag,
     read_formats,
     read_input,
     read_task,
@@ -57,7 +57,6 @@ _TOKEN_IDS_REFUSED = (
     "OpenAIEmbeddings set check_embedding_ctx_length=False, and text is sent. A service that is started with "
     "--token-ids takes the ids of its own model's tokenizer"
 )
-_MODEL_CHARS = 256
 # The parts of a message in OpenAI's chat and responses APIs, by type, and the field that holds each.
 _CONTENT_PARTS = {"text": "text", "input_text": "text", "image_url": "image_url", "input_image": "image_url"}
 
@@ -120,29 +119,26 @@ def parse_request(document: object, limits: RequestLimits) -> EmbeddingRequest:
     """The normal form of a request's JSON; ApiError 400 names the field and what was wanted."""
     if not isinstance(document, dict):
         raise ApiError(400, f"the body is {kind_of(document)}, wanted an object with model and input")
-    check_fields(document)
-    model = _string(document, "model")
-    if model is not None and len(model) > _MODEL_CHARS:
-        raise invalid("model", f"at most {_MODEL_CHARS} characters are taken")
-    formats, is_keyed = read_formats(document)
-    task = read_task(document, limits.model)
-    items = _items(document, limits)
-    _check_task(document, task, items, limits.model)
-    _check_kinds(document, items)
+    body = read_body(document)
+    formats, is_keyed = read_formats(body)
+    task = read_task(body, limits.model)
+    items = _items(body, limits)
+    _check_task(body, task, items, limits.model)
+    _check_kinds(body, items)
     return EmbeddingRequest(
         items=items,
-        model=model,
-        dim=read_dimensions(document, limits.model),
+        model=body.model,
+        dim=read_dimensions(body, limits.model),
         formats=formats,
         is_keyed=is_keyed,
         task=task,
-        is_normalized=read_flag(document, "normalized", True),
-        is_cut=read_cut(document),
+        is_normalized=body.normalized is not False,
+        is_cut=read_cut(body),
     )
 
 
-def _items(document: Mapping[str, Any], limits: RequestLimits) -> tuple[Item, ...]:
-    found = read_input(document)
+def _items(body: RequestBody, limits: RequestLimits) -> tuple[Item, ...]:
+    found = read_input(body)
     if isinstance(found, str | dict):
         found = [found]
     if not isinstance(found, list):
@@ -287,9 +283,9 @@ def _sized(image: ImageItem, where: str, max_bytes: int) -> ImageItem:
     return image
 
 
-def _check_task(document: Mapping[str, Any], task: str | None, items: Sequence[Item], model: ServedModel) -> None:
+def _check_task(body: RequestBody, task: str | None, items: Sequence[Item], model: ServedModel) -> None:
     """400 for a task that these inputs cannot have, and for none where the model needs one."""
-    field = "input_type" if document.get("task") is None and document.get("input_type") is not None else "task"
+    field = "input_type" if body.task is None and body.input_type is not None else "task"
     if task is not None and model.tasks[task].prompt and any(isinstance(item, TokenItem) for item in items):
         raise invalid(field, "its instruction is a text; put its tokens before yours, and leave it out")
     if model.is_task_required:
@@ -308,26 +304,19 @@ def _check_modality(item: Item, where: str, model: ServedModel) -> Item:
     return item
 
 
-def _string(document: Mapping[str, Any], name: str) -> str | None:
-    found = document.get(name)
-    if found is not None and not isinstance(found, str):
-        raise invalid(name, f"found {kind_of(found)}, wanted a string")
-    return found
-
-
 def _is_id(value: object) -> bool:
     return type(value) is int
 
 
-def _check_kinds(document: Mapping[str, Any], items: Sequence[Item]) -> None:
+def _check_kinds(body: RequestBody, items: Sequence[Item]) -> None:
     """400 where a field says that inputs are images, or texts, and they are not: NVIDIA's modality, Cohere's type."""
-    said = document.get("modality")
-    name, kinds = "modality", said if isinstance(said, list) else [said] * len(items)
+    name, said = "modality", body.modality
     if said is None:
-        if document.get("input_type") != "image":
+        if body.input_type != "image":
             return
-        name, kinds = "input_type", ["image"] * len(items)
-    if any(kind not in ("text", "image") for kind in kinds) or len(kinds) != len(items):
+        name, said = "input_type", "image"
+    kinds = said if isinstance(said, list) else [said] * len(items)
+    if len(kinds) != len(items):
         raise invalid(name, "wanted text or image, or a list with one of them for each input")
     for index, (kind, item) in enumerate(zip(kinds, items, strict=True)):
         if kind != modality_of(item):

@@ -1,8 +1,9 @@
-"""The fields of an embedding request, in the words of several vendors. Pure: JSON values in, values out.
+"""The fields of an embedding request, in the words of several vendors, declared once.
 
-Each question has one answer here, whatever a vendor calls its field:
+`RequestBody` is the declaration: reading a request, its error messages and its OpenAPI schema all come from it. The
+functions below it answer one question each, whatever a vendor calls its field:
 
-    which instruction     task (Jina); input_type (Cohere, Voyage, NVIDIA, Elasticsearch)
+    which task            task (Jina); input_type (Cohere, Voyage, NVIDIA, Elasticsearch)
     how many dimensions   dimensions (OpenAI, Jina, NVIDIA); output_dimension (Cohere, Voyage, Mistral)
     which format          encoding_format (OpenAI); embedding_type, encoding_type (Jina);
                           output_dtype (Voyage, Mistral); embedding_types (Cohere)
@@ -10,29 +11,110 @@ Each question has one answer here, whatever a vendor calls its field:
     which inputs          input; texts and images (Cohere); inputs (Hugging Face); of which kind: modality (NVIDIA)
 
 Two fields that answer one question differently are an error. A field that is null counts as left out, known or not.
-A field that nobody knows is an error: a misspelt "dimension" would give vectors of the wrong size.
+Any other unknown field is an error: a misspelt "dimension" would give vectors of the wrong size.
 
 A text that is too long is an error unless the request asks for a cut: so Jina, OpenAI, Cohere and NVIDIA document it.
 """
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
+import msgspec
+from msgspec import Meta
+
+from edgeclip.manifest import Modality
 from edgeclip.serve.api.served_model import ServedModel
 from edgeclip.serve.errors import ApiError
 
 Format = Literal["float", "base64", "binary", "ubinary"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-OPENAI_FORMATS: tuple[Format, ...] = ("float", "base64")
+Cut = Literal["NONE", "END", "START"]
+CUTS: Mapping[Cut, bool] = {"NONE": False, "END": True, "START": False}
+_FORMAT = {"wanted": "float, base64, binary or ubinary"}
+_FORMATS = {"wanted": f"{_FORMAT['wanted']}, or a list of them"}
+_FLAG = {"wanted": "true or false"}
+_COUNT = {"wanted": "a whole number"}
+_STRINGS = {"wanted": "a list of strings"}
+_MODEL_CHARS = 256
+
+
+class RequestBody(msgspec.Struct, frozen=True, kw_only=True):
+    """Every field of a request with its type, its description, and what its error message says is wanted.
+
+    What depends on the model is added by `edgeclip.serve.api.request_schema` and checked by the functions below.
+    """
+
+    model: Annotated[
+        str | None,
+        Meta(
+            description="any name; it is echoed",
+            extra={"wanted": f"a string of at most {_MODEL_CHARS} characters"},
+            extra_json_schema={"maxLength": _MODEL_CHARS},
+        ),
+    ] = None
+    input: Any = None
+    inputs: Annotated[Any, Meta(description="input, as Hugging Face calls it")] = None
+    texts: Annotated[list[str] | None, Meta(description="input, as Cohere calls texts", extra=_STRINGS)] = None
+    images: Annotated[list[str] | None, Meta(description="input, as Cohere calls images", extra=_STRINGS)] = None
+    dimensions: Annotated[int | float | str | None, Meta(extra=_COUNT)] = None
+    output_dimension: Annotated[
+        int | float | str | None,
+        Meta(description="dimensions, as Cohere, Voyage and Mistral call them", extra=_COUNT),
+    ] = None
+    encoding_format: Annotated[
+        Literal["float", "base64"] | None, Meta(description="OpenAI's", extra={"wanted": "float or base64"})
+    ] = None
+    embedding_type: Annotated[Format | list[Format] | None, Meta(description="Jina's", extra=_FORMATS)] = None
+    encoding_type: Annotated[Format | list[Format] | None, Meta(description="Jina's older name", extra=_FORMATS)] = (
+        None
+    )
+    embedding_types: Annotated[Format | list[Format] | None, Meta(description="Cohere's", extra=_FORMATS)] = None
+    output_dtype: Annotated[Format | None, Meta(description="Voyage's and Mistral's", extra=_FORMAT)] = None
+    task: Any = None
+    input_type: Annotated[Any, Meta(description="the task, as Cohere, Voyage, NVIDIA and Elasticsearch call it")] = (
+        None
+    )
+    modality: Annotated[
+        Modality | list[Modality] | None,
+        Meta(
+            description="NVIDIA's: what the inputs are; an error where they are not",
+            extra={"wanted": "text or image, or a list with one of them for each input"},
+        ),
+    ] = None
+    normalized: Annotated[bool | None, Meta(extra=_FLAG)] = None
+    truncate: Annotated[
+        bool | Cut | None,
+        Meta(
+            description="whether a text that is too long is cut at its end, and marked; else it is an error",
+            extra={"wanted": f"true or false, or one of {', '.join(CUTS)}"},
+        ),
+    ] = None
+    truncation: Annotated[bool | None, Meta(description="truncate, as Voyage calls it", extra=_FLAG)] = None
+    user: Annotated[Any, Meta(description="ignored")] = None
+    metadata: Annotated[Any, Meta(description="ignored")] = None
+    late_chunking: Annotated[Any, Meta(extra_json_schema={"enum": [False, None]})] = None
+    return_multivector: Annotated[Any, Meta(extra_json_schema={"enum": [False, None]})] = None
+
+
+FIELDS = frozenset(RequestBody.__struct_fields__)
 INPUT_FIELDS = ("input", "inputs", "texts", "images")
+# Each can have one value here, which may be left out.
+_FALSE_ONLY = ("late_chunking", "return_multivector")
+_WANTED = {
+    field.name: field.type.extra["wanted"]
+    for field in msgspec.inspect.type_info(RequestBody).fields  # type: ignore[attr-defined]
+    if isinstance(field.type, msgspec.inspect.Metadata) and field.type.extra
+}
+_OF_CHATS = ("messages", "message", "content", "prompt", "instructions")
+_SHOWN_CHARACTERS = 40
+
 QUERY_TASK = "retrieval.query"
-# What Jina's hosted API takes as a task for its models of texts and images. For most of them jina-clip has no
-# instruction, so there they change nothing. Code tasks (nl2code.query) belong to other models and are refused.
+# Tasks that Jina's hosted API takes for its models of texts and images. jina-clip has no instruction for most of
+# them, so there they change nothing. Code tasks (nl2code.query) belong to other models and are refused.
 JINA_TASKS = (QUERY_TASK, "retrieval.passage", "text-matching", "classification", "separation", "clustering")
-# What others call the same, by the task that it stands for; an image has no instruction.
-# What others call the same: the tasks that each may stand for, of which the first one that the model has is meant.
-# v3 calls the task for clustering "separation". "image" says what the inputs are, not what they are for.
+# The tasks that each input_type may stand for, of which the first one that the model has is meant. v3 calls the task
+# for clustering "separation". "image" says what the inputs are, not what they are for.
 INPUT_TYPES: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("query", "search_query", "search"), (QUERY_TASK,)),
     **dict.fromkeys(("document", "search_document", "passage", "ingest"), ("retrieval.passage",)),
@@ -40,38 +122,12 @@ INPUT_TYPES: Mapping[str, tuple[str, ...]] = {
     "clustering": ("clustering", "separation"),
     "image": (),
 }
-CUTS = {"NONE": False, "END": True, "START": False}
-# They say nothing about the vectors: who asks, and notes of the client.
-IGNORED_FIELDS = ("user", "metadata")
-# Jina's and NVIDIA's, of which one value alone can be had here.
-_FIXED: dict[str, tuple[Any, ...]] = {"late_chunking": (False,), "return_multivector": (False,)}
-FIELDS = frozenset(
-    (
-        *INPUT_FIELDS,
-        *(
-            "model",
-            "dimensions",
-            "output_dimension",
-            "task",
-            "input_type",
-            "modality",
-            "normalized",
-            "truncate",
-            "truncation",
-        ),
-        *("encoding_format", "embedding_type", "encoding_type", "output_dtype", "embedding_types"),
-        *_FIXED,
-        *IGNORED_FIELDS,
-    )
-)
-_OF_CHATS = ("messages", "message", "content", "prompt", "instructions")
-_SHOWN_CHARACTERS = 40
 
 _Answer = TypeVar("_Answer")
 
 
-def check_fields(document: Mapping[str, Any]) -> None:
-    """ApiError 400 for a field that nobody knows, and for one that asks for what this model cannot do."""
+def read_body(document: Mapping[str, Any]) -> RequestBody:
+    """The fields of a request; ApiError 400 for an unknown one and for a value of another type than declared."""
     unknown = [name for name in document if name not in FIELDS and document[name] is not None]
     if unknown:
         name = min(unknown)
@@ -82,50 +138,73 @@ def check_fields(document: Mapping[str, Any]) -> None:
             param=shown,
             code="unknown_parameter",
         )
-    for name, values in _FIXED.items():
-        found = document.get(name)
-        if found is not None and not any(found is value for value in values):
-            raise invalid(name, "this model cannot do it; leave it out or send false")
+    try:
+        body = msgspec.convert(document, RequestBody)
+    except msgspec.ValidationError as error:  # its message repeats the value, so only the place is taken from it
+        place = re.search(r"`\$\.(\w+)", str(error))
+        assert place is not None
+        name = place[1]
+        fault = invalid(name, f"found {kind_of(document[name])}, wanted {_WANTED[name]}")
+    else:
+        for name in _FALSE_ONLY:
+            if (found := getattr(body, name)) is not None and found is not False:
+                raise invalid(name, "this model cannot do it; leave it out or send false")
+        if body.model is not None and len(body.model) > _MODEL_CHARS:
+            raise invalid("model", f"at most {_MODEL_CHARS} characters are taken")
+        return body
+    raise fault  # outside of the handler: an error that holds msgspec's would hold the document
 
 
-def read_task(document: Mapping[str, Any], model: ServedModel) -> str | None:
+def read_task(body: RequestBody, model: ServedModel) -> str | None:
     """The task of the request, one of the model's; None for no task.
 
-    A task that Jina's API has and this model does not changes nothing where tasks are instructions. Where they are
-    adapters it is an error, for vectors without the adapter cannot be compared with vectors of the task.
+    Any other task is an error, unless the model ignores the tasks that Jina's API has for models of its kind.
     """
     asked: dict[str, str | None] = {}
-    known = ", ".join(model.tasks) or "none"
-    task = document.get("task")
-    if task is not None:
-        taken = (*model.tasks, *(() if model.has_adapters else JINA_TASKS))
-        if not isinstance(task, str) or task not in taken:
-            every = ", ".join(dict.fromkeys(taken)) or "none"
-            rest = "" if model.has_adapters else f"; this model has an instruction for {known}"
-            raise invalid("task", f"wanted one of {every}{rest}")
-        asked["task"] = task if task in model.tasks else None
-    kind = document.get("input_type")
-    if kind is not None:
+    if body.task is not None:
+        taken = known_tasks(model)
+        if not isinstance(body.task, str) or body.task not in taken:
+            rest = (
+                ""
+                if model.refuses_other_tasks
+                else f"; this model has an instruction for {', '.join(model.tasks) or 'none'}"
+            )
+            raise invalid("task", f"wanted one of {', '.join(taken) or 'none'}{rest}")
+        asked["task"] = body.task if body.task in model.tasks else None
+    if (kind := body.input_type) is not None:
         if not isinstance(kind, str) or kind not in INPUT_TYPES:
             raise invalid("input_type", f"wanted one of {', '.join(INPUT_TYPES)}")
         meant = next((name for name in INPUT_TYPES[kind] if name in model.tasks), None)
-        if meant is None and INPUT_TYPES[kind] and model.has_adapters:
-            raise invalid("input_type", f"this model has no task for {kind}; send task, one of {known}")
+        if meant is None and INPUT_TYPES[kind] and model.refuses_other_tasks:
+            raise invalid("input_type", f"this model has no task for it; send task, one of {', '.join(model.tasks)}")
         asked["input_type"] = meant
     return one_answer(asked, None)
 
 
-def read_dimensions(document: Mapping[str, Any], model: ServedModel) -> int:
-    """How many of the model's dimensions are wanted, all of them where nothing is said."""
+def known_tasks(model: ServedModel) -> tuple[str, ...]:
+    """The values that `task` may have: the model's, and Jina's others where they are harmless."""
+    return tuple(dict.fromkeys((*model.tasks, *(() if model.refuses_other_tasks else JINA_TASKS))))
+
+
+def known_input_types(model: ServedModel) -> tuple[str, ...]:
+    """The values that `input_type` may have."""
+    return tuple(
+        kind
+        for kind, tasks in INPUT_TYPES.items()
+        if not (model.refuses_other_tasks and tasks) or any(task in model.tasks for task in tasks)
+    )
+
+
+def read_dimensions(body: RequestBody, model: ServedModel) -> int:
+    """The number of dimensions that are wanted, all of them where nothing is said."""
     asked: dict[str, int] = {}
-    for name in ("dimensions", "output_dimension"):
-        found = document.get(name)
+    for name, found in (("dimensions", body.dimensions), ("output_dimension", body.output_dimension)):
         if found is None:
             continue
         number = int(found) if isinstance(found, str) and re.fullmatch(r"[0-9]{1,9}", found) else found
         if isinstance(number, float) and number.is_integer():
             number = int(number)
-        if type(number) is not int or not 1 <= number <= model.dim:
+        if not isinstance(number, int) or not 1 <= number <= model.dim:
             raise invalid(name, f"wanted a whole number from 1 to {model.dim}")
         if model.only_dims is not None and number not in model.only_dims:
             raise invalid(name, f"wanted one of {', '.join(map(str, model.only_dims))}: this model takes no other")
@@ -133,39 +212,29 @@ def read_dimensions(document: Mapping[str, Any], model: ServedModel) -> int:
     return one_answer(asked, model.dim)
 
 
-def read_cut(document: Mapping[str, Any]) -> bool:
-    """Whether a text that is too long is cut at its end; without a word about it, it is an error.
+def read_cut(body: RequestBody) -> bool:
+    """Whether a text that is too long is cut at its end; where nothing is said it is an error.
 
     Cutting the beginning ("START") is not offered: such a text is an error too.
     """
     asked: dict[str, bool] = {}
-    found = document.get("truncate")
-    if isinstance(found, str) and found in CUTS:
-        asked["truncate"] = CUTS[found]
-    elif isinstance(found, bool):
-        asked["truncate"] = found
-    elif found is not None:
-        raise invalid("truncate", f"wanted true or false, or one of {', '.join(CUTS)}")
-    if document.get("truncation") is not None:
-        asked["truncation"] = read_flag(document, "truncation", False)
+    if body.truncate is not None:
+        asked["truncate"] = body.truncate if isinstance(body.truncate, bool) else CUTS[body.truncate]
+    if body.truncation is not None:
+        asked["truncation"] = body.truncation
     return one_answer(asked, False)
 
 
-def read_formats(document: Mapping[str, Any]) -> tuple[tuple[Format, ...], bool]:
-    """The formats of each vector, and whether they were asked for as a list: then it is an object of them."""
+def read_formats(body: RequestBody) -> tuple[tuple[Format, ...], bool]:
+    """The formats of each vector, and whether a list was asked for: then each vector is an object of them."""
     asked: dict[str, tuple[tuple[Format, ...], bool]] = {}
     for name in ("embedding_type", "encoding_type", "embedding_types", "encoding_format", "output_dtype"):
-        found = document.get(name)
+        found: Format | list[Format] | None = getattr(body, name)
         if found is None:
             continue
-        known = OPENAI_FORMATS if name == "encoding_format" else FORMATS
-        takes_list = name not in ("encoding_format", "output_dtype")
-        is_keyed = isinstance(found, list) and takes_list
-        names = found if is_keyed else [found]
-        if not names or any(not isinstance(one, str) or one not in known for one in names):
-            some = ", or a list of them" if takes_list else ""
-            raise invalid(name, f"wanted {', '.join(known[:-1])} or {known[-1]}{some}")
-        asked[name] = (tuple(dict.fromkeys(names)), is_keyed)
+        if not found:
+            raise invalid(name, f"wanted {_WANTED[name]}")
+        asked[name] = (tuple(dict.fromkeys(found)), True) if isinstance(found, list) else ((found,), False)
     plain_floats: tuple[tuple[Format, ...], bool] = (("float",), False)
     # For Voyage and Mistral the two are two questions: which numbers, and how JSON carries them.
     if asked.get("output_dtype") == plain_floats and "encoding_format" in asked:
@@ -173,32 +242,19 @@ def read_formats(document: Mapping[str, Any]) -> tuple[tuple[Format, ...], bool]
     return one_answer(asked, plain_floats)
 
 
-def read_flag(document: Mapping[str, Any], name: str, default: bool) -> bool:
-    """A field that is true, false, or left out."""
-    found = document.get(name)
-    if found is None:
-        return default
-    if not isinstance(found, bool):
-        raise invalid(name, f"found {kind_of(found)}, wanted true or false")
-    return found
-
-
-def read_input(document: Mapping[str, Any]) -> Any:
-    """What is to be embedded, not yet looked at, whichever field it came in."""
-    given = [name for name in INPUT_FIELDS if document.get(name) is not None]
+def read_input(body: RequestBody) -> Any:
+    """The value of the field that holds the inputs, not yet looked at."""
+    given = {name: found for name in INPUT_FIELDS if (found := getattr(body, name)) is not None}
     if not given:
         raise ApiError(400, "input is missing", param="input", code="missing_required_parameter")
-    name = given[0]
-    if len(given) > 1:
-        raise invalid(given[1], f"{' and '.join(given)} are given; send one of them")
-    found = document[name]
-    if name in ("texts", "images") and not (isinstance(found, list) and all(isinstance(one, str) for one in found)):
-        raise invalid(name, "wanted a list of strings")
-    return [{"image": image} for image in found] if name == "images" else found
+    name, *others = given
+    if others:
+        raise invalid(others[0], f"{' and '.join(given)} are given; send one of them")
+    return [{"image": image} for image in given[name]] if name == "images" else given[name]
 
 
 def one_answer(asked: Mapping[str, _Answer], default: _Answer) -> _Answer:
-    """What the fields of one question agree on, `default` where none was sent; ApiError 400 where they differ."""
+    """The answer that all fields of one question agree on, `default` without any; ApiError 400 where they differ."""
     answers = list(asked.values())
     if any(answer != answers[0] for answer in answers[1:]):
         raise invalid(next(iter(asked)), f"{' and '.join(asked)} contradict each other; send one of them")

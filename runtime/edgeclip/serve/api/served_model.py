@@ -11,15 +11,15 @@ from edgeclip.manifest import Manifest, Modality, Spaces, TaskFacts
 class ServedModel:
     """The abilities of a bundle. `vocabulary` is the number of its tokenizer's ids, 0 where it takes no texts.
 
-    `tasks` are by name. With `has_adapters` a task changes the model, not only the text, so a task that it does not
-    have must be an error and cannot be ignored. `max_length` is in tokens, the opening and closing one included.
+    `tasks` are by name. Without `refuses_other_tasks` a task that Jina's API has and this model does not changes
+    nothing, as in Jina's API for jina-clip. `max_length` is in tokens, the opening and closing one included.
     """
 
     modalities: tuple[Modality, ...]
     spaces: Spaces
     tasks: Mapping[str, TaskFacts]
     is_task_required: bool
-    has_adapters: bool
+    refuses_other_tasks: bool
     max_length: int | None
     vocabulary: int
 
@@ -31,7 +31,8 @@ class ServedModel:
             spaces=manifest.spaces,
             tasks=manifest.tasks,
             is_task_required=manifest.task_required,
-            has_adapters=bool(manifest.adapters),
+            # Where tasks are or were adapters, vectors of another task cannot be compared with those of this one.
+            refuses_other_tasks=bool(manifest.adapters) or "image" not in manifest.modalities,
             max_length=max_length,
             vocabulary=vocabulary,
         )

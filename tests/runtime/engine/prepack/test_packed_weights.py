@@ -1,6 +1,6 @@
 """Packed weights on disk: processes share them, vectors are the same to the last bit, damage costs a line.
 
-`edgeclip prepack` is asked here as users ask it; the int8 bundle's towers are packed, and the fp32 vision tower.
+`edgeclip prepack` is asked here as users ask it; the int8 bundle's graphs are packed, and the fp32 vision graph.
 """
 
 import dataclasses
@@ -71,7 +71,7 @@ def folders(cache: Path) -> list[str]:
 
 @NEEDS_MAPS
 def test_once_packed_the_weights_are_mapped(int8_bundle: Path, cache: Path, capsys: Captured) -> None:
-    """Both towers', and the vectors are what they were to the last bit."""
+    """Both graphs', and the vectors are what they were to the last bit."""
     before = vectors(int8_bundle)
     assert not any(path.is_relative_to(cache) for path in mapped(int8_bundle))
     status, out, err = run("prepack", int8_bundle, capsys=capsys)
@@ -84,22 +84,22 @@ def test_once_packed_the_weights_are_mapped(int8_bundle: Path, cache: Path, caps
 
 def test_what_it_did_as_json_and_again_and_removed(int8_bundle: Path, cache: Path, capsys: Captured) -> None:
     first = json.loads(run("prepack", int8_bundle, "--json", capsys=capsys)[1])
-    assert [one["tower"] for one in first["towers"]] == ["text", "vision"]
-    assert all(0 < one["shared_bytes"] < one["size_bytes"] for one in first["towers"])
+    assert [one["graph"] for one in first["graphs"]] == ["text", "vision"]
+    assert all(0 < one["shared_bytes"] < one["size_bytes"] for one in first["graphs"])
     written = [path.stat().st_mtime_ns for path in sorted(cache.rglob("*_data"))]
     assert json.loads(run("prepack", int8_bundle, "--json", capsys=capsys)[1]) == first
     assert [path.stat().st_mtime_ns for path in sorted(cache.rglob("*_data"))] == written  # not written again
-    assert [tower for tower, _ in find_packings(int8_bundle)] == ["text", "vision"]
+    assert [graph for graph, _ in find_packings(int8_bundle)] == ["text", "vision"]
     freed = json.loads(run("prepack", int8_bundle, "--remove", "--json", capsys=capsys)[1])["freed_bytes"]
-    assert freed > sum(one["size_bytes"] for one in first["towers"])  # and the lists
+    assert freed > sum(one["size_bytes"] for one in first["graphs"])  # and the lists
     assert folders(cache) == [] and find_packings(int8_bundle) == []
     assert run("prepack", int8_bundle, "--remove", capsys=capsys)[:2] == (0, "0 bytes removed\n")
 
 
-def test_a_tower_that_shares_its_weights_anyway_is_left_out(bundle: Path, cache: Path, capsys: Captured) -> None:
-    """The fp32 text tower reads them in place (`edgeclip_graph.passes.gemm`)."""
+def test_a_graph_that_shares_its_weights_anyway_is_left_out(bundle: Path, cache: Path, capsys: Captured) -> None:
+    """The fp32 text graph reads them in place (`edgeclip_graph.passes.gemm`)."""
     before = vectors(bundle)
-    text, vision = json.loads(run("prepack", bundle, "--json", capsys=capsys)[1])["towers"]
+    text, vision = json.loads(run("prepack", bundle, "--json", capsys=capsys)[1])["graphs"]
     assert (text["folder"], text["shared_bytes"]) == (None, 0)
     assert vision["shared_bytes"] > 0 and folders(cache) == [Path(vision["folder"]).name]
     assert np.array_equal(vectors(bundle), before)
@@ -190,7 +190,7 @@ def test_packed_weights_that_do_not_open_are_not_kept(
 
     monkeypatch.setattr("edgeclip.engine.prepack.packing.align_weights", align)
     told = refusal_after_words("prepack", bundle, capsys=capsys)
-    assert told.startswith("edgeclip: the vision tower's packed weights do not run (") and "nothing was kept" in told
+    assert told.startswith("edgeclip: the vision graph's packed weights do not run (") and "nothing was kept" in told
     assert folders(cache) == []
 
 
