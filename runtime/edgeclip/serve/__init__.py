@@ -1,4 +1,4 @@
 """The HTTP service: Jina's and OpenAI's embedding APIs on one bundle.
 
-`lanes` and `forming` keep the towers busy and fair, `pictures` and `fetch` take in what strangers send.
+`queue` keeps the graphs busy and fair to all clients, `images` fetches and decodes images of unknown clients.
 """

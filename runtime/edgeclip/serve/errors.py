@@ -1,7 +1,7 @@
-"""What the service answers when it cannot: a status, and OpenAI's error object.
+"""Errors as the service answers them: a status, and OpenAI's error object.
 
 Jina's clients look for `detail` where OpenAI's look for `error`, so both are there. A message says what was found and
-what was wanted; it holds no input and nothing of the machine, for it goes to whoever asked.
+what was wanted. It quotes no input and names nothing of this machine, because any client may read it.
 """
 
 import logging
@@ -23,7 +23,7 @@ _TYPES = {
 
 
 class ApiError(Exception):
-    """An answer that is no embedding. `param` is the field of the request, `code` a word for programs."""
+    """An error that becomes an answer. `param` is the field of the request, `code` a word for programs."""
 
     def __init__(
         self,
@@ -45,31 +45,31 @@ class ApiError(Exception):
 
 
 def retry_later(message: str, seconds: float) -> ApiError:
-    """429, with the whole seconds after which it is worth another try."""
+    """429, with the seconds after which a client should try again."""
     wait = max(1, min(3600, round(seconds + 0.5)))
     return ApiError(429, message, code="queue_full", headers={"Retry-After": str(wait)})
 
 
 def not_trusted(seconds: float) -> ApiError:
-    """503: the towers' vectors may be wrong, and none is given out until the self-test passes, tried in so long."""
-    message = "a tower failed in a way that makes its vectors doubtful; none is given out until the self-test passes"
+    """503 while vectors may be wrong: none is given out until the self-test passes; it is tried every `seconds`."""
+    message = "a graph failed in a way that makes its vectors doubtful; none is given out until the self-test passes"
     wait = max(1, min(3600, math.ceil(seconds)))
     return ApiError(503, message, code="not_ready", headers={"Retry-After": str(wait)})
 
 
 def ending() -> ApiError:
-    """503: what a request gets whose time ran out because the service's did."""
+    """503 for a request that the end of the service cut off."""
     return ApiError(503, "the service is ending; ask again", code="shutting_down", headers={"Connection": "close"})
 
 
 def out_of_files() -> ApiError:
-    """503: what a request gets that needs a file or a socket when no more can be opened."""
+    """503 for a request that needs a file or a socket when no more can be opened."""
     message = "the service has too many files open; try again later"
     return ApiError(503, message, code="too_many_open_files", headers={"Retry-After": "1"})
 
 
 def log_bug(log: logging.Logger, what: str, error: BaseException) -> None:
-    """Where it is, not with what: a message may hold an input. The traceback is for --log-level debug."""
+    """Log the kind and the place of a bug, without its message, which may quote an input; debug has the traceback."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -79,5 +79,5 @@ def log_bug(log: logging.Logger, what: str, error: BaseException) -> None:
 
 
 def without_paths(text: str) -> str:
-    """`text` with every absolute path replaced: messages of libraries name files of this machine."""
+    """Replace every absolute path in a text, because messages of libraries name files of this machine."""
     return re.sub(r"(?<![\w.])(?:[A-Za-z]:)?[\\/][^\s'\"`:;,()]+", "<path>", text)

@@ -1,8 +1,8 @@
-"""Memory that the service gives back while it works.
+"""Give memory back to the system while the service works.
 
-How much malloc keeps is bounded (`edgeclip.host.malloc_bounds`), but what is small comes from the heaps all the same:
-of the 26 MB that a text of 262,144 letters takes while it is tokenised, whatever is allocated above them and stays
-keeps all. So free pages are given back from time to time, which took 1 ms.
+malloc keeps a bounded amount of memory (`edgeclip.host.malloc_bounds`), but small allocations come from its heaps:
+one of them that stays can keep all of the 26 MB that a text of 262,144 characters takes while it is tokenised. So
+free pages are given back from time to time, which took 1 ms.
 """
 
 import asyncio
@@ -25,5 +25,5 @@ async def keep_trimmed(every_s: float = 2.0, *, give_back: Callable[[], None] = 
 
 
 def is_worth_it(before_s: float, now_s: float) -> bool:
-    """Whether a process has worked since it had used so much of the processors; an idle service uses a few ms."""
+    """Whether a process has worked since it had used this much processor time; an idle service uses a few ms."""
     return now_s - before_s > _WORK_S

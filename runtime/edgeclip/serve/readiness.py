@@ -42,7 +42,7 @@ class Lane(Protocol):
         """Whether a batch has run too long."""
 
     async def submit(self, items: Sequence[Item], *, timeout_s: float) -> LaneAnswer:
-        """What the graph gives for items."""
+        """The graph's answer to items."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

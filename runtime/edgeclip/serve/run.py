@@ -62,7 +62,7 @@ def serve(settings: Settings) -> None:
         if settings.metrics_port:
             _log.info("metrics on http://%s:%d/metrics alone", shown, settings.metrics_port)
         if not settings.is_loopback and not settings.api_keys:
-            _log.warning("whoever reaches this address may use the service: no API keys are set")
+            _log.warning("anybody who reaches this address may use the service: no API keys are set")
         room = room_for_connections(settings, encoder.manifest)
         server = uvicorn.Server(configure(settings, app, room))
         with signals.left_to(server):
@@ -73,8 +73,8 @@ def serve(settings: Settings) -> None:
 def configure(settings: Settings, app: "Application", room: ConnectionRoom | None = None) -> "Config":
     """uvicorn's configuration: no access log (paths may hold inputs), no server header, no websockets.
 
-    `app` is create_app's: connections that are refused before there is a request are counted there. `room` is what
-    the settings say where the limit of open files is not asked.
+    `app` is create_app's: connections that are refused before there is a request are counted there. Without `room`
+    the settings alone say how many connections are taken.
     """
     import uvicorn
 
@@ -107,7 +107,7 @@ def configure(settings: Settings, app: "Application", room: ConnectionRoom | Non
 
 
 def _sole_origin(origins: tuple[str, ...]) -> str | None:
-    """What a refusal may name that knows no request: any origin, or the only one."""
+    """The origin that a refusal may name without a request: any origin, or the only one."""
     if "*" in origins:
         return "*"
     return origins[0] if len(origins) == 1 else None
@@ -162,7 +162,7 @@ class _Signals:
 
     @contextlib.contextmanager
     def left_to(self, server: "Server") -> Iterator[None]:
-        """The time in which the server runs."""
+        """Leave signals to the server while the block runs."""
         self._server = server
         yield
         self._is_over = True
@@ -179,7 +179,7 @@ class _Signals:
 
 @contextlib.contextmanager
 def _logging(level: str) -> Iterator[None]:
-    """Our lines on stderr, and uvicorn's warnings; as it was afterwards."""
+    """Write this service's lines and uvicorn's warnings to stderr until the block ends."""
     words, lines = logging.StreamHandler(sys.stderr), logging.StreamHandler(sys.stderr)
     words.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     chosen = {  # of each logger its least level and its handler; a line of the access log has its own time

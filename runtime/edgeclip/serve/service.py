@@ -27,7 +27,7 @@ from edgeclip.manifest import FIRST_GRAPH
 from edgeclip.serve.api.request import EmbeddingRequest, RequestLimits, TextItem, TokenItem, modality_of
 from edgeclip.serve.api.response import encode_answer, shorten
 from edgeclip.serve.api.served_model import ServedModel
-from edgeclip.serve.api.text_length import check_letters
+from edgeclip.serve.api.text_length import check_characters
 from edgeclip.serve.errors import ApiError, ending, not_trusted, retry_later, without_paths
 from edgeclip.serve.http.open_files import fetches_within_limit
 from edgeclip.serve.images.fetch_queue import ByteRoom, Fetch, FetchQueue
@@ -58,7 +58,7 @@ class Lane(Protocol):
     """A graph's queue: `edgeclip.serve.queue.lanes.Lane`."""
 
     async def submit(self, items: Sequence[Item]) -> LaneAnswer:
-        """What the graph gives for items."""
+        """The graph's answer to items."""
 
 
 class Stages:
@@ -238,18 +238,18 @@ class EmbeddingService:
         """
         every, places = list(texts.values()), list(texts)
         ahead = len(self.model.tasks[task].prompt) if task is not None else 0
-        letters = await self._aside(
-            lambda: check_letters(
+        characters = await self._aside(
+            lambda: check_characters(
                 every, places, most_each=self.limits.max_text_chars, most_together=self.limits.max_request_chars
             ),
             is_long=not is_quick([len(text) for text in every]),
         )
-        letters = [count + ahead for count in letters]
-        if is_quick(letters):
+        characters = [count + ahead for count in characters]
+        if is_quick(characters):
             return self._family.texts(every, task, self.model.max_length)
         items: list[Item] = []
         cut: list[int] = []
-        for some in slices(letters):
+        for some in slices(characters):
             part_of = every[some.start : some.stop]
             part = await self._aside(partial(self._family.texts, part_of, task, self.model.max_length), is_long=True)
             items += part.items

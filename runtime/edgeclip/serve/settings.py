@@ -34,7 +34,7 @@ _LEAST_KEY_CHARACTERS = 8
 class Settings:
     """What `edgeclip serve` runs with; InputError for what cannot be.
 
-    `None` is what the bundle or the machine says: the name of the checkpoint, all threads that may be used, a batch
+    With None the bundle or the machine decides: the name of the checkpoint, all threads that may be used, a batch
     by the device. `request_timeout_s` holds for the whole of a request: max_images at once may be more than a slow
     device does in it, and are refused from the moment that has shown.
     """
@@ -237,7 +237,7 @@ OPTIONS = (
     _option("port", "--port", _parse_int, "N", "the port"),
     _option("metrics_port", "--metrics-port", _parse_int, "N", "a port for /metrics alone, which --port then lacks"),
     _option("device", "--device", _text, "D", "auto, cpu, cuda[:n], tensorrt[:n] or openvino[:CPU|GPU|NPU]"),
-    _option("threads", "--threads", _parse_int, "N", "threads of a tower (all that may be used)"),
+    _option("threads", "--threads", _parse_int, "N", "threads of a graph (all that may be used)"),
     _option("model_name", "--model-name", _text, "NAME", "what /v1/models says (the checkpoint's name)"),
     _option("is_model_checked", "--check-model", _parse_bool, None, "404 for a request for any other model"),
     _option("allow_token_ids", "--token-ids", _parse_bool, None, "take token ids of this model's tokenizer"),
@@ -268,7 +268,7 @@ OPTIONS = (
     _option("max_queued_texts", "--max-queued-texts", _parse_int, "N", "waiting; beyond it 429"),
     _option("max_queued_images", "--max-queued-images", _parse_int, "N", "in progress; beyond it 429"),
     _option(
-        "max_batch", "--max-batch", _parse_int, "N", "inputs that a tower takes at once, if less than the device's"
+        "max_batch", "--max-batch", _parse_int, "N", "inputs that a graph takes at once, if less than the device's"
     ),
     _option("max_connections", "--max-connections", _parse_int, "N", "at once; beyond it 503"),
     _option("decode_threads", "--decode-threads", _parse_int, "N", "threads that decode images"),
@@ -353,7 +353,7 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     """A sentence for each EDGECLIP_ variable that is no setting, with the nearest one; its value is not shown.
 
     So is one whose prefix is misspelt, where its ending is a setting's. What Kubernetes sets in every pod beside a
-    Service whose name begins with edgeclip is not told.
+    Service whose name begins with edgeclip is left out.
     """
     known = {option.variable for option in OPTIONS}
     endings = [each.removeprefix(PREFIX) for each in known]

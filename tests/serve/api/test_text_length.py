@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from edgeclip.serve.api.text_length import check_letters, count_letters
+from edgeclip.serve.api.text_length import check_characters, count_characters
 from edgeclip.serve.errors import ApiError
 
 LONGEST = "\ufdfa"  # one letter, written as 18
@@ -17,7 +17,7 @@ def test_every_letter_counts_as_it_is_written() -> None:
     wrong = [
         letter for letter in letters
         if not letter.isascii() and (written := len(unicodedata.normalize("NFKC", letter))) > 1
-        and count_letters(letter) != written
+        and count_characters(letter) != written
     ]  # fmt: skip
     assert wrong == []
 
@@ -37,12 +37,12 @@ def test_every_letter_counts_as_it_is_written() -> None:
     ],
 )
 def test_how_many_letters(text: str, count: int) -> None:
-    assert count_letters(text) == count >= len(unicodedata.normalize("NFKC", text))
+    assert count_characters(text) == count >= len(unicodedata.normalize("NFKC", text))
 
 
 def test_a_limit_is_met_and_one_more_is_not() -> None:
     def check(*texts: str) -> list[int]:
-        return check_letters(texts, range(3, 3 + len(texts)), most_each=18, most_together=36)
+        return check_characters(texts, range(3, 3 + len(texts)), most_each=18, most_together=36)
 
     assert check("a" * 18, LONGEST) == [18, 18]
     with pytest.raises(ApiError, match=r"input\[4\] has 19 characters, at most 18 are taken") as caught:

@@ -1,4 +1,4 @@
-"""Whether bytes are the beginning of an image's file, so surely that no key, hash or text is taken for one. Pure.
+"""Recognise the beginning of an image's file, so surely that no key, hash or text is taken for one. Pure.
 
 `edgeclip.inputs.image_kinds` tells the files of a folder apart, which were put there as images: 3 bytes suffice. Here
 anything may come, so as much as possible of a format's first 24 bytes is compared: "BM" alone would be a bitmap in

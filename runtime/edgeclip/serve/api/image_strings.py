@@ -1,4 +1,4 @@
-"""Which strings of a request are images. Pure: a string in, an image's base64 or its URL out.
+"""Find the strings of a request that are images. Pure: a string in, an image's base64 or its URL out.
 
 Clients send images as plain strings and as texts, whose characters would be embedded. One rule reads a plain string,
 {"text": ...}, {"image": ...}, {"url": ...} and {"bytes": ...}. White space, invisible characters, quotes and brackets
@@ -51,7 +51,7 @@ class UrlItem:
 
 
 class ImageStringError(ValueError):
-    """A string is meant as an image and cannot be read as one. The message holds nothing of the string."""
+    """Raised for a string that is meant as an image and cannot be read as one; its message quotes nothing of it."""
 
 
 # The shortest GIF that decodes has 36 characters, and no language has a word of 32 that begins with a signature.

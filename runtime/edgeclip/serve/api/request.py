@@ -1,23 +1,23 @@
-"""A request of Jina's or of OpenAI's embedding API becomes one normal form. Pure: JSON values in, values out.
+"""Turn a request of Jina's or of OpenAI's embedding API into one normal form. Pure: JSON values in, values out.
 
-The inputs are told apart by their shape, not by a switch:
+The shape of an input says what it is:
 
     "text", ["text", ...]    both
     [1, 2, ...], [[1, 2], ...]: token ids    OpenAI, where the service allows them
     {"text": t}, {"image": i}, {"url": u}, {"bytes": b}, alone or in a list    Jina
     {"type": "text", "text": t}, {"type": "image_url", "image_url": {"url": u}}    parts of a message of OpenAI's chat
 
-The other fields, and what further vendors call them, are `edgeclip.serve.api.request_fields`' work.
+`edgeclip.serve.api.request_fields` reads the other fields, and the names that further vendors have for them.
 
-What was decided where the two say nothing or differ:
+Decisions where the two APIs say nothing or differ:
 
 - A plain string is a text, as in both, unless it is an image (`edgeclip.serve.api.image_strings`).
-- Token ids are refused unless the service allows them (`--token-ids`): OpenAI's clients send those of OpenAI's
-  tokenizer, which are other words here. Those that are allowed are this model's. The opening and the closing token
-  are put round them unless both are there.
+- Token ids are refused unless the service allows them (`--token-ids`): OpenAI's clients send ids of OpenAI's
+  tokenizer, which mean other words here. Allowed ids are those of this model's tokenizer. The opening and the
+  closing token are put round them unless both are there.
 - `normalized: false` leaves the first `dimensions` numbers of the unit vector as they are: the model's graph ends in
   a normalisation, so at all dimensions there is no difference.
-- `dimensions` may be any number up to the model's, as a number or in digits.
+- `dimensions` may be any number up to the model's, or one of its list, as a number or in digits.
 """
 
 from array import array
@@ -87,7 +87,7 @@ class TextItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenItem:
-    """The ids of a text, as they were sent: int32, for a list of numbers takes nine times as much."""
+    """The ids of a text, as they were sent; int32, because a list of numbers takes nine times as much memory."""
 
     ids: "array[int]"
 
@@ -103,7 +103,7 @@ def modality_of(item: Item) -> Modality:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingRequest:
-    """The normal form. `is_keyed`: a list of formats was asked for, so the answer is an object of them."""
+    """The normal form of a request. With `is_keyed` each embedding of the answer is an object of its formats."""
 
     items: tuple[Item, ...]
     model: str | None
@@ -155,8 +155,7 @@ def _items(body: RequestBody, limits: RequestLimits) -> tuple[Item, ...]:
             code="array_above_max_length",
         )
     items = tuple(_item(item, f"input[{index}]", limits) for index, item in enumerate(found))
-    # As they were sent; as the tokenizer meets them they are counted where it is called
-    # (`edgeclip.serve.api.text_length`).
+    # Characters as they were sent; `edgeclip.serve.api.text_length` counts them again as the tokenizer sees them.
     if sum(len(item.text) for item in items if isinstance(item, TextItem)) > limits.max_request_chars:
         raise too_long_together(limits.max_request_chars)
     images = sum(modality_of(item) == "image" for item in items)
@@ -197,7 +196,7 @@ def _read_item(item: object, where: str, limits: RequestLimits) -> Item:
 
 
 def _of_content_part(item: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a part of a message in OpenAI's chat API is here: {"type": "image_url", ...} becomes {"url": ...}."""
+    """Turn a part of a message in OpenAI's chat API into an input: {"type": "image_url", ...} into {"url": ...}."""
     kind = item.get("type")
     name = _CONTENT_PARTS.get(kind) if isinstance(kind, str) else None
     if name is None:

@@ -1,11 +1,11 @@
-"""Vectors become the JSON of an answer.
+"""Write vectors as the JSON of an answer.
 
     float     numbers, each as short as gives the same float32 back
     base64    the little-endian float32 bytes, as OpenAI's clients decode them
     ubinary   a bit a dimension, 1 where it is greater than 0, packed most significant first: 0 to 255
     binary    the same less 128, int8, as Jina's clients add it back (and sentence-transformers packs it)
 
-Rows are encoded one by one, so a large answer made in a thread lets other threads in between.
+Rows are encoded one by one, so that other threads run in between while a thread writes a large answer.
 """
 
 import base64
@@ -22,7 +22,7 @@ from edgeclip.serve.api.request_fields import Format
 def shorten(vectors: NDArray[np.float32], dim: int, *, is_normalized: bool) -> NDArray[np.float32]:
     """The first `dim` of each unit vector (N, D), normalised again unless that is not wanted: (N, dim).
 
-    Cut first, then normalise, as the model's own API.
+    It is cut first and then normalised, as in the model's own API.
     """
     return cut(vectors, dim) if is_normalized or dim == vectors.shape[1] else vectors[:, :dim]
 
@@ -48,8 +48,7 @@ def encode_answer(
 ) -> bytes:
     """The answer's JSON for vectors (N, D), in the order of the input.
 
-    `cut` are the items that were truncated: each says so. With `is_keyed` an embedding is an object with one entry a
-    format.
+    Items in `cut` are marked as truncated. With `is_keyed` an embedding is an object with one entry a format.
     """
     import orjson
 

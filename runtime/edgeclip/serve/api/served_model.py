@@ -1,4 +1,4 @@
-"""What the served model can do, as far as requests depend on it. Everything comes from the bundle's manifest."""
+"""The abilities of the served model that requests depend on. All of them come from the bundle's manifest."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

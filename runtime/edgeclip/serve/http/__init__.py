@@ -1,1 +1,1 @@
-"""HTTP: connections, bodies, keys, and what surrounds every request."""
+"""HTTP: connections, bodies, keys, logs and headers of every request."""

@@ -1,4 +1,4 @@
-"""A line for each request, and the id that ties it to a client's or a proxy's own log. Both are off by default.
+"""The access log: a line for each request, with the id that a client's or a proxy's log has for it. Off by default.
 
 A line holds no input, no key and no query; a client's address only if that was asked for. It is one line of printable
 ASCII whatever a client sends: its id is taken only if it is short and printable, and its path is written in percents.
@@ -33,7 +33,7 @@ class AccessLog:
         self._form, self._with_clients = form, with_clients
 
     def write(self, scope: Mapping[str, Any], *, status: int, seconds: float, bytes_out: int) -> None:
-        """The line of a request that is over."""
+        """Write the line of a request that has ended."""
         line: dict[str, Any] = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "method": quote(scope["method"])[:_PATH_CHARACTERS],

@@ -1,4 +1,4 @@
-"""What is wrong with a body that no JSON parser takes, in words, and where.
+"""Say in words what is wrong with a body that is no JSON, and where.
 
 The parser gives a position in the whole body at best. A client knows its inputs by their index, so the body is looked
 through once more for the string at that position, or for the first one with half of a character. Nothing is parsed,

@@ -1,4 +1,4 @@
-"""What a client may do to a connection: a protocol that stands between the socket and the HTTP server, with bounds.
+"""A protocol between the socket and the HTTP server that bounds what a client may do to a connection.
 
 An HTTP server waits for the head of a request as long as the client likes; an answer that nobody reads is held for
 ever, and so is a connection that sends a byte now and then. Here
@@ -10,8 +10,8 @@ ever, and so is a connection that sends a byte now and then. Here
     a new connection beyond `max_connections` takes a silent one's place (`edgeclip.serve.http.quiet_connections`)
     connections beyond it where none is silent, and requests pipelined beyond _MAX_PIPELINED, are not taken
 
-and what is refused before there is a request is refused in OpenAI's shape too. A client that closes its half of the
-connection has left, as for nginx: of a FIN nobody can tell whether the other half is still read.
+Refusals before there is a request have OpenAI's shape too. A client that closes its half of the connection counts as
+gone, as for nginx: a FIN does not say whether the client still reads.
 
 The server behind is any asyncio protocol, and gets one request after the other, each in the plain form that
 `edgeclip.serve.http.framing` gives it. Only asyncio's Protocol and Transport are used of it.
@@ -31,9 +31,10 @@ from edgeclip.serve.http.unread_answers import UnreadAnswer
 from edgeclip.serve.http.write_gathering import Gathered
 
 _MAX_PIPELINED = 16
-# Of requests that wait for the answer before them; beyond it nothing is read.
+# The most bytes of requests that wait for the answer before them; beyond it nothing is read.
 _MAX_WAITING_BYTES = 256 << 10
-# After a refusal, so long is read and thrown away: closing at once would reset the connection under the answer.
+# Seconds for which bytes are read and thrown away after a refusal: closing at once would reset the connection
+# under the answer.
 _LINGER_S = 1.0
 
 Refused = Callable[[int, str], None]
@@ -72,7 +73,7 @@ def bounded_protocol(
 
 @dataclass(slots=True, kw_only=True)
 class _Listener:
-    """What all connections share."""
+    """The state that all connections share."""
 
     inner: Callable[..., asyncio.Protocol]
     bounds: Bounds
@@ -94,7 +95,7 @@ class _Request:
 
 
 class _InnerTransport:
-    """What the inner protocol takes for its transport."""
+    """Stands for the transport of the inner protocol."""
 
     def __init__(self, connection: "_Connection", transport: asyncio.Transport) -> None:
         self._connection, self._transport = connection, transport
@@ -139,7 +140,7 @@ class _Connection(asyncio.Protocol):
         self._waiting_bytes = 0
         self._is_deaf = False  # whatever else comes is thrown away
         self._closes_at_last = False  # after the answers that are due
-        self._is_inner_cut = False  # it was told that the client has left
+        self._is_inner_cut = False  # it knows that the client has left
         self.is_closed_for_inner = False  # what it writes is thrown away
         self._may_inner_read = self.is_reading = True
         self._is_counted = True  # among the open ones
@@ -180,7 +181,7 @@ class _Connection(asyncio.Protocol):
         del self._inner, self._reader, self._answers
 
     def data_received(self, data: bytes) -> None:
-        """What is no HTTP makes no line in the log: any scanner could fill it."""
+        """Pass bytes on. Bytes that are no HTTP make no line in the log, which any scanner could fill."""
         if self._is_deaf:
             return
         try:
@@ -318,7 +319,7 @@ class _Connection(asyncio.Protocol):
     # Giving way.
 
     def _note_silence(self) -> None:
-        """Say whether its client is to send something now."""
+        """Note whether the client has something to send now."""
         quiet, place = self.listener.quiet, self._reader.place
         if self._is_deaf or len(self._requests) > (place == "body"):
             quiet.forget(self)
@@ -328,7 +329,7 @@ class _Connection(asyncio.Protocol):
             quiet.sends(self, self._loop.time())
 
     def give_way(self) -> None:
-        """Close for another connection. A client amidst a request is told why."""
+        """Close to make room for another connection; a client that is sending a request gets an answer saying why."""
         self._count_out()
         if self._reader.place != "between" and not (self._requests and self._requests[0].is_answered):
             is_begun = self._answers.is_begun
@@ -347,7 +348,7 @@ class _Connection(asyncio.Protocol):
     # The end.
 
     def _give_up(self, error: ApiError) -> None:
-        """Take nothing more from a client, and tell it why where no answer to an earlier request is due first."""
+        """Take nothing more from a client; say why, unless an answer to an earlier request is due first."""
         is_in_body = self._reader.place == "body" and bool(self._requests)
         if is_in_body and len(self._requests) > 1:
             self._requests.pop()  # the earlier ones are answered
@@ -375,7 +376,7 @@ class _Connection(asyncio.Protocol):
         self._linger()
 
     def _linger(self) -> None:
-        """Send what there is, and read for a while before closing."""
+        """Send the rest of the answer, and read for a while before closing."""
         self._become_deaf()
         self._out.flush()
         if self._transport.can_write_eof():

@@ -1,4 +1,4 @@
-"""Where a request begins and ends, and where its answer does. No sockets: bytes in, events out.
+"""Find where a request begins and ends, and where its answer does. No sockets: bytes in, events out.
 
 A request is read by httptools and written anew, in one plain form, for the server behind: what it gets is framed by
 what was understood here, so both cannot disagree about where a request ends (request smuggling). The plain form has
@@ -86,7 +86,7 @@ class RequestReader:
             raise _head_too_large()
 
     def _pass_body(self, data: bytes) -> bytes:
-        """Hand on what is certainly of the body, without a copy; the rest. The parser reads what came with a head."""
+        """Hand on bytes that surely belong to the body, without a copy; return the rest, which the parser reads."""
         left = self._body_left
         part, rest = (data, b"") if len(data) <= left else (data[:left], data[left:])
         self._body_left -= len(part)
@@ -113,12 +113,12 @@ class RequestReader:
         del self._parser
 
     def on_message_begin(self) -> None:
-        """Called by httptools, as are the others."""
+        """A request begins. httptools calls this and the following methods."""
         self._clear()
         self._enter("head")
 
     def on_url(self, url: bytes) -> None:
-        """Some of the request's target."""
+        """A part of the request's target."""
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -154,7 +154,7 @@ class RequestReader:
         self._body_left = self._length
 
     def on_body(self, body: bytes) -> None:
-        """Some of the body."""
+        """A part of the body."""
         self.idle_bytes = 0
         if self._coding:
             body = b"%x\r\n%b\r\n" % (len(body), body)
@@ -226,7 +226,7 @@ class AnswerReader:
         del self._parser
 
     def on_headers_complete(self) -> None:
-        """Called by httptools, as is the other."""
+        """The head is whole. httptools calls this and the following method."""
         self._is_final = self._parser.get_status_code() >= 200
 
     def on_message_complete(self) -> None:

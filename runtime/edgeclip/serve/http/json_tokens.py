@@ -1,4 +1,4 @@
-"""The tokens of a JSON body, found without parsing it: how many there are, and which field holds each string.
+"""Find the tokens of a JSON body without parsing it: how many there are, and which field holds each string.
 
 A parser makes an object of each value before anybody can count them, and gives no place in the request for what it
 cannot read. A string is one step here however long it is, and commas in a text are no tokens.
@@ -16,7 +16,7 @@ _KEPT_CHARACTERS = 200
 
 
 class StringToken(NamedTuple):
-    """Where a string begins and ends, in bytes, quotes included; its place, as input[3], None for a field's name."""
+    """A string's beginning and end in bytes, quotes included, and its place, as input[3]; None for a field's name."""
 
     begin: int
     end: int

@@ -1,4 +1,4 @@
-"""One shell round every request, whatever its route: keys, origins, security headers, metrics, ids, log lines.
+"""The shell round every request of every route: keys, origins, security headers, metrics, ids, log lines.
 
 An error becomes an answer in the API's shape: a bug 500, a request that is cut off when the service ends 503.
 """
@@ -26,7 +26,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 _log = logging.getLogger("edgeclip.serve")
-# Of every page that does not bring its own, and of what is none: what a browser may make of an answer that it shows.
+# The content security policy of pages that bring none of their own, and of answers that are no pages.
 PAGE_POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'none'"
@@ -34,14 +34,14 @@ PAGE_POLICY = (
 _DATA_POLICY = b"default-src 'none'; frame-ancestors 'none'"
 _OF_ALL = (b"x-content-type-options", b"nosniff")
 _OF_PAGES = [(b"referrer-policy", b"no-referrer"), (b"x-frame-options", b"DENY")]
-# nginx's word for a client that went away; no client sees it.
+# nginx's status for a client that went away; no client sees it.
 CLIENT_GONE = 499
-# Whatever else a client calls its method is one label.
+# Every other method has one label together.
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
 class Application:
-    """An ASGI application; `refused` is told the status and code of each connection that is refused unasked."""
+    """An ASGI application; `refused` counts the status and code of connections refused before there is a request."""
 
     def __init__(self, answer: Any, refused: Callable[[int, str], None]) -> None:
         self._answer, self.refused = answer, refused
@@ -59,7 +59,7 @@ class Application:
 
 
 class Endpoint:
-    """A route's function as an ASGI application: Starlette's own way looks for errors, which are the shell's."""
+    """A route's function as an ASGI application, without Starlette's handling of errors, which the shell does."""
 
     def __init__(self, answer: Callable[["Request"], Awaitable["Response"]]) -> None:
         self._answer = answer
@@ -177,7 +177,7 @@ def _secure(headers: list[tuple[bytes, bytes]]) -> None:
 
 
 def _answer_to(error: BaseException, scope: Scope) -> "Response":
-    """What a request gets that ended in an error, in the API's shape."""
+    """The answer to a request that ended in an error, in the API's shape."""
     from starlette.exceptions import HTTPException
     from starlette.requests import ClientDisconnect
     from starlette.responses import JSONResponse, Response
@@ -190,19 +190,19 @@ def _answer_to(error: BaseException, scope: Scope) -> "Response":
             return Response(status_code=204, headers=error.headers)
         wanted = {404: "there is nothing at this path", 405: "this path does not take this method"}
         message = wanted.get(error.status_code, "the request cannot be answered")
-        told = ApiError(error.status_code, message, headers=error.headers or {})
+        refusal = ApiError(error.status_code, message, headers=error.headers or {})
     elif is_out_of_files(error):
-        told = out_of_files()
+        refusal = out_of_files()
     elif isinstance(error, ApiError):
-        told = error
+        refusal = error
     elif isinstance(error, asyncio.CancelledError):  # the time to finish what was accepted is up
-        told = ending()
+        refusal = ending()
     else:
         log_bug(_log, f"request {identity} failed" if identity else "a request failed", error)
-        told = ApiError(500, "the service failed; its log says where", code="internal_error")
-    scope["edgeclip.code"] = told.code or ""
-    body = told.body() if identity is None else {**told.body(), "request_id": identity}
-    return JSONResponse(body, told.status, headers=dict(told.headers))
+        refusal = ApiError(500, "the service failed; its log says where", code="internal_error")
+    scope["edgeclip.code"] = refusal.code or ""
+    body = refusal.body() if identity is None else {**refusal.body(), "request_id": identity}
+    return JSONResponse(body, refusal.status, headers=dict(refusal.headers))
 
 
 def _header(scope: Scope, name: bytes) -> str | None:

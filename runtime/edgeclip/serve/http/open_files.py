@@ -24,11 +24,11 @@ _log = logging.getLogger("edgeclip.serve")
 _BACKLOG = 2048
 _MOST_REFUSED = 64
 _LEAST_QUEUE = 8
-# For the event loop (6 on Linux with uvloop), what threads read, the metrics of the process.
+# Files of the event loop (6 on Linux with uvloop), of threads that read, and of the process's metrics.
 _RESERVED = 20
-# A file of weights: it is watched by a descriptor, and mapped by another where it is a link.
+# Descriptors of a file of weights: one watches it, another maps it where it is a link.
 _PER_WEIGHTS = 2
-# A URL in progress: its socket, and what looks its name up.
+# Descriptors of a URL in progress: its socket, and the look-up of its name.
 _PER_FETCH = 2
 _MOST_FETCHES, _LEAST_FETCHES = 64, 8
 _OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
@@ -37,7 +37,7 @@ _TELL_AGAIN_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionRoom:
-    """Connections that are served, those beyond that are told so, and those that wait to be accepted."""
+    """The most connections that are served, that are refused with an answer, and that wait to be accepted."""
 
     served: int
     refused: int = _MOST_REFUSED
@@ -63,7 +63,7 @@ def plan_connections(*, wanted: int, limit: int | None, opened: int, reserved: i
 
 
 def raise_limit(max_connections: int) -> None:
-    """Let this process open as many files as so many connections need, where the hard limit allows it."""
+    """Raise the limit of open files to what this number of connections needs, as far as the hard limit allows."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
@@ -76,7 +76,7 @@ def raise_limit(max_connections: int) -> None:
 
 
 def fetches_within_limit() -> int:
-    """How many URLs may be fetched at once in this process: fewer where few files may be open."""
+    """The number of URLs that may be fetched at once in this process: fewer where few files may be open."""
     limit = _limit()
     return _MOST_FETCHES if limit is None else min(_MOST_FETCHES, max(_LEAST_FETCHES, limit // 16))
 
@@ -114,7 +114,7 @@ class OutOfFiles:
         self._said_at = -float("inf")
 
     def say(self) -> None:
-        """A line in the log, unless there was one lately."""
+        """Write a line in the log, unless there was one lately."""
         now = time.monotonic()
         if now - self._said_at > _TELL_AGAIN_S:
             self._said_at = now

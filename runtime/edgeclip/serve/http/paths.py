@@ -1,8 +1,8 @@
-"""Which route a request's path means: values in, values out.
+"""Find the route that a request's path means: values in, values out.
 
 Clients put the API's base and their own path together in several ways: with /v1 or without, with one slash too many
 or at the end. All of them are answered as they are, never by a redirect: its target would come from the Host header,
-which a stranger writes.
+which any client can write.
 """
 
 import re

@@ -15,7 +15,7 @@ from edgeclip.serve.errors import ApiError, retry_later
 from edgeclip.serve.metrics import Metrics
 
 FREE_BYTES = 64 << 10
-# After so long without a byte, a request that is incomplete goes before others that are larger.
+# Seconds without a byte after which an incomplete request is given up before larger ones.
 _STILL_S = 1.0
 
 
@@ -70,7 +70,7 @@ class PendingBytes:
 
 
 class Room:
-    """What one request holds. `PendingBytes.room` makes it."""
+    """The bytes that one request holds. `PendingBytes.room` makes it."""
 
     __slots__ = ("_incomplete", "_of", "_took_at", "is_given_up", "taken", "task")
 
@@ -95,7 +95,7 @@ class Room:
         return time.monotonic() - self._took_at > _STILL_S
 
     def rank(self) -> tuple[bool, int]:
-        """Which one is given up first: the largest."""
+        """The order in which requests are given up: the largest first."""
         return self.is_still, self.counted
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Which connection is closed for a new one when there are as many as may be: one whose client is silent.
+"""Choose the connection that is closed for a new one when there are as many as may be: one whose client is silent.
 
 A connection without a request costs its client nothing, so a handful of clients could hold all there are. First goes
 the one that has rested longest between requests; then one whose client began a request and has sent nothing of it for
@@ -20,29 +20,29 @@ _Connection = TypeVar("_Connection", bound=Silenceable)
 
 
 class QuietConnections(Generic[_Connection]):
-    """Connections whose clients are to send something, those that have waited longest first."""
+    """Connections that wait for their clients, longest first."""
 
     def __init__(self) -> None:
         self._resting: dict[_Connection, None] = {}
         self._sending: dict[_Connection, float] = {}
 
     def rests(self, connection: _Connection) -> None:
-        """It has no request from now on."""
+        """Note that a connection has no request from now on."""
         self.forget(connection)
         self._resting[connection] = None
 
     def sends(self, connection: _Connection, now_s: float) -> None:
-        """It has sent some of a request, and not yet all."""
+        """Note that a client has sent some of a request, and not yet all."""
         self.forget(connection)
         self._sending[connection] = now_s
 
     def forget(self, connection: _Connection) -> None:
-        """Nothing is expected of its client, or it is closed."""
+        """Note that nothing is expected of the client, or that the connection is closed."""
         self._resting.pop(connection, None)
         self._sending.pop(connection, None)
 
     def longest(self, now_s: float) -> _Connection | None:
-        """The one that is to be closed for another; None where there is none."""
+        """The connection that is to be closed for another; None where there is none."""
         if self._resting:
             return next(iter(self._resting))
         for connection, since_s in self._sending.items():

@@ -1,4 +1,4 @@
-"""Answers of the service to what is no request, or not yet one: whole HTTP answers in OpenAI's shape."""
+"""Whole HTTP answers in OpenAI's shape to connections that have sent no request, or none yet."""
 
 import json
 from email.utils import formatdate

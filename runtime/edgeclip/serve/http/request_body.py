@@ -1,4 +1,4 @@
-"""What is read of a request: its body within limits, as JSON, and whether its client is still there."""
+"""Read a request: its body within limits, as JSON, and whether its client is still there."""
 
 import asyncio
 import re
@@ -15,17 +15,17 @@ from edgeclip.serve.settings import Settings
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-# So long nobody looks whether the client is still there: a task that does would take time from a short text's answer.
+# Seconds before the connection is watched: a task that watches would delay the answer to a short text.
 _UNWATCHED_S = 0.1
-# A longer body is parsed in a thread: a text of so many bytes takes the event loop 0.1 ms.
+# A longer body is parsed in a thread: a text of this many bytes takes the event loop 0.1 ms.
 _BYTES_AT_ONCE = 64 << 10
-# What a request may have of brackets, braces, colons and commas, beside its items and in each of them.
+# The most brackets, braces, colons and commas of a request beside its items, and in each of them.
 _TOKEN_IDS = re.compile(rb'"(inputs?)"\s*:\s*\[[\s\[]*[0-9]')
 _VALUES_BESIDE, _VALUES_OF_AN_ITEM = 1024, 8
 
 
 async def read_body(request: "Request", settings: Settings, room: Room) -> bytearray:
-    """The body, refused before it is read where its header says that it is too large, else as soon as it is.
+    """The body; one that is too large is refused by its header before it is read, or as soon as it is too large.
 
     ClientDisconnect when its client goes away, or takes longer than `edgeclip.serve.http.connections` waits for a
     body.
@@ -90,8 +90,8 @@ def parse(body: bytes | bytearray, limits: RequestLimits) -> EmbeddingRequest:
     except orjson.JSONDecodeError as error:
         refusal = explain(body, error)
     except ApiError as error:
-        # Its traceback holds the document, and the error lives until it is told: what others allocate meanwhile would
-        # lie among a document's million objects, and Python's allocator could give none of their memory back.
+        # Its traceback holds the document, and the error lives until it is answered: what others allocate meanwhile
+        # would lie among a document's million objects, and Python's allocator could give none of their memory back.
         raise error.with_traceback(None) from None
     raise refusal
 
@@ -99,7 +99,7 @@ def parse(body: bytes | bytearray, limits: RequestLimits) -> EmbeddingRequest:
 async def while_connected(request: "Request", work: Awaitable[bytes]) -> bytes:
     """The result of `work`, which is cancelled when the client goes away: ClientDisconnect then.
 
-    It runs in the calling task. What is done at once is not watched, for a task beside it would take its time.
+    It runs in the calling task. Work that is done at once is not watched, because a second task would delay it.
     """
     caller, watch = asyncio.current_task(), None
     assert caller is not None

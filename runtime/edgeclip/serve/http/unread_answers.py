@@ -1,4 +1,4 @@
-"""An answer that nobody reads is given up: else it would be held for as long as its client likes."""
+"""Give up answers that their clients do not read, which would else be held for ever."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ LEAST_READ_BYTES = 64 << 10
 
 
 class UnreadAnswer:
-    """Ends a connection when within WRITE_S less than LEAST_READ_BYTES of what waits to be sent were read."""
+    """Ends a connection whose client read less than LEAST_READ_BYTES of the waiting answer within WRITE_S."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop
@@ -15,11 +15,11 @@ class UnreadAnswer:
 
     @property
     def is_watched(self) -> bool:
-        """Whether it is looked after now."""
+        """Whether the connection is watched now."""
         return self._timer is not None
 
     def watch(self) -> None:
-        """Look after what waits to be sent, from now on."""
+        """Watch the bytes that wait to be sent, from now on."""
         before = self._transport.get_write_buffer_size()
 
         def check() -> None:
@@ -32,7 +32,7 @@ class UnreadAnswer:
         self._timer = self._loop.call_later(WRITE_S, check)
 
     def stop(self) -> None:
-        """Everything was sent, or the connection is over."""
+        """Stop watching: everything was sent, or the connection has ended."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,4 +1,4 @@
-"""One packet for the head and the body of an answer."""
+"""Send the head and the body of an answer in one packet."""
 
 import asyncio
 
@@ -6,9 +6,9 @@ _GATHERED_BYTES = 64 << 10
 
 
 class Gathered:
-    """Sends a head and its body at once: each would wake the client, and a packet each is more.
+    """Sends a head and its body at once, because two packets cost more and wake the client twice.
 
-    What was written is sent by `flush`, at the latest in the loop's next turn.
+    `flush` sends the bytes that were written; else they are sent in the loop's next turn.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -16,13 +16,13 @@ class Gathered:
         self._parts: list[bytes] = []
 
     def write(self, data: bytes) -> None:
-        """Send some bytes, not later than what is sent next."""
+        """Send some bytes, at the latest with the bytes that are sent next."""
         if not self._parts:
             self._loop.call_soon(self.flush)
         self._parts.append(data)
 
     def flush(self) -> None:
-        """Send what was written, unless the transport is closing."""
+        """Send the bytes that were written, unless the transport is closing."""
         parts, self._parts = self._parts, []
         if self._transport.is_closing():
             return

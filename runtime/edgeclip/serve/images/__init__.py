@@ -1,1 +1,1 @@
-"""Images from strangers: fetched from allowed addresses and decoded within limits."""
+"""Images of unknown clients: fetched from allowed addresses and decoded within limits."""

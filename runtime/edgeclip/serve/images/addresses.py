@@ -1,6 +1,6 @@
-"""Which addresses a URL from a stranger may lead to: values in, values out.
+"""Judge the addresses that a URL of an unknown client leads to: values in, values out.
 
-The public internet, and nothing that this machine reaches and the stranger does not: no private, loopback,
+The public internet is allowed, and nothing that this machine reaches and the client does not: no private, loopback,
 link-local, shared, multicast or reserved address, no metadata service of a cloud, and none of these behind IPv6's
 ways of writing IPv4. The ranges are IANA's special-purpose registries (RFC 6890 and its updates), as Python's
 ipaddress has them, and what it leaves out in some version.
@@ -49,7 +49,7 @@ _CLOSED_V6 = tuple(
         ),
     )
 )
-# Where an IPv4 address is written in the last 32 bits. NAT64 is how hosts without IPv4 reach all of it.
+# Networks whose last 32 bits are an IPv4 address. By NAT64 hosts without IPv4 reach all of it.
 _NAT64 = IPv6Network("64:ff9b::/96")
 
 
@@ -63,7 +63,7 @@ def embedded_v4(address: Address) -> IPv4Address | None:
 
 
 def is_public(address: Address) -> bool:
-    """Whether everyone reaches the same thing at this address."""
+    """Whether an address belongs to the public internet, where it means the same from everywhere."""
     if isinstance(address, IPv4Address):
         return address.is_global and not any(address in network for network in _CLOSED_V4)
     if address.scope_id is not None or address.ipv4_mapped is not None:
@@ -75,7 +75,7 @@ def is_public(address: Address) -> bool:
 
 
 def is_public_web(address: Address, port: int) -> bool:
-    """Whether a URL of a stranger may lead there: a public address, and a port of the web."""
+    """Whether an unknown client's URL may lead to an address and port: a public address, and a port of the web."""
     return port in _WEB_PORTS and is_public(address)
 
 

@@ -31,11 +31,11 @@ from edgeclip.serve.queue.fair_thread import FairThread
 from edgeclip.serve.queue.thread_priority import lower_this_thread
 
 _NICENESS = 10
-# A header that takes as long as any has so many bytes.
+# The bytes of a header that takes as long as any.
 _LONG_HEADER_BYTES = 64 << 10
 # Images that take a core longer than some 0.1 s: a JPEG of more than 16 megapixels, a PNG of more than five.
 LARGE_COST = 16_000_000
-# Decodes whose pace is remembered, and how much of them must have been done before it says anything.
+# Number of decodes whose pace is remembered, and the cost that they must have before the pace counts.
 _REMEMBERED = 64
 _ENOUGH_COST = 8_000_000
 
@@ -58,7 +58,7 @@ class PrepareImage(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """An image that waits or is decoded."""
+    """An image that waits to be decoded or is being decoded."""
 
     data: bytes
     task: str | None
@@ -158,7 +158,7 @@ class PictureDecoder:
         return picture
 
     def _begin(self) -> None:
-        """Start what has a thread, in its turn and when its memory is there."""
+        """Start to decode the next images while there are threads and memory for them."""
         while self._is_open and len(self._running) < self._count:
             job = self._next or self._take()
             self._next = None

@@ -1,4 +1,4 @@
-"""Images that strangers send, judged by their headers: which are decoded, and what decoding one takes.
+"""Judge images of unknown clients by their headers: which are decoded, and what decoding one takes.
 
 An image's header says how much memory and time its decoding takes, so it is read and judged before any pixel is
 decoded (`edgeclip.serve.images.decode_queue` does that). Of the formats that `edgeclip.inputs.images` reads, those
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")
 _NOT_TAKEN = "is no image that is taken here, or is damaged at its beginning; send JPEG, PNG, WebP, GIF, BMP or TIFF"
 # The most that JPEG and GIF can say. Longer sides come from attackers: 1 x 49,000,000 pixels took 0.9 GB and, with
-# eight of them beside a small tower, 43 s.
+# eight of them beside a small model, 43 s.
 MOST_SIDE_PX = 65_535
 # A progressive JPEG has ten or so scans. Each goes over all the pixels, 0.4 s for 49 million, and may take 75 bytes:
 # a few hundred kilobytes could take hours. So many passes over the largest image that is taken are enough.
@@ -42,7 +42,7 @@ _MOST_PARTS = 4096
 # Reads of a header, of which the longest of ordinary ones have some hundred: 2,048 take 3 ms. A chunk of a PNG takes
 # two or three, a segment of a JPEG four.
 _MOST_READS = 2048
-# Of a PNG's header, each of which Pillow unpacks, to a megabyte at most: a millisecond. A PNG has one profile.
+# Compressed chunks of a PNG's header: Pillow unpacks each, to a megabyte at most, in a millisecond. One is usual.
 _MOST_PACKED = 64
 _PACKED_CHUNKS = (b"iCCP", b"zTXt", b"iTXt")
 # Nanoseconds a pixel on one x86 core, decoding and converting noise of 9 megapixels: JPEG 6, GIF 7, PNG 29, WebP 26,
@@ -54,13 +54,13 @@ _LEAST_COST = 10_000
 _BESIDE = {"WEBP": 12, "TIFF": 8, "GIF": 4}
 _COEFFICIENTS, _RGB, _EXTREME = 8, 4, 6
 _STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}  # others: 4
-# Beyond so many times as long as wide an image is copied once more to be resized (`edgeclip.families.jina_clip`).
+# An image whose sides differ by more than this factor is copied once more to be resized (`edgeclip.inputs.square`).
 _EXTREME_RATIO = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureLimits:
-    """Of one image the bytes of its file and width times height; of all that are decoded at once, bytes of memory."""
+    """The most bytes and pixels of an image's file, and the most memory of all images that are decoded at once."""
 
     max_bytes: int
     max_pixels: int
@@ -78,7 +78,7 @@ class Header:
 
 
 class _Header(io.BytesIO):
-    """A file for a header: reading it bit by bit without end is an error."""
+    """A file that allows a bounded number of reads, so that a header cannot be read bit by bit without end."""
 
     _reads = 0
 
@@ -96,7 +96,7 @@ def check_bytes(size: int, limits: PictureLimits, label: str) -> None:
 
 
 def judge(data: bytes, limits: PictureLimits, label: str) -> Header:
-    """What a file's header says. InputError, which calls the image `label`, for what is not to be decoded.
+    """The facts of a file's header. InputError, which calls the image `label`, for a file that must not be decoded.
 
     Nothing is decoded. MissingExtraError without Pillow.
     """
@@ -147,7 +147,7 @@ def _header(image: "Image", data: bytes) -> Header:
 
 
 def _passes(image: "Image", data: bytes) -> int:
-    """How often decoding goes over all the pixels: once for each scan of a JPEG, of those in a TIFF too."""
+    """The number of times that decoding goes over all pixels: once for each scan of a JPEG, also inside a TIFF."""
     if image.format == "JPEG":
         return data.count(_START_OF_SCAN)
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
@@ -163,7 +163,7 @@ def _passes(image: "Image", data: bytes) -> int:
 
 
 def _parts(data: bytes) -> str | None:
-    """What a file has too many of, each of which Pillow takes one by one."""
+    """The kind of parts that a file has too many of, which Pillow reads one by one."""
     if data.startswith(b"\x89PNG"):
         chunks = list(islice(_png_chunks(data), _MOST_PARTS + 1))
         is_packed = sum(data[at + 4 : at + 8] in _PACKED_CHUNKS for at in chunks) > _MOST_PACKED
@@ -175,7 +175,7 @@ def _parts(data: bytes) -> str | None:
 
 
 def _png_chunks(data: bytes) -> Iterator[int]:
-    """Where the chunks begin."""
+    """The positions at which the chunks of a PNG begin."""
     at = 8
     while at + 12 <= len(data):
         yield at
@@ -198,7 +198,7 @@ def _tiff_parts(data: bytes, is_big: bool) -> int:
 
 
 def _fault(image: "Image", data: bytes, limits: PictureLimits) -> str | None:
-    """What makes an image costly that its size does not tell."""
+    """The reason why an image costs more than its size says, if there is one."""
     passes = _passes(image, data)
     if passes * image.width * image.height > _MAX_PASSES * limits.max_pixels:
         return f"a {image.format} of {passes} scans, too many for its size; save it again"

@@ -1,9 +1,10 @@
-"""Fetching an image by its URL, for a stranger who must not reach through this server what he cannot reach himself.
+"""Fetch an image by its URL, so that a client reaches nothing through this server that it cannot reach by itself.
 
 A host is resolved once, every address it has is judged (`edgeclip.serve.images.addresses`), and the connection goes
 to those very addresses, so that a name cannot change its meaning between the two (DNS rebinding). Redirects are
-followed by hand, each judged like the first. No proxy, cookie, password or compression: what a proxy resolves nobody
-judges, and a compressed body has no size. What is told of a failure says nothing of the network behind this server.
+followed by hand, each judged like the first. No proxy, cookie, password or compression is used: a proxy would
+resolve names without a check, and a compressed body has no size. Error messages say nothing of the network behind
+this server.
 
 `edgeclip.serve.images.fetch_queue` decides when a URL is fetched.
 """
@@ -34,7 +35,7 @@ _HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": f"
 
 
 class FetchError(InputError):
-    """A URL gave nothing. The message may be shown to whoever sent the URL, and does not hold it."""
+    """Raised where a URL gave nothing. Its message may be shown to the client and does not hold the URL."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +92,7 @@ async def fetch(
 async def _visit(
     url: "URL", policy: FetchPolicy, is_reachable: Callable[[Address, int], bool], take: Callable[[int], None]
 ) -> "bytes | URL":
-    """What a URL gives: an image's bytes, or where it redirects to."""
+    """The bytes that a URL gives, or the URL that it redirects to."""
     name = (url.raw_host or "").lower().removesuffix(".")
     listed = next((entry for entry in policy.hosts if entry.is_of(url.scheme, name, url.port or 0)), None)
     schemes = ("https", "http") if policy.allow_http else ("https",)
@@ -151,7 +152,7 @@ def _session(connector: "TCPConnector") -> "ClientSession":
 
 
 def _connector_to(addresses: Sequence[Address]) -> "TCPConnector":
-    """Connections to these addresses, whatever the name means by now."""
+    """A connector that connects to these addresses, even if the name means others by now."""
     from aiohttp import TCPConnector
     from aiohttp.abc import AbstractResolver, ResolveResult
 

@@ -1,4 +1,4 @@
-"""When a URL is fetched: in turns that a server which hangs cannot hold up for others.
+"""Fetch URLs in turns, so that a server that hangs does not hold up the URLs of others.
 
 A URL waits for a place (`edgeclip.serve.queue.fair_places`), which is its own until its bytes are there and not while
 they are decoded. Places are shared by site (`edgeclip.serve.images.name_lookup.site_of`) and turns by request. A
@@ -17,21 +17,21 @@ from edgeclip.serve.errors import retry_later
 from edgeclip.serve.images.name_lookup import site_of
 from edgeclip.serve.queue.fair_places import FairPlaces
 
-# Of one request, from the beginning of a fetch to the end of its decoding.
+# The most images of one request between the beginning of a fetch and the end of decoding.
 MOST_OF_A_REQUEST = 8
-# How many sites may have as many URLs in progress as one may.
+# The number of sites that may each have the most URLs of a site in progress.
 _SITES = 8
 
 
 class Fetch(Protocol):
-    """What gets the bytes of a URL, as `edgeclip.serve.images.fetch.fetch`."""
+    """Gets the bytes of a URL: `edgeclip.serve.images.fetch.fetch`."""
 
     async def __call__(self, url: str, /, *, take: Callable[[int], None]) -> bytes:
         """Raises FetchError; `take` is called with the number of bytes of each piece, and may raise."""
 
 
 class ByteRoom(Protocol):
-    """Where the bytes of a request count, as `edgeclip.serve.http.pending_bytes.Room`."""
+    """Counts the bytes of a request: `edgeclip.serve.http.pending_bytes.Room`."""
 
     def take(self, count: int) -> None:
         """Count bytes more; ApiError 429 where there is no room."""
@@ -44,7 +44,7 @@ class ByteRoom(Protocol):
 
 
 class FetchQueue:
-    """URLs of all requests: `places` are fetched at once, `most_of_a_site` are fetched or wait at one site."""
+    """Fetches the URLs of all requests: `places` at once, and at one site `most_of_a_site` are fetched or wait."""
 
     def __init__(self, fetch: Fetch, *, places: int, most_of_a_site: int) -> None:
         self._fetch, self._most = fetch, most_of_a_site
@@ -53,7 +53,7 @@ class FetchQueue:
 
     @contextmanager
     def request(self, urls: Collection[str], room: ByteRoom) -> Iterator["RequestedUrls"]:
-        """For the URLs of one request; ApiError 429 where too many of their sites are in progress."""
+        """Fetch the URLs of one request; ApiError 429 where too many URLs of their sites are in progress."""
         sites = Counter(map(_site_of_url, urls))
         is_full = self._in_progress.total() + len(urls) > _SITES * self._most
         if is_full or any(self._in_progress[site] + count > self._most for site, count in sites.items()):

@@ -1,6 +1,6 @@
-"""Looking up the addresses of a host that a stranger names.
+"""Look up the addresses of a host that an unknown client names.
 
-The system's resolver blocks a thread for as long as the stranger's name server likes, and cancelling does not free
+The system's resolver blocks a thread for as long as the client's name server likes, and cancelling does not free
 it. So these look-ups have threads of their own; many look-ups of one name are one; and the names of one site
 (`site_of`) get a share of the threads (`edgeclip.serve.queue.fair_places`), however many of them hang.
 """
@@ -17,12 +17,12 @@ from edgeclip.serve.queue.fair_places import FairPlaces
 
 LOOKUPS_AT_ONCE = 32
 _IPV6_SITE_BITS = 64
-# Below a country's domain a short second label is a kind of holder, as in co.uk and com.au.
+# Below a country's domain a short second label belongs to the domain, as in co.uk and com.au.
 _LONGEST_KIND = 3
 
 
 def site_of(host: str) -> str:
-    """What hosts have in common that one owner can make at will: a domain's names, an IPv6 network's addresses."""
+    """The site of a host: the domain of a name, the network of an IPv6 address; its owner can make many hosts."""
     host = host.lower().removesuffix(".")
     try:
         address = ip_address(host)
@@ -48,7 +48,7 @@ async def look_up(host: str) -> list[Address]:
 
 
 class _Lookups:
-    """Those of one event loop."""
+    """The look-ups of one event loop."""
 
     def __init__(self) -> None:
         self._places = FairPlaces(LOOKUPS_AT_ONCE)

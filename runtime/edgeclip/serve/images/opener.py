@@ -69,7 +69,7 @@ class ImageOpener:
                 self._in_progress -= images.counted
 
     def enter(self, images: int) -> None:
-        """Count so many more images; ApiError 429 where they are too many."""
+        """Count more images as in progress; ApiError 429 where they are too many."""
         if self._in_progress + images > self._most_images:
             each_s = self._seconds_per_image() or 1.0
             raise retry_later("too many images are waiting; try again later", each_s * self._in_progress)

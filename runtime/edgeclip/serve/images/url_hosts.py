@@ -1,4 +1,4 @@
-"""Which hosts a URL may name beside the public internet: the operator's list, and what each entry opens.
+"""The hosts beside the public internet that URLs may name: the operator's list, and what each entry opens.
 
     images.corp.example            https, port 443
     images.corp.example:9000       https, that port

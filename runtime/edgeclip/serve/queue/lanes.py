@@ -55,7 +55,7 @@ _log = logging.getLogger(__name__)
 
 
 class QueueFull(Exception):  # noqa: N818 - a state of the lane, not a fault
-    """No room for the request now; after `retry_after_s` there should be, as fast as the lane works."""
+    """Raised where the queue has no room now; at the lane's pace there is some after `retry_after_s`."""
 
     def __init__(self, retry_after_s: float) -> None:
         super().__init__(f"the queue is full; try again in {retry_after_s:.1f} s")
@@ -63,11 +63,11 @@ class QueueFull(Exception):  # noqa: N818 - a state of the lane, not a fault
 
 
 class TimedOut(Exception):  # noqa: N818
-    """The request was not answered in its time; what of it waited is gone."""
+    """Raised for a request that was not answered in its time; its waiting items are gone."""
 
 
 class LaneFailed(Exception):  # noqa: N818
-    """The graph failed on the request, or the lane is closed. The reason is the `__cause__`, and is for the log."""
+    """Raised where the graph failed on the request, or the lane is closed. `__cause__` is the reason, for the log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +103,7 @@ class LaneAnswer:
 
 @dataclass(slots=True, kw_only=True)
 class _Worker:
-    """A thread that takes items of more than `above` and up to `up_to` in cost, and what it is at."""
+    """A thread that takes items that cost more than `above` and up to `up_to`, and its state."""
 
     name: str
     niceness: int
@@ -115,13 +115,13 @@ class _Worker:
     running_since_s: float | None = None
 
     def takes(self, kinds: Sequence[Kind]) -> bool:
-        """Whether some of these are its."""
+        """Whether the worker takes items of some of these kinds."""
         return any(kind.cost > self.above and (self.up_to is None or kind.cost <= self.up_to) for kind in kinds)
 
 
 @dataclass(slots=True, kw_only=True)
 class _Request:
-    """What was submitted, and what of it is done. The lane's thread reads `items`; the rest is the loop's."""
+    """The items of one call and their answers. The lane's thread reads `items` alone; the loop changes the rest."""
 
     items: Sequence[Item]
     future: "asyncio.Future[LaneAnswer]"
@@ -147,7 +147,7 @@ _Outcome = Vectors | list[Item] | BaseException
 
 
 class _Pace:
-    """What an item's cost took lately."""
+    """The recent pace: seconds for the cost of items."""
 
     def __init__(self) -> None:
         self._seconds = self._cost = 0.0
@@ -157,7 +157,7 @@ class _Pace:
         self._cost = self._cost * _DECAY + cost
 
     def seconds(self, cost: float) -> float | None:
-        """What `cost` will take; None when nothing was ever computed."""
+        """The seconds that this cost will take; None when nothing was ever computed."""
         return cost * self._seconds / self._cost if self._cost else None
 
 
@@ -201,12 +201,12 @@ class Lane:
 
     @property
     def depth(self) -> int:
-        """Items that wait; those of a running batch do not."""
+        """The number of items that wait; those of a running batch do not."""
         return self._queue.depth
 
     @property
     def is_wedged(self) -> bool:
-        """Whether a running batch has taken longer than any should."""
+        """Whether a batch has run for longer than any should."""
         now_s = time.monotonic()
         return any(
             (since_s := worker.running_since_s) is not None and now_s - since_s > worker.patience_s
@@ -245,7 +245,7 @@ class Lane:
                 _settle(self._requests[number], LaneFailed("the service is shutting down"))
 
     async def submit(self, items: Sequence[Item], *, timeout_s: float | None = None) -> LaneAnswer:
-        """What the graph gives for items, which are all of this lane's graph.
+        """The graph's answer to items, which are all of this lane's graph.
 
         Raises QueueFull, TimedOut, LaneFailed; InputError for no items, or more than the queue will ever hold.
         Cancelling it removes the items that wait.
@@ -282,12 +282,12 @@ class Lane:
                 del self._requests[number]
 
     def _room_after_s(self, excess: int) -> float:
-        """When `excess` items of the queue will have been computed, were they as long as the others."""
+        """The seconds until `excess` items of the queue are computed, if they are as long as the others."""
         seconds = self._pace.seconds(self._queue.cost * excess / max(1, self._queue.depth))
         return _UNKNOWN_RETRY_S if seconds is None else max(_LEAST_RETRY_S, seconds)
 
     def _work(self, worker: _Worker) -> None:
-        """A thread's life. What the loop can do is left to it: this thread would hold the interpreter meanwhile."""
+        """Run batches until the lane ends. The loop settles them, because this thread would hold the interpreter."""
         if is_lowered := worker.above == 0:
             lower_this_thread(worker.niceness)
         batch = self._take(worker)
@@ -302,7 +302,7 @@ class Lane:
             if not is_lowered:  # not before: that batch may have loaded the graph, whose threads serve all texts
                 is_lowered = True
                 lower_this_thread(worker.niceness)
-            # Before the loop is told, which wants the interpreter; what was done is let go.
+            # Before the loop is called, which wants the interpreter; finished work is let go.
             batch = self._take(worker)
             self._tell(partial(self._finish, outcomes, began_s, compute_s))
             del outcomes
@@ -315,7 +315,7 @@ class Lane:
             self._ended.set()
 
     def _take(self, worker: _Worker) -> _Batch | None:
-        """What to compute next, if there is something; None once there will be nothing."""
+        """The next batch; empty where nothing waits, None once the lane has ended."""
         with self._lock:
             taken = self._queue.take(above=worker.above, up_to=worker.up_to)
             if not taken and not self._is_open:
@@ -385,7 +385,7 @@ def _settle(request: _Request, failure: BaseException | None = None) -> None:
 
 
 def _parts(batch: _Batch, error: BaseException) -> list[_Batch]:
-    """How to try a batch again that failed: in halves for want of memory, else by request, as one may be to blame."""
+    """Divide a failed batch to try it again: in halves for want of memory, else by request: one may be to blame."""
     if _is_out_of_memory(error):
         half = len(batch) // 2
         return [part for part in (batch[:half], batch[half:]) if part]
