@@ -27,17 +27,21 @@ def export_checkpoint(
     `task` is for models with an adapter for each task: that adapter is merged, and the bundle has this task alone.
     Without it, all adapters are in the bundle, one is chosen for each call.
 
-    `progress(what, done, total)` is called often; once `what` is "found " and the checkpoint's layout. A CheckpointWarning says which wrappers in names were left out, and
-    that LoRA was merged already. Raises BuildError, with nothing left at `out`, when
-    the checkpoint is not as it should be, the graphs do not answer as the torch towers do, or `out`
-    exists or cannot be written; MissingExtraError when the extra `export`, or an onnxruntime, is missing.
+    `progress(what, done, total)` is called often; once `what` is "found " and the checkpoint's layout. A
+    CheckpointWarning says which wrappers in names were left out, and that LoRA was merged already. Raises BuildError,
+    with nothing left at `out`, when the checkpoint is not as it should be, the graphs do not answer as the torch
+    towers do, or `out` exists or cannot be written; MissingExtraError when a package of the extra `export`, or an
+    onnxruntime, is missing.
     """
+    report = progress or (lambda what, done, total: None)
     try:
-        from edgeclip_export.export import export
-    except ModuleNotFoundError as error:
-        raise missing_package(error, "export") from error
+        import onnxruntime  # noqa: F401 - its absence is said before the work
 
-    return export(str(checkpoint), Path(out), target, revision, task, progress or (lambda what, done, total: None))
+        from edgeclip_export.export import export
+
+        return export(str(checkpoint), Path(out), target, revision, task, report)
+    except ModuleNotFoundError as error:  # a family's own modules are imported when its checkpoint is opened
+        raise missing_package(error, "export") from error
 
 
 def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

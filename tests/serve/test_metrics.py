@@ -146,7 +146,7 @@ def test_what_anybody_may_ask_for_is_written_once(
         def refuse(*_: Any, **__: Any) -> Any:
             raise AssertionError("written again")
 
-        for target in ("json.dumps", "pathlib.Path.read_bytes", "edgeclip.serve.api.openapi.find_spec"):
+        for target in ("json.dumps", "pathlib.Path.read_bytes", "edgeclip.serve.swagger_page.find_spec"):
             monkeypatch.setattr(target, refuse)
         second = httpx.get(url + path)
     assert (first.status_code, second.status_code) == (200, 200)

@@ -111,7 +111,16 @@ def test_the_model_says_what_it_can_do(url: str) -> None:
     assert model["tasks"] == list(TASKS) and not model["task_required"]
     assert model["task_details"]["separation"] == {"prompt": "", "adapter": "separation", "modalities": ["text"]}
     assert model["tasks_without_instruction"] == []
-    assert model["spaces"] == {"single": {"dim": 64, "matryoshka_dims": [16, 32, 64], "is_strict": True}}
+    single = {"dim": 64, "matryoshka_dims": [16, 32, 64], "is_strict": True}
+    assert model["spaces"] == {"single": single, "multi": None}
+
+
+def test_the_document_says_what_it_can_do(url: str) -> None:
+    schemas = httpx.get(f"{url}/openapi.json").json()["components"]["schemas"]
+    fields = schemas["EmbeddingRequest"]["properties"]
+    assert fields["task"]["enum"] == [*TASKS, None]
+    assert 16 in fields["dimensions"]["anyOf"][0]["enum"] and "images" not in fields
+    assert "image" not in str(fields["input"])
 
 
 def test_there_is_no_lane_for_images(url: str) -> None:
@@ -127,6 +136,7 @@ def test_a_model_that_needs_a_task_names_its_tasks(bundle: Path, tmp_path: Path)
         assert error["code"] == "missing_required_parameter" and error["param"] == "task"
         assert error["message"] == f"task: this model needs a task for texts, one of {', '.join(TASKS)}"
         assert vectors(ask(url, task="separation")).shape == (2, 64)
+        assert httpx.get(f"{url}/openapi.json").json()["components"]["schemas"]["EmbeddingRequest"]["allOf"]
 
 
 def test_the_page_offers_no_pictures(browser: "Browser", url: str) -> None:

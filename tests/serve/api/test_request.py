@@ -25,7 +25,7 @@ MODEL = ServedModel(
     spaces=Spaces(single=SingleSpace(dim=64, matryoshka_dims=(32, 64), is_strict=False), multi=None),
     tasks={"retrieval.query": TaskFacts(prompt="query: ", adapter=None, modalities=("text",))},
     is_task_required=False,
-    has_adapters=False,
+    refuses_other_tasks=False,
     max_length=8192,
     vocabulary=100,
 )

@@ -49,6 +49,18 @@ def test_input_types_of_other_vendors(kind: str | None, task: str | None) -> Non
     assert parse(input_type=kind).task == task
 
 
+def test_a_model_of_texts_whose_one_task_is_merged_refuses_the_others() -> None:
+    """Its vectors are that task's, whatever a request says."""
+    import dataclasses
+
+    model = dataclasses.replace(MODEL, modalities=("text",), refuses_other_tasks=True)
+    limits = dataclasses.replace(LIMITS, model=model)
+    assert parse_request({"input": "a", "task": "retrieval.query"}, limits).task == "retrieval.query"
+    for fields in ({"task": "separation"}, {"input_type": "document"}):
+        with pytest.raises(ApiError, match="retrieval.query"):
+            parse_request({"input": "a", **fields}, limits)
+
+
 def test_a_model_without_instructions_takes_every_task() -> None:
     import dataclasses
 
