@@ -8,6 +8,7 @@ padded: implementations that pad documents with zeros give a negative best produ
 
 import contextlib
 import os
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self, overload
@@ -52,9 +53,15 @@ class MultiVectors(Sequence[NDArray[np.float32]]):
         return cls(rows, np.cumsum([0, *map(len, checked)]))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a file of `save`; InputError for one that is missing, damaged, or something else."""
+    def load(cls, path: str | os.PathLike[str], *, is_mapped: bool = False) -> Self:
+        """Read a file of `save`; InputError for one that is missing, damaged, or something else.
+
+        With `is_mapped` the rows stay on the disk and are read as they are used, so `maxsim` searches more pages than
+        there is memory; a damaged row is not noticed then, and the file must not be changed meanwhile.
+        """
         try:
+            if is_mapped:
+                return cls(*_map_file(path))
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
                 return cls(found["rows"], found["starts"])
         except FileNotFoundError as error:
@@ -63,9 +70,8 @@ class MultiVectors(Sequence[NDArray[np.float32]]):
             raise
         except Exception as error:  # zip, numpy and key errors: whatever a damaged file gives
             reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"{os.fspath(path)}: no multi vectors, or damaged ({reason}); save them again"
-            ) from error
+            message = f"{os.fspath(path)}: no multi vectors, or damaged ({reason}); save them again"
+            raise InputError(message) from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an .npz file with the arrays `rows` and `starts`, under exactly this name when it is whole."""
@@ -154,6 +160,30 @@ class MultiVectors(Sequence[NDArray[np.float32]]):
         if factor == 1:
             return self
         return MultiVectors.of((_pool(rows, max(1, len(rows) // factor)) for rows in self), dim=self.dim)
+
+
+def _map_file(path: str | os.PathLike[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The rows of a file of `save`, mapped, and its starts, read; ValueError for rows in another form.
+
+    A member of a zip file that is not compressed lies in one piece, behind a header of 30 bytes that ends with the
+    lengths of the name and of the extra field that follow it.
+    """
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        with archive.open("starts.npy") as member:
+            starts = np.lib.format.read_array(member)
+        found = archive.getinfo("rows.npy")
+        if found.compress_type != zipfile.ZIP_STORED:
+            raise ValueError("its rows are compressed, so they cannot be mapped")
+        file.seek(found.header_offset + 26)
+        name_bytes, extra_bytes = np.frombuffer(file.read(4), "<u2").tolist()
+        file.seek(found.header_offset + 30 + name_bytes + extra_bytes)
+        version = np.lib.format.read_magic(file)
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        if version != (1, 0) or is_fortran or dtype != np.float32:
+            raise ValueError("its rows are no plain float32")
+        if not shape[0]:
+            return np.empty(shape, np.float32), starts
+        return np.memmap(path, np.float32, "r", file.tell(), shape), starts
 
 
 def _check_rows(rows: ArrayLike) -> NDArray[np.float32]:

@@ -107,6 +107,22 @@ def test_a_saved_file_gives_the_same_bits(tmp_path: Path, documents: MultiVector
     assert [file.name for file in tmp_path.iterdir()] == ["pages"]
 
 
+def test_rows_can_stay_on_the_disk(tmp_path: Path, queries: MultiVectors, documents: MultiVectors) -> None:
+    path = tmp_path / "pages.npz"
+    documents.save(path)
+    found = MultiVectors.load(path, is_mapped=True)
+    assert isinstance(found.rows.base, np.memmap) and not found.rows.flags.writeable
+    np.testing.assert_array_equal(found.rows, documents.rows)
+    np.testing.assert_array_equal(queries.maxsim(found), queries.maxsim(documents))
+    np.testing.assert_array_equal(found[2:5].rows, documents[2:5].rows)
+    MultiVectors.of([], dim=16).save(path)
+    assert len(MultiVectors.load(path, is_mapped=True)) == 0
+    np.savez_compressed(path, rows=documents.rows, starts=documents.starts)
+    assert len(MultiVectors.load(path)) == 10
+    with pytest.raises(InputError, match="its rows are compressed"):
+        MultiVectors.load(path, is_mapped=True)
+
+
 def test_damaged_files_are_one_clear_line(tmp_path: Path, documents: MultiVectors) -> None:
     path = tmp_path / "pages.npz"
     documents.save(path)
