@@ -120,6 +120,7 @@ def made_evaluation(
     )
     return Evaluation(
         bundle=BundleIdentity(
+            family="jina_clip",
             name=bundle,
             source="jinaai/jina-clip-v2",
             revision="abc",

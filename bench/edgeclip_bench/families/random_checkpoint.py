@@ -1,7 +1,8 @@
-"""Write random-weight checkpoints in jina-clip-v2's official layout.
+"""Write random-weight checkpoints in a model's official layout.
 
-    edgeclip bench random-checkpoint OUT            full size: 865 M parameters, 1.73 GB as fp16
+    edgeclip bench random-checkpoint OUT            jina-clip-v2, full size: 865 M parameters, 1.73 GB as fp16
     edgeclip bench random-checkpoint OUT --tiny     the same layout, a few hundred kB
+    edgeclip bench random-checkpoint OUT --family jina_embeddings_v3
 
 Latency and memory do not depend on the weights' values, so a machine can be judged before anything is downloaded. The
 similarities of such a checkpoint mean nothing. Weights are drawn so that activations keep about unit variance through
@@ -11,7 +12,7 @@ the towers, with an adapter that is not zero.
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from edgeclip_bench.families import jina_embeddings_v3
 from edgeclip_export import tensor_shapes
 from edgeclip_export.families.jina_clip.documents import config_document, preprocessor_document
 
@@ -56,16 +58,26 @@ def tiny_config() -> Config:
     )
 
 
+# The functions that give each family's config.json, at full size and tiny.
+CONFIGS: Mapping[str, tuple[Callable[[], Config], Callable[[], Config]]] = {
+    "jina_clip": (full_config, tiny_config),
+    "jina_embeddings_v3": (jina_embeddings_v3.full_config, jina_embeddings_v3.tiny_config),
+}
+
+
 def write_checkpoint(out: Path, config: Config, *, seed: int = 0, dtype: str = "float16") -> None:
-    """Write config.json, model.safetensors, tokenizer.json and preprocessor_config.json into `out`."""
+    """Write config.json, model.safetensors and tokenizer.json into `out`; with preprocessor_config.json where the model
+    takes images.
+    """
     out.mkdir(parents=True, exist_ok=True)
     shapes = tensor_shapes(config)
     weights = {name: array.astype(dtype) for name, array in random_weights(shapes, seed)}
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
-    vocab_size = config["text_config"]["hf_model_config_kwargs"]["vocab_size"]
-    synthetic_tokenizer(vocab_size).save(str(out / "tokenizer.json"))
-    preprocessor = preprocessor_document(config["vision_config"]["image_size"])
-    (out / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+    text = config["text_config"]["hf_model_config_kwargs"] if "text_config" in config else config
+    synthetic_tokenizer(text["vocab_size"]).save(str(out / "tokenizer.json"))
+    if "vision_config" in config:
+        preprocessor = preprocessor_document(config["vision_config"]["image_size"])
+        (out / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -138,6 +150,7 @@ def _pieces() -> Iterator[str]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this case on the command line."""
     parser.add_argument("out", type=Path, help="the folder to write; must not exist")
+    parser.add_argument("--family", choices=CONFIGS, default="jina_clip", help="whose layout (jina_clip)")
     parser.add_argument("--tiny", action="store_true", help="small numbers instead of the official ones")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights (default 0)")
 
@@ -146,6 +159,6 @@ def run(options: argparse.Namespace) -> int:
     """Write a checkpoint."""
     if options.out.exists():
         options.usage_error(f"{options.out} exists already")
-    write_checkpoint(options.out, tiny_config() if options.tiny else full_config(), seed=options.seed)
+    write_checkpoint(options.out, CONFIGS[options.family][options.tiny](), seed=options.seed)
     print(f"{options.out}: random weights; their similarities mean nothing", file=sys.stderr)
     return 0

@@ -160,6 +160,8 @@ def make_text(tokens: int, count: Callable[[str], int]) -> str:
     InputError for a tokenizer to which none of the common words is one token.
     """
     empty = count("")
+    if tokens < empty:
+        raise InputError(f"--tokens {tokens}: special tokens and the prompt of the task alone are {empty}")
     single = [word for word in _WORDS if count(word) == empty + 1 and count(f"{word} {word}") == empty + 2]
     for words in (single[:_WORDS_WANTED], single[:1]):
         text = " ".join(words[place % len(words)] for place in range(tokens - empty)) if words else ""

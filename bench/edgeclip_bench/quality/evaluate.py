@@ -50,6 +50,7 @@ class BundleIdentity:
     """Which bundle it was: where its checkpoint came from, how it was made, and the hashes of its files."""
 
     name: str
+    family: str
     source: str
     revision: str | None
     checkpoint_sha256: str
@@ -167,6 +168,7 @@ def evaluation_of(
     return Evaluation(
         bundle=BundleIdentity(
             name=manifest.source.name if isinstance(bundle, Encoder) else str(bundle),
+            family=manifest.family,
             source=manifest.source.name,
             revision=manifest.source.revision,
             checkpoint_sha256=manifest.source.weights_sha256,

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 Direction = Literal["text_to_image", "image_to_text"]
 
-FULL_DIM = 1024
+# The family and the width of the model whose figures these are.
+PUBLISHED_MODEL = ("jina_clip", 1024)
 _ENGLISH_ONLY = ("flickr30k", "coco")
 _DATA: dict[str, Any] = tomllib.loads((files(__package__) / "published.toml").read_text(encoding="utf-8"))
 _SOURCES: dict[str, str] = _DATA["sources"]

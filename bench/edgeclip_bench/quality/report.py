@@ -12,7 +12,7 @@ from edgeclip_bench.measure.documents import make_document, to_json
 from edgeclip_bench.measure.report_table import NONE, Table, render_table
 from edgeclip_bench.quality.against import Agreement, Comparison, Difference
 from edgeclip_bench.quality.evaluate import BundleIdentity, DataScores, Evaluation, Score
-from edgeclip_bench.quality.published import AVERAGES, FULL_DIM, kept_share_for
+from edgeclip_bench.quality.published import AVERAGES, PUBLISHED_MODEL, kept_share_for
 from edgeclip_bench.quality.searches import Direction
 
 Row = TypeVar("Row", Score, Difference)
@@ -53,7 +53,7 @@ class Report:
 def make_report(found: Evaluation | Comparison) -> Report:
     """The report of an evaluation, or of a comparison with the bundle's own figures first."""
     if isinstance(found, Evaluation):
-        tables = [table for data in found.data for table in _score_tables(data, found.dims)]
+        tables = [table for data in found.data for table in _score_tables(data, found.dims, found.bundle.family)]
         has_images = any(score.direction == "image_to_text" for data in found.data for score in data.scores)
         return Report(
             title=f"Quality of {found.bundle.name}",
@@ -122,7 +122,7 @@ def _origins(data: DataScores) -> str:
     return f"of {counts.inputs} inputs {counts.computed} embedded, {counts.cached} from the cache{repeated}{cut}"
 
 
-def _score_tables(data: DataScores, dims: Sequence[int]) -> Iterator[Table]:
+def _score_tables(data: DataScores, dims: Sequence[int], family: str) -> Iterator[Table]:
     """For each direction: the languages at full width, where there are several; overall at every dim."""
     known = [share for dim in dims if (share := kept_share_for(dim))]
     kept = tuple(f"published: {k.dim} keep at least {k.at_least:.0%} on {k.tasks} ({k.source})" for k in known)
@@ -137,7 +137,7 @@ def _score_tables(data: DataScores, dims: Sequence[int]) -> Iterator[Table]:
             yield _score_table(languages, "language", rows, (f"overall: {_OVERALL[direction]}",))
         of_what = f"{overall[0].samples} {'queries' if direction else 'pairs'}"
         rows = _rows(overall, key=lambda score: str(score.dim))
-        notes = (*kept, *_averages(overall)) if dims[-1] == FULL_DIM else ()
+        notes = (*kept, *_averages(overall)) if (family, dims[-1]) == PUBLISHED_MODEL else ()
         yield _score_table(f"{title}: {of_what}{over}, by truncate_dim, per cent", "dim", rows, notes)
 
 

@@ -13,6 +13,7 @@ from edgeclip.manifest import Target
 from edgeclip_bench.gpu.graphs import CASES, timed
 from tests.conftest import CHECKPOINT
 from tests.scenes.command import Captured, bench
+from tests.scenes.damage import flip_byte
 
 SCRIPT = Path(__file__).parents[3] / "bench" / "gpu_check.sh"
 # The same arithmetic on the same processor. Measured: 2e-7.
@@ -68,7 +69,7 @@ def test_the_script_runs_every_step_from_anywhere(bundles: dict[Target, Path], t
     shutil.copytree(CHECKPOINT, work / "checkpoint")
     for name in ("bundle", "fp16"):
         shutil.copytree(bundles["cuda"], work / name)
-    (work / "fp16" / "selftest.npz").write_bytes(b"no self-test")
+    flip_byte(work / "fp16" / "selftest.npz", 200)
     environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "WORK": str(work), "DEVICE": "cpu", "TINY": "1"}
     done = subprocess.run(
         ["bash", SCRIPT, "out"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
