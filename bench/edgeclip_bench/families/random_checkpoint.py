@@ -66,9 +66,7 @@ CONFIGS: Mapping[str, tuple[Callable[[], Config], Callable[[], Config]]] = {
 
 
 def write_checkpoint(out: Path, config: Config, *, seed: int = 0, dtype: str = "float16") -> None:
-    """Write config.json, model.safetensors and tokenizer.json into `out`; with preprocessor_config.json where the model
-    takes images.
-    """
+    """Write config.json, model.safetensors and tokenizer.json into `out`; for images preprocessor_config.json too."""
     out.mkdir(parents=True, exist_ok=True)
     shapes = tensor_shapes(config)
     weights = {name: array.astype(dtype) for name, array in random_weights(shapes, seed)}
