@@ -60,7 +60,9 @@ def test_a_graph_that_no_export_wrote_is_refused_in_a_line(copied_bundle: Path, 
     assert told == f"{copied_bundle}: the text graph cannot be quantised (text.portable.onnx is no portable graph)"
 
 
-def test_a_graph_that_is_not_what_its_portable_form_gives_fails_the_proof(copied_bundle: Path, tmp_path: Path) -> None:
+def test_a_graph_that_is_not_what_its_portable_form_gives_fails_the_proof(
+    copied_bundle: Path, tmp_path: Path
+) -> None:
     replace_graph(copied_bundle, "text", scale=np.ones(64), offset=np.arange(64))
     assert "as int8 text vectors have a worst cosine of " in refusal(copied_bundle, tmp_path / "out")
 

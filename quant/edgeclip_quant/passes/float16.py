@@ -5,6 +5,7 @@ fp16 ends at 65504 and has 11 bits, below 6e-5 one fewer with every halving. Wha
 - sums that grow with the input: products with pixels or with a mask (image sums, pooling), reductions, the L2 norm;
 - softmax, where it stands by itself (a fused attention's is fp32 inside: onnxruntime's attention_softmax.cu);
 - operators whose schemas do not allow fp16, and Casts to float;
+- products with an adapter's weights, which are fed: adapters to come may be larger than those that were measured;
 - every value whose measured range comes near either end of fp16, with the nodes that make and read it;
 - cheap nodes between fp32 ones, which would cost two Casts and a rounding.
 
@@ -148,11 +149,19 @@ def _needs_full(node: ir.Node, opset: int) -> bool:
     """Whether a node must stay fp32, however small its values are."""
     if node.op_type == "If":  # what is inside is asked
         return False
-    if node.op_type == "Cast" or node.op_type in _SUMS or _is_sum_of_counts(node):
+    if node.op_type == "Cast" or node.op_type in _SUMS:
+        return True
+    if _is_sum_of_counts(node) or _multiplies_by_adapter(node):
         return True
     if node.op_type == "LayerNormalization" and node.attributes.get_int("stash_type", 1) != 1:
         return True
     return not signature(node, opset).takes_half(node)
+
+
+def _multiplies_by_adapter(node: ir.Node) -> bool:
+    """Whether a node is a product with weights that are fed, an adapter's."""
+    weights = node.inputs[1] if node.op_type in _PRODUCTS else None
+    return weights is not None and weights.dtype == _FULL and weights.is_graph_input()
 
 
 def _is_sum_of_counts(node: ir.Node) -> bool:

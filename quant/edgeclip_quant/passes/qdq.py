@@ -270,6 +270,7 @@ ACCEPTED: Mapping[str, Accepted] = {
     "Pad": Accepted(reads=_NUMBERS),
     "QuantizeLinear": Accepted(reads=_FLOATS | _INT8, gives=2, source=_PARSER_CODE),
     "ReduceL2": Accepted(reads=_NUMBERS, axes=1),
+    "ReduceMean": Accepted(reads=_NUMBERS, axes=1),
     "ReduceSum": Accepted(reads=_NUMBERS, axes=1),
     "Reshape": Accepted(reads=_NUMBERS | _BOOLS),
     "Shape": Accepted(reads=_NUMBERS | _BOOLS, gives=ir.DataType.INT64),

@@ -48,6 +48,24 @@ def test_inputs_and_outputs_keep_types_and_names() -> None:
     assert {name: value.dtype for name, value in model.graph.initializers.items()} == {"w_fp16": HALF, "b_fp16": HALF}
 
 
+def test_products_with_weights_that_are_fed_keep_fp32() -> None:
+    """A layer with an adapter: x W + (x A) B. What it adds is fp32, and the layer is not."""
+    model = graph(
+        """(float[2,3] x, float[3,3] w, float[3,1] a, float[1,3] b) => (float[2,3] y) {
+            p = MatMul(x, w)
+            low = MatMul(x, a)
+            added = MatMul(low, b)
+            sum = Add(p, added)
+            y = MatMul(sum, w)
+        }""",
+        w=WEIGHT,
+    )
+    types, kept = narrowed(model)
+    assert kept == []
+    assert (types["p"], types["low"], types["added"]) == (HALF, FULL, FULL)
+    assert [(value.name, value.dtype) for value in model.graph.inputs] == [("x", FULL), ("a", FULL), ("b", FULL)]
+
+
 @pytest.mark.parametrize(
     ("weight", "x", "y", "is_kept"),
     [
