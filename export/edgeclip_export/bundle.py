@@ -1,4 +1,4 @@
-"""Writing a bundle: staged, each graph proved, the manifest last. One layer of one graph is in memory at a time."""
+"""Writing a bundle: staged, each graph proved, the manifest last. Little of one graph is in memory at a time."""
 
 import gc
 import math
@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeclip.bundle.staging import file_facts, staged
-from edgeclip.engine.ort import first_line, start_session
+from edgeclip.engine.ort import first_line
 from edgeclip.errors import BuildError, CheckpointWarning
 from edgeclip.manifest import (
     MANIFEST_NAME,
@@ -31,6 +31,7 @@ from edgeclip.manifest import (
 from edgeclip_export.adapters import adapter_feed, write_adapter
 from edgeclip_export.checkpoint import TOKENIZER
 from edgeclip_export.families.family import Arrays, Case, GraphPlan, ModelPlan, Progress
+from edgeclip_export.pieces import run_in_pieces
 from edgeclip_export.reference import answer
 from edgeclip_export.tracing import OPSET, trace
 from edgeclip_graph.census import count_operators
@@ -68,7 +69,8 @@ def write_bundle(
         vectors: dict[str, NDArray[Any]] = {}
         for plan in model.graphs:
             cases = plan.cases(answers)
-            feeds = [{**case.feed, **adapter_feed(case.adapter, model.adapters, plan)} for case in cases]
+            adapters = {name: adapter_feed(name, model.adapters, plan) for name in {case.adapter for case in cases}}
+            feeds = [{**case.feed, **adapters[case.adapter]} for case in cases]
             progress(f"asking the {plan.name} tower", 0, 1)
             answers[plan.name] = list(answer(plan, feeds, progress))
             gc.collect()
@@ -82,7 +84,7 @@ def write_bundle(
                     measured += _measure(plan, space, cases, *rows, stage)
                     vectors |= _vectors(space, cases, rows[0])
         plans = {plan.name: plan for plan in model.graphs}
-        adapters = {
+        written = {
             name: write_adapter(name, adapter, plans[adapter.graph], stage)
             for name, adapter in model.adapters.items()
         }
@@ -99,7 +101,7 @@ def write_bundle(
             image=model.image,
             tasks=model.tasks,
             task_required=model.task_required,
-            adapters=adapters,
+            adapters=written,
             selftest=SELFTEST,
             proof=None,
             files=file_facts(stage, progress),
@@ -152,16 +154,10 @@ def _describe(values: Sequence[ir.Value]) -> tuple[ArrayFacts, ...]:
 
 def _run(plan: GraphPlan, stage: Path, feeds: Sequence[Arrays], progress: Progress) -> list[Arrays]:
     """What the written graph, run on the CPU, gives for each feed, by the names of its outputs."""
-    found: list[Arrays] = []
     try:
-        session = start_session(stage / f"{plan.name}.onnx")
-        for done, feed in enumerate(feeds):
-            progress(f"proving the {plan.name} graph", done, len(feeds))
-            outputs = session.run(list(plan.outputs), dict(feed))
-            found.append(dict(zip(plan.outputs, outputs, strict=True)))
+        return run_in_pieces(stage / f"{plan.name}.onnx", feeds, f"proving the {plan.name} graph", progress)
     except Exception as error:  # onnxruntime's share no base class
         raise BuildError(f"onnxruntime cannot run the {plan.name} graph ({first_line(error)})") from error
-    return found
 
 
 def _check(plan: GraphPlan, output: str, wanted: Sequence[NDArray[Any]], found: Sequence[NDArray[Any]]) -> None:

@@ -14,6 +14,7 @@ from edgeclip.errors import BuildError
 from edgeclip_export.checkpoint import INDEX, Checkpoint, list_names, read_shards
 
 _DTYPES = {"F16", "BF16", "F32"}
+_SUMMED_AT_ONCE = 1 << 22  # numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,9 @@ class Tensors:
         """A fresh copy as fp32; BuildError for one that is not finite."""
         path = self.places[name]
         tensor: Tensor = self.files[path].get_tensor(name).to(torch.float32, copy=True)
-        # A sum is not finite when one term is not, and costs no mask of the tensor's size.
-        if not torch.isfinite(tensor.sum(dtype=torch.float64)):
+        # A sum is not finite when one term is not, and costs no mask of the tensor's size; torch copies what it sums.
+        sums = (part.sum(dtype=torch.float64) for part in torch.split(tensor.flatten(), _SUMMED_AT_ONCE))
+        if not all(torch.isfinite(total) for total in sums):
             raise BuildError(f"{path}: {name} holds NaN or infinity")
         return tensor
 
@@ -49,10 +51,19 @@ def open_tensors(checkpoint: Checkpoint) -> Iterator[Tensors]:
     BuildError for a file that is no whole safetensors file, a tensor that lies in two of them, and an index that
     does not say what they hold.
     """
+    with open_files(checkpoint.weights) as tensors:
+        if (checkpoint.folder / INDEX).exists():
+            _check_index(checkpoint, tensors.places)
+        yield tensors
+
+
+@contextmanager
+def open_files(paths: Sequence[Path]) -> Iterator[Tensors]:
+    """Open safetensors files; BuildError for one that is not whole, and for a tensor that lies in two of them."""
     with ExitStack() as stack:
         files: dict[Path, Any] = {}
         places: dict[str, Path] = {}
-        for path in checkpoint.weights:
+        for path in paths:
             try:
                 files[path] = stack.enter_context(safe_open(path, framework="pt"))
             except (SafetensorError, OSError) as error:
@@ -61,8 +72,6 @@ def open_tensors(checkpoint: Checkpoint) -> Iterator[Tensors]:
                 if name in places:
                     raise BuildError(f"{path}: {name} lies in {places[name].name} too; save the model again")
                 places[name] = path
-        if (checkpoint.folder / INDEX).exists():
-            _check_index(checkpoint, places)
         yield Tensors(files, places)
 
 
