@@ -3,7 +3,7 @@
 | target   | attention; causal                       | rotary          | RMSNorm          | linear layers           |
 | -------- | --------------------------------------- | --------------- | ---------------- | ----------------------- |
 | cpu      | MultiHeadAttention; GroupQueryAttention | RotaryEmbedding | RMSNormalization | by `Traits`             |
-| cuda     | MultiHeadAttention; GroupQueryAttention | RotaryEmbedding | RMSNormalization | MatMul, Add             |
+| cuda     | MultiHeadAttention, repeated heads      | RotaryEmbedding | RMSNormalization | MatMul, Add             |
 | tensorrt | MatMul, Softmax, MatMul                 | Split, Mul, ... | Mul, Div, ...    | MatMul, Add             |
 
 A tensorrt graph holds standard ONNX operators alone: both of onnxruntime's TensorRT providers were
@@ -24,7 +24,11 @@ from edgeclip.manifest import Target
 from edgeclip_graph.operators import ATTENTION, CAUSAL_ATTENTION, DOMAIN, RMS_NORM, ROTARY
 from edgeclip_graph.passes.activation import FuseSilu
 from edgeclip_graph.passes.attention import FuseAttention, SpellOutAttention
-from edgeclip_graph.passes.causal_attention import FuseCausalAttention, SpellOutCausalAttention
+from edgeclip_graph.passes.causal_attention import (
+    FuseCausalAttention,
+    RepeatCausalAttention,
+    SpellOutCausalAttention,
+)
 from edgeclip_graph.passes.gemm import WeightsFirst, WeightsInPlace
 from edgeclip_graph.passes.mask_choice import ChooseByRows
 from edgeclip_graph.passes.rms_norm import FuseRmsNorm, SpellOutRmsNorm
@@ -89,7 +93,7 @@ def _passes(target: Target, traits: Traits, traced: Collection[str]) -> Sequence
     fused: Mapping[str, PassBase] = {
         ROTARY: FuseRotary(),
         ATTENTION: FuseAttention("always" if traits.always_masks else "choose"),
-        CAUSAL_ATTENTION: FuseCausalAttention(),
+        CAUSAL_ATTENTION: FuseCausalAttention() if target == "cpu" else RepeatCausalAttention(),
         RMS_NORM: FuseRmsNorm(),
     }
     silu = (FuseSilu(),) if traits.has_silu else ()
