@@ -20,6 +20,7 @@ CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"
+CARD = "README.md"
 _LISTED = 3  # names shown before "and n more"
 
 

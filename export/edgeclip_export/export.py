@@ -6,6 +6,7 @@ from pathlib import Path
 from edgeclip.errors import BuildError
 from edgeclip.manifest import TARGETS, Manifest, Source, Target
 from edgeclip_export.bundle import write_bundle
+from edgeclip_export.checkpoint import CARD
 from edgeclip_export.families import known_repository
 from edgeclip_export.families.family import Progress
 from edgeclip_export.hub import fetch_checkpoint, is_hub_id
@@ -33,7 +34,7 @@ def export(
         name=name,
         revision=commit,
         weights_sha256=opened.checkpoint.hash_weights(),
-        license=known.license if known else _card_license(folder / "README.md"),
+        license=(known and known.license) or _card_license(folder / CARD),
     )
     with opened.family.open(opened.checkpoint, task) as model:
         progress(f"found {model.layout}", 0, 1)
@@ -41,11 +42,15 @@ def export(
 
 
 def _card_license(card: Path) -> str | None:
-    """The `license:` of a model card's front matter, None when there is no card or it does not say."""
+    """The licence in a model card's front matter, None when there is no card or it does not say.
+
+    Where `license` is "other", its `license_name` is meant.
+    """
     try:
         text = card.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
     front = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
-    found = front and re.search(r"^license:\s*(\S+)\s*$", front[1], re.MULTILINE)
-    return found[1] if found else None
+    said = dict(re.findall(r"^(license|license_name):\s*(\S+)\s*$", front[1], re.MULTILINE)) if front else {}
+    license: str | None = said.get("license")
+    return said.get("license_name", license) if license == "other" else license

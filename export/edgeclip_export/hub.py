@@ -19,7 +19,7 @@ from pathlib import Path
 
 from edgeclip.errors import BuildError, MissingExtraError
 from edgeclip.host.installation import install_command
-from edgeclip_export.checkpoint import CONFIG, INDEX, TOKENIZER, WEIGHTS, list_names, read_json, read_shards
+from edgeclip_export.checkpoint import CONFIG, INDEX, WEIGHTS, list_names, read_json, read_shards
 from edgeclip_export.families import MODELS, find_family, known_repository
 from edgeclip_export.families.family import Needs
 from edgeclip_export.opening import missing_files, needed_files
@@ -157,7 +157,7 @@ def _look_in_cache(repo_id: str, revision: str) -> tuple[Path | None, list[str]]
         return None, nothing  # huggingface_hub believes a mirror that answers with another commit
     config = read_json(folder / CONFIG)
     needs = find_family(config, f"{repo_id} at {revision}").needs(config)
-    wanted = (CONFIG, TOKENIZER, WEIGHTS, INDEX, *itertools.chain(*needs.needed), *needs.optional)
+    wanted = (CONFIG, WEIGHTS, INDEX, *itertools.chain(needs.tokenizer, *needs.needed), *needs.optional)
     names = [name for name in wanted if (folder / name).exists()]
     absent = [forms[0] for forms in missing_files(names, needs)]
     if INDEX in names and WEIGHTS not in names:

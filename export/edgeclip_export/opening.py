@@ -14,7 +14,6 @@ from edgeclip.errors import BuildError
 from edgeclip_export.checkpoint import (
     CONFIG,
     INDEX,
-    TOKENIZER,
     WEIGHTS,
     Checkpoint,
     list_names,
@@ -26,7 +25,7 @@ from edgeclip_export.families.family import Family, Forms, Needs
 from edgeclip_export.recognition import check_content, describe_absence, recognise
 
 # What every checkpoint needs, each in one of these forms.
-_FORMS: tuple[Forms, ...] = ((CONFIG,), (WEIGHTS, INDEX), (TOKENIZER,))
+_FORMS: tuple[Forms, ...] = ((CONFIG,), (WEIGHTS, INDEX))
 _MOST_LISTED, _DEPTH = 5000, 3
 
 
@@ -69,7 +68,8 @@ def open_checkpoint(folder: Path) -> Opened:
         if not os.path.lexists(folder / shard):
             raise BuildError(f"{folder}: {INDEX} names {shard}, which is missing; fetch or copy it too")
         check_content(folder / shard)
-    adapters = tuple(folder / name for name in needs.optional if name.endswith(".safetensors") and name in names)
+    others = (*(form for forms in needs.needed for form in forms), *needs.optional)
+    adapters = tuple(folder / name for name in others if name.endswith(".safetensors") and name in names)
     weights = tuple(folder / shard for shard in shards)
     checkpoint = Checkpoint(folder=folder, config=config, weights=weights, adapters=adapters)
     return Opened(checkpoint=checkpoint, family=family)
@@ -82,12 +82,13 @@ def needed_files(names: Collection[str], needs: Needs) -> list[str]:
     """
     weights = next(([name] for name in (WEIGHTS, INDEX) if name in names), [])
     others = (form for forms in needs.needed for form in reversed(forms))
-    return [name for name in (CONFIG, TOKENIZER, *others, *needs.optional) if name in names] + weights
+    read = (CONFIG, *reversed(needs.tokenizer), *others, *needs.optional)
+    return [name for name in read if name in names] + weights
 
 
 def missing_files(names: Collection[str], needs: Needs) -> list[Forms]:
     """What a folder with these files lacks, each as the forms that it may have, the official one first."""
-    return [forms for forms in (*_FORMS, *needs.needed) if not any(name in names for name in forms)]
+    return [forms for forms in (*_FORMS, needs.tokenizer, *needs.needed) if not any(name in names for name in forms)]
 
 
 def _find_inner(folder: Path, names: Collection[str]) -> str | None:

@@ -47,6 +47,10 @@ def trace(plan: GraphPlan) -> ir.Model:
             raise BuildError(f"tracing the {plan.name} tower left a node {node.domain}::{node.op_type}")
     for value in weights:
         value.const_value = _tensor(str(value.name), plan.weights[str(value.name)])
+    for value in model.graph.outputs:
+        axes = plan.dynamic.get(str(value.name), {})
+        assert value.shape is not None
+        value.shape = ir.Shape([axes.get(axis, size) for axis, size in enumerate(value.shape)])
     return model
 
 

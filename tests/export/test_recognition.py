@@ -48,7 +48,7 @@ def test_the_official_layout_is_opened() -> None:
             },
             "is a XLMRobertaModel (its code is jinaai/xlm-roberta-flash-implementation)",
         ),
-        ({"architectures": ["JinaEmbeddingsV4Model"]}, "is a JinaEmbeddingsV4Model; edgeclip exports jina-clip-v2"),
+        ({"architectures": ["ColPali"]}, "is a ColPali; edgeclip exports jina-clip-v2, jina-embeddings-v3 and jina-e"),
         (
             {
                 "model_type": "jina_clip",

@@ -126,6 +126,39 @@ def geometry(image: int) -> list[Tensor]:
     return [positions, *stack_windows(windows)]
 
 
+def prompt_ids() -> list[int]:
+    """The ids of the image's prompt, the image's token once."""
+    ids: list[int] = IMAGE["5/input_ids"][0].tolist()
+    return [one for index, one in enumerate(ids) if one != CONFIG.tokens.image or ids.index(one) == index]
+
+
+def reduced_inputs() -> list[Tensor]:
+    """What the vision tower takes of the image with fewer pixels; its windows are cut here, by rows and columns."""
+    _, rows, columns = (int(size) for size in IMAGE["maxpix/grid_thw"])
+    merge, side = CONFIG.vision.merge, CONFIG.vision.window_px // CONFIG.vision.patch_px
+    grid = torch.arange(rows * columns).view(rows // merge, merge, columns // merge, merge).transpose(1, 2).flatten()
+    positions = torch.stack((grid // columns, grid % columns), dim=1)
+    window = positions[:, 0] // side * columns + positions[:, 1] // side
+    windows = [(window == one).nonzero()[:, 0] for one in window.unique()]
+    return [torch.from_numpy(IMAGE["maxpix/pixel_values"])[None], positions, *stack_windows(windows)]
+
+
+def prompt_inputs(vision: list[Tensor], features: Tensor) -> list[Tensor]:
+    """What the decoder takes of an image whose ids no golden holds: its prompt around its features (1, M, W)."""
+    rows, columns = ((vision[1].max(dim=0).values + 1) // CONFIG.vision.merge).tolist()
+    prompt = prompt_ids()
+    start, count = prompt.index(CONFIG.tokens.image), rows * columns
+    ids = torch.tensor([prompt[:start] + [CONFIG.tokens.image] * count + prompt[start + 1 :]])
+    after = torch.arange(ids.shape[1] - start - count) + start + max(rows, columns)
+    index = torch.arange(count)
+    image = torch.stack((torch.zeros_like(index), index // columns, index % columns)) + start
+    positions = torch.cat((torch.arange(start).expand(3, -1), image, after.expand(3, -1)), dim=1)[None]
+    places = torch.where(ids == CONFIG.tokens.image, torch.arange(ids.shape[1]) - start, -1)
+    pooled = torch.zeros(ids.shape)
+    pooled[:, start - 1 : start + count + 1] = 1
+    return [ids, positions, features, places, pooled]
+
+
 def stack_windows(windows: list[Tensor]) -> list[Tensor]:
     """Windows (V, L) with -1 where one is not full, and the place of each patch (P,)."""
     length = max(map(len, windows))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from numpy.typing import NDArray
 
 from edgeclip.manifest import ImageFacts, Modality, PatchFacts, Space, Spaces, TaskFacts, TextFacts
-from edgeclip_export.checkpoint import Checkpoint
+from edgeclip_export.checkpoint import TOKENIZER, Checkpoint
 from edgeclip_graph.traits import Traits
 
 if TYPE_CHECKING:  # a checkpoint is recognised without torch
@@ -30,19 +30,23 @@ Forms = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repository:
-    """A known repository on the Hub: the commit that is fetched when none is asked for, and its weights' licence."""
+    """A known repository on the Hub: the commit that is fetched when none is asked for, and its weights' licence.
+
+    The licence is None where the model card is to say it.
+    """
 
     revision: str
-    license: str
+    license: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """The files of a checkpoint besides config.json, weights and tokenizer.json, as names below its folder.
+    """The files of a checkpoint besides config.json and weights, as names below its folder.
 
-    Each of `needed` must be there in one of its forms; of `optional` those are read that are there.
+    The tokenizer and each of `needed` must be there in one of its forms; of `optional` those are read that are there.
     """
 
+    tokenizer: Forms = (TOKENIZER,)
     needed: tuple[Forms, ...] = ()
     optional: tuple[str, ...] = ()
 
@@ -65,10 +69,11 @@ class GraphPlan:
     """One graph before it is traced.
 
     `build` makes the tower; it is called where tensors hold nothing. `examples` are the graph's inputs by name, in
-    the order in which the tower takes them; `dynamic` names the axes that vary of each that has some. `outputs` are
-    the outputs' names, in order, and the space of each whose rows are vectors. `weights` are by the names of the
-    tower's parameters and buffers. `adapter_inputs` are those of the inputs that an adapter's arrays are given by;
-    without an adapter they are zeros. `cases` gives the graph's self-test, of what the graphs before it answered.
+    the order in which the tower takes them; `dynamic` names the axes that vary of each that has some, and those of
+    an output that do not follow from the inputs'. `outputs` are the outputs' names, in order, and the space of each
+    whose rows are vectors. `weights` are by the names of the tower's parameters and buffers. `adapter_inputs` are
+    those of the inputs that an adapter's arrays are given by; without an adapter they are zeros. `cases` gives the
+    graph's self-test, of what the graphs before it answered.
     """
 
     name: str

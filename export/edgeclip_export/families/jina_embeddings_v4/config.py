@@ -13,6 +13,8 @@ from edgeclip_export.settings import count, number, require, section, token_id
 from edgeclip_export.towers.decoder_layout import DecoderConfig
 from edgeclip_export.towers.window_vision_layout import CHANNELS, WindowVisionConfig
 
+# The files of a tokenizer of Qwen2's, beside or instead of tokenizer.json.
+VOCABULARY, MERGES, TOKENIZER_SETTINGS = "vocab.json", "merges.txt", "tokenizer_config.json"
 # The official code cuts texts at this many tokens, though the model has more positions.
 MAX_TOKENS = 32_768
 # These stand in the reference's code, not in its configuration.
