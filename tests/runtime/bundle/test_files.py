@@ -16,9 +16,11 @@ FILES = (
     "selftest.npz",
     "text.onnx",
     "text.onnx_data",
+    "text.portable.onnx",
     "tokenizer.json",
     "vision.onnx",
     "vision.onnx_data",
+    "vision.portable.onnx",
 )
 
 

@@ -138,7 +138,7 @@ def test_help_names_every_device(verb: str, capsys: Captured) -> None:
 def test_a_good_bundle_is_a_table(bundle: Path, capsys: Captured) -> None:
     status, out, err = run("check", bundle, capsys=capsys)
     assert (status, err) == (0, "")
-    assert "6 files" in out and "every sha256 as exported" in out
+    assert "8 files" in out and "every sha256 as exported" in out
     assert "self-test on cpu" in out
 
 
@@ -147,7 +147,7 @@ def test_json_holds_what_was_found(bundle: Path, capsys: Captured) -> None:
     assert (status, err) == (0, "")
     found = json.loads(out)
     assert out.count("\n") == 1
-    assert (found["bundle"], found["device"], found["files"]) == (str(bundle), "cpu", 6)
+    assert (found["bundle"], found["device"], found["files"]) == (str(bundle), "cpu", 8)
     assert found["bytes"] == Manifest.read(bundle).weight_bytes
     assert [(one["modality"], one["samples"]) for one in found["selftest"]] == [("text", 6), ("image", 2)]
     assert all(one["largest_difference"] <= 5e-6 < one["worst_cosine"] for one in found["selftest"])
