@@ -18,9 +18,9 @@ from edgeclip_export.families.jina_embeddings_v4.adapters import SETTINGS, parse
 from edgeclip_export.families.jina_embeddings_v4.config import PROMPTS, TASKS, JinaEmbeddingsV4Config, parse_config
 from edgeclip_export.families.jina_embeddings_v4.preprocessor import patch_facts
 from edgeclip_export.families.jina_embeddings_v4.selftest import (
-    PICTURE_SIZES_PX,
     Picture,
     image_feed,
+    picture_sizes,
     prepare_picture,
     text_feed,
 )
@@ -63,7 +63,7 @@ def open_model(checkpoint: Checkpoint, task: str | None) -> Iterator[ModelPlan]:
     prompt_ids = check_tokenizer(parsed, config.tokens, config.decoder.vocab_size)
     document = read_json(folder / PREPROCESSOR)
     image = patch_facts(document, config.vision, prompt_ids=prompt_ids, image_id=config.tokens.image)
-    pictures = [draw_image(width, height) for width, height in PICTURE_SIZES_PX]
+    pictures = [draw_image(width, height) for width, height in picture_sizes(image.token_px)]
     text_tasks = [list(tasks)[index % len(tasks)] for index in range(len(TEXTS))]
     texts = [tasks[name].prompt + text for name, text in zip(text_tasks, TEXTS, strict=True)]
     selftest = _SelfTest(

@@ -5,7 +5,8 @@ preprocessing, so the self-test of a bundle checks that too: a wrong resize, ord
 another vector.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +16,6 @@ from torch import Tensor
 
 from edgeclip.manifest import PatchFacts
 from edgeclip_export.families.family import Arrays
-
-# Width and height; neither is a multiple of a token, and the second is one token high.
-PICTURE_SIZES_PX = ((301, 170), (61, 40))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +27,15 @@ class Picture:
     columns: int
 
 
+def picture_sizes(token_px: int) -> Sequence[tuple[int, int]]:
+    """Width and height of the pictures; no side is a whole number of tokens, and the second is hardly one high."""
+    return (10 * token_px + 21, 6 * token_px + 2), (2 * token_px + 5, token_px + 12)
+
+
 def prepare_picture(picture: NDArray[np.uint8], facts: PatchFacts) -> Picture:
-    """Resize a picture (H, W, 3), cut it into patches and windows; it must lie within the limits of pixels."""
+    """Resize a picture (H, W, 3) as the reference does, and cut it into patches and windows."""
     token, merge, patch = facts.token_px, facts.merge, facts.patch_px
-    height, width = (max(1, round(side / token)) * token for side in picture.shape[:2])
+    height, width = _resized(picture.shape[:2], facts)
     image = torch.from_numpy(picture).permute(2, 0, 1)[None]
     resized = torch.nn.functional.interpolate(image, (height, width), mode="bicubic", antialias=True)[0]
     rows, columns = height // token, width // token
@@ -51,6 +54,20 @@ def prepare_picture(picture: NDArray[np.uint8], facts: PatchFacts) -> Picture:
         rows=rows,
         columns=columns,
     )
+
+
+def _resized(sides: Sequence[int], facts: PatchFacts) -> tuple[int, int]:
+    """The sides in whole tokens: rounded, or scaled into the limits of pixels first."""
+    token, area = facts.token_px, math.prod(sides)
+    rounded = [round(side / token) * token for side in sides]
+    if math.prod(rounded) > facts.max_pixels:
+        shrink = math.sqrt(area / facts.max_pixels)
+        rounded = [max(1, math.floor(side / shrink / token)) * token for side in sides]
+    elif math.prod(rounded) < facts.min_pixels:
+        grow = math.sqrt(facts.min_pixels / area)
+        rounded = [math.ceil(side * grow / token) * token for side in sides]
+    height, width = rounded
+    return height, width
 
 
 def _divide(positions: Tensor, side: int) -> tuple[Tensor, Tensor]:

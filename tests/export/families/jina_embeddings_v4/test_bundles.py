@@ -1,5 +1,7 @@
 """Bundles of the golden checkpoint: their graphs, run by onnxruntime, give the official code's vectors."""
 
+import json
+import shutil
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgeclip import Manifest
+from edgeclip.cli import main
 from edgeclip.engine.ort import start_session
 from edgeclip.errors import BuildError
 from edgeclip.manifest import TARGETS, ArrayFacts, Target
@@ -164,6 +167,19 @@ def test_the_self_test_measures_both_spaces_of_both_modalities(open_bundle: Call
         assert len(arrays["image_tasks"]) == len(arrays["image_embeds"]) == 2
         assert {"image_0", "image_1"} <= set(arrays.files)
         assert set(arrays["tasks"]) | set(arrays["image_tasks"]) <= set(bundle.manifest.tasks)
+
+
+def test_the_bundle_passes_its_own_self_test(open_bundle: Callable[..., Bundle]) -> None:
+    assert main(["check", str(open_bundle("cpu").folder)]) == 0
+
+
+def test_so_does_one_whose_pictures_are_made_smaller(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(CHECKPOINT, tmp_path / "checkpoint"))
+    document = json.loads((folder / "preprocessor_config.json").read_text())
+    document |= {"max_pixels": 20_000, "size": {"shortest_edge": 3136, "longest_edge": 20_000}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(document))
+    export_checkpoint(folder, tmp_path / "out", task="code")
+    assert main(["check", str(tmp_path / "out")]) == 0
 
 
 @pytest.mark.parametrize(("target", "kernel"), [("cpu", "GroupQueryAttention"), ("cuda", "MultiHeadAttention")])
