@@ -1,43 +1,37 @@
-"""Vectors kept between evaluations, in one sqlite file.
+"""Vectors kept between evaluations, by `diskcache_community` in one folder.
 
 A vector is found again by what decided it and by nothing else: its *space* (bundle, code, versions, device:
-`edgeclip_bench.quality.spaces` says which) and the sha256 of its input. A row is sealed with a checksum
-over all of it, so what a damaged file gives is computed again and never returned.
+`edgeclip_bench.quality.spaces` says which) and the sha256 of its input. It is sealed with a checksum, so what a
+damaged file gives is computed again and never returned. Above the limit the vectors longest unused are dropped.
 
-The cache is a convenience: when its file is damaged, locked, unwritable or the disk is full, one
-CacheWarning says so and the evaluation goes on without it. Each write is a transaction of its own (WAL),
-so a run that is killed keeps what it had, and several may run at once.
-
-Vectors of private data are private: a folder that is made here, and the file in it, are its owner's alone.
+The cache is a convenience: when it is damaged, locked, unwritable or the disk is full, one CacheWarning says so and
+the evaluation goes on without it. What is written is written at once, so a run that is killed keeps what it had, and
+several may run at once. Vectors of private data are private: a folder that is made here is its owner's alone.
 """
 
 import hashlib
 import os
+import pickle
 import sqlite3
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
+from diskcache_community import Cache, SafeDisk, Timeout
 from numpy.typing import NDArray
 
-# A million vectors of 1024 dimensions; looked at before each write. Above it the spaces longest unused are
-# dropped, never one in use: when those fill it alone, nothing more is kept.
+# A million vectors of 1024 dimensions.
 LIMIT_BYTES = 5 * 10**9
-_FILE = "vectors-1.sqlite3"  # another layout takes another name
 _SEAL_BYTES = 8
-_BUSY_S = 30.0
-_KEYS_AT_ONCE = 500  # sqlite's oldest limit on variables is 999
-_LAYOUT = """
-CREATE TABLE IF NOT EXISTS spaces (space BLOB PRIMARY KEY, used INTEGER NOT NULL, facts TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS vectors (
-    space BLOB NOT NULL, key BLOB NOT NULL, is_cut INTEGER NOT NULL, vector BLOB NOT NULL, seal BLOB NOT NULL,
-    PRIMARY KEY (space, key)
-);
-"""
+_BUSY_S = 30
+# UnpicklingError: a value that is no vector, which SafeDisk refuses.
+_FAILURES = (sqlite3.Error, OSError, Timeout, pickle.UnpicklingError)
+# Below this size a value stands in the database itself; every vector does.
+_FILE_FROM_BYTES = 2**20
 
 
 class CacheWarning(UserWarning):
@@ -60,7 +54,7 @@ class Space:
 
     @property
     def key(self) -> bytes:
-        """sha256 of the facts."""
+        """The sha256 of the facts."""
         return hashlib.sha256(self.facts.encode()).digest()
 
 
@@ -79,69 +73,64 @@ def default_folder() -> Path | None:
 
 
 class EmbeddingCache:
-    """The vectors in a folder's file; with None for the folder it holds nothing. A context manager."""
+    """The vectors in a folder; with None for the folder it holds nothing. A context manager."""
 
     def __init__(self, folder: Path | None, *, limit_bytes: int = LIMIT_BYTES) -> None:
-        self._limit_bytes = limit_bytes
-        self._database: sqlite3.Connection | None = None
-        self._entered: set[bytes] = set()
-        self._damaged = 0
-        self._is_full = False
-        self._left_out = 0
+        self._folder, self._damaged = folder, 0
+        self._cache: Cache | None = None
         if folder is None:
             return
-        self._path = folder / _FILE
         try:
-            if not folder.exists():
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                (folder / _FILE).touch(mode=0o600)  # sqlite gives what it lays beside it the same mode
-            self._database = sqlite3.connect(self._path, timeout=_BUSY_S)
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = NORMAL")  # safe in WAL; a power cut loses the last writes
-            self._database.executescript(_LAYOUT)
-        except (sqlite3.Error, OSError) as error:
+            # Values are bytes; SafeDisk runs no code of a pickle that somebody else has put there.
+            self._cache = Cache(
+                str(folder),
+                timeout=_BUSY_S,
+                disk=SafeDisk,
+                size_limit=limit_bytes,
+                eviction_policy="least-recently-used",
+                disk_min_file_size=_FILE_FROM_BYTES,
+            )
+        except _FAILURES as error:
             self._give_up(error)
 
     def read(self, space: Space, keys: Sequence[bytes]) -> dict[bytes, Entry]:
         """What is kept for these inputs (each a sha256)."""
         found: dict[bytes, Entry] = {}
+        if self._cache is None or not keys:
+            return found
         try:
-            for start in range(0, len(keys), _KEYS_AT_ONCE):
-                found.update(self._read(space, keys[start : start + _KEYS_AT_ONCE]))
-        except sqlite3.Error as error:
+            with self._cache.transact():
+                for key in keys:
+                    if (value := self._cache.get(space.key + key)) is not None:
+                        entry = _unseal(space, key, value)
+                        if entry is None:
+                            self._damaged += 1
+                        else:
+                            found[key] = entry
+        except _FAILURES as error:
             self._give_up(error)
         return found
 
     def write(self, space: Space, entries: Mapping[bytes, Entry]) -> None:
         """Keep the vectors of these inputs, all or none of them."""
-        if self._database is None:
+        if self._cache is None:
             return
-        rows = []
-        for key, entry in entries.items():
-            blob = np.ascontiguousarray(entry.vector, dtype="<f4").tobytes()
-            rows.append((space.key, key, entry.is_cut, blob, _seal(space, key, blob, entry.is_cut)))
         try:
-            self._enter(space)
-            if not self._make_room():
-                self._left_out += len(rows)
-                return
-            with self._database:
-                self._database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?, ?)", rows)
-        except sqlite3.Error as error:
+            with self._cache.transact():
+                for key, entry in entries.items():
+                    self._cache.set(space.key + key, _seal(space, key, entry))
+        except _FAILURES as error:
             self._give_up(error)
 
     def close(self) -> None:
-        """Close the file; what was damaged in it, and what it had no room for, is said here, once."""
-        if self._database is not None:
+        """Close the files; how many vectors in them were damaged is said here, once."""
+        if self._cache is not None:
             with suppress(sqlite3.Error):
-                self._database.close()
-            self._database = None
+                self._cache.close()
+            self._cache = None
         if self._damaged:
             self._warn(f"{self._damaged} vectors in it were damaged and were computed again")
             self._damaged = 0
-        if self._left_out:
-            self._warn(f"is full ({self._limit_bytes / 1e9:.2g} GB), so {self._left_out} vectors were not kept")
-            self._left_out = 0
 
     def __enter__(self) -> Self:
         return self
@@ -149,73 +138,25 @@ class EmbeddingCache:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _read(self, space: Space, keys: Sequence[bytes]) -> Iterable[tuple[bytes, Entry]]:
-        if self._database is None or not keys:
-            return
-        self._enter(space)
-        marks = ", ".join("?" * len(keys))
-        query = f"SELECT key, is_cut, vector, seal FROM vectors WHERE space = ? AND key IN ({marks})"
-        for key, is_cut, blob, seal in self._database.execute(query, (space.key, *keys)).fetchall():
-            is_whole = isinstance(blob, bytes) and len(blob) == 4 * space.dim
-            if is_whole and seal == _seal(space, key, blob, bool(is_cut)):
-                yield key, Entry(np.frombuffer(blob, dtype="<f4").astype(np.float32), bool(is_cut))
-            else:
-                self._damaged += 1
-
-    def _enter(self, space: Space) -> None:
-        """Note that the space is in use. Counted in turns, not in time."""
-        if self._database is None or space.key in self._entered:
-            return
-        self._entered.add(space.key)
-        with self._database:
-            self._database.execute(
-                "INSERT INTO spaces VALUES (?, (SELECT COALESCE(MAX(used), 0) + 1 FROM spaces), ?) "
-                "ON CONFLICT (space) DO UPDATE SET used = excluded.used",
-                (space.key, space.facts),
-            )
-
-    def _make_room(self) -> bool:
-        """Drop other spaces while the file is above its limit; whether there is room then."""
-        assert self._database is not None
-        while not self._is_full and self._size_bytes() > self._limit_bytes:
-            if (oldest := self._oldest()) is None:
-                self._is_full = True  # not asked for again: the query reads the whole index
-                break
-            with self._database:
-                self._database.execute("DELETE FROM vectors WHERE space = ?", (oldest,))
-                self._database.execute("DELETE FROM spaces WHERE space = ?", (oldest,))
-        return not self._is_full
-
-    def _oldest(self) -> bytes | None:
-        """The space longest unused that holds vectors, those first that another run dropped while one wrote."""
-        assert self._database is not None
-        query = (
-            "SELECT space FROM (SELECT DISTINCT space FROM vectors) LEFT JOIN spaces USING (space) "
-            "ORDER BY COALESCE(used, 0)"
-        )
-        spaces = (space for (space,) in self._database.execute(query).fetchall())
-        return next((space for space in spaces if space not in self._entered), None)
-
-    def _size_bytes(self) -> int:
-        """Bytes of the file that hold something; pages that are free to be written again do not count."""
-        assert self._database is not None
-        query = (
-            "SELECT (page_count - freelist_count) * page_size "
-            "FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
-        )
-        return int(self._database.execute(query).fetchone()[0])
-
     def _give_up(self, error: Exception) -> None:
-        if self._database is not None:
-            with suppress(sqlite3.Error):
-                self._database.close()
-            self._database = None
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        self._cache = None
+        reason = (isinstance(error, OSError) and error.strerror) or error or type(error).__name__
         self._warn(f"cannot be used ({reason}), so nothing is kept; it may be deleted, or choose another folder")
 
     def _warn(self, what: str) -> None:
-        warnings.warn(CacheWarning(f"the cache {self._path} {what}"), stacklevel=3)
+        warnings.warn(CacheWarning(f"the cache {self._folder} {what}"), stacklevel=3)
 
 
-def _seal(space: Space, key: bytes, blob: bytes, is_cut: bool) -> bytes:
-    return hashlib.sha256(space.key + key + bytes([is_cut]) + blob).digest()[:_SEAL_BYTES]
+def _seal(space: Space, key: bytes, entry: Entry) -> bytes:
+    """A value as it is kept: whether the text was cut, the vector, and a checksum over all, space and key too."""
+    content = bytes([entry.is_cut]) + np.ascontiguousarray(entry.vector, dtype="<f4").tobytes()
+    return content + hashlib.sha256(space.key + key + content).digest()[:_SEAL_BYTES]
+
+
+def _unseal(space: Space, key: bytes, value: object) -> Entry | None:
+    """The entry that a value holds; None for one that is not as it was written."""
+    if not isinstance(value, bytes) or len(value) != 1 + 4 * space.dim + _SEAL_BYTES:
+        return None
+    vector = np.frombuffer(value[1:-_SEAL_BYTES], dtype="<f4").astype(np.float32)
+    entry = Entry(vector, value[:1] != b"\0")
+    return entry if _seal(space, key, entry) == value else None
