@@ -6,34 +6,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any, Literal
+from typing import Literal
 
-import matplotlib as mpl
 from cycler import cycler
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-# Okabe and Ito 2008, which colour-blind readers can tell apart, and four more.
-COLOURS = (
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a4a1e", "#6a3d9a", "#8c8c8c", "#1a1a1a",
-)  # fmt: skip
+from edgeclip_bench.measure.plot_style import COLOURS, GRID, plot_style
+
 _WIDTH_IN, _HEIGHT_IN, _LEGEND_ROW_IN = 6.2, 3.4, 0.19
 # A line with more points is thinned: a page should not weigh more than what it says.
 _MOST_POINTS = 400
 # A logarithmic axis over less than this factor has no two powers of ten: its ticks are in equal steps.
 _SHORT_LOG = 10.0
-_STYLE: Any = {
-    "axes.edgecolor": "#888888",
-    "axes.grid": True,
-    "axes.prop_cycle": cycler(color=COLOURS),
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "font.family": "sans-serif",
-    "font.size": 9.0,
-    "grid.color": "#dddddd",
-    "svg.fonttype": "none",  # words stay words, in the reader's own font
-    "svg.hashsalt": "edgeclip",  # the same file from the same figures
-}
 
 Point = tuple[float, float]
 
@@ -58,7 +43,15 @@ class Axis:
 
 def draw(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
     """The plot as an <svg> element, a legend of all series below it. A linear axis begins at 0."""
-    with mpl.rc_context(_STYLE):
+    # Words stay words, in the reader's own font.
+    with plot_style(
+        axes__grid=True,
+        axes__prop_cycle=cycler(color=COLOURS),
+        svg__fonttype="none",
+        grid__color=GRID,
+        xtick__color="black",
+        ytick__color="black",
+    ):
         figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN + _LEGEND_ROW_IN * len(series)), layout="constrained")
         axes = figure.subplots()
         axes.set_title(title, loc="left", fontweight="bold", parse_math=False)

@@ -5,7 +5,6 @@ kept. One line for each language, and overall as a bold one with its 95 % interv
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from edgeclip_bench.measure.plot_style import COLOURS, GRID, INK, PALE, drawable, plot_style, save_figure
 from edgeclip_bench.quality.against import Comparison
 from edgeclip_bench.quality.evaluate import DataScores, Evaluation, Score
 from edgeclip_bench.quality.report import WAYS
@@ -23,27 +23,11 @@ from edgeclip_bench.quality.searches import Direction
 
 FORMATS = ("png", "svg")
 
-_INK = "#1a1a1a"
-_GRID = "#dddddd"
-# Okabe and Ito 2008, told apart by colour-blind readers too, and three more. Languages beyond these are
-# coloured by their place from worst to best.
-_COLOURS = (
-    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b8a800", "#6a3d9a", "#8c8c8c", "#7a4a1e",
-)  # fmt: skip
+# Languages beyond the colours are coloured by their place from worst to best.
 _MANY = "turbo"
 _LEGEND_ROWS = 14
 # Between two ticks: their labels would touch below.
 _LEAST_OCTAVES = 0.3
-_STYLE: Any = {
-    "axes.edgecolor": "#888888",
-    "axes.labelcolor": _INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "font.size": 10.0,
-    "svg.hashsalt": "edgeclip",  # the same file from the same figures
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +50,10 @@ def save_curves(found: Evaluation | Comparison, folder: Path) -> list[Path]:
     """Draw curve.png and curve.svg; of a comparison with the other's overall as a dashed line."""
     evaluation, reference = (found, None) if isinstance(found, Evaluation) else (found.evaluation, found.reference)
     paths = [folder / f"curve.{kind}" for kind in FORMATS]
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        # A data set may be called in a script that the font has not; it shows boxes, and the curve all the same.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+    with plot_style(font__size=10.0):
         figure = draw(evaluation, reference)
         for path in paths:
-            figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
+            save_figure(figure, path)
     return paths
 
 
@@ -83,13 +65,13 @@ def draw(found: Evaluation, reference: Evaluation | None = None) -> Figure:
         figsize=(10.2 + 0.8 * math.ceil(most / _LEGEND_ROWS), 0.8 + 3.4 * len(rows)),
         layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.12),
     )
-    figure.suptitle(_title(found, reference), fontsize=12, color=_INK, parse_math=False)
-    figure.supxlabel("shaded: the 95 % interval of overall", fontsize=9, color="#666666")
+    figure.suptitle(_title(found, reference), fontsize=12, color=INK, parse_math=False)
+    figure.supxlabel("shaded: the 95 % interval of overall", fontsize=9, color=PALE)
     axes = figure.subplots(len(rows), 2, squeeze=False)
     for (data, direction, lines), (quality, kept) in zip(rows, axes, strict=True):
         for axis, what in ((quality, ""), (kept, ": kept")):
-            title = _drawable(f"{data.label}, {WAYS[direction]}{what}")
-            axis.set_title(title, loc="left", fontsize=11, color=_INK, parse_math=False)
+            title = drawable(f"{data.label}, {WAYS[direction]}{what}")
+            axis.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
             _set_dims(axis, found.dims)
         quality.set_ylabel(f"{lines[0].scores[0].metric} (per cent)")
         kept.set_ylabel(f"per cent of {found.dims[-1]} dimensions")
@@ -111,7 +93,7 @@ def draw(found: Evaluation, reference: Evaluation | None = None) -> Figure:
 
 def _draw_lines(quality: Axes, kept: Axes, lines: Sequence[_Line]) -> None:
     """Languages thin, overall bold on top and with its interval."""
-    for line, colour in zip(lines, (*_colours(lines[:-1]), _INK), strict=True):
+    for line, colour in zip(lines, (*_colours(lines[:-1]), INK), strict=True):
         bold = line.is_overall
         style: dict[str, Any] = {
             "color": colour,
@@ -131,7 +113,7 @@ def _draw_lines(quality: Axes, kept: Axes, lines: Sequence[_Line]) -> None:
 
 
 def _draw_reference(quality: Axes, kept: Axes, line: _Line) -> None:
-    style: dict[str, Any] = {"color": _INK, "linewidth": 1.6, "linestyle": (0, (4, 2)), "zorder": 5}
+    style: dict[str, Any] = {"color": INK, "linewidth": 1.6, "linestyle": (0, (4, 2)), "zorder": 5}
     dims = [score.dim for score in line.scores]
     quality.plot(dims, [100 * score.value for score in line.scores], label=f"{line.label}, the other", **style)
     kept.plot(dims, [math.nan if s.kept is None else 100 * s.kept for s in line.scores], **style)
@@ -142,7 +124,7 @@ def _set_dims(axis: Axes, dims: Sequence[int]) -> None:
     axis.set_xticks(shown_ticks(dims), [str(dim) for dim in shown_ticks(dims)])
     axis.set_xticks([], minor=True)
     axis.set_xlabel("truncate_dim (dimensions)")
-    axis.grid(color=_GRID, linewidth=0.7)
+    axis.grid(color=GRID, linewidth=0.7)
     axis.set_axisbelow(True)
 
 
@@ -177,20 +159,15 @@ def _same_data(reference: Evaluation, data: DataScores) -> DataScores:
 
 
 def _colours(lines: Sequence[_Line]) -> list[Any]:
-    if len(lines) <= len(_COLOURS):
-        return list(_COLOURS[: len(lines)])
+    if len(lines) < len(COLOURS):  # the last is that of overall
+        return list(COLOURS[: len(lines)])
     order = sorted(range(len(lines)), key=lambda index: lines[index].full)
     return [mpl.colormaps[_MANY](0.05 + 0.9 * order.index(index) / (len(lines) - 1)) for index in range(len(lines))]
 
 
 def _title(found: Evaluation, reference: Evaluation | None) -> str:
     against = f"\nthe other: {_name(reference)}" if reference else ""
-    return _drawable(f"Quality against truncate_dim: {_name(found)}{against}")
-
-
-def _drawable(text: str) -> str:
-    """Escape a file name that is not UTF-8, as the other reports do."""
-    return text.encode(errors="backslashreplace").decode()
+    return drawable(f"Quality against truncate_dim: {_name(found)}{against}")
 
 
 def _name(found: Evaluation) -> str:

@@ -7,13 +7,11 @@ The Pareto front is one of three figures, so it is no line: who is on it is fill
 import math
 import os
 import tempfile
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -23,6 +21,7 @@ from edgeclip.errors import InputError
 from edgeclip.manifest import Modality
 from edgeclip_bench.measure.documents import make_document, save
 from edgeclip_bench.measure.plot_labels import place_labels
+from edgeclip_bench.measure.plot_style import COLOURS, GRID, INK, PALE, drawable, plot_style, save_figure
 from edgeclip_quant.budget import Budget
 from edgeclip_quant.pick.pareto import Candidate, Comparison, Pick, alike_words, front
 from edgeclip_quant.recipes import INT8
@@ -30,23 +29,13 @@ from edgeclip_quant.recipes import INT8
 FILES = ("recipes.json", "recipes.png", "recipes.svg")
 DEFAULT = INT8
 
-# Okabe and Ito 2008, told apart by colour-blind readers too; shapes say the same once more.
-_FRONT, _OTHER, _NEVER, _PICKED = "#0072b2", "#777777", "#d55e00", "#009e73"
-_INK, _PALE, _GRID = "#1a1a1a", "#666666", "#dddddd"
+# Shapes say the same once more.
+_FRONT, _OTHER, _NEVER, _PICKED = COLOURS[0], "#777777", COLOURS[1], COLOURS[2]
 _DOT_PT, _LABEL_PT = 7.0, 9.0
 _DEFAULT_RING, _PICKED_RING = 1.9, 2.5  # of a dot's width
 _ROW_INCHES, _LEGEND_INCHES = 0.25, 0.27
 # A loss of 1 is a right angle: what lies beyond it is drawn there.
 _LARGEST_LOSS = 1.0
-_STYLE: Any = {
-    "axes.edgecolor": "#888888",
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "font.size": 9.5,
-    "svg.hashsalt": "edgeclip",  # the same file from the same figures
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-}
 
 
 def prepare_folder(folder: Path) -> None:
@@ -74,20 +63,14 @@ def save_report(folder: Path, comparison: Comparison, budget: Budget | None, pic
     """Write recipes.json, recipes.png and recipes.svg when all are whole; InputError when they cannot be written."""
     document = report_document(comparison, budget, picked)
     try:
-        with (
-            tempfile.TemporaryDirectory(dir=folder, prefix=".") as stage,
-            mpl.rc_context(_STYLE),
-            warnings.catch_warnings(),
-        ):
-            # Data may be called in a script that the font has not; it shows boxes, and the figures all the same.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as stage, plot_style():
             figure = draw(comparison, budget, picked)
             for name in FILES:
                 path = Path(stage) / name
                 if path.suffix == ".json":
                     save(document, path)
                 else:
-                    figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
+                    save_figure(figure, path)
             return [(Path(stage) / name).replace(folder / name) for name in FILES]
     except OSError as error:
         raise InputError(f"--report {folder}: cannot be written ({error.strerror or error})") from error
@@ -127,14 +110,12 @@ def draw(comparison: Comparison, budget: Budget | None = None, picked: Pick | No
     figure = Figure(figsize=(13, 5.4 + rows * _ROW_INCHES), layout="constrained")
     axes = figure.subplots(2, len(comparison.modalities), height_ratios=[3.8, rows * _ROW_INCHES], squeeze=False)
     # A second line for the legend: two things outside the axes would stand on each other.
-    figure.suptitle(
-        _drawable(f"{comparison.model}: recipes for the CPU\n "), fontsize=13, color=_INK, parse_math=False
-    )
+    figure.suptitle(drawable(f"{comparison.model}: recipes for the CPU\n "), fontsize=13, color=INK, parse_math=False)
     line = 1 - _LEGEND_INCHES / figure.get_figheight()
     figure.legend(
         handles=_legend(picked), loc="upper center", bbox_to_anchor=(0.5, line), ncols=6, frameon=False, fontsize=9
     ).set_in_layout(False)
-    figure.supxlabel(_footer(comparison, budget), fontsize=8.5, color=_PALE, parse_math=False)
+    figure.supxlabel(_footer(comparison, budget), fontsize=8.5, color=PALE, parse_math=False)
     for name, places, sizes in zip(comparison.modalities, *axes, strict=True):
         _draw_places(places, comparison, budget, picked, name)
         _draw_sizes(sizes, comparison, picked, name, rows)
@@ -184,7 +165,7 @@ def _draw_places(
         for width, ring in _rings(one, picked):
             size = width * _DOT_PT
             axes.plot(*place, "o", markersize=size, markerfacecolor="none", markeredgecolor=ring, zorder=3)
-    axes.plot(1, top, marker="D", markersize=_DOT_PT, color=_INK, clip_on=False, zorder=5)
+    axes.plot(1, top, marker="D", markersize=_DOT_PT, color=INK, clip_on=False, zorder=5)
     corners = [*steps(comparison, modality), (1.0, top)]
     corners = [corner for corner in corners if corner[0] <= 1]
     axes.step(*zip(*corners, strict=True), where="post", color=_FRONT, linewidth=1, alpha=0.5, zorder=2)
@@ -202,10 +183,10 @@ def _draw_places(
     ticks = cosine_ticks(1.5 * top, bottom)
     axes.set_yticks([top, *(loss for loss, _ in ticks)], ["1", *(label for _, label in ticks)])
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_title(f"{comparison.of(modality)[0].graph} graph", loc="left", fontsize=11, color=_INK)
+    axes.set_title(f"{comparison.of(modality)[0].graph} graph", loc="left", fontsize=11, color=INK)
     axes.set_xlabel(f"time, of fp32's ({comparison.of(modality)[0].measured.latency_input})")
     axes.set_ylabel("worst cosine")
-    axes.grid(color=_GRID, linewidth=0.6)
+    axes.grid(color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
 
 
@@ -228,7 +209,7 @@ def _draw_labels(axes: Axes, comparison: Comparison, picked: Pick | None, modali
             xytext=(middle[0] - dot[0], middle[1] - dot[1]),
             textcoords="offset points",
             fontsize=_LABEL_PT,
-            color=_INK,
+            color=INK,
             weight="bold" if " " in label else "normal",
             ha="center",
             va="center",
@@ -247,7 +228,7 @@ def _draw_sizes(axes: Axes, comparison: Comparison, picked: Pick | None, modalit
     times = [1.0, *(one.latency for one in mine)]
     cosines = ["1", *(f"{one.measured.worst_cosine:.5f}" for one in mine)]
     marks = ["", *(", ".join(_tags(one, picked)) for one in mine)]
-    colours = [_INK, *(_colour(comparison, best, one) for one in mine)]
+    colours = [INK, *(_colour(comparison, best, one) for one in mine)]
     filled = [True, *(one in best for one in mine)]
     for row, (size, colour, is_filled) in enumerate(zip(sizes, colours, filled, strict=True)):
         axes.barh(row, size, height=0.6, color=colour if is_filled else "white", edgecolor=colour, linewidth=1.2)
@@ -269,11 +250,11 @@ def _draw_sizes(axes: Axes, comparison: Comparison, picked: Pick | None, modalit
     )
     across = axes.get_yaxis_transform()
     for x, header, cells in columns:
-        axes.text(x, -1, header, transform=across, ha="right", va="center", fontsize=8.5, color=_PALE)
+        axes.text(x, -1, header, transform=across, ha="right", va="center", fontsize=8.5, color=PALE)
         for row, cell in enumerate(cells):
             weight = "bold" if header == "" else "normal"
-            axes.text(x, row, cell, transform=across, ha="right", va="center", fontsize=9, color=_INK, weight=weight)
-    axes.text(0, -1, "size", transform=across, va="center", fontsize=8.5, color=_PALE)
+            axes.text(x, row, cell, transform=across, ha="right", va="center", fontsize=9, color=INK, weight=weight)
+    axes.text(0, -1, "size", transform=across, va="center", fontsize=8.5, color=PALE)
 
 
 def _legend(picked: Pick | None) -> list[Line2D]:
@@ -285,7 +266,7 @@ def _legend(picked: Pick | None) -> list[Line2D]:
         dot("o", _FRONT, _FRONT, "on the Pareto front: size, time, worst cosine"),
         dot("o", "white", _OTHER, "not on it"),
         dot("^", "white", _NEVER, "never taken"),
-        dot("o", "none", _INK, f"default (--to {DEFAULT.name})", 1.5 * _DOT_PT),
+        dot("o", "none", INK, f"default (--to {DEFAULT.name})", 1.5 * _DOT_PT),
     ]
     if picked:
         handles.append(dot("o", "none", _PICKED, "picked (--to auto)", 1.5 * _DOT_PT))
@@ -313,7 +294,7 @@ def _footer(comparison: Comparison, budget: Budget | None) -> str:
         moved = [f"{one.graph} {one.recipe.name}" for one in comparison.candidates if one.kept is not None]
         words = f"; for it layers were moved to finer kernels: {', '.join(moved)}" if moved else ""
         lines.append(f"budget: {budget}{words}")
-    return _drawable("\n".join(lines))
+    return drawable("\n".join(lines))
 
 
 def _limits(comparison: Comparison, budget: Budget | None) -> tuple[float, float]:
@@ -354,18 +335,13 @@ def _is_picked(one: Candidate, picked: Pick | None) -> bool:
 
 def _rings(one: Candidate, picked: Pick | None) -> list[tuple[float, str]]:
     """Width and colour."""
-    return [(_DEFAULT_RING, _INK)] * (one.recipe.name == DEFAULT.name) + [(_PICKED_RING, _PICKED)] * _is_picked(
+    return [(_DEFAULT_RING, INK)] * (one.recipe.name == DEFAULT.name) + [(_PICKED_RING, _PICKED)] * _is_picked(
         one, picked
     )
 
 
 def _megabytes(size: float) -> str:
     return f"{size:.{0 if size >= 100 else 1 if size >= 10 else 2}f}"
-
-
-def _drawable(text: str) -> str:
-    """Escape a file name that is not UTF-8, as the other reports do."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def _finite(value: Any) -> Any:
