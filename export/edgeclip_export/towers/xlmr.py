@@ -69,8 +69,13 @@ class XlmrTower(Tower[XlmrState]):
         a, b, *others = adapter
         rows = rows + torch.matmul(nn.functional.embedding(ids.flatten(), a), b)
         pairs = zip(others[::2], others[1::2], strict=True)
-        factors = {name: (a.unbind(0), b.unbind(0)) for name, (a, b) in zip(LINEARS, pairs, strict=True)}
+        factors = {name: (self._by_layer(a), self._by_layer(b)) for name, (a, b) in zip(LINEARS, pairs, strict=True)}
         return XlmrState(self.norm(rows), ids, mask, factors, 0)
+
+    def _by_layer(self, factors: Tensor) -> Sequence[Tensor]:
+        """(layers * r, ...) as one (r, ...) for each layer."""
+        layers: Sequence[Tensor] = factors.chunk(self.config.layers)
+        return layers
 
     def step(self, layer: nn.Module, state: XlmrState) -> XlmrState:
         """One block."""
@@ -124,7 +129,7 @@ class XlmrBlock(nn.Module):
             y: Tensor = getattr(self, name)(x)
             if name in adapter:
                 a, b = adapter[name]
-                y = y + torch.matmul(torch.matmul(x, a), b)
+                y = y + torch.matmul(torch.matmul(x, a.T), b)  # (r, in) and (r, out)
             return y
 
         q, k, v = linear("qkv", h).view(*texts.shape, -1).chunk(3, dim=-1)  # (B, T, W) each

@@ -78,8 +78,8 @@ def pack_adapter(config: XlmrConfig, prefix: str, adapter: Adapter) -> dict[str,
         factors = [adapter.factors(layer) for layer in layers]
         if name == "qkv":
             factors = [(a, _scale_queries(config, b)) for a, b in factors]
-        arrays[f"lora_{name}_a"] = torch.stack([a.T for a, _ in factors])  # (layers, in, r)
-        arrays[f"lora_{name}_b"] = torch.stack([scale * b.T for _, b in factors])  # (layers, r, out)
+        arrays[f"lora_{name}_a"] = torch.cat([a for a, _ in factors])  # (layers * r, in)
+        arrays[f"lora_{name}_b"] = torch.cat([scale * b.T for _, b in factors])  # (layers * r, out)
     return {name: array.contiguous().numpy() for name, array in arrays.items()}
 
 

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
         )
     worst = max(measured.largest_difference for measured in manifest.measured)
     print(
-        f"{options.out}: {layout}; {format_bytes(manifest.weight_bytes)} for {manifest.target}, within {worst:.0e} of "
-        f"the checkpoint; licence of the weights: {manifest.source.license or 'unknown'}",
+        f"{options.out}: {layout}; {format_bytes(manifest.weight_bytes)} for {manifest.target}, within {worst:.0e} "
+        f"of the checkpoint; licence of the weights: {manifest.source.license or 'unknown'}",
         file=sys.stderr,
     )

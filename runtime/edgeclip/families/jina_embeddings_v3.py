@@ -2,8 +2,8 @@
 
     text -> prompt -> token ids -> graph "text", fed with an adapter -> text_embeds
 
-Without a task there is neither prompt nor adapter. Pooling and the normalisation are inside the graph. It has no mask:
-every token counts, a literal `<pad>` in a text too, and only texts of one length share a batch.
+Without a task there is neither prompt nor adapter. Pooling and the normalisation are inside the graph. It has no
+mask: every token counts, a literal `<pad>` in a text too, and only texts of one length share a batch.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,9 +1,9 @@
 """The two layouts of a jina-embeddings-v3 checkpoint: every tensor's name and shape. Needs no torch.
 
 Official (jinaai/jina-embeddings-v3): one file with 492 tensors at full size, the adapters of all tasks in banks
-beside each weight (`edgeclip_export.towers.xlmr_layout`). Converted (jinaai/jina-embeddings-v3-hf): 294 plain tensors,
-and for each task a folder of PEFT's with 294 more, in which q, k and v are apart and tables are turned. Reading is
-strict against these tables. The pooler is in both, and no embedding uses it.
+beside each weight (`edgeclip_export.towers.xlmr_layout`). Converted (jinaai/jina-embeddings-v3-hf): 294 plain
+tensors, and for each task a folder of PEFT's with 294 more, in which q, k and v are apart and tables are turned.
+Reading is strict against these tables. The pooler is in both, and no embedding uses it.
 """
 
 from edgeclip_export.families.jina_embeddings_v3.config import TextConfig
