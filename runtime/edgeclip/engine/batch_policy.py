@@ -121,6 +121,7 @@ class BatchPolicy:
         """The policy for a kind of device, as in `Device.kind`; every kind but CUDA and TensorRT counts as a CPU."""
         is_gpu = kind in ("cuda", "tensorrt")
         limit = manifest.text.max_length if manifest.text else _SHORTEST_TEXT
+        is_profiled = all(has_lone_input(manifest, graph) for graph in manifest.graphs)
         sized = kind if is_gpu else "cpu"
         if is_gpu:
             tokens, images = GPU_TOKENS, _GPU_LATENCY_IMAGES if purpose == "latency" else MOST_IMAGES
@@ -131,7 +132,7 @@ class BatchPolicy:
             images=_UNIFORM_IMAGES[sized] if purpose == "uniform" else images,
             fewest_tokens=_FEWEST_TOKENS if is_gpu else 1,
             texts=_UNIFORM_TEXTS[sized] if purpose == "uniform" else None,
-            profile_tokens=_profile_tokens(limit) if kind == "tensorrt" and _has_lone_inputs(manifest) else (),
+            profile_tokens=_profile_tokens(limit) if kind == "tensorrt" and is_profiled else (),
             long_tokens=_CPU_LONG_TOKENS if kind == "cpu" and purpose == "latency" else None,
             size_px=manifest.image.size_px if isinstance(manifest.image, ImageFacts) else 0,
             max_batch=max_batch,
@@ -239,11 +240,13 @@ def _profile_tokens(limit: int) -> tuple[int, ...]:
     return (*(edge for edge in _PROFILE_TOKENS if edge < limit), limit)
 
 
-def _has_lone_inputs(manifest: Manifest) -> bool:
-    """Whether each graph has one input. Profiles of several are not planned: TensorRT then builds an engine for each
-    shape that comes.
+def has_lone_input(manifest: Manifest, graph: str) -> bool:
+    """Whether each call feeds a graph one array, so that its shape says how large a batch is.
+
+    For graphs of several there are no TensorRT profiles and no buffers that are bound on CUDA: TensorRT builds an
+    engine for each shape that comes, and on CUDA onnxruntime's own call copies all inputs, adapters too, each time.
     """
-    return all(len(graph.inputs) == 1 for graph in manifest.graphs.values())
+    return len(manifest.graphs[graph].inputs) == 1
 
 
 def is_oversized(graph: str, shape: Shape) -> bool:

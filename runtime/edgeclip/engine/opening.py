@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from edgeclip.bundle.files import unmasked_name, verify_hash, weights_of
 from edgeclip.bundle.watched_files import FilesAtOpening, WatchedFiles
 from edgeclip.engine.adapters import Adapters
-from edgeclip.engine.batch_policy import BatchPolicy
+from edgeclip.engine.batch_policy import BatchPolicy, has_lone_input
 from edgeclip.engine.cuda.cuda_session import CudaGraph, CudaWay
 from edgeclip.engine.cuda.cudart import CudaStream
 from edgeclip.engine.devices import Device, check_index, check_unit
@@ -86,7 +86,8 @@ def open_graph(wanted: GraphToOpen) -> GraphSession:
     if device.kind == "openvino" and is_listed:
         check_unit(device, onnxruntime.capi._pybind_state.get_available_openvino_device_ids())
     cuda = None
-    if device.kind == "cuda" and wanted.cuda_way != "plain" and is_listed:
+    is_bindable = manifest is None or has_lone_input(manifest, wanted.graph)
+    if device.kind == "cuda" and wanted.cuda_way != "plain" and is_listed and is_bindable:
         unmasked = _verified_unmasked(path, manifest) if manifest else None
         cuda = CudaGraph(
             path,

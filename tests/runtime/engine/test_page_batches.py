@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
+from edgeclip.encoder import Encoder
 from edgeclip.engine.batch_policy import (
     CPU_TOKENS,
     GPU_TOKENS,
     MOST_IMAGES,
     BatchPolicy,
+    has_lone_input,
     is_captured,
     is_oversized,
 )
@@ -52,7 +54,11 @@ def test_the_memory_of_a_large_page_is_freed() -> None:
     assert not is_captured("vision", (1, 3072, 588)) and not is_captured("vision", (1, 64, 588))
 
 
-def test_tensorrt_has_no_profiles_of_several_inputs(manifest: Manifest) -> None:
+def test_graphs_of_several_inputs_have_neither_profiles_nor_bound_buffers(
+    manifest: Manifest, encoder: Encoder
+) -> None:
+    assert not has_lone_input(manifest, "text") and not has_lone_input(manifest, "vision")
+    assert has_lone_input(encoder.manifest, "text") and has_lone_input(encoder.manifest, "vision")
     policy = BatchPolicy.choose("tensorrt", manifest, "throughput")
     assert policy.profiles("text") is None and policy.profiles("vision") is None
     assert policy.parts("vision", (3, 3072, 588)) == [slice(0, 3)]
