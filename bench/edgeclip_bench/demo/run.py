@@ -6,6 +6,7 @@ real model: the checkpoint has jina-clip-v2's layout, the pictures are files, in
 """
 
 import contextlib
+import functools
 import statistics
 import tempfile
 import time
@@ -32,6 +33,7 @@ from edgeclip_bench.quality.layouts import open_data
 from edgeclip_export import export_checkpoint
 from edgeclip_quant import quantize_bundle
 from edgeclip_quant.budget import Budget
+from edgeclip_quant.inputs.made_up import Samples
 
 BUNDLE, INT8, PICTURES, CALIBRATION, SHEET = "bundle", "int8", "pictures", "calibration", "search.png"
 LANGUAGES = {
@@ -109,37 +111,19 @@ def run_demo(
     if images < 1 or images % FAMILY:
         raise InputError(f"{images} images: wanted whole families of {FAMILY}, so {FAMILY}, {2 * FAMILY}, ...")
     seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def timed(stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        seconds[stage] = time.perf_counter() - started
-
-    def bar(stage: str) -> ProgressBar:
-        return ProgressBar(stage, 1, is_shown=is_wanted(None))
-
-    bundle, pictures = folder / BUNDLE, folder / PICTURES
-    with timed("export"), bar("export") as shown:
+    timed = functools.partial(_timed, seconds)
+    bundle, pictures, others = folder / BUNDLE, folder / PICTURES, folder / CALIBRATION
+    with timed("export"), _bar("export") as shown:
         manifest = export_checkpoint(CHECKPOINT, bundle, progress=shown.show)
-    with timed(f"draw {images} pictures, and {_CALIBRATION_IMAGES} others"), bar("drawing pictures") as shown:
+    with timed(f"draw {images} pictures, and {_CALIBRATION_IMAGES} others"), _bar("drawing pictures") as shown:
         scenes = write_dataset(pictures, images=images, family=FAMILY, seed=seed, progress=shown.show)
-        others = folder / CALIBRATION
         write_dataset(
             others, split="validation", images=_CALIBRATION_IMAGES, family=1, seed=seed, progress=shown.show
         )
     (data,) = open_data(pictures)
     assert isinstance(data, ImageTextData)
-    smaller: Manifest | None = None
-    refusal: BuildError | None = None
-    with timed("quantise to int8, calibrated on the others"), bar("quantise") as shown:
-        samples = read_samples(others, bundle, manifest)
-        try:
-            smaller = quantize_bundle(
-                bundle, folder / INT8, to="int8", samples=samples, budget=budget, progress=shown.show
-            )
-        except BuildError as error:
-            refusal = error
+    with timed("quantise to int8, calibrated on the others"), _bar("quantise") as shown:
+        smaller, refusal = _quantise(bundle, folder / INT8, read_samples(others, bundle, manifest), budget, shown)
     # What recall has embedded, the search need not embed again.
     with contextlib.ExitStack() as stack:
         cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeclip-demo-vectors-")))
@@ -168,6 +152,28 @@ def run_demo(
         sheet=sheet,
         seconds=seconds,
     )
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Note under the stage's name how long it takes."""
+    started = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - started
+
+
+def _bar(stage: str) -> ProgressBar:
+    return ProgressBar(stage, 1, is_shown=is_wanted(None))
+
+
+def _quantise(
+    bundle: Path, out: Path, samples: Samples, budget: Budget | None, shown: ProgressBar
+) -> tuple[Manifest | None, BuildError | None]:
+    """Make the int8 bundle; where it loses more than the budget allows, the error that says so instead."""
+    try:
+        return quantize_bundle(bundle, out, to="int8", samples=samples, budget=budget, progress=shown.show), None
+    except BuildError as error:
+        return None, error
 
 
 def _search(

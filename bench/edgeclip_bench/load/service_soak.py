@@ -247,27 +247,26 @@ async def _torment(
                 ran_s += min(now_s - before_s, _LONGEST_TICK * interval_s)
                 before_s = now_s
 
-        async def least(within_s: float) -> tuple[float, int]:
-            """The sample of least memory of ten, because the service may still work on requests whose clients are
-            gone.
-            """
-            found = []
-            for _ in range(10):
-                await asyncio.sleep(within_s / 10)
-                found.append(sample())
-            return min(found, key=lambda one: one[1])
-
         async def rest() -> None:
             while ran_s < seconds:
                 await asyncio.sleep(seconds / _RESTS - min(_REST_S, seconds / 600))
                 may_act.clear()
                 while busy:
                     await asyncio.sleep(0.02)
-                at_rest.append(await least(min(_REST_S, seconds / 600)))
+                at_rest.append(await _least(sample, min(_REST_S, seconds / 600)))
                 may_act.set()
 
         await asyncio.gather(watch(), rest(), *(client(seed) for seed in range(clients)))
     return outcomes, in_traffic, at_rest
+
+
+async def _least(sample: Callable[[], tuple[float, int]], within_s: float) -> tuple[float, int]:
+    """The sample of least memory of ten, because the service may still work on requests whose clients are gone."""
+    found = []
+    for _ in range(10):
+        await asyncio.sleep(within_s / 10)
+        found.append(sample())
+    return min(found, key=lambda one: one[1])
 
 
 async def _until_ready(session: aiohttp.ClientSession, port: int) -> None:

@@ -1,4 +1,4 @@
-"""Two bundles of one model on the same data: what a smaller one costs, and where it shows.
+"""Compare two bundles of one model on the same data: the loss of the smaller one, and the inputs that lose most.
 
 Figures of two runs differ by chance too, so queries are paired: the interval is of the difference on the same
 queries. A figure that stayed may hide that other things are found (agreement), and a mean cosine hides the
@@ -123,7 +123,7 @@ def compare(
     cache: CacheFolder = "default",
     progress: bool | None = None,
 ) -> Comparison:
-    """Both bundles through the same data, one after the other; arguments and errors as in `evaluate`.
+    """Evaluate both bundles on the same data, one after the other; arguments and errors are those of `evaluate`.
 
     Raises InputError also for bundles whose vectors have not the same width: they are of two models. Bundles
     of two checkpoints are a CheckpointWarning; the texts that either cut are one TruncationWarning.
@@ -164,20 +164,20 @@ def _sides(found: Comparison) -> tuple[Evaluation, Evaluation]:
 
 
 def _warn_of_cut(found: Comparison) -> None:
-    """One TruncationWarning for all texts that either bundle cut."""
+    """Warn once of all texts that either bundle cut."""
     cuts = [
         (cut, f"{cut} texts were cut to {side.bundle.max_length} tokens by {side.bundle.name}")
         for side in _sides(found)
         if (cut := sum(data.embedded.cut for data in side.data))
     ]
     if cuts:
-        told = TruncationWarning("; ".join(said for _, said in cuts), cut=sum(cut for cut, _ in cuts))
-        warnings.warn(told, stacklevel=3)
+        warning = TruncationWarning("; ".join(said for _, said in cuts), cut=sum(cut for cut, _ in cuts))
+        warnings.warn(warning, stacklevel=3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pair:
-    """Both bundles on one data set."""
+    """The scores of both bundles on one data set, and how they differ."""
 
     mine: DataScores
     its: DataScores

@@ -47,7 +47,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """All that decides a vector besides its input, as JSON, and how wide the vectors are."""
+    """The facts that decide a vector besides its input, as JSON, and the width of the vectors."""
 
     facts: str
     dim: int
@@ -94,7 +94,7 @@ class EmbeddingCache:
             self._give_up(error)
 
     def read(self, space: Space, keys: Sequence[bytes]) -> dict[bytes, Entry]:
-        """What is kept for these inputs (each a sha256)."""
+        """The entries that are kept for these inputs (each a sha256)."""
         found: dict[bytes, Entry] = {}
         if self._cache is None or not keys:
             return found

@@ -1,4 +1,4 @@
-"""A folder of a user's images and texts, as `edgeclip quantize --calibrate` takes it.
+"""Read a folder of a user's images and texts for `edgeclip quantize --calibrate`.
 
 Images, and .txt files with a text per line; or images with captions in any layout of docs/evaluating.md, read by the
 reader of `edgeclip eval`, which say which texts describe which image.
@@ -134,7 +134,7 @@ def _choose(
 def _keep(
     kept: list[int], images: list[Path], texts: list[str], pairs: list[int] | None
 ) -> tuple[list[Path], list[str], list[int] | None]:
-    """Only the images of these indices; of texts that belong to images, only theirs."""
+    """Keep the images of these indices, and of texts that belong to images only theirs."""
     some = [images[index] for index in kept]
     if pairs is None:
         return some, texts, None
@@ -148,7 +148,7 @@ def _evenly(count: int, most: int) -> list[int]:
 
 
 def _lines(path: Path) -> list[str]:
-    """Lines end at newlines alone: a text may hold U+2028."""
+    """The lines of a file; lines end at newlines alone, because a text may hold U+2028."""
     try:
         return path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:

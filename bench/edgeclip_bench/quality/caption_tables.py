@@ -50,7 +50,7 @@ _LIKELY_NAMES = re.compile(r"(captions\.txt|results\.csv|.*\.token(\.txt)?)(\.gz
 
 
 def is_caption_table(file: Path) -> bool:
-    """Whether the file is called as only a table of captions is, or its first row names an image and a caption.
+    """Say whether a file is a table of captions, by its name or by an image and a caption in its first row.
 
     Of captions.txt and results.csv one of the two, or an image file, is enough: reading them says what is missing.
     """
@@ -77,7 +77,7 @@ def caption_tables(folder: Path) -> list[Path]:
 
 
 def _is_meant(file: Path) -> bool:
-    """Whether the first row has one of the columns of such a table, or begins with the name of an image file."""
+    """Say whether the first row has a column of such a table, or begins with the name of an image file."""
     _, line = next(read_lines(file), ("", ""))
     _, columns = _split_header(line)
     is_known = any(column.lower() in (*_IMAGE_COLUMNS, *_CAPTION_COLUMNS) for column in columns)
@@ -136,7 +136,7 @@ def _read(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _split_header(line: str) -> tuple[str, list[str]]:
-    """What stands between a header's columns, and the columns."""
+    """The delimiter of a header line, and the names of its columns."""
     delimiter = next((one for one in "|\t;," if one in line), ",")
     return delimiter, [column.strip().strip('"') for column in line.split(delimiter)]
 
@@ -151,7 +151,7 @@ def _read_tokens(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _read_rows(file: Path, columns: list[str], delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each row below the header, by column. What is too much belongs to the last one, if that is the caption."""
+    """Yield each row below the header by column; surplus fields belong to the last column, if that is the caption."""
     quoting = csv.QUOTE_MINIMAL if delimiter in ",;" else csv.QUOTE_NONE
     rows = read_table(file, delimiter=delimiter, quoting=quoting)
     next(rows)

@@ -24,7 +24,7 @@ _SPLIT = re.compile(r"(train|training|val|valid|validation|dev|test|testing|unla
 
 
 def is_class_folders(folder: Path) -> bool:
-    """Whether folders in it, or folders in those, hold images."""
+    """Say whether the folder has subfolders with images, or subfolders of those."""
     return any(holds_image(sub) or _holds_classes(sub) for sub in _folders_in(folder))
 
 
@@ -56,7 +56,7 @@ def read_class_folders(folder: Path, selection: Selection) -> ClassificationData
 
 
 def share_out(sizes: Sequence[int], limit: int | None) -> list[int]:
-    """How many of each class make `limit` together, taking one of each in turn while there are any."""
+    """The numbers of images per class that make `limit` together, one of each class in turn."""
     if limit is None or limit >= sum(sizes):
         return list(sizes)
     shares = [0] * len(sizes)

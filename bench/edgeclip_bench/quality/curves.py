@@ -1,4 +1,4 @@
-"""Quality against truncate_dim as a picture: what a shorter vector costs.
+"""Draw quality against truncate_dim: what a shorter vector costs.
 
 A row of panels for each data set and direction: the figure itself, and the share of the full width's that is
 kept. One line for each language, and overall as a bold one with its 95 % interval.
@@ -32,7 +32,7 @@ _LEAST_OCTAVES = 0.3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Line:
-    """One figure at each dim, ascending."""
+    """The scores of one line of a plot at each dim, ascending."""
 
     label: str
     scores: tuple[Score, ...]
@@ -92,7 +92,7 @@ def draw(found: Evaluation, reference: Evaluation | None = None) -> Figure:
 
 
 def _draw_lines(quality: Axes, kept: Axes, lines: Sequence[_Line]) -> None:
-    """Languages thin, overall bold on top and with its interval."""
+    """Draw thin lines for languages, and on top a bold one for overall, with its interval."""
     for line, colour in zip(lines, (*_colours(lines[:-1]), INK), strict=True):
         bold = line.is_overall
         style: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Exports that are broken on purpose: what an evaluation must see.
+"""Judge exports that are broken on purpose: an evaluation must see that they are worse.
 
     edgeclip bench damage OUT.json
 
@@ -174,7 +174,7 @@ def overall(found: DataScores, *, metric: str = "recall@5", dim: int | None = No
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line takes."""
+    """Declare the arguments of this case on the command line."""
     parser.add_argument("out", type=Path, metavar="OUT.json")
     parser.add_argument("--images", type=int, default=IMAGES, help=f"how many test pictures ({IMAGES})")
     parser.add_argument("--seed", type=int, default=0, help="of the pictures (0)")

@@ -1,4 +1,4 @@
-"""What an evaluation is asked to judge, whatever files it came from.
+"""The data sets that an evaluation judges, in one form for all layouts of files.
 
 `layouts` reads files into these. Captions, queries and ids are held in memory (they are short beside
 their embeddings); images stay files, and a corpus is read again each time it is iterated.

@@ -1,4 +1,4 @@
-"""Every input of an evaluation as a full-width unit vector, computed once.
+"""Compute each input of an evaluation once, as a full-width unit vector.
 
 Inputs are read a block at a time, so beside the vectors only a block of them is in memory. One that came
 before in this run, or that the cache holds from an earlier one, is not computed again. What the cache
@@ -34,7 +34,7 @@ _IMAGES_AT_ONCE = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Where the vectors came from: `inputs` = repeated + cached + computed. `cut` of them lost their tail."""
+    """The origins of vectors: `inputs` = repeated + cached + computed. `cut` inputs lost their tail."""
 
     inputs: int = 0
     repeated: int = 0
@@ -48,7 +48,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Way(Generic[T]):
-    """How inputs of one modality become entries: what names one, and what computes several."""
+    """The steps from inputs of one modality to entries: `digest` names an input, `compute` encodes several."""
 
     modality: Modality
     space: Space

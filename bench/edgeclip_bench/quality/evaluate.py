@@ -1,4 +1,4 @@
-"""The quality of a bundle on a user's data, at several truncate_dims in one pass.
+"""Measure the quality of a bundle on a user's data, at several truncate_dims in one pass.
 
 Every input is embedded once, at full width (`embeddings`); a smaller truncate_dim is a cut of that. What is
 measured, and what "overall" means, stands in `searches` and `samples`; comparing two bundles is `against`.
@@ -47,7 +47,7 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleIdentity:
-    """Which bundle it was: where its checkpoint came from, how it was made, and the hashes of its files."""
+    """The identity of a bundle: the source of its checkpoint, how it was made, and the hashes of its files."""
 
     name: str
     family: str
@@ -79,7 +79,7 @@ class Score(Figure):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataScores:
-    """What was found on one data set.
+    """The scores of one data set, and how its inputs were embedded.
 
     `label` is its name, with its language where it has one. `task` is that of its queries, captions or pairs,
     `item_task` that of its documents.
@@ -211,10 +211,10 @@ def score_data(embedded: Embedded, samples: Iterable[tuple[int, Sample]]) -> Dat
 
 
 def warn_of_cut(found: Evaluation) -> None:
-    """One TruncationWarning for all texts that were cut."""
+    """Warn once of all texts that were cut."""
     if cut := sum(data.embedded.cut for data in found.data):
-        told = TruncationWarning(f"{cut} texts were cut to {found.bundle.max_length} tokens", cut=cut)
-        warnings.warn(told, stacklevel=3)
+        warning = TruncationWarning(f"{cut} texts were cut to {found.bundle.max_length} tokens", cut=cut)
+        warnings.warn(warning, stacklevel=3)
 
 
 def choose_dims(manifest: Manifest, truncate_dims: Sequence[int] | None) -> tuple[int, ...]:
@@ -263,7 +263,7 @@ def check_data(data: Sequence[Data], task: str | None, manifest: Manifest) -> No
 
 
 def sizes_of(data: Data) -> dict[str, int]:
-    """What a data set holds, in numbers."""
+    """The numbers of a data set's images, captions, queries and so on."""
     if isinstance(data, ImageTextData):
         return {"images": len(data.images), "captions": len(data.captions)}
     if isinstance(data, TextRetrievalData):

@@ -57,5 +57,5 @@ def quote(name: str) -> str:
 
 
 def _is_under(path: Path, folder: Path) -> bool:
-    """By the names alone: where a link leads is the affair of whoever made it."""
+    """Say whether a path lies in a folder by the names alone: symbolic links are followed as the user made them."""
     return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))

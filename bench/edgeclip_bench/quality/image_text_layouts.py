@@ -109,7 +109,7 @@ def read_karpathy(path: Path, document: dict[str, Any], selection: Selection) ->
 
 
 def is_coco(folder: Path) -> bool:
-    """Whether COCO's captions were unpacked there: annotations/captions_val2017.json."""
+    """Say whether the folder holds COCO's captions, as annotations/captions_val2017.json."""
     return bool(_coco_captions(folder))
 
 
@@ -168,7 +168,7 @@ def read_crossmodal(path: Path, selection: Selection) -> ImageTextData:
 
 
 def is_xtd10(folder: Path) -> bool:
-    """Whether the folder is XTD10's or holds it."""
+    """Say whether the folder is XTD10's or holds it."""
     files = (folder / part / _XTD10_NAMES for part in _XTD10_FOLDERS)
     return any(file.is_file() for file in files) or bool(_xtd10_captions(folder))
 

@@ -1,4 +1,4 @@
-"""How sure a mean over queries is: 95 % intervals by resampling that allow for what the sample has not shown.
+"""Compute 95 % intervals of means over queries by resampling, with allowance for values that no sample showed.
 
 The interval is over the queries: how far the figure would move had other queries of the same kind been asked,
 against the same corpus. It says nothing of another corpus or another training run. What belongs together is
@@ -38,7 +38,7 @@ BLOCK_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """Where the true figure lies with 95 % confidence."""
+    """The range in which the true figure lies with 95 % confidence."""
 
     low: float
     high: float

@@ -53,7 +53,7 @@ def open_data(
     name: str | None = None,
     limit: int | None = None,
 ) -> tuple[Data, ...]:
-    """What `path`, a file or a folder, holds: mostly one dataset, several where languages or parts are kept apart.
+    """Read the data sets of a file or a folder: mostly one, several where languages or parts are kept apart.
 
     `images` is the folder of the image files, where they do not lie with the captions; no image outside it
     is read. `split` is test unless given (see `selection.choose_split`). `languages` keeps those, each of
@@ -117,7 +117,7 @@ def _open_table(path: Path, selection: Selection) -> tuple[Data, ...]:
 
 
 def _open_json_lines(path: Path, selection: Selection) -> tuple[Data, ...]:
-    """By the first line's fields."""
+    """Choose the reader by the fields of the first line."""
     _, first = next(read_records(path), ("", None))
     if first is None:
         raise InputError(f"{path}: is empty")
@@ -171,7 +171,7 @@ def _open_folder(folder: Path, selection: Selection) -> tuple[Data, ...]:
 
 
 def _open_described(folder: Path, selection: Selection) -> tuple[Data, ...] | None:
-    """What the files in the folder, or in its splits, say that it is; None where none says anything."""
+    """Read what files in the folder, or in its splits, describe; None where no file describes a data set."""
     paths = list_folder(folder)
     files = [path for path in paths if path.is_file()]
     folders, entered = _folders_in(paths)
@@ -228,7 +228,7 @@ def _check_entered(folders: Sequence[Path], entered: Sequence[Path]) -> None:
 
 
 def _names_images(file: Path) -> bool:
-    """Whether a list of another name says which texts describe which images."""
+    """Say whether a file of another name lists which texts describe which images."""
     if plain_suffix(file) in (".csv", ".tsv"):
         return is_caption_table(file)
     if plain_suffix(file) != ".jsonl":

@@ -46,10 +46,10 @@ class Positives:
 
     @classmethod
     def from_pairs(cls, query_index: ArrayLike, item_index: ArrayLike, queries: int) -> Self:
-        """From pairs (query, item) in any order, for `queries` queries.
+        """Group pairs (query, item), in any order, by their query, for `queries` queries.
 
         Raises InputError for indices that are none, and for a query without an item: it cannot be answered,
-        so whoever asks leaves it out.
+        so the caller leaves it out.
         """
         of_query = np.asarray(query_index, dtype=np.int64)
         items = np.asarray(item_index, dtype=np.int64)

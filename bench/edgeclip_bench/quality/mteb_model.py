@@ -1,4 +1,4 @@
-"""A bundle as mteb sees a model: the benchmark brings tasks, data and scores, the bundle the vectors.
+"""Run mteb on a bundle: mteb brings tasks, data and scores, the bundle gives the vectors.
 
     edgeclip bench mteb BUNDLE --tasks STSBenchmark ... [--truncate-dim N ...] [--json]
 
@@ -141,7 +141,7 @@ class BundleModel:
 def describe(
     manifest: Manifest, truncate_dim: int | None, query_task: str | None, max_length: int | None
 ) -> "ModelMeta":
-    """What mteb writes beside the scores, from the manifest and the options of a `BundleModel`."""
+    """The facts that mteb writes beside the scores, from the manifest and the options of a `BundleModel`."""
     from mteb.models import ModelMeta
     from mteb.models.model_meta import ScoringFunction
     from mteb.types import Licenses
@@ -237,7 +237,7 @@ def score_tasks(model: BundleModel, tasks: Iterable["AbsTask"], results: Path | 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line takes."""
+    """Declare the arguments of this case on the command line."""
     add = parser.add_argument
     add("bundle", metavar="BUNDLE", type=Path, help="the folder of a bundle")
     add("--tasks", nargs="+", required=True, metavar="TASK", help="mteb's names of the tasks")

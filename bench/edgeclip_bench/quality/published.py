@@ -1,4 +1,4 @@
-"""What was published of jina-clip-v2's quality, to stand beside a user's own figures; it is in published.toml.
+"""Published figures of jina-clip-v2's quality, to stand beside a user's own; the data are in published.toml.
 
 A figure of one's own is comparable if the data are: the same split, all its images and captions, R@5 counted by
 `edgeclip_bench.quality.metrics.first_hit_ranks`.
@@ -43,7 +43,7 @@ class Average:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptShare:
-    """How much of the performance at 1024 dimensions is kept at `dim`: at least `at_least`, on `tasks`."""
+    """The share of the performance at 1024 dimensions that is kept at `dim`: at least `at_least`, on `tasks`."""
 
     dim: int
     at_least: float
@@ -89,7 +89,7 @@ def published_for(
 
 
 def kept_share_for(dim: int) -> KeptShare | None:
-    """What was published of the share that is kept at so many dimensions, or None."""
+    """The published share that is kept at this many dimensions, or None."""
     return next((share for share in KEPT_SHARES if share.dim == dim), None)
 
 

@@ -1,7 +1,7 @@
 """The recipes of `edgeclip quantize --report` as files: recipes.json, and what they cost and save as a picture.
 
 For each graph what is kept against time, better towards the upper left, and below it a bar for each recipe's size.
-The Pareto front is one of three figures, so it is no line: who is on it is filled. Steps are of time and loss alone.
+The Pareto front is one of three figures, so it is no line: its members are filled. Steps are of time and loss alone.
 """
 
 import math
@@ -41,8 +41,8 @@ _LARGEST_LOSS = 1.0
 def prepare_folder(folder: Path) -> None:
     """Make the folder of a report, before the work.
 
-    InputError when it cannot be made or written to, and when it holds anything but an earlier report: whoever keeps
-    that shall not find two things mixed.
+    InputError when it cannot be made or written to, and when it holds anything but an earlier report, so that
+    no other files are mixed with the report's.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -316,7 +316,7 @@ def _colour(comparison: Comparison, best: Sequence[Candidate], one: Candidate) -
 
 
 def _number(comparison: Comparison, one: Candidate) -> int:
-    """The same for a recipe in all graphs."""
+    """The number of a recipe, which is the same in all graphs."""
     names = dict.fromkeys(candidate.recipe.name for candidate in comparison.candidates)
     return list(names).index(one.recipe.name) + 1
 
@@ -334,7 +334,7 @@ def _is_picked(one: Candidate, picked: Pick | None) -> bool:
 
 
 def _rings(one: Candidate, picked: Pick | None) -> list[tuple[float, str]]:
-    """Width and colour."""
+    """The width and colour of each ring around a candidate."""
     return [(_DEFAULT_RING, INK)] * (one.recipe.name == DEFAULT.name) + [(_PICKED_RING, _PICKED)] * _is_picked(
         one, picked
     )

@@ -1,4 +1,4 @@
-"""Files of records as the internet has them, read a line at a time.
+"""Read files of records a line at a time: JSON lines, tables and text, as data sets on the internet have them.
 
 Text is UTF-8, with or without a byte order mark, with either line end, and gzipped where the name ends
 in .gz (as the Hub has many). What is wrong with a line is an InputError that begins with the file and the
@@ -87,7 +87,7 @@ def read_head(path: Path, size_bytes: int) -> bytes:
 
 
 def list_folder(folder: Path) -> list[Path]:
-    """What is in the folder, by name, without what is hidden or a system's own (`edgeclip.inputs.image_folder`)."""
+    """The entries of a folder by name, without hidden and system files (`edgeclip.inputs.image_folder`)."""
     try:
         return sorted(path for path in folder.iterdir() if not is_system_name(path.name))
     except OSError as error:
@@ -122,7 +122,7 @@ def as_text(value: object, where: str, what: str, *, may_be_empty: bool = False)
 
 
 def take(record: Mapping[str, Any], key: str, where: str) -> Any:
-    """What the record has under `key`, which it must have."""
+    """The value that the record must have under `key`."""
     if key not in record:
         raise InputError(f"{where}: {key!r} is missing; there are: {', '.join(map(repr, record)) or 'no fields'}")
     return record[key]

@@ -42,7 +42,7 @@ _SHOWN = 56  # characters of an input in a table
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What is said first, tables, and notes on all of them."""
+    """A title, facts about the run, tables, and notes on all of them."""
 
     title: str
     facts: tuple[str, ...]
@@ -72,13 +72,13 @@ def make_report(found: Evaluation | Comparison) -> Report:
 
 
 def render_text(report: Report) -> str:
-    """For a terminal."""
+    """Render the report for a terminal."""
     head = "\n".join((report.title, *report.facts))
     return "\n\n".join((head, *map(render_table, report.tables), "\n".join(report.notes))) + "\n"
 
 
 def render_markdown(report: Report) -> str:
-    """For a page."""
+    """Render the report as Markdown."""
     parts = [f"# {report.title}", "\n".join(f"- {fact}" for fact in report.facts)]
     for table in report.tables:
         lines = [table.header, ("---", *("---:" for _ in table.header[1:])), *table.rows]
@@ -88,7 +88,7 @@ def render_markdown(report: Report) -> str:
 
 
 def render_json(found: Evaluation | Comparison) -> str:
-    """Everything: what was measured, on what, with what."""
+    """The JSON document with every figure, and what it depends on."""
     return to_json(make_document("edgeclip_bench.quality", found.as_dict()))
 
 
@@ -123,7 +123,7 @@ def _origins(data: DataScores) -> str:
 
 
 def _score_tables(data: DataScores, dims: Sequence[int], family: str) -> Iterator[Table]:
-    """For each direction: the languages at full width, where there are several; overall at every dim."""
+    """Yield for each direction a table of the languages at full width, where there are several, and one by dim."""
     known = [share for dim in dims if (share := kept_share_for(dim))]
     kept = tuple(f"published: {k.dim} keep at least {k.at_least:.0%} on {k.tasks} ({k.source})" for k in known)
     for direction in dict.fromkeys(score.direction for score in data.scores):
@@ -142,7 +142,7 @@ def _score_tables(data: DataScores, dims: Sequence[int], family: str) -> Iterato
 
 
 def _averages(scores: Sequence[Score]) -> Iterator[str]:
-    """What was published over many data sets of these metrics."""
+    """Yield the published averages of these metrics over many data sets."""
     for average in AVERAGES:
         if any(score.metric == average.metric for score in scores):
             over = f"the average over {average.sets} sets, comparable with no single one"
@@ -176,7 +176,7 @@ def _score_table(title: str, label: str, rows: dict[str, list[Score]], notes: tu
 
 
 def _difference_tables(found: Comparison) -> Iterator[Table]:
-    """As the tables of scores, with the agreement of what is found as the last column."""
+    """Yield tables of differences like those of scores, with the agreement of what is found as the last column."""
     full = found.evaluation.dims[-1]
     for name, direction in dict.fromkeys((one.data, one.direction) for one in found.differences):
         of_way = [one for one in found.differences if (one.data, one.direction) == (name, direction)]
@@ -237,7 +237,7 @@ def _closeness_tables(found: Comparison) -> Iterator[Table]:
 
 
 def _rows(found: Iterable[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:
-    """By label: languages by name, dims as they come, overall last."""
+    """Group figures into rows by label: languages by name, dims ascending, overall last."""
     rows: dict[str, list[Row]] = {}
     for one in sorted(found, key=lambda one: (one.dim, one.is_overall, one.language or "")):
         rows.setdefault(key(one), []).append(one)
@@ -265,7 +265,7 @@ def _points(value: float | None) -> str:
 
 
 def _shorten(words: str) -> str:
-    """One line with room beside it; of a long one the beginning and the end."""
+    """Shorten a text to one line; of a long one the beginning and the end are kept."""
     line = " ".join(words.split())
     half = _SHOWN // 2
     return line if len(line) <= _SHOWN else f"{line[:half]} … {line[-half:]}"

@@ -1,4 +1,4 @@
-"""From a search to one value per query: what scores, intervals and comparisons are made of.
+"""Turn searches into one value per query, of which scores, intervals and comparisons are made.
 
 "Overall" is all captions together where captions search images. Where images search captions it is the mean
 over the languages: the captions of all languages at once would be an easier task, with more of them right.
@@ -28,7 +28,7 @@ AGREEMENT_AT = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """Of what a figure is: its metric at one truncate_dim, over `samples` queries.
+    """The facts that name a figure: its metric, its direction and its truncate_dim, over `samples` queries.
 
     `language` is None over several languages or where none is named.
     """
@@ -70,7 +70,7 @@ class Sample:
         return float(np.average(self.values, weights=self.weight))
 
     def interval(self) -> Interval:
-        """95 % of it."""
+        """The 95 % interval of the figure."""
         if self.targets is not None:
             return bootstrap_statistic(spearman, self.values, self.targets)
         values, scale = self._shares()
@@ -78,7 +78,7 @@ class Sample:
         return Interval(low=found.low * scale, high=min(1.0, found.high * scale))
 
     def difference(self, other: "Sample") -> Interval:
-        """95 % of figure() - other.figure(), paired: both are of the same queries."""
+        """The 95 % interval of figure() - other.figure(), paired, because both are of the same queries."""
         if self.targets is not None:
             return bootstrap_statistic(_spearman_difference, self.values, other.values, self.targets)
         (values, scale), (others, _) = self._shares(), other._shares()
@@ -147,7 +147,10 @@ def _share_of_relevant(search: Search, grades: Grades, k: int) -> Values:
 
 
 def _samples(metric: str, found: Sequence[Search], value: Callable[[Search], Values]) -> Iterator[Sample]:
-    """Overall and by language, for each direction. Several searches of one direction are one a language."""
+    """Yield the sample over all queries of each direction, and one for each language.
+
+    Several searches of one direction are one for each language.
+    """
     for direction in dict.fromkeys(search.direction for search in found):
         of_direction = [search for search in found if search.direction == direction]
         sample = partial(Sample, metric=metric, direction=direction)

@@ -1,4 +1,4 @@
-"""A data set embedded, and the ways it is searched.
+"""Embed a data set, and search it in each of its directions.
 
 In an image-text set a caption searches all images. An image searches the captions of one language at a time,
 as in XTD10 and Crossmodal-3600, and is found with any caption of its own, as in Flickr30k and COCO. A query does
@@ -53,7 +53,7 @@ class Embedded:
 
     @property
     def item_modality(self) -> Modality:
-        """What `items` are; `queries` are always texts."""
+        """The modality of `items`; `queries` are always texts."""
         return "image" if isinstance(self.data, ImageTextData | ClassificationData) else "text"
 
 
@@ -108,7 +108,7 @@ class Search:
         return np.full(len(self.rows), _NONE) if self.own is None else self.own
 
     def _own_is_ahead(self, query: int) -> bool:
-        """Whether a query's own item was counted among those that score at least as its best right one."""
+        """Say whether a query's own item was counted among those that score at least as its best right one."""
         right = self.pairs[self.pairs[:, 0] == query, 1]
         items = self.item_vectors[self.item_rows[[self._own()[query], *right]]]
         positives = Positives.from_pairs(np.zeros(len(right), np.int64), np.arange(1, len(items)), 1)
@@ -162,7 +162,7 @@ def class_prompts(data: ClassificationData) -> list[str]:
 
 
 def takes_task(data: Data, manifest: Manifest) -> bool:
-    """Whether a task that the user asks for is used for any of a data set's texts."""
+    """Say whether a task that the user asks for is used for any of a data set's texts."""
     return isinstance(data, ImageTextData | TextRetrievalData) or (
         isinstance(data, StsData) and chooses_adapters(manifest)
     )
@@ -185,7 +185,7 @@ def label_of(data: Data) -> str:
 
 
 def searches(embedded: Embedded, dim: int) -> list[Search]:
-    """The ways a data set is searched at one truncate_dim; none for pairs of sentences."""
+    """The searches of a data set at one truncate_dim; none for pairs of sentences."""
     data = embedded.data
     if isinstance(data, StsData):
         return []
@@ -252,7 +252,7 @@ def own_documents(data: TextRetrievalData) -> Indices:
 
 
 def _document_search(data: TextRetrievalData, queries: Vectors, documents: Vectors) -> Search:
-    """Of the queries that were judged: the others are none (`metrics.ndcg_at`)."""
+    """The search of the queries that were judged; the others do not count (`metrics.ndcg_at`)."""
     grades = np.array(data.grades, np.int64).reshape(-1, 3)
     judged, place = np.unique(grades[:, 0], return_inverse=True)
     is_right = (grades[:, 2] > 0) & (grades[:, 1] < len(documents))
@@ -283,5 +283,5 @@ def _class_search(data: ClassificationData, prompts: Vectors, images: Vectors) -
 
 
 def _take(vectors: Vectors, rows: Indices) -> Vectors:
-    """Rows that are sorted and distinct; no copy where they are all."""
+    """The rows of these indices, which are sorted and distinct; no copy where they are all rows."""
     return vectors if len(rows) == len(vectors) else vectors[rows]

@@ -1,4 +1,4 @@
-"""What of a dataset is wanted (a split, some languages, the first few) and where its images lie."""
+"""Select a part of a data set (a split, languages, the first few), and say where its images lie."""
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ _OPTIONS = {"languages": "language"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """What `open_data` was asked for; None where it was not asked.
+    """The selection that `open_data` was asked for; an option is None where it was not given.
 
     `is_named` says that the name was asked for, not taken from the path. With `on_missing`, an image that is named
     and not there is left out, and the reason is passed to it.
@@ -37,11 +37,11 @@ class Selection:
             raise InputError("no --language is given, wanted one or more")
 
     def named(self, name: str) -> "Selection":
-        """The same of another dataset."""
+        """The same selection for another data set."""
         return replace(self, name=name)
 
     def wants(self, language: str | None) -> bool:
-        """Whether texts of this language are kept."""
+        """Say whether texts of this language are kept."""
         return self.languages is None or language in self.languages
 
     def refuse(self, path: Path, layout: str, **unused: str) -> None:

@@ -1,4 +1,4 @@
-"""Under what the evaluation keeps a vector: what the runtime says decides it, and the code that calls it here."""
+"""Name the space of a vector in the cache: the runtime's facts that decide it, and the evaluation's own code."""
 
 import json
 from importlib.resources import files
@@ -13,7 +13,7 @@ _CODE = hash_packages([files("edgeclip_bench")])
 
 
 def space_of(encoder: Encoder, modality: Modality) -> Space:
-    """What decides the encoder's vectors of a modality, besides the input and its task."""
+    """The space of the encoder's vectors of a modality: all that decides them besides the input and its task."""
     facts = {"the modality": modality, "the evaluation's code": _CODE}
     facts |= vector_facts(encoder, [FIRST_GRAPH[modality]])
     return Space(json.dumps(facts, sort_keys=True), encoder.manifest.embedding_dim)

@@ -1,4 +1,4 @@
-"""Which task each text of an evaluation or of an mteb benchmark has, by the kind of data.
+"""Choose the task of each text of an evaluation or of an mteb benchmark, by the kind of data.
 
 A model whose tasks choose adapters is wrong for most data without one, so each kind of data has the task that mteb
 gives jina-embeddings-v3 on it. A model whose tasks only put a prompt before a text, as jina-clip-v2's, is judged as
@@ -24,7 +24,7 @@ _OF_MTEB: Mapping[str, str] = {
 
 
 def chooses_adapters(manifest: Manifest) -> bool:
-    """Whether a task of this model is more than a prompt before a text."""
+    """Say whether a task of this model is more than a prompt before a text."""
     return any(task.adapter is not None for task in manifest.tasks.values())
 
 

@@ -1,4 +1,4 @@
-"""Texts with judgements as users have them on disk: retrieval (BEIR, MTEB) and pairs of sentences (STS).
+"""Read texts with judgements as users have them on disk: retrieval (BEIR, MTEB) and pairs of sentences (STS).
 
 Queries and sentences are kept as the file has them. Ids are held, the corpus is not: its files are read
 once for the ids and again each time its texts are wanted.
@@ -8,7 +8,7 @@ import csv
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class Corpus:
 
 
 def is_retrieval(folder: Path) -> bool:
-    """Whether the folder holds a corpus in JSON lines."""
+    """Say whether the folder holds a corpus in JSON lines."""
     return bool(_record_files(folder, "corpus"))
 
 
@@ -105,32 +105,42 @@ def read_retrieval(folder: Path, selection: Selection) -> TextRetrievalData:
     for query in query_ids:
         as_text(texts[query], f"{query_files[0]}: query {query!r}", "its text")
     ids = tuple(documents)
-    numbers = {query: number for number, query in enumerate(query_ids)}
-    graded = []
-    absent = []
-    for (query, document), grade in grades.items():
-        if query in numbers:
-            if documents.setdefault(document, len(documents)) >= len(ids):
-                absent.append(document)
-            graded.append((numbers[query], documents[document], grade))
-    if absent:
-        warnings.warn(
-            f"{judgements_file}: {len(absent)} of {len(graded)} judgements are of documents that the corpus does not "
-            f"hold ({absent[0]!r}); nothing can find them, which lowers scores here as in BEIR and MTEB",
-            stacklevel=2,
-        )
+    graded = _place_grades(grades, query_ids, documents, judgements_file)
     return TextRetrievalData(
         name=selection.name,
         corpus_ids=ids,
         corpus=Corpus(files, ids),
         query_ids=query_ids,
         queries=tuple(texts[query] for query in query_ids),
-        grades=tuple(graded),
+        grades=graded,
     )
 
 
+def _place_grades(
+    grades: Mapping[tuple[str, str], int], query_ids: Sequence[str], documents: dict[str, int], file: Path
+) -> tuple[tuple[int, int, int], ...]:
+    """The grades by the indices of query and document; documents that are not in the corpus get indices past its end.
+
+    Warns of those documents, and adds them to `documents`.
+    """
+    numbers = {query: number for number, query in enumerate(query_ids)}
+    size, absent, graded = len(documents), [], []
+    for (query, document), grade in grades.items():
+        if query in numbers:
+            if documents.setdefault(document, len(documents)) >= size:
+                absent.append(document)
+            graded.append((numbers[query], documents[document], grade))
+    if absent:
+        warnings.warn(
+            f"{file}: {len(absent)} of {len(graded)} judgements are of documents that the corpus does not "
+            f"hold ({absent[0]!r}); nothing can find them, which lowers scores here as in BEIR and MTEB",
+            stacklevel=3,
+        )
+    return tuple(graded)
+
+
 def is_sts(file: Path) -> bool:
-    """Whether the first record of a .jsonl, .tsv or .csv is a pair of sentences with a score."""
+    """Say whether the first record of a .jsonl, .tsv or .csv is a pair of sentences with a score."""
     try:
         if plain_suffix(file) == ".jsonl":
             _, record = next(read_records(file))
@@ -286,7 +296,7 @@ def _read_rows(file: Path) -> Iterator[tuple[str, list[str]]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Columns:
-    """Where a table has sentence1, sentence2 and score, and how many columns its rows have."""
+    """The places of sentence1, sentence2 and score in a table, and the number of columns in its rows."""
 
     indices: tuple[int, int, int]
     fewest: int
@@ -295,7 +305,7 @@ class _Columns:
 
 
 def _choose_columns(row: list[str], where: str) -> _Columns:
-    """By the table's first row."""
+    """Find the columns by the table's first row."""
     if set(_STS_FIELDS) <= set(row):
         first, second, score = (row.index(field) for field in _STS_FIELDS)
         return _Columns(indices=(first, second, score), fewest=len(row), has_header=True)

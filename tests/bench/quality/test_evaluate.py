@@ -254,7 +254,7 @@ def test_a_second_evaluation_computes_nothing(bundle: Path, pictures: ImageTextD
 def test_the_default_cache_is_the_users(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     evaluate(bundle, [sts()], device="cpu")
-    assert [path.suffix for path in (tmp_path / "edgeclip" / "embeddings").iterdir()] == [".sqlite3"]
+    assert [path.suffix for path in (tmp_path / "edgeclip" / "embeddings").iterdir()] == [".db"]
 
 
 def test_a_cache_that_fails_changes_no_figure(bundle: Path, tmp_path: Path) -> None:

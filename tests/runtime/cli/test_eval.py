@@ -82,7 +82,7 @@ def test_a_second_run_takes_all_from_the_cache(bundle: Path, pairs: Path, cache:
     file.write_bytes(b"damaged " * 1000)
     done = run_process(*command)  # here a warning is an error
     assert done.returncode == 0 and "of 18 inputs 18 embedded" in done.stdout
-    assert done.stderr.startswith(f"edgeclip: the cache {file} cannot be used (") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"edgeclip: the cache {file.parent} cannot be used (") and done.stderr.count("\n") == 1
 
 
 def test_another_cache_or_none(bundle: Path, pairs: Path, tmp_path: Path, cache: Path, capsys: Captured) -> None:
@@ -112,7 +112,7 @@ def test_a_comparison(bundle: Path, pictures: Path, tmp_path: Path, capsys: Capt
     status, out, _ = run("eval", bundle, pictures, *options, capsys=capsys)
     assert status == 0
     assert out.startswith(f"Quality of {bundle} against {other}\n")
-    assert "pictures, vision: inputs with the lowest cosines\n" in out
+    assert "pictures, image: inputs with the lowest cosines\n" in out
     document = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert {one["points"] for one in document["differences"]} != {0.0}
     assert len(document["worst"]) == 10 + 6
