@@ -159,8 +159,10 @@ def _needs_full(node: ir.Node, opset: int) -> bool:
 
 
 def _multiplies_by_adapter(node: ir.Node) -> bool:
-    """Whether a node is a product with weights that are fed, an adapter's."""
+    """Whether a node is a product with weights that are fed, an adapter's, or a part of them."""
     weights = node.inputs[1] if node.op_type in _PRODUCTS else None
+    while weights is not None and (producer := weights.producer()) is not None and producer.op_type in MOVES:
+        weights = producer.inputs[0]
     return weights is not None and weights.dtype == _FULL and weights.is_graph_input()
 
 
