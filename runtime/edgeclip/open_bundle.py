@@ -220,6 +220,7 @@ class OpenBundle:
     def close(self) -> None:
         """Free the graphs and the tokenizer. Closing twice is harmless; encoding afterwards is an InputError."""
         self._graphs.close()
+        self._runner.forget()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the folder and the options; unpickling or copying opens the bundle again."""

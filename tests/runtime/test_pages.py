@@ -110,6 +110,14 @@ def test_an_images_features_are_computed_once(opened: Encoder, monkeypatch: pyte
     assert runs.count("vision") == 3
 
 
+def test_a_closed_encoder_keeps_no_features(pages: Path) -> None:
+    with Encoder.open(pages, device="cpu") as encoder:
+        item = encoder.prepare_image(PICTURES[0], task=TASK)
+        encoder.run_items([item])
+        assert encoder._runner._kept.get(item.key) is not None
+    assert encoder._runner._kept.get(item.key) is None
+
+
 def test_a_limit_of_pixels(opened: Encoder) -> None:
     small = opened.encode_image_multivector(PICTURES[0], task=TASK, max_pixels=28 * 28 * 20)
     assert isinstance(small, np.ndarray) and len(small) == 3 * 6 + 13

@@ -5,7 +5,9 @@ vectors. Those of the last few images are kept: a page of 768 tokens of 2,048 fl
 more of each image ask for one image after the other, everything about it.
 """
 
+import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +26,11 @@ class KeptOutputs:
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self._most_bytes = most_bytes
+        self.clear()
+        _made.add(self)
+
+    def clear(self) -> None:
+        """Give up all outputs."""
         self._kept: OrderedDict[bytes, Arrays] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
@@ -47,6 +54,19 @@ class KeptOutputs:
                 while self._bytes > self._most_bytes:
                     self._bytes -= _size(self._kept.popitem(last=False)[1])
         return copies
+
+
+_made: "weakref.WeakSet[KeptOutputs]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """In a forked child no thread will release a lock that one of the parent's held."""
+    for kept in list(_made):
+        kept.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _size(arrays: Arrays) -> int:

@@ -64,6 +64,10 @@ class Runner:
                     next_items += found
             places, waiting = next_places, next_items
 
+    def forget(self) -> None:
+        """Give up outputs that were kept for other tasks."""
+        self._kept.clear()
+
     def run_batch(self, items: Sequence[Item], dim: int, *, space: Space = "single") -> Vectors | list[Item]:
         """Run items of one kind as one batch: their unit vectors, or the items of the next graph.
 
