@@ -28,6 +28,7 @@ from edgeclip.serve.api.served_model import ServedModel
 from edgeclip.serve.errors import ApiError
 
 Format = Literal["float", "base64", "binary", "ubinary"]
+Formats = Annotated[list[Format], Meta(min_length=1)]
 FORMATS: tuple[Format, ...] = get_args(Format)
 Cut = Literal["NONE", "END", "START"]
 CUTS: Mapping[Cut, bool] = {"NONE": False, "END": True, "START": False}
@@ -46,11 +47,9 @@ class RequestBody(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     model: Annotated[
-        str | None,
+        Annotated[str, Meta(max_length=_MODEL_CHARS)] | None,
         Meta(
-            description="any name; it is echoed",
-            extra={"wanted": f"a string of at most {_MODEL_CHARS} characters"},
-            extra_json_schema={"maxLength": _MODEL_CHARS},
+            description="any name; it is echoed", extra={"wanted": f"a string of at most {_MODEL_CHARS} characters"}
         ),
     ] = None
     input: Any = None
@@ -65,18 +64,16 @@ class RequestBody(msgspec.Struct, frozen=True, kw_only=True):
     encoding_format: Annotated[
         Literal["float", "base64"] | None, Meta(description="OpenAI's", extra={"wanted": "float or base64"})
     ] = None
-    embedding_type: Annotated[Format | list[Format] | None, Meta(description="Jina's", extra=_FORMATS)] = None
-    encoding_type: Annotated[Format | list[Format] | None, Meta(description="Jina's older name", extra=_FORMATS)] = (
-        None
-    )
-    embedding_types: Annotated[Format | list[Format] | None, Meta(description="Cohere's", extra=_FORMATS)] = None
+    embedding_type: Annotated[Format | Formats | None, Meta(description="Jina's", extra=_FORMATS)] = None
+    encoding_type: Annotated[Format | Formats | None, Meta(description="Jina's older name", extra=_FORMATS)] = None
+    embedding_types: Annotated[Format | Formats | None, Meta(description="Cohere's", extra=_FORMATS)] = None
     output_dtype: Annotated[Format | None, Meta(description="Voyage's and Mistral's", extra=_FORMAT)] = None
     task: Any = None
     input_type: Annotated[Any, Meta(description="the task, as Cohere, Voyage, NVIDIA and Elasticsearch call it")] = (
         None
     )
     modality: Annotated[
-        Modality | list[Modality] | None,
+        Modality | Annotated[list[Modality], Meta(min_length=1)] | None,
         Meta(
             description="NVIDIA's: what the inputs are; an error where they are not",
             extra={"wanted": "text or image, or a list with one of them for each input"},
@@ -149,8 +146,6 @@ def read_body(document: Mapping[str, Any]) -> RequestBody:
         for name in _FALSE_ONLY:
             if (found := getattr(body, name)) is not None and found is not False:
                 raise invalid(name, "this model cannot do it; leave it out or send false")
-        if body.model is not None and len(body.model) > _MODEL_CHARS:
-            raise invalid("model", f"at most {_MODEL_CHARS} characters are taken")
         return body
     raise fault  # outside of the handler: an error that holds msgspec's would hold the document
 
@@ -191,7 +186,8 @@ def known_input_types(model: ServedModel) -> tuple[str, ...]:
     return tuple(
         kind
         for kind, tasks in INPUT_TYPES.items()
-        if not (model.refuses_other_tasks and tasks) or any(task in model.tasks for task in tasks)
+        if any(task in model.tasks for task in tasks)
+        or not (model.is_task_required or (model.refuses_other_tasks and tasks))
     )
 
 
@@ -229,11 +225,9 @@ def read_formats(body: RequestBody) -> tuple[tuple[Format, ...], bool]:
     """The formats of each vector, and whether a list was asked for: then each vector is an object of them."""
     asked: dict[str, tuple[tuple[Format, ...], bool]] = {}
     for name in ("embedding_type", "encoding_type", "embedding_types", "encoding_format", "output_dtype"):
-        found: Format | list[Format] | None = getattr(body, name)
+        found: Format | Formats | None = getattr(body, name)
         if found is None:
             continue
-        if not found:
-            raise invalid(name, f"wanted {_WANTED[name]}")
         asked[name] = (tuple(dict.fromkeys(found)), True) if isinstance(found, list) else ((found,), False)
     plain_floats: tuple[tuple[Format, ...], bool] = (("float",), False)
     # For Voyage and Mistral the two are two questions: which numbers, and how JSON carries them.

@@ -24,10 +24,11 @@ def request_schema(limits: RequestLimits) -> Schema:
     fields["images"] = fields["images"] | {"anyOf": [_list_of(_NOT_EMPTY, limits), {"type": "null"}]}
     for name in ("dimensions", "output_dimension"):
         fields[name] = {**_dimensions(model), **fields[name], "anyOf": _dimensions(model)["anyOf"]}
-    fields["task"] |= {"enum": [*known_tasks(model), None], "description": _tasks(model)}
+    null = [] if model.is_task_required else [None]
+    fields["task"] |= {"enum": [*known_tasks(model), *null], "description": _tasks(model)}
     fields["normalized"] |= {"default": True}
     fields["truncate"] |= {"default": False}
-    fields["input_type"] |= {"enum": [*known_input_types(model), None]}
+    fields["input_type"] |= {"enum": [*known_input_types(model), *null]}
     for modality, name in (("image", "images"), ("text", "texts")):
         if modality not in model.modalities:
             del fields[name]
@@ -61,8 +62,8 @@ def _item(limits: RequestLimits) -> Schema:
     string: Schema = {**_NOT_EMPTY, "description": ", or ".join(strings)}
     shapes = [string, _object_of("text", string)]
     if images:
-        url = "an https:// URL, " if limits.allow_urls else ""
-        described = {"image": f"{url}base64, or a data URI", "url": f"{url}or a data URI", "bytes": "base64"}
+        url = "an https:// URL or " if limits.allow_urls else ""
+        described = {"image": f"{url}base64 or a data URI", "url": f"{url}a data URI", "bytes": "base64"}
         shapes += [_object_of(name, {**_NOT_EMPTY, "description": text}) for name, text in described.items()]
     return {"anyOf": shapes}
 
