@@ -11,13 +11,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer
 
 from edgeclip_bench.demo.captions import LANGUAGES, caption
 from edgeclip_bench.demo.scenes import draw_scenes
+from edgeclip_bench.families.xlmr_tokenizer import xlmr_tokenizer
 
-_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
-_UNKNOWN = 3
 _CAPTIONS_PER_LANGUAGE = 4000
 _WITHOUT_SPACES = ("zh", "ja")
 _MARKS = ",.،。"
@@ -35,11 +34,7 @@ def train_tokenizer(seed: int) -> Tokenizer:
             caption(next(scenes), language, draw) for language in languages for _ in range(_CAPTIONS_PER_LANGUAGE)
         ]
 
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace("▁", prepend_scheme="always", split=True)]
-    )
+    tokenizer = xlmr_tokenizer(())
     words = _count_words(tokenizer, captions([name for name in LANGUAGES if name not in _WITHOUT_SPACES]))
     strings = _count_words(tokenizer, captions(_WITHOUT_SPACES))
     pieces = words + _count_runs(strings)
@@ -49,16 +44,7 @@ def train_tokenizer(seed: int) -> Tokenizer:
     # A single character must never be likelier than the word it stands in.
     scores = {piece: math.log(count / total) - (12.0 if len(piece) == 1 else 0.0) for piece, count in pieces.items()}
     ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
-    tokenizer.model = models.Unigram([*((special, 0.0) for special in _SPECIALS), *ranked], _UNKNOWN, False)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    tokenizer.add_special_tokens([AddedToken(piece, normalized=False) for piece in _SPECIALS])
-    tokenizer.add_special_tokens([AddedToken("<mask>", normalized=False, lstrip=True)])
-    # As the official file, which truncates and pads unless that is reset.
-    tokenizer.enable_truncation(77)
-    tokenizer.enable_padding(length=77, pad_id=1, pad_token="<pad>")
-    return tokenizer
+    return xlmr_tokenizer(ranked)
 
 
 def _count_words(tokenizer: Tokenizer, texts: Sequence[str]) -> Counter[str]:

@@ -10,6 +10,7 @@ the towers, with an adapter that is not zero.
 """
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,15 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer
 
 from edgeclip_bench.families import jina_embeddings_v3
+from edgeclip_bench.families.xlmr_tokenizer import SPECIALS, xlmr_tokenizer
 from edgeclip_export import tensor_shapes
 from edgeclip_export.families.jina_clip.documents import config_document, preprocessor_document
 
 Config = dict[str, Any]
-
-_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 
 
 def full_config() -> Config:
@@ -96,28 +96,9 @@ def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Iterator
 
 
 def synthetic_tokenizer(vocab_size: int) -> Tokenizer:
-    """An XLM-R pipeline over made-up pieces: every character of many scripts, then syllables.
-
-    Like the official file, it truncates and pads at 77 unless that is reset.
-    """
-    pieces = [(piece, 0.0) for piece in _SPECIALS]
-    for rank, piece in enumerate(_pieces()):
-        if len(pieces) == vocab_size - 1:
-            break
-        pieces.append((piece, -4.0 - np.log1p(rank)))
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=3, byte_fallback=False))
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace("▁", prepend_scheme="always", split=True)]
-    )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    tokenizer.add_special_tokens([AddedToken(piece, normalized=False) for piece in _SPECIALS])
-    tokenizer.add_special_tokens([AddedToken("<mask>", normalized=False, lstrip=True)])
-    tokenizer.enable_truncation(77)
-    tokenizer.enable_padding(length=77, pad_id=1, pad_token="<pad>")
-    return tokenizer
+    """The tokenizer over made-up pieces: every character of many scripts, then syllables."""
+    pieces = itertools.islice(_pieces(), vocab_size - 1 - len(SPECIALS))
+    return xlmr_tokenizer((piece, -4.0 - np.log1p(rank)) for rank, piece in enumerate(pieces))
 
 
 def _pieces() -> Iterator[str]:
