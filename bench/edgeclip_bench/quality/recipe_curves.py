@@ -7,7 +7,7 @@ The Pareto front is one of three figures, so it is no line: its members are fill
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,18 @@ def prepare_folder(folder: Path) -> None:
         raise InputError(f"--report {folder}: cannot be written to")
 
 
-def save_report(folder: Path, comparison: Comparison, budget: Budget | None, picked: Pick | None) -> list[Path]:
-    """Write recipes.json, recipes.png and recipes.svg when all are whole; InputError when they cannot be written."""
-    document = report_document(comparison, budget, picked)
+def save_report(
+    folder: Path,
+    comparison: Comparison,
+    budget: Budget | None,
+    picked: Pick | None,
+    document: Mapping[str, Any] | None = None,
+) -> list[Path]:
+    """Write recipes.json, recipes.png and recipes.svg when all are whole; InputError when they cannot be written.
+
+    `document` is what `report_document` gave; None: it is made now.
+    """
+    document = document or report_document(comparison, budget, picked)
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".") as stage, plot_style():
             figure = draw(comparison, budget, picked)

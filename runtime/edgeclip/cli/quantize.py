@@ -155,7 +155,7 @@ def _compare(options: argparse.Namespace, samples: "Samples | None", budget: "Bu
         with needs_extra("bench"):
             from edgeclip_bench.quality import recipe_curves as curves
         document = curves.report_document(comparison, budget, picked)
-        paths = curves.save_report(options.report, comparison, budget, picked)
+        paths = curves.save_report(options.report, comparison, budget, picked, document)
         print(f"{options.report}: {', '.join(path.name for path in paths)}", file=sys.stderr)
     print(json.dumps(document, indent=2, allow_nan=False) if options.json else format_recipes(comparison, picked))
     if picked:
