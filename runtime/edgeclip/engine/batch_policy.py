@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple, Self
 
 from edgeclip.errors import InputError
 from edgeclip.families.family import Item
-from edgeclip.manifest import FIRST_GRAPH, ImageFacts, Manifest
+from edgeclip.manifest import FIRST_GRAPH, ImageFacts, Manifest, PatchFacts
 
 Shape = tuple[int, ...]
 # "throughput": all inputs are there. "latency": others wait for the batch that runs. "uniform": a batcher that has
@@ -95,11 +95,10 @@ class BatchPolicy:
     one.
 
     A batch of texts has at most `tokens` tokens (one longer text forms a batch alone) and at most `texts` texts; a
-    batch of images has at most `images` images, and where images have any size (`size_px` is 0) at most `tokens`
-    patches. A text of less than `fewest_tokens` counts as `fewest_tokens`.
-    `profile_tokens` are the longest texts of TensorRT's profiles, empty on other devices. Texts of more than
-    `long_tokens` tokens are run by a thread of their own; None: there is no such thread. `max_batch` can lower every
-    one of these numbers and raises none.
+    batch of images has at most `images` images, with `counts_patches` also at most `tokens` patches. A text of less
+    than `fewest_tokens` counts as `fewest_tokens`. `profile_tokens` are the longest texts of TensorRT's profiles,
+    empty on other devices. Texts of more than `long_tokens` tokens are run by a thread of their own; None: there is
+    no such thread. `max_batch` can lower every one of these numbers and raises none.
     """
 
     tokens: int
@@ -109,6 +108,7 @@ class BatchPolicy:
     profile_tokens: tuple[int, ...] = ()
     long_tokens: int | None = None
     size_px: int = 0
+    counts_patches: bool = False
     max_batch: int | None = None
 
     def __post_init__(self) -> None:
@@ -135,6 +135,7 @@ class BatchPolicy:
             profile_tokens=_profile_tokens(limit) if kind == "tensorrt" and is_profiled else (),
             long_tokens=_CPU_LONG_TOKENS if kind == "cpu" and purpose == "latency" else None,
             size_px=manifest.image.size_px if isinstance(manifest.image, ImageFacts) else 0,
+            counts_patches=isinstance(manifest.image, PatchFacts),
             max_batch=max_batch,
         )
 
@@ -222,8 +223,8 @@ class BatchPolicy:
         return self.rows(kind)
 
     def _fitting_images(self, kind: Kind) -> int:
-        """The most images whose patches a batch has room for; images of one size count as one patch each."""
-        return MOST_IMAGES if self.size_px else max(1, self.tokens // kind.cost)
+        """The most images whose patches a batch has room for."""
+        return max(1, self.tokens // kind.cost) if self.counts_patches else MOST_IMAGES
 
     def _longest_like(self, length: int) -> int:
         """The longest text of the profile that holds a text of `length` tokens; `length` itself without profiles."""
