@@ -16,15 +16,17 @@ for comparison. `static` is for inputs that a norm gives: their rows are of one 
 and no value lies far outside of what calibration saw.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
 
 from edgeclip_graph.frame import constant
-from edgeclip_graph.linear import LinearLayer, split_of, width_of
+from edgeclip_graph.linear import LinearLayer, linear_layers, split_of, width_of
 from edgeclip_graph.operators import CONTRIB
 from edgeclip_quant.passes.smoothing import fold_into_norm, is_fed_by_norm
 from edgeclip_quant.passes.weight_blocks import blocks_product, matmul_blocks
@@ -91,6 +93,39 @@ def product(kernel: Kernel, rows: Array, weight: Array, *, largest: float = 0.0,
     levels, scales = quantize_columns(weight)
     found: Array = (rounded.astype(np.float32) @ levels.astype(np.float32)) * scales
     return found
+
+
+class ReplaceLayers(InPlacePass):
+    """Computes every linear layer as planned; `plans` are by layer, `separates` as in `replace_layer`.
+
+    Precondition: there is a linear layer, and each has a plan. Postcondition: those planned as fp32 are left, and no
+    others.
+    """
+
+    def __init__(self, plans: Mapping[str, Plan], *, separates: bool) -> None:
+        super().__init__()
+        self._plans, self._separates = plans, separates
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Replace the layers one after the other."""
+        for layer in linear_layers(model.graph):
+            replace_layer(model.graph, layer, self._plans[layer.name], separates=self._separates)
+        return PassResult(model, modified=True)
+
+    def requires(self, model: ir.Model) -> None:
+        """Every layer has a plan."""
+        names = {layer.name for layer in linear_layers(model.graph)}
+        if not names:
+            raise PreconditionError("no linear layer in the graph")
+        if missing := sorted(names - self._plans.keys()):
+            raise PreconditionError(f"no plan for {', '.join(missing)}")
+
+    def ensures(self, model: ir.Model) -> None:
+        """Only layers that stay fp32 are left."""
+        left = {layer.name for layer in linear_layers(model.graph)}
+        wanted = {name for name, plan in self._plans.items() if plan.kernel == "fp32"}
+        if left != wanted:
+            raise PostconditionError(f"{len(left)} linear layers left in the graph, wanted {len(wanted)}")
 
 
 def replace_layer(graph: ir.Graph, layer: LinearLayer, plan: Plan, *, separates: bool = False) -> None:

@@ -6,11 +6,14 @@ from typing import get_args
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from onnx_ir.passes import PreconditionError
 
+from edgeclip_graph.linear import linear_layers
 from edgeclip_quant.kernels import (
     GELU_LOWEST,
     Kernel,
     Plan,
+    ReplaceLayers,
     lowest,
     product,
     quantize_columns,
@@ -231,3 +234,16 @@ def test_rounding_is_symmetric_and_to_the_nearest() -> None:
     levels, scales = quantize_columns(weight)
     assert levels.tolist() == [[64, 0], [-127, 0], [32, 0]]
     assert scales.tolist() == pytest.approx([2 / 127, 1.0])
+
+
+def test_every_layer_must_have_a_plan_and_those_of_fp32_stay() -> None:
+    weight, bias = np.ones((8, 4), np.float32), np.ones(4, np.float32)
+    model = layer_model(weight, bias)
+    with pytest.raises(PreconditionError, match="no plan for weight"):
+        ReplaceLayers({}, separates=False)(model)
+    ReplaceLayers({"weight": Plan(kernel="fp32")}, separates=False)(model)
+    assert [layer.name for layer in linear_layers(model.graph)] == ["weight"]
+    ReplaceLayers({"weight": Plan(kernel="int8 blocks")}, separates=False)(model)
+    assert not linear_layers(model.graph)
+    with pytest.raises(PreconditionError, match="no linear layer in the graph"):
+        ReplaceLayers({}, separates=False)(model)

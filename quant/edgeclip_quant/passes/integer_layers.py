@@ -22,8 +22,8 @@ from edgeclip_graph.linear import linear_layers
 from edgeclip_graph.passes import lower_portable
 from edgeclip_quant.graph_runner import Progress, answer
 from edgeclip_quant.inputs.layer_inputs import Observation, observe
-from edgeclip_quant.kernels import Plan, replace_layer
-from edgeclip_quant.passes.token_table import replace_table, token_tables
+from edgeclip_quant.kernels import Plan, ReplaceLayers
+from edgeclip_quant.passes.token_table import NarrowTable, token_tables
 from edgeclip_quant.pick.kernel_plan import plan_layer, raise_worst
 from edgeclip_quant.recipes import Recipe
 
@@ -111,12 +111,12 @@ def narrow_to_integers(
 def _write(source: Prepared, out: Path, plans: Plans, recipe: Recipe, progress: Progress) -> dict[str, int]:
     progress(f"writing the {source.name} graph", 0, 1)
     copy = source.model.clone()
-    for layer in linear_layers(copy.graph):
-        # An image has a thousand rows, so copies count; a short text has few, so operators do.
-        replace_layer(copy.graph, layer, plans[layer.name][0], separates=source.name == FIRST_GRAPH["image"])
-    if token_tables(copy.graph):
-        replace_table(copy.graph, recipe.table_bits)
-    for step in (common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass(), common.NameFixPass()):
+    # An image has a thousand rows, so copies count; a short text has few, so operators do.
+    separates = source.name == FIRST_GRAPH["image"]
+    table = (NarrowTable(recipe.table_bits),) if source.has_table else ()
+    first = {name: left[0] for name, left in plans.items()}
+    tidying = common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass(), common.NameFixPass()
+    for step in (ReplaceLayers(first, separates=separates), *table, *tidying):
         copy = step(copy).model
     common.TopologicalSortPass()(copy)
     ir.save(copy, out, external_data=f"{out.name}_data")

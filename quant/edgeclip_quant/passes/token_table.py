@@ -6,9 +6,10 @@ Only the rows of a text's tokens are widened: by Gather, Cast and Mul, or by Gat
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes import PreconditionError
+from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
 
 from edgeclip_graph.frame import array_of, constant, input_of
+from edgeclip_graph.linear import width_of
 from edgeclip_graph.operators import CONTRIB
 from edgeclip_quant.passes.weight_blocks import gather_blocks
 
@@ -21,21 +22,43 @@ def quantize_rows(table: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray
 
 
 def token_tables(graph: ir.Graph) -> list[ir.Node]:
-    """Every Gather from a constant table of floats."""
+    """Every Gather from a constant table of floats whose rows are wider than a scale."""
     return [
         node
         for node in graph
         if node.op_type == "Gather" and (table := node.inputs[0]) is not None and table.is_initializer()
-        if table.dtype == ir.DataType.FLOAT
+        if table.dtype == ir.DataType.FLOAT and width_of(table) > 1
     ]
 
 
-def replace_table(graph: ir.Graph, bits: int = 8) -> None:
-    """Narrow the one table that tokens are gathered from."""
-    gathers = token_tables(graph)
-    if len(gathers) != 1:
-        raise PreconditionError(f"{len(gathers)} tables of tokens in the graph, wanted 1")
-    (gather,) = gathers
+class NarrowTable(InPlacePass):
+    """Narrows the table that tokens are gathered from to 8 or 4 bits.
+
+    Precondition: there is one table. Postcondition: there is none of floats.
+    """
+
+    def __init__(self, bits: int = 8) -> None:
+        super().__init__()
+        self._bits = bits
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Replace the Gather and its table."""
+        (gather,) = token_tables(model.graph)
+        _replace(model.graph, gather, self._bits)
+        return PassResult(model, modified=True)
+
+    def requires(self, model: ir.Model) -> None:
+        """There is one table."""
+        if (count := len(token_tables(model.graph))) != 1:
+            raise PreconditionError(f"{count} tables of tokens in the graph, wanted 1")
+
+    def ensures(self, model: ir.Model) -> None:
+        """No table is left."""
+        if left := token_tables(model.graph):
+            raise PostconditionError(f"{len(left)} tables of tokens left in the graph")
+
+
+def _replace(graph: ir.Graph, gather: ir.Node, bits: int) -> None:
     table, ids = input_of(gather, 0), input_of(gather, 1)
     array, name = array_of(table), str(table.name)
     tape = ir.tape.Tape()

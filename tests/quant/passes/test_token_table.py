@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import PreconditionError
 
 from edgeclip_graph.frame import constant
-from edgeclip_quant.passes.token_table import quantize_rows, replace_table
+from edgeclip_quant.passes.token_table import NarrowTable, quantize_rows
 from tests.scenes.layer_graphs import run_graph
 
 Array = NDArray[np.float32]
@@ -35,7 +35,7 @@ def test_a_row_has_its_own_scale(bits: int) -> None:
     table = (draw.standard_normal((20, 64)) * np.geomspace(1e-3, 10, 20)[:, None]).astype(np.float32)
     table[7] = 0  # as padding's row may be
     graph = lookup(table)
-    replace_table(graph, bits)
+    NarrowTable(bits)(ir.Model(graph, ir_version=10))
     ids = draw.integers(0, 20, (3, 9))
     ids[0, 0] = 7
     (found,) = run_graph(graph, ids)
@@ -51,7 +51,7 @@ def test_a_row_has_its_own_scale(bits: int) -> None:
 def test_one_table_is_wanted(tables: int) -> None:
     graph = lookup(*[np.ones((3, 16), np.float32)] * tables)
     with pytest.raises(PreconditionError, match=f"{tables} tables of tokens in the graph, wanted 1"):
-        replace_table(graph)
+        NarrowTable()(ir.Model(graph, ir_version=10))
 
 
 def test_rounding_is_symmetric_and_to_the_nearest() -> None:
