@@ -2,13 +2,17 @@
 
 `quantize_bundle` does everything; `quantize` is where its steps can be followed. The modules, by what they make:
 
-- integers for the CPU: `passes.plain_graph`, `passes.integer_layers`, `passes.smoothing`, `passes.weight_blocks`,
-  `passes.token_table`, `inputs.layer_inputs`, `kernels`, `pick.kernel_plan`;
+- integers for the CPU: `passes.integer_layers`, `passes.smoothing`, `passes.weight_blocks`, `passes.token_table`,
+  `inputs.layer_inputs`, `kernels`, `pick.kernel_plan`;
 - fp16 for CUDA: `passes.float16`, `passes.operator_types`, `inputs.value_ranges`, and `emulation`, which runs it on a
   CPU;
 - int8 for TensorRT: `passes.qdq`;
-- the proof of any of them: `inputs.made_up`, `proof.measurement`, `proof.retrieval`, `budget`;
-- the recipes for the CPU, their comparison, and the choice of two: `recipes`, `pick.comparison`, `pick.pareto`.
+- the proof of any of them: `inputs.made_up`, `inputs.feeder`, `graph_runner`, `proof.measurement`, `proof.timing`,
+  `proof.retrieval`, `budget`;
+- the recipes for the CPU, their comparison, and the choice of one for each graph: `recipes`, `pick.comparison`,
+  `pick.pareto`.
+
+Each graph is lowered from its portable form by the passes of `edgeclip_graph`, and then rewritten.
 """
 
 from collections.abc import Callable, Iterator

@@ -12,7 +12,7 @@ compared on real ones, and vice versa, they keep 0.9988; data like yours are bet
 
 Smoothing (`smoothing`) makes that worse, since it brings every channel up to the range: a plan that took it wherever
 calibration rows liked it fell to a worst cosine of 0.97 on pictures of another kind, 0.9988 without. It is also what
-saves a tower with outlier channels (0.36 without it, 0.998 with). So it is taken where it halves a layer's error on
+saves a graph with outlier channels (0.36 without it, 0.998 with). So it is taken where it halves a layer's error on
 rows that it was not made from, and gently.
 
 onnxruntime on the CPU runs the graph with integer GEMMs, or, with its optimisations off, as it is written; the two

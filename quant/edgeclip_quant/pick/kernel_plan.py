@@ -1,8 +1,8 @@
 """Choose each layer's kernel: the fastest whose error, tried on the layer's observed inputs, is small enough.
 
-A layer's error alone does not say what a tower loses. So a layer has a row of plans, from the fastest to fp32, and
-starts at the first that is good enough by itself; when the whole tower lost too much, the layers with the largest
-errors move one plan on (`raise_worst`), and the tower is tried again.
+A layer's error alone does not say what a graph loses. So a layer has a row of plans, from the fastest to fp32, and
+starts at the first that is good enough by itself; when the whole graph lost too much, the layers with the largest
+errors move one plan on (`raise_worst`), and the graph is tried again.
 """
 
 import math
@@ -26,7 +26,7 @@ _WORTH_FREE, _WORTH_PAID, _WORTH_MADE_UP = 1.0, 0.8, 0.5
 # What halving the reach of the first rows' largest channels once more must bring an error down to.
 _WORTH_HALVING = 0.9
 # What a static scale's error may be of a row's own: 1.1 where rows are alike, 1.4 on the products inside SwiGLU,
-# which have long tails and most of a tower's error.
+# which have long tails and most of a graph's error.
 _SLACK = 1.25
 
 
@@ -94,13 +94,13 @@ def _tried(
     found = product(kernel, _tried_rows(seen) / smooth, weight, largest=largest, shift=shift)
 
     def error_of(which: slice) -> float:
-        # A channel that is far from zero whatever the input, as post-norm towers have some, makes the product large,
+        # A channel that is far from zero whatever the input, as post-norm graphs have some, makes the product large,
         # and the bias takes that back: beside the product an error looks small that is most of what is left.
         got, wanted = found[which], exact[which]
         return max(relative_error(got, wanted), relative_error(got + bias, wanted + bias))
 
     error = error_of(slice(len(seen.rows)))
-    # The class token alone leaves the vision tower: in the trained small model 96 % of what rounding the inputs of
+    # The class token alone leaves the vision graph: in the trained small model 96 % of what rounding the inputs of
     # `mlp.down` costs (1 - cosine) comes through its row. So that row counts as much as all others.
     loss = math.hypot(error, error if seen.leading is None else error_of(slice(len(seen.rows), None)))
     return Plan(kernel=kernel, factors=factors, largest=largest, shift=shift, error=error, loss=loss)
