@@ -7,8 +7,8 @@ Divided by s, all channels are of similar size. Where the input comes from a nor
 goes into the norm's own scale and shift and costs nothing; elsewhere it is one multiplication of the input.
 
 That evens all channels out. A trained vision graph also has single channels that are huge in the class token's row
-alone, and nearly the same for every image ("massive activations", arXiv:2402.17762): the differences between images are
-rounded away beside a constant. `levelling_factors` brings those channels down and leaves the others as they are.
+alone, and nearly the same for every image ("massive activations", arXiv:2402.17762): the differences between images
+are rounded away beside a constant. `levelling_factors` brings those channels down and leaves the others as they are.
 """
 
 import numpy as np
