@@ -10,12 +10,14 @@ A short text is bandwidth bound: 16 tokens use every weight 16 times, so the tim
 at about half of the memory's bandwidth; a left operand it reads row by row, as it lies. From some two
 hundred rows on the usual way is the faster one (figures: bench/results). x^T costs nothing (transB), y^T is
 turned back by one Transpose, and between the two layers of an MLP not even that, for an elementwise
-function does not care.
+function does not care. An adapter's two small products are turned round with the layer that they are added to.
 
 The leading 1 is there because onnxruntime (1.31) packs a constant right operand of two dimensions when a
 session is opened: four seconds, and a private copy of all weights. Of three dimensions it does not, so a
 session opens in no time, its weights stay memory-mapped, and a second process shares them.
 """
+
+from dataclasses import dataclass
 
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
@@ -58,7 +60,7 @@ class WeightsInPlace(InPlacePass):
 
 
 class WeightsFirst(InPlacePass):
-    """What `WeightsInPlace` left -> W times x^T, + b^T, turned back.
+    """What `WeightsInPlace` left -> W times x^T, + b^T, turned back; + (x A^T) B -> + B^T (A x^T) before it is.
 
     Precondition: there is a product with its weights on the right. Postcondition: there is none.
     """
@@ -71,12 +73,16 @@ class WeightsFirst(InPlacePass):
             add = only_user(squeeze.outputs[0], "Add")
             x, weight, bias = input_of(product, 0), input_of(product, 1), input_of(add, 1)
             column = record.constant(f"{bias.name}_column", array_of(bias)[:, None])
+            adapter = _adapter_of(add, x)
+            if adapter is not None:
+                narrow = record.op(FUSED_PRODUCT, adapter.a, x, domain=CONTRIB, transB=1)  # (rank, R)
+                column = record.op("Gemm", adapter.b, narrow, column, transA=1)  # (N, R)
             turned = record.op(FUSED_PRODUCT, weight, x, domain=CONTRIB, transB=1)  # (1, N, R)
             turned = record.op("Add", turned, column)
             output = record.op("Squeeze", record.op("Transpose", turned, perm=[0, 2, 1]), record.integers(0))
-            _replace(record, [product, squeeze, add], output)
+            _replace(record, [product, squeeze, add, *(adapter.nodes if adapter else ())], output)
         for node in [node for node in model.graph if node.op_type in ELEMENTWISE]:
-            _drop_transposes(model.graph, node)
+            _drop_transposes(record, node)
         return PassResult(model, modified=True)
 
     def requires(self, model: ir.Model) -> None:
@@ -102,17 +108,45 @@ def _replace(record: Recorder, layer: list[ir.Node], output: ir.Value) -> None:
     )
 
 
-def _drop_transposes(graph: ir.Graph, node: ir.Node) -> None:
-    """W f(turned back y)^T -> W f(y): what is turned twice is not turned. Left as it is behind an adapter's Add."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Adapter:
+    """(x A^T) B, which is added to a layer's output: A (rank, in), B (rank, out), and the nodes, the sum last."""
+
+    a: ir.Value
+    b: ir.Value
+    nodes: tuple[ir.Node, ir.Node, ir.Node]
+
+
+def _adapter_of(add: ir.Node, x: ir.Value) -> _Adapter | None:
+    """The adapter of the layer whose bias `add` adds, which takes the same x; None without one."""
+    users = [user for user, _ in add.outputs[0].uses()]
+    if len(users) != 1 or users[0].op_type != "Add":
+        return None
+    (total,) = users
+    (other,) = (value for value in total.inputs if value is not add.outputs[0])
+    wide = other and other.producer()
+    narrow = wide and wide.op_type == "MatMul" and input_of(wide, 0).producer()
+    turn = narrow and narrow.op_type == "MatMul" and narrow.inputs[0] is x and input_of(narrow, 1).producer()
+    if not wide or not narrow or not turn or turn.op_type != "Transpose":
+        return None
+    return _Adapter(a=input_of(turn, 0), b=input_of(wide, 1), nodes=(narrow, wide, total))
+
+
+def _drop_transposes(record: Recorder, node: ir.Node) -> None:
+    """W f(turned back y)^T -> W f(y): what is turned twice is not turned. A layer and its adapter may take f."""
+    given = node.outputs[0]
     squeeze = input_of(node, 0).producer()
-    if squeeze and squeeze.op_type == "Add":
-        return
     transpose = squeeze and input_of(squeeze, 0).producer()
-    product = only_user(node.outputs[0], FUSED_PRODUCT)
-    if not squeeze or not transpose or transpose.op_type != "Transpose" or product.inputs[1] is not node.outputs[0]:
+    products = [user for user, _ in given.uses()]
+    is_between = all(user.op_type == FUSED_PRODUCT and user.inputs[1] is given for user in products)
+    if not squeeze or not transpose or transpose.op_type != "Transpose" or not products or not is_between:
         raise PreconditionError(f"{node.op_type} {node.name} does not stand between two linear layers")
     turned = input_of(transpose, 0)
     node.replace_input_with(0, turned)
-    node.outputs[0].shape = turned.shape
-    product.attributes["transB"] = ir.AttrInt64("transB", 0)
-    graph.remove([squeeze, transpose], safe=True)
+    given.shape = turned.shape
+    for product in products:
+        product.attributes["transB"] = ir.AttrInt64("transB", 0)
+        if not input_of(product, 0).is_initializer():  # an adapter's (rank, in), whose product is (1, rank, R) now
+            narrow = record.op(FUSED_PRODUCT, *product.inputs, domain=CONTRIB)
+            _replace(record, [product], record.op("Squeeze", narrow, record.integers(0)))
+    record.graph.remove([squeeze, transpose], safe=True)

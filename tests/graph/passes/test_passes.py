@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from onnx_ir.passes import common
 from torch import Tensor, nn
 
 from edgeclip import Manifest
@@ -147,6 +148,42 @@ def test_weights_first_turns_the_mlp_once() -> None:
     assert kinds.count("FusedMatMul") == 2
     assert kinds.count("Transpose") == 1
     assert all(node.inputs[0].is_initializer() for node in model.graph if node.op_type == "FusedMatMul")
+
+
+class Adapted(nn.Module):
+    """Two layers with GELU between them and an adapter on either, whose four factors are the rows of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(0)
+        self.w1 = nn.Parameter(torch.randn(WIDTH, WIDTH, generator=draw))
+        self.w2 = nn.Parameter(torch.randn(WIDTH, WIDTH, generator=draw))
+        self.b = nn.Parameter(torch.randn(WIDTH, generator=draw))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, a, b = x.flatten(0, 1), x[0, :3], x[1, :3]  # (R, W), (rank, W), (rank, W)
+        h = nn.functional.gelu(torch.matmul(rows, self.w1) + self.b + torch.matmul(torch.matmul(rows, a.T), b))
+        return torch.matmul(h, self.w2) + self.b + torch.matmul(torch.matmul(h, a.T), b)
+
+
+def test_an_adapter_is_turned_round_with_its_layer(tmp_path: Path) -> None:
+    """One Transpose behind the second layer, and no product of the adapter with its weights on the right."""
+    module = Adapted()
+    model = WeightsFirst()(WeightsInPlace()(traced(module)).model).model
+    model = common.RemoveUnusedNodesPass()(model).model
+    compare(module, model, some_input(), tmp_path)
+    counts = count_operators(model)
+    assert (counts["com.microsoft.FusedMatMul"], counts["Gemm"], counts["Transpose"]) == (4, 2, 1)
+    assert "MatMul" not in counts
+
+
+def test_a_choice_without_a_mask_is_by_rows_alone(tmp_path: Path) -> None:
+    module = Attends(is_masked=False)
+    model = FuseRotary()(traced(module)).model
+    model = ChooseByRows(few=[FuseAttention("always")], many=[FuseAttention("never")])(model).model
+    compare(module, model, some_input(), tmp_path)
+    kinds = [node.op_type for node in model.graph]
+    assert kinds == ["Size", "LessOrEqual", "If"]
 
 
 def test_no_weight_is_one_that_onnxruntime_would_pack() -> None:
