@@ -82,7 +82,9 @@ def test_a_second_run_takes_all_from_the_cache(bundle: Path, pairs: Path, cache:
     file.write_bytes(b"damaged " * 1000)
     done = run_process(*command)  # here a warning is an error
     assert done.returncode == 0 and "of 18 inputs 18 embedded" in done.stdout
-    assert done.stderr.startswith(f"edgeclip: the cache {file.parent} cannot be used (") and done.stderr.count("\n") == 1
+    assert (
+        done.stderr.startswith(f"edgeclip: the cache {file.parent} cannot be used (") and done.stderr.count("\n") == 1
+    )
 
 
 def test_another_cache_or_none(bundle: Path, pairs: Path, tmp_path: Path, cache: Path, capsys: Captured) -> None:
