@@ -25,7 +25,8 @@ from tests.scenes.command import Captured, run
 def test_a_bundle_holds_what_the_design_says_and_nothing_else(bundle: Path) -> None:
     names = {path.name for path in bundle.iterdir()}
     graphs = {f"{tower}.onnx{suffix}" for tower in ("text", "vision") for suffix in ("", "_data")}
-    assert names == graphs | {"tokenizer.json", "selftest.npz", "manifest.json"}
+    portable = {f"{tower}.portable.onnx" for tower in ("text", "vision")}
+    assert names == graphs | portable | {"tokenizer.json", "selftest.npz", "manifest.json"}
 
 
 def test_the_manifest_says_where_the_bundle_came_from_and_what_was_measured(bundle: Path) -> None:

@@ -40,11 +40,11 @@ def test_the_official_layout_is_opened() -> None:
     [
         ({"architectures": ["BertModel"], "model_type": "bert"}, "is a BertModel (model_type is 'bert'); edgeclip"),
         ({"architectures": ["CLIPModel"], "model_type": "clip"}, "is a CLIPModel (model_type is 'clip')"),
-        ({"model_type": "jina_embeddings_v3"}, "is a jina_embeddings_v3 (model_type"),
+        ({"model_type": "jina_embeddings_v5"}, "is a jina_embeddings_v5 (model_type"),
         (
             {
                 "architectures": ["XLMRobertaModel"],
-                "auto_map": {"AutoModel": "jinaai/xlm-roberta-flash-implementation--modeling_lora.XLMRobertaLoRA"},
+                "auto_map": {"AutoModel": "jinaai/xlm-roberta-flash-implementation--modeling_xlm.XLMRobertaModel"},
             },
             "is a XLMRobertaModel (its code is jinaai/xlm-roberta-flash-implementation)",
         ),

@@ -8,6 +8,7 @@ Each fold leaves the tower's answer what it was, in exact arithmetic:
 """
 
 import math
+from functools import cache
 
 import numpy as np
 import torch
@@ -45,9 +46,10 @@ def fold_decoder(config: DecoderConfig, read: Read, adapter: Adapter | None) -> 
             weights[f"{name}.bias"] = LazyWeight((outputs,), lambda: read(f"{source}.bias") * scale)
         return weights
 
+    turns = cache(lambda: frequencies(config))  # once, as in `xlmr_fold`
     weights: dict[str, LazyWeight] = {
         "tokens": LazyWeight((config.vocab_size, config.width), lambda: read(f"{TABLE}.weight")),
-        "frequencies": LazyWeight((config.head_width // 2,), lambda: frequencies(config)),
+        "frequencies": LazyWeight((config.head_width // 2,), lambda: turns().clone()),
         **_norm("norm", config.width, NORM, read),
         **linear("projector", PROJECTOR, config.width, config.multi_dim, scale=1.0, bias=True),
     }

@@ -9,6 +9,7 @@ Each fold leaves the tower's answer what it was, in exact arithmetic:
 """
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -26,10 +27,11 @@ def fold_window_vision(config: WindowVisionConfig, mean: Triple, std: Triple, re
     def patch() -> tuple[Tensor, Tensor]:
         return fold_patch(read(f"{VISUAL}patch_embed.proj.weight"), mean, std)
 
+    turns = cache(lambda: frequencies(config))  # once, as in `xlmr_fold`
     weights: dict[str, LazyWeight] = {
         "patch.weight": LazyWeight((config.patch_values, width), lambda: patch()[0]),
         "patch.bias": LazyWeight((width,), lambda: patch()[1]),
-        "frequencies": LazyWeight((config.head_width // 4,), lambda: frequencies(config)),
+        "frequencies": LazyWeight((config.head_width // 4,), lambda: turns().clone()),
         "norm.weight": LazyWeight((width,), lambda: read(f"{VISUAL}merger.ln_q.weight")),
         **_linear("fc1", merged, merged, f"{VISUAL}merger.mlp.0", read),
         **_linear("fc2", merged, config.out_width, f"{VISUAL}merger.mlp.2", read),

@@ -9,6 +9,7 @@ Each fold leaves the tower's answer what it was, in exact arithmetic:
 """
 
 import math
+from functools import cache
 
 import numpy as np
 import torch
@@ -48,11 +49,14 @@ def fold_xlmr(config: XlmrConfig, prefix: str, read: Read, base: Read, adapter: 
         inputs, outputs = sizes[name.rpartition(".")[2]]
         return lazy_linear(name, inputs, outputs, weight, bias)
 
+    # Computed once: the last bit of a frequency, which torch does not promise to repeat, is 1e-5 in a long text's
+    # vector, and the graph must have the tables that the reference answered with.
+    tables = cache(lambda: rotary_tables(config))
     table_shape = (config.max_tokens, config.head_width // 2)
     weights: dict[str, LazyWeight] = {
         "tokens": LazyWeight((config.vocab_size, width), tokens),
-        "cos": LazyWeight(table_shape, lambda: rotary_tables(config)[0]),
-        "sin": LazyWeight(table_shape, lambda: rotary_tables(config)[1]),
+        "cos": LazyWeight(table_shape, lambda: tables()[0].clone()),
+        "sin": LazyWeight(table_shape, lambda: tables()[1].clone()),
         **lazy_norm("norm", width, f"{prefix}emb_ln", read),
     }
     for layer in range(config.layers):

@@ -14,6 +14,7 @@ Each fold leaves the tower's answer what it was, in exact arithmetic. The text t
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -48,12 +49,13 @@ def fold_vision(config: VisionConfig, mean: tuple[float, ...], std: tuple[float,
         found[1:] += patch()[1]
         return found
 
+    tables = cache(lambda: vision_tower.rotary_tables(config))  # once, as in `xlmr_fold`
     table_shape = (tokens, config.head_width // 2)
     weights: dict[str, LazyWeight] = {
         "patch": LazyWeight((3 * config.patch_size**2, width), lambda: patch()[0]),
         "position": LazyWeight((tokens, width), position),
-        "cos": LazyWeight(table_shape, lambda: vision_tower.rotary_tables(config)[0]),
-        "sin": LazyWeight(table_shape, lambda: vision_tower.rotary_tables(config)[1]),
+        "cos": LazyWeight(table_shape, lambda: tables()[0].clone()),
+        "sin": LazyWeight(table_shape, lambda: tables()[1].clone()),
         **lazy_norm("norm", width, f"{VISION}norm", read),
     }
     for layer in range(config.layers):

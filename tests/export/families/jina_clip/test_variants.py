@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgeclip import Encoder
-from edgeclip.families.jina_clip import normalize_pixels, preprocess_image
+from edgeclip.inputs.square import normalize_pixels, preprocess_image
 from edgeclip.manifest import Target
 from edgeclip_bench.families.random_checkpoint import tiny_config, write_checkpoint
 from edgeclip_bench.rivals.plain_towers import load_plain_text, load_plain_vision
