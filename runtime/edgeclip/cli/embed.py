@@ -73,7 +73,7 @@ class _Stdout:
         sys.stdout.write(skipped_line(kind, name, reason, is_multi=self._is_multi).decode())
         self.done.skipped += 1
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, *, is_last: bool = False) -> None:
         """Nothing is gone on with."""
 
     def finish(self) -> None:
@@ -177,7 +177,8 @@ def _write_texts(
         if counted.count:  # which of them, their number does not say
             cut = set(encoder.prepare_texts(block, task=options.task, max_length=options.max_length).cut)
         output.write("text", block, vectors, cut)
-        output.checkpoint()
+        # Images come next, and one may take long, or wait in a pipe.
+        output.checkpoint(is_last=output.done.texts == len(texts))
         bar.advance(len(block))
 
 
