@@ -221,7 +221,7 @@ def _rows(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
 
 
 def _count_parameters(plan: GraphPlan) -> int:
-    """Of the tower; tables that are computed, which are buffers, do not count."""
+    """The number of the tower's parameters; tables that are computed, which are buffers, do not count."""
     import torch
 
     with torch.device("meta"):

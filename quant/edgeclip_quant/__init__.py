@@ -125,13 +125,19 @@ def quantize_automatically(
 
 
 def calibration_and_proof(bundle: Path, samples: "Samples | None") -> "tuple[Samples, Samples | None]":
-    """The two halves of a user's samples; without samples, made-up ones and None."""
+    """The two halves of a user's samples; without samples, made-up ones and None.
+
+    BuildError for a bundle for which none can be made up.
+    """
     with _named_extras():
         from edgeclip_quant.inputs.feeder import Feeder
         from edgeclip_quant.inputs.made_up import made_up_samples
+        from edgeclip_quant.quantize import check_images
     if samples is not None:
         return samples.halves()
-    return made_up_samples(Feeder(bundle, Manifest.read(bundle)), texts=_TEXTS, images=_IMAGES), None
+    manifest = Manifest.read(bundle)
+    check_images(bundle, manifest)
+    return made_up_samples(Feeder(bundle, manifest), texts=_TEXTS, images=_IMAGES), None
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from edgeclip.manifest import (
     GraphFacts,
     Manifest,
     Measurement,
+    PatchFacts,
     Precision,
     Target,
 )
@@ -105,8 +106,15 @@ def precisions_of(manifest: Manifest) -> str:
     return "/".join(facts.precision for facts in manifest.graphs.values())
 
 
+def check_images(bundle: Path, manifest: Manifest) -> None:
+    """BuildError for a bundle that takes images of any size, for which no samples are made yet."""
+    if isinstance(manifest.image, PatchFacts):
+        raise BuildError(f"{bundle}: is of {manifest.family}, which edgeclip cannot quantise yet")
+
+
 def check_way(bundle: Path, manifest: Manifest, to: Precision) -> None:
-    """BuildError for a source that is not fp32, or whose target has no such precision."""
+    """BuildError for a source that is not fp32, or cannot be narrowed yet, or whose target has no such precision."""
+    check_images(bundle, manifest)
     targets = WAYS[to]
     is_fp32 = all(facts.precision == "fp32" for facts in manifest.graphs.values())
     if not is_fp32 or manifest.target not in targets:

@@ -20,12 +20,13 @@ from edgeclip_quant.pick.pareto import Candidate, Comparison
 from edgeclip_quant.proof.measurement import PROOF, bytes_of, graph_files, measure, proof_samples, save_proof
 from edgeclip_quant.proof.retrieval import Vectors, retrieval_changes
 from edgeclip_quant.proof.timing import time_modality
-from edgeclip_quant.quantize import check_source, copied_files, feeds_of, precisions_of
+from edgeclip_quant.quantize import check_images, check_source, copied_files, feeds_of, precisions_of
 from edgeclip_quant.recipes import COMPARED, Recipe, recipes_for
 
 
 def check_comparable(bundle: Path, manifest: Manifest) -> None:
     """BuildError for a bundle that no recipe applies to."""
+    check_images(bundle, manifest)
     is_fp32 = all(facts.precision == "fp32" for facts in manifest.graphs.values())
     if not is_fp32 or manifest.target != "cpu":
         raise BuildError(

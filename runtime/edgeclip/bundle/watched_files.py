@@ -172,7 +172,7 @@ class WatchedFiles:
 
 
 def _state(file: Path | int) -> _State | None:
-    """Of a path or a descriptor; None for a file that is not there, and for a descriptor that was closed."""
+    """The state of a file, by path or descriptor; None where it is not there, or the descriptor was closed."""
     try:
         found = os.stat(file)
     except OSError:

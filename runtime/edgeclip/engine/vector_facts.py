@@ -34,7 +34,7 @@ _VARIABLES = ("NVIDIA_", "CUDA_", "CUBLAS", "CUDNN", "TENSORRT_", "ORT_", "OPENV
 
 
 class OpenBundle(Protocol):
-    """What is asked of an `edgeclip.encoder.Encoder`."""
+    """The part of `edgeclip.encoder.Encoder` that this module asks."""
 
     @property
     def manifest(self) -> Manifest:

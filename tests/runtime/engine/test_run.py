@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.random import Generator
 from numpy.typing import NDArray
 
 from edgeclip import Encoder
 from edgeclip.engine.batch_policy import BatchPolicy, Kind, kind_of
 from edgeclip.engine.run import Runner
 from edgeclip.errors import BundleError, DeviceError, WrongVectorsError
-from edgeclip.families.family import Arrays, Item, Prepared, stack
-from edgeclip.manifest import Manifest, Modality, SingleSpace, Space, Spaces
+from edgeclip.families.family import Arrays, Item, stack
+from edgeclip.manifest import Manifest, SingleSpace, Space, Spaces
 
 DIM, WIDTH = 6, 4
 # The sums of a batch's rows are those of the rows alone; what is left is one rounding. Measured: 1e-7.
@@ -54,23 +53,7 @@ def run_graph(graph: str, feed: Arrays, adapter: str | None) -> Outputs:
 
 
 class TwoGraphs:
-    """The made-up family."""
-
-    def texts(self, texts: Sequence[str], task: str | None, max_length: int | None) -> Prepared:
-        """Not asked here, as the four after it."""
-        raise NotImplementedError
-
-    def token_ids(self, ids: Sequence[Sequence[int]], task: str | None, max_length: int | None) -> Prepared:
-        raise NotImplementedError
-
-    def image(self, image: Any, task: str | None, *, max_pixels: int | None, label: str) -> Item:
-        raise NotImplementedError
-
-    def made_up(self, draw: Generator, modality: Modality, tokens: int) -> Item:
-        raise NotImplementedError
-
-    def billed(self, item: Item, size: tuple[int, int] | None) -> int:
-        raise NotImplementedError
+    """The made-up family, as far as the loop asks it."""
 
     def feed(self, items: Sequence[Item]) -> Arrays:
         """A batch's only array."""

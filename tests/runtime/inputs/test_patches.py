@@ -1,6 +1,7 @@
 """Images of any size become the reference's patches: 0 differing values, the same windows and rotary positions."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,10 @@ from PIL import Image
 
 from edgeclip.errors import InputError
 from edgeclip.inputs.patches import Grid, cut_patches, group_windows, patch_positions, resized_size
-from edgeclip.manifest import PatchFacts
+from tests.scenes import page_bundle
 
 DATA = Path(__file__).parents[2] / "data" / "jina_embeddings_v4"
-FACTS = PatchFacts(
-    kind="patches",
-    patch_px=14,
-    merge=2,
-    window_px=112,
-    min_pixels=3136,
-    max_pixels=602_112,
-    interpolation="bicubic",
-    mean=(0.48145466, 0.4578275, 0.40821073),
-    std=(0.26862954, 0.26130258, 0.27577711),
-    prompt_ids=(1, 2, 3),
-    image_id=2,
-)
+FACTS = replace(page_bundle.FACTS, prompt_ids=(1, 2, 3), image_id=2)
 IMAGES = range(7)
 
 

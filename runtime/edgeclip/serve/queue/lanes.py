@@ -309,7 +309,7 @@ class Lane:
         self._tell(self._end)
 
     def _end(self) -> None:
-        """In the loop: a worker has ended."""
+        """Note, in the event loop, that a worker has ended."""
         self._left -= 1
         if not self._left:
             self._ended.set()
