@@ -4,6 +4,7 @@ import gc
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgeclip.bundle.closeness import compare_vectors
 from edgeclip.bundle.staging import file_facts, staged
 from edgeclip.engine.ort import first_line
 from edgeclip.errors import BuildError, CheckpointWarning
@@ -185,20 +187,13 @@ def _measure(
     for modality in dict.fromkeys(case.modality for case in cases):
         ours = [index for index, case in enumerate(cases) if case.modality == modality]
         before, after = (_rows([rows[index] for index in ours]) for rows in (wanted, found))
-        cosines = (after.astype(np.float64) * before).sum(axis=1)
-        power, noise = (float((array.astype(np.float64) ** 2).sum()) for array in (before, after - before))
         measured.append(
             Measurement(
                 modality=modality,
                 space=space,
                 against="fp32 checkpoint",
                 data=SELFTEST_DATA,
-                samples=len(ours),
-                worst_cosine=float(cosines.min()),
-                p1_cosine=float(np.percentile(cosines, 1)),
-                mean_cosine=float(cosines.mean()),
-                largest_difference=float(np.abs(after - before).max()),
-                sqnr_db=10 * math.log10(power / noise) if noise else None,
+                **{**asdict(compare_vectors(after, before)), "samples": len(ours)},  # inputs, of several rows each
                 weight_bytes=sum(path.stat().st_size for path in stage.glob(f"{plan.name}.onnx*")),
             )
         )

@@ -14,9 +14,9 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeclip import Encoder, Manifest
+from edgeclip.bundle.closeness import row_cosines
 from edgeclip.inputs.square import preprocess_image
 from edgeclip.inputs.tokenization import TextTokenizer
-from edgeclip_bench.measure.closeness import row_cosines
 from edgeclip_bench.rivals.contenders import Contender, feed, open_run
 from edgeclip_bench.rivals.recipes import GRAPHS, Material, made_up_batches, prepare
 from edgeclip_quant import quantize_bundle

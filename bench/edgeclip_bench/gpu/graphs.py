@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclip.bundle.closeness import row_cosines
 from edgeclip.bundle.files import open_manifest
 from edgeclip.engine.cuda.cuda_session import CUDA_WAYS, CudaWay
 from edgeclip.engine.devices import Device, usable_cpus
 from edgeclip.engine.opening import GraphToOpen, open_graph
 from edgeclip.inputs.square import normalize_pixels
-from edgeclip_bench.measure.closeness import row_cosines, summarize_cosines
+from edgeclip_bench.measure.closeness import summarize_cosines
 from edgeclip_bench.measure.documents import add_out, make_document, save
 from edgeclip_bench.measure.percentiles import summarize
 from edgeclip_bench.rivals.recipes import INPUTS, made_up_batches

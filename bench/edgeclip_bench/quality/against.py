@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from edgeclip import Encoder, InputError, TruncationWarning
+from edgeclip.bundle.closeness import row_cosines
 from edgeclip.bundle.files import open_manifest
 from edgeclip.manifest import Modality
 from edgeclip.progress import ProgressBar, is_wanted
-from edgeclip_bench.measure.closeness import Closeness, row_cosines, summarize_cosines
+from edgeclip_bench.measure.closeness import Closeness, summarize_cosines
 from edgeclip_bench.quality.datasets import Data, ImageTextData, StsData, TextRetrievalData
 from edgeclip_bench.quality.evaluate import (
     CacheFolder,

@@ -28,12 +28,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip import Manifest
+from edgeclip.bundle.closeness import row_cosines
 from edgeclip.engine import paired_timing
 from edgeclip.engine.devices import usable_cpus
 from edgeclip.errors import InputError
 from edgeclip.manifest import FIRST_GRAPH, PROOF_DATA, ImageFacts, Modality
 from edgeclip.progress import ProgressBar, is_wanted
-from edgeclip_bench.measure.closeness import row_cosines, summarize_cosines
+from edgeclip_bench.measure.closeness import summarize_cosines
 from edgeclip_bench.measure.documents import add_out, make_document, save
 from edgeclip_bench.measure.other_processes import others_share, read_spent
 from edgeclip_bench.measure.percentiles import summarize

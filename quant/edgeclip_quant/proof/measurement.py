@@ -8,8 +8,8 @@ bundle takes texts alone, the made-up texts are documents and queries, and a que
 """
 
 import gc
-import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.bundle import selftest
+from edgeclip.bundle.closeness import compare_vectors
 from edgeclip.families.token_texts import INPUT_IDS
 from edgeclip.manifest import (
     PROOF_DATA,
@@ -163,21 +164,12 @@ def measure(
 
     Cosines are of the vectors as they are, whatever their lengths; a row of zeros or NaN makes the worst one NaN.
     """
-    a, b = found.astype(np.float64), wanted.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        cosines = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-    power, noise = float((b**2).sum()), float(((a - b) ** 2).sum())
     return Measurement(
         modality=modality,
         space=space,
         against=against,
         data=data,
-        samples=len(cosines),
-        worst_cosine=float(cosines.min()),
-        p1_cosine=float(np.percentile(cosines, 1)),
-        mean_cosine=float(cosines.mean()),
-        largest_difference=float(np.abs(a - b).max()),
-        sqnr_db=10 * math.log10(power / noise) if noise else None,
+        **asdict(compare_vectors(found, wanted)),
         weight_bytes=weight_bytes,
         size_ratio=weight_bytes / source_bytes if source_bytes else None,
         latency_ratio=timing.ratio if timing else None,

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclip.bundle.closeness import compare_vectors
 from edgeclip.errors import BundleError, DeviceError
 from edgeclip.manifest import (
     FIRST_GRAPH,
@@ -179,8 +180,8 @@ def _judge(
         raise DeviceError(f"{where} gives one constant vector for different inputs")
     precision = manifest.first_graph(modality).precision
     record = manifest.measurement(modality, "single", against, data)
-    difference = float(np.abs(found - wanted).max())
-    worst = float(_cosines(found, wanted).min())
+    closeness = compare_vectors(found, wanted)
+    difference, worst = closeness.largest_difference, closeness.worst_cosine
     advice = "another device or onnxruntime version may do better"
     if precision in TOLERANCE:
         if not difference <= TOLERANCE[precision]:
@@ -206,14 +207,6 @@ def _judge(
         worst_cosine=worst,
         largest_difference=difference,
     )
-
-
-def _cosines(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Row by row; NaN for a row of zeros."""
-    a, b = found.astype(np.float64), wanted.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        cosines: NDArray[np.float64] = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-    return cosines
 
 
 def _read(path: Path, take: Callable[[_Arrays], _Taken]) -> _Taken:
