@@ -1,4 +1,4 @@
-"""The resident memory of this process, and its peak.
+"""The resident memory of this process or of another, and its peak.
 
 Linux reports the peak and lets a process reset it; on other systems the present value stands for the peak.
 """
@@ -11,14 +11,14 @@ from pathlib import Path
 import psutil
 
 
-def resident_bytes() -> int:
-    """The resident memory of this process now."""
-    return int(psutil.Process().memory_info().rss)
+def resident_bytes(process: int | None = None) -> int:
+    """The resident memory now, of this process where no id is given."""
+    return int(psutil.Process(process).memory_info().rss)
 
 
-def anonymous_bytes() -> int:
+def anonymous_bytes(process: int | None = None) -> int:
     """The part of the resident memory that is no mapped file, so that the system cannot drop it."""
-    memory = psutil.Process().memory_info()
+    memory = psutil.Process(process).memory_info()
     return int(memory.rss - getattr(memory, "shared", 0))  # only Linux reports what is shared
 
 
@@ -28,13 +28,13 @@ def reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_bytes() -> int:
-    """The highest resident memory since the start or the last `reset_peak`."""
-    status = Path("/proc/self/status")
+def peak_bytes(process: int | None = None) -> int:
+    """The highest resident memory since the process's start or its last `reset_peak`."""
+    status = Path(f"/proc/{process or 'self'}/status")
     if status.exists():
         lines = status.read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
-    return resident_bytes()
+    return resident_bytes(process)
 
 
 def gpu_bytes(index: int) -> int | None:

@@ -55,7 +55,7 @@ from edgeclip_bench.rivals.report import rival_tables
 
 BENCHMARK = "edgeclip_bench.rivals.run"
 SHORT_TOKENS, LONG_TOKENS = 16, 512
-_FAMILY = "jina_clip"
+FAMILY = "jina_clip"
 # Calibration draws with seed 0.
 _SEED = 1
 
@@ -192,8 +192,8 @@ def open_bundles(checkpoint: Path, folders: Sequence[Path]) -> list[Entry]:
     entries: list[Entry] = []
     for folder in folders:
         name, manifest = folder.resolve().name, Manifest.read(folder)
-        if manifest.family != _FAMILY:
-            raise InputError(f"{folder}: is of the family {manifest.family}; rivals are made of {_FAMILY} alone")
+        if manifest.family != FAMILY:
+            raise InputError(f"{folder}: is of the family {manifest.family}; rivals are made of {FAMILY} alone")
         precisions = "/".join(graph.precision for graph in manifest.graphs.values())
         if manifest.target != "cpu" or (not entries and precisions != "fp32/fp32"):
             wanted = "one for the CPU" if entries else "the fp32 bundle for the CPU first"
