@@ -1,4 +1,4 @@
-"""Finding the linear layers of a graph: a product with constant weights, and the bias that is added to it."""
+"""Finding the linear layers of a graph: a product with constant weights, and the bias where one is added to it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +12,14 @@ from edgeclip_graph.frame import array_of, input_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearLayer:
-    """x W + b: the MatMul and the Add. `name` is the weight's. Numbers are read from the graph whenever asked for."""
+    """x W + b, or x W: the MatMul, and the Add where there is a bias. `name` is the weight's.
+
+    Numbers are read from the graph whenever they are asked for: a weight that was derived is computed each time.
+    """
 
     name: str
     matmul: ir.Node
-    add: ir.Node
+    add: ir.Node | None
 
     @property
     def x(self) -> ir.Value:
@@ -43,33 +46,44 @@ class LinearLayer:
 
     @property
     def bias(self) -> NDArray[np.float32]:
-        """(out,)."""
-        return array_of(self.bias_value)
+        """(out,), zeros without a bias."""
+        value = self.bias_value
+        return np.zeros(self.shape[1], np.float32) if value is None else array_of(value)
 
     @property
-    def bias_value(self) -> ir.Value:
-        """(out,)."""
-        return input_of(self.add, _bias_at(self.add))
+    def bias_value(self) -> ir.Value | None:
+        """(out,), None without a bias."""
+        return None if self.add is None else input_of(self.add, _bias_at(self.add))
+
+    @property
+    def nodes(self) -> Sequence[ir.Node]:
+        """The layer's nodes, the last first."""
+        return [self.matmul] if self.add is None else [self.add, self.matmul]
 
     @property
     def output(self) -> ir.Value:
-        """The Add's."""
-        return self.add.outputs[0]
+        """What the last node gives."""
+        return self.nodes[0].outputs[0]
 
 
 def linear_layers(graph: ir.Graph) -> Sequence[LinearLayer]:
-    """Every MatMul with constant weights of two dimensions whose product goes to one Add of a constant row."""
+    """Every MatMul with constant weights of two dimensions, with the constant row that its product is added to."""
     return [layer for node in graph if (layer := linear_layer(node)) is not None]
 
 
 def linear_layer(node: ir.Node) -> LinearLayer | None:
-    """The layer that a node multiplies for; None where it does not, or nothing is added to it."""
+    """The layer that a node multiplies for; None where it does not, or the product is added to a constant that is no
+    row: positions, to which a vision tower adds its patches.
+    """
     if node.op_type != "MatMul" or node.domain or not _is_matrix(node.inputs[1]):
         return None
     users = [user for user, _ in node.outputs[0].uses()]
-    if len(users) != 1 or users[0].op_type != "Add" or not _is_row(users[0].inputs[_bias_at(users[0])]):
-        return None
-    return LinearLayer(name=str(input_of(node, 1).name), matmul=node, add=users[0])
+    added = users[0] if len(users) == 1 and users[0].op_type == "Add" else None
+    if added is not None and not _is_row(added.inputs[_bias_at(added)]):
+        if any(value is not None and value.is_initializer() for value in added.inputs):
+            return None
+        added = None
+    return LinearLayer(name=str(input_of(node, 1).name), matmul=node, add=added)
 
 
 def split_of(layer: LinearLayer) -> ir.Node | None:

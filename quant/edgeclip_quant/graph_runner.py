@@ -50,18 +50,18 @@ def run_of(session: "InferenceSession", path: Path) -> Run:
     return run
 
 
-def answers(run: Run, feeds: Sequence[Arrays], what: str, progress: Progress) -> NDArray[np.float32]:
-    """The rows of the graph's first output for all feeds (N, D)."""
+def answers(run: Run, feeds: Sequence[Arrays], what: str, progress: Progress) -> list[NDArray[np.float32]]:
+    """The rows (N, D) of each of the graph's outputs for all feeds."""
     rows = []
     for done, feed in enumerate(feeds):
         progress(what, done, len(feeds))
-        rows.append(rows_of(next(iter(run(feed).values()))))
-    return np.concatenate(rows)
+        rows.append([rows_of(array) for array in run(feed).values()])
+    return [np.concatenate(some) for some in zip(*rows, strict=True)]
 
 
 def answer(path: Path, feeds: Sequence[Arrays], what: str, progress: Progress) -> NDArray[np.float32]:
-    """The rows of all feeds (N, D), from a graph that is opened only for this."""
-    return answers(open_run(path), feeds, what, progress)
+    """The rows (N, D) of the first output, from a graph that is opened only for this."""
+    return answers(open_run(path), feeds, what, progress)[0]
 
 
 def rows_of(array: NDArray[np.float32]) -> NDArray[np.float32]:

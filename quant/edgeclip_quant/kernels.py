@@ -16,7 +16,7 @@ for comparison. `static` is for inputs that a norm gives: their rows are of one 
 and no value lies far outside of what calibration saw.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +25,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
 
-from edgeclip_graph.frame import constant
+from edgeclip_graph.frame import array_of, constant, store
 from edgeclip_graph.linear import LinearLayer, linear_layers, split_of, width_of
 from edgeclip_graph.operators import CONTRIB
 from edgeclip_quant.passes.smoothing import fold_into_norm, is_fed_by_norm
@@ -96,7 +96,11 @@ def product(kernel: Kernel, rows: Array, weight: Array, *, largest: float = 0.0,
 
 
 class ReplaceLayers(InPlacePass):
-    """Computes every linear layer as planned; `plans` are by layer, `separates` as in `replace_layer`.
+    """Computes every linear layer as planned; `plans` are by layer.
+
+    `separates`: a layer whose output is split at once (q, k and v; gate and up) becomes one product for each part.
+    That costs a few operators and saves the copies: 46 ms of 1400 for an image at full size. Layers that read one
+    input round it once. New weights are computed when they are read, so no more than one is in memory.
 
     Precondition: there is a linear layer, and each has a plan. Postcondition: those planned as fp32 are left, and no
     others.
@@ -108,8 +112,9 @@ class ReplaceLayers(InPlacePass):
 
     def call(self, model: ir.Model) -> PassResult:
         """Replace the layers one after the other."""
+        replacing = _Replacing(model.graph, separates=self._separates)
         for layer in linear_layers(model.graph):
-            replace_layer(model.graph, layer, self._plans[layer.name], separates=self._separates)
+            replacing.replace(layer, self._plans[layer.name])
         return PassResult(model, modified=True)
 
     def requires(self, model: ir.Model) -> None:
@@ -129,45 +134,8 @@ class ReplaceLayers(InPlacePass):
 
 
 def replace_layer(graph: ir.Graph, layer: LinearLayer, plan: Plan, *, separates: bool = False) -> None:
-    """Compute the layer as planned.
-
-    `separates`: a layer whose output is split at once (q, k and v; gate and up) becomes one product for each part, of
-    one rounded input. That costs a few operators and saves the copies: 46 ms of 1400 for an image at full size.
-    """
-    if plan.kernel == "fp32":
-        return
-    x, weight, name = layer.x, layer.weight, layer.name
-    tape = ir.tape.Tape()
-    if plan.factors is not None:
-        weight = weight * plan.factors[:, None]
-        if is_fed_by_norm(x):
-            fold_into_norm(graph, x, plan.factors)
-        else:
-            inverse = constant(graph, f"{name}_inverse_factors", (1 / plan.factors).astype(np.float32))
-            x = tape.op("Mul", [x, inverse])
-    removed, replaced = [layer.add, layer.matmul], [layer.output]
-    if plan.kernel == "int8 blocks" or plan.kernel == "int4 blocks":
-        bits = 8 if plan.kernel == "int8 blocks" else 4
-        outputs = [matmul_blocks(graph, tape, x, weight, layer.bias_value, name, bits)]
-    elif plan.kernel == "int8 per call":
-        levels, scales = quantize_columns(weight)
-        stored = constant(graph, f"{name}_int8", levels), constant(graph, f"{name}_scales", scales)
-        outputs = [tape.op("DynamicQuantizeMatMul", [x, *stored, None, layer.bias_value], domain=CONTRIB)]
-    else:
-        rounded = _round(graph, tape, x, plan, name)
-        split = split_of(layer) if separates else None
-        if split is None:
-            outputs = [_multiply(graph, tape, rounded, weight, layer.bias, name)]
-        else:
-            removed, replaced = [split, *removed], list(split.outputs)
-            ends = np.cumsum([width_of(value) for value in replaced])[:-1]
-            parts = zip(np.split(weight, ends, axis=1), np.split(layer.bias, ends), strict=True)
-            outputs = [
-                _multiply(graph, tape, rounded, part, bias, f"{name}_{number}")
-                for number, (part, bias) in enumerate(parts)
-            ]
-    graph.opset_imports.setdefault(CONTRIB, 1)
-    ir.convenience.replace_nodes_and_values(graph, removed[0], removed, tape.nodes, replaced, outputs)
+    """Compute the layer as planned; `separates` as in `ReplaceLayers`."""
+    _Replacing(graph, separates=separates).replace(layer, plan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +147,78 @@ class _Rounded:
     zero: ir.Value
     largest: ir.Value | None
     shift: float
+
+
+class _Replacing:
+    """Replaces layers of one graph, and remembers the inputs that were rounded."""
+
+    def __init__(self, graph: ir.Graph, *, separates: bool) -> None:
+        self._graph, self._separates = graph, separates
+        self._rounded: dict[Hashable, _Rounded] = {}
+
+    def replace(self, layer: LinearLayer, plan: Plan) -> None:
+        """Compute one layer as planned."""
+        if plan.kernel == "fp32":
+            return
+        graph, tape, x, name, stored = self._graph, ir.tape.Tape(), layer.x, layer.name, layer.weight_value
+        factors = plan.factors
+
+        def weight() -> Array:
+            array = array_of(stored)
+            return array if factors is None else array * factors[:, None]
+
+        if factors is not None:
+            if is_fed_by_norm(x):
+                fold_into_norm(graph, x, factors)
+            else:
+                inverse = constant(graph, f"{name}_inverse_factors", (1 / factors).astype(np.float32))
+                x = tape.op("Mul", [x, inverse])
+        removed, replaced = list(layer.nodes), [layer.output]
+        if plan.kernel == "int8 blocks" or plan.kernel == "int4 blocks":
+            bits = 8 if plan.kernel == "int8 blocks" else 4
+            outputs = [matmul_blocks(graph, tape, x, weight, layer.bias_value, name, bits)]
+        elif plan.kernel == "int8 per call":
+            levels, scales = store_columns(graph, name, weight)
+            outputs = [tape.op("DynamicQuantizeMatMul", [x, levels, scales, None, layer.bias_value], domain=CONTRIB)]
+        else:
+            rounded = self._round(tape, x, plan, name)
+            bias = None if layer.add is None else layer.bias
+            split = split_of(layer) if self._separates else None
+            if split is None:
+                outputs = [_multiply(graph, tape, rounded, weight, bias, name)]
+            else:
+                removed, replaced = [split, *removed], list(split.outputs)
+                outputs, start = [], 0
+                for number, width in enumerate(map(width_of, replaced)):
+                    columns = slice(start, start + width)
+                    part, some = _part(weight, columns), None if bias is None else bias[columns]
+                    outputs.append(_multiply(graph, tape, rounded, part, some, f"{name}_{number}"))
+                    start += width
+        graph.opset_imports.setdefault(CONTRIB, 1)
+        ir.convenience.replace_nodes_and_values(graph, removed[0], removed, tape.nodes, replaced, outputs)
+
+    def _round(self, tape: ir.tape.Tape, x: ir.Value, plan: Plan, name: str) -> _Rounded:
+        """The input as integers; one that was rounded alike before is not rounded again."""
+        key = (x, plan.kernel, plan.shift, plan.largest)
+        if key not in self._rounded:
+            self._rounded[key] = _round(self._graph, tape, x, plan, name)
+        return self._rounded[key]
+
+
+def store_columns(graph: ir.Graph, name: str, weight: Callable[[], Array]) -> tuple[ir.Value, ir.Value]:
+    """The levels and scales of `quantize_columns` as constants; the levels are computed when they are read."""
+    first = weight()
+    scales = quantize_columns(first)[1]
+
+    def levels() -> ir.TensorProtocol:
+        return ir.tensor(np.rint(weight() / scales).astype(np.int8), name=f"{name}_int8")
+
+    lazy = ir.LazyTensor(levels, dtype=ir.DataType.INT8, shape=ir.Shape(first.shape), name=f"{name}_int8")
+    return store(graph, lazy), constant(graph, f"{name}_scales", scales)
+
+
+def _part(weight: Callable[[], Array], columns: slice) -> Callable[[], Array]:
+    return lambda: weight()[:, columns]
 
 
 def _round(graph: ir.Graph, tape: ir.tape.Tape, x: ir.Value, plan: Plan, name: str) -> _Rounded:
@@ -203,21 +243,22 @@ def _round(graph: ir.Graph, tape: ir.tape.Tape, x: ir.Value, plan: Plan, name: s
 
 
 def _multiply(
-    graph: ir.Graph, tape: ir.tape.Tape, rounded: _Rounded, weight: Array, bias: Array, name: str
+    graph: ir.Graph,
+    tape: ir.tape.Tape,
+    rounded: _Rounded,
+    weight: Callable[[], Array],
+    bias: Array | None,
+    name: str,
 ) -> ir.Value:
     """The product with a weight (in, out) and a bias (out,), from which the shift is subtracted."""
-    levels, scales = quantize_columns(weight)
+    levels, scales = store_columns(graph, name, weight)
     if rounded.shift:
-        bias = (bias - rounded.shift * (levels.astype(np.float64).sum(axis=0) * scales)).astype(np.float32)
-    inputs = [
-        rounded.levels,
-        constant(graph, f"{name}_int8", levels),
-        rounded.step,
-        constant(graph, f"{name}_scales", scales),
-        rounded.zero,
-    ]
-    added = constant(graph, f"{name}_bias", bias)
+        sums = array_of(levels).astype(np.float64).sum(axis=0) * array_of(scales)
+        bias = ((0 if bias is None else bias) - rounded.shift * sums).astype(np.float32)
+    inputs = [rounded.levels, levels, rounded.step, scales, rounded.zero]
+    added = None if bias is None else constant(graph, f"{name}_bias", bias)
     if rounded.largest is None:
         return tape.op("MatMulIntegerToFloat", [*inputs, None, added], domain=CONTRIB)
     product = tape.op("MatMulIntegerToFloat", inputs, domain=CONTRIB)
-    return tape.op("Add", [tape.op("Mul", [product, rounded.largest]), added])
+    product = tape.op("Mul", [product, rounded.largest])
+    return product if added is None else tape.op("Add", [product, added])

@@ -17,6 +17,7 @@ session is opened: four seconds, and a private copy of all weights. Of three dim
 session opens in no time, its weights stay memory-mapped, and a second process shares them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -40,12 +41,12 @@ class WeightsInPlace(InPlacePass):
         """Replace every linear layer."""
         record = Recorder(model.graph)
         for layer in linear_layers(model.graph):
-            if len(layer.x.shape or ()) != 2:
-                raise PreconditionError(f"MatMul {layer.matmul.name} is no linear layer of rows")
+            if len(layer.x.shape or ()) != 2 or layer.bias_value is None:
+                raise PreconditionError(f"MatMul {layer.matmul.name} is no linear layer of rows with a bias")
             stored = derive(model.graph, f"{layer.name}_in_place", layer.weight_value, Turned())
             product = record.op(FUSED_PRODUCT, layer.x, stored, domain=CONTRIB, transB=1)  # (1, R, N)
             rows = record.op("Squeeze", product, record.integers(0))  # (R, N)
-            _replace(record, [layer.matmul, layer.add], record.op("Add", rows, layer.bias_value))
+            _replace(record, layer.nodes, record.op("Add", rows, layer.bias_value))
         return PassResult(model, modified=True)
 
     def requires(self, model: ir.Model) -> None:
@@ -80,7 +81,8 @@ class WeightsFirst(InPlacePass):
             turned = record.op(FUSED_PRODUCT, weight, x, domain=CONTRIB, transB=1)  # (1, N, R)
             turned = record.op("Add", turned, column)
             output = record.op("Squeeze", record.op("Transpose", turned, perm=[0, 2, 1]), record.integers(0))
-            _replace(record, [product, squeeze, add, *(adapter.nodes if adapter else ())], output)
+            nodes = [product, squeeze, add, *(adapter.nodes if adapter else ())]
+            _replace(record, nodes[::-1], output)
         for node in [node for node in model.graph if node.op_type in ELEMENTWISE]:
             _drop_transposes(record, node)
         return PassResult(model, modified=True)
@@ -100,12 +102,10 @@ def _products(model: ir.Model, op_type: str, weights_at: int) -> list[ir.Node]:
     return [node for node in model.graph if node.op_type == op_type and input_of(node, weights_at).is_initializer()]
 
 
-def _replace(record: Recorder, layer: list[ir.Node], output: ir.Value) -> None:
-    """The nodes of a layer, in their order, by what was recorded."""
-    last = layer[-1]
-    ir.convenience.replace_nodes_and_values(
-        record.graph, last, layer[::-1], record.take(), [last.outputs[0]], [output]
-    )
+def _replace(record: Recorder, layer: Sequence[ir.Node], output: ir.Value) -> None:
+    """The nodes of a layer, the last first, by what was recorded."""
+    last = layer[0]
+    ir.convenience.replace_nodes_and_values(record.graph, last, layer, record.take(), [last.outputs[0]], [output])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

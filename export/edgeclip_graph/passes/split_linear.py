@@ -27,7 +27,7 @@ class SeparateParts(InPlacePass):
                 outputs.append(_part(record, layer, f"_part_{number}", Columns(start, start + width)))
                 start += width
             ir.convenience.replace_nodes_and_values(
-                model.graph, split, [split, layer.add, layer.matmul], record.take(), list(split.outputs), outputs
+                model.graph, split, [split, *layer.nodes], record.take(), list(split.outputs), outputs
             )
         return PassResult(model, modified=True)
 
@@ -50,8 +50,7 @@ def _part(record: Recorder, layer: LinearLayer, ending: str, columns: Columns) -
     """The product with some columns of a layer's weight, and the same part of its bias unless that is 0."""
     weight = derive(record.graph, f"{layer.name}{ending}", layer.weight_value, columns)
     product = record.op("MatMul", layer.x, weight)
-    if not columns.apply(layer.bias).any():
+    bias = layer.bias_value
+    if bias is None or not columns.apply(layer.bias).any():
         return product
-    return record.op(
-        "Add", product, derive(record.graph, f"{layer.bias_value.name}{ending}", layer.bias_value, columns)
-    )
+    return record.op("Add", product, derive(record.graph, f"{bias.name}{ending}", bias, columns))

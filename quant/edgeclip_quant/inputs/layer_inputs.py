@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgeclip.engine.ort import start_session
 from edgeclip.families.family import Arrays
-from edgeclip_graph.frame import constant
+from edgeclip_graph.frame import Recorder
 from edgeclip_graph.linear import LinearLayer, linear_layers
 
 Progress = Callable[[str, int, int], None]
@@ -39,17 +39,18 @@ class Observation:
 
 def observe(
     model: ir.Model, samples: Sequence[Arrays], folder: Path, progress: Progress, threads: int | None = None
-) -> tuple[Mapping[str, Observation], NDArray[np.float32]]:
-    """Run a graph on every sample (a feed); return each linear layer's observation, and the rows of the first output
-    (N, D).
+) -> tuple[Mapping[str, Observation], list[NDArray[np.float32]]]:
+    """Run a graph on every sample (a feed); return each linear layer's observation, and the rows of each output
+    (N, D), in their order.
 
     `folder` holds a copy of the graph with more outputs meanwhile, which takes as much room as the weights. The graph
     itself is not changed.
     """
     copy = model.clone()
     layers = linear_layers(copy.graph)
-    outputs = [str(copy.graph.outputs[0].name), *_look_at_inputs(copy.graph, layers)]
-    vectors = []
+    own = len(copy.graph.outputs)
+    outputs = [*(str(value.name) for value in copy.graph.outputs), *_look_at_inputs(copy.graph, layers)]
+    vectors: list[list[NDArray[np.float32]]] = [[] for _ in range(own)]
     largest: dict[str, NDArray[np.float32]] = {}
     rows: dict[str, list[NDArray[np.float32]]] = {layer.name: [] for layer in layers}
     leading: dict[str, list[NDArray[np.float32]]] = {layer.name: [] for layer in layers}
@@ -60,13 +61,15 @@ def observe(
         session = start_session(path, threads=threads)
         for done, sample in enumerate(samples):
             progress("calibrating", done, len(samples))
-            answer, *found = session.run(outputs, dict(sample))
-            vectors.append(answer.reshape(-1, answer.shape[-1]))
+            found = session.run(outputs, dict(sample))
+            for answers, answer in zip(vectors, found, strict=False):
+                answers.append(answer.reshape(-1, answer.shape[-1]))
+            del found[:own]
             for layer, top, some in zip(layers, found[::2], found[1::2], strict=True):
                 before = largest.get(layer.name)
                 largest[layer.name] = top if before is None else np.maximum(before, top)
-                rows[layer.name].append(_some(some, _ROWS_OF_SAMPLE))
-                leading[layer.name].append(some[:1].copy())  # a view would keep all of it
+                rows[layer.name].append(some)
+                leading[layer.name].append(some[:1])
     seen = {
         layer.name: Observation(
             largest=largest[layer.name],
@@ -75,7 +78,7 @@ def observe(
         )
         for layer in layers
     }
-    return seen, np.concatenate(vectors)
+    return seen, [np.concatenate(answers) for answers in vectors]
 
 
 def _some(rows: NDArray[np.float32], count: int) -> NDArray[np.float32]:
@@ -87,18 +90,32 @@ def _some(rows: NDArray[np.float32], count: int) -> NDArray[np.float32]:
 
 
 def _look_at_inputs(graph: ir.Graph, layers: Iterable[LinearLayer]) -> list[str]:
-    """Add two outputs to the graph for each layer: its channels' largest magnitudes, and its rows."""
+    """Add two outputs to the graph for each layer: its channels' largest magnitudes, and some of its rows.
+
+    Rows are chosen in the graph: all of them would be 14 GB for a page of 3,072 patches in a tower of 32 blocks.
+    """
     names = []
-    tape = ir.tape.Tape()
-    first = constant(graph, "observed_axis", np.array([0], np.int64))
+    record = Recorder(graph)
+    first = record.integers(0)
     for number, layer in enumerate(layers):
-        width = len(layer.weight)
-        shape = constant(graph, f"observed_shape_{width}", np.array([-1, width], np.int64))
-        rows = tape.op("Reshape", [layer.x, shape])
-        top = tape.op("ReduceMax", [tape.op("Abs", [rows]), first], {"keepdims": 0})
-        for value, name in ((top, f"observed_largest_{number}"), (rows, f"observed_rows_{number}")):
+        rows = record.op("Reshape", layer.x, record.integers(-1, layer.shape[0]))
+        top = record.op("ReduceMax", record.op("Abs", rows), first, keepdims=0)
+        for value, name in (
+            (top, f"observed_largest_{number}"),
+            (_some_rows(record, rows), f"observed_rows_{number}"),
+        ):
             value.name, value.dtype = name, ir.DataType.FLOAT
             graph.outputs.append(value)
             names.append(name)
-    graph.extend(tape.nodes)
+    graph.extend(record.take())
     return names
+
+
+def _some_rows(record: Recorder, rows: ir.Value) -> ir.Value:
+    """At most `_ROWS_OF_SAMPLE` rows, evenly spaced, the first and the last among them."""
+    zero, one, most = (record.constant(f"rows_{count}", np.array(count)) for count in (0, 1, _ROWS_OF_SAMPLE))
+    total = record.op("Squeeze", record.op("Shape", rows, start=0, end=1))
+    count = record.op("Min", total, most)
+    steps = record.op("Max", record.op("Sub", count, one), one)
+    spread = record.op("Mul", record.op("Range", zero, count, one), record.op("Sub", total, one))
+    return record.op("Gather", rows, record.op("Div", spread, steps), axis=0)

@@ -20,7 +20,7 @@ from edgeclip.manifest import FIRST_GRAPH
 from edgeclip_graph.census import count_operators
 from edgeclip_graph.linear import linear_layers
 from edgeclip_graph.passes import lower_portable
-from edgeclip_quant.graph_runner import Progress, answer
+from edgeclip_quant.graph_runner import Progress, answers, open_run
 from edgeclip_quant.inputs.layer_inputs import Observation, observe
 from edgeclip_quant.kernels import Plan, ReplaceLayers
 from edgeclip_quant.passes.token_table import NarrowTable, token_tables
@@ -46,8 +46,8 @@ class Narrowed:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prepared:
-    """A graph before narrowing: its plain form, each layer's observed inputs on the samples (feeds), and the rows of
-    its first output (N, D).
+    """A graph before narrowing: its plain form, each layer's observed inputs on the samples (feeds), and the rows
+    (N, D) of its first output and of the others.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Prepared:
     samples: Sequence[Arrays]
     seen: Mapping[str, Observation]
     wanted: NDArray[np.float32]
+    others: Sequence[NDArray[np.float32]] = ()
 
     @property
     def has_table(self) -> bool:
@@ -75,27 +76,38 @@ def plain_graph(name: str, source: Path) -> ir.Model:
 
 def prepare(name: str, model: ir.Model, samples: Sequence[Arrays], folder: Path, progress: Progress) -> Prepared:
     """Observe a graph of `plain_graph`; `folder` holds a copy of it meanwhile."""
-    seen, wanted = observe(model, samples, folder, lambda what, done, total: progress(f"{what}, {name}", done, total))
-    return Prepared(name=name, model=model, samples=samples, seen=seen, wanted=wanted)
+
+    def report(what: str, done: int, total: int) -> None:
+        progress(f"{what}, {name}", done, total)
+
+    seen, (wanted, *others) = observe(model, samples, folder, report)
+    return Prepared(name=name, model=model, samples=samples, seen=seen, wanted=wanted, others=others)
 
 
 def narrow_to_integers(
-    source: Prepared, out: Path, recipe: Recipe, cosine: float | None, progress: Progress, *, may_fix: bool
+    source: Prepared,
+    out: Path,
+    recipe: Recipe,
+    cosine: float | None,
+    progress: Progress,
+    *,
+    may_fix: bool,
+    token_cosine: float | None = None,
 ) -> Narrowed:
-    """Write the graph by `recipe` to `out`; `cosine` is the least that is accepted, None any. `may_fix` as in
-    `plan_layer`.
+    """Write the graph by `recipe` to `out`; `cosine` is the least that is accepted of a vector, `token_cosine` of a
+    token's, None any. `may_fix` as in `plan_layer`.
     """
     layers = linear_layers(source.model.graph)
     plans: dict[str, Sequence[Plan]] = {}
     for done, layer in enumerate(layers):
         progress(f"planning the {source.name} graph", done, len(layers))
         plans[layer.name] = plan_layer(layer, source.seen[layer.name], recipe, may_fix=may_fix)
+    trying = f"trying the {source.name} graph"
     for share in itertools.chain(_ROUNDS, itertools.repeat(1.0)):
         operators = _write(source, out, plans, recipe, progress)
-        if cosine is None:
-            break
-        found = answer(out, source.samples, f"trying the {source.name} graph", progress)
-        if _worst(found, source.wanted) >= 1 - _USED_UP * (1 - cosine):
+        if cosine is None or _is_kept(
+            source, answers(open_run(out), source.samples, trying, progress), cosine, token_cosine
+        ):
             break
         further = raise_worst(plans, share)
         if further == plans:
@@ -121,6 +133,17 @@ def _write(source: Prepared, out: Path, plans: Plans, recipe: Recipe, progress: 
     common.TopologicalSortPass()(copy)
     ir.save(copy, out, external_data=f"{out.name}_data")
     return count_operators(copy)
+
+
+def _is_kept(
+    source: Prepared, found: Sequence[NDArray[np.float32]], cosine: float, token_cosine: float | None
+) -> bool:
+    """Whether every output is as near as is wanted; one of three dimensions has a row for each token."""
+    for value, rows, wanted in zip(source.model.graph.outputs, found, (source.wanted, *source.others), strict=True):
+        least = cosine if len(value.shape or ()) == 2 else token_cosine
+        if least is not None and not _worst(rows, wanted) >= 1 - _USED_UP * (1 - least):
+            return False
+    return True
 
 
 def _worst(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:

@@ -5,13 +5,14 @@ only, and no other row. In 4 bits, the choice of scale matters much: of a dozen 
 error is taken, not the smallest that holds the largest weight.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeclip_graph.frame import constant
+from edgeclip_graph.frame import constant, store
 from edgeclip_graph.operators import CONTRIB
 
 Array = NDArray[np.float32]
@@ -35,18 +36,13 @@ class Blocks:
 
 def quantize_blocks(rows: Array, bits: int, block: int) -> Blocks:
     """(rows, width) in blocks along the width, symmetric about 2^(bits-1); a last block is filled up with zeros."""
-    count, width = rows.shape
-    padded = np.zeros((count, -(-width // block) * block), np.float32)
-    padded[:, :width] = rows
-    blocks = padded.reshape(count, -1, block)
+    blocks = _divide(rows, block)
     middle = 1 << (bits - 1)
     # The value farthest from zero goes to the end of the range that has one step more.
     far = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2)[..., None], axis=2)[..., 0]
     widest = np.where(far == 0, 1.0, far / -middle).astype(np.float32)
     scales = widest if bits == 8 else _least_error(blocks, widest, middle)
-    levels = _levels(blocks, scales, middle).astype(np.uint8)
-    packed = levels if bits == 8 else levels[..., ::2] | (levels[..., 1::2] << 4)
-    return Blocks(packed=np.ascontiguousarray(packed), scales=scales)
+    return Blocks(packed=_pack(blocks, scales, bits), scales=scales)
 
 
 def widen_blocks(blocks: Blocks, bits: int, width: int) -> Array:
@@ -72,16 +68,28 @@ def blocks_product(rows: Array, weight: Array, bits: int) -> Array:
 
 
 def matmul_blocks(
-    graph: ir.Graph, tape: ir.tape.Tape, x: ir.Value, weight: Array, bias: ir.Value, name: str, bits: int
+    graph: ir.Graph,
+    tape: ir.tape.Tape,
+    x: ir.Value,
+    weight: Callable[[], Array],
+    bias: ir.Value | None,
+    name: str,
+    bits: int,
 ) -> ir.Value:
-    """Compute x W + b with a weight (in, out) in blocks."""
-    blocks = quantize_blocks(weight.T, bits, BLOCK)
-    packed = constant(graph, f"{name}_int{bits}_blocks", blocks.packed)
-    scales = constant(graph, f"{name}_block_scales", blocks.scales)
-    inputs, outputs = weight.shape
+    """Compute x W + b with a weight (in, out) in blocks, which are packed when they are read."""
+    first = weight()
+    inputs, outputs = first.shape
+    scales = quantize_blocks(first.T, bits, BLOCK).scales
+
+    def pack() -> ir.TensorProtocol:
+        return ir.tensor(_pack(_divide(weight().T, BLOCK), scales, bits), name=packed_name)
+
+    packed_name = f"{name}_int{bits}_blocks"
+    shape = ir.Shape((*scales.shape, BLOCK * bits // 8))
+    packed = store(graph, ir.LazyTensor(pack, dtype=ir.DataType.UINT8, shape=shape, name=packed_name))
     return tape.op(
         "MatMulNBits",
-        [x, packed, scales, None, None, bias],
+        [x, packed, constant(graph, f"{name}_block_scales", scales), None, None, bias],
         {"K": inputs, "N": outputs, "bits": bits, "block_size": BLOCK, "accuracy_level": _INT8_INPUT},
         domain=CONTRIB,
     )
@@ -97,6 +105,19 @@ def gather_blocks(graph: ir.Graph, tape: ir.tape.Tape, table: Array, ids: ir.Val
     scales = constant(graph, f"{name}_block_scales", blocks.scales)
     attributes = {"bits": 4, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
     return tape.op("GatherBlockQuantized", [packed, ids, scales], attributes, domain=CONTRIB)
+
+
+def _divide(rows: Array, block: int) -> Array:
+    """(rows, width) -> (rows, blocks, block)."""
+    count, width = rows.shape
+    padded = np.zeros((count, -(-width // block) * block), np.float32)
+    padded[:, :width] = rows
+    return padded.reshape(count, -1, block)
+
+
+def _pack(blocks: Array, scales: Array, bits: int) -> NDArray[np.uint8]:
+    levels = _levels(blocks, scales, 1 << (bits - 1)).astype(np.uint8)
+    return np.ascontiguousarray(levels if bits == 8 else levels[..., ::2] | (levels[..., 1::2] << 4))
 
 
 def _levels(blocks: Array, scales: Array, middle: int) -> Array:
