@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgeclip.errors import BuildError
-from edgeclip_bench.families.random_checkpoint import full_config, tiny_config, write_checkpoint
+from edgeclip_bench.families.jina_clip import full_config, tiny_config
+from edgeclip_bench.families.random_checkpoint import write_checkpoint
 from edgeclip_export import tensor_shapes
 from edgeclip_export.checkpoint import read_json
 from edgeclip_export.families.jina_clip.config import parse_config

@@ -1,6 +1,10 @@
-"""The config.json of jina-embeddings-v3 in its official layout, at full size and tiny; for random weights."""
+"""A jina-embeddings-v3 checkpoint in its official layout, at full size and tiny; for random weights."""
 
-from typing import Any
+from pathlib import Path
+
+from edgeclip_bench.families.layout import Config, Layout, Shapes
+from edgeclip_bench.families.xlmr_tokenizer import synthetic_tokenizer
+from edgeclip_export import tensor_shapes
 
 TASKS = ("retrieval.query", "retrieval.passage", "separation", "classification", "text-matching")
 _PROMPTS = {
@@ -9,21 +13,19 @@ _PROMPTS = {
 }
 
 
-def full_config() -> dict[str, Any]:
+def full_config() -> Config:
     """The official config.json's values."""
     return _config(
         width=1024, layers=24, heads=16, mlp=4096, vocab_size=250002, dims=(32, 64, 128, 256, 512, 768, 1024)
     )
 
 
-def tiny_config() -> dict[str, Any]:
+def tiny_config() -> Config:
     """The same tower with small numbers: two layers, 64 wide."""
     return _config(width=64, layers=2, heads=4, mlp=160, vocab_size=2000, dims=(16, 32, 64))
 
 
-def _config(
-    *, width: int, layers: int, heads: int, mlp: int, vocab_size: int, dims: tuple[int, ...]
-) -> dict[str, Any]:
+def _config(*, width: int, layers: int, heads: int, mlp: int, vocab_size: int, dims: tuple[int, ...]) -> Config:
     return {
         "_name_or_path": "jinaai/jina-embeddings-v3",
         "architectures": ["XLMRobertaModel"],
@@ -55,3 +57,16 @@ def _config(
         "use_flash_attn": True,
         "vocab_size": vocab_size,
     }
+
+
+def _files(config: Config) -> dict[str, Shapes]:
+    return {"model.safetensors": tensor_shapes(config)}
+
+
+def _write_others(out: Path, config: Config) -> None:
+    synthetic_tokenizer(config["vocab_size"]).save(str(out / "tokenizer.json"))
+
+
+LAYOUT = Layout(
+    full_config=full_config, tiny_config=tiny_config, dtype="float16", files=_files, write_others=_write_others
+)

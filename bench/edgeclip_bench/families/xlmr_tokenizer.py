@@ -1,7 +1,9 @@
 """The tokenizer of XLM-RoBERTa's kind that both jina-clip-v2 and jina-embeddings-v3 have, over any pieces."""
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 
+import numpy as np
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
@@ -27,3 +29,34 @@ def xlmr_tokenizer(pieces: Iterable[tuple[str, float]]) -> Tokenizer:
     tokenizer.enable_truncation(77)
     tokenizer.enable_padding(length=77, pad_id=1, pad_token="<pad>")
     return tokenizer
+
+
+def synthetic_tokenizer(vocab_size: int) -> Tokenizer:
+    """The tokenizer over made-up pieces: every character of many scripts, then syllables."""
+    pieces = itertools.islice(_pieces(), vocab_size - 1 - len(SPECIALS))
+    return xlmr_tokenizer((piece, -4.0 - np.log1p(rank)) for rank, piece in enumerate(pieces))
+
+
+def _pieces() -> Iterator[str]:
+    """Yield pieces without end: word starts and characters first, then longer and longer syllables."""
+    latin = "abcdefghijklmnopqrstuvwxyz"
+    yield from ["▁", ",", ".", "!", "?", "-", "'", ":", *"0123456789"]
+    yield from [f"▁{letter}" for letter in latin]
+    yield from latin
+    ranges = ((0x41, 0x5B), (0xE0, 0x180), (0x3B1, 0x3CA), (0x430, 0x450), (0x5D0, 0x5EB), (0x627, 0x64B))
+    more_ranges = (
+        (0x905, 0x93A),
+        (0xE01, 0xE2F),
+        (0x3041, 0x3097),
+        (0x30A1, 0x30FB),
+        (0x4E00, 0x9FA6),
+        (0xAC00, 0xD7A4),
+    )
+    syllables = [consonant + vowel for consonant in "bcdfghklmnprstvwz" for vowel in "aeiou"]
+    words = [first + second for first in syllables for second in syllables]
+    yield from syllables
+    yield from [chr(point) for start, stop in (*ranges, *more_ranges) for point in range(start, stop)]
+    yield from [f"▁{word}" for word in [*syllables, *words]]
+    for word in words:
+        for syllable in syllables:
+            yield f"▁{word}{syllable}"

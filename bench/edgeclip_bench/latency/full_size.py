@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from edgeclip_bench.families.random_checkpoint import CONFIGS, write_checkpoint
+from edgeclip_bench.families.random_checkpoint import LAYOUTS, write_checkpoint
 from edgeclip_bench.latency.build_cost import describe, measure_build
 from edgeclip_bench.measure.documents import make_document, save
 from edgeclip_bench.measure.report_table import render_tables
@@ -27,7 +27,7 @@ BENCHMARK = "edgeclip_bench.latency.full_size"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this case on the command line."""
     parser.add_argument("results", type=Path, help="the folder for the JSON")
-    parser.add_argument("--family", choices=CONFIGS, default="jina_clip", help="whose layout (jina_clip)")
+    parser.add_argument("--family", choices=LAYOUTS, default="jina_clip", help="whose layout (jina_clip)")
     parser.add_argument("--work", type=Path, help="keep checkpoint, bundle and plain graphs here, or take them")
 
 
@@ -38,8 +38,7 @@ def run(options: argparse.Namespace) -> int:
         work = options.work or Path(scratch)
         checkpoint, bundle = work / "checkpoint", work / "bundle"
         if not checkpoint.exists():
-            full_config, _ = CONFIGS[options.family]
-            write_checkpoint(checkpoint, full_config())
+            write_checkpoint(checkpoint, LAYOUTS[options.family].full_config())
         _build(options.results / "export_full_size.json", "export", checkpoint, bundle)
         _build(options.results / "quantize_full_size.json", "quantize", bundle, work / "int8", "--to", "int8")
         if options.family == FAMILY:

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from edgeclip import Encoder, Manifest
-from edgeclip_bench.families.random_checkpoint import full_config, write_checkpoint
+from edgeclip_bench.families.jina_clip import full_config
+from edgeclip_bench.families.random_checkpoint import write_checkpoint
 from edgeclip_bench.latency.build_cost import BuildCost, measure_build
 from edgeclip_bench.rivals.plain_export import weigh_text
 from edgeclip_bench.rivals.plain_towers import load_plain_text

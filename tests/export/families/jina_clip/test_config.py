@@ -7,7 +7,7 @@ import pytest
 
 from edgeclip.errors import BuildError
 from edgeclip.manifest import TextFacts
-from edgeclip_bench.families.random_checkpoint import full_config, tiny_config
+from edgeclip_bench.families.jina_clip import full_config, tiny_config
 from edgeclip_export.checkpoint import read_json
 from edgeclip_export.families.jina_clip.config import parse_config
 from edgeclip_export.families.jina_clip.preprocessor import image_facts

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from edgeclip import Encoder
 from edgeclip.inputs.square import normalize_pixels, preprocess_image
 from edgeclip.manifest import Target
-from edgeclip_bench.families.random_checkpoint import tiny_config, write_checkpoint
+from edgeclip_bench.families.jina_clip import tiny_config
+from edgeclip_bench.families.random_checkpoint import write_checkpoint
 from edgeclip_bench.rivals.plain_towers import load_plain_text, load_plain_vision
 from edgeclip_export import export_checkpoint
 from tests.export.families.jina_clip.test_parity import largest_difference, run_graph
