@@ -99,6 +99,15 @@ def trained_bundles(shared: Path) -> Bundles:
 
 
 @pytest.fixture(scope="session")
+def v4_bundle(shared: Path) -> Path:
+    """The bundle of the golden jina-embeddings-v4 for the CPU, with three adapters. Read only."""
+    from edgeclip_export import export_checkpoint
+
+    checkpoint = DATA / "jina_embeddings_v4" / "checkpoint"
+    return made_once(shared / "v4-cpu-None", lambda out: export_checkpoint(checkpoint, out, target="cpu", task=None))
+
+
+@pytest.fixture(scope="session")
 def bundle(request: pytest.FixtureRequest) -> Path:
     """The bundle for the CPU."""
     given: Path | None = request.config.getoption("--bundle")

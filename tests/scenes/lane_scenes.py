@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgeclip.engine.batch_policy import BatchPolicy
 from edgeclip.engine.unit_vectors import Vectors
 from edgeclip.families.family import Item
+from edgeclip.manifest import Space
 from edgeclip.serve.queue.lanes import Lane, LaneLimits, RunBatch
 
 PATIENCE_S = 20.0
@@ -39,7 +40,10 @@ def batch_of(items: Sequence[Item]) -> NDArray[np.int64]:
 
 
 class HeldGraph:
-    """Gives each text its first id and its length. Waits at a gate, and fails where `fault` gives an error."""
+    """Gives each text its first id and its length, in the space "multi" once for each token.
+
+    It waits at a gate, and fails where `fault` gives an error.
+    """
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -48,14 +52,15 @@ class HeldGraph:
         self.shapes: list[tuple[int, ...]] = []
         self.fault: Callable[[NDArray[Any]], BaseException | None] = lambda batch: None
 
-    def __call__(self, items: Sequence[Item]) -> Vectors:
+    def __call__(self, items: Sequence[Item], /, *, space: Space = "single") -> Vectors:
         batch = batch_of(items)
         self.shapes.append(batch.shape)
         self.is_busy.set()
         assert self.gate.wait(PATIENCE_S)
         if error := self.fault(batch):
             raise error
-        return np.stack([batch[:, 0], np.full(len(batch), batch.shape[1])], axis=1).astype(np.float32)
+        vectors = np.stack([batch[:, 0], np.full(len(batch), batch.shape[1])], axis=1).astype(np.float32)
+        return vectors if space == "single" else np.repeat(vectors[:, None], batch.shape[1], axis=1)
 
     async def held(self) -> None:
         """Wait until a batch stands at the gate."""

@@ -12,6 +12,7 @@ import uvicorn
 
 from edgeclip import Encoder
 from edgeclip.families.family import Item
+from edgeclip.manifest import Space
 from edgeclip.serve.app import create_app
 from edgeclip.serve.run import configure, listen
 from edgeclip.serve.settings import Settings
@@ -54,11 +55,11 @@ class Troubled(Encoder):
         self.batches: list[tuple[str, int]] = []
         self.spoil: Callable[[str, Any], Any] = lambda graph, vectors: vectors
 
-    def run_batch(self, items: Sequence[Item]) -> Any:
+    def run_batch(self, items: Sequence[Item], *, space: Space = "single") -> Any:
         assert self.may_run.wait(60)
         graph = items[0].graph
         self.batches.append((graph, len(items)))
-        return self.spoil(graph, super().run_batch(items))
+        return self.spoil(graph, super().run_batch(items, space=space))
 
 
 @contextlib.contextmanager

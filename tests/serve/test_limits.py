@@ -42,6 +42,8 @@ ELSEWHERE = {
     "max_batch": "no limit of a request",
     "max_decode_bytes": "test_serve_decoding.py",
     "max_length": "test_serve_long_texts.py",
+    "max_pixels": "test_page_model.py",
+    "max_vectors": "test_page_model.py",
 }
 
 

@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple, Self
 
 from edgeclip.errors import InputError
 from edgeclip.families.family import Item
-from edgeclip.manifest import FIRST_GRAPH, ImageFacts, Manifest, PatchFacts
+from edgeclip.manifest import FIRST_GRAPH, ImageFacts, Manifest, PatchFacts, Space
 
 Shape = tuple[int, ...]
 # "throughput": all inputs are there. "latency": others wait for the batch that runs. "uniform": a batcher that has
@@ -65,11 +65,12 @@ class Kind(NamedTuple):
     graph: str = ""
     adapter: str | None = None
     alike: Hashable = ()
+    space: Space = "single"
 
 
-def kind_of(item: Item) -> Kind:
-    """The kind of an item."""
-    return Kind(max(1, item.tokens), item.graph, item.adapter, item.alike)
+def kind_of(item: Item, space: Space = "single") -> Kind:
+    """The kind of an item whose vectors are wanted in a space."""
+    return Kind(max(1, item.tokens), item.graph, item.adapter, item.alike, space)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,7 +98,7 @@ class _Parts:
 def _make_parts(settings: Settings, encoder: Encoder, metrics: Metrics, fetch: Fetch | None) -> _Parts:
     lanes = {graph: _lane(graph, settings, encoder, metrics) for graph in encoder.manifest.graphs}
     decoder = PictureDecoder(
-        encoder.prepare_image,
+        partial(encoder.prepare_image, max_pixels=settings.max_pixels),
         PictureLimits(
             max_bytes=settings.max_image_bytes,
             max_pixels=settings.max_image_pixels,

@@ -6,6 +6,7 @@ guard /v1; the other routes hold nothing that a key protects.
 
 import hashlib
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from edgeclip import __version__
@@ -16,6 +17,7 @@ from edgeclip.serve.errors import ApiError, not_trusted
 from edgeclip.serve.http.middleware import Endpoint
 from edgeclip.serve.http.pending_bytes import PendingBytes
 from edgeclip.serve.http.request_body import parse_aside, read_body, while_connected
+from edgeclip.serve.http.streamed_answer import StreamedAnswer
 from edgeclip.serve.metrics import KeptText, Metrics
 from edgeclip.serve.readiness import Readiness
 from edgeclip.serve.service import EmbeddingService, Stages
@@ -75,14 +77,15 @@ class Endpoints:
         routes = [Route(path, endpoint, methods=["GET"]) for path, endpoint in shown.items()]  # HEAD comes with GET
         return [Route("/v1/embeddings", Endpoint(self._embeddings), methods=["POST"]), *routes]
 
-    async def _embeddings(self, request: "Request") -> "Response":
+    async def _embeddings(self, request: "Request") -> "Response | StreamedAnswer":
         from starlette.responses import Response
 
         started, stages = time.perf_counter(), Stages()
         readiness, settings = self._readiness, self._settings
         if readiness.doubt and not (await readiness.check()).is_ready:
             raise not_trusted(settings.ready_s)
-        with self._pending.room() as room:
+        with ExitStack() as held:
+            room = held.enter_context(self._pending.room())
             with stages.measure("read"), room.incomplete():
                 body = await read_body(request, settings, room)
             with stages.measure("parse"):
@@ -94,13 +97,16 @@ class Endpoints:
             if settings.is_model_checked and asked != self._model:
                 raise self._not_served("the model that was asked for is not served here")
             answer = await while_connected(request, self._service.embed(parsed, asked, stages, room))
-        if readiness.doubt:  # since it began
-            raise not_trusted(settings.ready_s)
-        request.scope["edgeclip.stages"] = stages.seconds
-        shown = {**stages.seconds, "total": time.perf_counter() - started}
-        timing = ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in shown.items())
-        headers = {"Server-Timing": timing, "Edgeclip-Bundle": self._bundle_id}
-        return Response(answer, media_type="application/json", headers=headers)
+            if readiness.doubt:  # since it began
+                raise not_trusted(settings.ready_s)
+            request.scope["edgeclip.stages"] = stages.seconds
+            shown = {**stages.seconds, "total": time.perf_counter() - started}
+            timing = ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in shown.items())
+            headers = {"Server-Timing": timing, "Edgeclip-Bundle": self._bundle_id}
+            if isinstance(answer, bytes):
+                return Response(answer, media_type="application/json", headers=headers)
+            # Its vectors hold their room until all of them are sent.
+            return StreamedAnswer(answer, headers=headers, held=held.pop_all(), within_s=settings.request_timeout_s)
 
     async def _models(self, request: "Request") -> "Response":
         if request.path_params.get("name", self._model) != self._model:

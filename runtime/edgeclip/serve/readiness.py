@@ -187,7 +187,8 @@ class _LaneAsk:
     def _run(self, item: Item) -> Vectors:
         """The vector of one item. Items are run one by one, because every queue has room for one."""
         run = run_through(self._submit, [item])
-        vector: Vectors = asyncio.run_coroutine_threadsafe(run, self._loop).result()[0]
+        found = asyncio.run_coroutine_threadsafe(run, self._loop).result()
+        vector: Vectors = found[0]
         return vector
 
     async def _submit(self, graph: str, items: Sequence[Item]) -> LaneAnswer:

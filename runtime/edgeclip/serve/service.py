@@ -10,7 +10,7 @@ gone, or its time is up) takes its inputs out of every queue.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,12 +20,12 @@ import numpy as np
 
 from edgeclip.encoder import Encoder
 from edgeclip.engine.unit_vectors import Vectors, find_fault
-from edgeclip.errors import WrongVectorsError
+from edgeclip.errors import InputError, WrongVectorsError
 from edgeclip.families.family import Item, Prepared
 from edgeclip.inputs.tokenization import check_max_length, is_quick, slices
-from edgeclip.manifest import FIRST_GRAPH
+from edgeclip.manifest import FIRST_GRAPH, Space
 from edgeclip.serve.api.request import EmbeddingRequest, RequestLimits, TextItem, TokenItem, modality_of
-from edgeclip.serve.api.response import encode_answer, shorten
+from edgeclip.serve.api.response import encode_answer, shorten, write_multi_answer
 from edgeclip.serve.api.served_model import ServedModel
 from edgeclip.serve.api.text_length import check_characters
 from edgeclip.serve.errors import ApiError, ending, not_trusted, retry_later, without_paths
@@ -33,7 +33,7 @@ from edgeclip.serve.http.open_files import fetches_within_limit
 from edgeclip.serve.images.fetch_queue import ByteRoom, Fetch, FetchQueue
 from edgeclip.serve.images.opener import Decoder, ImageOpener
 from edgeclip.serve.metrics import Metrics
-from edgeclip.serve.queue.chain import all_or_none, run_through
+from edgeclip.serve.queue.chain import Rows, all_or_none, run_through
 from edgeclip.serve.queue.lanes import LaneAnswer, LaneFailed, QueueFull
 from edgeclip.serve.readiness import is_doubtful
 from edgeclip.serve.settings import Settings
@@ -45,6 +45,7 @@ _NUMBERS_AT_ONCE = 16_384
 _URLS_OF_A_SITE = 4
 # The factor by which images may come out quicker than any recent ones did.
 _DOUBT = 1.25
+_FLOAT_BYTES = 4
 # A text with a literal padding token needs a mask, and attention with a mask holds T x T numbers for every head: one
 # of 8192 tokens took 1.2 GB in the demo's small model, and 0.1 GB without it. So many tokens take 1/16 of that.
 _MASKED_TOKENS = 2048
@@ -57,8 +58,8 @@ _Result = TypeVar("_Result")
 class Lane(Protocol):
     """A graph's queue: `edgeclip.serve.queue.lanes.Lane`."""
 
-    async def submit(self, items: Sequence[Item]) -> LaneAnswer:
-        """The graph's answer to items."""
+    async def submit(self, items: Sequence[Item], *, space: Space) -> LaneAnswer:
+        """The graph's answer to items, in a space."""
 
 
 class Stages:
@@ -88,12 +89,33 @@ class _Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Embedded:
-    """Some of a request's items: their vectors (N, D), tokens, and which of them were cut."""
+    """Some of a request's items: their vectors, tokens, and which of them were cut."""
 
     indices: tuple[int, ...]
-    vectors: Vectors
+    vectors: Rows
     tokens: int
     cut: tuple[int, ...]
+
+
+class _Admission:
+    """Admits the multi vectors of one request, at most `most`; their bytes count in `room`. A single one is free."""
+
+    def __init__(self, request: EmbeddingRequest, room: ByteRoom, most: int) -> None:
+        self.room, self._most, self._count = room, most, 0
+        self._each = request.dim * _FLOAT_BYTES if request.space == "multi" else 0
+
+    def take(self, tokens: int) -> None:
+        """Admit a vector for each of these tokens; ApiError 400 for too many, 429 where there is no room."""
+        if not self._each:
+            return
+        self._count += tokens
+        if self._count > self._most:
+            message = (
+                f"input has {self._count} tokens or more, and at most {self._most} vectors are given at once; send "
+                "several requests"
+            )
+            raise ApiError(400, message, param="input", code="array_above_max_length")
+        self.room.take(tokens * self._each)
 
 
 class EmbeddingService:
@@ -129,7 +151,9 @@ class EmbeddingService:
             manifest,
             max_length=check_max_length(settings.max_length, manifest.text) if manifest.text else None,
             vocabulary=encoder.count_token_ids() if manifest.text else 0,
+            max_pixels=settings.max_pixels,
         )
+        _check_room(settings, self.model)
         self.limits = RequestLimits(
             model=self.model,
             max_items=settings.max_items,
@@ -145,11 +169,18 @@ class EmbeddingService:
         """Free the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def embed(self, request: EmbeddingRequest, model: str, stages: Stages, room: ByteRoom) -> bytes:
-        """The answer's JSON, which names `model`; ApiError where there is none. Fetched bytes count in `room`."""
+    async def embed(
+        self, request: EmbeddingRequest, model: str, stages: Stages, room: ByteRoom
+    ) -> bytes | AsyncIterator[bytes]:
+        """The answer's JSON, which names `model`, many multi vectors in pieces; ApiError where there is none.
+
+        Bytes that are fetched and those of multi vectors count in `room`.
+        """
         try:
             async with asyncio.timeout(self._settings.request_timeout_s):
                 vectors, tokens, cut = await self._embed(request, stages, room)
+                if isinstance(vectors, list):
+                    return self._write_multi(vectors, request, model, tokens, cut)
                 with stages.measure("encode"):
                     return await self._aside(
                         lambda: encode_answer(
@@ -173,32 +204,28 @@ class EmbeddingService:
             message = f"the answer was not ready within {limit_s:.0f} s{pace}; send fewer inputs at once"
             raise ApiError(504, message, code="timeout") from error
 
-    async def _embed(
-        self, request: EmbeddingRequest, stages: Stages, room: ByteRoom
-    ) -> tuple[Vectors, int, set[int]]:
-        """The vectors (N, D) of a request, their tokens, and which inputs were cut."""
+    async def _embed(self, request: EmbeddingRequest, stages: Stages, room: ByteRoom) -> tuple[Rows, int, set[int]]:
+        """The vectors of a request, their tokens, and which inputs were cut."""
+        admission = _Admission(request, room, self._settings.max_vectors)
         texts = [index for index, item in enumerate(request.items) if modality_of(item) == "text"]
         images = [index for index, item in enumerate(request.items) if modality_of(item) == "image"]
         if not images:  # a query: no task is started
-            parts = [await self._embed_texts(request, texts, stages)]
+            parts = [await self._embed_texts(request, texts, stages, admission)]
         elif not texts:
-            parts = [await self._embed_images(request, images, stages, room)]
+            parts = [await self._embed_images(request, images, stages, admission)]
         else:
             parts = await all_or_none(
                 [
-                    self._embed_texts(request, texts, stages),
-                    self._embed_images(request, images, stages, room),
+                    self._embed_texts(request, texts, stages, admission),
+                    self._embed_images(request, images, stages, admission),
                 ]
             )
-        if len(parts) == 1:
-            vectors = parts[0].vectors
-        else:
-            vectors = np.empty((len(request.items), parts[0].vectors.shape[1]), np.float32)
-            for part in parts:
-                vectors[list(part.indices)] = part.vectors
+        vectors = parts[0].vectors if len(parts) == 1 else _join(parts, len(request.items))
         return vectors, sum(part.tokens for part in parts), {index for part in parts for index in part.cut}
 
-    async def _embed_texts(self, request: EmbeddingRequest, indices: Sequence[int], stages: Stages) -> _Embedded:
+    async def _embed_texts(
+        self, request: EmbeddingRequest, indices: Sequence[int], stages: Stages, admission: _Admission
+    ) -> _Embedded:
         task = self.model.task_of(request.task, "text")
         given = [(index, request.items[index]) for index in indices]
         texts = {index: item.text for index, item in given if isinstance(item, TextItem)}
@@ -225,8 +252,9 @@ class EmbeddingService:
                 param=f"input[{cut[0]}]",
                 code="context_length_exceeded",
             )
-        vectors = await self._run(items, stages)
         tokens = sum(self._family.billed(item, None) for item in items)
+        admission.take(tokens)
+        vectors = await self._run(items, request.space, stages)
         self._count("text", len(items), tokens, len(cut))
         return _Embedded(indices=tuple(indices), vectors=vectors, tokens=tokens, cut=tuple(cut))
 
@@ -257,19 +285,36 @@ class EmbeddingService:
         return Prepared(items=tuple(items), cut=tuple(cut))
 
     async def _embed_images(
-        self, request: EmbeddingRequest, indices: Sequence[int], stages: Stages, room: ByteRoom
+        self, request: EmbeddingRequest, indices: Sequence[int], stages: Stages, admission: _Admission
     ) -> _Embedded:
         self._check_time(len(indices))
         admit = partial(self._check_time, len(indices))
         given = {index: request.items[index] for index in indices}
         task = self.model.task_of(request.task, "image")
-        with self._images.request(list(given.values()), room, task, admit) as images:
+        with self._images.request(list(given.values()), admission.room, task, admit) as images:
             with stages.measure("images"):
                 pictures = await all_or_none([images.open(item, index) for index, item in given.items()])
-            vectors = await self._run([picture.item for picture in pictures], stages)
-        tokens = sum(self._family.billed(picture.item, (picture.width, picture.height)) for picture in pictures)
+            sizes = [(picture.width, picture.height) for picture in pictures]
+            items = [picture.item for picture in pictures]
+            tokens = sum(map(self._family.billed, items, sizes))
+            admission.take(tokens)
+            vectors = await self._run(items, request.space, stages)
         self._count("image", len(indices), tokens)
         return _Embedded(indices=tuple(indices), vectors=vectors, tokens=tokens, cut=())
+
+    def _write_multi(
+        self, matrices: list[Vectors], request: EmbeddingRequest, model: str, tokens: int, cut: set[int]
+    ) -> bytes | AsyncIterator[bytes]:
+        """The answer's JSON: at once where it is short, else in pieces, each made in a thread."""
+        pieces = write_multi_answer(
+            matrices, formats=request.formats, is_keyed=request.is_keyed, cut=cut, model=model, tokens=tokens
+        )
+        numbers = sum(matrix.size for matrix in matrices) * len(request.formats)
+        return self._in_turn(pieces) if numbers > _NUMBERS_AT_ONCE else b"".join(pieces)
+
+    async def _in_turn(self, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+        while (piece := await self._aside(lambda: next(pieces, None), is_long=True)) is not None:
+            yield piece
 
     def _check_time(self, images: int, decode_s: float = 0.0) -> None:
         """400 for more images than can be done in time at the best recent pace; `decode_s` comes before the graph.
@@ -298,13 +343,13 @@ class EmbeddingService:
 
         asyncio.get_running_loop().call_soon(count)
 
-    async def _run(self, items: Sequence[Item], stages: Stages) -> Vectors:
-        return await run_through(partial(self._submit, stages), items)
+    async def _run(self, items: Sequence[Item], space: Space, stages: Stages) -> Rows:
+        return await run_through(partial(self._submit, stages, space), items)
 
-    async def _submit(self, stages: Stages, graph: str, items: Sequence[Item]) -> LaneAnswer:
+    async def _submit(self, stages: Stages, space: Space, graph: str, items: Sequence[Item]) -> LaneAnswer:
         try:
             with stages.measure(graph):
-                return await self._lanes[graph].submit(items)
+                return await self._lanes[graph].submit(items, space=space)
         except QueueFull as error:
             raise retry_later(f"the {graph} queue is full; try again later", error.retry_after_s) from error
         except LaneFailed as error:
@@ -328,6 +373,32 @@ def _cut(vectors: Vectors, request: EmbeddingRequest) -> Vectors:
     if request.dim < vectors.shape[1] and (fault := find_fault(vectors, request.dim)):
         raise WrongVectorsError(f"a graph answered with {fault}")
     return shorten(vectors, request.dim, is_normalized=request.is_normalized)
+
+
+def _join(parts: Sequence[_Embedded], count: int) -> Rows:
+    """The vectors of all items of a request, in their order."""
+    matrices: dict[int, Vectors] = {}
+    vectors: Vectors | None = None
+    for part in parts:
+        if isinstance(part.vectors, list):
+            matrices.update(zip(part.indices, part.vectors, strict=True))
+            continue
+        if vectors is None:
+            vectors = np.empty((count, part.vectors.shape[1]), np.float32)
+        vectors[list(part.indices)] = part.vectors
+    return [matrices[index] for index in range(count)] if vectors is None else vectors
+
+
+def _check_room(settings: Settings, model: ServedModel) -> None:
+    """InputError where the vectors of one answer are more than all requests together may hold."""
+    if model.spaces.multi is None:
+        return
+    needed = settings.max_vectors * model.spaces.multi.dim * _FLOAT_BYTES
+    if needed > settings.max_pending_bytes:
+        raise InputError(
+            f"max_vectors is {settings.max_vectors}, whose {needed} bytes are more than max_pending_bytes, "
+            f"{settings.max_pending_bytes}"
+        )
 
 
 def _some(cut: Sequence[int]) -> str:

@@ -61,6 +61,8 @@ class Settings:
     max_items: int = 2048
     max_images: int = 128
     max_length: int | None = None
+    max_pixels: int | None = None
+    max_vectors: int = 65_536
     max_text_chars: int = 262_144
     max_request_chars: int = 8 << 20
     max_image_bytes: int = 20 << 20
@@ -147,7 +149,15 @@ class Settings:
 _AT_LEAST_ONE = (
     *("threads", "max_body_bytes", "max_values", "max_pending_bytes", "max_items", "max_images", "max_text_chars"),
     *("max_request_chars", "max_image_bytes", "max_image_pixels", "max_queued_texts", "max_queued_images"),
-    *("max_length", "max_decode_bytes", "max_batch", "max_connections", "decode_threads"),
+    *(
+        "max_length",
+        "max_pixels",
+        "max_vectors",
+        "max_decode_bytes",
+        "max_batch",
+        "max_connections",
+        "decode_threads",
+    ),
 )
 _SECONDS = (
     *("request_timeout_s", "head_timeout_s", "body_timeout_s", "fetch_timeout_s"),
@@ -260,6 +270,10 @@ OPTIONS = (
     _option("max_items", "--max-items", _parse_int, "N", "inputs of a request"),
     _option("max_images", "--max-images", _parse_int, "N", "images among them"),
     _option("max_length", "--max-length", _parse_int, "N", "tokens of one text (what the model takes)"),
+    _option(
+        "max_pixels", "--max-pixels", _parse_int, "N", "that an image of any size is scaled down to (the model's)"
+    ),
+    _option("max_vectors", "--max-vectors", _parse_int, "N", "of an answer that has one for each token"),
     _option("max_text_chars", "--max-text-chars", _parse_int, "N", "of one text, as NFKC writes it"),
     _option("max_request_chars", "--max-request-chars", _parse_int, "N", "of a request's texts together"),
     _option("max_image_bytes", "--max-image-bytes", _parse_int, "N", "of one image's file"),

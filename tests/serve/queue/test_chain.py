@@ -9,6 +9,7 @@ import pytest
 
 from edgeclip.engine.unit_vectors import Vectors
 from edgeclip.families.family import Item
+from edgeclip.manifest import Space
 from edgeclip.serve.queue.chain import run_through
 from edgeclip.serve.queue.lanes import Lane, LaneAnswer, LaneFailed, RunBatch
 from tests.scenes.lane_scenes import PATIENCE_S, HeldGraph, batch_of, ids, limits, sizes
@@ -24,10 +25,10 @@ class TwoSteps:
         self.text = HeldGraph()
         self.seen: list[tuple[str, int]] = []
 
-    def run_batch(self, items: Sequence[Item]) -> Vectors | list[Item]:
+    def run_batch(self, items: Sequence[Item], /, *, space: Space = "single") -> Vectors | list[Item]:
         self.seen.append((items[0].graph, len(items)))
         if items[0].graph == "text":
-            return self.text(items)
+            return self.text(items, space=space)
         if items[0].arrays["input_ids"][0] == 0:
             return np.zeros((len(items), 2), np.float32)
         return [ids(2 * item.tokens, int(item.arrays["input_ids"][0])) for item in items]
@@ -98,12 +99,12 @@ def test_a_failure_of_the_second_graph_is_the_call_s() -> None:
 def test_a_call_that_is_cancelled_leaves_nothing_in_either_queue(held: str) -> None:
     family = TwoSteps()
 
-    def run(items: Sequence[Item]) -> Vectors | list[Item]:
+    def run(items: Sequence[Item], /, *, space: Space) -> Vectors | list[Item]:
         assert batch_of(items).size
         if items[0].graph == held:
             gate.is_busy.set()
             assert gate.gate.wait(PATIENCE_S)
-        return family.run_batch(items)
+        return family.run_batch(items, space=space)
 
     gate = HeldGraph()
     gate.gate.clear()

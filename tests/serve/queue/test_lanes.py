@@ -12,6 +12,7 @@ from edgeclip import Encoder
 from edgeclip.engine.unit_vectors import Vectors
 from edgeclip.errors import DeviceError, InputError
 from edgeclip.families.family import Item
+from edgeclip.manifest import Space
 from edgeclip.serve.queue.lanes import Lane, LaneFailed, QueueFull, TimedOut
 from tests.scenes.lane_scenes import PATIENCE_S, HeldGraph, asked, batch_of, depth, ids, lane, limits, sizes, submit
 
@@ -114,9 +115,9 @@ def test_when_there_is_room_is_told_from_the_pace_of_the_lane() -> None:
     """200 ms a text: room for one more comes with the next that is done."""
     graph = HeldGraph()
 
-    def slow(items: Sequence[Item]) -> Vectors:
+    def slow(items: Sequence[Item], /, *, space: Space) -> Vectors:
         time.sleep(0.2)
-        return graph(items)
+        return graph(items, space=space)
 
     async def scene() -> float:
         async with lane(slow, limits=limits(max_queued=2), policy=sizes(max_batch=1)) as opened:
@@ -336,9 +337,9 @@ def test_images_of_one_request_come_before_those_of_the_next() -> None:
     graph = HeldGraph()
     order: list[int] = []
 
-    def run(items: Sequence[Item]) -> Vectors:
+    def run(items: Sequence[Item], /, *, space: Space) -> Vectors:
         order.append(int(batch_of(items)[0, 0]))
-        return graph(items)
+        return graph(items, space=space)
 
     async def scene() -> None:
         opened = Lane("vision", run, limits=limits(), policy=sizes(max_batch=1))

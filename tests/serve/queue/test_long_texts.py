@@ -18,6 +18,7 @@ from edgeclip.engine.devices import PROVIDERS
 from edgeclip.engine.unit_vectors import Vectors
 from edgeclip.errors import InputError
 from edgeclip.families.family import Item
+from edgeclip.manifest import Space
 from edgeclip.serve.app import create_app
 from edgeclip.serve.settings import Settings
 from tests.scenes.lane_scenes import PATIENCE_S, asked, batch_of, ids, lane, limits, sizes
@@ -34,7 +35,7 @@ class Held:
         self.lengths: list[int] = []
         self.priorities: dict[str, list[int]] = {}
 
-    def __call__(self, items: Sequence[Item]) -> Vectors:
+    def __call__(self, items: Sequence[Item], /, *, space: Space) -> Vectors:
         batch = batch_of(items)
         self.lengths.append(batch.shape[1])
         if sys.platform == "linux":

@@ -15,6 +15,7 @@ import pytest
 from edgeclip.engine.batch_policy import BatchPolicy
 from edgeclip.engine.unit_vectors import Vectors
 from edgeclip.families.family import Item
+from edgeclip.manifest import Space
 from edgeclip.serve.queue.lanes import Lane, LaneLimits
 from edgeclip.serve.queue.thread_priority import LEAST_SHARE, MOST_SHARE, lower_this_thread, niceness_for
 from tests.scenes.lane_scenes import ids
@@ -75,7 +76,7 @@ def test_images_keep_their_share_beside_texts_without_a_pause() -> None:
         def __init__(self) -> None:
             self.spent_s = 0.0
 
-        def __call__(self, items: Sequence[Item]) -> Vectors:
+        def __call__(self, items: Sequence[Item], /, *, space: Space) -> Vectors:
             os.sched_setaffinity(threading.get_native_id(), {core})
             began_s = time.thread_time()
             while time.thread_time() - began_s < 0.02:

@@ -26,8 +26,20 @@ class Embedding(msgspec.Struct, kw_only=True):
     truncated: Annotated[bool, Meta(description="the text was cut to the model's length")] | UnsetType = UNSET
 
 
+class MultiEmbedding(msgspec.Struct, kw_only=True):
+    """The vectors of one input, one for each token; an object of such lists where several formats were asked for."""
+
+    object: Literal["embedding"]
+    index: int
+    embeddings: list[_Numbers | _Encoded] | dict[str, list[_Numbers | _Encoded]]
+    truncated: Annotated[bool, Meta(description="the text was cut to the model's length")] | UnsetType = UNSET
+
+
 class Usage(msgspec.Struct, kw_only=True):
-    """Tokens of texts; 4,000 for every 512 x 512 pixel tile of an image in jina-clip, partly filled ones counted."""
+    """Tokens of texts; 4,000 for every 512 x 512 pixel tile of an image in jina-clip, partly filled ones counted.
+
+    Models that divide images into tokens count those, and the tokens of the prompt around them.
+    """
 
     prompt_tokens: int
     total_tokens: int
@@ -38,6 +50,15 @@ class EmbeddingResponse(msgspec.Struct, kw_only=True):
 
     object: Literal["list"]
     data: list[Embedding]
+    model: str
+    usage: Usage
+
+
+class MultiEmbeddingResponse(msgspec.Struct, kw_only=True):
+    """Multi vectors in the order of the inputs: the answer to `return_multivector`."""
+
+    object: Literal["list"]
+    data: list[MultiEmbedding]
     model: str
     usage: Usage
 
@@ -55,6 +76,7 @@ class Model(msgspec.Struct, kw_only=True):
     max_length: (
         Annotated[int, Meta(description="tokens of a text, the opening and closing one counted")] | UnsetType
     ) = UNSET
+    max_pixels: Annotated[int, Meta(description="larger images are scaled down to so many")] | UnsetType = UNSET
     tasks: tuple[str, ...]
     task_required: Annotated[bool, Meta(description="without a task the vectors would be wrong")]
     task_details: Mapping[str, TaskFacts]
@@ -71,6 +93,7 @@ class Model(msgspec.Struct, kw_only=True):
             dimensions=model.spaces.single.matryoshka_dims,
             spaces=model.spaces,
             max_length=model.max_length or UNSET,
+            max_pixels=model.max_pixels or UNSET,
             tasks=tuple(model.tasks),
             task_required=model.is_task_required,
             task_details=model.tasks,
@@ -110,6 +133,6 @@ class Error(msgspec.Struct, kw_only=True):
 
 def answer_schemas(prefix: str) -> dict[str, Any]:
     """The schemas of all answers by name; references to them begin with `prefix`."""
-    answers = (EmbeddingResponse, Models, Health, Error)
+    answers = (EmbeddingResponse, MultiEmbeddingResponse, Models, Health, Error)
     _, schemas = msgspec.json.schema_components(answers, ref_template=prefix + "{name}")
     return schemas

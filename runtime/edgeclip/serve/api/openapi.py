@@ -38,12 +38,13 @@ def _embeddings(model: str, limits: RequestLimits, is_key_needed: bool) -> dict[
     if abilities.is_task_required:
         example["task"] = next(iter(abilities.tasks))
     schema = {"$ref": _SCHEMAS + "EmbeddingRequest"}
+    answers = ["EmbeddingResponse", *(["MultiEmbeddingResponse"] if abilities.spaces.multi else [])]
     errors = {status: _answer(text, "Error") for status, text in _ERRORS.items() if is_key_needed or status != "401"}
     return {
         "operationId": "embed",
         "summary": f"Vectors of {' and '.join(f'{one}s' for one in abilities.modalities)}",
         "requestBody": {"required": True, "content": {_JSON: {"schema": schema, "example": example}}},
-        "responses": {"200": _answer("the vectors, in order", "EmbeddingResponse"), **errors},
+        "responses": {"200": _answer("the vectors, in order", *answers), **errors},
     }
 
 
@@ -73,8 +74,12 @@ def _refused(is_key_needed: bool) -> dict[str, Any]:
     return {"401": _answer(_ERRORS["401"], "Error")} if is_key_needed else {}
 
 
-def _answer(description: str, schema: str) -> dict[str, Any]:
-    return {"description": description, "content": {_JSON: {"schema": {"$ref": _SCHEMAS + schema}}}}
+def _answer(description: str, *schemas: str) -> dict[str, Any]:
+    found: list[dict[str, Any]] = [{"$ref": _SCHEMAS + schema} for schema in schemas]
+    return {
+        "description": description,
+        "content": {_JSON: {"schema": found[0] if len(found) == 1 else {"anyOf": found}}},
+    }
 
 
 _JSON, _SCHEMAS = "application/json", "#/components/schemas/"

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgeclip.manifest import Modality
+from edgeclip.manifest import Modality, Space
 from edgeclip.serve.api.image_strings import (
     ImageItem,
     ImageStringError,
@@ -44,6 +44,7 @@ from edgeclip.serve.api.request_fields import (
     read_dimensions,
     read_formats,
     read_input,
+    read_space,
     read_task,
 )
 from edgeclip.serve.api.served_model import ServedModel
@@ -107,6 +108,7 @@ class EmbeddingRequest:
 
     items: tuple[Item, ...]
     model: str | None
+    space: Space
     dim: int
     formats: tuple[Format, ...]
     is_keyed: bool
@@ -121,6 +123,7 @@ def parse_request(document: object, limits: RequestLimits) -> EmbeddingRequest:
         raise ApiError(400, f"the body is {kind_of(document)}, wanted an object with model and input")
     body = read_body(document)
     formats, is_keyed = read_formats(body)
+    space = read_space(body, limits.model)
     task = read_task(body, limits.model)
     items = _items(body, limits)
     _check_task(body, task, items, limits.model)
@@ -128,7 +131,8 @@ def parse_request(document: object, limits: RequestLimits) -> EmbeddingRequest:
     return EmbeddingRequest(
         items=items,
         model=body.model,
-        dim=read_dimensions(body, limits.model),
+        space=space,
+        dim=read_dimensions(body, limits.model, space),
         formats=formats,
         is_keyed=is_keyed,
         task=task,

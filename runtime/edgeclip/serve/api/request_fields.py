@@ -5,6 +5,7 @@ functions below it answer one question each, whatever a vendor calls its field:
 
     which task            task (Jina); input_type (Cohere, Voyage, NVIDIA, Elasticsearch)
     how many dimensions   dimensions (OpenAI, Jina, NVIDIA); output_dimension (Cohere, Voyage, Mistral)
+    which space           return_multivector (Jina): a vector for each token
     which format          encoding_format (OpenAI); embedding_type, encoding_type (Jina);
                           output_dtype (Voyage, Mistral); embedding_types (Cohere)
     is a long text cut    truncate (Jina: true or false; Cohere, NVIDIA: "NONE", "END", "START"); truncation (Voyage)
@@ -23,7 +24,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import msgspec
 from msgspec import Meta
 
-from edgeclip.manifest import Modality
+from edgeclip.manifest import Modality, Space
 from edgeclip.serve.api.served_model import ServedModel
 from edgeclip.serve.errors import ApiError
 
@@ -91,13 +92,13 @@ class RequestBody(msgspec.Struct, frozen=True, kw_only=True):
     user: Annotated[Any, Meta(description="ignored")] = None
     metadata: Annotated[Any, Meta(description="ignored")] = None
     late_chunking: Annotated[Any, Meta(extra_json_schema={"enum": [False, None]})] = None
-    return_multivector: Annotated[Any, Meta(extra_json_schema={"enum": [False, None]})] = None
+    return_multivector: Annotated[
+        bool | None, Meta(description="Jina's: a vector for each token, where the model has them", extra=_FLAG)
+    ] = None
 
 
 FIELDS = frozenset(RequestBody.__struct_fields__)
 INPUT_FIELDS = ("input", "inputs", "texts", "images")
-# Each can have one value here, which may be left out.
-_FALSE_ONLY = ("late_chunking", "return_multivector")
 _WANTED = {
     field.name: field.type.extra["wanted"]
     for field in msgspec.inspect.type_info(RequestBody).fields  # type: ignore[attr-defined]
@@ -143,9 +144,8 @@ def read_body(document: Mapping[str, Any]) -> RequestBody:
         name = place[1]
         fault = invalid(name, f"found {kind_of(document[name])}, wanted {_WANTED[name]}")
     else:
-        for name in _FALSE_ONLY:
-            if (found := getattr(body, name)) is not None and found is not False:
-                raise invalid(name, "this model cannot do it; leave it out or send false")
+        if body.late_chunking is not None and body.late_chunking is not False:
+            raise invalid("late_chunking", "this model cannot do it; leave it out or send false")
         return body
     raise fault  # outside of the handler: an error that holds msgspec's would hold the document
 
@@ -191,12 +191,23 @@ def known_input_types(model: ServedModel) -> tuple[str, ...]:
     )
 
 
-def read_dimensions(body: RequestBody, model: ServedModel) -> int:
-    """The number of dimensions that are wanted, all of them where nothing is said."""
+def read_space(body: RequestBody, model: ServedModel) -> Space:
+    """The space of the vectors that are wanted: a single vector for each input unless the request says otherwise."""
+    if not body.return_multivector:
+        return "single"
+    if model.spaces.multi is None:
+        raise invalid("return_multivector", "this model gives no multi vectors; leave it out or send false")
+    return "multi"
+
+
+def read_dimensions(body: RequestBody, model: ServedModel, space: Space) -> int:
+    """The number of dimensions that are wanted, all of them where nothing is said; multi vectors have one number."""
     asked: dict[str, int] = {}
     for name, found in (("dimensions", body.dimensions), ("output_dimension", body.output_dimension)):
         if found is None:
             continue
+        if space == "multi":
+            raise invalid(name, f"multi vectors always have {model.dim_of(space)} dimensions; leave it out")
         number = int(found) if isinstance(found, str) and re.fullmatch(r"[0-9]{1,9}", found) else found
         if isinstance(number, float) and number.is_integer():
             number = int(number)
@@ -205,7 +216,7 @@ def read_dimensions(body: RequestBody, model: ServedModel) -> int:
         if model.only_dims is not None and number not in model.only_dims:
             raise invalid(name, f"wanted one of {', '.join(map(str, model.only_dims))}: this model takes no other")
         asked[name] = number
-    return one_answer(asked, model.dim)
+    return one_answer(asked, model.dim_of(space))
 
 
 def read_cut(body: RequestBody) -> bool:

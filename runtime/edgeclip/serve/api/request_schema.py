@@ -35,6 +35,12 @@ def request_schema(limits: RequestLimits) -> Schema:
     needed: list[Schema] = [{"anyOf": [{"required": [name]} for name in INPUT_FIELDS if name in fields]}]
     if model.is_task_required:
         needed.append({"anyOf": [{"required": ["task"]}, {"required": ["input_type"]}]})
+    single = {"enum": [False, None]}
+    if model.spaces.multi is None:
+        fields["return_multivector"] = single
+    else:  # whose dimensions are what they are
+        whole = {name: {"type": "null"} for name in ("dimensions", "output_dimension")}
+        needed.append({"anyOf": [{"properties": {"return_multivector": single}}, {"properties": whole}]})
     return {"type": "object", "allOf": needed, "additionalProperties": {"type": "null"}, "properties": fields}
 
 

@@ -5,11 +5,12 @@
     ubinary   a bit a dimension, 1 where it is greater than 0, packed most significant first: 0 to 255
     binary    the same less 128, int8, as Jina's clients add it back (and sentence-transformers packs it)
 
-Rows are encoded one by one, so that other threads run in between while a thread writes a large answer.
+Rows are encoded one by one, so that other threads run in between while a thread writes a large answer. Multi vectors
+are written in pieces, because an answer may hold millions of numbers.
 """
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,10 @@ from numpy.typing import NDArray
 
 from edgeclip.engine.unit_vectors import shorten as cut
 from edgeclip.serve.api.request_fields import Format
+
+# Of multi vectors that are written at once: 100 kB of numbers, and a millisecond.
+_VECTORS_AT_ONCE = 64
+_HEAD = b'{"object":"list","data":['
 
 
 def shorten(vectors: NDArray[np.float32], dim: int, *, is_normalized: bool) -> NDArray[np.float32]:
@@ -60,6 +65,50 @@ def encode_answer(
         if index in marked:
             row["truncated"] = True
         rows.append(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY))
+    return _HEAD + b",".join(rows) + _tail(model, tokens)
+
+
+def write_multi_answer(
+    matrices: Sequence[NDArray[np.float32]],
+    *,
+    formats: Sequence[Format],
+    is_keyed: bool,
+    cut: Iterable[int],
+    model: str,
+    tokens: int,
+) -> Iterator[bytes]:
+    """Yield the pieces of the answer's JSON for matrices (T, D), in the order of the input.
+
+    `embeddings` is a list with an entry for each token, in the form that a single vector has. Items in `cut` are
+    marked as truncated. With `is_keyed` it is an object with one such list a format.
+    """
+    marked = set(cut)
+    before = _HEAD
+    for index, matrix in enumerate(matrices):
+        before += b'{"object":"embedding","index":%d,' % index
+        before += b'"truncated":true,"embeddings":' if index in marked else b'"embeddings":'
+        for place, form in enumerate(formats):
+            if is_keyed:
+                before += b'%b"%b":' % (b"," if place else b"{", form.encode())
+            for start in range(0, len(matrix), _VECTORS_AT_ONCE):
+                block = matrix[start : start + _VECTORS_AT_ONCE]
+                yield before + (b"," if start else b"[") + _encode_matrix(block, form)
+                before = b""
+            before = b"]"
+        before += b"}}," if is_keyed else b"},"
+    yield before[:-1] + _tail(model, tokens)
+
+
+def _encode_matrix(matrix: NDArray[np.float32], form: Format) -> bytes:
+    """The JSON of vectors (T, D), without the brackets of their list."""
+    import orjson
+
+    return orjson.dumps([encode_vector(row, form) for row in matrix], option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+
+
+def _tail(model: str, tokens: int) -> bytes:
+    """The end of an answer: its model and its usage."""
+    import orjson
+
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    tail = orjson.dumps({"model": model, "usage": usage})
-    return b'{"object":"list","data":[' + b",".join(rows) + b"]," + tail[1:]
+    return b"]," + orjson.dumps({"model": model, "usage": usage})[1:]

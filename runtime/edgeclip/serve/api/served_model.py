@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from edgeclip.manifest import Manifest, Modality, Spaces, TaskFacts
+from edgeclip.inputs.patches import check_max_pixels
+from edgeclip.manifest import Manifest, Modality, PatchFacts, Space, Spaces, TaskFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,6 +14,7 @@ class ServedModel:
 
     `tasks` are by name. Without `refuses_other_tasks` a task that Jina's API has and this model does not changes
     nothing, as in Jina's API for jina-clip. `max_length` is in tokens, the opening and closing one included.
+    `max_pixels` are those that a larger image is scaled down to; None for a model whose images all get one size.
     """
 
     modalities: tuple[Modality, ...]
@@ -22,10 +24,13 @@ class ServedModel:
     refuses_other_tasks: bool
     max_length: int | None
     vocabulary: int
+    max_pixels: int | None = None
 
     @classmethod
-    def of(cls, manifest: Manifest, *, max_length: int | None, vocabulary: int) -> Self:
-        """The abilities that a manifest states; `max_length` is the service's own limit of a text."""
+    def of(
+        cls, manifest: Manifest, *, max_length: int | None, vocabulary: int, max_pixels: int | None = None
+    ) -> Self:
+        """The abilities that a manifest states; `max_length` and `max_pixels` are the service's own limits."""
         return cls(
             modalities=manifest.modalities,
             spaces=manifest.spaces,
@@ -35,12 +40,20 @@ class ServedModel:
             refuses_other_tasks=bool(manifest.adapters) or "image" not in manifest.modalities,
             max_length=max_length,
             vocabulary=vocabulary,
+            max_pixels=_check_max_pixels(max_pixels, manifest),
         )
 
     @property
     def dim(self) -> int:
-        """The full dimension of a vector."""
+        """The full dimension of a single vector."""
         return self.spaces.single.dim
+
+    def dim_of(self, space: Space) -> int:
+        """The full dimension of the vectors of a space that the model gives."""
+        if space == "single":
+            return self.dim
+        assert self.spaces.multi is not None
+        return self.spaces.multi.dim
 
     @property
     def only_dims(self) -> tuple[int, ...] | None:
@@ -55,3 +68,10 @@ class ServedModel:
     def task_of(self, task: str | None, modality: Modality) -> str | None:
         """The task of a request's inputs of this modality: None where the task is not for them."""
         return task if task is not None and modality in self.tasks[task].modalities else None
+
+
+def _check_max_pixels(max_pixels: int | None, manifest: Manifest) -> int | None:
+    """The pixels that images are scaled down to; InputError for a limit where the model has none."""
+    if max_pixels is None and not isinstance(manifest.image, PatchFacts):
+        return None
+    return check_max_pixels(max_pixels, manifest.need_patches())

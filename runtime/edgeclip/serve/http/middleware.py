@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from edgeclip.serve.http.streamed_answer import StreamedAnswer
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -61,7 +63,7 @@ class Application:
 class Endpoint:
     """A route's function as an ASGI application, without Starlette's handling of errors, which the shell does."""
 
-    def __init__(self, answer: Callable[["Request"], Awaitable["Response"]]) -> None:
+    def __init__(self, answer: Callable[["Request"], Awaitable["Response | StreamedAnswer"]]) -> None:
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

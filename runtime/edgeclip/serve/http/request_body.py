@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from edgeclip.serve.api.request import EmbeddingRequest, RequestLimits, parse_request, token_ids_refused
 from edgeclip.serve.errors import ApiError
@@ -15,6 +15,7 @@ from edgeclip.serve.settings import Settings
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+_Answer = TypeVar("_Answer")
 # Seconds before the connection is watched: a task that watches would delay the answer to a short text.
 _UNWATCHED_S = 0.1
 # A longer body is parsed in a thread: a text of this many bytes takes the event loop 0.1 ms.
@@ -96,7 +97,7 @@ def parse(body: bytes | bytearray, limits: RequestLimits) -> EmbeddingRequest:
     raise refusal
 
 
-async def while_connected(request: "Request", work: Awaitable[bytes]) -> bytes:
+async def while_connected(request: "Request", work: Awaitable[_Answer]) -> _Answer:
     """The result of `work`, which is cancelled when the client goes away: ClientDisconnect then.
 
     It runs in the calling task. Work that is done at once is not watched, because a second task would delay it.

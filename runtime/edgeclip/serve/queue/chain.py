@@ -19,12 +19,14 @@ from edgeclip.families.family import Item
 from edgeclip.serve.queue.lanes import LaneAnswer
 
 _Result = TypeVar("_Result")
+# The vectors of items: (N, D), or in the space "multi" a matrix (T, D) of each.
+Rows = Vectors | list[Vectors]
 # Submits items of one graph to its lane.
 Submit = Callable[[str, Sequence[Item]], Awaitable[LaneAnswer]]
 
 
-async def run_through(submit: Submit, items: Sequence[Item]) -> Vectors:
-    """The vectors (N, D) of items of one graph, in their order; raises what `submit` raises.
+async def run_through(submit: Submit, items: Sequence[Item]) -> Rows:
+    """The vectors of items of one graph, in their order; raises what `submit` raises.
 
     Items that a graph hands on are submitted to the next graph once all items of this call have left the first one.
     """
@@ -34,10 +36,16 @@ async def run_through(submit: Submit, items: Sequence[Item]) -> Vectors:
     for place, item in following.items():
         by_graph.setdefault(item.graph, []).append(place)
     next_graphs = [run_through(submit, [following[place] for place in places]) for places in by_graph.values()]
+    matrices = answer.matrices
     for places, found in zip(by_graph.values(), await all_or_none(next_graphs), strict=True):
+        if isinstance(found, list):
+            matrices.update(zip(places, found, strict=True))
+            continue
         if vectors is None:
             vectors = np.empty((len(items), found.shape[1]), np.float32)
         vectors[places] = found
+    if matrices:
+        return [matrices[place] for place in range(len(items))]
     assert vectors is not None, "a lane answers every item"
     return vectors
 

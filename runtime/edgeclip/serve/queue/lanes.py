@@ -31,13 +31,10 @@ from edgeclip.engine.batch_policy import BatchPolicy, Kind, kind_of
 from edgeclip.engine.unit_vectors import Vectors
 from edgeclip.errors import InputError
 from edgeclip.families.family import Item
-from edgeclip.manifest import FIRST_GRAPH
+from edgeclip.manifest import FIRST_GRAPH, Space
 from edgeclip.serve.errors import log_bug
 from edgeclip.serve.queue.fair_queue import FairQueue
 from edgeclip.serve.queue.thread_priority import lower_this_thread
-
-# Runs a batch of one kind: the vectors (B, D) of its items, or for each the item of the next graph.
-RunBatch = Callable[[Sequence[Item]], Vectors | list[Item]]
 
 # How much of the throughput's record one more batch leaves standing, so that it tells of the last 20 or so.
 _DECAY = 0.95
@@ -82,6 +79,13 @@ class LaneLimits:
             raise InputError(f"{self}: wanted all of them positive")
 
 
+class RunBatch(Protocol):
+    """Runs a batch of one kind, as `Encoder.run_batch`."""
+
+    def __call__(self, items: Sequence[Item], /, *, space: Space) -> Vectors | list[Item]:
+        """The vectors of the items, (B, D) or (B, T, D) by the space, or for each the item of the next graph."""
+
+
 class LaneObserver(Protocol):
     """Notes every batch, in the event loop, once its answers are on their way."""
 
@@ -94,10 +98,12 @@ class LaneAnswer:
     """What a graph gave for the items of one call: vectors (N, D), or items of the next graph.
 
     `following` has the next graph's item by its place in the call; the other rows of `vectors` are the answers.
-    `vectors` is None where every item has a next graph.
+    `vectors` is None where every item has a next graph. In the space "multi" `matrices` has a matrix (T, D) by the
+    place of its item instead.
     """
 
     vectors: Vectors | None = None
+    matrices: dict[int, Vectors] = field(default_factory=dict)
     following: dict[int, Item] = field(default_factory=dict)
 
 
@@ -124,16 +130,19 @@ class _Request:
     """The items of one call and their answers. The lane's thread reads `items` alone; the loop changes the rest."""
 
     items: Sequence[Item]
+    space: Space
     future: "asyncio.Future[LaneAnswer]"
     since_s: float
     missing: int
     answer: LaneAnswer = field(default_factory=LaneAnswer)
 
     def put(self, index: int, found: Any) -> None:
-        """Note what was found for an item: its vector (D,), or the next graph's item."""
+        """Note what was found for an item: its vector (D,), its vectors (T, D), or the next graph's item."""
         answer = self.answer
         if isinstance(found, Item):
             answer.following[index] = found
+        elif self.space == "multi":
+            answer.matrices[index] = np.array(found)  # a copy, or it would hold the whole batch's
         else:
             if answer.vectors is None:
                 answer.vectors = np.empty((len(self.items), len(found)), np.float32)
@@ -244,15 +253,17 @@ class Lane:
             for number in left:
                 _settle(self._requests[number], LaneFailed("the service is shutting down"))
 
-    async def submit(self, items: Sequence[Item], *, timeout_s: float | None = None) -> LaneAnswer:
-        """The graph's answer to items, which are all of this lane's graph.
+    async def submit(
+        self, items: Sequence[Item], *, space: Space = "single", timeout_s: float | None = None
+    ) -> LaneAnswer:
+        """The graph's answer to items, which are all of this lane's graph, in a space.
 
         Raises QueueFull, TimedOut, LaneFailed; InputError for no items, or more than the queue will ever hold.
         Cancelling it removes the items that wait.
         """
         if not 1 <= len(items) <= self._limits.max_queued:
             raise InputError(f"found {len(items)} inputs, wanted 1 to {self._limits.max_queued} at once")
-        kinds = [kind_of(item) for item in items]
+        kinds = [kind_of(item, space) for item in items]
         with self._lock:
             if not self._is_open:
                 raise LaneFailed("the service is shutting down")
@@ -260,7 +271,11 @@ class Lane:
                 raise QueueFull(self._room_after_s(excess))
             number = next(self._numbers)
             request = _Request(
-                items=items, future=self._loop.create_future(), since_s=time.monotonic(), missing=len(items)
+                items=items,
+                space=space,
+                future=self._loop.create_future(),
+                since_s=time.monotonic(),
+                missing=len(items),
             )
             self._requests[number] = request
             self._queue.add(number, kinds)
@@ -339,7 +354,8 @@ class Lane:
 
     def _try(self, batch: _Batch) -> _Outcome:
         try:
-            found = self._run([request.items[index] for request, index in batch])
+            space = batch[0][0].space  # it is part of the kind
+            found = self._run([request.items[index] for request, index in batch], space=space)
             if len(found) != len(batch):
                 raise ValueError(f"the {self.graph} graph gave {len(found)} answers for {len(batch)} inputs")
             return found
