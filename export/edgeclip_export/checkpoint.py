@@ -17,6 +17,8 @@ from edgeclip.errors import BuildError
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+# Files of which one says what model a folder holds: the usual one, and open_clip's.
+CONFIGS = (CONFIG, "open_clip_config.json")
 TOKENIZER = "tokenizer.json"
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"
@@ -26,7 +28,7 @@ _LISTED = 3  # names shown before "and n more"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A folder with all that an export reads, and its parsed config.json.
+    """A folder with all that an export reads, and its parsed config.json or what it has instead.
 
     `weights` are one safetensors file, or its shards by name; `adapters` are the safetensors files below the folder
     that hold an adapter each.

@@ -19,10 +19,10 @@ from pathlib import Path
 
 from edgeclip.errors import BuildError, MissingExtraError
 from edgeclip.host.installation import install_command
-from edgeclip_export.checkpoint import CONFIG, INDEX, WEIGHTS, list_names, read_json, read_shards
+from edgeclip_export.checkpoint import CONFIGS, INDEX, WEIGHTS, list_names, read_json, read_shards
 from edgeclip_export.families import MODELS, find_family, known_repository
 from edgeclip_export.families.family import Needs
-from edgeclip_export.opening import missing_files, needed_files
+from edgeclip_export.opening import choose_config, missing_files, needed_files
 from edgeclip_export.recognition import describe_absence, recognise
 
 _DEFAULT_REVISION = "main"
@@ -114,17 +114,17 @@ def _fetch(repo_id: str, wanted: str) -> Path:
     if not _COMMIT.fullmatch(info.sha or ""):
         raise ValueError(f"it gave {info.sha!r} as the commit")
     offered = {sibling.rfilename for sibling in info.siblings or ()}
-    if CONFIG not in offered:
+    if not offered.intersection(CONFIGS):
         why = recognise(offered, MODELS) or describe_absence(missing_files(offered, Needs()), offered)
         raise _refusal(repo_id, wanted, why)
     commit = api.resolve_revision(repo_id, revision=wanted).resolved  # writes down the branch for offline use
     with warnings.catch_warnings():
         # huggingface_hub warns that the disk is too small, and then fills it.
         warnings.filterwarnings("error", message="Not enough free disk space")
-        path = Path(hf_hub_download(repo_id, CONFIG, revision=commit))
-        if path.parent.name != commit:
+        paths = {name: Path(hf_hub_download(repo_id, name, revision=commit)) for name in CONFIGS if name in offered}
+        if any(path.parent.name != commit for path in paths.values()):
             raise ValueError(f"what it sent as commit {commit} is of another")
-        config = read_json(path)
+        config = choose_config(paths, lambda name: read_json(paths[name])) or {}
         needs = find_family(config, f"{repo_id} at {wanted}").needs(config)  # before gigabytes of another model
         if missing := missing_files(offered, needs):
             raise _refusal(repo_id, wanted, describe_absence(missing, offered))
@@ -149,18 +149,26 @@ def _look_in_cache(repo_id: str, revision: str) -> tuple[Path | None, list[str]]
     from huggingface_hub import try_to_load_from_cache
 
     nothing = [forms[0] for forms in missing_files((), Needs())]
-    found = try_to_load_from_cache(repo_id, CONFIG, revision=revision)
-    if not isinstance(found, str):
+    found = [try_to_load_from_cache(repo_id, name, revision=revision) for name in CONFIGS]
+    paths = [Path(path) for path in found if isinstance(path, str)]
+    if not paths:
         return None, nothing
-    folder = Path(found).parent
+    folder = paths[0].parent
     if _COMMIT.fullmatch(revision) and folder.name != revision:
         return None, nothing  # huggingface_hub believes a mirror that answers with another commit
-    config = read_json(folder / CONFIG)
+    config = choose_config([path.name for path in paths], lambda name: read_json(folder / name)) or {}
     needs = find_family(config, f"{repo_id} at {revision}").needs(config)
-    wanted = (CONFIG, WEIGHTS, INDEX, *itertools.chain(needs.tokenizer, *needs.needed), *needs.optional)
+    wanted = (
+        *CONFIGS,
+        *needs.weights,
+        WEIGHTS,
+        INDEX,
+        *itertools.chain(needs.tokenizer, *needs.needed),
+        *needs.optional,
+    )
     names = [name for name in wanted if (folder / name).exists()]
     absent = [forms[0] for forms in missing_files(names, needs)]
-    if INDEX in names and WEIGHTS not in names:
+    if INDEX in names and not {*needs.weights, WEIGHTS}.intersection(names):
         absent += [name for name in read_shards(folder / INDEX) if not (folder / name).exists()]
     return (None if absent else folder), absent
 

@@ -6,13 +6,14 @@ says.
 """
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgeclip.errors import BuildError
 from edgeclip_export.checkpoint import (
-    CONFIG,
+    CONFIGS,
     INDEX,
     WEIGHTS,
     Checkpoint,
@@ -24,8 +25,6 @@ from edgeclip_export.families import MODELS, find_family, is_known
 from edgeclip_export.families.family import Family, Forms, Needs
 from edgeclip_export.recognition import check_content, describe_absence, recognise
 
-# What every checkpoint needs, each in one of these forms.
-_FORMS: tuple[Forms, ...] = ((CONFIG,), (WEIGHTS, INDEX))
 _MOST_LISTED, _DEPTH = 5000, 3
 
 
@@ -48,14 +47,13 @@ def open_checkpoint(folder: Path) -> Opened:
     names = _list(folder)
     if what := recognise(names, MODELS):
         raise BuildError(f"{folder}: {what}")
-    if CONFIG not in names and (inner := _find_inner(folder, names)):
+    config = choose_config(names, lambda name: _read_config(folder / name))
+    if config is None and (inner := _find_inner(folder, names)):
         raise BuildError(f"{folder}: {inner}")
-    if CONFIG not in names:
+    if config is None:
         for name in needed_files(names, Needs()):
             check_content(folder / name)
         raise BuildError(f"{folder}: {describe_absence(missing_files(names, Needs()), names)}")
-    check_content(folder / CONFIG)
-    config = read_json(folder / CONFIG)
     family = find_family(config, str(folder))
     needs = family.needs(config)
     needed = needed_files(names, needs)
@@ -63,7 +61,7 @@ def open_checkpoint(folder: Path) -> Opened:
         check_content(folder / name)
     if missing := missing_files(names, needs):
         raise BuildError(f"{folder}: {describe_absence(missing, names)}")
-    shards = [WEIGHTS] if WEIGHTS in needed else list(read_shards(folder / INDEX))
+    shards = list(read_shards(folder / INDEX)) if INDEX in needed else needed[-1:]
     for shard in shards:
         if not os.path.lexists(folder / shard):
             raise BuildError(f"{folder}: {INDEX} names {shard}, which is missing; fetch or copy it too")
@@ -75,25 +73,40 @@ def open_checkpoint(folder: Path) -> Opened:
     return Opened(checkpoint=checkpoint, family=family)
 
 
+def choose_config(names: Collection[str], read: Callable[[str], Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """What says which model a folder with these files holds, parsed by `read`; None where nothing does.
+
+    Of several files it is the first of a family that is known, or else the first.
+    """
+    found = [read(name) for name in CONFIGS if name in names]
+    return next((config for config in found if is_known(config)), next(iter(found), None))
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    check_content(path)
+    return read_json(path)
+
+
 def needed_files(names: Collection[str], needs: Needs) -> list[str]:
     """Those among a folder's `names` that an export reads, the weights last; an index stands for its shards.
 
     One file of weights goes before an index beside it, as with transformers.
     """
-    weights = next(([name] for name in (WEIGHTS, INDEX) if name in names), [])
+    weights = next(([name] for name in (*needs.weights, WEIGHTS, INDEX) if name in names), [])
     others = (form for forms in needs.needed for form in reversed(forms))
-    read = (CONFIG, *reversed(needs.tokenizer), *others, *needs.optional)
+    read = (*CONFIGS, *reversed(needs.tokenizer), *others, *needs.optional)
     return [name for name in read if name in names] + weights
 
 
 def missing_files(names: Collection[str], needs: Needs) -> list[Forms]:
     """What a folder with these files lacks, each as the forms that it may have, the official one first."""
-    return [forms for forms in (*_FORMS, needs.tokenizer, *needs.needed) if not any(name in names for name in forms)]
+    wanted = (CONFIGS, (WEIGHTS, *needs.weights, INDEX), needs.tokenizer, *needs.needed)
+    return [forms for forms in wanted if not any(name in names for name in forms)]
 
 
 def _find_inner(folder: Path, names: Collection[str]) -> str | None:
     """Where below a folder without config.json checkpoints lie, as sentence-transformers and trainers save them."""
-    configs = [name for name in names if name.endswith("/config.json")]
+    configs = [name for name in names if name.endswith(tuple(f"/{config}" for config in CONFIGS))]
     ours = [os.path.dirname(name) for name in configs if _is_ours(folder / name)]
     return f"has no config.json, but {list_names(ours)} has; pass such a folder" if ours else None
 

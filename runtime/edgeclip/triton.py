@@ -26,6 +26,7 @@ from edgeclip.bundle.files import open_manifest, verify_hash, weights_of
 from edgeclip.bundle.staging import staged
 from edgeclip.engine.batch_policy import BatchPolicy, Kind
 from edgeclip.errors import InputError
+from edgeclip.families.tasks import are_languages
 from edgeclip.manifest import (
     FIRST_GRAPH,
     MANIFEST_NAME,
@@ -43,6 +44,8 @@ _OLDEST_RUNTIME_INT8, _OLDEST_RUNTIME_ELSE = "1.24", "1.23"
 
 # Beyond this Triton answers "unavailable" at once instead of queueing without end.
 _MAX_QUEUED = 256
+# What README.md says of tasks that are languages.
+_LANGUAGES = "here it is the code of the text's language: a token that takes the place of the opening one"
 _TIMEOUT_US = 30_000_000
 _WARM_TOKENS = 16
 _KINDS = {"int64": "TYPE_INT64", "uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
@@ -193,8 +196,9 @@ def _text_facts(manifest: Manifest) -> dict[str, object]:
     if (text := manifest.text) is None:
         return {}
     prompts = {task: facts.prompt for task, facts in manifest.tasks.items() if "text" in facts.modalities}
+    said = "; ".join(f'{task}: "{prompt}"' for task, prompt in prompts.items() if prompt) or "it has none"
     return {
-        "tasks": "; ".join(f'{task}: "{prompt}"' for task, prompt in prompts.items() if prompt) or "it has none",
+        "tasks": _LANGUAGES if are_languages(manifest.tasks) else said,
         "tokenizer": text.file,
         "max_length": text.max_length,
         "eos_id": text.eos_id,

@@ -12,10 +12,11 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """A family's checkpoint: config.json at full size and tiny, safetensors files, and all others.
+    """A family's checkpoint: its configuration at full size and tiny, safetensors files, and all others.
 
     `files` gives the tensors of each safetensors file of a checkpoint with this config.json; `write_others` writes
-    into a folder what is no safetensors file and not config.json. `dtype` is the type of the weights.
+    into a folder what is no safetensors file and not config.json. `dtype` is the type of the weights. A family may
+    have another name for config.json.
     """
 
     full_config: Callable[[], Config]
@@ -23,3 +24,4 @@ class Layout:
     dtype: str
     files: Callable[[Config], Mapping[str, Shapes]]
     write_others: Callable[[Path, Config], None]
+    config_file: str = "config.json"

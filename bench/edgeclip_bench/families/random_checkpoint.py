@@ -4,6 +4,7 @@
     edgeclip bench random-checkpoint OUT --tiny     the same layout, a few hundred kB
     edgeclip bench random-checkpoint OUT --family jina_embeddings_v3
     edgeclip bench random-checkpoint OUT --family jina_embeddings_v4     3.8 G parameters, 7.9 GB
+    edgeclip bench random-checkpoint OUT --family nllb_clip              507 M; nllb_clip_large has 1.2 G
 
 Latency and memory do not depend on the weights' values, so a machine can be judged before anything is downloaded. The
 similarities of such a checkpoint mean nothing. Weights are drawn so that activations keep about unit variance through
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip_bench.families import jina_clip, jina_embeddings_v3, jina_embeddings_v4
+from edgeclip_bench.families import jina_clip, jina_embeddings_v3, jina_embeddings_v4, nllb_clip
 from edgeclip_bench.families.layout import Config, Layout, Shapes
 from edgeclip_bench.families.tensor_stream import write_tensors
 from edgeclip_export.families import find_family
@@ -29,6 +30,8 @@ LAYOUTS: Mapping[str, Layout] = {
     "jina_clip": jina_clip.LAYOUT,
     "jina_embeddings_v3": jina_embeddings_v3.LAYOUT,
     "jina_embeddings_v4": jina_embeddings_v4.LAYOUT,
+    "nllb_clip": nllb_clip.LAYOUT,
+    "nllb_clip_large": nllb_clip.LARGE,
 }
 _PIECE = 1 << 22  # numbers drawn at once
 
@@ -42,7 +45,7 @@ def write_checkpoint(out: Path, config: Config, *, seed: int = 0, dtype: str | N
         (out / name).parent.mkdir(exist_ok=True)
         write_tensors(out / name, shapes, dtype or layout.dtype, _random_weights(shapes, draw))
     layout.write_others(out, config)
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (out / layout.config_file).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _random_weights(shapes: Shapes, draw: np.random.Generator) -> Iterator[NDArray[np.float32]]:

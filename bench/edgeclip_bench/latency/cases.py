@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeclip.errors import InputError, MissingExtraError
+from edgeclip.families.tasks import list_tasks
 from edgeclip.host.installation import install_command
 from edgeclip.manifest import MODALITIES, Manifest, Modality
 from edgeclip_bench.latency.scenarios import MULTI_STREAM_SAMPLES, SCENARIOS, Scenario
@@ -149,9 +150,10 @@ def check_plan(plan: Plan, manifest: Manifest) -> None:
         raise InputError(f"--tokens {longest}: the model takes at most {manifest.text.max_length}")
     known = manifest.tasks_of("text")
     if plan.task is None and manifest.task_required:
-        raise InputError(f"{manifest.source.name} needs a task: give --task, one of {', '.join(known)}")
+        raise InputError(f"{manifest.source.name} needs a task: give --task, one of {list_tasks(known)}")
     if plan.task is not None and plan.task not in known:
-        raise InputError(f"--task {plan.task}: wanted one of {', '.join(known) or 'none, for this bundle has none'}")
+        names = list_tasks(known, plan.task) or "none, for this bundle has none"
+        raise InputError(f"--task {plan.task}: wanted one of {names}")
 
 
 def make_text(tokens: int, count: Callable[[str], int]) -> str:

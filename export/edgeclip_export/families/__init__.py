@@ -8,8 +8,9 @@ from edgeclip_export.families.family import Family, Repository
 from edgeclip_export.families.jina_clip.family import JinaClip
 from edgeclip_export.families.jina_embeddings_v3.family import JinaEmbeddingsV3
 from edgeclip_export.families.jina_embeddings_v4.family import JinaEmbeddingsV4
+from edgeclip_export.families.nllb_clip.family import NllbClip
 
-FAMILIES: tuple[Family, ...] = (JinaClip(), JinaEmbeddingsV3(), JinaEmbeddingsV4())
+FAMILIES: tuple[Family, ...] = (JinaClip(), JinaEmbeddingsV3(), JinaEmbeddingsV4(), NllbClip())
 # What people call the models that can be exported, for messages.
 MODELS = " and ".join((", ".join(family.models for family in FAMILIES[:-1]), FAMILIES[-1].models))
 

@@ -41,11 +41,13 @@ class Repository:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """The files of a checkpoint besides config.json and weights, as names below its folder.
+    """The files of a checkpoint besides config.json, as names below its folder.
 
     The tokenizer and each of `needed` must be there in one of its forms; of `optional` those are read that are there.
+    `weights` are names that come before the usual ones, model.safetensors and its index.
     """
 
+    weights: Forms = ()
     tokenizer: Forms = (TOKENIZER,)
     needed: tuple[Forms, ...] = ()
     optional: tuple[str, ...] = ()

@@ -89,7 +89,7 @@ def _passes(target: Target, traits: Traits, traced: Collection[str]) -> Sequence
     if target == "cpu" and traits.chooses_by_rows:
         few = (FuseAttention("always"), WeightsFirst())
         many = (FuseAttention("never"),)
-        return FuseRotary(), WeightsInPlace(), ChooseByRows(few, many)
+        return *_of({ROTARY: FuseRotary()}, traced), WeightsInPlace(), ChooseByRows(few, many)
     fused: Mapping[str, PassBase] = {
         ROTARY: FuseRotary(),
         ATTENTION: FuseAttention("always" if traits.always_masks else "choose"),

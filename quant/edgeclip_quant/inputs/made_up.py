@@ -122,7 +122,7 @@ def text_item(feeder: Feeder, ids: NDArray[np.int64], adapter: str | None) -> It
 def picture_item(feeder: Feeder, picture: NDArray[np.uint8]) -> Item:
     """A picture (H, W, 3) as an item; with the first task where one is required."""
     manifest = feeder.manifest
-    task = manifest.tasks_of("image")[0] if manifest.task_required else None
+    task = next(iter(manifest.tasks_of("image")), None) if manifest.task_required else None
     return feeder.family.image(picture, task, max_pixels=None, label="made-up picture")
 
 

@@ -184,13 +184,15 @@ def _write_texts(
 
 def _check_options(encoder: Encoder, has_texts: bool, has_images: bool, options: argparse.Namespace) -> int:
     """The dimension of the vectors; InputError for options and inputs that the model does not take."""
+    manifest = encoder.manifest
     if has_images:
-        encoder.manifest.check_modality("image")
-    if has_texts or encoder.manifest.text:
+        manifest.check_modality("image")
+    is_for_texts_alone = manifest.task_required and not manifest.tasks_of("image") and options.task is None
+    if has_texts or (manifest.text and not is_for_texts_alone):
         _encode_texts(encoder, [], options)
     if options.multivector:
-        return encoder.manifest.need_multi().dim
-    return check_truncate_dim(options.truncate_dim, encoder.manifest)
+        return manifest.need_multi().dim
+    return check_truncate_dim(options.truncate_dim, manifest)
 
 
 def _image_task(encoder: Encoder, task: str | None) -> str | None:

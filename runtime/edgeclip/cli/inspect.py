@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from edgeclip.bundle.files import open_manifest
 from edgeclip.cli.arguments import add_bundle, add_json
+from edgeclip.families.tasks import are_languages
 from edgeclip.manifest import ImageFacts, Manifest, Modality
 from edgeclip.tables import format_bytes, format_table
 
@@ -32,7 +33,7 @@ def run(options: argparse.Namespace) -> None:
         graphs.append((name, facts.precision, f"{facts.parameters:,}", operators, kernels))
     print(format_table(("graph", "precision", "parameters", "operators", "linear layers"), graphs))
     print()
-    if manifest.tasks:
+    if manifest.tasks and not are_languages(manifest.tasks):
         tasks = [
             (name, task.prompt, task.adapter or "-", ", ".join(task.modalities))
             for name, task in manifest.tasks.items()

@@ -7,6 +7,7 @@ from edgeclip.families.family import Family
 from edgeclip.families.jina_clip import JinaClip
 from edgeclip.families.jina_embeddings_v3 import JinaEmbeddingsV3
 from edgeclip.families.jina_embeddings_v4 import JinaEmbeddingsV4
+from edgeclip.families.nllb_clip import NllbClip
 from edgeclip.inputs.tokenization import TextTokenizer
 from edgeclip.manifest import Manifest
 
@@ -14,6 +15,7 @@ FAMILIES: Mapping[str, type[Family]] = {
     "jina_clip": JinaClip,
     "jina_embeddings_v3": JinaEmbeddingsV3,
     "jina_embeddings_v4": JinaEmbeddingsV4,
+    "nllb_clip": NllbClip,
 }
 
 

@@ -29,6 +29,9 @@ _TILE_PX, _TOKENS_PER_TILE = 512, 4000
 class JinaClip:
     """jina-clip-v2 at run time (`edgeclip.families.family.Family`)."""
 
+    # Whether an image that is not RGB is resized before it becomes RGB.
+    _resizes_first = False
+
     def __init__(self, manifest: Manifest, tokenizer: Callable[[], TextTokenizer]) -> None:
         self._manifest = manifest
         self._texts = TokenTexts(manifest, tokenizer, masks_padding=True)
@@ -45,7 +48,8 @@ class JinaClip:
         """An image as an item: `pixel_values` (S, S, 3) uint8."""
         find_task(self._manifest, task, "image")
         refuse_max_pixels(max_pixels)
-        pixels = preprocess_image(image, self._manifest.need_image(), label=label)
+        facts = self._manifest.need_image()
+        pixels = preprocess_image(image, facts, label=label, resizes_first=self._resizes_first)
         return Item(graph=FIRST_GRAPH["image"], arrays={_PIXELS: pixels}, tokens=1, alike=pixels.shape)
 
     def feed(self, items: Sequence[Item]) -> Arrays:

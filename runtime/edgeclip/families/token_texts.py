@@ -33,7 +33,7 @@ class TokenTexts:
         found = find_task(self._manifest, task, "text")
         prompts = [found.prompt + text for text in texts] if found.prompt else texts
         tokenized = self._tokenizer().encode(prompts, max_length)
-        items = tuple(self._item(row, found.adapter) for row in tokenized.rows)
+        items = tuple(self.item(row, found.adapter) for row in tokenized.rows)
         return Prepared(items=items, cut=tokenized.cut)
 
     def token_ids(self, ids: Sequence[Sequence[int]], task: str | None, max_length: int | None) -> Prepared:
@@ -48,17 +48,18 @@ class TokenTexts:
         framed = [_frame(row, facts) for row in ids]
         cut = tuple(index for index, row in enumerate(framed) if len(row) > limit)
         rows = (row if len(row) <= limit else np.append(row[: limit - 1], facts.eos_id) for row in framed)
-        return Prepared(items=tuple(self._item(row, found.adapter) for row in rows), cut=cut)
+        return Prepared(items=tuple(self.item(row, found.adapter) for row in rows), cut=cut)
 
     def made_up(self, draw: Generator, tokens: int) -> Item:
         """A text of so many random tokens, the opening and the closing one among them."""
         facts = self._manifest.need_text()
         special = [facts.bos_id, facts.eos_id, facts.pad_id]
         inner: NDArray[np.int64] = draw.integers(0, self._tokenizer().count_ids(), max(0, tokens - 2))
-        inner[np.isin(inner, special)] = max(special) + 1
-        return self._item(np.array([facts.bos_id, *inner, facts.eos_id], np.int64), None)
+        inner[np.isin(inner, special)] = min({*range(len(special) + 1)}.difference(special))
+        return self.item(np.array([facts.bos_id, *inner, facts.eos_id], np.int64), None)
 
-    def _item(self, row: NDArray[np.int64], adapter: str | None) -> Item:
+    def item(self, row: NDArray[np.int64], adapter: str | None) -> Item:
+        """The ids (T,) of one text as an item."""
         needs_mask = self._masks_padding and bool((row == self._manifest.need_text().pad_id).any())
         return Item(
             graph=FIRST_GRAPH["text"],

@@ -63,29 +63,31 @@ def is_image(value: object) -> TypeGuard[ImageInput]:
     return isinstance(value, str | os.PathLike | bytes | bytearray | memoryview) or _is_pil_image(value)
 
 
-def decode_image(image: ImageInput, *, label: str) -> RgbImage:
+def decode_image(image: ImageInput, *, label: str, convert: "Callable[[Image], Image] | None" = None) -> RgbImage:
     """`image` as RGB: a PIL image in mode "RGB", or for an array that array, checked.
 
     Takes a path, the bytes of a file, a "data:image/...;base64," string, a PIL image in any mode that converts to
-    RGB, or an array (height, width, 3) uint8 of any strides. An image that is RGB already is not copied.
+    RGB, or an array (height, width, 3) uint8 of any strides. An image that is RGB already is not copied. `convert`
+    makes RGB of a PIL image in any mode (`to_rgb`).
 
     `label` ("image 3") begins every message; the path follows it in brackets. Raises InputError for an input that is
     no readable image, MissingExtraError when it must be decoded and Pillow is not installed, MemoryError where its
     pixels do not fit.
     """
+    convert = convert or to_rgb
     if isinstance(image, np.ndarray):
         if image.ndim == 0 and image.dtype.kind in _PATH_KINDS:
             path: Any = image.item()
-            return decode_image(path, label=label)
+            return decode_image(path, label=label, convert=convert)
         return _check_array(image, label)
     if isinstance(image, bytes | bytearray | memoryview):
-        return _decode(io.BytesIO(bytes(image)), label)
+        return _decode(io.BytesIO(bytes(image)), label, convert)
     if isinstance(image, str) and image[:5].lower() == "data:":
-        return _decode(io.BytesIO(_data_uri_bytes(image, label)), label)
+        return _decode(io.BytesIO(_data_uri_bytes(image, label)), label, convert)
     if isinstance(image, str | os.PathLike):
-        return _decode_path(os.fsdecode(image), label)
+        return _decode_path(os.fsdecode(image), label, convert)
     if _is_pil_image(image):
-        return _convert(image, label)
+        return _convert(image, label, convert)
     raise InputError(f"{label}: found {_type_name(image)}, wanted {_WANTED}")
 
 
@@ -150,10 +152,10 @@ def _data_uri_bytes(uri: str, label: str) -> bytes:
         raise InputError(f"{label}: its base64 is damaged ({_one_line(error)}); encode the file again") from error
 
 
-def _decode_path(path: str, label: str) -> "Image":
+def _decode_path(path: str, label: str, convert: "Callable[[Image], Image]") -> "Image":
     label = f"{label} ({shown_path(path)})"
     if _is_pipe(path):
-        return _decode(io.BytesIO(_read_pipe(path, label)), label)
+        return _decode(io.BytesIO(_read_pipe(path, label)), label, convert)
     if re.match(r"[a-z][a-z0-9+.-]+://|https?:", path, re.IGNORECASE):
         raise InputError(f"{label}: URLs are not fetched; download it and pass its path or bytes")
     try:
@@ -169,7 +171,7 @@ def _decode_path(path: str, label: str) -> "Image":
             ) from error
         raise InputError(f"{label}: cannot be opened ({_one_line(error)})") from error
     with file:
-        return _decode(file if file.seekable() else io.BytesIO(file.read()), label)
+        return _decode(file if file.seekable() else io.BytesIO(file.read()), label, convert)
 
 
 def _is_pipe(path: str) -> bool:
@@ -204,7 +206,7 @@ def _read_pipe(path: str, label: str) -> bytes:
     raise InputError(f"{label}: is a pipe that gives more than {_MOST_PIPE_BYTES} bytes; pass a file")
 
 
-def _decode(file: BinaryIO, label: str) -> "Image":
+def _decode(file: BinaryIO, label: str, convert: "Callable[[Image], Image]") -> "Image":
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
@@ -221,7 +223,7 @@ def _decode(file: BinaryIO, label: str) -> "Image":
             raise InputError(f"{label}: found {RAW_PHOTO}")
         file.seek(0)
         with Image.open(file, formats=known_formats()) as image:
-            return _to_rgb(image)
+            return convert(image)
 
     try:
         return _whatever_pillow_warns(open_rgb)
@@ -272,11 +274,11 @@ def _lacking_formats() -> tuple[str, ...]:
     return () if features.check("avif") else ("AVIF",)
 
 
-def _convert(image: "Image", label: str) -> "Image":
+def _convert(image: "Image", label: str, convert: "Callable[[Image], Image]") -> "Image":
     if 0 in image.size:
         raise InputError(f"{label}: found a PIL image of {image.width} x {image.height} pixels, wanted some")
     try:
-        return _whatever_pillow_warns(lambda: _to_rgb(image))
+        return _whatever_pillow_warns(lambda: convert(image))
     except MemoryError as error:
         raise _no_memory(label) from error
     except Exception as error:  # the file behind it may be closed or damaged, the mode without a conversion
@@ -289,7 +291,8 @@ def _no_memory(label: str) -> MemoryError:
     return MemoryError(f"{label}: needs more memory than there is to decode")
 
 
-def _to_rgb(image: "Image") -> "Image":
+def to_rgb(image: "Image") -> "Image":
+    """A PIL image in mode RGB, as Pillow converts it."""
     image.load()
     if image.mode == "RGB":
         return image

@@ -5,6 +5,7 @@ size; `normalize_pixels` gives that float tensor for use with another runtime. `
 images.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,28 +13,31 @@ from numpy.typing import NDArray
 
 from edgeclip.errors import InputError
 from edgeclip.inputs import resample
-from edgeclip.inputs.images import ImageInput, RgbImage, decode_image
+from edgeclip.inputs.images import ImageInput, RgbImage, decode_image, to_rgb
 from edgeclip.manifest import ImageFacts, Interpolation
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL.Image import Image, Resampling
 
 # Pillow makes the whole resized image, 4 bytes a pixel: 17 MB for 16 crops of 512 px, 105 GB for a
 # line of 1 x 100000. Beyond so many crops only the crop is computed.
 _EXTREME_CROPS = 16
 
 
-def preprocess_image(image: ImageInput, facts: ImageFacts, *, label: str = "image") -> NDArray[np.uint8]:
+def preprocess_image(
+    image: ImageInput, facts: ImageFacts, *, label: str = "image", resizes_first: bool = False
+) -> NDArray[np.uint8]:
     """The pixels that the reference gives its vision tower: (size_px, size_px, 3) uint8, a new array.
 
     The image becomes RGB, is resized by `facts.resize_mode`, and its centre is cut out. "shortest" makes the short
     side size_px and crops the long one; "longest" makes the long side size_px and fills the rest with fill_color;
     "squash" makes both size_px. The result is equal to the reference's in every bit, with any version of Pillow, and
     with `edgeclip.inputs.resample`, which replaces Pillow where it is not installed and for extreme shapes.
+    With `resizes_first` an image that is not RGB is resized in its own mode and becomes RGB then.
 
     Takes what `decode_image` takes, and raises the same errors: InputError, MissingExtraError.
     """
-    rgb = decode_image(image, label=label)
+    rgb = decode_image(image, label=label, convert=partial(_resize_to_rgb, facts) if resizes_first else None)
     source = (rgb.shape[1], rgb.shape[0]) if isinstance(rgb, np.ndarray) else rgb.size
     width, height = resized_size(source, facts)
     left, right = _shown_span(width, facts.size_px)
@@ -79,6 +83,14 @@ def resized_size(source: tuple[int, int], facts: ImageFacts) -> tuple[int, int]:
     return size * width // short, size * height // short
 
 
+def _resize_to_rgb(facts: ImageFacts, image: "Image") -> "Image":
+    """An RGB image as it is; any other one resized in its own mode, which is nearest-neighbour for palettes."""
+    image.load()
+    if image.mode != "RGB":
+        image = image.resize(resized_size(image.size, facts), _resampling(facts.interpolation))
+    return to_rgb(image)
+
+
 def _shown_span(length: int, size: int) -> tuple[int, int]:
     """The first pixel of a resized side that is inside the crop, and the pixel after the last one."""
     if length <= size:
@@ -99,14 +111,18 @@ def _as_pillow(rgb: RgbImage) -> "Image | None":
 
 def _resize_with_pillow(image: "Image", size: tuple[int, int], interpolation: Interpolation) -> "Image":
     """Resize with Pillow, one axis at a time, because Pillow's versions differ in which axis they resize first."""
-    from PIL.Image import Resampling
-
     if image.size == size:
         return image
-    method = {"bicubic": Resampling.BICUBIC, "bilinear": Resampling.BILINEAR}[interpolation]
+    method = _resampling(interpolation)
     is_rows_first = resample.rows_first(image.size, size)
     halfway = (image.width, size[1]) if is_rows_first else (size[0], image.height)
     return image.resize(halfway, method).resize(size, method)
+
+
+def _resampling(interpolation: Interpolation) -> "Resampling":
+    from PIL.Image import Resampling
+
+    return {"bicubic": Resampling.BICUBIC, "bilinear": Resampling.BILINEAR}[interpolation]
 
 
 def _fill_up(shown: NDArray[np.uint8], facts: ImageFacts) -> NDArray[np.uint8]:

@@ -4,12 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 from edgeclip.errors import BuildError
 from edgeclip.manifest import ImageFacts, Interpolation, ResizeMode
 from edgeclip_export.checkpoint import PREPROCESSOR, PROCESSOR, read_json
-from edgeclip_export.families.jina_clip.config import JinaClipConfig
 
 # How transformers names the edges of an image.
 _EDGES = frozenset(("height", "width", "shortest_edge", "longest_edge"))
@@ -20,7 +19,21 @@ _RESAMPLE: dict[Any, str] = {2: "bilinear", 3: "bicubic", "bilinear": "bilinear"
 _RESCALES_ALIKE = 1e-4  # of one part: 1/255 is written with as few as 4 digits
 
 
-def read_image_facts(folder: Path, config: JinaClipConfig) -> ImageFacts:
+class _Vision(Protocol):
+    @property
+    def image_size(self) -> int:
+        """The side in pixels of the images that the tower takes."""
+
+
+class Config(Protocol):
+    """A model's configuration, as far as it decides how images are prepared."""
+
+    @property
+    def vision(self) -> _Vision:
+        """The vision tower's part."""
+
+
+def read_image_facts(folder: Path, config: Config) -> ImageFacts:
     """How images are prepared, from preprocessor_config.json or, as transformers 5 saves it, processor_config.json.
 
     Raises BuildError where neither says it, they contradict each other, or it is not as this model has it.
@@ -47,7 +60,7 @@ def read_image_facts(folder: Path, config: JinaClipConfig) -> ImageFacts:
     return first
 
 
-def image_facts(document: Mapping[str, Any], config: JinaClipConfig, file: str = PREPROCESSOR) -> ImageFacts:
+def image_facts(document: Mapping[str, Any], config: Config, file: str = PREPROCESSOR) -> ImageFacts:
     """The facts in the parsed settings of an image processor, which `file` holds.
 
     They are read under the names that jina-clip-v2 has for them and under those of transformers. Raises BuildError

@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgeclip.families.tasks import are_languages, list_tasks
 from edgeclip.manifest import Modality, Space
 from edgeclip.serve.api.image_strings import (
     ImageItem,
@@ -289,12 +290,13 @@ def _sized(image: ImageItem, where: str, max_bytes: int) -> ImageItem:
 def _check_task(body: RequestBody, task: str | None, items: Sequence[Item], model: ServedModel) -> None:
     """400 for a task that these inputs cannot have, and for none where the model needs one."""
     field = "input_type" if body.task is None and body.input_type is not None else "task"
-    if task is not None and model.tasks[task].prompt and any(isinstance(item, TokenItem) for item in items):
+    is_text = task is not None and bool(model.tasks[task].prompt) and not are_languages(model.tasks)
+    if is_text and any(isinstance(item, TokenItem) for item in items):
         raise invalid(field, "its instruction is a text; put its tokens before yours, and leave it out")
     if model.is_task_required:
         for modality in {modality_of(item) for item in items}:
             if model.task_of(task, modality) is None and (known := model.tasks_of(modality)):
-                message = f"{field}: this model needs a task for {modality}s, one of {', '.join(known)}"
+                message = f"{field}: this model needs a task for {modality}s, one of {list_tasks(known)}"
                 raise ApiError(400, message, param=field, code="missing_required_parameter")
 
 

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import msgspec
 from msgspec import Meta
 
+from edgeclip.families.tasks import list_tasks
 from edgeclip.manifest import Modality, Space
 from edgeclip.serve.api.served_model import ServedModel
 from edgeclip.serve.errors import ApiError
@@ -164,14 +165,16 @@ def read_task(body: RequestBody, model: ServedModel) -> str | None:
                 if model.refuses_other_tasks
                 else f"; this model has an instruction for {', '.join(model.tasks) or 'none'}"
             )
-            raise invalid("task", f"wanted one of {', '.join(taken) or 'none'}{rest}")
+            raise invalid("task", f"wanted one of {list_tasks(taken, body.task) or 'none'}{rest}")
         asked["task"] = body.task if body.task in model.tasks else None
     if (kind := body.input_type) is not None:
         if not isinstance(kind, str) or kind not in INPUT_TYPES:
             raise invalid("input_type", f"wanted one of {', '.join(INPUT_TYPES)}")
         meant = next((name for name in INPUT_TYPES[kind] if name in model.tasks), None)
         if meant is None and INPUT_TYPES[kind] and model.refuses_other_tasks:
-            raise invalid("input_type", f"this model has no task for it; send task, one of {', '.join(model.tasks)}")
+            raise invalid(
+                "input_type", f"this model has no task for it; send task, one of {list_tasks(tuple(model.tasks))}"
+            )
         asked["input_type"] = meant
     return one_answer(asked, None)
 
@@ -187,7 +190,7 @@ def known_input_types(model: ServedModel) -> tuple[str, ...]:
         kind
         for kind, tasks in INPUT_TYPES.items()
         if any(task in model.tasks for task in tasks)
-        or not (model.is_task_required or (model.refuses_other_tasks and tasks))
+        or not (model.is_task_always_required or (model.refuses_other_tasks and tasks))
     )
 
 

@@ -24,7 +24,7 @@ def request_schema(limits: RequestLimits) -> Schema:
     fields["images"] = fields["images"] | {"anyOf": [_list_of(_NOT_EMPTY, limits), {"type": "null"}]}
     for name in ("dimensions", "output_dimension"):
         fields[name] = {**_dimensions(model), **fields[name], "anyOf": _dimensions(model)["anyOf"]}
-    null = [] if model.is_task_required else [None]
+    null = [] if model.is_task_always_required else [None]
     fields["task"] |= {"enum": [*known_tasks(model), *null], "description": _tasks(model)}
     fields["normalized"] |= {"default": True}
     fields["truncate"] |= {"default": False}
@@ -33,7 +33,7 @@ def request_schema(limits: RequestLimits) -> Schema:
         if modality not in model.modalities:
             del fields[name]
     needed: list[Schema] = [{"anyOf": [{"required": [name]} for name in INPUT_FIELDS if name in fields]}]
-    if model.is_task_required:
+    if model.is_task_always_required:
         needed.append({"anyOf": [{"required": ["task"]}, {"required": ["input_type"]}]})
     single = {"enum": [False, None]}
     if model.spaces.multi is None:

@@ -37,7 +37,9 @@ class ServedModel:
             tasks=manifest.tasks,
             is_task_required=manifest.task_required,
             # Where tasks are or were adapters, vectors of another task cannot be compared with those of this one.
-            refuses_other_tasks=bool(manifest.adapters) or "image" not in manifest.modalities,
+            refuses_other_tasks=bool(manifest.adapters)
+            or manifest.task_required
+            or "image" not in manifest.modalities,
             max_length=max_length,
             vocabulary=vocabulary,
             max_pixels=_check_max_pixels(max_pixels, manifest),
@@ -60,6 +62,11 @@ class ServedModel:
         """The only dimensions that vectors may be cut to; None where every number up to `dim` is allowed."""
         single = self.spaces.single
         return tuple(sorted({*single.matryoshka_dims, single.dim})) if single.is_strict else None
+
+    @property
+    def is_task_always_required(self) -> bool:
+        """Whether no input of any modality can do without a task."""
+        return self.is_task_required and all(map(self.tasks_of, self.modalities))
 
     def tasks_of(self, modality: Modality) -> tuple[str, ...]:
         """The names of the tasks that inputs of a modality can have."""
