@@ -15,6 +15,7 @@ from edgeclip.inputs.image_folder import is_system_name
 from edgeclip.inputs.picture_folder import list_pictures
 from edgeclip.manifest import Manifest
 from edgeclip.progress import ProgressBar, is_wanted
+from edgeclip_bench.quality.languages import find_code, speaks_by_task
 from edgeclip_bench.quality.layouts import open_captions
 from edgeclip_quant.inputs.feeder import Feeder
 from edgeclip_quant.inputs.made_up import Samples, text_items
@@ -22,6 +23,8 @@ from edgeclip_quant.inputs.made_up import Samples, text_items
 # More images than these say little more, and each is a run of both bundles: 4 s at full size on two cores.
 _MOST_IMAGES, _MOST_TEXTS = 400, 4000
 _LEAST = 2
+# A text, and its language if the data name it.
+_Text = tuple[str, str | None]
 
 
 def read_samples(
@@ -42,7 +45,8 @@ def read_samples(
         raise InputError(f"--calibrate {folder}: is no folder, wanted one with images and texts")
     pairs: list[int] | None = None
     if data := open_captions(folder, on_skip):
-        images, texts = list(data.images), [caption.text for caption in data.captions]
+        images = list(data.images)
+        texts = [(caption.text, caption.language) for caption in data.captions]
         pairs = [caption.image for caption in data.captions]
     else:
         images, texts = _side_by_side(folder, is_recursive, skips_broken=on_skip is not None)
@@ -84,25 +88,38 @@ def _prepare_images(feeder: Feeder, images: list[Path], on_skip: Callable[[str],
     return pictures
 
 
-def _prepare_texts(feeder: Feeder, texts: list[str]) -> tuple[Item, ...]:
-    """The texts as items, whose adapters take turns; a TruncationWarning counts those that were cut."""
-    tasks = feeder.manifest.tasks_of("text") if feeder.manifest.task_required else ()
-    prepared = feeder.family.texts(texts, next(iter(tasks), None), None)
-    if cut := len(prepared.cut):
+def _prepare_texts(feeder: Feeder, texts: list[_Text]) -> tuple[Item, ...]:
+    """The texts as items, whose adapters take turns; a TruncationWarning counts those that were cut.
+
+    Where a task is required, it is the first; where tasks are languages, a text has that of its own if it names one.
+    """
+    manifest = feeder.manifest
+    first = next(iter(manifest.tasks_of("text")), None) if manifest.task_required else None
+    spoken = [language if speaks_by_task(manifest) else None for _, language in texts]
+    tasks = [find_code(language, manifest) if language else first for language in spoken]
+    items: list[Item | None] = [None] * len(texts)
+    cut = 0
+    for task in dict.fromkeys(tasks):
+        rows = [row for row, one in enumerate(tasks) if one == task]
+        prepared = feeder.family.texts([texts[row][0] for row in rows], task, None)
+        cut += len(prepared.cut)
+        for row, item in zip(rows, prepared.items, strict=True):
+            items[row] = item
+    if cut:
         limit = feeder.manifest.need_text().max_length
         warnings.warn(
             TruncationWarning(f"{cut} of {len(texts)} texts were cut to {limit} tokens", cut=cut), stacklevel=3
         )
-    return text_items(feeder, [item.arrays[INPUT_IDS] for item in prepared.items])
+    return text_items(feeder, [item.arrays[INPUT_IDS] for item in items if item is not None])
 
 
-def _side_by_side(folder: Path, is_recursive: bool, *, skips_broken: bool) -> tuple[list[Path], list[str]]:
+def _side_by_side(folder: Path, is_recursive: bool, *, skips_broken: bool) -> tuple[list[Path], list[_Text]]:
     """The images, and the lines of the .txt files, which say nothing of them."""
     images = [Path(path) for path in list_pictures(folder, is_recursive=is_recursive, skips_broken=skips_broken)]
     files = sorted(path for path in folder.glob("**/*" if is_recursive else "*") if path.suffix.lower() == ".txt")
     texts = set(files) - set(images)
     return images, [
-        line
+        (line, None)
         for path in files
         if path in texts and not any(map(is_system_name, path.relative_to(folder).parts))
         for line in _lines(path)
@@ -110,7 +127,7 @@ def _side_by_side(folder: Path, is_recursive: bool, *, skips_broken: bool) -> tu
     ]
 
 
-def _check_enough(folder: Path, manifest: Manifest, images: list[Path], texts: list[str]) -> None:
+def _check_enough(folder: Path, manifest: Manifest, images: list[Path], texts: list[_Text]) -> None:
     """InputError for fewer than two inputs of a modality that the bundle takes."""
     counts = {"images": len(images)} if manifest.image else {}
     counts |= {"texts": len(texts)} if manifest.text else {}
@@ -123,8 +140,8 @@ def _check_enough(folder: Path, manifest: Manifest, images: list[Path], texts: l
 
 
 def _choose(
-    images: list[Path], texts: list[str], pairs: list[int] | None
-) -> tuple[list[Path], list[str], list[int] | None]:
+    images: list[Path], texts: list[_Text], pairs: list[int] | None
+) -> tuple[list[Path], list[_Text], list[int] | None]:
     """An even choice of images; of texts those that go with them, or an even choice too."""
     images, texts, pairs = _keep(_evenly(len(images), _MOST_IMAGES), images, texts, pairs)
     chosen = _evenly(len(texts), _MOST_TEXTS)
@@ -132,8 +149,8 @@ def _choose(
 
 
 def _keep(
-    kept: list[int], images: list[Path], texts: list[str], pairs: list[int] | None
-) -> tuple[list[Path], list[str], list[int] | None]:
+    kept: list[int], images: list[Path], texts: list[_Text], pairs: list[int] | None
+) -> tuple[list[Path], list[_Text], list[int] | None]:
     """Keep the images of these indices, and of texts that belong to images only theirs."""
     some = [images[index] for index in kept]
     if pairs is None:

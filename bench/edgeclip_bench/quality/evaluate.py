@@ -33,6 +33,7 @@ from edgeclip_bench.quality.searches import (
     own_documents,
     searches,
     takes_task,
+    tasks_of,
 )
 
 CacheFolder = Path | Literal["default"] | None
@@ -256,6 +257,7 @@ def check_data(data: Sequence[Data], task: str | None, manifest: Manifest) -> No
                     f"{label_of(one)}: holds {modality}s, and {manifest.source.name} takes "
                     f"{' and '.join(f'{known}s' for known in manifest.modalities)} alone"
                 )
+        tasks_of(one, task, manifest)  # a language that is not named or not known
     if task is not None and not any(takes_task(one, manifest) for one in data):
         raise InputError(
             f"task {task!r} goes before captions and queries; {', '.join(map(label_of, data))} has neither"

@@ -13,7 +13,7 @@ Direction = Literal["text_to_image", "image_to_text"]
 
 # The family and the width of the model whose figures these are.
 PUBLISHED_MODEL = ("jina_clip", 1024)
-_ENGLISH_ONLY = ("flickr30k", "coco")
+ENGLISH_ONLY = ("flickr30k", "coco")
 _DATA: dict[str, Any] = tomllib.loads((files(__package__) / "published.toml").read_text(encoding="utf-8"))
 _SOURCES: dict[str, str] = _DATA["sources"]
 
@@ -82,7 +82,7 @@ def published_for(
     dataset: str, metric: str, direction: Direction, language: str | None, dim: int
 ) -> Published | None:
     """The published figure, or None. On Flickr30k and COCO, which are English, language None is "en"."""
-    if dataset in _ENGLISH_ONLY and language is None:
+    if dataset in ENGLISH_ONLY and language is None:
         language = "en"
     wanted = (dataset, metric, direction, language, dim)
     return next((one for one in PUBLISHED if _key(one) == wanted), None)

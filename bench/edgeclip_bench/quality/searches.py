@@ -5,7 +5,7 @@ as in XTD10 and Crossmodal-3600, and is found with any caption of its own, as in
 not find the document of its own id (`own_documents`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edgeclip.manifest import Manifest, Modality
 from edgeclip_bench.quality.datasets import ClassificationData, Data, ImageTextData, StsData, TextRetrievalData, Texts
 from edgeclip_bench.quality.embeddings import Counts, Embedder, Vectors
+from edgeclip_bench.quality.languages import ENGLISH, codes_of, speaks_by_task
 from edgeclip_bench.quality.metrics import NEVER, Positives, class_vectors, first_hit_ranks, top_k, truncate
 from edgeclip_bench.quality.tasks import PAIR, QUERY, chooses_adapters, default_task, document_task
 
@@ -31,10 +32,14 @@ UNDETERMINED = "und"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tasks:
-    """The tasks that a data set's texts are embedded with: those of `Embedded.queries`, and of `Embedded.items`."""
+    """The tasks that a data set's texts are embedded with: those of `Embedded.queries`, and of `Embedded.items`.
+
+    Where the tasks of a model are languages, `languages` gives that of each query, and `queries` names them all.
+    """
 
     queries: str | None = None
     items: str | None = None
+    languages: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -127,7 +132,7 @@ def embed(embedder: Embedder, data: Data, task: str | None) -> Embedded:
         return embedder.texts(texts, len(texts), task=task, label=f"{name}: {what}")
 
     if isinstance(data, ImageTextData):
-        queries = texts([caption.text for caption in data.captions], tasks.queries, "captions")
+        queries = _captions(embedder, data, tasks, f"{name}: captions")
         items = embedder.images(data.images, label=f"{name}: images")
     elif isinstance(data, TextRetrievalData):
         queries = texts(data.queries, tasks.queries, "queries")
@@ -141,12 +146,40 @@ def embed(embedder: Embedder, data: Data, task: str | None) -> Embedded:
     return Embedded(data=data, queries=queries, items=items, tasks=tasks, counts=embedder.take_counts())
 
 
+def _captions(embedder: Embedder, data: ImageTextData, tasks: Tasks, label: str) -> Vectors:
+    """Unit vectors of the captions, those of each language with its own task where tasks are languages."""
+    captions = [caption.text for caption in data.captions]
+    if len(set(tasks.languages)) < 2:
+        return embedder.texts(captions, len(captions), task=tasks.queries, label=label)
+    vectors = np.empty((len(captions), embedder.encoder.manifest.embedding_dim), np.float32)
+    for code in dict.fromkeys(tasks.languages):
+        rows = [row for row, one in enumerate(tasks.languages) if one == code]
+        spoken = [captions[row] for row in rows]
+        vectors[rows] = embedder.texts(spoken, len(rows), task=code, label=f"{label} in {code}")
+    return vectors
+
+
+def _languages(data: Data, task: str | None, manifest: Manifest) -> Tasks:
+    """The languages of a data set's texts, as tasks. Classes are named in English unless `task` says otherwise."""
+    if isinstance(data, ImageTextData):
+        named: Sequence[str | None] = [caption.language for caption in data.captions]
+        codes = codes_of(named, task, manifest, label=label_of(data), benchmark=data.benchmark)
+    elif isinstance(data, ClassificationData):
+        codes = codes_of([ENGLISH], task, manifest, label=label_of(data))
+    else:
+        codes = codes_of([data.language], task, manifest, label=label_of(data))
+    names = ", ".join(dict.fromkeys(codes))
+    return Tasks(queries=names, items=None if len(set(codes)) > 1 else names, languages=codes)
+
+
 def tasks_of(data: Data, task: str | None, manifest: Manifest) -> Tasks:
     """The tasks of a data set's texts, where the user asks for `task` or, with None, for none.
 
     A task is for captions and queries. Documents and pairs of sentences have one where tasks choose adapters
-    (`edgeclip_bench.quality.tasks`).
+    (`edgeclip_bench.quality.tasks`). Where tasks are languages, each text has its own.
     """
+    if speaks_by_task(manifest):
+        return _languages(data, task, manifest)
     if isinstance(data, TextRetrievalData):
         return Tasks(queries=task or default_task(manifest, QUERY), items=document_task(manifest, task))
     if isinstance(data, StsData):
@@ -163,8 +196,10 @@ def class_prompts(data: ClassificationData) -> list[str]:
 
 def takes_task(data: Data, manifest: Manifest) -> bool:
     """Say whether a task that the user asks for is used for any of a data set's texts."""
-    return isinstance(data, ImageTextData | TextRetrievalData) or (
-        isinstance(data, StsData) and chooses_adapters(manifest)
+    return (
+        isinstance(data, ImageTextData | TextRetrievalData)
+        or (isinstance(data, StsData) and chooses_adapters(manifest))
+        or speaks_by_task(manifest)
     )
 
 
