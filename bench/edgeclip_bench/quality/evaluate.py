@@ -23,7 +23,7 @@ from edgeclip_bench.measure.machine_facts import machine
 from edgeclip_bench.quality.cache import EmbeddingCache, default_folder
 from edgeclip_bench.quality.datasets import ClassificationData, Data, ImageTextData, StsData, TextRetrievalData
 from edgeclip_bench.quality.embeddings import Counts, Embedder
-from edgeclip_bench.quality.published import PUBLISHED, Published, published_for
+from edgeclip_bench.quality.published import OF_MODELS, Published, published_for
 from edgeclip_bench.quality.samples import Figure, Sample, judge
 from edgeclip_bench.quality.searches import (
     Embedded,
@@ -193,7 +193,7 @@ def score_data(embedded: Embedded, samples: Iterable[tuple[int, Sample]]) -> Dat
     """
     data, full = embedded.data, embedded.queries.shape[1]
     try:
-        scores = [_score(data, dim, sample) for dim, sample in samples]
+        scores = [_score(data, dim, sample, embedded.model) for dim, sample in samples]
     except InputError as error:  # scores that are all the same, too few pairs
         raise InputError(f"{label_of(data)}: {error}") from error
     whole = {_kind(score): score.value for score in scores if score.dim == full}
@@ -289,9 +289,9 @@ def _judge(embedded: Embedded, dims: tuple[int, ...], is_shown: bool) -> DataSco
         return score_data(embedded, samples())
 
 
-def _score(data: Data, dim: int, sample: Sample) -> Score:
+def _score(data: Data, dim: int, sample: Sample, model: str | None) -> Score:
     figure, interval = sample.figure(), sample.interval()
-    known = _published(data, dim, sample)
+    known = _published(data, dim, sample, model)
     return Score(
         **sample.facts(dim),
         value=figure,
@@ -304,7 +304,7 @@ def _score(data: Data, dim: int, sample: Sample) -> Score:
     )
 
 
-def _published(data: Data, dim: int, sample: Sample) -> Published | None:
+def _published(data: Data, dim: int, sample: Sample, model: str | None) -> Published | None:
     """The makers' figure of the same kind.
 
     One without a language is the mean over those that they list. Ours is that too if it is over the same
@@ -316,13 +316,13 @@ def _published(data: Data, dim: int, sample: Sample) -> Published | None:
         return None
     if direction != "text_to_image" and direction != "image_to_text":
         return None
-    known = published_for(data.benchmark, sample.metric, direction, sample.language, dim)
+    known = published_for(data.benchmark, sample.metric, direction, sample.language, dim, model)
     if known is None or sample.language is not None:
         return known
     ours = Counter(caption.language for caption in data.captions if caption.language)
     theirs = {
         figure.language
-        for figure in PUBLISHED
+        for figure in OF_MODELS.get(model or "", ())
         if (figure.dataset, figure.metric, figure.direction) == (known.dataset, sample.metric, direction)
     } - {None}
     is_even = direction == "image_to_text" or len(set(ours.values())) <= 1

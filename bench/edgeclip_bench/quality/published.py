@@ -1,4 +1,6 @@
-"""Published figures of jina-clip-v2's quality, to stand beside a user's own; the data are in published.toml.
+"""Published figures of models' quality, to stand beside a user's own.
+
+The data are in published.toml (jina-clip-v2's) and published_models.toml (all others').
 
 A figure of one's own is comparable if the data are: the same split, all its images and captions, R@5 counted by
 `edgeclip_bench.quality.metrics.first_hit_ranks`.
@@ -14,7 +16,14 @@ Direction = Literal["text_to_image", "image_to_text"]
 # The family and the width of the model whose figures these are.
 PUBLISHED_MODEL = ("jina_clip", 1024)
 ENGLISH_ONLY = ("flickr30k", "coco")
-_DATA: dict[str, Any] = tomllib.loads((files(__package__) / "published.toml").read_text(encoding="utf-8"))
+_JINA_CLIP_V2 = "jina-clip-v2"
+
+
+def _read(name: str) -> dict[str, Any]:
+    return tomllib.loads((files(__package__) / name).read_text(encoding="utf-8"))
+
+
+_DATA, _OTHERS = _read("published.toml"), _read("published_models.toml")
 _SOURCES: dict[str, str] = _DATA["sources"]
 
 
@@ -55,19 +64,31 @@ def _share(percent: float) -> float:
     return round(percent / 100, 4)
 
 
-PUBLISHED: tuple[Published, ...] = tuple(
-    Published(
-        dataset=one["dataset"],
-        metric="recall@5",
-        direction=one["direction"],
-        language=None if language == "mean" else language,
-        value=_share(percent),
-        dim=one["dim"],
-        source=_SOURCES[one["source"]],
+def _recalls(document: dict[str, Any], model: str | None) -> tuple[Published, ...]:
+    """The figures in a document, all of them or one model's."""
+    return tuple(
+        Published(
+            dataset=one["dataset"],
+            metric="recall@5",
+            direction=one["direction"],
+            language=None if language == "mean" else language,
+            value=_share(percent),
+            dim=one["dim"],
+            source=document["sources"][one["source"]],
+        )
+        for one in document["recall_at_5"]
+        if one.get("model") == model
+        for language, percent in one["by_language"].items()
     )
-    for one in _DATA["recall_at_5"]
-    for language, percent in one["by_language"].items()
-)
+
+
+# jina-clip-v2's.
+PUBLISHED = _recalls(_DATA, None)
+_NAMES: dict[tuple[str, int], str] = {(one["family"], one["dim"]): one["name"] for one in _OTHERS["models"]}
+# Every model's, by its name.
+OF_MODELS: dict[str, tuple[Published, ...]] = {
+    name: PUBLISHED if name == _JINA_CLIP_V2 else _recalls(_OTHERS, name) for name in _NAMES.values()
+}
 AVERAGES: tuple[Average, ...] = tuple(
     Average(metric=one["metric"], sets=one["sets"], value=_share(one["value"]), source=_SOURCES[one["source"]])
     for one in _DATA["averages"]
@@ -78,14 +99,19 @@ KEPT_SHARES: tuple[KeptShare, ...] = tuple(
 )
 
 
+def model_of(family: str, dim: int) -> str | None:
+    """The model that bundles of this family and width are made from; None for one that nothing is published of."""
+    return _NAMES.get((family, dim))
+
+
 def published_for(
-    dataset: str, metric: str, direction: Direction, language: str | None, dim: int
+    dataset: str, metric: str, direction: Direction, language: str | None, dim: int, model: str | None = _JINA_CLIP_V2
 ) -> Published | None:
-    """The published figure, or None. On Flickr30k and COCO, which are English, language None is "en"."""
+    """The published figure of a model, or None. On Flickr30k and COCO, which are English, language None is "en"."""
     if dataset in ENGLISH_ONLY and language is None:
         language = "en"
     wanted = (dataset, metric, direction, language, dim)
-    return next((one for one in PUBLISHED if _key(one) == wanted), None)
+    return next((one for one in OF_MODELS.get(model or "", ()) if _key(one) == wanted), None)
 
 
 def kept_share_for(dim: int) -> KeptShare | None:

@@ -6,13 +6,13 @@ brackets. The JSON has them as they are, from 0 to 1.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 from edgeclip_bench.measure.documents import make_document, to_json
 from edgeclip_bench.measure.report_table import NONE, Table, render_table
 from edgeclip_bench.quality.against import Agreement, Comparison, Difference
 from edgeclip_bench.quality.evaluate import BundleIdentity, DataScores, Evaluation, Score
-from edgeclip_bench.quality.published import AVERAGES, PUBLISHED_MODEL, kept_share_for
+from edgeclip_bench.quality.published import AVERAGES, PUBLISHED_MODEL, kept_share_for, model_of
 from edgeclip_bench.quality.searches import Direction
 
 Row = TypeVar("Row", Score, Difference)
@@ -34,7 +34,7 @@ _SEARCHED = "An image searches the captions of one language at a time and is fou
 _PAIRED = "Differences are this bundle's less the other's on the same queries; intervals that hold 0 show none."
 _AGREEMENT = "agreement@k: the share of the first k found that both bundles find."
 _RANKS = "Ranks are of the best right one, from 1; before is the other bundle's."
-_PUBLISHED = "published figures are jina-clip-v2's on the whole test split; a part of it is another test"
+_PUBLISHED = "published figures are {}'s on the whole test split; a part of it is another test"
 # The packages that decide figures.
 _DECIDING = ("edgeclip", "onnxruntime", "onnxruntime-gpu", "tokenizers", "numpy", "pillow")
 _SHOWN = 56  # characters of an input in a table
@@ -87,7 +87,14 @@ def render_markdown(report: Report) -> str:
     return "\n\n".join((*parts, *report.notes)) + "\n"
 
 
-def render_json(found: Evaluation | Comparison) -> str:
+class Documented(Protocol):
+    """What can be written as a JSON document."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The document."""
+
+
+def render_json(found: Documented) -> str:
     """The JSON document with every figure, and what it depends on."""
     return to_json(make_document("edgeclip_bench.quality", found.as_dict()))
 
@@ -126,6 +133,7 @@ def _score_tables(data: DataScores, dims: Sequence[int], family: str) -> Iterato
     """Yield for each direction a table of the languages at full width, where there are several, and one by dim."""
     known = [share for dim in dims if (share := kept_share_for(dim))]
     kept = tuple(f"published: {k.dim} keep at least {k.at_least:.0%} on {k.tasks} ({k.source})" for k in known)
+    model = model_of(family, dims[-1])
     for direction in dict.fromkeys(score.direction for score in data.scores):
         scores = [score for score in data.scores if score.direction == direction]
         overall = [score for score in scores if score.is_overall]
@@ -134,11 +142,11 @@ def _score_tables(data: DataScores, dims: Sequence[int], family: str) -> Iterato
             over = f", {_OVERALL[direction]}"
             rows = _rows([score for score in scores if score.dim == dims[-1]], key=_language)
             languages = f"{title}: languages at {dims[-1]} dimensions, per cent"
-            yield _score_table(languages, "language", rows, (f"overall: {_OVERALL[direction]}",))
+            yield _score_table(languages, "language", rows, (f"overall: {_OVERALL[direction]}",), model)
         of_what = f"{overall[0].samples} {'queries' if direction else 'pairs'}"
         rows = _rows(overall, key=lambda score: str(score.dim))
         notes = (*kept, *_averages(overall)) if (family, dims[-1]) == PUBLISHED_MODEL else ()
-        yield _score_table(f"{title}: {of_what}{over}, by truncate_dim, per cent", "dim", rows, notes)
+        yield _score_table(f"{title}: {of_what}{over}, by truncate_dim, per cent", "dim", rows, notes, model)
 
 
 def _averages(scores: Sequence[Score]) -> Iterator[str]:
@@ -146,18 +154,20 @@ def _averages(scores: Sequence[Score]) -> Iterator[str]:
     for average in AVERAGES:
         if any(score.metric == average.metric for score in scores):
             over = f"the average over {average.sets} sets, comparable with no single one"
-            yield f"published: {average.metric} {_percent(average.value)}, {over} ({average.source})"
+            yield f"published: {average.metric} {percent(average.value)}, {over} ({average.source})"
 
 
-def _score_table(title: str, label: str, rows: dict[str, list[Score]], notes: tuple[str, ...]) -> Table:
+def _score_table(
+    title: str, label: str, rows: dict[str, list[Score]], notes: tuple[str, ...], model: str | None
+) -> Table:
     """Each row has one score of every metric, in the same order."""
     by_metric = list(zip(*rows.values(), strict=True))
     is_by_dim = label == "dim"
     columns: list[tuple[str, list[str]]] = []
     for scores in by_metric:
-        columns.append((scores[0].metric, [_with_interval(score.value, score.low, score.high) for score in scores]))
+        columns.append((scores[0].metric, [with_interval(score.value, score.low, score.high) for score in scores]))
         if any(score.published is not None for score in scores):
-            columns.append(("published", [_percent(score.published) for score in scores]))
+            columns.append(("published", [percent(score.published) for score in scores]))
             columns.append(("difference", [_points(score.difference) for score in scores]))
         if is_by_dim:
             columns.append(("kept", ["-" if score.kept is None else f"{score.kept:.1%}" for score in scores]))
@@ -166,7 +176,7 @@ def _score_table(title: str, label: str, rows: dict[str, list[Score]], notes: tu
     sources = dict.fromkeys(
         score.published_source for scores in rows.values() for score in scores if score.published_source
     )
-    published = (f"published: {', '.join(sources)}", _PUBLISHED) if sources else ()
+    published = (f"published: {', '.join(sources)}", _PUBLISHED.format(model)) if sources else ()
     return Table(
         title=title,
         header=(label, *(name for name, _ in columns)),
@@ -248,15 +258,17 @@ def _language(one: Score | Difference | Agreement) -> str:
     return "overall" if one.is_overall else str(one.language)
 
 
-def _with_interval(value: float, low: float, high: float) -> str:
-    return f"{_percent(value)} [{_percent(low)}, {_percent(high)}]"
+def with_interval(value: float, low: float, high: float) -> str:
+    """A share and its interval in per cent."""
+    return f"{percent(value)} [{percent(low)}, {percent(high)}]"
 
 
 def _with_signs(one: Difference) -> str:
     return f"{one.points:+.2f} [{one.low:+.2f}, {one.high:+.2f}]"
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A share in per cent, with two decimals; a dash for None."""
     return "-" if value is None else f"{100 * value:.2f}"
 
 

@@ -18,6 +18,7 @@ from edgeclip_bench.quality.datasets import ClassificationData, Data, ImageTextD
 from edgeclip_bench.quality.embeddings import Counts, Embedder, Vectors
 from edgeclip_bench.quality.languages import ENGLISH, codes_of, speaks_by_task
 from edgeclip_bench.quality.metrics import NEVER, Positives, class_vectors, first_hit_ranks, top_k, truncate
+from edgeclip_bench.quality.published import model_of
 from edgeclip_bench.quality.tasks import PAIR, QUERY, chooses_adapters, default_task, document_task
 
 Direction = Literal["text_to_image", "image_to_text", "query_to_document", "image_to_class"]
@@ -47,7 +48,7 @@ class Embedded:
     """A data set's inputs as unit vectors of the bundle's full width.
 
     `queries` are the captions, the queries, the first sentences, or the prompts (class by class); `items` are
-    the images, the documents or the second sentences.
+    the images, the documents or the second sentences. `model` is that whose published figures are of its kind.
     """
 
     data: Data
@@ -55,6 +56,7 @@ class Embedded:
     items: Vectors
     counts: Counts
     tasks: Tasks = Tasks()
+    model: str | None = "jina-clip-v2"
 
     @property
     def item_modality(self) -> Modality:
@@ -143,7 +145,15 @@ def embed(embedder: Embedder, data: Data, task: str | None) -> Embedded:
     else:
         queries = texts(class_prompts(data), tasks.queries, "prompts")
         items = embedder.images(data.images, label=f"{name}: images")
-    return Embedded(data=data, queries=queries, items=items, tasks=tasks, counts=embedder.take_counts())
+    manifest = embedder.encoder.manifest
+    return Embedded(
+        data=data,
+        queries=queries,
+        items=items,
+        tasks=tasks,
+        counts=embedder.take_counts(),
+        model=model_of(manifest.family, manifest.embedding_dim),
+    )
 
 
 def _captions(embedder: Embedder, data: ImageTextData, tasks: Tasks, label: str) -> Vectors:

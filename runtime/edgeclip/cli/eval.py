@@ -43,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--task", metavar="T", help="prepend this task's instruction to queries and captions")
     parser.add_argument("--against", type=Path, metavar="OTHER", help="another bundle, to be held against")
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        action="append",
+        metavar="OTHER",
+        help="a bundle of any model: one table with all, and what their authors published; may be repeated",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="write report.json, report.md and curve.png, .svg")
     cache = parser.add_mutually_exclusive_group()
     cache.add_argument(
@@ -61,10 +68,13 @@ def run(options: argparse.Namespace) -> None:
     """Evaluate or compare; the report on stdout, and in the folder of --out."""
     if options.name and len(options.data) > 1:
         options.usage_error(f"--name {options.name} for {len(options.data)} data sets; evaluate one at a time")
+    if options.against and options.beside:
+        options.usage_error("--against compares bundles of one model, --beside shows those of several; give one")
     import_onnxruntime()  # without it, this says what to install, and not the bench extra
     with needs_extra("bench"):
         from edgeclip_bench.quality import report as reports
         from edgeclip_bench.quality.against import Comparison, compare
+        from edgeclip_bench.quality.beside import Beside, evaluate_beside, report_beside
         from edgeclip_bench.quality.evaluate import Evaluation, evaluate
         from edgeclip_bench.quality.layouts import open_data
     if options.out:
@@ -81,16 +91,20 @@ def run(options: argparse.Namespace) -> None:
         "threads": options.threads,
         "cache": None if options.no_cache else options.cache or "default",
     }
-    found: Evaluation | Comparison
-    if options.against:
+    found: Evaluation | Comparison | Beside
+    if options.beside:
+        found = evaluate_beside([options.bundle, *options.beside], data, **settings)
+    elif options.against:
         found = compare(options.bundle, options.against, data, **settings)
     else:
         found = evaluate(options.bundle, data, **settings)
-    report, document = reports.make_report(found), reports.render_json(found)
+    report = report_beside(found) if isinstance(found, Beside) else reports.make_report(found)
+    document = reports.render_json(found)
+    drawn = found.evaluations[0] if isinstance(found, Beside) else found
     print(document if options.json else reports.render_text(report), end="")
     if options.out:
         pages = {"report.json": document, "report.md": reports.render_markdown(report)}
-        written = _write(options.out, pages, lambda folder: save_curves(found, folder))
+        written = _write(options.out, pages, lambda folder: save_curves(drawn, folder))
         print(f"{options.out}: {', '.join(written)}", file=sys.stderr)
 
 
