@@ -7,6 +7,7 @@ errors move one plan on (`raise_worst`), and the graph is tried again.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +39,7 @@ def plan_layer(layer: LinearLayer, seen: Observation, recipe: Recipe, *, may_fix
     channel would be cut off where samples did not happen to fill it (on the trained small model, made-up samples and
     pictures of another kind, that took the worst cosine from 0.9988 to 0.97).
     """
-    weight = layer.weight
-    exact = _tried_rows(seen) @ weight
+    trial = _trial(layer, seen)
     worth = (_WORTH_FREE if is_fed_by_norm(layer.x) else _WORTH_PAID) if may_fix else _WORTH_MADE_UP
     shift = lowest(layer.x)
     plans: list[Plan] = []
@@ -47,10 +47,10 @@ def plan_layer(layer: LinearLayer, seen: Observation, recipe: Recipe, *, may_fix
         is_static = kernel == "int8 static"
         if is_static and not recipe.static_anywhere and not (may_fix and stems_from_norm(layer.x)):
             continue
-        plan = _tried(kernel, layer, exact, seen, shift=shift if kernel == "int8 per row" else 0.0)
+        plan = trial.of(kernel, shift=shift if kernel == "int8 per row" else 0.0)
         if recipe.smooths and not is_static:
-            plan = _levelled(plan, layer, exact, seen)
-            smoothed = _tried(kernel, layer, exact, seen, factors=smoothing_factors(seen.largest, weight))
+            plan = _levelled(plan, layer, trial)
+            smoothed = trial.of(kernel, factors=smoothing_factors(seen.largest, trial.weight))
             plan = smoothed if smoothed.loss < worth * plan.loss else plan
         is_near = not is_static or not plans or plan.loss <= _SLACK * plans[0].loss
         if plan.error <= recipe.max_error and is_near:
@@ -65,50 +65,58 @@ def raise_worst(plans: Mapping[str, Sequence[Plan]], share: float) -> dict[str, 
     return {name: left[1:] if name in raised and len(left) > 1 else left for name, left in plans.items()}
 
 
-def _levelled(plan: Plan, layer: LinearLayer, exact: Array, seen: Observation) -> Plan:
+def _levelled(plan: Plan, layer: LinearLayer, trial: "_Trial") -> Plan:
     """The plan with the first rows' largest channels brought down as far as it pays, where a norm does that at no
     cost.
     """
-    if seen.leading is None or not is_fed_by_norm(layer.x):
+    leading = trial.seen.leading
+    if leading is None or not is_fed_by_norm(layer.x):
         return plan
     halvings = 1
     while True:
-        further = _tried(plan.kernel, layer, exact, seen, factors=levelling_factors(seen.leading, halvings))
+        further = trial.of(plan.kernel, factors=levelling_factors(leading, halvings))
         if not further.loss < _WORTH_HALVING * plan.loss:
             return plan
         plan, halvings = further, halvings + 1
 
 
-def _tried(
-    kernel: Kernel,
-    layer: LinearLayer,
-    exact: Array,
-    seen: Observation,
-    *,
-    factors: Array | None = None,
-    shift: float = 0.0,
-) -> Plan:
-    smooth = np.ones(len(layer.weight), np.float32) if factors is None else factors
-    weight, bias, top = layer.weight * smooth[:, None], layer.bias, seen.largest / smooth
-    largest = float(top.max()) if kernel == "int8 static" else 0.0
-    found = product(kernel, _tried_rows(seen) / smooth, weight, largest=largest, shift=shift)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Trial:
+    """A layer's numbers, each read once, and what its kernels are tried on: `rows` and their exact product."""
 
-    def error_of(which: slice) -> float:
-        # A channel that is far from zero whatever the input, as post-norm graphs have some, makes the product large,
-        # and the bias takes that back: beside the product an error looks small that is most of what is left.
-        got, wanted = found[which], exact[which]
-        return max(relative_error(got, wanted), relative_error(got + bias, wanted + bias))
+    weight: Array
+    bias: Array
+    seen: Observation
+    rows: Array
+    exact: Array
 
-    error = error_of(slice(len(seen.rows)))
-    # The class token alone leaves the vision graph: in the trained small model 96 % of what rounding the inputs of
-    # `mlp.down` costs (1 - cosine) comes through its row. So that row counts as much as all others.
-    loss = math.hypot(error, error if seen.leading is None else error_of(slice(len(seen.rows), None)))
-    return Plan(kernel=kernel, factors=factors, largest=largest, shift=shift, error=error, loss=loss)
+    def of(self, kernel: Kernel, *, factors: Array | None = None, shift: float = 0.0) -> Plan:
+        """The plan for a kernel, with its error and its loss."""
+        seen, exact, bias = self.seen, self.exact, self.bias
+        smooth = np.ones(len(self.weight), np.float32) if factors is None else factors
+        weight, top = self.weight * smooth[:, None], seen.largest / smooth
+        largest = float(top.max()) if kernel == "int8 static" else 0.0
+        found = product(kernel, self.rows / smooth, weight, largest=largest, shift=shift)
+
+        def error_of(which: slice) -> float:
+            # A channel that is far from zero whatever the input, as post-norm graphs have some, makes the product
+            # large, and the bias takes that back: beside the product an error looks small that is most of what is
+            # left.
+            got, wanted = found[which], exact[which]
+            return max(relative_error(got, wanted), relative_error(got + bias, wanted + bias))
+
+        error = error_of(slice(len(seen.rows)))
+        # The class token alone leaves the vision graph: in the trained small model 96 % of what rounding the inputs
+        # of `mlp.down` costs (1 - cosine) comes through its row. So that row counts as much as all others.
+        loss = math.hypot(error, error if seen.leading is None else error_of(slice(len(seen.rows), None)))
+        return Plan(kernel=kernel, factors=factors, largest=largest, shift=shift, error=error, loss=loss)
 
 
-def _tried_rows(seen: Observation) -> Array:
-    """Some of all samples' rows, and then their first rows."""
-    return seen.rows if seen.leading is None else np.concatenate((seen.rows, seen.leading))
+def _trial(layer: LinearLayer, seen: Observation) -> _Trial:
+    """Kernels are tried on some of all samples' rows, and then on their first rows."""
+    rows = seen.rows if seen.leading is None else np.concatenate((seen.rows, seen.leading))
+    weight = layer.weight
+    return _Trial(weight=weight, bias=layer.bias, seen=seen, rows=rows, exact=rows @ weight)
 
 
 def relative_error(found: Array, exact: Array) -> float:
