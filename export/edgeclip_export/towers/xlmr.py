@@ -24,8 +24,7 @@ class XlmrState(NamedTuple):
     h: Tensor  # (B*T, W)
     ids: Tensor  # (B, T)
     mask: Tensor | None  # (B, T), True at tokens that count
-    adapter: Mapping[str, tuple[Sequence[Tensor], Sequence[Tensor]]]  # of each of LINEARS, A and B of each layer
-    layer: int
+    adapter: Sequence[Tensor]  # of each layer that is left, A and B of each of LINEARS
 
 
 class XlmrTower(Tower[XlmrState]):
@@ -65,24 +64,18 @@ class XlmrTower(Tower[XlmrState]):
         mask = None if self.masked_id is None else ids != self.masked_id  # (B, T)
         rows = nn.functional.embedding(ids.flatten(), self.tokens)  # (B*T, W)
         if not adapter:
-            return XlmrState(self.norm(rows), ids, mask, {}, 0)
+            return XlmrState(self.norm(rows), ids, mask, ())
         a, b, *others = adapter
         rows = rows + torch.matmul(nn.functional.embedding(ids.flatten(), a), b)
-        pairs = zip(others[::2], others[1::2], strict=True)
-        factors = {name: (self._by_layer(a), self._by_layer(b)) for name, (a, b) in zip(LINEARS, pairs, strict=True)}
-        return XlmrState(self.norm(rows), ids, mask, factors, 0)
-
-    def _by_layer(self, factors: Tensor) -> Sequence[Tensor]:
-        """(layers * r, ...) as one (r, ...) for each layer."""
-        layers: Sequence[Tensor] = factors.chunk(self.config.layers)
-        return layers
+        return XlmrState(self.norm(rows), ids, mask, others)
 
     def step(self, layer: nn.Module, state: XlmrState) -> XlmrState:
         """One block."""
-        adapter = {name: (a[state.layer], b[state.layer]) for name, (a, b) in state.adapter.items()}
+        ours, others = state.adapter[: 2 * len(LINEARS)], state.adapter[2 * len(LINEARS) :]
+        adapter = dict(zip(LINEARS, zip(ours[::2], ours[1::2], strict=True), strict=True)) if ours else {}
         mask = state.mask
         h = layer(state.h, state.ids if mask is None else mask, mask, self.cos, self.sin, adapter)
-        return state._replace(h=h, layer=state.layer + 1)
+        return state._replace(h=h, adapter=others)
 
     def end(self, state: XlmrState) -> Tensor:
         """Normalised embeddings (B, D)."""
@@ -129,7 +122,7 @@ class XlmrBlock(nn.Module):
             y: Tensor = getattr(self, name)(x)
             if name in adapter:
                 a, b = adapter[name]
-                y = y + torch.matmul(torch.matmul(x, a.T), b)  # (r, in) and (r, out)
+                y = y + torch.matmul(torch.matmul(x, a), b)  # (in, r) and (r, out)
             return y
 
         q, k, v = linear("qkv", h).view(*texts.shape, -1).chunk(3, dim=-1)  # (B, T, W) each

@@ -3,7 +3,7 @@
 Each fold leaves the tower's answer what it was, in exact arithmetic:
 
 - LoRA that is always on: W + alpha/rank * B A, in fp32 (merging in half precision costs 5e-3 and more).
-- LoRA that is chosen with each call: factors with the scale inside B, as arrays that hold every layer.
+- LoRA that is chosen with each call: factors with the scale inside B, arrays for each layer.
 - The one token-type row is added into the token table; the reference adds the same two numbers.
 - 1/sqrt(D) goes into the query weights (for heads of 64 it is a power of two, so not a bit changes).
 """
@@ -77,13 +77,13 @@ def pack_adapter(config: XlmrConfig, prefix: str, adapter: Adapter) -> dict[str,
         "lora_tokens_a": torch.cat((a, torch.ones(len(a), 1)), dim=1),  # (V, r + 1)
         "lora_tokens_b": torch.cat((scale * b, scale * (type_a @ type_b))),  # (r + 1, W)
     }
-    for name, official in LINEARS.items():
-        layers = [f"{prefix}encoder.layers.{layer}.{official}" for layer in range(config.layers)]
-        factors = [adapter.factors(layer) for layer in layers]
-        if name == "qkv":
-            factors = [(a, _scale_queries(config, b)) for a, b in factors]
-        arrays[f"lora_{name}_a"] = torch.cat([a for a, _ in factors])  # (layers * r, in)
-        arrays[f"lora_{name}_b"] = torch.cat([scale * b.T for _, b in factors])  # (layers * r, out)
+    for layer in range(config.layers):
+        for name, official in LINEARS.items():
+            a, b = adapter.factors(f"{prefix}encoder.layers.{layer}.{official}")
+            if name == "qkv":
+                b = _scale_queries(config, b)
+            arrays[f"lora_{layer}_{name}_a"] = a.T  # (in, r)
+            arrays[f"lora_{layer}_{name}_b"] = scale * b.T  # (r, out)
     return {name: array.contiguous().numpy() for name, array in arrays.items()}
 
 

@@ -81,17 +81,19 @@ def linear_sizes(config: XlmrConfig) -> dict[str, tuple[int, int]]:
 def adapter_shapes(config: XlmrConfig, rank: int) -> Shapes:
     """The names and shapes of the arrays of one adapter of that rank, in the order in which the tower takes them.
 
-    An array holds the same factor of every layer, `rank` rows for each, so that a graph takes it apart by one Split.
-    The table's factors have one rank more: the last column of A is all ones and the last row of B is what the adapter
-    adds to the token-type row. Arrays of zeros are no adapter.
+    `..._a` are (in, rank) and `..._b` are (rank, out). The table's factors have one rank more: the last column of A
+    is all ones and the last row of B is what the adapter adds to the token-type row. Arrays of zeros are no adapter.
+
+    Each layer has arrays of its own: one Split of an array of all layers copies 6 MB with every text, which is 5 % of
+    the time of a short one in fp32 and twice that in int8.
     """
     shapes: Shapes = {
         "lora_tokens_a": (config.vocab_size, rank + 1),
         "lora_tokens_b": (rank + 1, config.width),
     }
-    for name, (inputs, outputs) in linear_sizes(config).items():
-        rows = config.layers * rank
-        shapes |= {f"lora_{name}_a": (rows, inputs), f"lora_{name}_b": (rows, outputs)}
+    for layer in range(config.layers):
+        for name, (inputs, outputs) in linear_sizes(config).items():
+            shapes |= {f"lora_{layer}_{name}_a": (inputs, rank), f"lora_{layer}_{name}_b": (rank, outputs)}
     return shapes
 
 

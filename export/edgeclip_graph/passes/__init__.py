@@ -23,6 +23,7 @@ from edgeclip.errors import BuildError
 from edgeclip.manifest import Target
 from edgeclip_graph.operators import ATTENTION, CAUSAL_ATTENTION, DOMAIN, RMS_NORM, ROTARY
 from edgeclip_graph.passes.activation import FuseSilu
+from edgeclip_graph.passes.adapters import AddInProduct, adapter_sums
 from edgeclip_graph.passes.attention import FuseAttention, SpellOutAttention
 from edgeclip_graph.passes.causal_attention import (
     FuseCausalAttention,
@@ -52,7 +53,8 @@ def lower(
     if layers == "plain":
         traits = replace(traits, chooses_by_rows=False, splits_many_rows=False)
     traced = {node.op_type for node in model.graph if node.domain == DOMAIN}
-    for step in (*_passes(target, traits, traced), *_tidying()):
+    is_adapted = bool(adapter_sums(model.graph))
+    for step in (*_passes(target, traits, traced, is_adapted=is_adapted), *_tidying()):
         try:
             model = step(model).model
         except (ir.passes.InvariantError, PassError) as error:
@@ -76,8 +78,8 @@ def lower_portable(
     return lower(model, target, name, traits, layers=layers)
 
 
-def _passes(target: Target, traits: Traits, traced: Collection[str]) -> Sequence[PassBase]:
-    """The passes of a graph that holds the operators `traced` of our own."""
+def _passes(target: Target, traits: Traits, traced: Collection[str], *, is_adapted: bool) -> Sequence[PassBase]:
+    """The passes of a graph that holds the operators `traced` of our own, and adapters or none."""
     if target == "tensorrt":
         spelled: Mapping[str, PassBase] = {
             ROTARY: SpellOutRotary(),
@@ -88,7 +90,7 @@ def _passes(target: Target, traits: Traits, traced: Collection[str]) -> Sequence
         return *_of(spelled, traced), RequireStandardOps(TENSORRT_OPSET)
     if target == "cpu" and traits.chooses_by_rows:
         few = (FuseAttention("always"), WeightsFirst())
-        many = (FuseAttention("never"),)
+        many = (FuseAttention("never"), *((AddInProduct(turns=False),) if is_adapted else ()))
         return *_of({ROTARY: FuseRotary()}, traced), WeightsInPlace(), ChooseByRows(few, many)
     fused: Mapping[str, PassBase] = {
         ROTARY: FuseRotary(),
@@ -98,7 +100,8 @@ def _passes(target: Target, traits: Traits, traced: Collection[str]) -> Sequence
     }
     silu = (FuseSilu(),) if traits.has_silu else ()
     parts = (SeparateParts(),) if target == "cpu" and traits.splits_many_rows else ()
-    return *_of(fused, traced), *silu, *parts
+    adapters = (AddInProduct(turns=True),) if target == "cpu" and is_adapted else ()
+    return *_of(fused, traced), *silu, *parts, *adapters
 
 
 def _of(passes: Mapping[str, PassBase], traced: Collection[str]) -> Sequence[PassBase]:

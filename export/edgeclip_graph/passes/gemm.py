@@ -61,7 +61,7 @@ class WeightsInPlace(InPlacePass):
 
 
 class WeightsFirst(InPlacePass):
-    """What `WeightsInPlace` left -> W times x^T, + b^T, turned back; + (x A^T) B -> + B^T (A x^T) before it is.
+    """What `WeightsInPlace` left -> W times x^T, + b^T, turned back; + (x A) B -> + B^T (A^T x^T) before it is.
 
     Precondition: there is a product with its weights on the right. Postcondition: there is none.
     """
@@ -76,7 +76,7 @@ class WeightsFirst(InPlacePass):
             column = record.constant(f"{bias.name}_column", array_of(bias)[:, None])
             adapter = _adapter_of(add, x)
             if adapter is not None:
-                narrow = record.op(FUSED_PRODUCT, adapter.a, x, domain=CONTRIB, transB=1)  # (rank, R)
+                narrow = record.op(FUSED_PRODUCT, adapter.a, x, domain=CONTRIB, transA=1, transB=1)  # (rank, R)
                 column = record.op("Gemm", adapter.b, narrow, column, transA=1)  # (N, R)
             turned = record.op(FUSED_PRODUCT, weight, x, domain=CONTRIB, transB=1)  # (1, N, R)
             turned = record.op("Add", turned, column)
@@ -110,7 +110,7 @@ def _replace(record: Recorder, layer: Sequence[ir.Node], output: ir.Value) -> No
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Adapter:
-    """(x A^T) B, which is added to a layer's output: A (rank, in), B (rank, out), and the nodes, the sum last."""
+    """(x A) B, which is added to a layer's output: A (in, rank), B (rank, out), and the nodes, the sum last."""
 
     a: ir.Value
     b: ir.Value
@@ -126,10 +126,9 @@ def _adapter_of(add: ir.Node, x: ir.Value) -> _Adapter | None:
     (other,) = (value for value in total.inputs if value is not add.outputs[0])
     wide = other and other.producer()
     narrow = wide and wide.op_type == "MatMul" and input_of(wide, 0).producer()
-    turn = narrow and narrow.op_type == "MatMul" and narrow.inputs[0] is x and input_of(narrow, 1).producer()
-    if not wide or not narrow or not turn or turn.op_type != "Transpose":
+    if not wide or not narrow or narrow.op_type != "MatMul" or narrow.inputs[0] is not x:
         return None
-    return _Adapter(a=input_of(turn, 0), b=input_of(wide, 1), nodes=(narrow, wide, total))
+    return _Adapter(a=input_of(narrow, 1), b=input_of(wide, 1), nodes=(narrow, wide, total))
 
 
 def _drop_transposes(record: Recorder, node: ir.Node) -> None:
@@ -146,7 +145,7 @@ def _drop_transposes(record: Recorder, node: ir.Node) -> None:
     given.shape = turned.shape
     for product in products:
         product.attributes["transB"] = ir.AttrInt64("transB", 0)
-        if not input_of(product, 0).is_initializer():  # an adapter's (rank, in), whose product is (1, rank, R) now
-            narrow = record.op(FUSED_PRODUCT, *product.inputs, domain=CONTRIB)
+        if not input_of(product, 0).is_initializer():  # an adapter's (in, rank), whose product is (1, rank, R) now
+            narrow = record.op(FUSED_PRODUCT, *product.inputs, domain=CONTRIB, transA=1)
             _replace(record, [product], record.op("Squeeze", narrow, record.integers(0)))
     record.graph.remove([squeeze, transpose], safe=True)

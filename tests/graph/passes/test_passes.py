@@ -161,9 +161,9 @@ class Adapted(nn.Module):
         self.b = nn.Parameter(torch.randn(WIDTH, generator=draw))
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, a, b = x.flatten(0, 1), x[0, :3], x[1, :3]  # (R, W), (rank, W), (rank, W)
-        h = nn.functional.gelu(torch.matmul(rows, self.w1) + self.b + torch.matmul(torch.matmul(rows, a.T), b))
-        return torch.matmul(h, self.w2) + self.b + torch.matmul(torch.matmul(h, a.T), b)
+        rows, a, b = x.flatten(0, 1), x[0, :3].reshape(-1, 3), x[1, :3]  # (R, W), (W, rank), (rank, W)
+        h = nn.functional.gelu(torch.matmul(rows, self.w1) + self.b + torch.matmul(torch.matmul(rows, a), b))
+        return torch.matmul(h, self.w2) + self.b + torch.matmul(torch.matmul(h, a), b)
 
 
 def test_an_adapter_is_turned_round_with_its_layer(tmp_path: Path) -> None:
