@@ -28,6 +28,9 @@ class Case:
 CASES = {
     "compare": Case(module="latency.compare", help="whether one run is slower than another; exits 1 if so"),
     "cold-start": Case(module="latency.cold_start", help="time from the start of a process to its first vector"),
+    "side-by-side": Case(
+        module="latency.side_by_side", help="bundles of any family or version of edgeclip, in turns"
+    ),
     "build-cost": Case(module="latency.build_cost", help="time and memory of an export or a quantisation"),
     "image-folder": Case(module="latency.image_folder", help="what reading and decoding files adds to the graph"),
     "offline-texts": Case(module="latency.offline_texts", help="batches of one length against padded batches"),

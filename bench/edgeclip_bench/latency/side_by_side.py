@@ -1,0 +1,316 @@
+"""Bundles in turns, each in a process of its own: of several families, with a task, by several versions of the code.
+
+    edgeclip bench side-by-side v3@text-matching clip [--tokens 16,512] [--image-px 512] [--starts 5] [--out FILE]
+    edgeclip bench side-by-side clip_before=before/.venv/bin/python clip
+    edgeclip bench side-by-side v3@text-matching transformers:checkpoint
+
+A contender is BUNDLE[@TASK][=PYTHON]: with PYTHON it is opened by the edgeclip of that interpreter's installation, as
+of an earlier commit. transformers:CHECKPOINT is transformers' own model, eager in torch, of the sizes in that
+config.json with random weights, and the mean of its last hidden states. Times are divided by the last contender's.
+
+All are open at once and take turns (`edgeclip.engine.paired_timing`), so that other work of the machine meets all of
+them alike. What is timed is a call of `encode_text` or `encode_image`, whole, from an array of the image's size. Each
+contender's text has exactly the tokens by its own tokenizer, its task's prompt included.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from edgeclip.engine.paired_timing import take_turns
+from edgeclip.errors import BuildError, InputError
+from edgeclip.manifest import MANIFEST_NAME as MANIFEST
+from edgeclip.tables import format_bytes, format_table
+from edgeclip_bench.latency.cases import make_text, parse_numbers
+from edgeclip_bench.measure.documents import add_out, make_document, save
+from edgeclip_bench.measure.other_processes import others_share, read_spent
+from edgeclip_bench.measure.percentiles import summarize
+from edgeclip_bench.measure.resident_memory import anonymous_bytes, peak_bytes, resident_bytes
+from edgeclip_bench.rivals.run import paired
+
+BENCHMARK = "edgeclip_bench.latency.side_by_side"
+_TRANSFORMERS = "transformers:"
+_MOST_ROUNDS, _LEAST_ROUNDS = 200, 5
+
+# Both programs answer every line of stdin with one of stdout. They use nothing that an earlier version did not have.
+_EDGECLIP = """if True:
+    import json, sys
+    import numpy as np
+    from edgeclip import Encoder
+    folder, task = sys.argv[1:]
+    options = {"task": task} if task else {}
+    encoder = Encoder.open(folder, device="cpu")
+    print(json.dumps(list(getattr(encoder, "modalities", ("text", "image")))), flush=True)
+    for line in sys.stdin:
+        what = json.loads(line)
+        if isinstance(what, str):
+            vector = encoder.encode_text(what, **options)
+        else:
+            image = np.random.default_rng(0).integers(0, 256, (what, what, 3), np.uint8)
+            vector = encoder.encode_image(image, **options)
+        print(json.dumps(vector.shape), flush=True)
+"""
+_NATIVE = """if True:
+    import json, sys
+    from pathlib import Path
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import AutoConfig, AutoModel
+    folder = Path(sys.argv[1])
+    document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = AutoConfig.for_model(sys.argv[2], **document)
+    model = AutoModel.from_config(config, dtype=torch.float32).eval()
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    print(json.dumps(["text"]), flush=True)
+    for line in sys.stdin:
+        ids = torch.tensor([tokenizer.encode(json.loads(line)).ids])
+        with torch.inference_mode():
+            hidden = model(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+            vector = torch.nn.functional.normalize(hidden.mean(1), dim=-1)[0]
+        print(json.dumps(vector.numpy().shape), flush=True)
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """A bundle as it is opened: with a task, by an interpreter; `native` is transformers' model of a checkpoint."""
+
+    name: str
+    folder: Path
+    task: str | None = None
+    python: str = sys.executable
+    native: str | None = None
+
+    @classmethod
+    def parse(cls, words: str) -> Self:
+        """BUNDLE[@TASK][=PYTHON] or transformers:CHECKPOINT; InputError where there is no such folder."""
+        if words.startswith(_TRANSFORMERS):
+            folder = Path(words.removeprefix(_TRANSFORMERS))
+            return cls(name=f"{_TRANSFORMERS}{folder.name}", folder=folder, native=_native_type(folder))
+        path, _, python = words.partition("=")
+        path, _, task = path.partition("@") if not Path(path).is_dir() else (path, "", "")
+        folder = Path(path)
+        if not (folder / MANIFEST).is_file():
+            raise InputError(f"{words}: {folder} is no bundle; wanted BUNDLE[@TASK][=PYTHON]")
+        name = folder.absolute().name + (f"@{task}" if task else "")
+        return cls(name=name, folder=folder, task=task or None, python=python or sys.executable)
+
+    @property
+    def command(self) -> list[str]:
+        """The command that runs it."""
+        if self.native:
+            return [self.python, "-c", _NATIVE, str(self.folder), self.native]
+        return [self.python, "-c", _EDGECLIP, str(self.folder), self.task or ""]
+
+    def text(self, tokens: int) -> str:
+        """A text of so many tokens, the task's prompt included."""
+        tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        prompt = ""
+        if self.task:
+            tasks = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))["tasks"]
+            if self.task not in tasks:
+                raise InputError(f"{self.name}: the tasks of the bundle are {', '.join(tasks) or 'none'}")
+            prompt = tasks[self.task]["prompt"]
+        return make_text(tokens, lambda text: len(tokenizer.encode(f"{prompt}{text}").ids))
+
+
+def _native_type(checkpoint: Path) -> str:
+    """The model_type by which transformers knows a checkpoint; the official layouts name none."""
+    from edgeclip_export.opening import open_checkpoint
+
+    opened = open_checkpoint(checkpoint)
+    return str(opened.checkpoint.config.get("model_type") or opened.family.name)
+
+
+class _Running:
+    """A contender's process, which answers one input at a time."""
+
+    def __init__(self, contender: Contender) -> None:
+        self.contender = contender
+        self.modalities: list[str] = []
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(self.contender.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        try:
+            self.modalities = self._answer()
+        except BuildError:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+    def encode(self, what: str | int) -> object:
+        """Encode a text, or an image of so many pixels a side; return when the vector is there."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # what its process died of is on stderr
+            self._process.stdin.write(f"{json.dumps(what)}\n".encode())
+            self._process.stdin.flush()
+        return self._answer()
+
+    def memory(self) -> dict[str, int]:
+        """Its memory now, and the highest since it began."""
+        process = self._process.pid
+        return {
+            "resident_bytes": resident_bytes(process),
+            "anonymous_bytes": anonymous_bytes(process),
+            "peak_bytes": peak_bytes(process),
+        }
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise BuildError(f"{self.contender.name}: its process ended with status {self._process.wait()}")
+        return json.loads(line)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of this case on the command line."""
+    parser.add_argument("contenders", nargs="+", metavar="CONTENDER", help="BUNDLE[@TASK][=PYTHON]")
+    parser.add_argument("--tokens", metavar="N", default="16,512", help="lengths of the texts (16,512)")
+    parser.add_argument("--image-px", metavar="N", type=int, default=0, help="side of the image (no image)")
+    parser.add_argument("--seconds", metavar="S", type=float, default=30.0, help="for each case, about (30)")
+    parser.add_argument("--starts", metavar="N", type=int, default=0, help="processes started for a first text (0)")
+    add_out(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print the tables, write the JSON."""
+    contenders = [Contender.parse(words) for words in options.contenders]
+    if len({contender.name for contender in contenders}) < len(contenders):
+        raise InputError("two contenders have the same name; rename the folder of one")
+    report = measure(
+        contenders,
+        tokens=parse_numbers("--tokens", options.tokens),
+        image_px=options.image_px,
+        seconds=options.seconds,
+        starts=options.starts,
+    )
+    save(report, options.out)
+    print(_render(report))
+    return 0
+
+
+def measure(
+    contenders: Sequence[Contender], *, tokens: Sequence[int], image_px: int, seconds: float, starts: int
+) -> dict[str, Any]:
+    """The document: times of every case, of first texts, and memory after each case.
+
+    Memory is a contender's after the texts, and once more after the image.
+    """
+    spent = read_spent()
+    texts = {contender.name: {count: contender.text(count) for count in tokens} for contender in contenders}
+    memory: dict[str, dict[str, dict[str, int]]] = {contender.name: {} for contender in contenders}
+    rows: list[dict[str, Any]] = []
+    if starts:
+        rows += _take_starts(contenders, {name: its[min(tokens)] for name, its in texts.items()}, starts)
+    with contextlib.ExitStack() as stack:
+        running = [stack.enter_context(_Running(contender)) for contender in contenders]
+        for count in tokens:
+            works = {one.contender.name: partial(one.encode, texts[one.contender.name][count]) for one in running}
+            rows += _take_turns(f"text, {count} tokens", works, seconds)
+        seeing = [one for one in running if image_px and "image" in one.modalities]
+        for one in running:
+            memory[one.contender.name]["texts"] = one.memory()
+        if seeing:
+            images = {one.contender.name: partial(one.encode, image_px) for one in seeing}
+            rows += _take_turns(f"image, {image_px} px", images, seconds)
+        for one in seeing:
+            memory[one.contender.name]["texts and image"] = one.memory()
+    share = others_share(spent, read_spent(), os.cpu_count() or 1)
+    return make_document(
+        BENCHMARK,
+        {
+            "contenders": [
+                {"name": one.name, "task": one.task, "is_other_installation": one.python != sys.executable}
+                for one in contenders
+            ],
+            "others_share": round(share, 4),
+            "latencies": rows,
+            "memory": memory,
+        },
+    )
+
+
+def _take_turns(case: str, works: Mapping[str, Callable[[], object]], seconds: float) -> list[dict[str, Any]]:
+    for work in works.values():
+        work()
+    return _rows(case, take_turns(works, _MOST_ROUNDS, seconds=seconds, least=_LEAST_ROUNDS, warm_up=1))
+
+
+def _take_starts(contenders: Sequence[Contender], texts: Mapping[str, str], rounds: int) -> list[dict[str, Any]]:
+    """From the start of a process to its first text vector; the round before the first reads the files."""
+    with contextlib.ExitStack() as stack:
+
+        def start(contender: Contender) -> None:
+            stack.enter_context(_Running(contender)).encode(texts[contender.name])
+
+        works = {contender.name: partial(start, contender) for contender in contenders}
+        # A process ends outside of what is timed.
+        times = take_turns(works, rounds, warm_up=1, is_alone=False, on_round=stack.close)
+    return _rows("start to first text", times)
+
+
+def _rows(case: str, seconds: Mapping[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
+    """A row for each contender; `to_last` is the ratio to the last one's time in the same round."""
+    *_, last = seconds.values()
+    return [
+        {
+            "case": case,
+            "contender": name,
+            "samples": len(times),
+            "median_ms": float(np.median(times)) * 1000,
+            "p90_ms": summarize(times * 1000).p90_ms,
+            "to_last": paired(times, last),
+        }
+        for name, times in seconds.items()
+    ]
+
+
+def _render(report: Mapping[str, Any]) -> str:
+    """The two tables: times, then memory."""
+    times = [
+        (
+            row["case"],
+            row["contender"],
+            f"{row['median_ms']:.1f}",
+            f"{ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})",
+            str(row["samples"]),
+        )
+        for row in report["latencies"]
+        for ratio in (row["to_last"],)
+    ]
+    memory = [
+        (name, after, *(format_bytes(found[kind]) for kind in ("resident_bytes", "anonymous_bytes", "peak_bytes")))
+        for name, its in report["memory"].items()
+        for after, found in its.items()
+    ]
+    return "\n\n".join(
+        (
+            format_table(("in turns", "", "median ms", "to the last", "rounds"), times),
+            format_table(("memory", "after", "resident", "anonymous", "peak"), memory),
+        )
+    )
