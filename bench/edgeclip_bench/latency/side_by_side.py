@@ -20,12 +20,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -35,7 +36,7 @@ from edgeclip.manifest import MANIFEST_NAME as MANIFEST
 from edgeclip.tables import format_bytes, format_table
 from edgeclip_bench.latency.cases import make_text, parse_numbers
 from edgeclip_bench.measure.documents import add_out, make_document, save
-from edgeclip_bench.measure.other_processes import others_share, read_spent
+from edgeclip_bench.measure.other_processes import Spent, others_share, read_spent
 from edgeclip_bench.measure.percentiles import summarize
 from edgeclip_bench.measure.resident_memory import anonymous_bytes, peak_bytes, resident_bytes
 from edgeclip_bench.rivals.run import paired
@@ -221,7 +222,7 @@ def measure(
 
     Memory is a contender's after the texts, and once more after the image.
     """
-    spent = read_spent()
+    spent = _spent()
     texts = {contender.name: {count: contender.text(count) for count in tokens} for contender in contenders}
     memory: dict[str, dict[str, dict[str, int]]] = {contender.name: {} for contender in contenders}
     rows: list[dict[str, Any]] = []
@@ -240,7 +241,7 @@ def measure(
             rows += _take_turns(f"image, {image_px} px", images, seconds)
         for one in seeing:
             memory[one.contender.name]["texts and image"] = one.memory()
-    share = others_share(spent, read_spent(), os.cpu_count() or 1)
+    share = others_share(spent, _spent(), os.cpu_count() or 1)
     return make_document(
         BENCHMARK,
         {
@@ -253,6 +254,12 @@ def measure(
             "memory": memory,
         },
     )
+
+
+def _spent() -> Spent:
+    """What this process and the contenders that have ended took of the processors, beside all that was taken."""
+    spent, own = read_spent(), psutil.Process().cpu_times()
+    return replace(spent, own_s=spent.own_s + own.children_user + own.children_system)
 
 
 def _take_turns(case: str, works: Mapping[str, Callable[[], object]], seconds: float) -> list[dict[str, Any]]:
