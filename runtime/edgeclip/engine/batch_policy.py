@@ -246,7 +246,8 @@ def has_lone_input(manifest: Manifest, graph: str) -> bool:
     """Whether each call feeds a graph one array, so that its shape says how large a batch is.
 
     For graphs of several there are no TensorRT profiles and no buffers that are bound on CUDA: TensorRT builds an
-    engine for each shape that comes, and on CUDA onnxruntime's own call copies all inputs, adapters too, each time.
+    engine for each shape that comes, and on CUDA onnxruntime copies the arrays of each call by itself. Adapters are
+    held on the GPU (`edgeclip.engine.cuda.held_adapters`).
     """
     return len(manifest.graphs[graph].inputs) == 1
 

@@ -12,9 +12,10 @@ from edgeclip.bundle.watched_files import WatchedFiles
 from edgeclip.engine.adapters import Adapters
 from edgeclip.engine.batch_policy import BatchPolicy, is_oversized
 from edgeclip.engine.cuda.capture_gate import GATE
+from edgeclip.engine.cuda.held_adapters import HeldAdapters
 from edgeclip.engine.devices import Device
 from edgeclip.engine.ort import first_line, run_options
-from edgeclip.errors import BundleError, DeviceError
+from edgeclip.errors import BundleError, DeviceError, InputError
 
 Arrays = Mapping[str, NDArray[Any]]
 # Runs of a batch while its weights are touched, renamed or written.
@@ -57,6 +58,9 @@ class GraphSession:
         self.files, self._adapters, self._policy, self._lane = files, adapters, policy, lane
         self._outputs = tuple(output.name for output in session.get_outputs())
         self._has_adapters = adapters.are_wanted
+        self._held: HeldAdapters | None = None
+        if lane is None and adapters.are_wanted and device.kind in ("cuda", "tensorrt"):
+            self._held = HeldAdapters(session, adapters, ("cuda", device.index))
         # What a GPU computes with are copies.
         self._is_mapped = device.kind in ("cpu", "openvino")
         # The CPU's arena keeps what the largest batch took: 240 MB of a text of 2048 tokens. Giving it back after
@@ -119,16 +123,22 @@ class GraphSession:
         return self.files.check() if self._is_mapped else ()
 
     def _run(self, feed: Arrays, names: Sequence[str], adapter: str | None) -> dict[str, NDArray[Any]]:
-        whole = {**feed, **self._adapters.get(adapter)} if self._has_adapters or adapter is not None else feed
         try:
             if self._lane:
                 outputs = self._lane.run(feed, adapter)
                 return {name: outputs[name] for name in names}
             shape = next(iter(feed.values())).shape
             options = self._shrinking if is_oversized(self._graph, shape) else None
+            if self._held and adapter is not None:
+                with gate(self._device):
+                    return self._held.run(feed, names, adapter, options)
+            whole = {**feed, **self._adapters.get(adapter)} if self._has_adapters or adapter is not None else feed
             with gate(self._device):
                 return dict(zip(names, self._session.run(list(names), whole, options), strict=True))
-        except BundleError:  # of the session for padded texts, which is opened when the first one comes
+        except (
+            BundleError,
+            InputError,
+        ):  # of an adapter, or of the session for padded texts, opened for the first one
             raise
         except Exception as error:
             shapes = ", ".join(f"{name} {rows.shape}" for name, rows in feed.items())
