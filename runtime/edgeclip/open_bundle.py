@@ -181,6 +181,13 @@ class OpenBundle:
         """
         return self._runner.run_batch(items, self.manifest.dim(space), space=space)
 
+    def keep_features(self, most_bytes: int) -> None:
+        """Keep at most so many bytes of images' features, which other tasks of the same images use; 0 keeps none.
+
+        Measurements keep none, or the second run of an image would leave out its first graph.
+        """
+        self._runner.keep(most_bytes)
+
     def run_graph(self, graph: str, feed: Arrays, *, adapter: str | None = None) -> dict[str, NDArray[Any]]:
         """Every output of a graph, by name, for arrays in its own form, by the names of its inputs.
 

@@ -50,7 +50,7 @@ _WORDS_WANTED = 6
 class Case:
     """One measurement: `tokens` for a text, `image_px` (a side, on disk) for an image; `batch` samples a query.
 
-    `task` is the one that texts are encoded with, None for none.
+    `task` is the one that its samples are encoded with, None for none.
     """
 
     modality: Modality
@@ -117,8 +117,12 @@ class Plan:
             raise InputError(f"--p99-ms {self.p99_ms:g}: wanted a positive number of milliseconds")
 
 
-def cases_for(plan: Plan, threads: int, modalities: Sequence[Modality] = MODALITIES) -> Iterator[Case]:
+def cases_for(
+    plan: Plan, threads: int, modalities: Sequence[Modality] = MODALITIES, image_tasks: Sequence[str] = ()
+) -> Iterator[Case]:
     """The cases of a bundle that takes `modalities`: by scenario, texts before images, short before long.
+
+    Images have the plan's task where it is one of `image_tasks`.
 
     A query of multi-stream has eight samples, and offline sends all samples at once, so `batches` is for the others.
     """
@@ -134,21 +138,20 @@ def cases_for(plan: Plan, threads: int, modalities: Sequence[Modality] = MODALIT
                         threads=threads,
                         tokens=size if modality == "text" else None,
                         image_px=size if modality == "image" else None,
-                        task=plan.task if modality == "text" else None,
+                        task=plan.task if modality == "text" or plan.task in image_tasks else None,
                     )
 
 
 def check_plan(plan: Plan, manifest: Manifest) -> None:
     """InputError for a modality or a task that the bundle does not have, and for texts that the model would cut."""
     for modality in plan.modalities or ():
-        manifest.need_text() if modality == "text" else manifest.need_image()
-    if manifest.text is None or "text" not in (plan.modalities or MODALITIES):
-        if plan.task is not None:
-            raise InputError(f"--task {plan.task}: tasks are of texts, and none are measured")
-        return
-    if (longest := max(plan.tokens)) > manifest.text.max_length:
-        raise InputError(f"--tokens {longest}: the model takes at most {manifest.text.max_length}")
-    known = manifest.tasks_of("text")
+        manifest.check_modality(modality)
+    measured = [modality for modality in manifest.modalities if modality in (plan.modalities or MODALITIES)]
+    known = tuple(dict.fromkeys(task for modality in measured for task in manifest.tasks_of(modality)))
+    if plan.task is not None and not known and "text" not in measured:
+        raise InputError(f"--task {plan.task}: tasks are of texts, and none are measured")
+    if "text" in measured and (longest := max(plan.tokens)) > (limit := manifest.need_text().max_length):
+        raise InputError(f"--tokens {longest}: the model takes at most {limit}")
     if plan.task is None and manifest.task_required:
         raise InputError(f"{manifest.source.name} needs a task: give --task, one of {list_tasks(known)}")
     if plan.task is not None and plan.task not in known:

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from edgeclip.families.tasks import needed_task
 from edgeclip.manifest import Manifest, Modality
 from edgeclip.tables import format_table
 from edgeclip_bench.measure.documents import add_out, make_document, save
@@ -44,12 +45,13 @@ _PROGRAM = """if True:
     moments = [time.monotonic()]
     from edgeclip import Encoder
     moments.append(time.monotonic())
-    folder, device, modality, what = sys.argv[1:]
+    folder, device, modality, task, what = sys.argv[1:]
     encoder = Encoder.open(folder, device=device)
+    encoder.keep_features(0)
     moments.append(time.monotonic())
     encode = encoder.encode_text if modality == "text" else encoder.encode_image
     for _ in range(2):
-        assert encode(what).any()
+        assert encode(what, task=task or None).any()
         moments.append(time.monotonic())
     print(json.dumps(moments))
 """
@@ -60,8 +62,8 @@ _HOLDER = """if True:
     from edgeclip import Encoder
     folder, device, *inputs = sys.argv[1:]
     encoder = Encoder.open(folder, device=device)
-    for modality, what in zip(inputs[::2], inputs[1::2], strict=True):
-        encoder.encode_text(what) if modality == "text" else encoder.encode_image(what)
+    for modality, task, what in zip(inputs[::3], inputs[1::3], inputs[2::3], strict=True):
+        (encoder.encode_text if modality == "text" else encoder.encode_image)(what, task=task or None)
     print("ready", flush=True)
     sys.stdin.read()
 """
@@ -102,15 +104,15 @@ def measure(bundle: Path, *, device: str, rounds: int, prepacked: Path | None = 
         if prepacked:
             command = [sys.executable, "-m", "edgeclip", "prepack", str(bundle)]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=_environment(prepacked))
-        inputs: dict[Modality, str] = {}
+        inputs: dict[Modality, tuple[str, str]] = {}
         if manifest.text:
-            inputs["text"] = TEXT
+            inputs["text"] = (needed_task(manifest, "text") or "", TEXT)
         if manifest.image:
-            inputs["image"] = str(_photo(Path(scratch) / "photo.jpg"))
+            inputs["image"] = (needed_task(manifest, "image") or "", str(_photo(Path(scratch) / "photo.jpg")))
         ways: dict[str, dict[str, Any]] = {way: {"modalities": {}} for way in caches}
-        for modality, what in inputs.items():
+        for modality, (task, what) in inputs.items():
             turns = [
-                {way: start(bundle, device, modality, what, cache) for way, cache in caches.items()}
+                {way: start(bundle, device, modality, what, cache, task=task) for way, cache in caches.items()}
                 for _ in range(rounds + 1)
             ][1:]
             for way in caches:
@@ -135,24 +137,29 @@ def measure(bundle: Path, *, device: str, rounds: int, prepacked: Path | None = 
     )
 
 
-def start(bundle: Path, device: str, modality: Modality, what: str, cache: Path) -> Mapping[str, float]:
+def start(
+    bundle: Path, device: str, modality: Modality, what: str, cache: Path, *, task: str = ""
+) -> Mapping[str, float]:
     """Start one process; the milliseconds of every step, of all steps up to the first vector, and of the second
     vector.
 
-    `cache` is the folder in which it looks for packed weights.
+    `task` is "" for none. `cache` is the folder in which it looks for packed weights.
     """
-    command = [sys.executable, "-c", _PROGRAM, str(bundle), device, modality, what]
+    command = [sys.executable, "-c", _PROGRAM, str(bundle), device, modality, task, what]
     environment = _environment(cache)
     begun = time.monotonic()
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return split(begun, json.loads(done.stdout))
 
 
-def second_process(bundle: Path, device: str, inputs: Mapping[Modality, str], cache: Path) -> dict[str, int]:
+def second_process(
+    bundle: Path, device: str, inputs: Mapping[Modality, tuple[str, str]], cache: Path
+) -> dict[str, int]:
     """The bytes of a process beside another that has the same bundle open: all that is resident, and what only it
-    holds.
+    holds. `inputs` have a task ("" for none) and an input by modality.
     """
-    command = [sys.executable, "-c", _HOLDER, str(bundle), device, *itertools.chain.from_iterable(inputs.items())]
+    given = itertools.chain.from_iterable((modality, *rest) for modality, rest in inputs.items())
+    command = [sys.executable, "-c", _HOLDER, str(bundle), device, *given]
     with contextlib.ExitStack() as running:
         for _ in range(2):
             holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(cache))

@@ -18,6 +18,7 @@ import numpy as np
 
 from edgeclip import Encoder
 from edgeclip.engine.paired_timing import take_turns
+from edgeclip.families.tasks import needed_task
 from edgeclip.tables import format_table
 from edgeclip_bench.measure.documents import add_out, make_document, save
 from edgeclip_bench.measure.pictures import encode_file, made_up_picture
@@ -45,7 +46,8 @@ def run(options: argparse.Namespace) -> int:
         tempfile.TemporaryDirectory() as scratch,
         Encoder.open(options.bundle, device=options.device, threads=options.threads) as encoder,
     ):
-        encoder.manifest.need_image()
+        encoder.manifest.check_modality("image")
+        encoder.keep_features(0)  # the same photos are run in every round
         figures = measure(encoder, write_photos(Path(scratch), options.images), rounds=options.rounds)
     report = make_document(BENCHMARK, {"bundle": options.bundle.name, **figures})
     save(report, options.out)
@@ -67,11 +69,12 @@ def write_photos(folder: Path, count: int) -> list[Path]:
 
 def measure(encoder: Encoder, paths: Sequence[Path], *, rounds: int) -> dict[str, Any]:
     """The figures of the three measurements on the same files."""
-    items = [encoder.prepare_image(path) for path in paths]
+    task = needed_task(encoder.manifest, "image")
+    items = [encoder.prepare_image(path, task=task) for path in paths]
     ways: dict[str, Callable[[], Any]] = {
         _PURE: lambda: [encoder.run_items([one]) for one in items],
-        "files, the next decoded meanwhile": lambda: encoder.encode_image(paths, progress=False),
-        "files, one after another": lambda: [encoder.encode_image(path) for path in paths],
+        "files, the next decoded meanwhile": lambda: encoder.encode_image(paths, task=task, progress=False),
+        "files, one after another": lambda: [encoder.encode_image(path, task=task) for path in paths],
     }
     encoder.run_items(items[:1])
     seconds = take_turns(ways, rounds, is_alone=False)

@@ -52,6 +52,7 @@ from edgeclip_bench.measure.percentiles import Distribution, samples_wanted, sum
 from edgeclip_bench.measure.resident_memory import gpu_bytes, peak_bytes, reset_peak, resident_bytes
 from edgeclip_bench.measure.stability import RULE as STEADY
 from edgeclip_bench.measure.stability import Effort, effort_for
+from edgeclip_bench.quality.spaces import graphs_of
 
 RULES = {
     "percentiles": PERCENTILES,
@@ -88,7 +89,7 @@ def bench(bundles: Sequence[Path], plan: Plan, *, device: str = "auto", progress
         check_plan(plan, manifest)
     threads = plan.threads or (usable_cpus(),)
     planned = [
-        (name, folder, count, list(cases_for(plan, count, manifest.modalities)))
+        (name, folder, count, list(cases_for(plan, count, manifest.modalities, manifest.tasks_of("image"))))
         for (name, manifest), folder in zip(manifests.items(), bundles, strict=True)
         for count in threads
     ]
@@ -173,6 +174,7 @@ class _Opened:
 
     def __init__(self, name: str, encoder: Encoder, plan: Plan, scratch: Path) -> None:
         self.name, self.encoder, self.plan = name, encoder, plan
+        encoder.keep_features(0)  # one image is run many times, and each run must be whole
         self._scratch, self._clock = scratch, WallClock()
         self._texts: dict[int, str] = {}
         # The items that the graphs ran, for the ceilings.
@@ -249,7 +251,7 @@ class _Opened:
             texts = [self._text(case)] * case.batch
             stages, items = measure_text_stages(self.encoder, texts, seconds, case.task)
         else:
-            stages, items = measure_image_stages(self.encoder, [self._image(case)] * case.batch, seconds)
+            stages, items = measure_image_stages(self.encoder, [self._image(case)] * case.batch, seconds, case.task)
         self.items[case] = items
         return stages
 
@@ -261,7 +263,7 @@ class _Opened:
         path = self._image(case)
         paths: Path | list[Path] = path if samples == 1 else [path] * samples
         at_once = samples if case.scenario != "offline" else None
-        return partial(self.encoder.encode_image, paths, batch_size=at_once, progress=False)
+        return partial(self.encoder.encode_image, paths, task=case.task, batch_size=at_once, progress=False)
 
     def _text(self, case: Case) -> str:
         assert case.tokens is not None
@@ -326,11 +328,16 @@ def _probe_figures(probe: Probe) -> ProbeFigures:
 
 
 def _ceiling(result: Result, bundle: _Opened) -> Ceiling | None:
-    """The machine's limits beside a case whose steps were measured; None for the others."""
+    """The machine's limits beside a case whose steps were measured; None for the others.
+
+    None too for items that pass two graphs: their compute time is of both, and a profile is of one.
+    """
     case, device = result.case, result.device
     if result.stages is None or not result.stages.compute_ms or case not in bundle.items:
         return None
     items = bundle.items[case]
+    if len(graphs_of(bundle.encoder.manifest, case.modality)) > 1:
+        return None
     work = profile_graph(bundle.encoder, items, case.threads)
     kind = gemm_kind(bundle.encoder.manifest.graphs[items[0].graph].precision, device)
     gemm = best_gemm(work, kind, device, case.threads)

@@ -72,13 +72,15 @@ def measure_text_stages(
     return _measure(once, seconds)
 
 
-def measure_image_stages(encoder: Encoder, paths: Sequence[Path], seconds: float) -> tuple[Stages, tuple[Item, ...]]:
+def measure_image_stages(
+    encoder: Encoder, paths: Sequence[Path], seconds: float, task: str | None = None
+) -> tuple[Stages, tuple[Item, ...]]:
     """Measure the steps of image files that form a batch; also return the batch's items."""
 
     def once(watch: _Watch) -> tuple[Item, ...]:
         files = watch.time("read", lambda: [path.read_bytes() for path in paths])
         pictures = watch.time("decode", lambda: [decode_image(data, label="image") for data in files])
-        items = watch.time("resize", lambda: [encoder.prepare_image(picture) for picture in pictures])
+        items = watch.time("resize", lambda: [encoder.prepare_image(picture, task=task) for picture in pictures])
         return _run(watch, encoder, tuple(items))
 
     return _measure(once, seconds)

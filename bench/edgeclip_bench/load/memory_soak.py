@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from edgeclip import Encoder, TruncationWarning
+from edgeclip.families.tasks import needed_task
 from edgeclip.host.malloc_bounds import bound_memory
 from edgeclip_bench.load.memory_trend import WINDOWS, describe_trend, grows, judge_memory
 from edgeclip_bench.measure.documents import add_out, make_document, save
@@ -180,11 +181,12 @@ def _call(
         lengths = [log_uniform(random, *TOKENS) for _ in range(random.integers(1, TEXTS_AT_ONCE + 1))]
         if limit and random.random() < 0.02:
             lengths = [limit]
-        encoder.encode_text([_text(random, length) for length in lengths], progress=False)
+        texts = [_text(random, length) for length in lengths]
+        encoder.encode_text(texts, task=needed_task(encoder.manifest, "text"), progress=False)
         counts.texts += len(lengths)
     else:
         images = [files[index] for index in random.integers(len(files), size=random.integers(1, IMAGES_AT_ONCE + 1))]
-        encoder.encode_image(images, progress=False)
+        encoder.encode_image(images, task=needed_task(encoder.manifest, "image"), progress=False)
         counts.images += len(images)
     counts.calls += 1
 

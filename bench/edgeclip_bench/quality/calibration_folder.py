@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edgeclip.errors import InputError, TruncationWarning
 from edgeclip.families.family import Item
+from edgeclip.families.tasks import needed_task
 from edgeclip.families.token_texts import INPUT_IDS
 from edgeclip.inputs.image_folder import is_system_name
 from edgeclip.inputs.picture_folder import list_pictures
@@ -72,14 +73,12 @@ def read_samples(
 
 def _prepare_images(feeder: Feeder, images: list[Path], on_skip: Callable[[str], None] | None) -> dict[int, Item]:
     """The images as items by their places; without those that cannot be read, where `on_skip` is given."""
-    tasks = feeder.manifest.tasks_of("image") if feeder.manifest.task_required else ()
+    task = needed_task(feeder.manifest, "image")
     pictures: dict[int, Item] = {}
     with ProgressBar("reading images", len(images), is_shown=is_wanted(None)) as bar:
         for index, path in enumerate(images):
             try:
-                pictures[index] = feeder.family.image(
-                    str(path), next(iter(tasks), None), max_pixels=None, label="--calibrate: image"
-                )
+                pictures[index] = feeder.family.image(str(path), task, max_pixels=None, label="--calibrate: image")
             except (InputError, MemoryError) as error:
                 if on_skip is None:
                     raise
@@ -94,7 +93,7 @@ def _prepare_texts(feeder: Feeder, texts: list[_Text]) -> tuple[Item, ...]:
     Where a task is required, it is the first; where tasks are languages, a text has that of its own if it names one.
     """
     manifest = feeder.manifest
-    first = next(iter(manifest.tasks_of("text")), None) if manifest.task_required else None
+    first = needed_task(manifest, "text")
     spoken = [language if speaks_by_task(manifest) else None for _, language in texts]
     tasks = [find_code(language, manifest) if language else first for language in spoken]
     items: list[Item | None] = [None] * len(texts)

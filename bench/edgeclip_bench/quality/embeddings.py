@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from edgeclip import Encoder, InputError, Manifest
 from edgeclip.bundle.files import verify_hash
 from edgeclip.families.tasks import find_task
-from edgeclip.manifest import FIRST_GRAPH, FileFacts, Modality
+from edgeclip.manifest import FileFacts, Modality
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip_bench.quality.cache import EmbeddingCache, Entry, Space
-from edgeclip_bench.quality.spaces import space_of
+from edgeclip_bench.quality.spaces import graphs_of, space_of
 
 Vectors = NDArray[np.float32]
 T = TypeVar("T")
@@ -95,16 +95,17 @@ class Embedder:
         )
         return self._embed(way, texts, count, label)
 
-    def images(self, paths: Sequence[Path], *, label: str = "images") -> Vectors:
-        """Unit vectors (N, D) float32 of image files; InputError names one that cannot be read."""
+    def images(self, paths: Sequence[Path], *, task: str | None = None, label: str = "images") -> Vectors:
+        """Unit vectors (N, D) float32 of image files, with that task; InputError names one that cannot be read."""
+        adapter = find_task(self.encoder.manifest, task, "image").adapter
         way: _Way[Path] = _Way(
             modality="image",
             space=space_of(self.encoder, "image"),
             block=_IMAGES_AT_ONCE,
             at_once=1,  # a second each where hardware is small: a killed run loses one
-            digest=lambda path, row: _hash_file(path),
+            digest=lambda path, row: _hash_file(path, adapter),
             compute=lambda paths: [
-                Entry(self.encoder.encode_image(path, progress=False), is_cut=False) for path in paths
+                Entry(self.encoder.encode_image(path, task=task, progress=False), is_cut=False) for path in paths
             ],
         )
         return self._embed(way, paths, len(paths), label)
@@ -148,7 +149,8 @@ class Embedder:
 
     def _find(self, way: _Way[T], new: dict[bytes, T]) -> Iterator[tuple[dict[bytes, Entry], Counts]]:
         """The entries of these inputs: first what the cache has, then the rest as it is computed."""
-        self._prove(FIRST_GRAPH[way.modality])
+        for graph in graphs_of(self.encoder.manifest, way.modality):
+            self._prove(graph)
         kept = self._cache.read(way.space, list(new))
         yield kept, Counts(cached=len(kept))
         missing = [key for key in new if key not in kept]
@@ -176,10 +178,13 @@ def graph_files(manifest: Manifest, graph: str) -> list[FileFacts]:
     return [file for file in manifest.files if file.name.startswith(name) or file.name in adapters]
 
 
-def _hash_file(path: Path) -> bytes:
+def _hash_file(path: Path, adapter: str | None) -> bytes:
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
+            found = hashlib.file_digest(file, "sha256")
+            if adapter is not None:
+                found.update(f"\0{adapter}".encode())
+            return found.digest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 

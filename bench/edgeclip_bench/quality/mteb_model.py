@@ -1,19 +1,20 @@
 """Run mteb on a bundle: mteb brings tasks, data and scores, the bundle gives the vectors.
 
-    edgeclip bench mteb BUNDLE --tasks STSBenchmark ... [--truncate-dim N ...] [--json]
+    edgeclip bench mteb BUNDLE --tasks STSBenchmark ... [--truncate-dim N ...] [--multivector] [--json]
 
     mteb.evaluate(BundleModel("bundle"), tasks=mteb.get_tasks(["STSBenchmark"]))
 
 By default inputs are treated as mteb treats them for the model itself, so that scores compare: for jina-clip-v2 no
-prompt before any text, for jina-embeddings-v3 the adapter that goes with mteb's type of task
-(`edgeclip_bench.quality.tasks`). What is text and image at once is the sum of both vectors. mteb comes with the extra
-`mteb` and takes seconds to import, so it is loaded when a model is made.
+prompt before any text, for jina-embeddings-v3 and jina-embeddings-v4 the adapter that goes with mteb's type of task
+(`edgeclip_bench.quality.tasks`). What is text and image at once is the sum of both vectors, and of multi vectors the
+rows of both. Multi vectors are compared by the runtime's exact MaxSim. mteb comes with the extra `mteb` and takes
+seconds to import, so it is loaded when a model is made.
 """
 
 import argparse
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -22,12 +23,13 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip import Encoder, Manifest
+from edgeclip import Encoder, Manifest, MultiVectors
 from edgeclip.errors import InputError
 from edgeclip.families.tasks import find_task
 from edgeclip.host.installation import needs_extra
 from edgeclip.inputs.checks import check_truncate_dim
 from edgeclip.inputs.tokenization import check_max_length
+from edgeclip.manifest import Modality
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip.tables import format_table
 from edgeclip_bench.quality.tasks import chooses_adapters, mteb_task
@@ -42,8 +44,9 @@ if TYPE_CHECKING:
 class BundleModel:
     """An edgeclip bundle as mteb sees a model (its EncoderProtocol): for texts, images, and both fused.
 
-    `truncate_dim` and `max_length` are those of `Encoder`. `query_task` is the task of what mteb calls a query
-    ("retrieval.query" for jina-clip-v2), in place of the one that mteb's type of task has.
+    `truncate_dim`, `max_length` and `max_pixels` are those of `Encoder`. `query_task` is the task of what mteb calls
+    a query ("retrieval.query" for jina-clip-v2), in place of the one that mteb's type of task has. With
+    `multivector` each input has a vector for each token.
 
     Raises MissingExtraError without mteb, InputError for a wrong option, and what `Encoder.open` raises.
     """
@@ -57,6 +60,8 @@ class BundleModel:
         threads: int | None = None,
         query_task: str | None = None,
         max_length: int | None = None,
+        max_pixels: int | None = None,
+        multivector: bool = False,
     ) -> None:
         _load_mteb()
         self.encoder = Encoder.open(bundle, device=device, threads=threads)
@@ -67,9 +72,16 @@ class BundleModel:
             check_max_length(max_length, manifest.text)
         if query_task is not None:
             find_task(manifest, query_task, "text")
+        if multivector and truncate_dim is not None:
+            raise InputError(f"truncate_dim {truncate_dim} is for single vectors; leave it out, or multivector")
         self._truncate_dim, self._query_task, self._max_length = truncate_dim, query_task, max_length
-        self.dim = truncate_dim or manifest.embedding_dim
-        self.mteb_model_meta = describe(manifest, truncate_dim, query_task, max_length)
+        self._max_pixels, self._is_multi = max_pixels, multivector
+        self.dim = manifest.need_multi().dim if multivector else truncate_dim or manifest.embedding_dim
+        options = {"truncate_dim": truncate_dim, "query_task": query_task, "max_length": max_length}
+        options |= {"max_pixels": max_pixels, "multivector": multivector or None}
+        self.mteb_model_meta = describe(
+            manifest, {name: value for name, value in options.items() if value is not None}
+        )
 
     def encode(
         self,
@@ -81,43 +93,59 @@ class BundleModel:
         prompt_type: "PromptType | None" = None,
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
-    ) -> NDArray[np.float32]:
-        """Vectors (N, dim) float32 of everything in the loader, in its order.
+    ) -> NDArray[np.float32] | list[NDArray[np.float32]]:
+        """Vectors (N, dim) float32 of everything in the loader, in its order; of multi vectors a list of matrices.
 
         Unit vectors, but of inputs with text and image the sum of the two: cosine takes no notice of length.
         InputError for audio and video.
         """
+        kind, role = task_metadata.type, prompt_type and str(prompt_type.value)
         # mteb says 32 where nobody said anything. On the CPU the runtime's own plan is as fast (texts) and
         # spares the memory of 32 images at once.
         at_once = None if self.encoder.device == "cpu" else batch_size
         texts: list[str] = []
-        images: list[NDArray[np.float32]] = []
+        images: list[NDArray[np.float32]] = []  # of each batch, or of each image
+        image_task = self._task(kind, role, "image")
         with ProgressBar("batches", len(inputs), is_shown=is_wanted(show_progress_bar)) as bar:
             for batch in inputs:
                 self.check_modalities(task_metadata.name, {"text", "image", "audio", "video"} & batch.keys())
                 # All texts go to the runtime together, for it batches those of one length.
                 texts += batch.get("text", ())
                 if "image" in batch:
-                    images.append(
-                        self.encoder.encode_image(
-                            batch["image"], truncate_dim=self._truncate_dim, batch_size=at_once, progress=False
-                        )
-                    )
+                    images += self._encode_images(batch["image"], image_task, at_once)
                 bar.advance()
         if images and not texts:
-            return np.concatenate(images)
-        task = mteb_task(self.encoder.manifest, task_metadata.type, prompt_type and str(prompt_type.value))
-        if prompt_type == "query" and self._query_task:
-            task = self._query_task
-        vectors = self.encoder.encode_text(
-            texts,
-            task=task,
-            truncate_dim=self._truncate_dim,
-            max_length=self._max_length,
-            batch_size=at_once,
-            progress=show_progress_bar,
-        )
+            return images if self._is_multi else np.concatenate(images)
+        options: dict[str, Any] = {
+            "task": self._task(kind, role, "text"),
+            "max_length": self._max_length,
+            "batch_size": at_once,
+            "progress": show_progress_bar,
+        }
+        if self._is_multi:
+            found = list(self.encoder.encode_text_multivector(texts, **options))
+            return [np.concatenate(both) for both in zip(found, images, strict=True)] if images else found
+        vectors = self.encoder.encode_text(texts, truncate_dim=self._truncate_dim, **options)
         return vectors + np.concatenate(images) if images else vectors
+
+    def _task(self, kind: str, role: str | None, modality: Modality) -> str | None:
+        """The task of an input: `role` is "query", "document" or None."""
+        manifest = self.encoder.manifest
+        if role == "query" and self._query_task in manifest.tasks_of(modality):
+            return self._query_task
+        return mteb_task(manifest, kind, role, modality)
+
+    def _encode_images(self, images: Any, task: str | None, at_once: int | None) -> list[NDArray[np.float32]]:
+        """The matrices of images, or in one array (N, dim) their vectors."""
+        options: dict[str, Any] = {
+            "task": task,
+            "max_pixels": self._max_pixels,
+            "batch_size": at_once,
+            "progress": False,
+        }
+        if self._is_multi:
+            return list(self.encoder.encode_image_multivector(images, **options))
+        return [self.encoder.encode_image(images, truncate_dim=self._truncate_dim, **options)]
 
     def check_modalities(self, task: str, found: set[str]) -> None:
         """InputError for a task of mteb with inputs that the bundle does not take."""
@@ -126,28 +154,51 @@ class BundleModel:
             raise InputError(f"task {task} has {', '.join(unread)}; a bundle reads {' and '.join(known)}")
 
     def similarity(self, embeddings1: "Array", embeddings2: "Array") -> "Array":
-        """The cosine of every row of one with every row of the other: (N, dim), (M, dim) -> (N, M)."""
+        """The cosine of every row of one with every row of the other, (N, dim), (M, dim) -> (N, M).
+
+        Of multi vectors the MaxSim of all queries, embeddings1, with all documents.
+        """
+        if self._is_multi:
+            return _maxsim(embeddings1, embeddings2)
         from mteb.similarity_functions import cos_sim
 
         return cos_sim(embeddings1, embeddings2)
 
     def similarity_pairwise(self, embeddings1: "Array", embeddings2: "Array") -> "Array":
-        """The cosine of each row of one with the same row of the other: (N, dim), (N, dim) -> (N,)."""
+        """The cosine of each row of one with the same row of the other, (N, dim), (N, dim) -> (N,).
+
+        Of multi vectors the MaxSim of each query with the document of its place.
+        """
+        if self._is_multi:
+            import torch
+
+            pairs = zip(embeddings1, embeddings2, strict=True)
+            return torch.cat([torch.as_tensor(_maxsim([one], [other]))[0] for one, other in pairs])
         from mteb.similarity_functions import pairwise_cos_sim
 
         return pairwise_cos_sim(embeddings1, embeddings2)
 
 
-def describe(
-    manifest: Manifest, truncate_dim: int | None, query_task: str | None, max_length: int | None
-) -> "ModelMeta":
-    """The facts that mteb writes beside the scores, from the manifest and the options of a `BundleModel`."""
+def _maxsim(queries: Any, documents: Any) -> "Array":
+    """The exact score of each query with each document, (N, M): matrices (T, dim), or arrays of such."""
+    import torch
+
+    return torch.from_numpy(_vectors(queries).maxsim(_vectors(documents)))
+
+
+def _vectors(matrices: Any) -> MultiVectors:
+    return MultiVectors.of(np.asarray(matrix, np.float32) for matrix in matrices)
+
+
+def describe(manifest: Manifest, options: Mapping[str, Any]) -> "ModelMeta":
+    """The facts that mteb writes beside the scores, from the manifest and the given options of a `BundleModel`."""
     from mteb.models import ModelMeta
     from mteb.models.model_meta import ScoringFunction
     from mteb.types import Licenses
 
     source = manifest.source
-    options = {"truncate_dim": truncate_dim, "query_task": query_task, "max_length": max_length}
+    multi = manifest.need_multi() if "multivector" in options else None
+    full = manifest.embedding_dim if multi is None else multi.dim
     is_listed = source.license in get_args(Licenses)  # mteb refuses others
     return ModelMeta(
         loader=None,
@@ -159,19 +210,19 @@ def describe(
         languages=None,
         n_parameters=sum(graph.parameters for graph in manifest.graphs.values()),
         memory_usage_mb=manifest.weight_bytes / 2**20,
-        max_tokens=max_length or (manifest.text.max_length if manifest.text else None),
-        embed_dim=truncate_dim or manifest.embedding_dim,
+        max_tokens=options.get("max_length") or (manifest.text.max_length if manifest.text else None),
+        embed_dim=options.get("truncate_dim") or full,
         license=source.license if is_listed else "not specified",
         open_weights=True,
         public_training_code=None,
         public_training_data=None,
         framework=["ONNX"],
-        similarity_fn_name=ScoringFunction.COSINE,
-        use_instructions=query_task is not None or chooses_adapters(manifest),
+        similarity_fn_name=ScoringFunction.COSINE if multi is None else ScoringFunction.MAX_SIM,
+        use_instructions="query_task" in options or chooses_adapters(manifest),
         training_datasets=None,
         adapted_from=source.name,
         modalities=list(manifest.modalities),
-        experiment_kwargs={name: value for name, value in options.items() if value is not None} or None,
+        experiment_kwargs=dict(options) or None,
     )
 
 
@@ -242,7 +293,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("bundle", metavar="BUNDLE", type=Path, help="the folder of a bundle")
     add("--tasks", nargs="+", required=True, metavar="TASK", help="mteb's names of the tasks")
     add("--truncate-dim", type=int, action="append", metavar="N", help="keep the first N dimensions; may be repeated")
-    add("--query-task", metavar="T", help="prepend the instruction of this task to queries (none)")
+    add("--multivector", action="store_true", help="a vector for each token, compared by MaxSim")
+    add("--max-pixels", type=int, metavar="N", help="scale images down to N pixels, where the model takes any size")
+    add("--query-task", metavar="T", help="the task of queries (that of mteb's type of task)")
     add("--max-length", type=int, metavar="N", help="cut texts at N tokens")
     add("--out", type=Path, metavar="DIR", help="keep mteb's results here; what is there already is not run again")
     add("--device", default="auto", help="auto, cpu, cuda[:n] or tensorrt[:n] (auto)")
@@ -259,7 +312,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     tasks = find_tasks(options.tasks)
-    kept = {name: getattr(options, name) for name in ("device", "threads", "query_task", "max_length")}
+    names = ("device", "threads", "query_task", "max_length", "max_pixels", "multivector")
+    kept = {name: getattr(options, name) for name in names}
     scores: list[Score] = []
     for truncate_dim in options.truncate_dim or [None]:
         model = BundleModel(options.bundle, truncate_dim=truncate_dim, **kept)

@@ -8,6 +8,7 @@ not find the document of its own id (`own_documents`).
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -33,7 +34,7 @@ UNDETERMINED = "und"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tasks:
-    """The tasks that a data set's texts are embedded with: those of `Embedded.queries`, and of `Embedded.items`.
+    """The tasks that a data set's inputs are embedded with: those of `Embedded.queries`, and of `Embedded.items`.
 
     Where the tasks of a model are languages, `languages` gives that of each query, and `queries` names them all.
     """
@@ -133,9 +134,13 @@ def embed(embedder: Embedder, data: Data, task: str | None) -> Embedded:
     def texts(texts: Texts, task: str | None, what: str) -> Vectors:
         return embedder.texts(texts, len(texts), task=task, label=f"{name}: {what}")
 
+    def images(paths: Sequence[Path]) -> Vectors:
+        known = embedder.encoder.manifest.tasks_of("image")  # a language is a task of texts alone
+        return embedder.images(paths, task=tasks.items if tasks.items in known else None, label=f"{name}: images")
+
     if isinstance(data, ImageTextData):
         queries = _captions(embedder, data, tasks, f"{name}: captions")
-        items = embedder.images(data.images, label=f"{name}: images")
+        items = images(data.images)
     elif isinstance(data, TextRetrievalData):
         queries = texts(data.queries, tasks.queries, "queries")
         items = texts(data.corpus, tasks.items, "documents")
@@ -144,7 +149,7 @@ def embed(embedder: Embedder, data: Data, task: str | None) -> Embedded:
         items = texts(data.second, tasks.items, "second sentences")
     else:
         queries = texts(class_prompts(data), tasks.queries, "prompts")
-        items = embedder.images(data.images, label=f"{name}: images")
+        items = images(data.images)
     manifest = embedder.encoder.manifest
     return Embedded(
         data=data,
@@ -183,10 +188,10 @@ def _languages(data: Data, task: str | None, manifest: Manifest) -> Tasks:
 
 
 def tasks_of(data: Data, task: str | None, manifest: Manifest) -> Tasks:
-    """The tasks of a data set's texts, where the user asks for `task` or, with None, for none.
+    """The tasks of a data set's inputs, where the user asks for `task` or, with None, for none.
 
-    A task is for captions and queries. Documents and pairs of sentences have one where tasks choose adapters
-    (`edgeclip_bench.quality.tasks`). Where tasks are languages, each text has its own.
+    A task is for captions and queries. Documents, images, classes and pairs of sentences have one where tasks choose
+    adapters (`edgeclip_bench.quality.tasks`). Where tasks are languages, each text has its own.
     """
     if speaks_by_task(manifest):
         return _languages(data, task, manifest)
@@ -195,8 +200,10 @@ def tasks_of(data: Data, task: str | None, manifest: Manifest) -> Tasks:
     if isinstance(data, StsData):
         pair = task if task and chooses_adapters(manifest) else default_task(manifest, PAIR)
         return Tasks(queries=pair, items=pair)
-    is_asked = isinstance(data, ImageTextData)
-    return Tasks(queries=task if is_asked else None, items=None)
+    items = document_task(manifest, task, "image")
+    if isinstance(data, ImageTextData) or manifest.task_required:
+        return Tasks(queries=task or default_task(manifest, QUERY), items=items)
+    return Tasks()
 
 
 def class_prompts(data: ClassificationData) -> list[str]:
@@ -206,11 +213,9 @@ def class_prompts(data: ClassificationData) -> list[str]:
 
 def takes_task(data: Data, manifest: Manifest) -> bool:
     """Say whether a task that the user asks for is used for any of a data set's texts."""
-    return (
-        isinstance(data, ImageTextData | TextRetrievalData)
-        or (isinstance(data, StsData) and chooses_adapters(manifest))
-        or speaks_by_task(manifest)
-    )
+    if isinstance(data, ImageTextData | TextRetrievalData) or speaks_by_task(manifest):
+        return True
+    return manifest.task_required if isinstance(data, ClassificationData) else chooses_adapters(manifest)
 
 
 def languages_of(data: Data) -> tuple[str, ...]:

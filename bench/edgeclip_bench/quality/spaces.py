@@ -3,7 +3,7 @@
 import json
 from importlib.resources import files
 
-from edgeclip import Encoder
+from edgeclip import Encoder, Manifest
 from edgeclip.engine.vector_facts import hash_packages, vector_facts
 from edgeclip.manifest import FIRST_GRAPH, Modality
 from edgeclip_bench.quality.cache import Space
@@ -15,5 +15,13 @@ _CODE = hash_packages([files("edgeclip_bench")])
 def space_of(encoder: Encoder, modality: Modality) -> Space:
     """The space of the encoder's vectors of a modality: all that decides them besides the input and its task."""
     facts = {"the modality": modality, "the evaluation's code": _CODE}
-    facts |= vector_facts(encoder, [FIRST_GRAPH[modality]])
+    facts |= vector_facts(encoder, graphs_of(encoder.manifest, modality))
     return Space(json.dumps(facts, sort_keys=True), encoder.manifest.embedding_dim)
+
+
+def graphs_of(manifest: Manifest, modality: Modality) -> list[str]:
+    """The graphs that decide the vectors of a modality: its first, and those that take an output of that one."""
+    first = FIRST_GRAPH[modality]
+    outputs = {array.name for array in manifest.graphs[first].outputs}
+    others = (name for name in manifest.graphs if name != first)
+    return [first, *(name for name in others if outputs & {array.name for array in manifest.graphs[name].inputs})]

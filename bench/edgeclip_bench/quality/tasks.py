@@ -1,13 +1,14 @@
-"""Choose the task of each text of an evaluation or of an mteb benchmark, by the kind of data.
+"""Choose the task of each text and image of an evaluation or of an mteb benchmark, by the kind of data.
 
 A model whose tasks choose adapters is wrong for most data without one, so each kind of data has the task that mteb
-gives jina-embeddings-v3 on it. A model whose tasks only put a prompt before a text, as jina-clip-v2's, is judged as
-its authors did: without, unless the user asks for a task.
+gives jina-embeddings-v3 and jina-embeddings-v4 on it: what searches is a query, what is found a passage, texts and
+images alike. A model whose tasks only put a prompt before a text, as jina-clip-v2's, is judged as its authors did:
+without, unless the user asks for a task.
 """
 
 from collections.abc import Mapping
 
-from edgeclip.manifest import Manifest
+from edgeclip.manifest import Manifest, Modality
 
 QUERY, DOCUMENT, PAIR, CLASS = "retrieval.query", "retrieval.passage", "text-matching", "classification"
 # By mteb's types of tasks; retrieval has queries and documents.
@@ -20,26 +21,38 @@ _OF_MTEB: Mapping[str, str] = {
     "PairClassification": CLASS,
     "Clustering": "separation",
     "Reranking": "separation",
+    "DocumentUnderstanding": QUERY,  # pages, which have no prompt: texts beside them have that of queries too
 }
 
 
 def chooses_adapters(manifest: Manifest) -> bool:
-    """Say whether a task of this model is more than a prompt before a text."""
-    return any(task.adapter is not None for task in manifest.tasks.values())
+    """Say whether a task of this model is more than a prompt before a text: it chooses an adapter, or chose one."""
+    return manifest.task_required or any(task.adapter is not None for task in manifest.tasks.values())
 
 
-def default_task(manifest: Manifest, name: str) -> str | None:
-    """The task of that name where tasks choose adapters and the model has it; else None."""
-    return name if chooses_adapters(manifest) and name in manifest.tasks_of("text") else None
+def default_task(manifest: Manifest, name: str, modality: Modality = "text") -> str | None:
+    """The task of that name where tasks choose adapters and the model has it for the modality; else None."""
+    return name if chooses_adapters(manifest) and name in manifest.tasks_of(modality) else None
 
 
-def document_task(manifest: Manifest, query_task: str | None) -> str | None:
-    """The task of documents that are searched by queries with that task; None for no task."""
-    return default_task(manifest, DOCUMENT if query_task in (None, QUERY) else query_task or DOCUMENT)
+def document_task(manifest: Manifest, query_task: str | None, modality: Modality = "text") -> str | None:
+    """The task of documents that are searched by queries with that task; None for no task.
+
+    "code.query" is answered by "code.passage", and a task that has no such other, as "text-matching", by itself.
+    """
+    asked = query_task or QUERY
+    return default_task(manifest, f"{asked.removesuffix('.query')}.passage", modality) or default_task(
+        manifest, asked, modality
+    )
 
 
-def mteb_task(manifest: Manifest, kind: str, prompt_type: str | None) -> str | None:
-    """The task of a text in an mteb task of that type; `prompt_type` is "query", "document" or None."""
+def mteb_task(manifest: Manifest, kind: str, prompt_type: str | None, modality: Modality = "text") -> str | None:
+    """The task of an input in an mteb task of that type; `prompt_type` is "query", "document" or None.
+
+    A model that needs a task and lacks the type's own, as jina-embeddings-v4 lacks "classification", has that of
+    pairs, which treats all inputs alike.
+    """
     if name := _OF_MTEB.get(kind):
-        return default_task(manifest, name)
-    return default_task(manifest, DOCUMENT if prompt_type == "document" else QUERY)
+        own = default_task(manifest, name, modality)
+        return own or (default_task(manifest, PAIR, modality) if manifest.task_required else None)
+    return default_task(manifest, DOCUMENT if prompt_type == "document" else QUERY, modality)

@@ -29,6 +29,11 @@ class KeptOutputs:
         self.clear()
         _made.add(self)
 
+    def bound(self, most_bytes: int) -> None:
+        """Keep at most so many bytes from now on, beginning with none."""
+        self._most_bytes = most_bytes
+        self.clear()
+
     def clear(self) -> None:
         """Give up all outputs."""
         self._kept: OrderedDict[bytes, Arrays] = OrderedDict()

@@ -64,6 +64,10 @@ class Runner:
                     next_items += found
             places, waiting = next_places, next_items
 
+    def keep(self, most_bytes: int) -> None:
+        """Keep at most so many bytes of outputs for other tasks; those that were kept are given up."""
+        self._kept.bound(most_bytes)
+
     def forget(self) -> None:
         """Give up outputs that were kept for other tasks."""
         self._kept.clear()

@@ -48,3 +48,8 @@ def list_tasks(names: Sequence[str], asked: object = None, *, show: Callable[[st
     found = ([name for name in names if begin and name.lower().startswith(begin[:length])] for length in (3, 2))
     some = (next(filter(None, found), None) or names)[:_MOST_NAMED]
     return f"{', '.join(map(show, some))} and {len(names) - len(some)} more (`edgeclip inspect` lists them)"
+
+
+def needed_task(manifest: Manifest, modality: Modality) -> str | None:
+    """A task for inputs whose meaning does not matter: the first of the modality where the model needs one."""
+    return next(iter(manifest.tasks_of(modality)), None) if manifest.task_required else None

@@ -176,7 +176,7 @@ def test_similarity_is_cosine(mteb: ModuleType, model: BundleModel) -> None:
 
 def test_the_description_is_the_manifests(mteb: ModuleType, bundle: Path) -> None:
     manifest = Manifest.read(bundle)
-    meta = describe(manifest, None, None, None)
+    meta = describe(manifest, {})
     assert (meta.name, meta.adapted_from) == ("edgeclip/model", "model")
     assert (meta.embed_dim, meta.max_tokens) == (64, manifest.need_text().max_length)
     assert meta.n_parameters == sum(graph.parameters for graph in manifest.graphs.values())
@@ -184,7 +184,7 @@ def test_the_description_is_the_manifests(mteb: ModuleType, bundle: Path) -> Non
     assert (meta.framework, meta.modalities, meta.similarity_fn_name) == (["ONNX"], ["text", "image"], "cosine")
     assert (meta.license, meta.open_weights, meta.use_instructions) == ("not specified", True, False)
     source = replace(manifest.source, name="jinaai/jina-clip-v2", license="cc-by-nc-4.0")
-    official = describe(replace(manifest, source=source), 32, QUERY_TASK, None)
+    official = describe(replace(manifest, source=source), {"truncate_dim": 32, "query_task": QUERY_TASK})
     assert (official.name, official.adapted_from) == ("edgeclip/jina-clip-v2", "jinaai/jina-clip-v2")
     assert (official.license, official.embed_dim, official.use_instructions) == ("cc-by-nc-4.0", 32, True)
 
@@ -193,10 +193,15 @@ def test_kept_results_are_of_this_bundle_and_these_options(
     mteb: ModuleType, tasks: dict[str, Any], bundles: dict[str, Path], tmp_path: Path
 ) -> None:
     """mteb reads old results by name, revision and options: two bundles of one checkpoint share the name."""
-    runs = [("cpu", None, None), ("cpu", 16, None), ("cpu", None, QUERY_TASK), ("cuda", None, None)]
+    runs: list[tuple[str, dict[str, Any]]] = [
+        ("cpu", {}),
+        ("cpu", {"truncate_dim": 16}),
+        ("cpu", {"query_task": QUERY_TASK}),
+        ("cuda", {}),
+    ]
     paths = set()
-    for target, dim, task in runs:
-        meta = describe(Manifest.read(bundles[target]), dim, task, None)
+    for target, options in runs:
+        meta = describe(Manifest.read(bundles[target]), options)
         paths.add(mteb.ResultCache(tmp_path).get_task_result_path("Texts", meta))
     assert len(paths) == len(runs)
     short = BundleModel(bundles["cpu"], device="cpu", truncate_dim=16)
