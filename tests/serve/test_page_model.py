@@ -8,7 +8,7 @@ import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
@@ -20,6 +20,10 @@ from edgeclip.errors import InputError
 from edgeclip.serve.settings import Settings
 from tests.conftest import DATA
 from tests.scenes.serving import serving, until_ready
+from tests.scenes.web_page import add, opened, search
+
+if TYPE_CHECKING:
+    from tests.scenes.browser import Browser
 
 FOLDER = DATA / "jina_embeddings_v4"
 META = json.loads((FOLDER / "meta.json").read_text())
@@ -277,3 +281,18 @@ def test_a_model_without_multi_vectors_says_so(encoder: Encoder, bundle: Path) -
         assert error["param"] == "return_multivector" and "no multi vectors" in error["message"]
         fields = httpx.get(f"{url}/openapi.json").json()["components"]["schemas"]["EmbeddingRequest"]["properties"]
         assert fields["return_multivector"]["enum"] == [False, None]
+
+
+def test_the_page_finds_pages_by_questions(browser: "Browser", url: str, pages: Encoder) -> None:
+    """Pictures are passages, texts queries; tasks of other adapters are not offered, for they find nothing."""
+    page = opened(browser, url)
+    files = [FOLDER / "pictures" / f"{index}.png" for index in (0, 2, 3)]
+    add(page, files, len(files))
+    offered = page.run("[...document.getElementById('task').options].map((option) => option.value)")
+    assert offered == ["retrieval.query", "retrieval.passage"]
+    found = dict(search(page, "what is this"))
+    query = pages.encode_text("what is this", task="retrieval.query")
+    scores = pages.encode_image(files, task=PASSAGE) @ query
+    assert len(found) == len(files)
+    assert all(abs(found[path.name] - score) < 0.0006 for path, score in zip(files, scores, strict=True))
+    assert not browser.errors

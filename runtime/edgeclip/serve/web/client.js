@@ -35,9 +35,11 @@ export class Client {
     this.modalities = model.modalities;
     this.needsTask = model.task_required;
     const tasksOf = (modality) => model.tasks.filter((task) => model.task_details[task].modalities.includes(modality));
-    this.tasks = tasksOf("text");
     const forImages = this.needsTask ? tasksOf("image") : [];
     this.imageTask = forImages.find((task) => task === "retrieval.passage") ?? forImages[0] ?? "";
+    // The pictures have one adapter, and a text of another one cannot be compared with them.
+    const isComparable = (task) => model.task_details[task].adapter === model.task_details[this.imageTask].adapter;
+    this.tasks = this.imageTask ? tasksOf("text").filter(isComparable) : tasksOf("text");
   }
 
   /**
