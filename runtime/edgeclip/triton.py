@@ -7,6 +7,8 @@ README (`triton_readme.md`) that says how, with a client that runs.
 
 A client would have to send an adapter's arrays with every request, because Triton gives a graph's inputs no values of
 its own. So a bundle with adapters is refused: `edgeclip export --task` merges one task's adapter into the graph.
+Models of images of any size are refused too: Triton forms batches of inputs whose first axis is the batch, which the
+windows of patches have not, and the text graph takes the vision graph's features, which would go through the client.
 
 The layout is the one documented for models of several files: `1/model.onnx` is a folder with a `model.onnx` in it.
 The options are those that triton-inference-server/onnxruntime_backend reads in src/onnxruntime.cc. TensorRT's options
@@ -33,6 +35,7 @@ from edgeclip.manifest import (
     ArrayFacts,
     ImageFacts,
     Manifest,
+    PatchFacts,
     Precision,
     Target,
 )
@@ -180,14 +183,15 @@ def readme(manifest: Manifest) -> str:
 
 def _check_can_be_served(manifest: Manifest) -> None:
     """InputError for a bundle whose graphs Triton cannot feed alone."""
+    if isinstance(manifest.image, PatchFacts):
+        raise InputError(
+            f"this bundle ({manifest.source.name}) takes images of any size, whose patches and windows are no batch "
+            "for Triton, and its text graph takes what its vision graph gives; serve it with `edgeclip serve`"
+        )
     if manifest.adapters:
         raise InputError(
             f"this bundle ({manifest.source.name}) takes its adapters as inputs, and Triton has no values for them; "
             f"merge one: `edgeclip export CHECKPOINT OUT --task T`, with T one of {', '.join(manifest.adapters)}"
-        )
-    if manifest.image is not None and not isinstance(manifest.image, ImageFacts):
-        raise InputError(
-            f"this bundle ({manifest.source.name}) takes images of any size, whose graphs Triton cannot batch"
         )
 
 

@@ -21,6 +21,7 @@ from edgeclip.triton import export_triton, model_config, readme
 from tests.conftest import DATA
 from tests.scenes.command import NEEDS_SHELL, Captured, refusal, run, run_shell
 from tests.scenes.damage import flip_byte
+from tests.scenes.page_bundle import make_page_bundle
 from tests.scenes.text_bundle import make_text_bundle
 from tests.scenes.triton_config import pairs, parse
 
@@ -222,6 +223,14 @@ def test_a_bundle_of_texts_alone_gives_one_model(bundle: Path, tmp_path: Path) -
     text = (tmp_path / "models/README.md").read_text(encoding="utf-8")
     assert "A model for Triton" in text and "Texts: put" in text and "Images: decode" not in text
     assert not re.search(r"\$[a-z_]|<!--", text)
+
+
+def test_images_of_any_size_are_refused_with_the_reason(tmp_path: Path, capsys: Captured) -> None:
+    """And not for their adapters, or a user would merge one in vain."""
+    folder = make_page_bundle(tmp_path / "pages")
+    message = refusal("export-triton", folder, tmp_path / "models", capsys=capsys)
+    assert "images of any size" in message and "`edgeclip serve`" in message and "merge" not in message
+    assert not (tmp_path / "models").exists()
 
 
 def test_adapters_must_be_merged_first(bundle: Path, tmp_path: Path, capsys: Captured) -> None:
