@@ -5,48 +5,20 @@ The JSON is in `edgeclip_bench.latency.records`, the HTML page in `edgeclip_benc
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
 from edgeclip.manifest import MODALITIES
 from edgeclip.tables import format_bytes
-from edgeclip_bench.latency.records import Metric, Record, Result
+from edgeclip_bench.latency.records import Memory, Metric, ProbeFigures, Record, Result, ServerFigures
 from edgeclip_bench.latency.scenarios import MULTI_STREAM_SAMPLES, SCENARIOS, Scenario
 from edgeclip_bench.latency.stages import STAGES
 from edgeclip_bench.measure.ceiling import Ceiling
 from edgeclip_bench.measure.other_processes import MUCH
-from edgeclip_bench.measure.report_table import NONE, Table, render_table
+from edgeclip_bench.measure.report_table import NONE, Columns, Table, make_table, render_table
 from edgeclip_bench.rivals.report import rival_tables
 
-# perf_analyzer's report in microseconds, as Triton's documentation has it; ours follow behind.
-CSV_COLUMNS = (
-    "Concurrency",
-    "Inferences/Second",
-    "Client Send",
-    "Network+Server Send/Recv",
-    "Server Queue",
-    "Server Compute Input",
-    "Server Compute Infer",
-    "Server Compute Output",
-    "Client Recv",
-    "p50 latency",
-    "p90 latency",
-    "p95 latency",
-    "p99 latency",
-)
-_OWN_COLUMNS = (
-    "p99.9 latency",
-    "Bundle",
-    "Modality",
-    "Scenario",
-    "Batch",
-    "Tokens",
-    "Image px",
-    "Threads",
-    "Device",
-    "Samples",
-    "Steady",
-    "Others",
-)
 _WHAT: dict[Scenario, str] = {
     "single-stream": "single-stream: the next query when the last is done; p90 counts",
     "multi-stream": f"multi-stream: {MULTI_STREAM_SAMPLES} samples a query; p99 counts",
@@ -54,6 +26,8 @@ _WHAT: dict[Scenario, str] = {
     "offline": "offline: all at once; samples a second count",
 }
 _INPUT_STAGES = ("read", "decode", "resize", "tokenise", "host_to_device")
+_YES_NO = {True: "yes", False: "no"}
+_LEVELS = ("p50", "p90", "p95", "p99", "p99.9")
 
 
 def render_text(record: Record) -> str:
@@ -87,46 +61,6 @@ def notes(record: Record) -> Iterator[str]:
     if any(result.ceiling for result in record.results):
         yield record.rules["ceiling"]
     yield from (f"not measured: {one.what}: {one.why}" for one in record.left_out)
-
-
-def render_csv(record: Record) -> str:
-    """perf_analyzer's columns, times in microseconds; a cell is empty where nothing was measured or the samples are
-    too few.
-    """
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow((*CSV_COLUMNS, *_OWN_COLUMNS))
-    for result in record.results:
-        case, latency, stages = result.case, result.latency, result.stages
-        inputs = [value for stage in _INPUT_STAGES if stages and (value := stages.of(stage)) is not None]
-        levels = ("p50", "p90", "p95", "p99", "p99.9")
-        percentiles = [_microseconds(latency.level(name) if latency else None) for name in levels]
-        writer.writerow(
-            (
-                1,
-                f"{result.per_second:.4f}",
-                0,
-                0,
-                _microseconds(stages.queue_ms if stages else None),
-                _microseconds(sum(inputs) if inputs else None),
-                _microseconds(stages.compute_ms if stages else None),
-                _microseconds(stages.device_to_host_ms if stages else None),
-                0,
-                *percentiles,
-                result.bundle,
-                case.modality,
-                case.scenario,
-                case.batch,
-                "" if case.tokens is None else case.tokens,
-                "" if case.image_px is None else case.image_px,
-                case.threads,
-                result.device,
-                result.samples,
-                "" if result.is_steady is None else str(result.is_steady).lower(),
-                "" if result.others_share is None else f"{result.others_share:.4f}",
-            )
-        )
-    return out.getvalue()
 
 
 def headline(record: Record) -> Iterator[str]:
@@ -204,122 +138,141 @@ def label_of(record: Record, result: Result) -> str:
     return f"{bundle_prefix(record, result)}{result.case.name}{threads_suffix(record, result)}"
 
 
+def _level(name: str, words: Callable[[float | None], str]) -> Callable[[Result], str]:
+    return lambda one: words(one.latency.level(name) if one.latency else None)
+
+
+def _stage(name: str, words: Callable[[float | None], str]) -> Callable[[Result], str]:
+    return lambda one: words(one.stages.of(name) if one.stages else None)
+
+
+_RATE: Columns[Result] = {"samples/s": lambda one: rate(one.per_second)}
+# Whether the measurement settled, and what other processes took of the processors.
+_TRUST: Columns[Result] = {
+    "steady": lambda one: NONE if one.is_steady is None else _YES_NO[one.is_steady],
+    "others": lambda one: NONE if one.others_share is None else f"{one.others_share:.0%}",
+}
+_CEILING: Columns[Ceiling] = {
+    "GFLOP": lambda one: f"{one.gflop:.3g}",
+    "compute": lambda one: duration(one.compute_ms),
+    "GFLOP/s": lambda one: f"{one.gflop_per_s:,.0f}",
+    "bare GEMM": lambda one: f"{one.gemm.gflop_per_s:,.0f} {one.gemm.kind}",
+    "share": lambda one: f"{one.share_of_gemm:.0%}",
+    "weights": lambda one: format_bytes(one.weight_bytes),
+    "GB/s": lambda one: f"{one.weights_gb_per_s:.3g}",
+    "bare copy": lambda one: f"{one.copy_gb_per_s:.3g}" if one.copy_gb_per_s else NONE,
+    "floor": lambda one: duration(one.floor_ms),
+    "reached": lambda one: f"{one.share:.0%} of {one.bound}",
+}
+
+
 def _scenario_tables(record: Record) -> Iterator[Table]:
+    label: Columns[Result] = {"": partial(label_of, record)}
+    streamed: dict[str, Callable[[Result], str]] = {
+        **label,
+        "counts": lambda one: counted_text(one.counts),
+        **{name: _level(name, duration) for name in _LEVELS},
+        **_RATE,
+    }
+    streamed |= {"queries": lambda one: f"{one.queries:,}", **_TRUST}
+    offline: Columns[Result] = {
+        **label,
+        **_RATE,
+        "samples": lambda one: f"{one.samples:,}",
+        "runs": lambda one: str(one.queries),
+    }
     for scenario in SCENARIOS:
         results = [result for result in record.results if result.case.scenario == scenario]
-        if not results:
-            continue
-        if scenario == "offline":
-            rows = tuple(
-                (
-                    label_of(record, one),
-                    rate(one.per_second),
-                    f"{one.samples:,}",
-                    str(one.queries),
-                    *_trust(one),
-                )
-                for one in results
-            )
-            yield Table(
-                title=_WHAT[scenario], header=("", "samples/s", "samples", "runs", "steady", "others"), rows=rows
-            )
-            continue
-        header = ("", "counts", "p50", "p90", "p95", "p99", "p99.9", "samples/s", "queries", "steady", "others")
-        yield Table(
-            title=_WHAT[scenario], header=header, rows=tuple(_latency_row(record, result) for result in results)
-        )
-        for result in results:
-            if result.server:
-                yield _probe_table(record, result)
+        if results:
+            yield make_table(_WHAT[scenario], results, {**offline, **_TRUST} if scenario == "offline" else streamed)
+        yield from (_probe_table(record, result, result.server) for result in results if result.server)
 
 
-def _latency_row(record: Record, result: Result) -> tuple[str, ...]:
-    assert result.latency is not None
-    levels = [duration(result.latency.level(name)) for name in ("p50", "p90", "p95", "p99", "p99.9")]
-    counts = counted_text(result.counts)
-    return (
-        label_of(record, result), counts, *levels, rate(result.per_second), f"{result.queries:,}", *_trust(result)
-    )  # fmt: skip
-
-
-def _probe_table(record: Record, result: Result) -> Table:
-    assert result.server is not None
-    rows = [
-        (
-            f"{rate(probe.rate_per_s)} a second",
-            "yes" if probe.is_kept else "no",
-            f"{probe.answered:,} of {probe.planned:,}",
-            duration(probe.latency.p50_ms),
-            duration(probe.latency.p99_ms),
-            duration(probe.wait.p50_ms),
-        )
-        for probe in sorted(result.server.probes, key=lambda probe: probe.rate_per_s)
-    ]
-    title = f"{label_of(record, result)}: p99 within {result.server.bound_ms:g} ms"
-    return Table(title=title, header=("rate", "kept", "answered", "p50", "p99", "wait p50"), rows=tuple(rows))
+def _probe_table(record: Record, result: Result, server: ServerFigures) -> Table:
+    columns: Columns[ProbeFigures] = {
+        "rate": lambda probe: f"{rate(probe.rate_per_s)} a second",
+        "kept": lambda probe: _YES_NO[probe.is_kept],
+        "answered": lambda probe: f"{probe.answered:,} of {probe.planned:,}",
+        "p50": lambda probe: duration(probe.latency.p50_ms),
+        "p99": lambda probe: duration(probe.latency.p99_ms),
+        "wait p50": lambda probe: duration(probe.wait.p50_ms),
+    }
+    title = f"{label_of(record, result)}: p99 within {server.bound_ms:g} ms"
+    return make_table(title, sorted(server.probes, key=lambda probe: probe.rate_per_s), columns)
 
 
 def _stage_table(record: Record) -> Table:
     results = [result for result in record.results if result.stages and result.case.scenario == "single-stream"]
-    shown = [
-        name for name in STAGES if any(result.stages and result.stages.of(name) is not None for result in results)
-    ]
-    rows = [
-        (label_of(record, result), *(duration(result.stages.of(name)) for name in shown))
-        for result in results
-        if result.stages
-    ]
-    header = ("", *(name.replace("_", " ") for name in shown))
-    title = "where the time goes: each step by itself, medians of single-stream"
-    return Table(title=title, header=header, rows=tuple(rows))
+    shown = [name for name in STAGES if any(one.stages and one.stages.of(name) is not None for one in results)]
+    columns: Columns[Result] = {
+        "": partial(label_of, record),
+        **{name.replace("_", " "): _stage(name, duration) for name in shown},
+    }
+    return make_table("where the time goes: each step by itself, medians of single-stream", results, columns)
 
 
 def _ceiling_table(record: Record) -> Table:
-    rows = [
-        (
-            label_of(record, result),
-            f"{one.gflop:.3g}",
-            duration(one.compute_ms),
-            f"{one.gflop_per_s:,.0f}",
-            f"{one.gemm.gflop_per_s:,.0f} {one.gemm.kind}",
-            f"{one.share_of_gemm:.0%}",
-            format_bytes(one.weight_bytes),
-            f"{one.weights_gb_per_s:.3g}",
-            f"{one.copy_gb_per_s:.3g}" if one.copy_gb_per_s else NONE,
-            duration(one.floor_ms),
-            f"{one.share:.0%} of {'memory' if one.bound == 'memory' else 'compute'}",
-        )
-        for result, one in _ceilings(record)
-    ]
-    title = "the ceiling: what a bare GEMM and a bare copy give on this machine"
-    work = ("", "GFLOP", "compute", "GFLOP/s", "bare GEMM", "share")
-    return Table(title=title, header=(*work, "weights", "GB/s", "bare copy", "floor", "reached"), rows=tuple(rows))
-
-
-def _ceilings(record: Record) -> Iterator[tuple[Result, Ceiling]]:
-    for result in record.results:
-        if result.ceiling:
-            yield result, result.ceiling
+    found = {label_of(record, result): result.ceiling for result in record.results if result.ceiling}
+    table = make_table("the ceiling: what a bare GEMM and a bare copy give on this machine", found.values(), _CEILING)
+    rows = tuple((label, *row) for label, row in zip(found, table.rows, strict=True))
+    return replace(table, header=("", *table.header), rows=rows)
 
 
 def _memory_table(record: Record) -> Table:
-    rows = [
-        (
-            f"{one.bundle}, {one.threads} thread{'s' * (one.threads > 1)}",
-            format_bytes(one.before_bytes),
-            format_bytes(one.peak_bytes),
-            format_bytes(one.gpu_bytes) if one.gpu_bytes is not None else NONE,
-        )
-        for one in record.memory
-    ]
-    return Table(title="resident memory of the process", header=("", "before", "peak", "GPU"), rows=tuple(rows))
+    columns: Columns[Memory] = {
+        "": lambda one: f"{one.bundle}, {one.threads} thread{'s' * (one.threads > 1)}",
+        "before": lambda one: format_bytes(one.before_bytes),
+        "peak": lambda one: format_bytes(one.peak_bytes),
+        "GPU": lambda one: NONE if one.gpu_bytes is None else format_bytes(one.gpu_bytes),
+    }
+    return make_table("resident memory of the process", record.memory, columns)
 
 
-def _trust(result: Result) -> tuple[str, str]:
-    """Whether the measurement settled, and what other processes took of the processors."""
-    steady = NONE if result.is_steady is None else "yes" if result.is_steady else "no"
-    return steady, NONE if result.others_share is None else f"{result.others_share:.0%}"
+def render_csv(record: Record) -> str:
+    """perf_analyzer's columns, times in microseconds; a cell is empty where nothing was measured or the samples are
+    too few.
+    """
+    table = make_table("", record.results, _CSV)
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows((table.header, *table.rows))
+    return out.getvalue()
 
 
 def _microseconds(ms: float | None) -> str:
     return "" if ms is None else f"{ms * 1000:.0f}"
+
+
+def _inputs_ms(result: Result) -> float | None:
+    """The time of all steps before the graph's."""
+    found = [value for stage in _INPUT_STAGES if result.stages and (value := result.stages.of(stage)) is not None]
+    return sum(found) if found else None
+
+
+def _if_any(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+# perf_analyzer's report in microseconds, as Triton's documentation has it; ours follow behind.
+_CSV: Columns[Result] = {
+    "Concurrency": lambda one: "1",
+    "Inferences/Second": lambda one: f"{one.per_second:.4f}",
+    "Client Send": lambda one: "0",
+    "Network+Server Send/Recv": lambda one: "0",
+    "Server Queue": _stage("queue", _microseconds),
+    "Server Compute Input": lambda one: _microseconds(_inputs_ms(one)),
+    "Server Compute Infer": _stage("compute", _microseconds),
+    "Server Compute Output": _stage("device_to_host", _microseconds),
+    "Client Recv": lambda one: "0",
+    **{f"{level} latency": _level(level, _microseconds) for level in _LEVELS},
+    "Bundle": lambda one: one.bundle,
+    "Modality": lambda one: one.case.modality,
+    "Scenario": lambda one: one.case.scenario,
+    "Batch": lambda one: str(one.case.batch),
+    "Tokens": lambda one: _if_any(one.case.tokens),
+    "Image px": lambda one: _if_any(one.case.image_px),
+    "Threads": lambda one: str(one.case.threads),
+    "Device": lambda one: one.device,
+    "Samples": lambda one: str(one.samples),
+    "Steady": lambda one: _if_any(one.is_steady).lower(),
+    "Others": lambda one: "" if one.others_share is None else f"{one.others_share:.4f}",
+}

@@ -1,11 +1,16 @@
 """A table of words under a title, for reports of all kinds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from edgeclip.tables import format_table
 
 NONE = "-"
+
+Item = TypeVar("Item")
+# The headers of a table, each with what gives the cell below it.
+Columns = Mapping[str, Callable[[Item], str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +21,12 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+
+
+def make_table(title: str, items: Iterable[Item], columns: Columns[Item], notes: Sequence[str] = ()) -> Table:
+    """The table with a row for each item."""
+    rows = tuple(tuple(cell(item) for cell in columns.values()) for item in items)
+    return Table(title=title, header=tuple(columns), rows=rows, notes=tuple(notes))
 
 
 def render_table(table: Table) -> str:
