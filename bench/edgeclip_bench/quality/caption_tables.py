@@ -20,7 +20,6 @@ from typing import Any
 from edgeclip.errors import InputError
 from edgeclip.inputs.image_kinds import has_image_suffix
 from edgeclip_bench.quality.datasets import ImageTextData
-from edgeclip_bench.quality.image_files import ImageFinder
 from edgeclip_bench.quality.image_text_layouts import Item, gather
 from edgeclip_bench.quality.records import (
     as_text,
@@ -97,8 +96,7 @@ def read_caption_table(file: Path, selection: Selection) -> ImageTextData:
     else:
         selection.refuse(file, "a table of captions", split="which names no splits")
     items = (_item(where, row) for where, row in rows)
-    finder = ImageFinder(base=selection.images or file.parent, folders=_FOLDERS)
-    return gather(items, finder, file, selection, benchmark=selection.name.lower(), is_split_up=True)
+    return gather(items, file, selection, folders=_FOLDERS, benchmark=selection.name.lower(), is_split_up=True)
 
 
 def _item(where: str, row: dict[str, Any]) -> Item:

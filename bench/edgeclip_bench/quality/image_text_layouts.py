@@ -9,7 +9,7 @@ language does not depend on which others were asked for.
 import itertools
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,7 @@ def read_captions(path: Path, selection: Selection) -> ImageTextData:
         Item(where=where, names=(take_text(record, "image", where),), captions=_captions_of(record, where))
         for where, record in read_records(path)
     )
-    finder = ImageFinder(base=selection.images or path.parent, folders=("images",))
-    return gather(items, finder, path, selection, benchmark=benchmark, is_split_up=True)
+    return gather(items, path, selection, folders=("images",), benchmark=benchmark, is_split_up=True)
 
 
 def read_image_folder(folder: Path, selection: Selection) -> ImageTextData:
@@ -83,7 +82,7 @@ def read_image_folder(folder: Path, selection: Selection) -> ImageTextData:
             found.left_out.add(path.name)
     found.print_notes()
     items = (_read_text_beside(image, text) for text, image in texts.items())
-    return gather(items, ImageFinder(base=folder), folder, selection, benchmark=selection.name.lower())
+    return gather(items, folder, selection, benchmark=selection.name.lower())
 
 
 def read_karpathy(path: Path, document: dict[str, Any], selection: Selection) -> ImageTextData:
@@ -94,18 +93,15 @@ def read_karpathy(path: Path, document: dict[str, Any], selection: Selection) ->
     validation images that all train on, counts as train. "dataset" says what the test split is a test of.
     """
     entries = []
-    for index, value in enumerate(take_list(document, "images", str(path))):
-        where = f"{path}: images[{index}]"
-        entry = as_object(value, where)
+    for where, entry in _objects(document, "images", path):
         split = take_text(entry, "split", where)
         entries.append((where, "train" if split == "restval" else split, entry))
     if not entries:
         raise InputError(f"{path}: 'images' is empty")
     split = choose_split({split for _, split, _ in entries}, selection.split, path)
     items = (_karpathy_item(entry, where) for where, of, entry in entries if of == split)
-    finder = ImageFinder(base=selection.images or path.parent, folders=_FLICKR_AND_COCO)
     benchmark = str(document.get("dataset", selection.name)).lower() if split == "test" else None
-    return gather(items, finder, path, selection, benchmark=benchmark)
+    return gather(items, path, selection, folders=_FLICKR_AND_COCO, benchmark=benchmark)
 
 
 def is_coco(folder: Path) -> bool:
@@ -131,17 +127,13 @@ def read_coco(path: Path, document: dict[str, Any], selection: Selection) -> Ima
     """
     selection.refuse(path, "COCO captions", split="of which each split is a file")
     files: dict[str, tuple[str, str]] = {}
-    for index, value in enumerate(take_list(document, "images", str(path))):
-        where = f"{path}: images[{index}]"
-        entry = as_object(value, where)
+    for where, entry in _objects(document, "images", path):
         key = take_id(entry, "id", where)
         if key in files:
             raise InputError(f"{where}: id {key} is there twice")
         files[key] = where, take_text(entry, "file_name", where)
     captions: dict[str, list[tuple[str, None]]] = {key: [] for key in files}
-    for index, value in enumerate(take_list(document, "annotations", str(path))):
-        where = f"{path}: annotations[{index}]"
-        entry = as_object(value, where)
+    for where, entry in _objects(document, "annotations", path):
         key = take_id(entry, "image_id", where)
         if key not in captions:
             raise InputError(f"{where}: image_id {key} is not among the images")
@@ -149,9 +141,8 @@ def read_coco(path: Path, document: dict[str, Any], selection: Selection) -> Ima
     items = (Item(where=where, names=(name,), captions=tuple(captions[key])) for key, (where, name) in files.items())
     is_apart = selection.images is None and path.absolute().parent.name == "annotations"
     beside = tuple(path.parent / ".." / name for name in _FLICKR_AND_COCO) if is_apart else ()
-    finder = ImageFinder(base=selection.images or path.parent, folders=_FLICKR_AND_COCO, beside=beside)
     benchmark = selection.name.lower() if selection.is_named else None
-    return gather(items, finder, path, selection, benchmark=benchmark)
+    return gather(items, path, selection, folders=_FLICKR_AND_COCO, beside=beside, benchmark=benchmark)
 
 
 def read_crossmodal(path: Path, selection: Selection) -> ImageTextData:
@@ -163,8 +154,7 @@ def read_crossmodal(path: Path, selection: Selection) -> ImageTextData:
     """
     selection.refuse(path, "Crossmodal-3600", split="which has no splits")
     items = (_crossmodal_item(record, where) for where, record in read_records(path))
-    finder = ImageFinder(base=selection.images or path.parent, folders=("images",))
-    return gather(items, finder, path, selection, benchmark="xm3600")
+    return gather(items, path, selection, folders=("images",), benchmark="xm3600")
 
 
 def is_xtd10(folder: Path) -> bool:
@@ -198,24 +188,27 @@ def read_xtd10(folder: Path, selection: Selection) -> ImageTextData:
         Item(where=where, names=(name,), captions=tuple(captions))
         for (where, name), *captions in zip(names, *columns, strict=True)
     )
-    finder = ImageFinder(base=selection.images or folder, folders=_FLICKR_AND_COCO)
-    return gather(items, finder, folder, selection, benchmark="xtd10")
+    return gather(items, folder, selection, folders=_FLICKR_AND_COCO, benchmark="xtd10")
 
 
 def gather(
     items: Iterable[Item],
-    finder: ImageFinder,
     path: Path,
     selection: Selection,
     *,
+    folders: tuple[str, ...] = (),
+    beside: tuple[Path, ...] = (),
     benchmark: str | None,
     is_split_up: bool = False,
 ) -> ImageTextData:
     """The data that the items are: the first `limit` images, and their captions in the languages asked for.
 
+    Images lie in the folder asked for or else in that of `path`, in one of `folders` there, or in one of `beside`.
     Fewer images are an easier test, so a `limit` makes it no known one. An image that comes twice is an error,
     unless `is_split_up`.
     """
+    base = selection.images or (path if path.is_dir() else path.parent)
+    finder = ImageFinder(base=base, folders=folders, beside=beside)
     images: dict[Path, int] = {}
     missing: set[str] = set()
     indices: dict[str, int] = {}  # by name, so that a file is looked for once
@@ -255,6 +248,13 @@ def gather(
         captions=tuple(captions),
         benchmark=benchmark if selection.limit is None else None,
     )
+
+
+def _objects(document: dict[str, Any], key: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects that the document has under `key`, each after its place for messages."""
+    for index, value in enumerate(take_list(document, key, str(path))):
+        where = f"{path}: {key}[{index}]"
+        yield where, as_object(value, where)
 
 
 def _captions_of(record: dict[str, Any], where: str) -> tuple[tuple[str, str | None], ...]:

@@ -40,6 +40,8 @@ from edgeclip_bench.quality.records import (
 from edgeclip_bench.quality.selection import Selection, choose_split
 from edgeclip_bench.quality.text_layouts import choose_sts, is_retrieval, is_sts, read_retrieval, read_sts
 
+Found = Data | tuple[Data, ...]
+
 # Karpathy's and COCO's files name their "images" before that.
 _HEAD_BYTES = 4096
 
@@ -71,10 +73,9 @@ def open_data(
         limit=limit,
     )
     try:
-        if path.is_dir():
-            return _open_folder(path, selection)
-        if path.is_file():
-            return _open_file(path, selection)
+        if path.is_dir() or path.is_file():
+            found = _open_folder(path, selection) if path.is_dir() else _open_file(path, selection)
+            return found if isinstance(found, tuple) else (found,)
     except OSError as error:  # of a file in a folder that may be listed and not entered
         raise InputError(f"{error.filename or path}: cannot be read ({error.strerror})") from error
     raise InputError(f"{path}: no such file or folder")
@@ -91,7 +92,7 @@ def open_captions(folder: Path, on_missing: Callable[[str], None] | None = None)
         if (inner := _data_folder(folder)) is None or holds_image(folder):
             return None
         folder = inner
-    return next((one for one in found if isinstance(one, ImageTextData)), None)
+    return found if isinstance(found, ImageTextData) else None
 
 
 def _name_of(path: Path) -> str:
@@ -99,63 +100,59 @@ def _name_of(path: Path) -> str:
     return path.name if path.is_dir() else plain_stem(path)
 
 
-def _open_file(path: Path, selection: Selection) -> tuple[Data, ...]:
+def _open_file(path: Path, selection: Selection) -> Found:
     suffix = plain_suffix(path)
     if suffix == ".json":
         return _open_json(path, selection)
-    if suffix in (".tsv", ".csv", ".txt", ".token") and is_caption_table(path):
-        return (read_caption_table(path, selection),)
-    if suffix in (".tsv", ".csv"):
-        return _open_pairs(path, selection)
     if suffix == ".jsonl":
         return _open_json_lines(path, selection)
+    if suffix in (".tsv", ".csv", ".txt", ".token") and is_caption_table(path):
+        return read_caption_table(path, selection)
+    if suffix in (".tsv", ".csv"):
+        return _open_pairs(path, selection)
     raise not_understood(path, f"is {suffix or 'without a suffix'}")
 
 
-def _open_table(path: Path, selection: Selection) -> tuple[Data, ...]:
-    return (read_caption_table(path, selection),)
-
-
-def _open_json_lines(path: Path, selection: Selection) -> tuple[Data, ...]:
+def _open_json_lines(path: Path, selection: Selection) -> Found:
     """Choose the reader by the fields of the first line."""
     _, first = next(read_records(path), ("", None))
     if first is None:
         raise InputError(f"{path}: is empty")
     if "image/key" in first:
-        return (read_crossmodal(path, selection),)
+        return read_crossmodal(path, selection)
     if "image" in first:
-        return (read_captions(path, selection),)
+        return read_captions(path, selection)
     if is_caption_table(path):
-        return (read_caption_table(path, selection),)
+        return read_caption_table(path, selection)
     if "sentence1" in first:
         return _open_pairs(path, selection)
     raise not_understood(path, f"its first line has {', '.join(map(repr, first)) or 'no fields'}")
 
 
-def _open_json(path: Path, selection: Selection) -> tuple[Data, ...]:
+def _open_json(path: Path, selection: Selection) -> Found:
     document = as_object(read_json(path), str(path))
     if "annotations" in document:
-        return (read_coco(path, document, selection),)
+        return read_coco(path, document, selection)
     if "images" in document:
-        return (read_karpathy(path, document, selection),)
+        return read_karpathy(path, document, selection)
     raise not_understood(path, f"has {', '.join(map(repr, list(document)[:LISTED])) or 'no fields'}")
 
 
-def _open_pairs(path: Path, selection: Selection) -> tuple[Data, ...]:
+def _open_pairs(path: Path, selection: Selection) -> Found:
     selection.refuse(path, "a file of sentence pairs", split="which is one")
     return read_sts(path, selection)
 
 
-def _open_folder(folder: Path, selection: Selection) -> tuple[Data, ...]:
+def _open_folder(folder: Path, selection: Selection) -> Found:
     """Files that describe a dataset go before folders of images, which may be theirs."""
     if (described := _open_described(folder, selection)) is not None:
         return described
     if holds_image(folder):
-        return (read_image_folder(folder, selection),)
+        return read_image_folder(folder, selection)
     if inner := _data_folder(folder):
         return _open_folder(inner, selection)
     if is_class_folders(folder):
-        return (read_class_folders(folder, selection),)
+        return read_class_folders(folder, selection)
     paths = list_folder(folder)
     tables = [path for path in paths if path.is_file() and plain_suffix(path) in (".jsonl", ".tsv", ".csv")]
     if pairs := [file for file in tables if is_sts(file)]:
@@ -170,22 +167,22 @@ def _open_folder(folder: Path, selection: Selection) -> tuple[Data, ...]:
     raise not_understood(folder, f"holds {', '.join(names[:LISTED]) or 'nothing'}{more}")
 
 
-def _open_described(folder: Path, selection: Selection) -> tuple[Data, ...] | None:
+def _open_described(folder: Path, selection: Selection) -> Found | None:
     """Read what files in the folder, or in its splits, describe; None where no file describes a data set."""
     paths = list_folder(folder)
     files = [path for path in paths if path.is_file()]
     folders, entered = _folders_in(paths)
-    found: dict[str, Callable[[], tuple[Data, ...]]] = {}
+    found: dict[str, Callable[[], Found]] = {}
     if is_retrieval(folder):
-        found["a corpus"] = lambda: (read_retrieval(folder, selection),)
+        found["a corpus"] = partial(read_retrieval, folder, selection)
     if is_xtd10(folder):
-        found["XTD10"] = lambda: (read_xtd10(folder, selection),)
+        found["XTD10"] = partial(read_xtd10, folder, selection)
     if is_coco(folder):
         found["annotations/captions_*.json"] = lambda: _open_json(
             choose_coco(folder, selection), replace(selection, split=None)
         )
     for table in caption_tables(folder):
-        found[table.name] = partial(_open_table, table, selection)
+        found[table.name] = partial(read_caption_table, table, selection)
     for file in files:
         if plain_stem(file) == "captions" and plain_suffix(file) == ".jsonl":
             found[file.name] = partial(_open_json_lines, file, selection)

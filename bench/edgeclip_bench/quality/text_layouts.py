@@ -31,8 +31,8 @@ from edgeclip_bench.quality.selection import Selection, choose_split
 
 _GRADES_HEADER = ["query-id", "corpus-id", "score"]
 _STS_FIELDS = ("sentence1", "sentence2", "score")
-# genre, file, year, number, score, sentence1, sentence2; some rows add where they are from.
-_STS_BENCHMARK_COLUMNS = 7
+# Some rows add where they are from.
+_STS_BENCHMARK = ("genre", "file", "year", "number", "score", "sentence1", "sentence2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,13 @@ def read_retrieval(folder: Path, selection: Selection) -> TextRetrievalData:
     if not query_files:
         raise InputError(f"{folder}: has a corpus but no queries.jsonl")
     judgements_file = _choose_judgements(folder, selection)
-    documents = _index_documents(files)
-    texts = _read_queries(query_files)
+    documents = {key: number for number, (_, key, _) in enumerate(_read_unique(files, "document"))}
+    if not documents:
+        raise InputError(f"{files[0]}: holds no document")
+    texts = {
+        key: take_text(record, "text", where, may_be_empty=True)
+        for where, key, record in _read_unique(query_files, "query")
+    }
     grades: dict[tuple[str, str], int] = {}
     changed = 0
     for where, query, document, grade in _read_judgements(judgements_file):
@@ -145,8 +150,7 @@ def is_sts(file: Path) -> bool:
         if plain_suffix(file) == ".jsonl":
             _, record = next(read_records(file))
             return all(field in record for field in _STS_FIELDS)
-        where, row = next(_read_rows(file))
-        _choose_columns(row, where)
+        _name_columns(*next(_read_rows(file)))
     except (StopIteration, InputError):
         return False
     return True
@@ -172,9 +176,11 @@ def read_sts(file: Path, selection: Selection) -> tuple[StsData, ...]:
     quoting, as the STS benchmark and GLUE write it; one with commas has.
     """
     selection.refuse(file, "a file of sentence pairs", images="which has no images")
-    read = _read_pairs if plain_suffix(file) == ".jsonl" else _read_pairs_table
     pairs: dict[str | None, list[tuple[str, str, float]]] = {}
-    for where, first, second, value, language in read(file):
+    for where, record in read_records(file) if plain_suffix(file) == ".jsonl" else _read_pair_rows(file):
+        first, second, value = (take(record, field, where) for field in _STS_FIELDS)
+        named = next((field for field in ("language", "lang") if record.get(field) is not None), None)
+        language = take_text(record, named, where) if named else None
         score = as_number(value, where, "the score")
         if not math.isfinite(score):
             raise InputError(f"{where}: the score is {score}")
@@ -224,24 +230,14 @@ def _read_documents(files: tuple[Path, ...]) -> Iterator[tuple[str, str, dict[st
             yield where, take_id(record, "id" if "_id" not in record and "id" in record else "_id", where), record
 
 
-def _index_documents(files: tuple[Path, ...]) -> dict[str, int]:
-    documents: dict[str, int] = {}
-    for where, key, _ in _read_documents(files):
-        if key in documents:
-            raise InputError(f"{where}: document {key!r} is there twice")
-        documents[key] = len(documents)
-    if not documents:
-        raise InputError(f"{files[0]}: holds no document")
-    return documents
-
-
-def _read_queries(files: tuple[Path, ...]) -> dict[str, str]:
-    texts: dict[str, str] = {}
+def _read_unique(files: tuple[Path, ...], what: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """The same; InputError for an id that is there twice."""
+    seen: set[str] = set()
     for where, key, record in _read_documents(files):
-        if key in texts:
-            raise InputError(f"{where}: query {key!r} is there twice")
-        texts[key] = take_text(record, "text", where, may_be_empty=True)
-    return texts
+        if key in seen:
+            raise InputError(f"{where}: {what} {key!r} is there twice")
+        seen.add(key)
+        yield where, key, record
 
 
 def _read_judgements(file: Path) -> Iterator[tuple[str, str, str, int]]:
@@ -267,24 +263,17 @@ def _as_grade(value: object, where: str) -> int:
     return int(number)
 
 
-def _read_pairs(file: Path) -> Iterator[tuple[str, object, object, object, str | None]]:
-    for where, record in read_records(file):
-        first, second, score = (take(record, field, where) for field in _STS_FIELDS)
-        named = next((field for field in ("language", "lang") if record.get(field) is not None), None)
-        yield where, first, second, score, take_text(record, named, where) if named else None
-
-
-def _read_pairs_table(file: Path) -> Iterator[tuple[str, object, object, object, str | None]]:
-    columns: _Columns | None = None
+def _read_pair_rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """The sentences and the score of each row of a table."""
+    names: tuple[str, ...] = ()
     for where, row in _read_rows(file):
-        if columns is None:
-            columns = _choose_columns(row, where)
-            if columns.has_header:
+        if not names:
+            names = _name_columns(where, row)
+            if names == tuple(row):
                 continue
-        if len(row) < columns.fewest or (len(row) > columns.fewest and not columns.may_be_more):
-            raise InputError(f"{where}: {len(row)} columns, wanted {columns.fewest}")
-        first, second, score = (row[index] for index in columns.indices)
-        yield where, first, second, score, None
+        if len(row) < len(names) or (len(row) > len(names) and names != _STS_BENCHMARK):
+            raise InputError(f"{where}: {len(row)} columns, wanted {len(names)}")
+        yield where, {field: row[names.index(field)] for field in _STS_FIELDS}
 
 
 def _read_rows(file: Path) -> Iterator[tuple[str, list[str]]]:
@@ -294,25 +283,14 @@ def _read_rows(file: Path) -> Iterator[tuple[str, list[str]]]:
     return read_table(file, delimiter=",")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Columns:
-    """The places of sentence1, sentence2 and score in a table, and the number of columns in its rows."""
-
-    indices: tuple[int, int, int]
-    fewest: int
-    may_be_more: bool = False
-    has_header: bool = False
-
-
-def _choose_columns(row: list[str], where: str) -> _Columns:
-    """Find the columns by the table's first row."""
+def _name_columns(where: str, row: list[str]) -> tuple[str, ...]:
+    """The names of a table's columns by its first row: that row itself, where it is a header."""
     if set(_STS_FIELDS) <= set(row):
-        first, second, score = (row.index(field) for field in _STS_FIELDS)
-        return _Columns(indices=(first, second, score), fewest=len(row), has_header=True)
-    if len(row) >= _STS_BENCHMARK_COLUMNS and _is_number(row[4]):
-        return _Columns(indices=(5, 6, 4), fewest=_STS_BENCHMARK_COLUMNS, may_be_more=True)
+        return tuple(row)
+    if len(row) >= len(_STS_BENCHMARK) and _is_number(row[_STS_BENCHMARK.index("score")]):
+        return _STS_BENCHMARK
     if len(row) == len(_STS_FIELDS) and _is_number(row[2]):
-        return _Columns(indices=(0, 1, 2), fewest=len(row))
+        return _STS_FIELDS
     wanted = f"a header with {', '.join(_STS_FIELDS)}, these three without one, or the STS benchmark's seven"
     raise InputError(f"{where}: columns that say no pair of sentences; wanted {wanted}")
 
