@@ -15,59 +15,40 @@ import numpy as np
 from PIL import Image
 
 from edgeclip_bench.demo.drawing import draw_picture
-from edgeclip_bench.demo.scenes import Background, Colour, Group, Relation, Scene, Shape, Size, Texture
+from edgeclip_bench.demo.scenes import COLOURS, SHAPES, SIZES, TEXTURES, Background, Group, Relation, Scene
 
 _SIDE_PX = 256
 
-Words = tuple[int, Size, Texture, Colour, Shape]
+
+def _scene(first: str, relation: Relation, second: str, background: Background) -> Scene:
+    return Scene(first=_group(first), relation=relation, second=_group(second), background=background)
 
 
-def _scene(first: Words, relation: Relation, second: Words, background: Background) -> Scene:
-    return Scene(first=_group(*first), relation=relation, second=_group(*second), background=background)
-
-
-def _group(count: int, size: Size, texture: Texture, colour: Colour, shape: Shape) -> Group:
-    return Group(count=count, size=size, texture=texture, colour=colour, shape=shape)
+def _group(words: str) -> Group:
+    count, size, texture, colour, shape = words.split()
+    return Group(
+        count=int(count),
+        size=SIZES[SIZES.index(size)],
+        texture=TEXTURES[TEXTURES.index(texture)],
+        colour=COLOURS[COLOURS.index(colour)],
+        shape=SHAPES[SHAPES.index(shape)],
+    )
 
 
 # By the name of the file, without its suffix.
 SAMPLES: dict[str, Scene] = {
-    "stars": _scene(
-        (3, "small", "plain", "yellow", "star"), "left_of", (1, "large", "striped", "blue", "circle"), "pink"
-    ),
-    "hearts": _scene(
-        (2, "large", "plain", "red", "heart"), "above", (3, "small", "dotted", "white", "ring"), "turquoise"
-    ),
-    "moon": _scene(
-        (1, "large", "plain", "yellow", "crescent"), "above", (3, "large", "dotted", "green", "triangle"), "grey"
-    ),
-    "crosses": _scene(
-        (2, "small", "striped", "purple", "cross"), "right_of", (1, "large", "plain", "white", "square"), "turquoise"
-    ),
-    "circles": _scene(
-        (3, "large", "dotted", "orange", "circle"), "below", (1, "small", "plain", "black", "star"), "grey"
-    ),
-    "rings": _scene(
-        (1, "large", "striped", "red", "ring"), "left_of", (2, "large", "plain", "yellow", "square"), "brown"
-    ),
-    "triangles": _scene(
-        (2, "large", "plain", "black", "triangle"), "left_of", (3, "small", "plain", "red", "heart"), "pink"
-    ),
-    "squares": _scene(
-        (3, "small", "dotted", "blue", "square"), "above", (2, "large", "striped", "orange", "star"), "brown"
-    ),
-    "white-star": _scene(
-        (1, "large", "plain", "white", "star"), "right_of", (3, "small", "plain", "purple", "circle"), "brown"
-    ),
-    "purple-heart": _scene(
-        (1, "large", "dotted", "purple", "heart"), "below", (2, "small", "plain", "green", "cross"), "grey"
-    ),
-    "blue-moons": _scene(
-        (2, "large", "plain", "blue", "crescent"), "right_of", (1, "large", "plain", "orange", "heart"), "pink"
-    ),
-    "green-rings": _scene(
-        (3, "large", "plain", "green", "ring"), "above", (1, "large", "striped", "black", "cross"), "turquoise"
-    ),
+    "stars": _scene("3 small plain yellow star", "left_of", "1 large striped blue circle", "pink"),
+    "hearts": _scene("2 large plain red heart", "above", "3 small dotted white ring", "turquoise"),
+    "moon": _scene("1 large plain yellow crescent", "above", "3 large dotted green triangle", "grey"),
+    "crosses": _scene("2 small striped purple cross", "right_of", "1 large plain white square", "turquoise"),
+    "circles": _scene("3 large dotted orange circle", "below", "1 small plain black star", "grey"),
+    "rings": _scene("1 large striped red ring", "left_of", "2 large plain yellow square", "brown"),
+    "triangles": _scene("2 large plain black triangle", "left_of", "3 small plain red heart", "pink"),
+    "squares": _scene("3 small dotted blue square", "above", "2 large striped orange star", "brown"),
+    "white-star": _scene("1 large plain white star", "right_of", "3 small plain purple circle", "brown"),
+    "purple-heart": _scene("1 large dotted purple heart", "below", "2 small plain green cross", "grey"),
+    "blue-moons": _scene("2 large plain blue crescent", "right_of", "1 large plain orange heart", "pink"),
+    "green-rings": _scene("3 large plain green ring", "above", "1 large striped black cross", "turquoise"),
 }
 # What the page offers to ask: the language, and the sample whose plainest caption it is.
 EXAMPLES: tuple[tuple[str, str], ...] = (

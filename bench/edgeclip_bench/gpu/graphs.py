@@ -31,7 +31,6 @@ from edgeclip_bench.measure.documents import add_out, make_document, save
 from edgeclip_bench.measure.percentiles import summarize
 from edgeclip_bench.rivals.recipes import INPUTS, made_up_batches
 
-BENCHMARK = "edgeclip_bench.gpu.graphs"
 Run = Callable[[NDArray[Any]], NDArray[np.float32]]
 # (graph, inputs, tokens); tokens of an image are its own.
 CASES = (
@@ -75,7 +74,7 @@ class Setup:
 
     def note(self) -> None:
         """Write what was found so far."""
-        save(make_document(BENCHMARK, self.found), self.out)
+        save(make_document(__name__, self.found), self.out)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,15 +91,8 @@ def run(options: argparse.Namespace) -> int:
     """Measure all of it, print the table; 1 where a figure is an error."""
     if options.out is None:
         options.usage_error("--out is needed: the figures are written there as they come")
-    setup = Setup(
-        checkpoint=options.checkpoint,
-        bundle=options.bundle,
-        fp16=options.fp16,
-        device=options.device,
-        seconds=options.seconds,
-        compiles=not options.no_compile,
-        out=options.out,
-    )
+    names = ("checkpoint", "bundle", "fp16", "device", "seconds", "out")
+    setup = Setup(compiles=not options.no_compile, **{name: getattr(options, name) for name in names})
     if options.device == "cuda":
         import torch
 

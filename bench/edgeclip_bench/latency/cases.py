@@ -21,27 +21,7 @@ from edgeclip_bench.measure.pictures import encode_file, made_up_picture
 # The opening and the closing token, and one between them.
 LEAST_TOKENS = 3
 LARGEST_PX = 20_000
-_WORDS = [
-    "a",
-    "the",
-    "red",
-    "of",
-    "and",
-    "in",
-    "on",
-    "to",
-    "x",
-    "1",
-    "2",
-    "3",
-    "is",
-    "it",
-    "we",
-    "no",
-    "so",
-    "go",
-    "up",
-]
+_WORDS = ("a", "the", "red", "of", "and", "in", "on", "to", "x", "1", "2", "3", "is", "it", "we", "no", "so")
 # The number of words that texts are drawn from.
 _WORDS_WANTED = 6
 

@@ -34,7 +34,6 @@ from edgeclip.tables import format_table
 from edgeclip_bench.measure.documents import add_out, make_document, save
 from edgeclip_bench.measure.pictures import encode_file, made_up_picture
 
-BENCHMARK = "edgeclip_bench.latency.cold_start"
 STEPS = ("python", "import", "open", "first_vector")
 TEXT = "a red bicycle on the road by the sea"
 PHOTO_PX = (1200, 800)
@@ -126,7 +125,7 @@ def measure(bundle: Path, *, device: str, rounds: int, prepacked: Path | None = 
         for way, cache in caches.items():
             ways[way]["second_process"] = second_process(bundle, device, inputs, cache)
     return make_document(
-        BENCHMARK,
+        __name__,
         {
             "bundle": bundle.name,
             "device": device,

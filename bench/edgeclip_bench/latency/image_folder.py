@@ -23,7 +23,6 @@ from edgeclip.tables import format_table
 from edgeclip_bench.measure.documents import add_out, make_document, save
 from edgeclip_bench.measure.pictures import encode_file, made_up_picture
 
-BENCHMARK = "edgeclip_bench.latency.image_folder"
 # Sizes of cameras' small pictures, 1.0 to 1.9 megapixels.
 _SIZES = ((1200, 900), (1600, 1200), (1500, 1000), (1000, 1000))
 _GRAIN = 4
@@ -49,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         encoder.manifest.check_modality("image")
         encoder.keep_features(0)  # the same photos are run in every round
         figures = measure(encoder, write_photos(Path(scratch), options.images), rounds=options.rounds)
-    report = make_document(BENCHMARK, {"bundle": options.bundle.name, **figures})
+    report = make_document(__name__, {"bundle": options.bundle.name, **figures})
     save(report, options.out)
     rows = [
         (way, f"{found['images_per_s']:.2f}", f"{found['ratio_median']:.3f}") for way, found in report["ways"].items()

@@ -26,7 +26,6 @@ from edgeclip.tables import format_table
 from edgeclip_bench.latency.cases import parse_numbers
 from edgeclip_bench.measure.documents import add_out, make_document, save
 
-BENCHMARK = "edgeclip_bench.latency.offline_texts"
 TOKENS = (4, 60)
 PADDED = 32
 _GRAPH = FIRST_GRAPH["text"]
@@ -55,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     budgets = parse_numbers("--budgets", options.budgets)
     with Encoder.open(options.bundle, device=options.device, threads=options.threads) as encoder:
         figures = measure(encoder, texts=options.texts, rounds=options.rounds, budgets=budgets)
-    report = make_document(BENCHMARK, {"bundle": options.bundle.name, **figures})
+    report = make_document(__name__, {"bundle": options.bundle.name, **figures})
     save(report, options.out)
     rows = [
         (way, f"{found['texts_per_s']:.1f}", f"{found['ratio_median']:.2f}", str(found["batches"]))

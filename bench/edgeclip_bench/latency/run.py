@@ -38,6 +38,7 @@ from edgeclip_bench.latency.scenarios import (
     Probe,
     Query,
     ServerRun,
+    Stream,
     WallClock,
     find_server_rate,
     stream,
@@ -189,21 +190,9 @@ class _Opened:
         effort = effort_for(self.plan.seconds, samples_wanted(COUNTS[case.scenario]))
         run = stream(self._query(case, case.batch), effort, self._clock, per_query=case.batch)
         latency = summarize(run.latencies_ms)
-        return Result(
-            bundle=self.name,
-            case=case,
-            device=self.encoder.device,
-            counts=counted(COUNTS[case.scenario], latency),
-            per_second=run.per_second,
-            queries=len(run.latencies_ms),
-            samples=len(run.latencies_ms) * case.batch,
-            warm_up=run.warm_up,
-            is_steady=run.is_steady,
-            windows=run.windows,
-            latency=latency,
-            samples_ms=_kept(run.latencies_ms),
-            stages=self._stages(case) if case.scenario == "single-stream" else None,
-        )
+        found = self._streamed(case, run, case.batch, counted(COUNTS[case.scenario], latency))
+        stages = self._stages(case) if case.scenario == "single-stream" else None
+        return replace(found, latency=latency, samples_ms=_kept(run.latencies_ms), stages=stages)
 
     def _offline(self, case: Case) -> Result:
         effort = replace(effort_for(self.plan.seconds), **_OFFLINE)
@@ -213,19 +202,23 @@ class _Opened:
         alone()
         size = offline_size(self._clock.now() - started, effort.window_s / effort.queries)
         run = stream(self._query(case, size), effort, self._clock, per_query=size, warm=alone)
+        return self._streamed(case, run, size, Metric(name="throughput", unit="samples/s", value=run.per_second))
+
+    def _streamed(self, case: Case, run: Stream, per_query: int, counts: Metric) -> Result:
+        """The result of queries one after another, with `per_query` samples each; as samples, without latency."""
         return Result(
             bundle=self.name,
             case=case,
             device=self.encoder.device,
-            counts=Metric(name="throughput", unit="samples/s", value=run.per_second),
+            counts=counts,
             per_second=run.per_second,
             queries=len(run.latencies_ms),
-            samples=len(run.latencies_ms) * size,
+            samples=len(run.latencies_ms) * per_query,
             warm_up=run.warm_up,
             is_steady=run.is_steady,
             windows=run.windows,
             latency=None,
-            samples_ms=_kept(run.latencies_ms / size),
+            samples_ms=_kept(run.latencies_ms / per_query),
         )
 
     def _server(self, case: Case) -> Result | Absence:

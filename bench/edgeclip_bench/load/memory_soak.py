@@ -36,7 +36,6 @@ from edgeclip_bench.measure.documents import add_out, make_document, save
 from edgeclip_bench.measure.pictures import encode_file, made_up_picture
 from edgeclip_bench.measure.resident_memory import gpu_bytes, peak_bytes, reset_peak, resident_bytes
 
-BENCHMARK = "edgeclip_bench.load.memory_soak"
 TOKENS = (2, 512)
 SIDES_PX = (32, 4000)
 TEXTS_AT_ONCE, IMAGES_AT_ONCE = 16, 4
@@ -145,7 +144,7 @@ def soak(
     if failures:
         raise failures[0]
     return make_document(
-        BENCHMARK,
+        __name__,
         {
             "bundle": bundle.name,
             "device": ran_on,

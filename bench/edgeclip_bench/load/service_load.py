@@ -48,7 +48,6 @@ from edgeclip_bench.measure.pictures import encode_file, made_up_picture
 
 Body = dict[str, Any]
 
-BENCHMARK = "edgeclip_bench.load.service_load"
 CONCURRENCIES = (1, 4, 16, 64)
 SECONDS = 30.0
 BULK_CLIENTS, BULK_IMAGES = 4, 8
@@ -340,7 +339,7 @@ def run(options: argparse.Namespace) -> int:
     for one in overhead:
         print(f"overhead, {one.encoding}: {one.median_difference_ms:.2f} ms at the median", file=sys.stderr)
     report = make_document(
-        BENCHMARK,
+        __name__,
         {
             "seconds_each": options.seconds,
             "percentiles": RULE,

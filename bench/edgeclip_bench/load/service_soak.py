@@ -36,7 +36,6 @@ from edgeclip_bench.load.memory_trend import Samples, describe_trend, grows, jud
 from edgeclip_bench.measure.documents import add_out, make_document, save
 from edgeclip_bench.measure.pictures import encode_file, made_up_picture
 
-BENCHMARK = "edgeclip_bench.load.service_soak"
 _STARTS_WITHIN_S = 120.0
 _TIMEOUT_S = 120.0
 _PICTURES = (((64, 48), "PNG"), ((300, 700), "JPEG"), ((900, 600), "WEBP"))
@@ -191,7 +190,7 @@ def soak(bundle: Path, *, seconds: float, clients: int) -> dict[str, Any]:
         finally:
             service.terminate()
     return make_document(
-        BENCHMARK,
+        __name__,
         {
             "bundle": bundle.name,
             "seconds": seconds,

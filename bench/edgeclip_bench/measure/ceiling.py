@@ -40,20 +40,11 @@ from edgeclip.manifest import Precision
 
 GemmKind = Literal["fp32", "fp16", "int8"]
 
-_PRODUCTS = frozenset(
-    (
-        "MatMul",
-        "Gemm",
-        "FusedMatMul",
-        "FusedGemm",
-        "MatMulInteger",
-        "MatMulIntegerToFloat",
-        "DynamicQuantizeMatMul",
-        "QLinearMatMul",
-        "QGemm",
-        "MatMulNBits",
-    )
+_FLOAT_PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm")
+_INTEGER_PRODUCTS = (
+    *("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm", "MatMulNBits"),
 )
+_PRODUCTS = frozenset((*_FLOAT_PRODUCTS, *_INTEGER_PRODUCTS))
 _ATTENTIONS = frozenset(("MultiHeadAttention", "Attention"))
 # They multiply too, and their shapes say something else: better no ceiling than a wrong one.
 _UNCOUNTED = frozenset(("Conv", "FusedConv", "ConvInteger", "QLinearConv", "PackedMultiHeadAttention", "QAttention"))
@@ -282,31 +273,24 @@ def measure_gemm(kind: GemmKind, shape: Product, device: str, threads: int) -> f
 
 
 def _gemm_model(kind: GemmKind, shape: Product) -> bytes:
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import numpy_helper, parser
 
     m, k, n = shape
     draw = np.random.default_rng(1)
     if kind == "int8":  # as the int8 bundle's layers
-        weights = draw.integers(-127, 128, (k, n), dtype=np.int8)
-        constants = {"b": weights, "s": np.float32(0.01), "t": np.full(n, 0.01, np.float32), "z": np.uint8(128)}
-        node = helper.make_node("MatMulIntegerToFloat", ["a", *constants], ["y"], domain="com.microsoft")
-        types = (TensorProto.UINT8, TensorProto.FLOAT)
+        integers = draw.integers(-127, 128, (k, n), dtype=np.int8)
+        constants = {"b": integers, "s": np.float32(0.01), "t": np.full(n, 0.01, np.float32), "z": np.uint8(128)}
+        given, taken, product = "uint8", "float", "com.microsoft.MatMulIntegerToFloat"
     else:
-        half = kind == "fp16"
-        product = draw.standard_normal((k, n), dtype=np.float32) / 100
-        constants = {"b": product.astype(np.float16) if half else product}
-        node = helper.make_node("MatMul", ["a", "b"], ["y"])
-        types = (TensorProto.FLOAT16,) * 2 if half else (TensorProto.FLOAT,) * 2
-    graph = helper.make_graph(
-        [node],
-        "gemm",
-        [helper.make_tensor_value_info("a", types[0], [m, k])],
-        [helper.make_tensor_value_info("y", types[1], [m, n])],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    imports = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
-    model: bytes = helper.make_model(graph, opset_imports=imports, ir_version=9).SerializeToString()
-    return model
+        given = taken = "float16" if kind == "fp16" else "float"
+        weights = draw.standard_normal((k, n), dtype=np.float32) / 100
+        constants = {"b": weights.astype(np.float16) if kind == "fp16" else weights}
+        product = "MatMul"
+    graph = f"gemm ({given}[{m},{k}] a) => ({taken}[{m},{n}] y) {{ y = {product}(a, {', '.join(constants)}) }}"
+    model = parser.parse_model(f'<ir_version: 9, opset_import: ["": 20, "com.microsoft": 1]> {graph}')
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(one), name) for name, one in constants.items())
+    written: bytes = model.SerializeToString()
+    return written
 
 
 @functools.cache

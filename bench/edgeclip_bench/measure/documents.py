@@ -24,18 +24,8 @@ from edgeclip_bench.measure.machine_facts import machine
 SCHEMA_VERSION = 2
 _PACKAGES = (
     *("edgeclip", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "openvino", "numpy", "pillow"),
-    *(
-        "tokenizers",
-        "torch",
-        "onnx",
-        "onnx-ir",
-        "onnxscript",
-        "nncf",
-        "optimum-onnx",
-        "optimum",
-        "transformers",
-        "mteb",
-    ),
+    *("tokenizers", "torch", "onnx", "onnx-ir", "onnxscript", "nncf", "optimum-onnx", "optimum"),
+    *("transformers", "mteb"),
 )
 
 
@@ -54,7 +44,7 @@ def installed(package: str) -> bool:
 
 
 def make_document(benchmark: str, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The document of a benchmark that was just run."""
+    """The document of a benchmark that was just run; `benchmark` is the __name__ of its module."""
     return {
         "benchmark": benchmark,
         "schema_version": SCHEMA_VERSION,

@@ -24,6 +24,9 @@ import numpy as np
 from diskcache_community import Cache, SafeDisk, Timeout
 from numpy.typing import NDArray
 
+from edgeclip.engine.providers import cache_root
+from edgeclip.errors import DeviceError
+
 # A million vectors of 1024 dimensions.
 LIMIT_BYTES = 5 * 10**9
 _SEAL_BYTES = 8
@@ -59,17 +62,12 @@ class Space:
 
 
 def default_folder() -> Path | None:
-    """$XDG_CACHE_HOME/edgeclip/embeddings (a relative one is ignored, as XDG has it), or that under ~/.cache.
-
-    None, with a CacheWarning, where there is no home.
-    """
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    """The folder for vectors in that for all that can be built again; None, with a CacheWarning, without a home."""
     try:
-        base = base if base.is_absolute() else Path.home() / ".cache"
-    except RuntimeError as error:
+        return cache_root(os.environ) / "embeddings"
+    except DeviceError as error:
         warnings.warn(CacheWarning(f"nothing is kept: {error}"), stacklevel=2)
         return None
-    return base / "edgeclip" / "embeddings"
 
 
 class EmbeddingCache:

@@ -22,14 +22,13 @@ from edgeclip.inputs.image_kinds import has_image_suffix
 from edgeclip_bench.quality.datasets import ImageTextData
 from edgeclip_bench.quality.image_text_layouts import Item, gather
 from edgeclip_bench.quality.records import (
+    Record,
     as_text,
     list_folder,
     plain_suffix,
     read_lines,
     read_records,
     read_table,
-    take,
-    take_text,
 )
 from edgeclip_bench.quality.selection import Selection, choose_split
 
@@ -89,47 +88,46 @@ def read_caption_table(file: Path, selection: Selection) -> ImageTextData:
     Images lie in the file's folder, or in a folder there that is called as Kaggle calls it.
     """
     rows = list(_read(file))
-    splits = {str(split) for _, row in rows if (split := _optional(row, "split"))}
+    splits = {str(split) for row in rows if (split := _optional(row, "split"))}
     if splits:
         split = choose_split(splits, selection.split, file)
-        rows = [(where, row) for where, row in rows if _optional(row, "split") == split]
+        rows = [row for row in rows if _optional(row, "split") == split]
     else:
         selection.refuse(file, "a table of captions", split="which names no splits")
-    items = (_item(where, row) for where, row in rows)
-    return gather(items, file, selection, folders=_FOLDERS, benchmark=selection.name.lower(), is_split_up=True)
+    return gather(
+        map(_item, rows), file, selection, folders=_FOLDERS, benchmark=selection.name.lower(), is_split_up=True
+    )
 
 
-def _item(where: str, row: dict[str, Any]) -> Item:
-    captions = take(row, _column(row, _CAPTION_COLUMNS, where, "caption"), where)
+def _item(row: Record) -> Item:
+    captions = row.take(_column(row, _CAPTION_COLUMNS, "caption"))
     if isinstance(captions, str) and captions.lstrip().startswith('["'):  # a list, in a table of strings
         try:
             captions = json.loads(captions)
         except ValueError as error:
-            raise InputError(f"{where}: a list of captions that is no JSON ({error})") from error
+            raise row.error(f"a list of captions that is no JSON ({error})") from error
     values = captions if isinstance(captions, list) else [captions]
     language = _optional(row, "language")
-    language = as_text(language, where, "'language'") if language else None
+    language = as_text(language, row.where, "'language'") if language else None
     return Item(
-        where=where,
-        names=(take_text(row, _column(row, _IMAGE_COLUMNS, where, "image"), where).strip(),),
-        captions=tuple((as_text(text, where, "a caption"), language) for text in values),
+        where=row.where,
+        names=(row.text(_column(row, _IMAGE_COLUMNS, "image")).strip(),),
+        captions=tuple((as_text(text, row.where, "a caption"), language) for text in values),
     )
 
 
-def _read(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read(file: Path) -> Iterator[Record]:
     """The rows of a table; InputError at once for what is none."""
     if plain_suffix(file) == ".jsonl":
-        where, first = next(read_records(file), (str(file), {}))
-        rows = read_records(file)
+        first, rows = next(read_records(file), Record(str(file), {})), read_records(file)
     else:
         where, line = next(read_lines(file), (str(file), ""))
         if _TOKEN.fullmatch(line):
             return _read_tokens(file)
         delimiter, columns = _split_header(line)
-        first = dict.fromkeys(columns)
-        rows = _read_rows(file, columns, delimiter)
-    _column(first, _IMAGE_COLUMNS, where, "image")
-    _column(first, _CAPTION_COLUMNS, where, "caption")
+        first, rows = Record(where, dict.fromkeys(columns)), _read_rows(file, columns, delimiter)
+    _column(first, _IMAGE_COLUMNS, "image")
+    _column(first, _CAPTION_COLUMNS, "caption")
     return rows
 
 
@@ -139,16 +137,16 @@ def _split_header(line: str) -> tuple[str, list[str]]:
     return delimiter, [column.strip().strip('"') for column in line.split(delimiter)]
 
 
-def _read_tokens(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_tokens(file: Path) -> Iterator[Record]:
     for where, line in read_lines(file):
         if line.strip():
             match = _TOKEN.fullmatch(line)
             if match is None:
                 raise InputError(f"{where}: wanted a.jpg#0, a tab and a caption")
-            yield where, {"image": match[1], "caption": match[2]}
+            yield Record(where, {"image": match[1], "caption": match[2]})
 
 
-def _read_rows(file: Path, columns: list[str], delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_rows(file: Path, columns: list[str], delimiter: str) -> Iterator[Record]:
     """Yield each row below the header by column; surplus fields belong to the last column, if that is the caption."""
     quoting = csv.QUOTE_MINIMAL if delimiter in ",;" else csv.QUOTE_NONE
     rows = read_table(file, delimiter=delimiter, quoting=quoting)
@@ -160,19 +158,18 @@ def _read_rows(file: Path, columns: list[str], delimiter: str) -> Iterator[tuple
             fields = [*fields[: len(columns) - 1], delimiter.join(fields[len(columns) - 1 :])]
         if len(fields) != len(columns):
             raise InputError(f"{where}: {len(fields)} columns, wanted {len(columns)}: {', '.join(columns)}")
-        yield where, dict(zip(columns, fields, strict=True))
+        yield Record(where, dict(zip(columns, fields, strict=True)))
 
 
-def _column(row: dict[str, Any], known: tuple[str, ...], where: str, what: str) -> str:
+def _column(row: Record, known: tuple[str, ...], what: str) -> str:
     """The only column of those known, in capitals or not; InputError for none or several."""
-    found = [column for column in row if column.lower() in known]
+    found = [column for column in row.fields if column.lower() in known]
     if len(found) != 1:
-        there = ", ".join(map(repr, found or row)) or "no column"
-        wanted = f"wanted one column for the {what}, called {', '.join(known)}"
-        raise InputError(f"{where}: found {there}; {wanted}")
+        there = ", ".join(map(repr, found)) or row.names() or "no column"
+        raise row.error(f"found {there}; wanted one column for the {what}, called {', '.join(known)}")
     return found[0]
 
 
-def _optional(row: dict[str, Any], name: str) -> Any:
+def _optional(row: Record, name: str) -> Any:
     """The value of the column of that name, in capitals or not; None where there is none."""
-    return next((value for column, value in row.items() if column.lower() == name), None)
+    return next((value for column, value in row.fields.items() if column.lower() == name), None)

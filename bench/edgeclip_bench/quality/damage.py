@@ -24,6 +24,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from edgeclip import Manifest
+from edgeclip.bundle.staging import file_facts
 from edgeclip.manifest import MANIFEST_NAME
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip_bench.demo import CHECKPOINT
@@ -34,9 +35,8 @@ from edgeclip_bench.quality.against import CheckpointWarning, Difference, compar
 from edgeclip_bench.quality.evaluate import DataScores, evaluate
 from edgeclip_bench.quality.layouts import open_data
 from edgeclip_export import export_checkpoint
-from edgeclip_export.checkpoint import WEIGHTS, hash_file
+from edgeclip_export.checkpoint import WEIGHTS
 
-BENCHMARK = "edgeclip_bench.quality.damage"
 ROTARY = "RotaryEmbedding"
 RIGHT = "as it should be"
 METRICS = ("recall@1", "recall@5")
@@ -156,10 +156,8 @@ def _judge(bundle: Path, right: Path, pictures: Path, cache: Path) -> Judgement:
 
 def _sign(out: Path, manifest: Manifest) -> None:
     """The manifest again, with the files' hashes as they now are."""
-    files = tuple(
-        replace(file, size_bytes=(out / file.name).stat().st_size, sha256=hash_file(out / file.name))
-        for file in manifest.files
-    )
+    (out / MANIFEST_NAME).unlink()
+    files = file_facts(out, lambda what, done, total: None)
     (out / MANIFEST_NAME).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
 
 
@@ -208,5 +206,5 @@ def run(options: argparse.Namespace) -> int:
         }
     for name, recall in figures.items():
         print(name, recall, file=sys.stderr)
-    save(make_document(BENCHMARK, {"images": options.images, "seed": options.seed, "recall": figures}), options.out)
+    save(make_document(__name__, {"images": options.images, "seed": options.seed, "recall": figures}), options.out)
     return 0

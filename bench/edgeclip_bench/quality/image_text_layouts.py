@@ -12,24 +12,12 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edgeclip.errors import InputError
 from edgeclip.inputs.image_folder import Found, list_images
 from edgeclip_bench.quality.datasets import Caption, ImageTextData
 from edgeclip_bench.quality.image_files import ImageFinder, MissingImageError, quote
-from edgeclip_bench.quality.records import (
-    as_list,
-    as_object,
-    as_text,
-    list_folder,
-    read_lines,
-    read_records,
-    take,
-    take_id,
-    take_list,
-    take_text,
-)
+from edgeclip_bench.quality.records import Record, as_list, as_text, list_folder, read_lines, read_records
 from edgeclip_bench.quality.selection import Selection, choose_split
 
 # Where people unpack what the layout's authors publish, beside its file.
@@ -60,8 +48,8 @@ def read_captions(path: Path, selection: Selection) -> ImageTextData:
     selection.refuse(path, "a list of captions", split="which has no splits")
     benchmark = selection.name.lower()  # nothing else says what it is
     items = (
-        Item(where=where, names=(take_text(record, "image", where),), captions=_captions_of(record, where))
-        for where, record in read_records(path)
+        Item(where=record.where, names=(record.text("image"),), captions=_captions_of(record))
+        for record in read_records(path)
     )
     return gather(items, path, selection, folders=("images",), benchmark=benchmark, is_split_up=True)
 
@@ -85,22 +73,22 @@ def read_image_folder(folder: Path, selection: Selection) -> ImageTextData:
     return gather(items, folder, selection, benchmark=selection.name.lower())
 
 
-def read_karpathy(path: Path, document: dict[str, Any], selection: Selection) -> ImageTextData:
+def read_karpathy(path: Path, document: Record, selection: Selection) -> ImageTextData:
     """Karpathy's split of Flickr8k, Flickr30k or COCO (dataset_flickr30k.json), by default its test split.
 
     {"images": [{"filename", "filepath" (COCO: "val2014"), "split", "sentences": [{"raw"}]}]} from
     cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip. "restval", the part of COCO's
     validation images that all train on, counts as train. "dataset" says what the test split is a test of.
     """
-    entries = []
-    for where, entry in _objects(document, "images", path):
-        split = take_text(entry, "split", where)
-        entries.append((where, "train" if split == "restval" else split, entry))
+    entries = [
+        ("train" if entry.text("split") == "restval" else entry.text("split"), entry)
+        for entry in _objects(document, "images")
+    ]
     if not entries:
-        raise InputError(f"{path}: 'images' is empty")
-    split = choose_split({split for _, split, _ in entries}, selection.split, path)
-    items = (_karpathy_item(entry, where) for where, of, entry in entries if of == split)
-    benchmark = str(document.get("dataset", selection.name)).lower() if split == "test" else None
+        raise document.error("'images' is empty")
+    split = choose_split({split for split, _ in entries}, selection.split, path)
+    items = (_karpathy_item(entry) for of, entry in entries if of == split)
+    benchmark = str(document.fields.get("dataset", selection.name)).lower() if split == "test" else None
     return gather(items, path, selection, folders=_FLICKR_AND_COCO, benchmark=benchmark)
 
 
@@ -118,7 +106,7 @@ def choose_coco(folder: Path, selection: Selection) -> Path:
     return splits[choose_split(splits, selection.split, folder)]
 
 
-def read_coco(path: Path, document: dict[str, Any], selection: Selection) -> ImageTextData:
+def read_coco(path: Path, document: Record, selection: Selection) -> ImageTextData:
     """COCO's own captions (captions_val2017.json), or another dataset's in that format.
 
     {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}, from cocodataset.org. The
@@ -127,17 +115,17 @@ def read_coco(path: Path, document: dict[str, Any], selection: Selection) -> Ima
     """
     selection.refuse(path, "COCO captions", split="of which each split is a file")
     files: dict[str, tuple[str, str]] = {}
-    for where, entry in _objects(document, "images", path):
-        key = take_id(entry, "id", where)
+    for entry in _objects(document, "images"):
+        key = entry.id("id")
         if key in files:
-            raise InputError(f"{where}: id {key} is there twice")
-        files[key] = where, take_text(entry, "file_name", where)
+            raise entry.error(f"id {key} is there twice")
+        files[key] = entry.where, entry.text("file_name")
     captions: dict[str, list[tuple[str, None]]] = {key: [] for key in files}
-    for where, entry in _objects(document, "annotations", path):
-        key = take_id(entry, "image_id", where)
+    for entry in _objects(document, "annotations"):
+        key = entry.id("image_id")
         if key not in captions:
-            raise InputError(f"{where}: image_id {key} is not among the images")
-        captions[key].append((take_text(entry, "caption", where), None))
+            raise entry.error(f"image_id {key} is not among the images")
+        captions[key].append((entry.text("caption"), None))
     items = (Item(where=where, names=(name,), captions=tuple(captions[key])) for key, (where, name) in files.items())
     is_apart = selection.images is None and path.absolute().parent.name == "annotations"
     beside = tuple(path.parent / ".." / name for name in _FLICKR_AND_COCO) if is_apart else ()
@@ -153,7 +141,7 @@ def read_crossmodal(path: Path, selection: Selection) -> ImageTextData:
     google-research/big_vision reads it. "image/locale" says where the image is from, not what is captioned.
     """
     selection.refuse(path, "Crossmodal-3600", split="which has no splits")
-    items = (_crossmodal_item(record, where) for where, record in read_records(path))
+    items = map(_crossmodal_item, read_records(path))
     return gather(items, path, selection, folders=("images",), benchmark="xm3600")
 
 
@@ -250,25 +238,25 @@ def gather(
     )
 
 
-def _objects(document: dict[str, Any], key: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects that the document has under `key`, each after its place for messages."""
-    for index, value in enumerate(take_list(document, key, str(path))):
-        where = f"{path}: {key}[{index}]"
-        yield where, as_object(value, where)
+def _objects(document: Record, key: str) -> Iterator[Record]:
+    """The objects that the document has under `key`."""
+    for index, value in enumerate(document.array(key)):
+        yield Record.of(value, f"{document.where}: {key}[{index}]")
 
 
-def _captions_of(record: dict[str, Any], where: str) -> tuple[tuple[str, str | None], ...]:
-    language = take_text(record, "language", where) if record.get("language") is not None else None
+def _captions_of(record: Record) -> tuple[tuple[str, str | None], ...]:
+    language = record.text("language") if record.get("language") is not None else None
     if ("caption" in record) == ("captions" in record):
         both = "both" if "caption" in record else "neither"
-        raise InputError(f"{where}: has {both} of 'caption' and 'captions', wanted one")
-    value = record.get("caption", record.get("captions"))
-    if not isinstance(value, dict) or "caption" in record:
-        return _texts(value, where, language)
+        raise record.error(f"has {both} of 'caption' and 'captions', wanted one")
+    value = record.get("captions")
+    if not isinstance(value, dict):
+        return _texts(record.get("caption") if "caption" in record else value, record.where, language)
     if language is not None:
-        raise InputError(f"{where}: 'captions' are by language, so 'language' must not be there")
+        raise record.error("'captions' are by language, so 'language' must not be there")
     by_language = [
-        _texts(texts, f"{where}: 'captions'", as_text(key, where, "a language")) for key, texts in value.items()
+        _texts(texts, f"{record.where}: 'captions'", as_text(key, record.where, "a language"))
+        for key, texts in value.items()
     ]
     return tuple(itertools.chain.from_iterable(by_language))
 
@@ -286,25 +274,25 @@ def _read_text_beside(image: Path, text: Path) -> Item:
     return Item(where=str(text), names=(image.name,), captions=captions)
 
 
-def _karpathy_item(entry: dict[str, Any], where: str) -> Item:
-    name = take_text(entry, "filename", where)
-    folder = take_text(entry, "filepath", where) if "filepath" in entry else ""
-    sentences = (as_object(value, f"{where}: 'sentences'") for value in take_list(entry, "sentences", where))
+def _karpathy_item(entry: Record) -> Item:
+    name = entry.text("filename")
+    folder = entry.text("filepath") if "filepath" in entry else ""
+    objects = (Record.of(value, f"{entry.where}: 'sentences'") for value in entry.array("sentences"))
+    sentences = (Record(entry.where, sentence.fields) for sentence in objects)
     return Item(
-        where=where,
+        where=entry.where,
         names=(f"{folder}/{name}", name) if folder else (name,),
-        captions=tuple((take_text(sentence, "raw", where), None) for sentence in sentences),
+        captions=tuple((sentence.text("raw"), None) for sentence in sentences),
     )
 
 
-def _crossmodal_item(record: dict[str, Any], where: str) -> Item:
-    name = f"{take_text(record, 'image/key', where)}.jpg"
+def _crossmodal_item(record: Record) -> Item:
     captions: list[tuple[str, str | None]] = []
-    for language, value in record.items():
+    for language, value in record.fields.items():
         if isinstance(value, dict):
-            texts = as_list(take(value, "caption", f"{where}: {language!r}"), f"{where}: {language!r}")
-            captions += _texts(texts, f"{where}: {language!r}", language)
-    return Item(where=where, names=(name,), captions=tuple(captions))
+            of_language = Record(f"{record.where}: {language!r}", value)
+            captions += _texts(as_list(of_language.take("caption"), of_language.where), of_language.where, language)
+    return Item(where=record.where, names=(f"{record.text('image/key')}.jpg",), captions=tuple(captions))
 
 
 def _coco_captions(folder: Path) -> list[Path]:

@@ -29,7 +29,7 @@ from edgeclip_bench.quality.image_text_layouts import (
 )
 from edgeclip_bench.quality.known_layouts import LISTED, PARQUET, not_understood
 from edgeclip_bench.quality.records import (
-    as_object,
+    Record,
     list_folder,
     plain_stem,
     plain_suffix,
@@ -115,7 +115,7 @@ def _open_file(path: Path, selection: Selection) -> Found:
 
 def _open_json_lines(path: Path, selection: Selection) -> Found:
     """Choose the reader by the fields of the first line."""
-    _, first = next(read_records(path), ("", None))
+    first = next(read_records(path), None)
     if first is None:
         raise InputError(f"{path}: is empty")
     if "image/key" in first:
@@ -126,16 +126,16 @@ def _open_json_lines(path: Path, selection: Selection) -> Found:
         return read_caption_table(path, selection)
     if "sentence1" in first:
         return _open_pairs(path, selection)
-    raise not_understood(path, f"its first line has {', '.join(map(repr, first)) or 'no fields'}")
+    raise not_understood(path, f"its first line has {first.names() or 'no fields'}")
 
 
 def _open_json(path: Path, selection: Selection) -> Found:
-    document = as_object(read_json(path), str(path))
+    document = Record.of(read_json(path), str(path))
     if "annotations" in document:
         return read_coco(path, document, selection)
     if "images" in document:
         return read_karpathy(path, document, selection)
-    raise not_understood(path, f"has {', '.join(map(repr, list(document)[:LISTED])) or 'no fields'}")
+    raise not_understood(path, f"has {', '.join(map(repr, list(document.fields)[:LISTED])) or 'no fields'}")
 
 
 def _open_pairs(path: Path, selection: Selection) -> Found:
@@ -231,7 +231,7 @@ def _names_images(file: Path) -> bool:
     if plain_suffix(file) != ".jsonl":
         return False
     try:
-        _, first = next(read_records(file))
+        first = next(read_records(file))
     except (StopIteration, InputError):
         return False
     return "image" in first or "image/key" in first

@@ -322,7 +322,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     from edgeclip_bench.measure.documents import make_document  # psutil, which comes with the extra too
 
     return make_document(
-        "edgeclip_bench.quality.mteb_model",
+        __name__,
         {
             "model": model.mteb_model_meta.name,
             "revision": model.mteb_model_meta.revision,

@@ -10,14 +10,75 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Self, cast
 
 from edgeclip.errors import InputError
 from edgeclip.inputs.image_folder import is_system_name
 
 # A line of a file that holds none would fill the memory, and gzip makes such a file of a few megabytes.
 LONGEST_LINE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A JSON object or a table's row, with its place (`file:number`), which begins each message about it."""
+
+    where: str
+    fields: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, value: object, where: str) -> Self:
+        """The record that a JSON value is; InputError unless it is an object."""
+        if not isinstance(value, dict):
+            raise InputError(f"{where}: wanted a JSON object, found {_kind(value)}")
+        return cls(where, value)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.fields
+
+    def get(self, key: str) -> Any:
+        """The value under `key`; None where there is none."""
+        return self.fields.get(key)
+
+    def take(self, key: str) -> Any:
+        """The value that must stand under `key`."""
+        if key not in self.fields:
+            raise self.error(f"{key!r} is missing; there are: {self.names() or 'no fields'}")
+        return self.fields[key]
+
+    def text(self, key: str, *, may_be_empty: bool = False) -> str:
+        """The text that must stand under `key`."""
+        return as_text(self.take(key), self.where, repr(key), may_be_empty=may_be_empty)
+
+    def id(self, key: str) -> str:
+        """The id under `key`: a string, or a whole number as its digits."""
+        value = self.take(key)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        return as_text(value, self.where, repr(key))
+
+    def number(self, key: str, what: str) -> float:
+        """A JSON number, or a string that is one, not necessarily finite; `what` names it in the message."""
+        value = self.take(key)
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            with suppress(ValueError, OverflowError):
+                return float(value)
+        raise self.error(f"{what} is {value!r:.50}, wanted a number")
+
+    def array(self, key: str) -> list[Any]:
+        """The JSON array that must stand under `key`."""
+        return as_list(self.take(key), f"{self.where}: {key!r}")
+
+    def names(self) -> str:
+        """The names of all fields, for messages."""
+        return ", ".join(map(repr, self.fields))
+
+    def error(self, what: str) -> InputError:
+        """An error of this record."""
+        return InputError(f"{self.where}: {what}")
 
 
 def plain_suffix(path: Path) -> str:
@@ -45,11 +106,11 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
         raise _unreadable(path, error) from error
 
 
-def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The JSON object of each line that is not blank, after `file:number`."""
+def read_records(path: Path) -> Iterator[Record]:
+    """The JSON object of each line that is not blank."""
     for where, line in read_lines(path):
         if line and not line.isspace():
-            yield where, as_object(_parse_json(line, where), where)
+            yield Record.of(_parse_json(line, where), where)
 
 
 def read_table(path: Path, *, delimiter: str, quoting: int = csv.QUOTE_MINIMAL) -> Iterator[tuple[str, list[str]]]:
@@ -94,13 +155,6 @@ def list_folder(folder: Path) -> list[Path]:
         raise InputError(f"{folder}: cannot be listed ({error.strerror})") from error
 
 
-def as_object(value: object, where: str) -> dict[str, Any]:
-    """`value`, checked to be a JSON object."""
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: wanted a JSON object, found {_kind(value)}")
-    return value
-
-
 def as_list(value: object, where: str) -> list[Any]:
     """`value`, checked to be a JSON array."""
     if not isinstance(value, list):
@@ -119,41 +173,6 @@ def as_text(value: object, where: str, what: str, *, may_be_empty: bool = False)
     except UnicodeEncodeError as error:
         raise InputError(f"{where}: {what} holds a lone surrogate, so it is no Unicode text") from error
     return value
-
-
-def take(record: Mapping[str, Any], key: str, where: str) -> Any:
-    """The value that the record must have under `key`."""
-    if key not in record:
-        raise InputError(f"{where}: {key!r} is missing; there are: {', '.join(map(repr, record)) or 'no fields'}")
-    return record[key]
-
-
-def take_text(record: Mapping[str, Any], key: str, where: str, *, may_be_empty: bool = False) -> str:
-    """The text that the record must have under `key`."""
-    return as_text(take(record, key, where), where, repr(key), may_be_empty=may_be_empty)
-
-
-def take_id(record: Mapping[str, Any], key: str, where: str) -> str:
-    """The id under `key`: a string, or a whole number as its digits."""
-    value = take(record, key, where)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return as_text(value, where, repr(key))
-
-
-def take_list(record: Mapping[str, Any], key: str, where: str) -> list[Any]:
-    """The JSON array that the record must have under `key`."""
-    return as_list(take(record, key, where), f"{where}: {key!r}")
-
-
-def as_number(value: object, where: str, what: str) -> float:
-    """A JSON number, or a string that is one; not necessarily finite."""
-    if isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except (ValueError, OverflowError):
-            pass
-    raise InputError(f"{where}: {what} is {value!r:.50}, wanted a number")
 
 
 def _open(path: Path) -> BinaryIO:

@@ -11,21 +11,17 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edgeclip.errors import InputError
 from edgeclip_bench.quality.datasets import StsData, TextRetrievalData
 from edgeclip_bench.quality.records import (
-    as_number,
+    Record,
     as_text,
     plain_stem,
     plain_suffix,
     read_lines,
     read_records,
     read_table,
-    take,
-    take_id,
-    take_text,
 )
 from edgeclip_bench.quality.selection import Selection, choose_split
 
@@ -51,11 +47,11 @@ class Corpus:
 
     def __iter__(self) -> Iterator[str]:
         ids = iter(self.ids)
-        for where, key, record in _read_documents(self.files):
+        for key, record in _read_documents(self.files):
             if key != next(ids, None):
-                raise InputError(f"{where}: the corpus has changed since its ids were read; start again")
-            title = "" if record.get("title") is None else take_text(record, "title", where, may_be_empty=True)
-            yield f"{title} {take_text(record, 'text', where, may_be_empty=True)}".strip()
+                raise record.error("the corpus has changed since its ids were read; start again")
+            title = "" if record.get("title") is None else record.text("title", may_be_empty=True)
+            yield f"{title} {record.text('text', may_be_empty=True)}".strip()
         if next(ids, None) is not None:
             raise InputError(f"{self.files[-1]}: the corpus is shorter than when its ids were read; start again")
 
@@ -83,13 +79,10 @@ def read_retrieval(folder: Path, selection: Selection) -> TextRetrievalData:
     if not query_files:
         raise InputError(f"{folder}: has a corpus but no queries.jsonl")
     judgements_file = _choose_judgements(folder, selection)
-    documents = {key: number for number, (_, key, _) in enumerate(_read_unique(files, "document"))}
+    documents = {key: number for number, (key, _) in enumerate(_read_unique(files, "document"))}
     if not documents:
         raise InputError(f"{files[0]}: holds no document")
-    texts = {
-        key: take_text(record, "text", where, may_be_empty=True)
-        for where, key, record in _read_unique(query_files, "query")
-    }
+    texts = {key: record.text("text", may_be_empty=True) for key, record in _read_unique(query_files, "query")}
     grades: dict[tuple[str, str], int] = {}
     changed = 0
     for where, query, document, grade in _read_judgements(judgements_file):
@@ -148,7 +141,7 @@ def is_sts(file: Path) -> bool:
     """Say whether the first record of a .jsonl, .tsv or .csv is a pair of sentences with a score."""
     try:
         if plain_suffix(file) == ".jsonl":
-            _, record = next(read_records(file))
+            record = next(read_records(file))
             return all(field in record for field in _STS_FIELDS)
         _name_columns(*next(_read_rows(file)))
     except (StopIteration, InputError):
@@ -177,14 +170,14 @@ def read_sts(file: Path, selection: Selection) -> tuple[StsData, ...]:
     """
     selection.refuse(file, "a file of sentence pairs", images="which has no images")
     pairs: dict[str | None, list[tuple[str, str, float]]] = {}
-    for where, record in read_records(file) if plain_suffix(file) == ".jsonl" else _read_pair_rows(file):
-        first, second, value = (take(record, field, where) for field in _STS_FIELDS)
+    for record in read_records(file) if plain_suffix(file) == ".jsonl" else _read_pair_rows(file):
+        first, second = record.take("sentence1"), record.take("sentence2")
         named = next((field for field in ("language", "lang") if record.get(field) is not None), None)
-        language = take_text(record, named, where) if named else None
-        score = as_number(value, where, "the score")
+        language = record.text(named) if named else None
+        score = record.number("score", "the score")
         if not math.isfinite(score):
-            raise InputError(f"{where}: the score is {score}")
-        pair = as_text(first, where, "sentence 1"), as_text(second, where, "sentence 2"), score
+            raise record.error(f"the score is {score}")
+        pair = as_text(first, record.where, "sentence 1"), as_text(second, record.where, "sentence 2"), score
         of_language = pairs.setdefault(language, [])
         if selection.wants(language) and len(of_language) != selection.limit:
             of_language.append(pair)
@@ -224,46 +217,44 @@ def _choose_judgements(folder: Path, selection: Selection) -> Path:
     return splits[choose_split(splits, selection.split, folder)]
 
 
-def _read_documents(files: tuple[Path, ...]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _read_documents(files: tuple[Path, ...]) -> Iterator[tuple[str, Record]]:
+    """The records of the files, each after its id."""
     for file in files:
-        for where, record in read_records(file):
-            yield where, take_id(record, "id" if "_id" not in record and "id" in record else "_id", where), record
+        for record in read_records(file):
+            yield record.id("id" if "_id" not in record and "id" in record else "_id"), record
 
 
-def _read_unique(files: tuple[Path, ...], what: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _read_unique(files: tuple[Path, ...], what: str) -> Iterator[tuple[str, Record]]:
     """The same; InputError for an id that is there twice."""
     seen: set[str] = set()
-    for where, key, record in _read_documents(files):
+    for key, record in _read_documents(files):
         if key in seen:
-            raise InputError(f"{where}: {what} {key!r} is there twice")
+            raise record.error(f"{what} {key!r} is there twice")
         seen.add(key)
-        yield where, key, record
+        yield key, record
 
 
 def _read_judgements(file: Path) -> Iterator[tuple[str, str, str, int]]:
-    if plain_suffix(file) == ".jsonl":
-        for where, record in read_records(file):
-            query, document = take_id(record, "query-id", where), take_id(record, "corpus-id", where)
-            yield where, query, document, _as_grade(take(record, "score", where), where)
-        return
+    """The place, the query, the document and the grade of each judgement."""
+    for record in read_records(file) if plain_suffix(file) == ".jsonl" else _read_grade_rows(file):
+        grade = record.number("score", "the score")
+        if not grade.is_integer():
+            raise record.error(f"the score is {grade}, wanted a whole number")
+        yield record.where, record.id("query-id"), record.id("corpus-id"), int(grade)
+
+
+def _read_grade_rows(file: Path) -> Iterator[Record]:
     rows = read_table(file, delimiter="\t")
     where, header = next(rows, (f"{file}:1", []))
     if header != _GRADES_HEADER:
         raise InputError(f"{where}: wanted the header {', '.join(_GRADES_HEADER)} between tabs, found {header}")
     for where, row in rows:
-        if len(row) != len(_GRADES_HEADER):
-            raise InputError(f"{where}: {len(row)} columns, wanted {', '.join(_GRADES_HEADER)}")
-        yield where, row[0], row[1], _as_grade(row[2], where)
+        if len(row) != len(header):
+            raise InputError(f"{where}: {len(row)} columns, wanted {', '.join(header)}")
+        yield Record(where, dict(zip(header, row, strict=True)))
 
 
-def _as_grade(value: object, where: str) -> int:
-    number = as_number(value, where, "the score")
-    if not number.is_integer():
-        raise InputError(f"{where}: the score is {number}, wanted a whole number")
-    return int(number)
-
-
-def _read_pair_rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
+def _read_pair_rows(file: Path) -> Iterator[Record]:
     """The sentences and the score of each row of a table."""
     names: tuple[str, ...] = ()
     for where, row in _read_rows(file):
@@ -273,7 +264,7 @@ def _read_pair_rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
                 continue
         if len(row) < len(names) or (len(row) > len(names) and names != _STS_BENCHMARK):
             raise InputError(f"{where}: {len(row)} columns, wanted {len(names)}")
-        yield where, {field: row[names.index(field)] for field in _STS_FIELDS}
+        yield Record(where, {field: row[names.index(field)] for field in _STS_FIELDS})
 
 
 def _read_rows(file: Path) -> Iterator[tuple[str, list[str]]]:

@@ -53,7 +53,6 @@ from edgeclip_bench.rivals.recipes import (
 )
 from edgeclip_bench.rivals.report import rival_tables
 
-BENCHMARK = "edgeclip_bench.rivals.run"
 SHORT_TOKENS, LONG_TOKENS = 16, 512
 FAMILY = "jina_clip"
 # Calibration draws with seed 0.
@@ -170,7 +169,7 @@ def run_rivals(
         share = others_share(spent, read_spent(), os.cpu_count() or 1)
     parts = {part: [row for of_graph in found for row in of_graph[part]] for part in found[0]}
     return make_document(
-        BENCHMARK,
+        __name__,
         {
             "threads": count,
             "others_share": round(share, 4),
