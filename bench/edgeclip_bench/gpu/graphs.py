@@ -11,7 +11,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from edgeclip.bundle.files import open_manifest
 from edgeclip.engine.cuda.cuda_session import CUDA_WAYS, CudaWay
 from edgeclip.engine.devices import Device, usable_cpus
 from edgeclip.engine.opening import GraphToOpen, open_graph
+from edgeclip.engine.paired_timing import take_turns
 from edgeclip.inputs.square import normalize_pixels
 from edgeclip_bench.measure.closeness import summarize_cosines
 from edgeclip_bench.measure.documents import add_out, make_document, save
@@ -115,14 +116,14 @@ def latency(setup: Setup) -> None:
             run: Run | None = None
             refused: dict[str, Any] = {}
             started = time.perf_counter()
-            with suppress_error(refused):
+            with note_error(refused):
                 run = _open(setup.fp16, graph, Device(kind=setup.device), way)
                 opened_s[f"{graph}, {way}"] = time.perf_counter() - started
             for name, count, tokens in CASES:
                 if name == graph:
                     case = {"graph": graph, "way": way, "batch": count, "tokens": tokens or None, **refused}
-                    if run:
-                        with suppress_error(case):
+                    if run is not None:
+                        with note_error(case):
                             case |= timed(partial(run, setup.batch(graph, count, tokens)), count, setup.seconds)
                     cases.append(case)
                     setup.note()
@@ -140,7 +141,7 @@ def parity(setup: Setup) -> None:
         for way in _ways(setup):
             found: dict[str, Any] = {}
             ways[way] = found
-            with suppress_error(found):
+            with note_error(found):
                 run = _open(setup.fp16, graph, Device(kind=setup.device), way)
                 rows = [np.array([run(batch) for _ in range(3)]) for batch in batches]
                 singles = [batch[index : index + 1] for batch in batches for index in range(len(batch))]
@@ -168,7 +169,7 @@ def rivals(setup: Setup) -> None:
     for mode in MODES if setup.compiles else MODES[:1]:
         for graph, count, tokens in CASES:
             case: dict[str, Any] = {"graph": graph, "way": f"torch {mode}", "batch": count, "tokens": tokens or None}
-            with suppress_error(case):
+            with note_error(case):
                 batch = setup.batch(graph, count, tokens)
                 if graph == "vision":
                     batch = normalize_pixels(batch, open_manifest(setup.bundle).need_image())
@@ -206,31 +207,20 @@ def _row(case: Mapping[str, Any]) -> str:
 
 
 def timed(run: Callable[[], object], count: int, seconds: float) -> dict[str, Any]:
-    """The latencies of calls for some seconds after the warm-up, at least ten, and inputs per second."""
-    for _ in range(_WARM_UPS):
-        run()
-    samples: list[float] = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(samples) < 10:
-        started = time.perf_counter()
-        run()
-        samples.append((time.perf_counter() - started) * 1000)
-    distribution = summarize(samples)
+    """The latencies of calls for some seconds, at least ten after the warm-up, and inputs per second."""
+    times = take_turns({"": run}, sys.maxsize, seconds=seconds, least=10, warm_up=_WARM_UPS, is_alone=False)
+    distribution = summarize(times[""] * 1000)
     return {**asdict(distribution), "inputs_per_s": count * 1000 / distribution.p50_ms}
 
 
-class suppress_error(suppress):  # noqa: N801 (a context manager, as contextlib names its own)
+@contextmanager
+def note_error(into: dict[str, Any]) -> Iterator[None]:
     """Write an error as "error" where its figures would stand, and go on."""
-
-    def __init__(self, into: dict[str, Any]) -> None:
-        super().__init__(Exception)
-        self._into = into
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
-        if error is not None:
-            self._into["error"] = f"{type(error).__name__}: {error}"
-            print(f"  {self._into['error']}", file=sys.stderr)
-        return super().__exit__(kind, error, trace)
+    try:
+        yield
+    except Exception as error:
+        into["error"] = f"{type(error).__name__}: {error}"
+        print(f"  {into['error']}", file=sys.stderr)
 
 
 def _ways(setup: Setup) -> tuple[CudaWay, ...]:

@@ -14,7 +14,7 @@ compare the accounting with queueing theory.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,16 +40,6 @@ _STEP = 1.25
 Query = Callable[[], object]
 
 
-class Clock(Protocol):
-    """A source of time in seconds."""
-
-    def now(self) -> float:
-        """Seconds since some fixed moment."""
-
-    def sleep_until(self, moment: float) -> None:
-        """Return at `moment`, at once where it is past."""
-
-
 class WallClock:
     """The machine's clock."""
 
@@ -58,13 +48,13 @@ class WallClock:
         return time.perf_counter()
 
     def sleep_until(self, moment: float) -> None:
-        """Sleep, and spin through the last millisecond, which a sleep would overshoot."""
+        """Return at `moment`, at once where it is past; spin through the last millisecond, where sleep is late."""
         while (left := moment - time.perf_counter()) > 0:
             if left > 0.001:
                 time.sleep(left - 0.001)
 
 
-class VirtualClock:
+class VirtualClock(WallClock):
     """A clock that stands until it is moved, so that a simulated hour takes no time."""
 
     def __init__(self) -> None:
@@ -128,7 +118,7 @@ class ServerRun:
         return next((probe for probe in self.probes if probe.is_kept and probe.rate_per_s == self.rate_per_s), None)
 
 
-def warm_up(query: Query, clock: Clock) -> int:
+def warm_up(query: Query, clock: WallClock) -> int:
     """Run queries that do not count; return how many there were."""
     started, done = clock.now(), 0
     while done < WARM_UP_QUERIES or clock.now() - started < WARM_UP_S:
@@ -137,7 +127,9 @@ def warm_up(query: Query, clock: Clock) -> int:
     return done
 
 
-def stream(query: Query, effort: Effort, clock: Clock, *, per_query: int = 1, warm: Query | None = None) -> Stream:
+def stream(
+    query: Query, effort: Effort, clock: WallClock, *, per_query: int = 1, warm: Query | None = None
+) -> Stream:
     """Send the next query when the last is done, in windows until they agree.
 
     `per_query` is the number of samples that a query adds to a window's throughput. `warm` is what is asked before
@@ -179,7 +171,7 @@ def allowed_over(count: int) -> int:
     return count // 100
 
 
-def serve(query: Query, rate_per_s: float, bound_ms: float, count: int, clock: Clock, seed: int = 0) -> Probe:
+def serve(query: Query, rate_per_s: float, bound_ms: float, count: int, clock: WallClock, seed: int = 0) -> Probe:
     """Answer `count` queries that arrive at Poisson moments, each when those before it are answered.
 
     Stops at the query that makes the bound unreachable.
@@ -232,7 +224,7 @@ def find_server_rate(
     query: Query,
     service_s: Sequence[float],
     bound_ms: float,
-    clock: Clock,
+    clock: WallClock,
     *,
     count: int = SERVER_QUERIES,
     seed: int = 0,

@@ -21,8 +21,8 @@ import os
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +43,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 FILES = 40
 # Each is a token, or a few of a tokenizer with few pieces: then texts are longer than drawn.
 _WORDS = ("a", "red", "bicycle", "on", "the", "road", "in", "rain", "by", "sea")
-
-
-@dataclass(slots=True, kw_only=True)
-class Counts:
-    """The numbers of texts and images that were encoded."""
-
-    calls: int = 0
-    texts: int = 0
-    images: int = 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,7 +100,7 @@ def soak(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Encode for `seconds` and return the JSON document; raises what encoding raised."""
-    counts = Counts()
+    counts = Counter(calls=0, texts=0, images=0)
     failures: list[BaseException] = []
     resident: list[tuple[float, int]] = []
     gpu: list[tuple[float, int]] = []
@@ -151,7 +142,7 @@ def soak(
             "clients": clients,
             "seconds": seconds,
             "to_the_limit": to_the_limit,
-            "counts": asdict(counts),
+            "counts": dict(counts),
             "peak_bytes": peak,
             "resident_memory": judge_memory(resident),
             "gpu_memory": judge_memory(gpu) if gpu else None,
@@ -173,7 +164,7 @@ def log_uniform(random: np.random.Generator, least: int, most: int) -> int:
 
 
 def _call(
-    encoder: Encoder, random: np.random.Generator, files: Sequence[bytes], limit: int | None, counts: Counts
+    encoder: Encoder, random: np.random.Generator, files: Sequence[bytes], limit: int | None, counts: Counter[str]
 ) -> None:
     has_texts = encoder.manifest.text is not None
     if has_texts and (not files or random.random() < 0.5):
@@ -182,12 +173,12 @@ def _call(
             lengths = [limit]
         texts = [_text(random, length) for length in lengths]
         encoder.encode_text(texts, task=needed_task(encoder.manifest, "text"), progress=False)
-        counts.texts += len(lengths)
+        counts["texts"] += len(lengths)
     else:
         images = [files[index] for index in random.integers(len(files), size=random.integers(1, IMAGES_AT_ONCE + 1))]
         encoder.encode_image(images, task=needed_task(encoder.manifest, "image"), progress=False)
-        counts.images += len(images)
-    counts.calls += 1
+        counts["images"] += len(images)
+    counts["calls"] += 1
 
 
 def _text(random: np.random.Generator, tokens: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeclip import Encoder, InputError, TruncationWarning
+from edgeclip import Encoder, InputError
 from edgeclip.bundle.closeness import row_cosines
 from edgeclip.bundle.files import open_manifest
 from edgeclip.manifest import Modality
@@ -29,6 +29,7 @@ from edgeclip_bench.quality.evaluate import (
     evaluation_of,
     open_embedder,
     score_data,
+    warn_of_cut,
 )
 from edgeclip_bench.quality.metrics import NEVER
 from edgeclip_bench.quality.samples import Figure, Sample, Values, agree, judge
@@ -152,28 +153,12 @@ def compare(
         closeness=tuple(closeness for pair in pairs for closeness in pair.closeness),
         worst=tuple(worst for pair in pairs for worst in pair.worst),
     )
+    sides = found.evaluation, found.reference
     if not found.is_one_checkpoint:
-        sources = " and ".join(f"{side.bundle.name} ({side.bundle.source})" for side in _sides(found))
+        sources = " and ".join(f"{side.bundle.name} ({side.bundle.source})" for side in sides)
         warnings.warn(CheckpointWarning(f"two checkpoints are compared: {sources}"), stacklevel=2)
-    _warn_of_cut(found)
+    warn_of_cut(*sides)
     return found
-
-
-def _sides(found: Comparison) -> tuple[Evaluation, Evaluation]:
-    """The bundle's, then the reference's."""
-    return found.evaluation, found.reference
-
-
-def _warn_of_cut(found: Comparison) -> None:
-    """Warn once of all texts that either bundle cut."""
-    cuts = [
-        (cut, f"{cut} texts were cut to {side.bundle.max_length} tokens by {side.bundle.name}")
-        for side in _sides(found)
-        if (cut := sum(data.embedded.cut for data in side.data))
-    ]
-    if cuts:
-        warning = TruncationWarning("; ".join(said for _, said in cuts), cut=sum(cut for cut, _ in cuts))
-        warnings.warn(warning, stacklevel=3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

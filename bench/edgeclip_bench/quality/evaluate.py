@@ -211,11 +211,15 @@ def score_data(embedded: Embedded, samples: Iterable[tuple[int, Sample]]) -> Dat
     )
 
 
-def warn_of_cut(found: Evaluation) -> None:
-    """Warn once of all texts that were cut."""
-    if cut := sum(data.embedded.cut for data in found.data):
-        warning = TruncationWarning(f"{cut} texts were cut to {found.bundle.max_length} tokens", cut=cut)
-        warnings.warn(warning, stacklevel=3)
+def warn_of_cut(*found: Evaluation) -> None:
+    """Warn once of all texts that were cut; of several bundles, which of them cut how many."""
+    cuts = [(cut, side.bundle) for side in found if (cut := sum(data.embedded.cut for data in side.data))]
+    said = [
+        f"{cut} texts were cut to {bundle.max_length} tokens" + f" by {bundle.name}" * (len(found) > 1)
+        for cut, bundle in cuts
+    ]
+    if cuts:
+        warnings.warn(TruncationWarning("; ".join(said), cut=sum(cut for cut, _ in cuts)), stacklevel=3)
 
 
 def choose_dims(manifest: Manifest, truncate_dims: Sequence[int] | None) -> tuple[int, ...]:

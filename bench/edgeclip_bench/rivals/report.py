@@ -3,74 +3,68 @@
 A case's table has in one line what a reader weighs against each other: time, ratios, cosine, memory.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from edgeclip.tables import format_bytes
-from edgeclip_bench.measure.report_table import NONE, Table
+from edgeclip_bench.measure.report_table import NONE, Columns, Table, make_table
 
 Document = Mapping[str, Any]
-_STANDING = (
-    *("", "on disk", "resident", "anonymous", "peak above", "open"),
-    *("worst cosine", "1st percentile", "mean", "made by"),
-)
+
+_STANDINGS: Columns[Document] = {
+    "": lambda one: one["contender"],
+    "on disk": lambda one: format_bytes(one["size_bytes"]),
+    "resident": lambda one: format_bytes(one["resident"]["loaded_bytes"]),
+    "anonymous": lambda one: format_bytes(one["resident"]["anonymous_bytes"]),
+    "peak above": lambda one: format_bytes(one["resident"]["peak_above_loaded_bytes"]),
+    "open": lambda one: f"{one['resident']['open_s']:.2f} s",
+    "worst cosine": lambda one: f"{one['closeness']['worst']:.5f}",
+    "1st percentile": lambda one: f"{one['closeness']['first_percentile']:.5f}",
+    "mean": lambda one: f"{one['closeness']['mean']:.5f}",
+    "made by": lambda one: one["recipe"],
+}
+_TWINS: Columns[Document] = {
+    "": lambda one: one["rival"],
+    "graph": lambda one: one["graph"],
+    "same as": lambda one: one["same_as"],
+}
 
 
 def rival_tables(document: Document) -> Iterator[Table]:
     """Every table that has rows, graph by graph."""
     for graph in dict.fromkeys(one["graph"] for one in document["standings"]):
         standings = [one for one in document["standings"] if one["graph"] == graph]
-        yield Table(
-            title=f"rivals, {graph} graph: what each holds, and the cosines of its vectors to {document['fp32']}'s",
-            header=_STANDING,
-            rows=tuple(map(_standing, standings)),
-        )
+        title = f"rivals, {graph} graph: what each holds, and the cosines of its vectors to {document['fp32']}'s"
+        yield make_table(title, standings, _STANDINGS)
         cases = dict.fromkeys(one["case"] for one in document["latencies"])
         for case in (case for case in cases if _is_of(case, graph)):
             yield _case(document, case, {one["contender"]: one for one in standings})
     if missing := _missing(document):
         yield Table(title="rivals that were left out", header=("", "graph", "why"), rows=missing)
-    twins = tuple((one["rival"], one["graph"], one["same_as"]) for one in document["twins"])
-    if twins:
-        yield Table(title="rivals with the very files of another", header=("", "graph", "same as"), rows=twins)
-
-
-def _standing(one: Document) -> tuple[str, ...]:
-    resident, closeness = one["resident"], one["closeness"]
-    return (
-        one["contender"],
-        format_bytes(one["size_bytes"]),
-        format_bytes(resident["loaded_bytes"]),
-        format_bytes(resident["anonymous_bytes"]),
-        format_bytes(resident["peak_above_loaded_bytes"]),
-        f"{resident['open_s']:.2f} s",
-        *(f"{closeness[which]:.5f}" for which in ("worst", "first_percentile", "mean")),
-        one["recipe"],
-    )
+    if twins := document["twins"]:
+        yield make_table("rivals with the very files of another", twins, _TWINS)
 
 
 def _case(document: Document, case: str, standings: Mapping[str, Document]) -> Table:
     bundles = list(dict.fromkeys(one["bundle"] for one in document["against"]))
     against = {(one["bundle"], one["rival"]): one["ratio"] for one in document["against"] if one["case"] == case}
-    rows = []
-    for one in (one for one in document["latencies"] if one["case"] == case):
-        name, ratio = one["contender"], one["to_fp32"]
-        rows.append(
-            (
-                name,
-                f"{one['median_ms']:.3g}" if one["median_ms"] < 100 else f"{one['median_ms']:.0f}",
-                NONE if one["p90_ms"] is None else f"{one['p90_ms']:.3g}",
-                f"{ratio['median']:.3f}",
-                f"{ratio['low']:.3f}-{ratio['high']:.3f}",
-                *(_ratio(against.get((bundle, name))) for bundle in bundles),
-                f"{standings[name]['closeness']['worst']:.5f}",
-                format_bytes(standings[name]["resident"]["loaded_bytes"]),
-                str(one["samples"]),
-            )
-        )
-    ratios = (f"to {document['fp32']}", "quartiles", *(f"{bundle} to it" for bundle in bundles))
-    header = ("", "median ms", "p90 ms", *ratios, "worst cosine", "resident", "rounds")
-    return Table(title=f"rivals, {case}: compute alone, in turns", header=header, rows=tuple(rows))
+
+    def ratio_of(bundle: str) -> Callable[[Document], str]:
+        return lambda one: _ratio(against.get((bundle, one["contender"])))
+
+    columns: Columns[Document] = {
+        "": lambda one: one["contender"],
+        "median ms": lambda one: f"{one['median_ms']:.3g}" if one["median_ms"] < 100 else f"{one['median_ms']:.0f}",
+        "p90 ms": lambda one: NONE if one["p90_ms"] is None else f"{one['p90_ms']:.3g}",
+        f"to {document['fp32']}": lambda one: f"{one['to_fp32']['median']:.3f}",
+        "quartiles": lambda one: f"{one['to_fp32']['low']:.3f}-{one['to_fp32']['high']:.3f}",
+        **{f"{bundle} to it": ratio_of(bundle) for bundle in bundles},
+        "worst cosine": lambda one: f"{standings[one['contender']]['closeness']['worst']:.5f}",
+        "resident": lambda one: format_bytes(standings[one["contender"]]["resident"]["loaded_bytes"]),
+        "rounds": lambda one: str(one["samples"]),
+    }
+    latencies = (one for one in document["latencies"] if one["case"] == case)
+    return make_table(f"rivals, {case}: compute alone, in turns", latencies, columns)
 
 
 def _ratio(ratio: Document | None) -> str:
