@@ -75,9 +75,16 @@ def truncate(vectors: Vectors, dim: int) -> Vectors:
 
 
 def first_hit_ranks(
-    queries: Vectors, items: Vectors, positives: Positives, *, block_bytes: int = BLOCK_BYTES
+    queries: Vectors,
+    items: Vectors,
+    positives: Positives,
+    *,
+    without: Indices | None = None,
+    block_bytes: int = BLOCK_BYTES,
 ) -> Indices:
     """The rank from 0 of each query's best positive: (Q,) from queries (Q, D) and items (N, D).
+
+    `without` (Q,) is an item that the query does not search, which is none of its positives; -1 for none.
 
     It is the number of items that are not positive and score at least as much. A tie counts against, and so
     does an item whose score is NaN: a model that gives constants finds nothing. A positive that scores NaN
@@ -85,7 +92,7 @@ def first_hit_ranks(
     """
     best = _best_positive_scores(queries, items, positives, block_bytes)  # (Q,)
     ranks = np.zeros(len(queries), dtype=np.int64)
-    for rows, columns, scores in _similarity_blocks(queries, items, block_bytes):
+    for rows, columns, scores in _similarity_blocks(queries, items, without, block_bytes):
         first, last = positives.starts[rows.start], positives.starts[rows.stop]
         counts = np.diff(positives.starts[rows.start : rows.stop + 1])
         row, column = np.repeat(np.arange(len(counts)), counts), positives.items[first:last] - columns.start
@@ -97,16 +104,17 @@ def first_hit_ranks(
 
 
 def top_k(
-    queries: Vectors, items: Vectors, k: int, *, block_bytes: int = BLOCK_BYTES
+    queries: Vectors, items: Vectors, k: int, *, without: Indices | None = None, block_bytes: int = BLOCK_BYTES
 ) -> tuple[Indices, NDArray[np.float32]]:
     """The k best items of each query and their scores, both (Q, k), best first, ties by the lower index.
 
-    Where fewer than k items have a score (N < k, or NaN), the rest is NOTHING with the score -inf.
+    Where fewer than k items have a score (N < k, or NaN), the rest is NOTHING with the score -inf. `without` as in
+    `first_hit_ranks`.
     """
     _check_k(k)
     found = np.full((len(queries), k), NOTHING, dtype=np.int64)
     found_scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
-    for rows, columns, scores in _similarity_blocks(queries, items, block_bytes):
+    for rows, columns, scores in _similarity_blocks(queries, items, without, block_bytes):
         scores[np.isnan(scores)] = -np.inf
         here = _best_columns(scores, min(k, scores.shape[1]))
         here_scores = np.take_along_axis(scores, here, axis=1)
@@ -186,9 +194,12 @@ def top_k_agreement(first: Indices, second: Indices) -> NDArray[np.float64]:
 
 
 def _similarity_blocks(
-    queries: Vectors, items: Vectors, block_bytes: int
+    queries: Vectors, items: Vectors, without: Indices | None, block_bytes: int
 ) -> Iterator[tuple[slice, slice, NDArray[np.float32]]]:
-    """Rows, columns and similarities of one block after another; a query's blocks come in the items' order."""
+    """Rows, columns and similarities of one block after another; a query's blocks come in the items' order.
+
+    Of what a query goes `without` the similarity is -inf.
+    """
     if queries.ndim != 2 or items.ndim != 2 or queries.shape[1] != items.shape[1]:
         raise InputError(f"queries {queries.shape} and items {items.shape}, wanted (Q, D) and (N, D)")
     row_bytes = 8 * queries.shape[1]  # its float64 copy
@@ -201,6 +212,9 @@ def _similarity_blocks(
             columns = slice(left, min(left + width, len(items)))
             with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinity are the callers' to judge
                 scores = (block @ items[columns].astype(np.float64).T).astype(np.float32)
+            if without is not None:
+                row = np.flatnonzero((without[rows] >= columns.start) & (without[rows] < columns.stop))
+                scores[row, without[rows][row] - columns.start] = -np.inf
             yield rows, columns, scores
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from edgeclip_bench.measure.documents import make_document, to_json
-from edgeclip_bench.measure.report_table import NONE, Table, render_table
-from edgeclip_bench.quality.against import Agreement, Comparison, Difference
+from edgeclip_bench.measure.report_table import NONE, Columns, Table, make_table, render_table
+from edgeclip_bench.quality.against import Agreement, Comparison, DataCloseness, Difference, WorstInput
 from edgeclip_bench.quality.evaluate import BundleIdentity, DataScores, Evaluation, Score
 from edgeclip_bench.quality.published import AVERAGES, PUBLISHED_MODEL, kept_share_for, model_of
 from edgeclip_bench.quality.searches import Direction
@@ -38,6 +38,21 @@ _PUBLISHED = "published figures are {}'s on the whole test split; a part of it i
 # The packages that decide figures.
 _DECIDING = ("edgeclip", "onnxruntime", "onnxruntime-gpu", "tokenizers", "numpy", "pillow")
 _SHOWN = 56  # characters of an input in a table
+_CLOSENESS: Columns[DataCloseness] = {
+    "data": lambda one: one.data,
+    "modality": lambda one: one.modality,
+    "inputs": lambda one: str(one.samples),
+    "worst": lambda one: f"{one.worst:.6f}",
+    "1st percentile": lambda one: f"{one.first_percentile:.6f}",
+    "mean": lambda one: f"{one.mean:.6f}",
+}
+_WORST: Columns[WorstInput] = {
+    "input": lambda one: _shorten(one.input),
+    "language": lambda one: one.language or NONE,
+    "cosine": lambda one: f"{one.cosine:.6f}",
+    "rank before": lambda one: NONE if one.reference_rank is None else str(one.reference_rank),
+    "rank now": lambda one: NONE if one.rank is None else str(one.rank),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,34 +231,10 @@ def _difference_table(
 
 
 def _closeness_tables(found: Comparison) -> Iterator[Table]:
-    yield Table(
-        title="Cosine between both bundles' vectors of one input",
-        header=("data", "modality", "inputs", "worst", "1st percentile", "mean"),
-        rows=tuple(
-            (
-                one.data,
-                one.modality,
-                str(one.samples),
-                *(f"{x:.6f}" for x in (one.worst, one.first_percentile, one.mean)),
-            )
-            for one in found.closeness
-        ),
-    )
+    yield make_table("Cosine between both bundles' vectors of one input", found.closeness, _CLOSENESS)
     for name, modality in dict.fromkeys((one.data, one.modality) for one in found.worst):
         of_modality = [one for one in found.worst if (one.data, one.modality) == (name, modality)]
-        yield Table(
-            title=f"{name}, {modality}: inputs with the lowest cosines",
-            header=("input", "language", "cosine", "rank before", "rank now"),
-            rows=tuple(
-                (
-                    _shorten(one.input),
-                    one.language or "-",
-                    f"{one.cosine:.6f}",
-                    *(NONE if rank is None else str(rank) for rank in (one.reference_rank, one.rank)),
-                )
-                for one in of_modality
-            ),
-        )
+        yield make_table(f"{name}, {modality}: inputs with the lowest cosines", of_modality, _WORST)
 
 
 def _rows(found: Iterable[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:

@@ -93,38 +93,20 @@ class Search:
         place = np.cumsum(has_right) - 1
         positives = Positives.from_pairs(place[of_query], items, int(has_right.sum()))
         ranks = np.full(len(self.rows), NEVER)
-        ranks[has_right] = first_hit_ranks(_take(self.query_vectors, self.rows[has_right]), self._items(), positives)
-        for query in np.flatnonzero((self._own() != _NONE) & (ranks != NEVER)).tolist():
-            ranks[query] -= self._own_is_ahead(query)
+        ranks[has_right] = first_hit_ranks(
+            _take(self.query_vectors, self.rows[has_right]),
+            _take(self.item_vectors, self.item_rows),
+            positives,
+            without=None if self.own is None else self.own[has_right],
+        )
         return ranks
 
     @cached_property
     def top(self) -> Indices:
         """The places in `item_rows` of what each query finds, best first, (Q, 100 documents or 10 others)."""
         k = _DOCUMENTS if self.direction == "query_to_document" else _OTHERS
-        own = self._own()
-        has_own = own != _NONE
-        found, _ = top_k(_take(self.query_vectors, self.rows), self._items(), k + bool(has_own.any()))
-        if not has_own.any():
-            return found
-        is_left_out = (found == own[:, None]) & has_own[:, None]  # (Q, k + 1)
-        is_left_out[:, -1] |= ~is_left_out.any(axis=1)
-        kept: Indices = found[~is_left_out].reshape(len(found), k)
-        return kept
-
-    def _own(self) -> Indices:
-        return np.full(len(self.rows), _NONE) if self.own is None else self.own
-
-    def _own_is_ahead(self, query: int) -> bool:
-        """Say whether a query's own item was counted among those that score at least as its best right one."""
-        right = self.pairs[self.pairs[:, 0] == query, 1]
-        items = self.item_vectors[self.item_rows[[self._own()[query], *right]]]
-        positives = Positives.from_pairs(np.zeros(len(right), np.int64), np.arange(1, len(items)), 1)
-        row = self.rows[query]
-        return bool(first_hit_ranks(self.query_vectors[row : row + 1], items, positives)[0])
-
-    def _items(self) -> Vectors:
-        return _take(self.item_vectors, self.item_rows)
+        queries, items = _take(self.query_vectors, self.rows), _take(self.item_vectors, self.item_rows)
+        return top_k(queries, items, k, without=self.own)[0]
 
 
 def embed(embedder: Embedder, data: Data, task: str | None) -> Embedded:
