@@ -21,8 +21,6 @@ from edgeclip_bench.rivals import plain_export
 from edgeclip_bench.rivals.report import rival_tables
 from edgeclip_bench.rivals.run import FAMILY
 
-BENCHMARK = "edgeclip_bench.latency.full_size"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this case on the command line."""
@@ -53,4 +51,4 @@ def _build(result: Path, verb: str, source: Path, out: Path, *options: str) -> N
     if not out.exists():
         cost = measure_build(verb, source, out, *options)
         print(cost, file=sys.stderr)
-        save(make_document(BENCHMARK, describe(source, cost)), result)
+        save(make_document(__name__, describe(source, cost)), result)
