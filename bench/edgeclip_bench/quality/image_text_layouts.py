@@ -198,16 +198,13 @@ def gather(
     base = selection.images or (path if path.is_dir() else path.parent)
     finder = ImageFinder(base=base, folders=folders, beside=beside)
     images: dict[Path, int] = {}
-    missing: set[str] = set()
-    indices: dict[str, int] = {}  # by name, so that a file is looked for once
+    indices: dict[str, int | None] = {}  # by name, so that a file is looked for once; None where it is missing
     captions: list[Caption] = []
     languages: dict[str | None, None] = {}
     for item in items:
         if not item.captions:
             raise InputError(f"{item.where}: image {quote(item.names[0])} has no caption")
         name = os.path.normpath(item.names[0])
-        if name in missing:
-            continue
         if name not in indices:
             if len(images) == selection.limit:
                 if is_split_up:  # a later line may have another caption of an image that is taken
@@ -219,14 +216,14 @@ def gather(
                 if selection.on_missing is None:
                     raise
                 selection.on_missing(str(error))
-                missing.add(name)
-                continue
-        elif not is_split_up:
+                indices[name] = None
+        elif not is_split_up and indices[name] is not None:
             raise InputError(f"{item.where}: image {quote(item.names[0])} is there twice")
-        for text, language in item.captions:
-            languages[language] = None
-            if selection.wants(language):
-                captions.append(Caption(text=text.strip(), image=indices[name], language=language))
+        if (image := indices[name]) is not None:
+            for text, language in item.captions:
+                languages[language] = None
+                if selection.wants(language):
+                    captions.append(Caption(text=text.strip(), image=image, language=language))
     if not images:
         raise InputError(f"{path}: holds no image with captions")
     selection.check_languages(languages, path)
