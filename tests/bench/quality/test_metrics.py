@@ -223,6 +223,23 @@ def test_top_k_fills_up_where_there_are_fewer(block_bytes: int) -> None:
         top_k(queries, items, 0)
 
 
+@pytest.mark.parametrize("block_bytes", BLOCKS)
+def test_what_a_query_goes_without_is_as_if_it_were_not_there(block_bytes: int) -> None:
+    """In each query's own search alone, also where it ties with the best positive; -1 leaves nothing out."""
+    queries, items = coarse(9, 8), coarse(21, 8, seed=1)
+    without = np.array([3, 20, 0, -1, 7, 7, 20, -1, 11])
+    right = [{(query + 12) % 21} - {out} or {1} for query, out in enumerate(without)]
+    ranks = first_hit_ranks(queries, items, positives_of(right), without=without, block_bytes=block_bytes)
+    found, scores = top_k(queries, items, 20, without=without, block_bytes=block_bytes)
+    for row, out in enumerate(without):
+        kept = [item for item in range(len(items)) if item != out]
+        places = [{kept.index(item) for item in right[row]}]
+        assert ranks[row] == ranks_by_loops(queries[row : row + 1], items[kept], places)[0]
+        alone, alone_scores = top_k(queries[row : row + 1], items[kept], 20)
+        np.testing.assert_array_equal(found[row], np.array(kept)[alone[0]])
+        np.testing.assert_array_equal(scores[row], alone_scores[0])
+
+
 # --- ndcg_at, recall_of_relevant_at ---
 
 
