@@ -7,7 +7,7 @@ import pytest
 
 from edgeclip import Encoder
 from edgeclip.errors import InputError
-from edgeclip.families.tasks import find_task
+from edgeclip.families.tasks import are_languages, find_task, list_tasks
 from edgeclip.manifest import AdapterFacts, FileFacts, Manifest, Modality, TaskFacts
 
 QUERY = TaskFacts(prompt="Query: ", adapter=None, modalities=("text",))
@@ -74,3 +74,36 @@ def test_a_modality_without_tasks_needs_none(manifest: Manifest) -> None:
     none = dataclasses.replace(manifest, tasks={})
     wanted = "task is 'query', wanted None or one that the model knows: none, this model has no tasks for texts"
     assert refusal(none, "query", "text") == wanted
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown"),
+    [
+        (None, "aa_00, aa_01, aa_02, aa_03, aa_04, aa_05, aa_06, aa_07, aa_08, aa_09, aa_10, aa_11 and 10"),
+        ("DE", "deu_Latn and 21"),
+        ("deu-Latn", "deu_Latn and 21"),
+        ("de_DE", "deu_Latn and 21"),
+        ("zzz", "aa_00, aa_01, aa_02, aa_03, aa_04, aa_05, aa_06, aa_07, aa_08, aa_09, aa_10, aa_11 and 10"),
+    ],
+)
+def test_of_many_tasks_those_like_the_one_that_was_asked_for_are_named(asked: str | None, shown: str) -> None:
+    names = [*(f"aa_{number:02}" for number in range(20)), "deu_Latn", "eng_Latn"]
+    assert list_tasks(names, asked) == f"{shown} more (`edgeclip inspect` lists them)"
+    assert list_tasks(names[-2:], asked, show=repr) == "'deu_Latn', 'eng_Latn'"
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [(("eng_Latn", "zho_Hans"), True), (("eng_Latn", "retrieval.query"), False), (("eng_latn",), False), ((), False)],
+)
+def test_tasks_are_languages_where_all_are_codes(names: tuple[str, ...], wanted: bool) -> None:
+    assert are_languages(names) is wanted
+
+
+def test_a_missing_language_is_asked_for_as_one(manifest: Manifest) -> None:
+    spoken = {code: TaskFacts(prompt=code, adapter=None, modalities=("text",)) for code in ("eng_Latn", "deu_Latn")}
+    languages = dataclasses.replace(manifest, tasks=spoken, adapters={}, task_required=True)
+    assert refusal(languages, None, "text") == (
+        "this model needs a task, the code of a text's language, one of 'eng_Latn', 'deu_Latn'"
+    )
+    assert find_task(languages, None, "image").prompt == ""

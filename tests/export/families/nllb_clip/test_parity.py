@@ -74,14 +74,6 @@ def test_a_text_is_cut_with_its_closing_token(cpu: Encoder) -> None:
         cpu.encode_text(TEXTS["jpn_Jpan"], task="jpn_Jpan")
 
 
-def test_ids_with_and_without_code_are_one_text(cpu: Encoder) -> None:
-    text = "ein rotes Fahrrad an einer Wand"
-    whole = cpu.prepare_texts([text], task="deu_Latn").items[0].arrays["input_ids"].tolist()
-    for ids in (whole, whole[1:-1], whole[1:], whole[:-1]):
-        (item,) = cpu.family.token_ids([ids], "deu_Latn", None).items
-        assert item.arrays["input_ids"].tolist() == whole
-
-
 @pytest.mark.parametrize(
     ("task", "said"),
     [
@@ -96,14 +88,6 @@ def test_a_text_without_its_language_is_refused(cpu: Encoder, task: str | None, 
         with pytest.raises(InputError) as caught:
             cpu.encode_text(texts, task=task)
         assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
-
-
-def test_ids_of_another_language_are_refused(cpu: Encoder) -> None:
-    ids = cpu.prepare_texts(["Berlin"], task="eng_Latn").items[0].arrays["input_ids"].tolist()
-    with pytest.raises(InputError, match="text 0 begin with 'eng_Latn', and its task is 'deu_Latn'"):
-        cpu.family.token_ids([ids], "deu_Latn", None)
-    with pytest.raises(InputError, match="text 0 end with 'eng_Latn', and its task is 'eng_Latn'"):
-        cpu.family.token_ids([[*ids[1:], ids[0]]], "eng_Latn", None)
 
 
 def test_an_image_has_no_language(cpu: Encoder) -> None:
