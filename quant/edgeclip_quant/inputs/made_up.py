@@ -83,9 +83,10 @@ def made_up_ids(feeder: Feeder, draw: np.random.Generator, count: int) -> list[N
     """Texts as ids (T,), from the opening to the closing one."""
     facts = feeder.manifest.need_text()
     vocabulary = _vocabulary(feeder)
+    lengths = (_LENGTHS[0], min(_LENGTHS[1], facts.max_length - 1))
     allowed = np.setdiff1d(np.arange(vocabulary), [facts.pad_id, facts.bos_id, facts.eos_id])
     return [
-        np.concatenate(([facts.bos_id], draw.choice(allowed, draw.integers(*_LENGTHS)), [facts.eos_id])).astype(
+        np.concatenate(([facts.bos_id], draw.choice(allowed, draw.integers(*lengths)), [facts.eos_id])).astype(
             np.int64
         )
         for _ in range(count)

@@ -30,7 +30,7 @@ def fold_text(config: TextConfig, read: Read) -> Weights:
         "tokens": LazyWeight(
             (config.vocab_size, width), lambda: read(f"{TEXT}embed_tokens.weight").mul_(math.sqrt(width))
         ),
-        "positions": LazyWeight((config.max_tokens, width), lambda: sinusoids(config)),
+        "positions": LazyWeight((config.max_tokens, width, 1), lambda: sinusoids(config)[..., None]),
         **lazy_norm("norm", width, f"{TEXT}layer_norm", read),
         # The checkpoint has no bias here; with zeros it is a layer of rows as all others.
         **lazy_linear("project", width, config.dim, lambda: read(PROJECTION), lambda: torch.zeros(config.dim)),

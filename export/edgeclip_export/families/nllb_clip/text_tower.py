@@ -45,7 +45,8 @@ class M2mTower(Tower[M2mState]):
         self.last_block = FirstTokenBlock(config)
         self.norm = nn.LayerNorm(config.width, config.layer_norm_eps)
         self.project = Linear(config.width, config.dim)
-        self.register_buffer("positions", torch.empty(config.max_tokens, config.width))
+        # The last axis tells this table from the tokens', which alone is narrowed when the graph is.
+        self.register_buffer("positions", torch.empty(config.max_tokens, config.width, 1))
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Normalised embeddings (B, D)."""
@@ -62,7 +63,8 @@ class M2mTower(Tower[M2mState]):
         # Counted as floats, which are exact here: TensorRT has no cumulative sum of integers.
         places = (mask.to(torch.float32).cumsum(dim=1) - 1).clamp_min(0).to(torch.int64)  # (B, T)
         tokens = nn.functional.embedding(ids.flatten(), self.tokens)  # (B*T, W)
-        return M2mState(tokens + nn.functional.embedding(places.flatten(), self.positions), mask)
+        positions = torch.index_select(self.positions, 0, places.flatten()).squeeze(-1)  # (B*T, W)
+        return M2mState(tokens + positions, mask)
 
     def step(self, layer: nn.Module, state: M2mState) -> M2mState:
         """One block."""
