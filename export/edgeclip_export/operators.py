@@ -8,10 +8,12 @@ no pass has to recognise attention among twenty small operators.
 Rotation and attention take and give (batch, tokens, heads * head width), the layout the projections write and read.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from edgeclip_graph.operators import ATTENTION, CAUSAL_ATTENTION, DOMAIN, RMS_NORM, ROTARY
+from edgeclip_graph.operators import ATTENTION, CAUSAL_ATTENTION, DOMAIN, RMS_NORM, ROTARY, SLOPES
 
 
 def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
@@ -30,21 +32,35 @@ def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     return torch.cat((a * c - b * s, b * c + a * s), dim=-1).flatten(-2)  # (B, T, H*D)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, key_mask: Tensor | None = None) -> Tensor:
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    key_mask: Tensor | None = None,
+    *,
+    slopes: Sequence[float] | None = None,
+) -> Tensor:
     """softmax(q k^T) v for each head. There is no scale: it is folded into the weights of q.
 
     `q` is (B, Tq, H*D), `k` and `v` are (B, T, H*D). `key_mask` (B, T) is True at the keys that may
-    be seen; None means all. Returns (B, Tq, H*D).
+    be seen; None means all. With `slopes`, one for each head, Tq is T and slope * |i - j| is taken from the score of
+    the tokens i and j (symmetric ALiBi). Returns (B, Tq, H*D).
     """
     if torch.onnx.is_in_onnx_export():
+        attributes = {"num_heads": heads, **({} if slopes is None else {SLOPES: list(slopes)})}
         return torch.onnx.ops.symbolic(
-            f"{DOMAIN}::{ATTENTION}", (q, k, v, key_mask), {"num_heads": heads}, dtype=q.dtype, shape=q.shape
+            f"{DOMAIN}::{ATTENTION}", (q, k, v, key_mask), attributes, dtype=q.dtype, shape=q.shape
         )
 
     def split(x: Tensor) -> Tensor:
         return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, H, T, D)
 
     mask = None if key_mask is None else key_mask[:, None, None, :]  # (B, 1, 1, T)
+    if slopes is not None:
+        token = torch.arange(q.shape[1], device=q.device)
+        bias = -torch.tensor(slopes, dtype=q.dtype, device=q.device)[:, None, None] * (token[:, None] - token).abs()
+        mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)  # (B or 1, H, T, T)
     out = torch.nn.functional.scaled_dot_product_attention(split(q), split(k), split(v), attn_mask=mask, scale=1.0)
     return out.transpose(1, 2).flatten(2)  # (B, Tq, H*D)
 

@@ -47,7 +47,8 @@ _OTHER_TOKENIZERS = {
     "sentencepiece.bpe.model": "make tokenizer.json of sentencepiece.bpe.model with "
     "transformers.XLMRobertaTokenizerFast.from_pretrained(FOLDER).save_pretrained(FOLDER), or copy it from the base "
     "model",
-    "vocab.txt": "vocab.txt is the vocabulary of a BERT model, and the models that edgeclip exports have none",
+    "vocab.txt": "make tokenizer.json of vocab.txt with "
+    "transformers.BertTokenizerFast.from_pretrained(FOLDER).save_pretrained(FOLDER), or copy it from the base model",
 }
 # Files that stand for others, by their first bytes.
 _POINTERS = (

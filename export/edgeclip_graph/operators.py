@@ -7,6 +7,8 @@ A trace holds standard ONNX operators, and one node of the domain `edgeclip` for
 DOMAIN = "edgeclip"
 ROTARY, ATTENTION = "RotaryEmbedding", "Attention"
 CAUSAL_ATTENTION, RMS_NORM = "CausalAttention", "RmsNorm"
+# The attribute of an Attention that holds ALiBi's slopes, one for each head; absent without ALiBi.
+SLOPES = "alibi_slopes"
 
 # onnxruntime's own operators.
 CONTRIB = "com.microsoft"

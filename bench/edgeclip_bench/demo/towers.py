@@ -16,10 +16,9 @@ from torch.overrides import TorchFunctionMode
 
 from edgeclip_bench.demo.layout import preprocessor_config
 from edgeclip_export.families.jina_clip.config import JinaClipConfig
-from edgeclip_export.families.jina_clip.fold import fold_text, fold_vision
+from edgeclip_export.families.jina_clip.fold import fold_text, fold_vision, text_tower
 from edgeclip_export.families.jina_clip.tensors import tensor_shapes
 from edgeclip_export.families.jina_clip.vision_tower import VisionTower
-from edgeclip_export.towers.xlmr import XlmrTower
 
 LOGIT_SCALE = "logit_scale"
 # An adapter that starts large stays large: a third of the weights' length, so leaving it out cannot go unseen.
@@ -38,7 +37,7 @@ class RawTowers:
         facts = preprocessor_config()
         self._mean, self._std = tuple(facts["mean"]), tuple(facts["std"])
         with torch.device("meta"):
-            self._text = XlmrTower(config.text, masked_id=config.text.pad_id)
+            self._text = text_tower(config.text)
             self._vision = VisionTower(config.vision)
         self.has_bfloat16 = bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 

@@ -1,4 +1,4 @@
-"""What towers are made of: a linear layer stored the way a GEMM reads it, RMSNorm, and the norm of a vector."""
+"""What towers are made of: a linear layer as a GEMM reads it, RMSNorm, a mean of rows, the norm of a vector."""
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,13 @@ class RmsNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., W) -> (..., W)."""
         return rms_norm(x, self.weight, self.eps)
+
+
+def masked_mean(h: Tensor, mask: Tensor) -> Tensor:
+    """The mean (B, W) of each text's rows of `h` (B*T, W) where `mask` (B, T) is True; NaN where it is nowhere."""
+    weights = mask.to(h.dtype)  # (B, T)
+    total = torch.matmul(weights[:, None], h.view(*mask.shape, -1)).squeeze(1)  # (B, W)
+    return total / weights.sum(dim=1, keepdim=True)
 
 
 def l2_normalize(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeclip_export.operators import attention, rotary_embedding
-from edgeclip_export.towers.layers import Linear, l2_normalize
+from edgeclip_export.towers.layers import Linear, l2_normalize, masked_mean
 from edgeclip_export.towers.tower import Tower
 from edgeclip_export.towers.xlmr_layout import LINEARS, XlmrConfig
 
@@ -89,9 +89,7 @@ class XlmrTower(Tower[XlmrState]):
         """The mean of the rows of each text that count (B, W)."""
         if state.mask is None:
             return state.h.view(*state.ids.shape, -1).mean(dim=1)
-        weights = state.mask.to(state.h.dtype)  # (B, T)
-        pooled = torch.matmul(weights[:, None], state.h.view(*state.mask.shape, -1)).squeeze(1)  # (B, W)
-        return pooled / weights.sum(dim=1, keepdim=True)
+        return masked_mean(state.h, state.mask)
 
 
 class XlmrBlock(nn.Module):

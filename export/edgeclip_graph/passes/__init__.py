@@ -89,12 +89,12 @@ def _passes(target: Target, traits: Traits, traced: Collection[str], *, is_adapt
         }
         return *_of(spelled, traced), RequireStandardOps(TENSORRT_OPSET)
     if target == "cpu" and traits.chooses_by_rows:
-        few = (FuseAttention("always"), WeightsFirst())
-        many = (FuseAttention("never"), *((AddInProduct(turns=False),) if is_adapted else ()))
+        few = (FuseAttention("always", slices=True), WeightsFirst())
+        many = (FuseAttention("never", slices=True), *((AddInProduct(turns=False),) if is_adapted else ()))
         return *_of({ROTARY: FuseRotary()}, traced), WeightsInPlace(), ChooseByRows(few, many)
     fused: Mapping[str, PassBase] = {
         ROTARY: FuseRotary(),
-        ATTENTION: FuseAttention("always" if traits.always_masks else "choose"),
+        ATTENTION: FuseAttention("always" if traits.always_masks else "choose", slices=target == "cpu"),
         CAUSAL_ATTENTION: FuseCausalAttention() if target == "cpu" else RepeatCausalAttention(),
         RMS_NORM: FuseRmsNorm(),
     }

@@ -10,7 +10,8 @@ A short text is bandwidth bound: 16 tokens use every weight 16 times, so the tim
 at about half of the memory's bandwidth; a left operand it reads row by row, as it lies. From some two
 hundred rows on the usual way is the faster one (figures: bench/results). x^T costs nothing (transB), y^T is
 turned back by one Transpose, and between the two layers of an MLP not even that, for an elementwise
-function does not care. An adapter's two small products are turned round with the layer that they are added to.
+function does not care, nor does a gate that multiplies one half of a layer's outputs by the other. An adapter's two
+small products are turned round with the layer that they are added to.
 
 The leading 1 is there because onnxruntime (1.31) packs a constant right operand of two dimensions when a
 session is opened: four seconds, and a private copy of all weights. Of three dimensions it does not, so a
@@ -84,7 +85,11 @@ class WeightsFirst(InPlacePass):
             nodes = [product, squeeze, add, *(adapter.nodes if adapter else ())]
             _replace(record, nodes[::-1], output)
         for node in [node for node in model.graph if node.op_type in ELEMENTWISE]:
-            _drop_transposes(record, node)
+            split = input_of(node, 0).producer()
+            if split and split.op_type == "Split":
+                _turn_gate(record, split, node)
+            else:
+                _drop_transposes(record, node)
         return PassResult(model, modified=True)
 
     def requires(self, model: ir.Model) -> None:
@@ -149,3 +154,23 @@ def _drop_transposes(record: Recorder, node: ir.Node) -> None:
             narrow = record.op(FUSED_PRODUCT, *product.inputs, domain=CONTRIB, transA=1)
             _replace(record, [product], record.op("Squeeze", narrow, record.integers(0)))
     record.graph.remove([squeeze, transpose], safe=True)
+
+
+def _turn_gate(record: Recorder, split: ir.Node, function: ir.Node) -> None:
+    """W (f(a) * b)^T, with a | b split from what was turned back -> the same without a turn: a and b are rows."""
+    squeeze = input_of(split, 0).producer()
+    transpose = squeeze and input_of(squeeze, 0).producer()
+    gate = only_user(function.outputs[0], "Mul")
+    product = only_user(gate.outputs[0], FUSED_PRODUCT)
+    if not squeeze or not transpose or transpose.op_type != "Transpose" or len(split.outputs) != 2:
+        raise PreconditionError(
+            f"{function.op_type} {function.name} does not stand in a gate between two linear layers"
+        )
+    parts = record.ops("Split", input_of(transpose, 0), outputs=2, axis=1, num_outputs=2)  # (1, N / 2, R) each
+    for old, new in zip(split.outputs, parts, strict=True):
+        old.replace_all_uses_with(new)
+    record.graph.insert_before(function, record.take())
+    for value in (function.outputs[0], gate.outputs[0]):
+        value.shape = None
+    product.attributes["transB"] = ir.AttrInt64("transB", 0)
+    record.graph.remove([split, squeeze, transpose], safe=True)

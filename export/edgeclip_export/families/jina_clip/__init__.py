@@ -1,1 +1,1 @@
-"""jina-clip-v2 on the export side: its configuration, its tensors, its two towers."""
+"""jina-clip-v2 and jina-clip-v1 on the export side: their configurations, their tensors, their towers."""

@@ -1,9 +1,10 @@
-"""config.json of a jina-clip-v2 checkpoint, read into the numbers its two towers are built from.
+"""config.json of a jina-clip checkpoint, read into the numbers its two towers are built from.
 
 The official file leaves two things out. The text tower's base numbers stand in the configuration of
 jinaai/jina-embeddings-v3, on which `hf_model_config_kwargs` is laid: they are the defaults here. And
 some constants of the vision tower stand only in the reference's code. A setting that would need
-other arithmetic than jina-clip-v2's is refused by name rather than ignored.
+other arithmetic than jina-clip's is refused by name rather than ignored. jina-clip-v1 has the same
+vision tower with other numbers, and another text tower (`bert_text`).
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgeclip.errors import BuildError
+from edgeclip_export.families.jina_clip.bert_text import BertTextConfig, is_bert, parse_bert_text
 from edgeclip_export.settings import count, dimensions, number, prompts, require, section, token_id
 from edgeclip_export.towers.xlmr_layout import LoraSizes, XlmrConfig
 
@@ -28,7 +30,7 @@ class LoraConfig(LoraSizes):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TextConfig(XlmrConfig):
-    """The text tower, its special tokens, its adapters, and what is put before a text by task."""
+    """The text tower of jina-clip-v2, its special tokens, its adapters, and what is put before a text by task."""
 
     pad_id: int
     bos_id: int
@@ -85,9 +87,9 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class JinaClipConfig:
-    """Both towers, and the lengths their embeddings may be cut to."""
+    """Both towers, and the lengths that their embeddings were trained to be cut to."""
 
-    text: TextConfig
+    text: TextConfig | BertTextConfig
     vision: VisionConfig
     matryoshka_dims: tuple[int, ...]
 
@@ -99,21 +101,13 @@ class JinaClipConfig:
 
 def parse_config(document: Mapping[str, Any]) -> JinaClipConfig:
     """The configuration in a parsed config.json; BuildError names what is missing or unsupported."""
-    check_model(document)
     require("the top level", document, add_projections=False, truncate_dim=None)
-    text = _parse_text(section(document, "text_config"))
+    settings = section(document, "text_config")
+    text = parse_bert_text(settings) if is_bert(document) else _parse_text(settings)
     vision = _parse_vision(section(document, "vision_config"))
     if text.width != vision.width:
         raise BuildError(f"config.json: the text tower is {text.width} wide, the vision tower {vision.width}")
     return JinaClipConfig(text=text, vision=vision, matryoshka_dims=dimensions(document, text.width))
-
-
-def check_model(document: Mapping[str, Any], where: str = "config.json") -> None:
-    """BuildError for jina-clip-v1, whose text tower is another."""
-    settings = document.get("text_config")
-    text = settings.get("hf_model_name_or_path") if isinstance(settings, Mapping) else None
-    if "jina-bert" in str(text):
-        raise BuildError(f"{where}: is jina-clip-v1 (its text tower is {text}); edgeclip exports jina-clip-v2")
 
 
 def _parse_text(settings: Mapping[str, Any]) -> TextConfig:
@@ -187,13 +181,17 @@ def _parse_vision(settings: Mapping[str, Any]) -> VisionConfig:
         raise BuildError(f"config.json: {where} embed_dim {settings['embed_dim']} is not its width {width}")
     if width % head_width:
         raise BuildError(f"config.json: {where} width {width} is no multiple of head_width {head_width}")
+    image_size, patch_size = count(where, settings, "image_size"), count(where, settings, "patch_size")
+    interpolates = bool(settings.get("intp_freq", False))
+    # Positions that are not stretched have one for each row of patches, so a configuration need not say how many.
+    grid = {} if interpolates else {"pt_hw_seq_len": max(1, image_size // patch_size)}
     return VisionConfig(
         width=width,
         layers=count(where, settings, "layers"),
         heads=width // head_width,
         mlp_width=int(width * number(where, settings, "mlp_ratio")),
-        image_size=count(where, settings, "image_size"),
-        patch_size=count(where, settings, "patch_size"),
-        rope_grid=count(where, settings, "pt_hw_seq_len"),
-        rope_interpolates=bool(settings.get("intp_freq", False)),
+        image_size=image_size,
+        patch_size=patch_size,
+        rope_grid=count(where, {**grid, **settings}, "pt_hw_seq_len"),
+        rope_interpolates=interpolates,
     )

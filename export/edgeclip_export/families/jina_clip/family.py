@@ -1,4 +1,4 @@
-"""How a jina-clip-v2 checkpoint is recognised, and which files it has. Reading it is `plans`' work."""
+"""How a jina-clip checkpoint is recognised, and which files it has. Reading it is `plans`' work."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -6,15 +6,15 @@ from typing import Any
 
 from edgeclip_export.checkpoint import PREPROCESSOR, PROCESSOR, Checkpoint
 from edgeclip_export.families.family import ModelPlan, Needs, Repository
-from edgeclip_export.families.jina_clip.config import check_model, parse_config
+from edgeclip_export.families.jina_clip.config import parse_config
 from edgeclip_export.families.jina_clip.tensors import tensor_shapes
 
 
 class JinaClip:
-    """jina-clip-v2: a text tower and a vision tower, one space."""
+    """jina-clip-v2 and v1: a text tower and a vision tower, one space."""
 
     name = "jina_clip"
-    models = "jina-clip-v2"
+    models = "jina-clip-v2 and -v1"
     # The commit that mteb loads (ModelMeta.revision in mteb/models/model_implementations/jina_clip.py) and whose
     # scores it publishes (embeddings-benchmark/results, results/jinaai__jina-clip-v2/<commit>/). The licence is that
     # of the model card, which is not among the files that are fetched.
@@ -23,12 +23,11 @@ class JinaClip:
     }
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
-        """Whether a parsed config.json is jina-clip's, v1 included."""
+        """Whether a parsed config.json is jina-clip's, of either version."""
         return config.get("model_type") == "jina_clip"
 
     def check(self, config: Mapping[str, Any], where: str) -> None:
-        """BuildError for jina-clip-v1."""
-        check_model(config, where)
+        """Both versions can be exported."""
 
     def needs(self, config: Mapping[str, Any]) -> Needs:
         """The image processor's settings; since transformers 5 they stand in the processor's file."""
@@ -39,7 +38,7 @@ class JinaClip:
         return tensor_shapes(parse_config(config))
 
     def open(self, checkpoint: Checkpoint, task: str | None) -> AbstractContextManager[ModelPlan]:
-        """Plan the bundle of a checkpoint; BuildError for any task, since its one adapter is always merged."""
+        """Plan the bundle of a checkpoint; BuildError for any task: the one adapter of v2 is always merged."""
         from edgeclip_export.families.jina_clip.plans import open_model
 
         return open_model(checkpoint, task)

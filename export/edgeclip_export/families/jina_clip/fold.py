@@ -1,7 +1,8 @@
 """Official tensors in, tower weights out: everything that can be computed once is computed here.
 
 Each fold leaves the tower's answer what it was, in exact arithmetic. The text tower's are those of
-`edgeclip_export.towers.xlmr_fold`, with the adapter that is always on merged. The vision tower's:
+`edgeclip_export.towers.xlmr_fold`, with the adapter that is always on merged, in jina-clip-v1 those of
+`edgeclip_export.towers.alibi_bert_fold`. The vision tower's:
 
 - mean, std and 1/255 go into the patch embedding, in fp64.
 - Heads that rotate neighbouring pairs (0,1)(2,3)... have their q and k rows reordered so that they
@@ -20,16 +21,29 @@ import torch
 from torch import Tensor
 
 from edgeclip_export.families.jina_clip import vision_tower
+from edgeclip_export.families.jina_clip.bert_text import BertTextConfig
 from edgeclip_export.families.jina_clip.config import TextConfig, VisionConfig
-from edgeclip_export.families.jina_clip.tensors import TEXT, VISION
+from edgeclip_export.families.jina_clip.tensors import BERT_TEXT, TEXT, VISION
+from edgeclip_export.towers.alibi_bert import AlibiBertTower
+from edgeclip_export.towers.alibi_bert_fold import fold_alibi_bert
 from edgeclip_export.towers.lora import official_adapter
 from edgeclip_export.towers.weights import LazyWeight, Read, Weights, lazy_linear, lazy_norm
+from edgeclip_export.towers.xlmr import XlmrTower
 from edgeclip_export.towers.xlmr_fold import fold_xlmr
 from edgeclip_export.towers.xlmr_layout import base_weight
 
 
-def fold_text(config: TextConfig, read: Read) -> Weights:
+def text_tower(config: TextConfig | BertTextConfig) -> XlmrTower | AlibiBertTower:
+    """The text tower, without weights."""
+    if isinstance(config, BertTextConfig):
+        return AlibiBertTower(config, masked_id=config.pad_id)
+    return XlmrTower(config, masked_id=config.pad_id)
+
+
+def fold_text(config: TextConfig | BertTextConfig, read: Read) -> Weights:
     """The weights of the text tower, LoRA merged."""
+    if isinstance(config, BertTextConfig):
+        return fold_alibi_bert(config, BERT_TEXT, read)
     lora = config.lora
     adapter = official_adapter(read, lora, lora.adapter) if lora.adapters else None
     return fold_xlmr(config, TEXT, read, lambda name: read(base_weight(lora, name)), adapter)

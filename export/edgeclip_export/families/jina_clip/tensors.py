@@ -1,14 +1,17 @@
-"""The official layout of a jina-clip-v2 checkpoint: every tensor's name and shape.
+"""The official layout of a jina-clip checkpoint: every tensor's name and shape.
 
-999 tensors at full size. Reading is strict against this table, so a checkpoint that lacks one, has
-one more or one of another shape is refused by that name. Without adapters, as when they were merged, a weight that
-has some in the official layout is called by its plain name.
+999 tensors at full size, 395 in jina-clip-v1. Reading is strict against this table, so a checkpoint that lacks one,
+has one more or one of another shape is refused by that name. Without adapters, as when they were merged, a weight
+that has some in the official layout is called by its plain name.
 """
 
-from edgeclip_export.families.jina_clip.config import JinaClipConfig, VisionConfig
+from edgeclip_export.families.jina_clip.bert_text import BertTextConfig
+from edgeclip_export.families.jina_clip.config import JinaClipConfig, TextConfig, VisionConfig
+from edgeclip_export.towers.alibi_bert_layout import alibi_bert_shapes
 from edgeclip_export.towers.xlmr_layout import Shapes, xlmr_shapes
 
 TEXT = "text_model.transformer.roberta."
+BERT_TEXT = "text_model.transformer."  # in jina-clip-v1
 VISION = "vision_model."
 # How the names of buffers end that some versions of the reference and of transformers save along.
 BUFFERS = (".rope.freqs_cos", ".rope.freqs_sin", ".inv_freq", ".position_ids", ".embeddings.token_type_ids")
@@ -16,11 +19,18 @@ BUFFERS = (".rope.freqs_cos", ".rope.freqs_sin", ".inv_freq", ".position_ids", "
 
 def tensor_shapes(config: JinaClipConfig) -> Shapes:
     """Name and shape of every tensor of a checkpoint with this configuration."""
-    return {
-        "logit_scale": (),
-        **xlmr_shapes(config.text, config.text.lora, TEXT),
-        **vision_shapes(config.vision),
-    }
+    return {"logit_scale": (), **_text_shapes(config.text), **vision_shapes(config.vision)}
+
+
+def text_prefix(config: TextConfig | BertTextConfig) -> str:
+    """What stands before the names of the text tower's tensors."""
+    return BERT_TEXT if isinstance(config, BertTextConfig) else TEXT
+
+
+def _text_shapes(config: TextConfig | BertTextConfig) -> Shapes:
+    if isinstance(config, BertTextConfig):
+        return alibi_bert_shapes(config, BERT_TEXT)
+    return xlmr_shapes(config, config.lora, TEXT)
 
 
 def vision_shapes(config: VisionConfig) -> Shapes:

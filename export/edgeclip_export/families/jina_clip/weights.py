@@ -1,6 +1,7 @@
-"""A jina-clip-v2 checkpoint's weights under their official names, however they were saved.
+"""A jina-clip checkpoint's weights under their official names, however they were saved.
 
-Three things are undone, and said in words: wrappers in names (`edgeclip_export.saved_names`), and:
+Three things are undone, and said in words: wrappers in names (`edgeclip_export.saved_names`), and (LoRA is
+jina-clip-v2's alone):
 
 - LoRA that was merged. Then weights are plain (`Wqkv.weight`), and of which adapter they are nobody can see.
 - Buffers that some versions of the reference saved along. Towers compute them, so they are passed over.
@@ -16,13 +17,12 @@ from torch import Tensor
 
 from edgeclip.errors import BuildError
 from edgeclip_export.checkpoint import Checkpoint, list_names
-from edgeclip_export.families.jina_clip.config import JinaClipConfig
-from edgeclip_export.families.jina_clip.tensors import BUFFERS, TEXT, VISION, tensor_shapes
+from edgeclip_export.families.jina_clip.config import JinaClipConfig, TextConfig
+from edgeclip_export.families.jina_clip.tensors import BUFFERS, VISION, tensor_shapes, text_prefix
 from edgeclip_export.saved_names import check_tensors, name_officially
 from edgeclip_export.tensors import open_tensors
 from edgeclip_export.towers.xlmr_layout import PARAMETRIZED
 
-_ANCHORS = (f"{VISION}cls_token", f"{TEXT}emb_ln.weight", "logit_scale")
 _ADAPTER_PARTS = (".lora_A.", ".lora_B.", ".base_layer.", ".lora_embedding_A", ".lora_embedding_B")
 
 
@@ -47,19 +47,19 @@ def open_weights(checkpoint: Checkpoint, config: JinaClipConfig) -> Iterator[Wei
     """
     with open_tensors(checkpoint) as tensors:
         where = str(checkpoint.where)
-        names = name_officially(tensors.places.keys(), _ANCHORS, where)
-        notes = names.notes(where)
-        if any(PARAMETRIZED in name for name in names.saved):
-            if not config.text.lora.adapters:
-                raise BuildError(f"{where}: holds adapters, and config.json names none in lora_adaptations")
-        else:
+        anchors = (f"{VISION}cls_token", f"{text_prefix(config.text)}emb_ln.weight", "logit_scale")
+        names = name_officially(tensors.places.keys(), anchors, where)
+        notes, text = names.notes(where), config.text
+        if not any(PARAMETRIZED in name for name in names.saved):
             _refuse_unmerged(names.saved, where)
-            lora = config.text.lora
-            notes += (
-                f"{where}: its LoRA is merged already, and no file says of which task; its vectors are "
-                f"jina-clip-v2's if it was of {lora.task or 'retrieval.query'}",
-            )
-            config = replace(config, text=replace(config.text, lora=replace(lora, adapters=0)))
+            if isinstance(text, TextConfig):
+                notes += (
+                    f"{where}: its LoRA is merged already, and no file says of which task; its vectors are "
+                    f"jina-clip-v2's if it was of {text.lora.task or 'retrieval.query'}",
+                )
+                config = replace(config, text=replace(text, lora=replace(text.lora, adapters=0)))
+        elif isinstance(text, TextConfig) and not text.lora.adapters:
+            raise BuildError(f"{where}: holds adapters, and config.json names none in lora_adaptations")
         check_tensors(tensors, names.saved, tensor_shapes(config), where, ignored=BUFFERS)
         yield Weights(config=config, read=lambda name: tensors.read(names.saved[name]), notes=notes)
 
