@@ -49,13 +49,6 @@ def test_the_official_layout_is_opened() -> None:
             "is a XLMRobertaModel (its code is jinaai/xlm-roberta-flash-implementation)",
         ),
         ({"architectures": ["ColPali"]}, "is a ColPali; edgeclip exports jina-clip-v2, "),
-        (
-            {
-                "model_type": "jina_clip",
-                "text_config": {"hf_model_name_or_path": "jinaai/jina-bert-flash-implementation"},
-            },
-            "is jina-clip-v1 (its text tower is jinaai/jina-bert-flash-implementation)",
-        ),
         ({"architectures": [], "model_type": 7}, "config.json names no model_type and no architecture; edgeclip"),
     ],
     ids=lambda value: value.get("model_type") if isinstance(value, dict) else "",
@@ -198,7 +191,7 @@ def test_a_file_that_stands_for_another_is_named(folder: Path, name: str, conten
     ("name", "said"),
     [
         ("sentencepiece.bpe.model", "make tokenizer.json of sentencepiece.bpe.model with transformers."),
-        ("vocab.txt", "vocab.txt is the vocabulary of a BERT model"),
+        ("vocab.txt", "vocab.txt is the vocabulary of a BERT model; make tokenizer.json of it"),
     ],
 )
 def test_another_tokenizer_says_what_to_do(folder: Path, name: str, said: str) -> None:

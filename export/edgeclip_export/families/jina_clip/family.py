@@ -14,7 +14,7 @@ class JinaClip:
     """jina-clip-v2 and v1: a text tower and a vision tower, one space."""
 
     name = "jina_clip"
-    models = "jina-clip-v2 and -v1"
+    models = "jina-clip-v2, jina-clip-v1"
     # The commit that mteb loads (ModelMeta.revision in mteb/models/model_implementations/jina_clip.py) and whose
     # scores it publishes (embeddings-benchmark/results, results/jinaai__jina-clip-v2/<commit>/). The licence is that
     # of the model card, which is not among the files that are fetched.
