@@ -48,7 +48,9 @@ def attention(
     the tokens i and j (symmetric ALiBi). Returns (B, Tq, H*D).
     """
     if torch.onnx.is_in_onnx_export():
-        attributes = {"num_heads": heads, **({} if slopes is None else {SLOPES: list(slopes)})}
+        attributes: dict[str, int | Sequence[float]] = {"num_heads": heads}
+        if slopes is not None:
+            attributes[SLOPES] = list(slopes)
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::{ATTENTION}", (q, k, v, key_mask), attributes, dtype=q.dtype, shape=q.shape
         )

@@ -47,7 +47,7 @@ _OTHER_TOKENIZERS = {
     "sentencepiece.bpe.model": "make tokenizer.json of sentencepiece.bpe.model with "
     "transformers.XLMRobertaTokenizerFast.from_pretrained(FOLDER).save_pretrained(FOLDER), or copy it from the base "
     "model",
-    "vocab.txt": "make tokenizer.json of vocab.txt with "
+    "vocab.txt": "vocab.txt is the vocabulary of a BERT model; make tokenizer.json of it with "
     "transformers.BertTokenizerFast.from_pretrained(FOLDER).save_pretrained(FOLDER), or copy it from the base model",
 }
 # Files that stand for others, by their first bytes.

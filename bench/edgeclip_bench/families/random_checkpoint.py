@@ -2,6 +2,7 @@
 
     edgeclip bench random-checkpoint OUT            jina-clip-v2, full size: 865 M parameters, 1.73 GB as fp16
     edgeclip bench random-checkpoint OUT --tiny     the same layout, a few hundred kB
+    edgeclip bench random-checkpoint OUT --family jina_clip_v1           223 M parameters, 0.89 GB
     edgeclip bench random-checkpoint OUT --family jina_embeddings_v3
     edgeclip bench random-checkpoint OUT --family jina_embeddings_v4     3.8 G parameters, 7.9 GB
     edgeclip bench random-checkpoint OUT --family nllb_clip              507 M; nllb_clip_large has 1.2 G
@@ -21,13 +22,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip_bench.families import jina_clip, jina_embeddings_v3, jina_embeddings_v4, nllb_clip
+from edgeclip_bench.families import jina_clip, jina_clip_v1, jina_embeddings_v3, jina_embeddings_v4, nllb_clip
 from edgeclip_bench.families.layout import Config, Layout, Shapes
 from edgeclip_bench.families.tensor_stream import write_tensors
 from edgeclip_export.families import find_family
+from edgeclip_export.families.jina_clip.bert_text import is_bert
 
 LAYOUTS: Mapping[str, Layout] = {
     "jina_clip": jina_clip.LAYOUT,
+    "jina_clip_v1": jina_clip_v1.LAYOUT,
     "jina_embeddings_v3": jina_embeddings_v3.LAYOUT,
     "jina_embeddings_v4": jina_embeddings_v4.LAYOUT,
     "nllb_clip": nllb_clip.LAYOUT,
@@ -38,7 +41,7 @@ _PIECE = 1 << 22  # numbers drawn at once
 
 def write_checkpoint(out: Path, config: Config, *, seed: int = 0, dtype: str | None = None) -> None:
     """Write a checkpoint with this config.json into `out`; weights are of the official type if none is named."""
-    layout = LAYOUTS[find_family(config).name]
+    layout = LAYOUTS["jina_clip_v1" if is_bert(config) else find_family(config).name]
     out.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(seed)
     for name, shapes in layout.files(config).items():

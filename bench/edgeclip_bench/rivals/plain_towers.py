@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgeclip_bench.rivals.plain_alibi_text import PlainAlibiTextTower
 from edgeclip_export.checkpoint import CONFIG, read_json
+from edgeclip_export.families.jina_clip.bert_text import BertTextConfig
 from edgeclip_export.families.jina_clip.config import TextConfig, VisionConfig, parse_config
-from edgeclip_export.families.jina_clip.tensors import TEXT, VISION, tensor_shapes
+from edgeclip_export.families.jina_clip.tensors import VISION, tensor_shapes, text_prefix
 from edgeclip_export.families.jina_clip.weights import open_weights
 from edgeclip_export.opening import open_checkpoint
 from edgeclip_export.tracing import OPSET
 
 
-def load_plain(folder: Path, graph: str) -> "PlainTextTower | PlainVisionTower":
+def load_plain(folder: Path, graph: str) -> "PlainTextTower | PlainAlibiTextTower | PlainVisionTower":
     """Load the tower of a checkpoint folder that becomes the graph "text" or "vision"."""
     return load_plain_text(folder) if graph == "text" else load_plain_vision(folder)
 
@@ -29,7 +31,7 @@ def export_plain(checkpoint: Path, folder: Path, graph: str) -> Path:
     """Write a tower's graph into `folder` as torch.onnx.export leaves it."""
     tower = load_plain(checkpoint, graph)
     dynamic = {0: "batch", 1: "sequence"} if graph == "text" else {0: "batch"}
-    size = 0 if isinstance(tower, PlainTextTower) else tower.config.image_size
+    size = tower.config.image_size if isinstance(tower, PlainVisionTower) else 0
     example = torch.zeros(2, 3, size, size) if size else torch.full((2, 3), 2)
     program = torch.onnx.export(
         tower, (example,), dynamo=True, opset_version=OPSET, dynamic_shapes=(dynamic,), verbose=False
@@ -39,21 +41,27 @@ def export_plain(checkpoint: Path, folder: Path, graph: str) -> Path:
     return folder / f"plain_{graph}.onnx"
 
 
-def load_plain_text(folder: Path) -> "PlainTextTower":
+def plain_text_tower(config: TextConfig | BertTextConfig) -> "PlainTextTower | PlainAlibiTextTower":
+    """The text tower, without weights."""
+    return PlainAlibiTextTower(config) if isinstance(config, BertTextConfig) else PlainTextTower(config)
+
+
+def load_plain_text(folder: Path) -> "PlainTextTower | PlainAlibiTextTower":
     """Load the text tower of a checkpoint folder."""
     config = parse_config(read_json(folder / CONFIG))
+    text, prefix = config.text, text_prefix(config.text)
     with open_weights(open_checkpoint(folder).checkpoint, config) as opened:
         read, weights = opened.read, {}
         for name in tensor_shapes(opened.config):
-            if not name.startswith(TEXT) or name.endswith(("lora_A", "lora_B")):
+            if not name.startswith(prefix) or name.endswith(("lora_A", "lora_B")):
                 continue
             weight = read(name)
-            if name.endswith("original"):
-                a, b = (read(name.replace("original", f"0.lora_{which}"))[config.text.lora.adapter] for which in "AB")
-                weight += config.text.lora.scale * (a @ b if "embeddings" in name else b @ a)
-            weights[name.removeprefix(TEXT).replace(".parametrizations.weight.original", ".weight")] = weight
+            if isinstance(text, TextConfig) and name.endswith("original"):
+                a, b = (read(name.replace("original", f"0.lora_{which}"))[text.lora.adapter] for which in "AB")
+                weight += text.lora.scale * (a @ b if "embeddings" in name else b @ a)
+            weights[name.removeprefix(prefix).replace(".parametrizations.weight.original", ".weight")] = weight
     with torch.device("meta"):
-        tower = PlainTextTower(config.text)
+        tower = plain_text_tower(text)
     tower.load_state_dict(weights, assign=True)
     return tower.eval().requires_grad_(False)
 
@@ -102,6 +110,11 @@ class PlainTextTower(nn.Module):
         """The features (B, D) of texts without padding, without a mask, from tables (T or more, D)."""
         tokens = input_ids.shape[1]
         return self._hidden(input_ids, cos[:tokens], sin[:tokens], None).mean(dim=1)
+
+    def tables(self, longest: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for texts of up to so many tokens, which `tabled_features` takes."""
+        angles = self.angles(longest)
+        return angles.cos(), angles.sin()
 
     def angles(self, tokens: int) -> Tensor:
         """The rotary angles of so many positions: (T, D)."""
@@ -170,8 +183,8 @@ class PlainVisionTower(nn.Module):
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """Un-normalised features (B, D)."""
-        angles = self.angles().to(pixel_values.device)
-        return self.tabled_features(pixel_values, angles.cos(), angles.sin())
+        cos, sin = (table.to(pixel_values.device) for table in self.tables(0))
+        return self.tabled_features(pixel_values, cos, sin)
 
     def tabled_features(self, pixel_values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """The features (B, D) from tables (P, D) that were made before."""
@@ -181,7 +194,12 @@ class PlainVisionTower(nn.Module):
             x = block(x, cos, sin)
         return self.norm(x)[:, 0]
 
-    def angles(self, tokens: int = 0) -> Tensor:
+    def tables(self, longest: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the patches, which `tabled_features` takes."""
+        angles = self.angles()
+        return angles.cos(), angles.sin()
+
+    def angles(self) -> Tensor:
         """The rotary angles (P, D): for each patch its row's, then its column's, every angle twice."""
         config, half = self.config, self.config.head_width // 2
         frequencies = config.rotary_base ** -(torch.arange(0, half, 2, dtype=torch.float32) / half)

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeclip_bench.rivals.plain_towers import PlainTextTower, PlainVisionTower, load_plain
+from edgeclip_bench.rivals.plain_alibi_text import PlainAlibiTextTower
+from edgeclip_bench.rivals.plain_towers import PlainTextTower, PlainVisionTower, load_plain, plain_text_tower
 from edgeclip_export.checkpoint import CONFIG, read_json
 from edgeclip_export.families.jina_clip.config import parse_config
 
@@ -29,21 +30,19 @@ _TOWER = "tower.safetensors"
 
 
 class Tabled(nn.Module):
-    """A plain tower with tables of its rotary angles: ids (B, T) or normalised pixels (B, 3, S, S) -> unit rows."""
+    """A plain tower with tables of its positions: ids (B, T) or normalised pixels (B, 3, S, S) -> unit rows."""
 
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(self, tower: PlainTextTower | PlainVisionTower, longest: int) -> None:
+    def __init__(self, tower: PlainTextTower | PlainAlibiTextTower | PlainVisionTower, longest: int) -> None:
         super().__init__()
         self.tower = tower
-        angles = tower.angles(longest)
-        self.register_buffer("cos", angles.cos())
-        self.register_buffer("sin", angles.sin())
+        tables = {f"table_{index}": table for index, table in enumerate(tower.tables(longest))}
+        for name, table in tables.items():
+            self.register_buffer(name, table)
+        self._names = tuple(tables)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The plain tower's forward without a mask, for texts without padding."""
-        return F.normalize(self.tower.tabled_features(inputs, self.cos, self.sin).float(), dim=-1)
+        return F.normalize(self.tower.tabled_features(inputs, *map(self.get_buffer, self._names)).float(), dim=-1)
 
 
 def open_rival(checkpoint: Path, graph: str, device: str, longest: int) -> nn.Module:
@@ -100,7 +99,7 @@ def open_on_cpu(
     torch.set_num_threads(threads)
     config = parse_config(read_json(weights.with_name(CONFIG)))
     with torch.device("meta"):
-        plain = PlainTextTower(config.text) if graph == "text" else PlainVisionTower(config.vision)
+        plain = plain_text_tower(config.text) if graph == "text" else PlainVisionTower(config.vision)
     plain.load_state_dict(load_file(weights), assign=True)
     dtype = torch.bfloat16 if way == "torch-bf16" else torch.float32
     module = Tabled(plain, config.text.max_tokens).eval().requires_grad_(False).to(dtype)

@@ -69,8 +69,10 @@ def open_model(checkpoint: Checkpoint, task: str | None) -> Iterator[ModelPlan]:
 
 
 def _text_facts(config: TextConfig | BertTextConfig, tokenizer: bytes) -> TextFacts:
-    is_bert = isinstance(config, BertTextConfig)
-    bos_id, eos_id = read_frame(tokenizer) if is_bert else (config.bos_id, config.eos_id)
+    if isinstance(config, BertTextConfig):
+        bos_id, eos_id = read_frame(tokenizer)
+    else:
+        bos_id, eos_id = config.bos_id, config.eos_id
     return TextFacts(file=TOKENIZER, max_length=config.max_tokens, bos_id=bos_id, eos_id=eos_id, pad_id=config.pad_id)
 
 
