@@ -9,6 +9,7 @@ Rotation and attention take and give (batch, tokens, heads * head width), the la
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ def attention(
     the tokens i and j (symmetric ALiBi). Returns (B, Tq, H*D).
     """
     if torch.onnx.is_in_onnx_export():
-        attributes: dict[str, int | Sequence[float]] = {"num_heads": heads}
+        attributes: dict[str, Any] = {"num_heads": heads}
         if slopes is not None:
             attributes[SLOPES] = list(slopes)
         return torch.onnx.ops.symbolic(

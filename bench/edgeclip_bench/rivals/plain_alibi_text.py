@@ -20,7 +20,7 @@ class PlainAlibiTextTower(nn.Module):
             }
         )
         self.emb_ln = nn.LayerNorm(config.width, config.layer_norm_eps)
-        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(_Layer(config) for _ in range(config.layers))})
+        self.encoder = _Layers(config)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Normalised embeddings."""
@@ -56,10 +56,16 @@ class PlainAlibiTextTower(nn.Module):
 
     def _hidden(self, input_ids: Tensor, bias: Tensor) -> Tensor:
         words, types = self.embeddings["word_embeddings"], self.embeddings["token_type_embeddings"]
-        h = self.emb_ln(words(input_ids) + types(torch.zeros_like(input_ids)))
-        for layer in self.encoder["layers"]:
+        h: Tensor = self.emb_ln(words(input_ids) + types(torch.zeros_like(input_ids)))
+        for layer in self.encoder.layers:
             h = layer(h, bias)
         return h
+
+
+class _Layers(nn.Module):
+    def __init__(self, config: BertTextConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
 
 
 class _Layer(nn.Module):
@@ -77,4 +83,5 @@ class _Layer(nn.Module):
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         h = self.norm1(h + self.mixer["out_proj"](attended.transpose(1, 2).flatten(2)))
         gate, up = self.mlp["gated_layers"](h).chunk(2, dim=-1)
-        return self.norm2(h + self.mlp["wo"](F.gelu(gate) * up))
+        last: Tensor = self.norm2(h + self.mlp["wo"](F.gelu(gate) * up))
+        return last

@@ -27,7 +27,7 @@ _TILE_PX, _TOKENS_PER_TILE = 512, 4000
 
 
 class JinaClip:
-    """jina-clip-v2 at run time (`edgeclip.families.family.Family`)."""
+    """jina-clip-v2 and jina-clip-v1 at run time (`edgeclip.families.family.Family`); v1 has no task."""
 
     # Whether an image that is not RGB is resized before it becomes RGB.
     _resizes_first = False

@@ -15,11 +15,14 @@ class JinaClip:
 
     name = "jina_clip"
     models = "jina-clip-v2, jina-clip-v1"
-    # The commit that mteb loads (ModelMeta.revision in mteb/models/model_implementations/jina_clip.py) and whose
+    # The commits that mteb loads (ModelMeta.revision in mteb/models/model_implementations/jina_clip.py) and whose
     # scores it publishes (embeddings-benchmark/results, results/jinaai__jina-clip-v2/<commit>/). The licence is that
     # of the model card, which is not among the files that are fetched.
     repositories: Mapping[str, Repository] = {
-        "jinaai/jina-clip-v2": Repository(revision="344d954da76eb8ad47a7aaff42d012e30c15b8fe", license="cc-by-nc-4.0")
+        "jinaai/jina-clip-v2": Repository(
+            revision="344d954da76eb8ad47a7aaff42d012e30c15b8fe", license="cc-by-nc-4.0"
+        ),
+        "jinaai/jina-clip-v1": Repository(revision="06150c7c382d7a4faedc7d5a0d8cdb59308968f4", license="apache-2.0"),
     }
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
