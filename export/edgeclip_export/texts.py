@@ -10,15 +10,13 @@ from tokenizers import Tokenizer
 from edgeclip.errors import BuildError
 from edgeclip.manifest import TextFacts
 
-# The padding token as XLM-RoBERTa's tokenizers spell it.
-PADDING = "<pad>"
 # The texts of every self-test. The literal token is masked by one family and counted by another.
 TEXTS = (
     "a red bicycle leaning on a wall",
     "ein rotes Fahrrad an einer Wand",
     "夕日の海辺を歩く二人",
     "صورة لقطة سوداء تنام",
-    f"a {PADDING} is masked",
+    "a <pad> is masked",
     " ".join(f"{number} sheep" for number in range(1, 201)),  # more rows than `passes.mask_choice` calls few
 )
 

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -11,8 +11,6 @@ from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, Precondi
 
 from edgeclip_graph.operators import DOMAIN
 
-Recorded = TypeVar("Recorded")
-
 
 class Recorder:
     """Records the nodes that replace one node; constants and shared values live on in the graph."""
@@ -20,7 +18,7 @@ class Recorder:
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self._tape = ir.tape.Tape()
-        self._shared: dict[Hashable, Any] = {}
+        self._shared: dict[Hashable, ir.Value] = {}
 
     def op(self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
         """Record a node with one output."""
@@ -41,12 +39,11 @@ class Recorder:
         name = "int64_" + "_".join(str(value).replace("-", "minus_") for value in values)
         return self.constant(name, np.array(values, dtype=np.int64))
 
-    def shared(self, key: Hashable, record: Callable[[], Recorded]) -> Recorded:
+    def shared(self, key: Hashable, record: Callable[[], ir.Value]) -> ir.Value:
         """What `record` records, recorded when it is first asked for."""
         if key not in self._shared:
             self._shared[key] = record()
-        found: Recorded = self._shared[key]
-        return found
+        return self._shared[key]
 
     def take(self) -> Sequence[ir.Node]:
         """The nodes recorded since the last call."""

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from edgeclip.manifest import Manifest
 from edgeclip_bench.families.random_checkpoint import LAYOUTS, write_checkpoint
 from edgeclip_bench.latency.build_cost import describe, measure_build
 from edgeclip_bench.measure.documents import make_document, save
@@ -39,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
             write_checkpoint(checkpoint, LAYOUTS[options.family].full_config())
         _build(options.results / "export_full_size.json", "export", checkpoint, bundle)
         _build(options.results / "quantize_full_size.json", "quantize", bundle, work / "int8", "--to", "int8")
-        if options.family == FAMILY:
+        if Manifest.read(bundle).family == FAMILY:
             report = plain_export.compare(checkpoint, bundle, plain=work / "plain", rounds=1)
             print(render_tables(list(rival_tables(report))))
             save(report, options.results / "cpu_full_size.json")

@@ -53,7 +53,7 @@ def sliced_attention(
 ) -> ir.Value:
     """Record MultiHeadAttention for some queries at a time; `mask` is int32 (B, T), None where every key is seen."""
     q, *keys_and_values = qkv
-    length, count, size, extra, offsets = record.shared("alibi slices", lambda: _slices(record, q, len(slopes)))
+    length, count, size, extra, offsets = _slices(record, q, len(slopes))
     padded = record.op("Pad", q, record.op("Concat", record.integers(0, 0, 0, 0), extra, record.integers(0), axis=0))
     k, v = (
         record.op("Transpose", record.op("Reshape", x, record.integers(0, 0, len(slopes), -1)), perm=[0, 2, 1, 3])
@@ -70,20 +70,25 @@ def sliced_attention(
 def _slices(record: Recorder, q: ir.Value, heads: int) -> tuple[ir.Value, ...]:
     """T, the number of runs, S queries in each, rows of no query at the end of the last, and i - j of the first run.
 
-    The first four are int64 (1,), the last is (S, T). Runs are alike but for what they add to i.
+    The first four are int64 (1,), the last is (S, T). Runs are alike but for what they add to i. All attentions of a
+    graph share what is recorded here.
     """
-    length = record.op("Shape", q, start=1, end=2)
     one = record.integers(1)
-    scores = record.op("Mul", record.op("Mul", length, length), record.integers(heads))
 
     def divided_up(x: ir.Value, by: ir.Value) -> ir.Value:
         return record.op("Div", record.op("Sub", record.op("Add", x, by), one), by)
 
-    count = divided_up(scores, record.integers(MOST_SCORES))
-    size = divided_up(length, count)
-    extra = record.op("Sub", record.op("Mul", count, size), length)
-    queries, keys = _range(record, size), _range(record, length)
-    return length, count, size, extra, record.op("Sub", record.op("Unsqueeze", queries, one), keys)
+    def scores() -> ir.Value:
+        return record.op("Mul", record.op("Mul", length, length), record.integers(heads))
+
+    def offsets() -> ir.Value:
+        return record.op("Sub", record.op("Unsqueeze", _range(record, size), one), _range(record, length))
+
+    length = record.shared("length", lambda: record.op("Shape", q, start=1, end=2))
+    count = record.shared("runs", lambda: divided_up(scores(), record.integers(MOST_SCORES)))
+    size = record.shared("queries", lambda: divided_up(length, count))
+    extra = record.shared("empty rows", lambda: record.op("Sub", record.op("Mul", count, size), length))
+    return length, count, size, extra, record.shared("offsets", offsets)
 
 
 def _body(

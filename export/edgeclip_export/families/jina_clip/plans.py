@@ -19,9 +19,12 @@ from edgeclip_export.families.jina_clip.preprocessor import read_image_facts
 from edgeclip_export.families.jina_clip.selftest import IMAGE_SIZES_PX, draw_image, preprocess
 from edgeclip_export.families.jina_clip.vision_tower import VisionTower
 from edgeclip_export.families.jina_clip.weights import open_weights
-from edgeclip_export.texts import PADDING, TEXTS, reset_tokenizer, tokenize
+from edgeclip_export.texts import TEXTS, reset_tokenizer, tokenize
 from edgeclip_export.towers.weights import Read
 from edgeclip_graph.traits import Traits
+
+# The padding token as the texts of every self-test spell it.
+_PADDING = "<pad>"
 
 
 @contextmanager
@@ -79,7 +82,7 @@ def _text_facts(config: TextConfig | BertTextConfig, tokenizer: bytes) -> TextFa
 def _with_padding_token(tokenizer: str, facts: TextFacts) -> list[str]:
     """The texts of the self-test, in which the padding token is spelled as this tokenizer spells it."""
     token = Tokenizer.from_str(tokenizer).id_to_token(facts.pad_id)
-    return [text.replace(PADDING, token or PADDING) for text in TEXTS]
+    return [text.replace(_PADDING, token or _PADDING) for text in TEXTS]
 
 
 def _plan_text(config: TextConfig | BertTextConfig, read: Read, rows: Sequence[NDArray[np.int64]]) -> GraphPlan:
