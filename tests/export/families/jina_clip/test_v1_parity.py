@@ -21,6 +21,7 @@ from tests.scenes.v1_goldens import BATCHES, CHECKPOINT, CONTROLS, E2E, IMAGES, 
 DIMS = (16, 40, 72)
 # The same graph but for the floor: what is summed differs by less than a last bit.
 SAME = 3e-7
+LAYERS = 3
 TEXT_CASES = {
     "default": {"max_length": 512},
     "max_length_20": {"max_length": 20},
@@ -119,6 +120,15 @@ def test_a_key_far_away_with_a_large_score_is_seen_as_without_the_floor(bundle: 
             patch.setattr(alibi, "MOST_TAKEN", floor)
             found.append(lowered(bundle, tmp_path).run(None, {"input_ids": ids})[0])
     assert difference(*found) <= SAME
+
+
+def test_a_gate_is_not_turned_back(bundle: Path) -> None:
+    """For few rows, what q, k and v, the projection and the MLP give is; its first half is not, gate and all."""
+    model = ir.load(bundle / "text.onnx")
+    (choice,) = (node for node in model.graph if node.op_type == "If")
+    few = choice.attributes["then_branch"].as_graph()
+    turns = [node for node in few if node.op_type == "Transpose" and node.attributes["perm"].as_ints() == (0, 2, 1)]
+    assert len(turns) == 3 * LAYERS
 
 
 def lowered(
