@@ -11,8 +11,8 @@ To read the code, start at `edgeclip.encoder`.
 """
 
 import os
+from importlib import import_module
 
-from edgeclip.encoder import Encoder
 from edgeclip.errors import (
     BuildError,
     BundleError,
@@ -27,9 +27,13 @@ from edgeclip.errors import (
     WrongVectorsError,
 )
 from edgeclip.host.telemetry import disable_telemetry
-from edgeclip.inputs.image_stream import EncodedImages, SkippedImage
-from edgeclip.manifest import Manifest
-from edgeclip.multi_vectors import MultiVectors
+
+TYPE_CHECKING = False  # as type checkers know it; typing itself would take longer than the rest
+if TYPE_CHECKING:
+    from edgeclip.encoder import Encoder
+    from edgeclip.inputs.image_stream import EncodedImages, SkippedImage
+    from edgeclip.manifest import Manifest
+    from edgeclip.multi_vectors import MultiVectors
 
 __version__ = "0.1.0"
 
@@ -54,3 +58,25 @@ __all__ = [
     "WrongVectorsError",
     "__version__",
 ]
+
+# Loaded when they are first asked for, with numpy: the command line wants Ctrl-C to have its handler before.
+_MODULES = {
+    "EncodedImages": "edgeclip.inputs.image_stream",
+    "Encoder": "edgeclip.encoder",
+    "Manifest": "edgeclip.manifest",
+    "MultiVectors": "edgeclip.multi_vectors",
+    "SkippedImage": "edgeclip.inputs.image_stream",
+}
+
+if not TYPE_CHECKING:  # else every misspelt name would be one of Any
+
+    def __getattr__(name: str) -> object:
+        """One of the names that are loaded late."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = globals()[name] = getattr(import_module(_MODULES[name]), name)
+        return found
+
+    def __dir__() -> list[str]:
+        """The names of the module, those that are loaded late among them."""
+        return sorted({*globals(), *_MODULES})

@@ -9,7 +9,6 @@ in edgeclip_bench.cases.
 import argparse
 import io
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -48,16 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = _show_warning
     _prepare_streams()
     try:
-        return _run_verb(sys.argv[1:] if arguments is None else list(arguments), is_own_process=is_own_process)
-    finally:
-        # What is left is the interpreter's end, which waits for threads: Ctrl-C ends it, unless it is ignored anyway.
-        if is_own_process and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, lambda number, _: os._exit(128 + number))
-
-
-def _run_verb(words: Sequence[str], *, is_own_process: bool) -> int:
-    try:
-        options = parse_arguments(words)
+        options = parse_arguments(sys.argv[1:] if arguments is None else list(arguments))
         options.is_own_process = is_own_process
         if is_own_process and options.verb in _BOUNDED:
             bound_memory(os.environ)

@@ -6,7 +6,6 @@ variable that prevents all of it; it is read once, when onnxruntime's library is
 calls this first: every module of this project's packages that imports onnxruntime has run that file before.
 """
 
-import contextlib
 import sys
 from collections.abc import MutableMapping
 
@@ -25,6 +24,7 @@ def disable_telemetry(environment: MutableMapping[str, str]) -> None:
     if environment.get(VARIABLE, "").strip():
         return
     environment[VARIABLE] = "1"
-    if loaded := sys.modules.get("onnxruntime"):
-        with contextlib.suppress(AttributeError):  # a version without telemetry, or a folder that is no onnxruntime
-            loaded.disable_telemetry_events()
+    loaded = sys.modules.get("onnxruntime")
+    # There is none in a version without telemetry, nor in a folder that is no onnxruntime.
+    if stop := getattr(loaded, "disable_telemetry_events", None):
+        stop()
