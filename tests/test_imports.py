@@ -39,8 +39,8 @@ SHARED = (
     "host.processor",
     "manifest",
 )
-# What quant may import besides: it gives the graphs the items that an Encoder would.
-FEEDING = ("engine.adapters", "families", "inputs.tokenization")
+# What quant may import besides: it gives the graphs the items that an Encoder would, and compares what they give.
+FEEDING = ("engine.adapters", "families", "inputs.tokenization", "multi_vectors")
 # The packages and modules of the runtime in the order of its layers: each imports from those above it alone.
 LAYERS = (
     ("errors",),

@@ -54,14 +54,18 @@ def quantize_bundle(
     """
     with _named_extras():
         from edgeclip_quant.budget import DEFAULT_BUDGETS
-        from edgeclip_quant.quantize import Order, quantize
+        from edgeclip_quant.quantize import Order, is_followed, quantize
         from edgeclip_quant.recipes import DEFAULT_RECIPES
 
     calibration, proof = calibration_and_proof(Path(bundle), samples)
-    graphs = Manifest.read(bundle).graphs
+    manifest = Manifest.read(bundle)
+    # What a graph loses that another follows, that one enlarges; and 4-bit blocks are slower than fp32 for patches.
+    precisions: dict[str, Precision] = {
+        name: "int8" if to == "int4" and is_followed(manifest, name) else to for name in manifest.graphs
+    }
     order = Order(
-        to=dict.fromkeys(graphs, to),
-        recipes=dict.fromkeys(graphs, DEFAULT_RECIPES[to]) if to in DEFAULT_RECIPES else {},
+        to=precisions,
+        recipes={name: DEFAULT_RECIPES[one] for name, one in precisions.items() if one in DEFAULT_RECIPES},
         calibration=calibration,
         is_made_up=samples is None,
         proof=proof,
@@ -125,19 +129,13 @@ def quantize_automatically(
 
 
 def calibration_and_proof(bundle: Path, samples: "Samples | None") -> "tuple[Samples, Samples | None]":
-    """The two halves of a user's samples; without samples, made-up ones and None.
-
-    BuildError for a bundle for which none can be made up.
-    """
+    """The two halves of a user's samples; without samples, made-up ones and None."""
     with _named_extras():
         from edgeclip_quant.inputs.feeder import Feeder
         from edgeclip_quant.inputs.made_up import made_up_samples
-        from edgeclip_quant.quantize import check_images
     if samples is not None:
         return samples.halves()
-    manifest = Manifest.read(bundle)
-    check_images(bundle, manifest)
-    return made_up_samples(Feeder(bundle, manifest), texts=_TEXTS, images=_IMAGES), None
+    return made_up_samples(Feeder(bundle, Manifest.read(bundle)), texts=_TEXTS, images=_IMAGES), None
 
 
 @contextmanager

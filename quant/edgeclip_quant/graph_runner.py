@@ -126,17 +126,15 @@ class Graphs:
 
     def vectors(
         self, items: Sequence[Item], spaces: Sequence[Space], what: str, progress: Progress
-    ) -> Mapping[Space, NDArray[np.float32]]:
-        """The vectors of all items in each space, as rows (N, D): one for each item in `single`, one for each token
-        in `multi`.
-        """
+    ) -> Mapping[Space, list[NDArray[np.float32]]]:
+        """The vectors of each item in each space, as rows (T, D): one in `single`, one for each token in `multi`."""
         rows: dict[Space, list[NDArray[np.float32]]] = {space: [] for space in spaces}
         for done, item in enumerate(items):
             progress(what, done, len(items))
             last = self.steps(item)[-1]
             for space in spaces:
                 rows[space].append(rows_of(last.outputs[self._feeder.family.output(last.graph, space)]))
-        return {space: np.concatenate(some) for space, some in rows.items()}
+        return rows
 
 
 def _cannot_run(path: Path, error: Exception) -> BuildError:

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InvariantError, PassError
 
 from edgeclip.bundle.staging import file_facts, staged
+from edgeclip.engine.adapters import read_adapter
 from edgeclip.engine.ort import import_onnxruntime
 from edgeclip.errors import BuildError
 from edgeclip.families.family import Arrays
@@ -23,7 +25,6 @@ from edgeclip.manifest import (
     GraphFacts,
     Manifest,
     Measurement,
-    PatchFacts,
     Precision,
     Target,
 )
@@ -37,6 +38,7 @@ from edgeclip_quant.inputs.feeder import Feeder
 from edgeclip_quant.inputs.layer_inputs import observe
 from edgeclip_quant.inputs.made_up import Samples, padded_pair
 from edgeclip_quant.inputs.value_ranges import measure_ranges
+from edgeclip_quant.passes.channels import edit_fed
 from edgeclip_quant.passes.float16 import narrow_to_half
 from edgeclip_quant.passes.integer_layers import Narrowed, narrow_to_integers, plain_graph, prepare
 from edgeclip_quant.passes.qdq import MAX_ERROR, quantize_for_tensorrt
@@ -51,6 +53,7 @@ WAYS: Mapping[Precision, tuple[Target, ...]] = {
     "int4": ("cpu",),
 }
 _NAMED = 5
+_SHARES = (1.0, 0.5, 0.2, 0.05)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,11 +81,19 @@ def quantize(bundle: Path, out: Path, order: Order, progress: Progress) -> Manif
     check_source(bundle, manifest, progress)
     feeder = Feeder(bundle, manifest)
     with staged(out, needed_bytes=2 * manifest.weight_bytes) as stage:
-        narrowed = {name: narrow(name, feeder, stage, order, progress) for name in manifest.graphs}
         for copied in copied_files(manifest):
             shutil.copyfile(bundle / copied, stage / copied)
-        measured = prove(feeder, stage, order.proof, progress, precisions=order.to)
-        _check_budget(order, measured, narrowed, stage)
+        # What one graph loses, the next may enlarge: where they together lose too much, each may lose less.
+        is_chain = any(len(manifest.way(modality)) > 1 for modality in manifest.modalities)
+        for share in _SHARES if is_chain else _SHARES[:1]:
+            narrowed = {name: narrow(name, feeder, stage, order, progress, share) for name in manifest.graphs}
+            _write_adapters(bundle, manifest, narrowed, stage)
+            measured = prove(feeder, stage, order.proof, progress, precisions=order.to)
+            broken = _broken(order, measured, stage)
+            if not broken:
+                break
+        if broken:
+            raise _over_budget(order, broken, narrowed)
         smaller = replace(
             manifest,
             graphs={name: _facts(facts, order.to[name], narrowed[name]) for name, facts in manifest.graphs.items()},
@@ -96,9 +107,31 @@ def quantize(bundle: Path, out: Path, order: Order, progress: Progress) -> Manif
 
 
 def copied_files(manifest: Manifest) -> tuple[str, ...]:
-    """The files of a bundle that its smaller bundle has unchanged: tokenizer, self-test and adapters."""
+    """The files of a bundle that its smaller bundle has too: tokenizer, self-test and adapters."""
     tokenizer = (manifest.text.file,) if manifest.text else ()
     return (*tokenizer, manifest.selftest, *(adapter.file for adapter in manifest.adapters.values()))
+
+
+def is_followed(manifest: Manifest, graph: str) -> bool:
+    """Whether another graph takes what a graph gives."""
+    file = manifest.graphs[graph].file
+    ways = [manifest.way(modality) for modality in manifest.modalities]
+    return any(one.file == file for way in ways for one in way[:-1])
+
+
+def part_of(manifest: Manifest, graph: str, cosine: float, share: float) -> float:
+    """The cosine that a graph must keep so that all graphs on a way together lose a share of what they may."""
+    file = manifest.graphs[graph].file
+    ways = [manifest.way(modality) for modality in manifest.modalities]
+    count = max(len(way) for way in ways if file in [one.file for one in way])
+    return 1 - share * (1 - cosine) / count
+
+
+def _write_adapters(bundle: Path, manifest: Manifest, narrowed: Mapping[str, Narrowed], stage: Path) -> None:
+    """Write the adapters of graphs whose channels were turned anew."""
+    for adapter in manifest.adapters.values():
+        if fed := narrowed[adapter.graph].fed:
+            np.savez(stage / adapter.file, allow_pickle=False, **edit_fed(read_adapter(bundle / adapter.file), fed))
 
 
 def precisions_of(manifest: Manifest) -> str:
@@ -106,15 +139,8 @@ def precisions_of(manifest: Manifest) -> str:
     return "/".join(facts.precision for facts in manifest.graphs.values())
 
 
-def check_images(bundle: Path, manifest: Manifest) -> None:
-    """BuildError for a bundle that takes images of any size, for which no samples are made yet."""
-    if isinstance(manifest.image, PatchFacts):
-        raise BuildError(f"{bundle}: is of {manifest.family}, which edgeclip cannot quantise yet")
-
-
 def check_way(bundle: Path, manifest: Manifest, to: Precision) -> None:
     """BuildError for a source that is not fp32, or cannot be narrowed yet, or whose target has no such precision."""
-    check_images(bundle, manifest)
     targets = WAYS[to]
     is_fp32 = all(facts.precision == "fp32" for facts in manifest.graphs.values())
     if not is_fp32 or manifest.target not in targets:
@@ -145,17 +171,32 @@ def check_source(bundle: Path, manifest: Manifest, progress: Progress) -> None:
             )
 
 
-def narrow(name: str, feeder: Feeder, stage: Path, order: Order, progress: Progress) -> Narrowed:
-    """Write one graph to `stage`. BuildError for a graph that is not as an export leaves it."""
+def narrow(name: str, feeder: Feeder, stage: Path, order: Order, progress: Progress, share: float = 1.0) -> Narrowed:
+    """Write one graph to `stage`; it may lose that share of its part of the budget.
+
+    BuildError for a graph that is not as an export leaves it.
+    """
     bundle, manifest = feeder.folder, feeder.manifest
     source, out = (folder / manifest.graphs[name].file for folder in (bundle, stage))
     feeds = feeds_of(name, feeder, order.calibration)
     try:
         if manifest.target == "cpu":
-            prepared = prepare(name, plain_graph(name, source), feeds, stage, progress)
-            cosine = order.budget.cosine if order.kept is None else order.kept[name]
+            prepared = prepare(name, plain_graph(name, source), feeds, stage, progress, original=source)
+            kept = order.budget.cosine if order.kept is None or share < 1 else order.kept[name]
+            cosine, token_cosine = (
+                None if least is None else part_of(manifest, name, least, share)
+                for least in (kept, order.budget.token_cosine)
+            )
             may_fix = not order.is_made_up
-            return narrow_to_integers(prepared, out, order.recipes[name], cosine, progress, may_fix=may_fix)
+            return narrow_to_integers(
+                prepared,
+                out,
+                order.recipes[name],
+                cosine,
+                progress,
+                may_fix=may_fix,
+                token_cosine=token_cosine,
+            )
         if name == FIRST_GRAPH["text"]:
             feeds = [*feeds, padded_pair(feeder, order.calibration.text)]
         return _narrow_for_gpu(name, source, out, order.to[name], feeds, progress)
@@ -225,23 +266,20 @@ def _facts(facts: GraphFacts, to: Precision, narrowed: Narrowed) -> GraphFacts:
     return replace(facts, precision=to, operators=narrowed.operators, kernels=narrowed.kernels)
 
 
-def _check_budget(
-    order: Order, measured: Sequence[Measurement], narrowed: Mapping[str, Narrowed], stage: Path
-) -> None:
-    """BuildError, naming the worst layers, when the bundle lost more than it may; where a user's own data were given,
-    only they decide.
-    """
+def _broken(order: Order, measured: Sequence[Measurement], stage: Path) -> list[str]:
+    """The bounds that the bundle breaks; where a user's own data were given, only they decide."""
     data = order.proof.name if order.proof else PROOF_DATA
     of_source = [one for one in measured if one.against == "fp32 bundle" and one.data == data]
-    size_bytes = sum(path.stat().st_size for path in stage.iterdir())
-    broken = judge(order.budget, of_source, size_bytes)
-    if not broken:
-        return
+    return judge(order.budget, of_source, sum(path.stat().st_size for path in stage.iterdir()))
+
+
+def _over_budget(order: Order, broken: Sequence[str], narrowed: Mapping[str, Narrowed]) -> BuildError:
+    """The error that says so, and names the worst layers."""
     errors = {f"{name} {layer}": error for name, one in narrowed.items() for layer, error in one.errors.items()}
     ranked = sorted(errors.items(), key=lambda item: -item[1])[:_NAMED]
     worst = f"; layers with the largest errors: {', '.join(f'{layer} {error:.1%}' for layer, error in ranked)}"
     advice = "calibrate on data like yours (--calibrate)" if order.is_made_up else "calibrate on more data"
-    raise BuildError(
+    return BuildError(
         f"as {'/'.join(dict.fromkeys(order.to.values()))} {'; '.join(broken)}{worst if ranked else ''}; {advice}, "
         "or allow more (--budget), or try another precision"
     )

@@ -21,7 +21,8 @@ class Recipe:
 
     A layer takes the first of `kernels` whose error is at most `max_error`, fp32 when none is. `smooths` lets outlier
     channels move into the weights where that helps, `static_anywhere` lets inputs have a fixed scale that no norm
-    bounds. `table_bits` is for the token table. `describes` is the recipe's description in a report.
+    bounds. `finer_kernels` are for the sensitive layers of a decoder (`pick.kernel_plan.sensitive_layers`).
+    `table_bits` is for the token table. `describes` is the recipe's description in a report.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Recipe:
     max_error: float
     describes: str
     static_anywhere: bool = False
+    finer_kernels: tuple[Kernel, ...] = ()
 
     @property
     def is_independent(self) -> bool:
@@ -64,6 +66,7 @@ INT4 = Recipe(
     table_bits=4,
     max_error=_MAX_ERROR_4,
     describes="4-bit blocks, the token table too",
+    finer_kernels=("int8 per row", "int8 blocks"),
 )
 DEFAULT_RECIPES: Mapping[Precision, Recipe] = {"int8": INT8, "int4": INT4}
 # What the two above were chosen from, for `comparison`.

@@ -9,13 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeclip.errors import BuildError
-from edgeclip.manifest import MODALITIES, Manifest, Precision, Target
+from edgeclip.manifest import MODALITIES, Precision, Target
 from edgeclip_quant import quantize_bundle
-from edgeclip_quant.pick.comparison import check_comparable
 from tests.scenes.damage import replace_graph, reseal
 from tests.scenes.graph_feeds import GRAPHS
-from tests.scenes.page_bundle import make_page_bundle
 from tests.scenes.refusal import refusal
 
 
@@ -42,16 +39,6 @@ def test_what_a_target_has_no_kernels_for_is_refused(
 ) -> None:
     told = refusal(bundles[target], tmp_path / "out", to)
     assert told == (f"{bundles[target]}: is fp32/fp32 for {target}; {to} is made of an fp32 bundle for {targets}")
-
-
-def test_a_model_of_images_of_any_size_is_refused_by_its_name(tmp_path: Path) -> None:
-    """Samples are not made for it yet; the comparison of recipes says the same."""
-    bundle = make_page_bundle(tmp_path / "pages")
-    told = f"{bundle}: is of jina_embeddings_v4, which edgeclip cannot quantise yet"
-    assert refusal(bundle, tmp_path / "out") == told
-    with pytest.raises(BuildError) as caught:
-        check_comparable(bundle, Manifest.read(bundle))
-    assert str(caught.value) == told
 
 
 @pytest.mark.parametrize("name", ["vision.onnx_data", "text.onnx", "tokenizer.json", "selftest.npz"])

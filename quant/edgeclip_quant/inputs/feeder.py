@@ -4,7 +4,7 @@ The runtime gives a session its adapter by name. Here graphs are run that no run
 rounded like a GPU's, so an adapter's arrays are fed like any other input.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,17 @@ from edgeclip.families import open_family
 from edgeclip.families.family import Arrays, Item
 from edgeclip.inputs.tokenization import TextTokenizer
 from edgeclip.manifest import Manifest
+from edgeclip_quant.passes.channels import Edit, edit_fed
 
 
 class Feeder:
-    """A bundle's manifest and family, and the feeds of its graphs; `folder` holds its tokenizer and adapters."""
+    """A bundle's manifest and family, and the feeds of its graphs; `folder` holds its tokenizer and adapters.
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder, self.manifest = folder, manifest
+    `fed` is what becomes of an adapter's arrays (`edgeclip_quant.passes.rotation`).
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, fed: Mapping[str, Sequence[Edit]] | None = None) -> None:
+        self.folder, self.manifest, self._fed = folder, manifest, fed or {}
         self.family = open_family(manifest, self._tokenizer)
         self._adapters: dict[str, Arrays] = {}
 
@@ -44,5 +48,6 @@ class Feeder:
 
     def _read(self, adapter: str) -> Arrays:
         if adapter not in self._adapters:
-            self._adapters[adapter] = read_adapter(self.folder / self.manifest.adapters[adapter].file)
+            arrays = read_adapter(self.folder / self.manifest.adapters[adapter].file)
+            self._adapters[adapter] = edit_fed(arrays, self._fed)
         return self._adapters[adapter]

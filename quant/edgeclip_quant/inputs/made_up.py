@@ -15,11 +15,13 @@ from tokenizers import Tokenizer
 from edgeclip.errors import BuildError
 from edgeclip.families.family import Arrays, Item
 from edgeclip.families.token_texts import INPUT_IDS
-from edgeclip.manifest import FIRST_GRAPH, PROOF_DATA, Manifest, Modality
+from edgeclip.manifest import FIRST_GRAPH, PROOF_DATA, Manifest, Modality, PatchFacts
 from edgeclip_quant.inputs.feeder import Feeder
 
 _LENGTHS = (3, 64)
 _CELLS = (2, 4, 8, 16)
+# Tokens along a side of a picture whose size is free.
+_TOKENS_HIGH = (2, 10)
 # Of a made-up document, the share of its tokens that its query repeats.
 _PIECE = 0.5
 
@@ -70,13 +72,31 @@ def made_up_samples(feeder: Feeder, *, texts: int, images: int, seed: int = 0) -
     """
     draw = np.random.default_rng(seed)
     manifest = feeder.manifest
-    ids = made_up_ids(feeder, draw, texts) if manifest.text else []
-    side = picture_side(manifest) if manifest.image else 0
+    items: tuple[Item, ...] = ()
+    if manifest.text:
+        ids = [] if manifest.task_required else made_up_ids(feeder, draw, texts)
+        items = prompted_items(feeder, draw, texts) if manifest.task_required else text_items(feeder, ids)
+    sides = picture_sides(manifest, draw, images) if manifest.image else ()
     return Samples(
         name=PROOF_DATA,
-        text=text_items(feeder, ids),
-        image=tuple(picture_item(feeder, _picture(side, draw)) for _ in range(images if side else 0)),
+        text=items,
+        image=tuple(picture_item(feeder, _picture(max(one), draw)[: one[0], : one[1]]) for one in sides),
     )
+
+
+def prompted_items(feeder: Feeder, draw: np.random.Generator, count: int) -> tuple[Item, ...]:
+    """Texts of random tokens, each behind the prompt of a task; the tasks take turns.
+
+    A decoder's largest values are those of its first tokens, which are the prompt's.
+    """
+    tasks = feeder.manifest.tasks_of("text")
+    items = []
+    for index in range(count):
+        (empty,) = feeder.family.texts([""], tasks[index % len(tasks)], None).items
+        inner = feeder.family.made_up(draw, "text", int(draw.integers(*_LENGTHS))).arrays[INPUT_IDS]
+        ids = np.concatenate((empty.arrays[INPUT_IDS], inner))
+        items.append(text_item(feeder, ids, empty.adapter))
+    return tuple(items)
 
 
 def made_up_ids(feeder: Feeder, draw: np.random.Generator, count: int) -> list[NDArray[np.int64]]:
@@ -127,9 +147,20 @@ def picture_item(feeder: Feeder, picture: NDArray[np.uint8]) -> Item:
     return feeder.family.image(picture, task, max_pixels=None, label="made-up picture")
 
 
-def picture_side(manifest: Manifest) -> int:
-    """The size in pixels of a picture that goes to the graph as it is."""
-    return manifest.need_image().size_px
+def picture_sides(manifest: Manifest, draw: np.random.Generator, count: int) -> list[tuple[int, int]]:
+    """Heights and widths in pixels of pictures that go to the graph as they are: its one size, or various ones."""
+    facts = manifest.image
+    if not isinstance(facts, PatchFacts):
+        return [(manifest.need_image().size_px,) * 2] * count
+    side = facts.token_px
+    most, least = facts.max_pixels // side**2, -(-facts.min_pixels // side**2)
+    sides = []
+    for _ in range(count):
+        rows = int(draw.integers(_TOKENS_HIGH[0], min(_TOKENS_HIGH[1], max(2, most // 2)) + 1))
+        columns = int(draw.integers(*_TOKENS_HIGH))
+        columns = max(-(-least // rows), min(columns, most // rows))
+        sides.append((rows * side, columns * side))
+    return sides
 
 
 def padded_pair(feeder: Feeder, texts: tuple[Item, ...]) -> Arrays:

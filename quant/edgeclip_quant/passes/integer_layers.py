@@ -7,13 +7,13 @@ on those samples; while its worst cosine is below the wanted one, more of its wo
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes import common
+from onnx_ir.passes import PostconditionError, common
 
 from edgeclip.families.family import Arrays
 from edgeclip.manifest import FIRST_GRAPH
@@ -23,8 +23,10 @@ from edgeclip_graph.passes import lower_portable
 from edgeclip_quant.graph_runner import Progress, answers, open_run
 from edgeclip_quant.inputs.layer_inputs import Observation, observe
 from edgeclip_quant.kernels import Plan, ReplaceLayers
-from edgeclip_quant.passes.token_table import NarrowTable, token_tables
-from edgeclip_quant.pick.kernel_plan import plan_layer, raise_worst
+from edgeclip_quant.passes.channels import Edit, edit_fed
+from edgeclip_quant.passes.rotation import Rotate, can_rotate
+from edgeclip_quant.passes.token_table import HALF_TABLE, NarrowTable, token_tables
+from edgeclip_quant.pick.kernel_plan import attention_weights, plan_layer, raise_worst, sensitive_layers
 from edgeclip_quant.recipes import Recipe
 
 Plans = Mapping[str, Sequence[Plan]]
@@ -33,21 +35,32 @@ Plans = Mapping[str, Sequence[Plan]]
 _ROUNDS = (0.125, 0.25, 0.5)
 # Of what a cosine may lack of 1, so much may be used up here; the proof is on other samples.
 _USED_UP = 0.8
+# Largest difference that turning channels may make to an answer, as a share of its largest element: on the golden
+# checkpoint 3e-6 of multi vectors and 9e-6 of image features.
+TURNED = 2e-5
+_COMPARED = 4  # samples
+# After so many rounds an 8-bit token table becomes one of 16 bits.
+_TABLE_ROUND, _NARROW_TABLE = 2, 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Narrowed:
-    """A graph as written: how many layers have which kernel, each layer's error, the operators."""
+    """A graph as written: how many layers have which kernel, each layer's error, the operators, and `fed` as in
+    `Prepared`.
+    """
 
     kernels: Mapping[str, int]
     errors: Mapping[str, float]
     operators: Mapping[str, int]
+    fed: Mapping[str, Sequence[Edit]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prepared:
     """A graph before narrowing: its plain form, each layer's observed inputs on the samples (feeds), and the rows
     (N, D) of its first output and of the others.
+
+    A graph whose channels were turned takes adapters whose arrays were edited so: `fed`, by the input's name.
     """
 
     name: str
@@ -56,6 +69,7 @@ class Prepared:
     seen: Mapping[str, Observation]
     wanted: NDArray[np.float32]
     others: Sequence[NDArray[np.float32]] = ()
+    fed: Mapping[str, Sequence[Edit]] = field(default_factory=dict)
 
     @property
     def has_table(self) -> bool:
@@ -74,14 +88,34 @@ def plain_graph(name: str, source: Path) -> ir.Model:
     return lower_portable(name, source, "cpu", layers="plain")
 
 
-def prepare(name: str, model: ir.Model, samples: Sequence[Arrays], folder: Path, progress: Progress) -> Prepared:
-    """Observe a graph of `plain_graph`; `folder` holds a copy of it meanwhile."""
+def prepare(
+    name: str,
+    model: ir.Model,
+    samples: Sequence[Arrays],
+    folder: Path,
+    progress: Progress,
+    *,
+    original: Path | None = None,
+) -> Prepared:
+    """Turn the channels of a graph of `plain_graph` where that can be done, and observe it; `folder` holds a copy of
+    it meanwhile.
+
+    The turned graph must answer some samples as the graph at `original` does; PostconditionError where it does not.
+    """
+    fed: Mapping[str, Sequence[Edit]] = {}
+    if can_rotate(model):
+        rotate = Rotate()
+        model = common.TopologicalSortPass()(rotate(model).model).model
+        before, fed = samples, rotate.fed
+        samples = [edit_fed(sample, fed) for sample in samples]
 
     def report(what: str, done: int, total: int) -> None:
         progress(f"{what}, {name}", done, total)
 
     seen, (wanted, *others) = observe(model, samples, folder, report)
-    return Prepared(name=name, model=model, samples=samples, seen=seen, wanted=wanted, others=others)
+    if fed and original is not None:
+        _check_turned(original, before, (wanted, *others), progress)
+    return Prepared(name=name, model=model, samples=samples, seen=seen, wanted=wanted, others=others, fed=fed)
 
 
 def narrow_to_integers(
@@ -98,34 +132,41 @@ def narrow_to_integers(
     token's, None any. `may_fix` as in `plan_layer`.
     """
     layers = linear_layers(source.model.graph)
+    trying = f"trying the {source.name} graph"
+    sensitive = sensitive_layers(layers) if recipe.finer_kernels else set()
+    finer = replace(recipe, kernels=recipe.finer_kernels)
+    weights, table_bits = attention_weights(layers), recipe.table_bits
     plans: dict[str, Sequence[Plan]] = {}
     for done, layer in enumerate(layers):
         progress(f"planning the {source.name} graph", done, len(layers))
-        plans[layer.name] = plan_layer(layer, source.seen[layer.name], recipe, may_fix=may_fix)
-    trying = f"trying the {source.name} graph"
-    for share in itertools.chain(_ROUNDS, itertools.repeat(1.0)):
-        operators = _write(source, out, plans, recipe, progress)
+        ours = finer if layer.name in sensitive else recipe
+        plans[layer.name] = plan_layer(layer, source.seen[layer.name], ours, may_fix=may_fix)
+    for done, share in enumerate(itertools.chain(_ROUNDS, itertools.repeat(1.0)), 1):
+        operators = _write(source, out, plans, table_bits, progress)
         if cosine is None or _is_kept(
             source, answers(open_run(out), source.samples, trying, progress), cosine, token_cosine
         ):
             break
-        further = raise_worst(plans, share)
+        further = raise_worst(plans, share, weights)
         if further == plans:
             break
         plans = further
+        if done == _TABLE_ROUND and table_bits == _NARROW_TABLE:
+            table_bits = HALF_TABLE
     return Narrowed(
         kernels=dict(Counter(left[0].kernel for left in plans.values())),
         errors={layer: left[0].error for layer, left in plans.items()},
         operators=operators,
+        fed=source.fed,
     )
 
 
-def _write(source: Prepared, out: Path, plans: Plans, recipe: Recipe, progress: Progress) -> dict[str, int]:
+def _write(source: Prepared, out: Path, plans: Plans, table_bits: int, progress: Progress) -> dict[str, int]:
     progress(f"writing the {source.name} graph", 0, 1)
     copy = source.model.clone()
     # An image has a thousand rows, so copies count; a short text has few, so operators do.
     separates = source.name == FIRST_GRAPH["image"]
-    table = (NarrowTable(recipe.table_bits),) if source.has_table else ()
+    table = (NarrowTable(table_bits),) if source.has_table else ()
     first = {name: left[0] for name, left in plans.items()}
     tidying = common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass(), common.NameFixPass()
     for step in (ReplaceLayers(first, separates=separates), *table, *tidying):
@@ -133,6 +174,17 @@ def _write(source: Prepared, out: Path, plans: Plans, recipe: Recipe, progress: 
     common.TopologicalSortPass()(copy)
     ir.save(copy, out, external_data=f"{out.name}_data")
     return count_operators(copy)
+
+
+def _check_turned(
+    original: Path, samples: Sequence[Arrays], turned: Sequence[NDArray[np.float32]], progress: Progress
+) -> None:
+    """PostconditionError unless what the turned graph gave for the first samples is what the original gives."""
+    some = answers(open_run(original), samples[:_COMPARED], "comparing with the turned graph", progress)
+    for wanted, rows in zip(some, turned, strict=True):
+        difference = float(np.abs(rows[: len(wanted)] - wanted).max() / np.abs(wanted).max())
+        if not difference <= TURNED:
+            raise PostconditionError(f"turning channels changed an answer by {difference:.1e}, allowed {TURNED:.0e}")
 
 
 def _is_kept(

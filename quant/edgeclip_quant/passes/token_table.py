@@ -1,4 +1,4 @@
-"""Store the token table as int8 rows with a scale each, or in 4 bits with a scale per block.
+"""Store the token table as int8 rows with a scale each, in 4 bits with a scale per block, or in half precision.
 
 Only the rows of a text's tokens are widened: by Gather, Cast and Mul, or by GatherBlockQuantized.
 """
@@ -12,6 +12,8 @@ from edgeclip_graph.frame import array_of, constant, input_of
 from edgeclip_graph.linear import width_of
 from edgeclip_graph.operators import CONTRIB
 from edgeclip_quant.passes.weight_blocks import gather_blocks
+
+HALF_TABLE = 16
 
 
 def quantize_rows(table: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -32,7 +34,7 @@ def token_tables(graph: ir.Graph) -> list[ir.Node]:
 
 
 class NarrowTable(InPlacePass):
-    """Narrows the table that tokens are gathered from to 8 or 4 bits.
+    """Narrows the table that tokens are gathered from to 16 (half precision), 8 or 4 bits.
 
     Precondition: there is one table. Postcondition: there is none of floats.
     """
@@ -62,7 +64,10 @@ def _replace(graph: ir.Graph, gather: ir.Node, bits: int) -> None:
     table, ids = input_of(gather, 0), input_of(gather, 1)
     array, name = array_of(table), str(table.name)
     tape = ir.tape.Tape()
-    if bits == 4:
+    if bits == HALF_TABLE:
+        half = constant(graph, f"{name}_half", array.astype(np.float16))
+        wide = tape.op("Cast", [tape.op("Gather", [half, ids], {"axis": 0})], {"to": ir.DataType.FLOAT})
+    elif bits == 4:
         wide = gather_blocks(graph, tape, array, ids, name)
         graph.opset_imports.setdefault(CONTRIB, 1)
     else:

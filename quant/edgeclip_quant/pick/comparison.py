@@ -11,22 +11,21 @@ from numpy.typing import NDArray
 from onnx_ir.passes import InvariantError, PassError
 
 from edgeclip.errors import BuildError
-from edgeclip.manifest import FIRST_GRAPH, Manifest, Modality, RetrievalChange
+from edgeclip.manifest import FIRST_GRAPH, Manifest, Modality, RetrievalChange, Space
 from edgeclip_quant.graph_runner import Graphs, Progress
 from edgeclip_quant.inputs.feeder import Feeder
 from edgeclip_quant.inputs.made_up import Samples
 from edgeclip_quant.passes.integer_layers import Prepared, narrow_to_integers, plain_graph, prepare
 from edgeclip_quant.pick.pareto import Candidate, Comparison
-from edgeclip_quant.proof.measurement import PROOF, bytes_of, graph_files, measure, proof_samples, save_proof
+from edgeclip_quant.proof.measurement import PROOF, bytes_of, graph_files, joined, measure, proof_samples, save_proof
 from edgeclip_quant.proof.retrieval import Vectors, retrieval_changes
 from edgeclip_quant.proof.timing import time_modality
-from edgeclip_quant.quantize import check_images, check_source, copied_files, feeds_of, precisions_of
+from edgeclip_quant.quantize import check_source, copied_files, feeds_of, precisions_of
 from edgeclip_quant.recipes import COMPARED, Recipe, recipes_for
 
 
 def check_comparable(bundle: Path, manifest: Manifest) -> None:
     """BuildError for a bundle that no recipe applies to."""
-    check_images(bundle, manifest)
     is_fp32 = all(facts.precision == "fp32" for facts in manifest.graphs.values())
     if not is_fp32 or manifest.target != "cpu":
         raise BuildError(
@@ -63,7 +62,7 @@ def compare_recipes(
     for modality in manifest.modalities:
         with Graphs(feeder, files) as graphs:
             what = f"asking the source for {modality} vectors"
-            source[modality] = graphs.vectors(proof.of(modality), ("single",), what, progress)["single"]
+            source[modality] = joined(graphs.vectors(proof.of(modality), ("single",), what, progress)["single"])
     candidates: list[Candidate] = []
     for modality in manifest.modalities:
         name = FIRST_GRAPH[modality]
@@ -74,7 +73,9 @@ def compare_recipes(
                     modality=modality,
                     feeder=feeder,
                     out=Path(scratch) / files[name].name,
-                    prepared=prepare(name, plain_graph(name, files[name]), feeds, Path(scratch), progress),
+                    prepared=prepare(
+                        name, plain_graph(name, files[name]), feeds, Path(scratch), progress, original=files[name]
+                    ),
                     is_made_up=is_made_up,
                     proof=proof,
                     source=source,
@@ -127,8 +128,10 @@ def _make(trial: _Trial, recipe: Recipe, kept: float | None) -> Candidate:
     narrowed = narrow_to_integers(trial.prepared, trial.out, recipe, kept, tell, may_fix=not trial.is_made_up)
     files = graph_files(feeder.folder, feeder.manifest)
     narrow_files = {**files, name: trial.out}
-    with Graphs(feeder, files) as source, Graphs(feeder, narrow_files) as graphs:
-        answers = graphs.vectors(trial.proof.of(modality), ("single",), f"proving {modality} vectors", tell)["single"]
+    ours = Feeder(feeder.folder, feeder.manifest, narrowed.fed)
+    with Graphs(feeder, files) as source, Graphs(ours, narrow_files) as graphs:
+        found = graphs.vectors(trial.proof.of(modality), ("single",), f"proving {modality} vectors", tell)
+        answers = joined(found["single"])
         tell(f"timing {modality} vectors", 0, 1)
         timing = time_modality(modality, feeder, source, graphs, trial.proof)
     gc.collect()
@@ -166,8 +169,10 @@ def _other_bytes(manifest: Manifest, made_up: Samples) -> int:
     than noise.
     """
     draw = np.random.default_rng(0)
-    noise = {
-        modality: draw.normal(size=(len(made_up.of(modality)), manifest.embedding_dim)).astype(np.float32)
+    noise: dict[Modality, dict[Space, list[NDArray[np.float32]]]] = {
+        modality: {
+            "single": [draw.normal(size=(1, manifest.embedding_dim)).astype(np.float32) for _ in made_up.of(modality)]
+        }
         for modality in manifest.modalities
     }
     with tempfile.TemporaryDirectory() as scratch:

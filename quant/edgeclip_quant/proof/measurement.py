@@ -8,7 +8,7 @@ bundle takes texts alone, the made-up texts are documents and queries, and a que
 """
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgeclip.bundle import selftest
 from edgeclip.bundle.closeness import compare_vectors
-from edgeclip.families.token_texts import INPUT_IDS
+from edgeclip.bundle.selftest import ANSWERS, TOKEN_ANSWERS
 from edgeclip.manifest import (
     PROOF_DATA,
     SELFTEST_DATA,
@@ -30,6 +30,7 @@ from edgeclip.manifest import (
     RetrievalChange,
     Space,
 )
+from edgeclip.multi_vectors import MultiVectors
 from edgeclip_quant.graph_runner import Graphs, Progress
 from edgeclip_quant.inputs.feeder import Feeder
 from edgeclip_quant.inputs.made_up import (
@@ -37,18 +38,18 @@ from edgeclip_quant.inputs.made_up import (
     flat_cells,
     made_up_samples,
     picture_item,
-    picture_side,
+    picture_sides,
     queries_and_documents,
 )
-from edgeclip_quant.proof.retrieval import Vectors, retrieval_changes
+from edgeclip_quant.proof.retrieval import Vectors, page_changes, retrieval_changes
 from edgeclip_quant.proof.timing import Timing, time_modality
 
 PROOF = "proof.npz"
 _TEXTS, _IMAGES, _SEED = 32, 8, 1
 _TILE_PX = 16
 
-# The vectors of each modality in each space, as rows (N, D).
-Answers = Mapping[Modality, Mapping[Space, NDArray[np.float32]]]
+# The vectors of each modality in each space: for each item its rows (T, D), one of them in `single`.
+Answers = Mapping[Modality, Mapping[Space, Sequence[NDArray[np.float32]]]]
 
 
 def prove(
@@ -71,14 +72,15 @@ def prove(
     own_test, of_checkpoint = read_selftest(feeder)
     made_up = proof_samples(feeder)
     sets = [made_up] if own is None else [made_up, own]
-    wanted: list[dict[Modality, Mapping[Space, NDArray[np.float32]]]] = [{} for _ in sets]
-    found: list[dict[Modality, Mapping[Space, NDArray[np.float32]]]] = [{} for _ in (own_test, *sets)]
+    wanted: list[dict[Modality, Mapping[Space, Sequence[NDArray[np.float32]]]]] = [{} for _ in sets]
+    found: list[dict[Modality, Mapping[Space, Sequence[NDArray[np.float32]]]]] = [{} for _ in (own_test, *sets)]
     timings: dict[Modality, Timing] = {}
     sizes: dict[Modality, tuple[int, int]] = {}
     spaces = spaces_of(manifest)
+    ours = Feeder(stage, manifest)  # whose adapters may be others
     for modality in manifest.modalities:
         files, narrow_files = graph_files(feeder.folder, manifest), graph_files(stage, manifest)
-        with Graphs(feeder, files) as source, Graphs(feeder, narrow_files, precisions) as narrowed:
+        with Graphs(feeder, files) as source, Graphs(ours, narrow_files, precisions) as narrowed:
             what = f"asking the source for {modality} vectors", f"proving {modality} vectors"
             for answers, one in zip(wanted, sets, strict=True):
                 answers[modality] = source.vectors(one.of(modality), spaces, what[0], progress)
@@ -95,8 +97,8 @@ def prove(
             space,
             against="fp32 checkpoint",
             data=own_test.name,
-            wanted=of_checkpoint[modality][space],
-            found=found[0][modality][space],
+            wanted=joined(of_checkpoint[modality][space]),
+            found=joined(found[0][modality][space]),
             weight_bytes=sizes[modality][1],
         )
         for modality in manifest.modalities
@@ -104,25 +106,29 @@ def prove(
     ]
     for one, before, after in zip(sets, wanted, found[1:], strict=True):
         is_made_up = one is made_up
-        changes = retrieval_changes(single(before), single(after), one.pairs)
+        changes: dict[Space, Mapping[Modality, RetrievalChange | None]] = {
+            "single": retrieval_changes(single(before), single(after), one.pairs)
+        }
+        if "multi" in spaces:
+            changes["multi"] = page_changes(multi(before), multi(after))
         measured += [
             measure(
                 modality,
                 space,
                 against="fp32 bundle",
                 data=one.name,
-                wanted=before[modality][space],
-                found=after[modality][space],
+                wanted=joined(before[modality][space]),
+                found=joined(after[modality][space]),
                 weight_bytes=sizes[modality][1],
                 source_bytes=sizes[modality][0] if is_made_up else None,
                 timing=timings.get(modality) if is_made_up else None,
-                retrieval=changes[modality] if space == "single" else None,
+                retrieval=changes[space].get(modality),
             )
             for modality in manifest.modalities
             for space in spaces
         ]
         if is_made_up:
-            save_proof(stage / PROOF, made_up, single(before))
+            save_proof(stage / PROOF, made_up, before)
     return measured
 
 
@@ -132,8 +138,18 @@ def spaces_of(manifest: Manifest) -> tuple[Space, ...]:
 
 
 def single(answers: Answers) -> Vectors:
-    """The single vectors of each modality."""
-    return {modality: spaces["single"] for modality, spaces in answers.items()}
+    """The single vectors (N, D) of each modality."""
+    return {modality: joined(spaces["single"]) for modality, spaces in answers.items()}
+
+
+def multi(answers: Answers) -> Mapping[Modality, MultiVectors]:
+    """The multi vectors of each modality."""
+    return {modality: MultiVectors.of(spaces["multi"]) for modality, spaces in answers.items()}
+
+
+def joined(rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The rows of all items, (N, D)."""
+    return np.concatenate(rows)
 
 
 def graph_files(folder: Path, manifest: Manifest) -> Mapping[str, Path]:
@@ -191,21 +207,30 @@ def proof_samples(feeder: Feeder) -> Samples:
     if manifest.image is None:
         return queries_and_documents(feeder, draw, _TEXTS)
     texts = made_up_samples(feeder, texts=_TEXTS, images=0, seed=_SEED).text
-    side = picture_side(manifest)
-    pictures = tuple(picture_item(feeder, _picture(side, draw)) for _ in range(_IMAGES))
+    sides = picture_sides(manifest, draw, _IMAGES)
+    pictures = tuple(picture_item(feeder, _picture(max(one), draw)[: one[0], : one[1]]) for one in sides)
     return Samples(name=PROOF_DATA, text=texts, image=pictures)
 
 
-def save_proof(path: Path, samples: Samples, wanted: Vectors) -> None:
-    """Write the inputs that `edgeclip check` runs, and the source's answers to them."""
+def save_proof(path: Path, samples: Samples, wanted: Answers) -> None:
+    """Write the inputs that `edgeclip check` runs, and the source's answers to them, for
+    `edgeclip.bundle.selftest.repeat_proof`.
+    """
     arrays: dict[str, Any] = {}
-    if "text" in wanted:
-        arrays |= {f"{INPUT_IDS}_{index}": item.arrays[INPUT_IDS][None] for index, item in enumerate(samples.text)}
-        arrays["text_adapters"] = np.array([item.adapter or "" for item in samples.text])
-        arrays["text_embeds"] = wanted["text"]
-    if "image" in wanted:
-        arrays["pixel_values"] = np.stack([item.arrays["pixel_values"] for item in samples.image])
-        arrays["image_embeds"] = wanted["image"]
+    for modality, spaces in wanted.items():
+        items = samples.of(modality)
+        for name in items[0].arrays if items else ():
+            inputs = [item.arrays[name] for item in items]
+            if modality == "image" and len(items[0].arrays) == 1:  # pictures of one size
+                arrays[name] = np.stack(inputs)
+            else:
+                arrays |= {f"{name}_{index}": array[None] for index, array in enumerate(inputs)}
+        adapters = [item.adapter or item.next_adapter or "" for item in items]
+        if modality == "text" or any(adapters):
+            arrays[f"{modality}_adapters"] = np.array(adapters)
+        arrays[ANSWERS[modality]] = joined(spaces["single"])
+        if "multi" in spaces:
+            arrays[TOKEN_ANSWERS[modality]] = joined(spaces["multi"])
     np.savez_compressed(path, **arrays)
 
 
@@ -214,8 +239,11 @@ def read_selftest(feeder: Feeder) -> tuple[Samples, Answers]:
     test = selftest.read_selftest(feeder.manifest, feeder.folder)
     family = feeder.family
     text = [family.texts([one], task, None).items[0] for one, task in zip(test.texts, test.tasks, strict=True)]
-    image = [family.image(one, None, max_pixels=None, label="the self-test's image") for one in test.images]
-    wanted: Answers = {modality: {"single": vectors} for modality, vectors in test.wanted.items()}
+    image = [
+        family.image(one, task, max_pixels=None, label="the self-test's image")
+        for one, task in zip(test.images, test.image_tasks, strict=True)
+    ]
+    wanted: Answers = {modality: {"single": list(vectors[:, None])} for modality, vectors in test.wanted.items()}
     return Samples(name=SELFTEST_DATA, text=tuple(text), image=tuple(image)), wanted
 
 

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from edgeclip.errors import InputError
 from edgeclip.manifest import Modality, RetrievalChange
+from edgeclip.multi_vectors import MultiVectors
 
 CAPTIONS, DOCUMENTS, FIRST_ANSWERS = "captions", "documents", "the source's first answers"
+RANKING = "the source's ranking"
 RECALL_AT = 5
 # Similarities closer than this are a tie: float64 sums of 1024 products differ by 1e-16, other vectors by 1e-8.
 _TIE = 1e-12
@@ -62,6 +64,40 @@ def retrieval_changes(
     }
 
 
+def page_changes(
+    source: Mapping[Modality, MultiVectors], narrowed: Mapping[Modality, MultiVectors]
+) -> Mapping[Modality, RetrievalChange | None]:
+    """nDCG@5 of texts that search images by MaxSim, where the source's own ranking is right: its first five images
+    have gains of 5 to 1.
+
+    Empty without both modalities, or with fewer than 6 images.
+    """
+    if "text" not in source or "image" not in source or len(source["image"]) <= RECALL_AT:
+        return {}
+    before, after = (one["text"].maxsim(one["image"]).astype(np.float64) for one in (source, narrowed))
+    gains = np.arange(RECALL_AT, 0, -1.0)
+    discounts = 1 / np.log2(np.arange(2, RECALL_AT + 2))
+    scores = np.empty(len(before))
+    for query, (wanted, found) in enumerate(zip(before, after, strict=True)):
+        gain_of = np.zeros(len(wanted))
+        gain_of[np.argsort(-wanted, kind="stable")[:RECALL_AT]] = gains
+        order = np.lexsort((gain_of, -found))  # of a tie, like of NaN, the worse comes first
+        scores[query] = gain_of[order[:RECALL_AT]] @ discounts / (gains @ discounts)
+    low, high = _interval(scores - 1)
+    return {
+        "text": RetrievalChange(
+            metric=f"ndcg@{RECALL_AT}",
+            truth=RANKING,
+            queries=len(scores),
+            recall=float(scores.mean()),
+            reference=1.0,
+            points=100 * float(scores.mean() - 1),
+            low=100 * low,
+            high=100 * high,
+        )
+    }
+
+
 def paired_interval(gained: int, lost: int, queries: int) -> tuple[float, float]:
     """95 % interval of the difference of two paired proportions: `gained` queries found only now, `lost` found only
     before.
@@ -70,9 +106,14 @@ def paired_interval(gained: int, lost: int, queries: int) -> tuple[float, float]
     confidence intervals for comparing matched proportions", Statistics in Medicine 24). Not a bootstrap: where no
     answer changed, no resample would show a change, and 8 queries would prove as much as 8000.
     """
-    size = queries + 2
-    middle = (gained - lost) / size
-    half = _Z95 * math.sqrt(gained + lost + 1 - (gained - lost) ** 2 / size) / size
+    return _interval(np.repeat([1.0, -1.0, 0.0], [gained, lost, queries - gained - lost]))
+
+
+def _interval(differences: NDArray[np.float64]) -> tuple[float, float]:
+    """`paired_interval` for the difference of each query, from -1 to 1."""
+    size, total = len(differences) + 2, float(differences.sum())
+    middle = total / size
+    half = _Z95 * math.sqrt(float(np.square(differences).sum()) + 1 - total**2 / size) / size
     return max(-1.0, middle - half), min(1.0, middle + half)
 
 

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from edgeclip.bundle.closeness import compare_vectors
 from edgeclip.errors import BundleError, DeviceError
+from edgeclip.families import open_family
+from edgeclip.families.family import Family, Item
+from edgeclip.inputs.tokenization import TextTokenizer
 from edgeclip.manifest import (
     FIRST_GRAPH,
     PROOF_DATA,
@@ -23,6 +26,7 @@ from edgeclip.manifest import (
     Modality,
     Precision,
     Reference,
+    Space,
 )
 
 # Largest difference of a unit vector's elements. fp32: measured 4e-7, and other processors sum in
@@ -39,6 +43,8 @@ _DISTINCT = 1e-4
 
 # The array of the wanted vectors of each modality, in the files of the self-test and of the proof.
 ANSWERS: Mapping[Modality, str] = {"text": "text_embeds", "image": "image_embeds"}
+# The rows of all tokens of the inputs of a modality, in the file of the proof of a model with multi vectors.
+TOKEN_ANSWERS: Mapping[Modality, str] = {"text": "text_multi", "image": "image_multi"}
 
 Vectors = NDArray[np.float32]
 _Arrays = Mapping[str, NDArray[Any]]
@@ -62,7 +68,10 @@ class RunGraph(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repeated:
-    """A modality's vectors here beside the wanted ones; `recorded_cosine` is the manifest's worst, None without."""
+    """A modality's vectors here beside the wanted ones; `recorded_cosine` is the manifest's worst, None without.
+
+    `samples` counts vectors: in the space "multi" those of all tokens.
+    """
 
     modality: Modality
     against: Reference
@@ -71,6 +80,7 @@ class Repeated:
     recorded_cosine: float | None
     worst_cosine: float
     largest_difference: float
+    space: Space = "single"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,22 +152,44 @@ def repeat_proof(manifest: Manifest, run_graph: RunGraph, folder: Path, *, devic
     if manifest.proof is None:
         return ()
 
-    def take(arrays: _Arrays) -> tuple[dict[Modality, list[tuple[_Arrays, str | None]]], _Answers]:
-        return {modality: _proof_inputs(modality, arrays) for modality in manifest.modalities}, _answers(
-            manifest, arrays
-        )
+    spaces: tuple[Space, ...] = ("single",) if manifest.spaces.multi is None else ("single", "multi")
+
+    def take(arrays: _Arrays) -> tuple[dict[Modality, list[Item]], dict[Space, _Answers]]:
+        wanted: dict[Space, _Answers] = {"single": _answers(manifest, arrays)}
+        if "multi" in spaces:
+            wanted["multi"] = {modality: arrays[TOKEN_ANSWERS[modality]] for modality in manifest.modalities}
+        return {modality: _proof_items(manifest, modality, arrays) for modality in manifest.modalities}, wanted
 
     path = folder / manifest.proof
-    inputs, wanted = _read(path, take)
-    _check_answers(path, wanted, {name: len(rows) for name, rows in inputs.items()}, manifest.embedding_dim)
+    items, wanted = _read(path, take)
+    _check_answers(path, wanted["single"], {name: len(some) for name, some in items.items()}, manifest.embedding_dim)
+    family = open_family(manifest, _no_tokenizer)
     results = []
     for modality in manifest.modalities:
-        if manifest.first_graph(modality).precision in TOLERANCE:
+        if manifest.precision(modality) in TOLERANCE:
             continue
-        graph, name = FIRST_GRAPH[modality], ANSWERS[modality]
-        found = np.concatenate([run_graph(graph, feed, adapter=adapter)[name] for feed, adapter in inputs[modality]])
-        results.append(_judge(manifest, device, modality, "fp32 bundle", PROOF_DATA, found, wanted[modality]))
+        rows: dict[Space, list[Vectors]] = {space: [] for space in spaces}
+        for item in items[modality]:
+            graph, outputs = _run(family, item, run_graph)
+            for space in spaces:
+                rows[space].append(outputs[family.output(graph, space)].reshape(-1, manifest.dim(space)))
+        for space in spaces:
+            found, answers = np.concatenate(rows[space]), wanted[space][modality]
+            if found.shape != answers.shape:
+                raise BundleError(f"{path}: {answers.shape} answers of {modality}s in {space}, wanted {found.shape}")
+            judged = _judge(manifest, device, modality, "fp32 bundle", PROOF_DATA, found, answers, space)
+            results.append(judged)
     return tuple(results)
+
+
+def _run(family: Family, item: Item, run_graph: RunGraph) -> tuple[str, _Arrays]:
+    """The last graph on an item's way, and its outputs."""
+    waiting: Item | None = item
+    while waiting is not None:
+        item = waiting
+        outputs = run_graph(item.graph, family.feed([item]), adapter=item.adapter)
+        waiting = family.follow(item, {name: array[0] for name, array in outputs.items()})
+    return item.graph, outputs
 
 
 def least_cosine(recorded: float) -> float:
@@ -173,13 +205,14 @@ def _judge(
     data: str,
     found: Vectors,
     wanted: Vectors,
+    space: Space = "single",
 ) -> Repeated:
     test = "self-test" if against == "fp32 checkpoint" else "proof"
     where = f"{test}: the {FIRST_GRAPH[modality]} graph on {device}"
     if np.abs(found - found[:1]).max() < _DISTINCT <= np.abs(wanted - wanted[:1]).max():
         raise DeviceError(f"{where} gives one constant vector for different inputs")
-    precision = manifest.first_graph(modality).precision
-    record = manifest.measurement(modality, "single", against, data)
+    precision = manifest.precision(modality)
+    record = manifest.measurement(modality, space, against, data)
     closeness = compare_vectors(found, wanted)
     difference, worst = closeness.largest_difference, closeness.worst_cosine
     advice = "another device or onnxruntime version may do better"
@@ -206,6 +239,7 @@ def _judge(
         recorded_cosine=None if record is None else record.worst_cosine,
         worst_cosine=worst,
         largest_difference=difference,
+        space=space,
     )
 
 
@@ -221,14 +255,32 @@ def _answers(manifest: Manifest, arrays: _Arrays) -> _Answers:
     return {modality: arrays[ANSWERS[modality]] for modality in manifest.modalities}
 
 
-def _proof_inputs(modality: Modality, arrays: _Arrays) -> list[tuple[_Arrays, str | None]]:
-    """What the first graph was proved on: one row each, and its adapter."""
-    if modality == "image":
-        return [({"pixel_values": row[None]}, None) for row in arrays["pixel_values"]]
+def _proof_items(manifest: Manifest, modality: Modality, arrays: _Arrays) -> list[Item]:
+    """The inputs that the graphs were proved on, as items.
+
+    Each array of an item lies under its name and the item's number, with one row more; pictures that all have one
+    size lie in one array.
+    """
+    names = [array.name for array in manifest.first_graph(modality).inputs]
+    stacked = [name for name in names if name in arrays]
+    adapters = [str(adapter) or None for adapter in arrays.get(f"{modality}_adapters", [])]
+    count = len(adapters) or len(arrays[stacked[0] if stacked else names[0]])
+    is_first = len(manifest.way(modality)) == 1
     return [
-        ({"input_ids": arrays[f"input_ids_{index}"]}, str(adapter) or None)
-        for index, adapter in enumerate(arrays["text_adapters"])
+        Item(
+            graph=FIRST_GRAPH[modality],
+            arrays={name: arrays[name][index] if name in stacked else arrays[f"{name}_{index}"][0] for name in names},
+            tokens=1,
+            alike=index,
+            adapter=adapters[index] if adapters and is_first else None,
+            next_adapter=adapters[index] if adapters and not is_first else None,
+        )
+        for index in range(count)
     ]
+
+
+def _no_tokenizer() -> TextTokenizer:
+    raise AssertionError("a proof holds ids")
 
 
 def _check_answers(path: Path, wanted: _Answers, counts: Mapping[Modality, int], dim: int) -> None:

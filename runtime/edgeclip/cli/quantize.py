@@ -43,8 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget",
         metavar="B",
-        help="what may be lost: cosine=0.99,recall=0.5,size_mb=900 (of recall@5, points); else nothing is written "
-        "(int8: cosine 0.99, recall 0.5; fp16: 0.9995, 0.5; int4: 0.8, 5)",
+        help="what may be lost: cosine=0.99,token=0.98,recall=0.5,size_mb=900 (token: of multi vectors; recall: "
+        "points of recall@5); else nothing is written (int8: cosine 0.99, token 0.98, recall 0.5; fp16: 0.9995, "
+        "0.998, 0.5; int4: 0.8, 0.7, 5)",
     )
     parser.add_argument(
         "--report",

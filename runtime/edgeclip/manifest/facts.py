@@ -380,6 +380,22 @@ class Manifest:
         """The graph that takes the inputs of this modality."""
         return self.graphs[FIRST_GRAPH[modality]]
 
+    def way(self, modality: Modality) -> tuple[GraphFacts, ...]:
+        """The graphs that inputs of this modality go through: a graph that takes what another gives comes next."""
+        graphs = [self.first_graph(modality)]
+        while (after := self._after(graphs[-1])) is not None:
+            graphs.append(after)
+        return tuple(graphs)
+
+    def precision(self, modality: Modality) -> Precision:
+        """The precision of the first graph on the way of this modality that is not fp32; fp32 where all are."""
+        return next((graph.precision for graph in self.way(modality) if graph.precision != "fp32"), "fp32")
+
+    def _after(self, graph: GraphFacts) -> GraphFacts | None:
+        given = {array.name for array in graph.outputs}
+        takers = (one for one in self.graphs.values() if given & {array.name for array in one.inputs})
+        return next(takers, None)
+
     def file(self, name: str) -> FileFacts:
         """The size and hash of the file of that name."""
         return next(file for file in self.files if file.name == name)
