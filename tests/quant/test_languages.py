@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from edgeclip import Encoder, Manifest
-from edgeclip.bundle.selftest import repeat_proof, run_selftest
 from edgeclip.manifest import Precision, Target
 from edgeclip_export import export_checkpoint
 from edgeclip_quant import quantize_bundle
@@ -47,9 +46,7 @@ def test_a_narrow_bundle_is_close_in_every_language(
     assert manifest.task_required and manifest.tasks == Manifest.read(source).tasks
     if target != "cpu":  # their kernels are not here
         return
-    with Encoder.open(tmp_path / "narrow", device="cpu") as encoder:
-        run_selftest(encoder)
-        repeat_proof(encoder)
+    with Encoder.open(tmp_path / "narrow", device="cpu", selftest=True) as encoder:
         for code in ("eng_Latn", "deu_Latn", "rus_Cyrl"):
             found = encoder.encode_text(TEXTS[code], task=code)
             assert np.sum(found * unit(TEXT[f"{code}/features"]), axis=1).min() >= WORST_COSINE
