@@ -32,8 +32,6 @@ def _no_pauses() -> Iterator[None]:
         ("cpu", "int8"),
         ("cpu", "int4"),
         ("cuda", "fp16"),
-        ("cuda", "int8"),
-        ("tensorrt", "fp16"),
         ("tensorrt", "int8"),
     ],
 )

@@ -93,8 +93,10 @@ def prompted_items(feeder: Feeder, draw: np.random.Generator, count: int) -> tup
     items = []
     for index in range(count):
         (empty,) = feeder.family.texts([""], tasks[index % len(tasks)], None).items
-        inner = feeder.family.made_up(draw, "text", int(draw.integers(*_LENGTHS))).arrays[INPUT_IDS]
-        ids = np.concatenate((empty.arrays[INPUT_IDS], inner))
+        prompt = empty.arrays[INPUT_IDS]
+        room = feeder.manifest.need_text().max_length - len(prompt)
+        inner = feeder.family.made_up(draw, "text", min(int(draw.integers(*_LENGTHS)), room)).arrays[INPUT_IDS]
+        ids = np.concatenate((prompt, inner))
         items.append(text_item(feeder, ids, empty.adapter))
     return tuple(items)
 
