@@ -253,6 +253,7 @@ class Accepted:
 
 
 ACCEPTED: Mapping[str, Accepted] = {
+    "Abs": Accepted(reads=_FLOATS),
     "Add": Accepted(reads=_NUMBERS),
     "Cast": Accepted(reads=_NUMBERS | _BOOLS | {ir.DataType.UINT8}),
     "Clip": Accepted(reads=_FLOATS),
@@ -271,6 +272,7 @@ ACCEPTED: Mapping[str, Accepted] = {
     "Not": Accepted(reads=_BOOLS),
     "Pad": Accepted(reads=_NUMBERS),
     "QuantizeLinear": Accepted(reads=_FLOATS | _INT8, gives=2, source=_PARSER_CODE),
+    "Range": Accepted(reads=_NUMBERS - _FLOATS),  # of floats, constants alone
     "ReduceL2": Accepted(reads=_NUMBERS, axes=1),
     "ReduceMean": Accepted(reads=_NUMBERS, axes=1),
     "ReduceSum": Accepted(reads=_NUMBERS, axes=1),
