@@ -1,19 +1,27 @@
 """Adapters of a bundle: their files, and the arrays that a graph is fed with one of them, or with none."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeclip.errors import BuildError
 from edgeclip.manifest import AdapterFacts
 from edgeclip_export.families.family import AdapterPlan, Arrays, GraphPlan
 
+Changes = Mapping[str, Callable[[NDArray[Any]], NDArray[Any]]]
 
-def write_adapter(name: str, adapter: AdapterPlan, plan: GraphPlan, folder: Path) -> AdapterFacts:
-    """Write an adapter's arrays by the names of the graph's inputs; BuildError for arrays that do not fit them."""
+
+def write_adapter(name: str, adapter: AdapterPlan, plan: GraphPlan, changes: Changes, folder: Path) -> AdapterFacts:
+    """Write an adapter's arrays by the names of the graph's inputs; BuildError for arrays that do not fit them.
+
+    `changes` are functions that the narrowed graph wants arrays to go through, by their names.
+    """
     arrays = adapter.read()
     _check(name, arrays, plan)
+    arrays = change(arrays, changes)
     file = f"{name}.adapter.npz"
     np.savez(folder / file, allow_pickle=False, **arrays)
     return AdapterFacts(file=file, graph=adapter.graph, rank=adapter.rank)
@@ -28,6 +36,11 @@ def adapter_feed(name: str | None, adapters: Mapping[str, AdapterPlan], plan: Gr
     arrays = adapters[name].read()
     _check(name, arrays, plan)
     return arrays
+
+
+def change(arrays: Arrays, changes: Changes) -> Arrays:
+    """The arrays as a narrowed graph takes them."""
+    return {name: changes[name](array) if name in changes else array for name, array in arrays.items()}
 
 
 def _check(name: str, arrays: Arrays, plan: GraphPlan) -> None:

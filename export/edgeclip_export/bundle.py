@@ -4,7 +4,7 @@ import gc
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes import InvariantError, PassError
 
 from edgeclip.bundle.closeness import compare_vectors
 from edgeclip.bundle.staging import file_facts, staged
@@ -30,13 +31,14 @@ from edgeclip.manifest import (
     Space,
     Target,
 )
-from edgeclip_export.adapters import adapter_feed, write_adapter
+from edgeclip_export.adapters import Changes, adapter_feed, change, write_adapter
 from edgeclip_export.checkpoint import TOKENIZER
 from edgeclip_export.families.family import Arrays, Case, GraphPlan, ModelPlan, Progress
 from edgeclip_export.pieces import run_in_pieces
 from edgeclip_export.reference import answer
 from edgeclip_export.tracing import OPSET, trace
 from edgeclip_graph.census import count_operators
+from edgeclip_graph.narrowing import Narrow, NarrowedTrace
 from edgeclip_graph.passes import TENSORRT_OPSET, lower
 from edgeclip_graph.passes.unmasked import has_choice, save_unmasked
 from edgeclip_graph.portable import save_portable
@@ -51,9 +53,15 @@ _SPARE_BYTES = 64 << 20
 
 
 def write_bundle(
-    model: ModelPlan, family: str, source: Source, out: Path, target: Target, progress: Progress
+    model: ModelPlan,
+    family: str,
+    source: Source,
+    out: Path,
+    target: Target,
+    narrow: Narrow | None,
+    progress: Progress,
 ) -> Manifest:
-    """Write the bundle that a family planned to `out`, which must not exist yet.
+    """Write the bundle that a family planned to `out`, which must not exist yet; `narrow` rewrites its graphs.
 
     A CheckpointWarning says what of the checkpoint is not as in the official layout and was understood all the same.
 
@@ -62,42 +70,25 @@ def write_bundle(
     """
     for note in model.notes:
         warnings.warn(CheckpointWarning(note), stacklevel=2)
-    with staged(out, needed_bytes=_fp32_bytes(model) + _SPARE_BYTES) as stage:
+    needed = _needed_bytes(model, 32.0 if narrow is None else narrow.bits_per_weight)
+    progress(f"needs {needed / 1e9:.2f} GB on disk", 0, 1)
+    with staged(out, needed_bytes=needed) as stage:
         if model.tokenizer is not None:
             (stage / TOKENIZER).write_text(model.tokenizer, encoding="utf-8")
-        graphs: dict[str, GraphFacts] = {}
-        answers: dict[str, list[Arrays]] = {}
-        measured: list[Measurement] = []
-        vectors: dict[str, NDArray[Any]] = {}
-        for plan in model.graphs:
-            cases = plan.cases(answers)
-            adapters = {name: adapter_feed(name, model.adapters, plan) for name in {case.adapter for case in cases}}
-            feeds = [{**case.feed, **adapters[case.adapter]} for case in cases]
-            progress(f"asking the {plan.name} tower", 0, 1)
-            answers[plan.name] = list(answer(plan, feeds, progress))
-            gc.collect()
-            graphs[plan.name] = _write_graph(plan, target, stage, progress)
-            gc.collect()
-            found = _run(plan, stage, feeds, progress)
-            for output, space in plan.outputs.items():
-                rows = [wanted[output] for wanted in answers[plan.name]], [given[output] for given in found]
-                _check(plan, output, *rows)
-                if space is not None:
-                    measured += _measure(plan, space, cases, *rows, stage)
-                    vectors |= _vectors(space, cases, rows[0])
+        built = _build_graphs(model, target, narrow, stage, progress)
         plans = {plan.name: plan for plan in model.graphs}
         written = {
-            name: write_adapter(name, adapter, plans[adapter.graph], stage)
+            name: write_adapter(name, adapter, plans[adapter.graph], built.changes[adapter.graph], stage)
             for name, adapter in model.adapters.items()
         }
-        np.savez_compressed(stage / SELFTEST, allow_pickle=False, **model.selftest, **vectors)
+        np.savez_compressed(stage / SELFTEST, allow_pickle=False, **model.selftest, **built.vectors)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             family=family,
             source=source,
             target=target,
             opset=TENSORRT_OPSET if target == "tensorrt" else OPSET,
-            graphs=graphs,
+            graphs=built.graphs,
             spaces=model.spaces,
             text=model.text,
             image=model.image,
@@ -107,40 +98,112 @@ def write_bundle(
             selftest=SELFTEST,
             proof=None,
             files=file_facts(stage, progress),
-            measured=tuple(measured),
+            measured=tuple(built.measured),
             built_with={name: version(name) for name in ("edgeclip", "torch", "onnx-ir", "onnxscript")},
         )
         (stage / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
 
-def _write_graph(plan: GraphPlan, target: Target, stage: Path, progress: Progress) -> GraphFacts:
-    """Trace, lower and write one graph, and its other forms over the same weights, which are read as they are
-    written.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Built:
+    """The graphs that were written: their facts, what becomes of the arrays of each one's adapters, how near they
+    came to the torch towers, and the towers' vectors.
+    """
+
+    graphs: dict[str, GraphFacts] = field(default_factory=dict)
+    changes: dict[str, Changes] = field(default_factory=dict)
+    measured: list[Measurement] = field(default_factory=list)
+    vectors: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+
+def _build_graphs(model: ModelPlan, target: Target, narrow: Narrow | None, stage: Path, progress: Progress) -> _Built:
+    """Write each graph to `stage` and hold it against its torch tower."""
+    built = _Built()
+    wanted: dict[str, list[Arrays]] = {}
+    found: dict[str, list[Arrays]] = {}
+    for plan in model.graphs:
+        cases = plan.cases(wanted)
+        adapters = {name: adapter_feed(name, model.adapters, plan) for name in {case.adapter for case in cases}}
+        feeds = [{**case.feed, **adapters[case.adapter]} for case in cases]
+        progress(f"asking the {plan.name} tower", 0, 1)
+        wanted[plan.name] = list(answer(plan, feeds, progress))
+        gc.collect()
+        built.graphs[plan.name], changes = _write_graph(plan, target, narrow, stage, progress)
+        gc.collect()
+        if narrow is not None:  # it is judged by what it gives in a bundle, after a graph that was narrowed too
+            adapters = {name: change(arrays, changes) for name, arrays in adapters.items()}
+            feeds = [{**case.feed, **adapters[case.adapter]} for case in plan.cases(found)]
+        built.changes[plan.name] = changes
+        found[plan.name] = _run(plan, stage, feeds, progress)
+        for output, space in plan.outputs.items():
+            one, other = ([rows[output] for rows in answers[plan.name]] for answers in (wanted, found))
+            if narrow is None:
+                _check(plan, output, one, other)
+            if space is not None:
+                built.measured.extend(_measure(plan, space, cases, one, other, stage))
+                built.vectors.update(_vectors(space, cases, one))
+    if narrow is not None:
+        _check_loss(narrow, built.measured)
+    return built
+
+
+def _write_graph(
+    plan: GraphPlan, target: Target, narrow: Narrow | None, stage: Path, progress: Progress
+) -> tuple[GraphFacts, Changes]:
+    """Trace, lower and write one graph, narrowed or with its other forms over the same weights, which are read as
+    they are written. Returns its facts, and what becomes of adapters' arrays.
     """
     progress(f"tracing the {plan.name} tower", 0, 1)
     traced = trace(plan)
     portable = traced.clone()
-    model = lower(traced, target, plan.name, plan.traits)
+    if narrow is None:
+        narrowed = NarrowedTrace(model=lower(traced, target, plan.name, plan.traits), kernels={})
+    else:
+        plain = lower(traced, target, plan.name, plan.traits, layers="divided")
+        narrowed = _narrow(narrow, plain, plan, progress)
+    model = narrowed.model
 
     def report(_: object, info: ir.external_data.CallbackInfo) -> None:
         progress(f"writing the {plan.name} graph", info.index + 1, info.total)
 
     file = f"{plan.name}.onnx"
     ir.save(model, stage / file, external_data=f"{file}_data", callback=report)
-    save_portable(portable, model, stage / file, plan.traits)
+    if narrow is None:
+        save_portable(portable, model, stage / file, plan.traits)
     if target == "cuda" and has_choice(model):
         save_unmasked(model, stage / file)
     own = [value for value in model.graph.inputs if value.name not in plan.adapter_inputs]
-    return GraphFacts(
+    facts = GraphFacts(
         file=file,
-        precision="fp32",
+        precision="fp32" if narrow is None else narrow.precision,
         parameters=_count_parameters(plan),
         operators=count_operators(model),
-        kernels={},
+        kernels=narrowed.kernels,
         inputs=_describe(own),
         outputs=_describe(model.graph.outputs),
     )
+    return facts, narrowed.adapters
+
+
+def _narrow(narrow: Narrow, model: ir.Model, plan: GraphPlan, progress: Progress) -> NarrowedTrace:
+    progress(f"narrowing the {plan.name} graph", 0, 1)
+    try:
+        return narrow(model)
+    except (InvariantError, PassError) as error:
+        raise BuildError(f"the {plan.name} graph cannot be narrowed ({error.__cause__ or error})") from error
+
+
+def _check_loss(narrow: Narrow, measured: Sequence[Measurement]) -> None:
+    """BuildError for graphs that were narrowed and lost more of a single vector than they may."""
+    singles = (one for one in measured if one.space == "single")
+    worst = min(singles, key=lambda one: one.worst_cosine)
+    if not worst.worst_cosine >= narrow.least_cosine:  # NaN fails too
+        raise BuildError(
+            f"as {narrow.precision}, the {worst.modality} vectors have a worst cosine of "
+            f"{worst.worst_cosine:.4f} to the checkpoint, wanted {narrow.least_cosine:g}; export fp32, then edgeclip "
+            "quantize with data of yours (--calibrate)"
+        )
 
 
 def _describe(values: Sequence[ir.Value]) -> tuple[ArrayFacts, ...]:
@@ -223,6 +286,8 @@ def _count_parameters(plan: GraphPlan) -> int:
         return sum(parameter.numel() for parameter in plan.build().parameters())
 
 
-def _fp32_bytes(model: ModelPlan) -> int:
-    weights = sum(math.prod(weight.shape) for plan in model.graphs for weight in plan.weights.values())
-    return 4 * weights + sum(adapter.size_bytes for adapter in model.adapters.values())
+def _needed_bytes(model: ModelPlan, bits_per_weight: float) -> int:
+    """The disk that a bundle needs: matrices and tables with so many bits, rows and adapters in fp32."""
+    weights = [weight.shape for plan in model.graphs for weight in plan.weights.values()]
+    bits = sum(math.prod(shape) * (bits_per_weight if len(shape) > 1 else 32) for shape in weights)
+    return math.ceil(bits / 8) + sum(adapter.size_bytes for adapter in model.adapters.values()) + _SPARE_BYTES

@@ -11,14 +11,25 @@ from edgeclip_export.families import known_repository
 from edgeclip_export.families.family import Progress
 from edgeclip_export.hub import fetch_checkpoint, is_hub_id
 from edgeclip_export.opening import open_checkpoint
+from edgeclip_graph.narrowing import Narrow
 
 
 def export(
-    checkpoint: str, out: Path, target: Target, revision: str | None, task: str | None, progress: Progress
+    checkpoint: str,
+    out: Path,
+    target: Target,
+    revision: str | None,
+    task: str | None,
+    narrow: Narrow | None,
+    progress: Progress,
 ) -> Manifest:
     """`edgeclip_export.export_checkpoint`, after the imports."""
     if target not in TARGETS:
         raise BuildError(f"unknown target {target!r}; targets are {', '.join(TARGETS)}")
+    if narrow is not None and target != "cpu":
+        raise BuildError(
+            f"{narrow.precision} is exported at once for cpu alone; export fp32 for {target}, then edgeclip quantize"
+        )
     if out.exists():  # said before a download, and again where it matters
         raise BuildError(f"{out}: exists already; remove it or choose another name")
     folder, name, commit = Path(checkpoint), Path(checkpoint).resolve().name, None
@@ -38,7 +49,7 @@ def export(
     )
     with opened.family.open(opened.checkpoint, task) as model:
         progress(f"found {model.layout}", 0, 1)
-        return write_bundle(model, opened.family.name, source, out, target, progress)
+        return write_bundle(model, opened.family.name, source, out, target, narrow, progress)
 
 
 def _card_license(card: Path) -> str | None:

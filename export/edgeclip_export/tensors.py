@@ -36,7 +36,8 @@ class Tensors:
     def read(self, name: str) -> Tensor:
         """A fresh copy as fp32; BuildError for one that is not finite."""
         path = self.places[name]
-        tensor: Tensor = self.files[path].get_tensor(name).to(torch.float32, copy=True)
+        with safe_open(path, framework="pt") as file:  # a mapping of its own, so that no page stays when it ends
+            tensor: Tensor = file.get_tensor(name).to(torch.float32, copy=True)
         # A sum is not finite when one term is not, and costs no mask of the tensor's size; torch copies what it sums.
         sums = (part.sum(dtype=torch.float64) for part in torch.split(tensor.flatten(), _SUMMED_AT_ONCE))
         if not all(torch.isfinite(total) for total in sums):

@@ -51,7 +51,38 @@ class Columns:
         return array[..., self.start : self.stop]
 
 
-Form = Turned | Columns
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Entries `start` to `stop` along the first axis."""
+
+    start: int
+    stop: int
+
+    def shape(self, source: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the derived constant."""
+        return self.stop - self.start, *source[1:]
+
+    def apply(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The numbers of the derived constant."""
+        return array[self.start : self.stop]
+
+
+@dataclass(frozen=True, slots=True)
+class TurnedPart:
+    """Some columns or rows of a weight, turned."""
+
+    part: Columns | Rows
+
+    def shape(self, source: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the derived constant."""
+        return Turned().shape(self.part.shape(source))
+
+    def apply(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The numbers of the derived constant."""
+        return Turned().apply(self.part.apply(array))
+
+
+Form = Turned | Columns | Rows | TurnedPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +96,8 @@ class Origin:
 def derive(graph: ir.Graph, name: str, source: ir.Value, form: Form) -> ir.Value:
     """An initializer `name` that holds the source's numbers in another form, of the same type.
 
-    It is computed whenever it is read, and not kept. PreconditionError for a source that holds no constant.
+    It is computed whenever it is read, and not kept. A part that is turned remembers the whole weight. Raises
+    PreconditionError for a source that holds no constant.
     """
     stored = source.const_value
     if stored is None:
@@ -76,7 +108,11 @@ def derive(graph: ir.Graph, name: str, source: ir.Value, form: Form) -> ir.Value
 
     shape = ir.Shape(form.shape(stored.shape.numpy()))
     tensor = ir.LazyTensor(compute, dtype=stored.dtype, shape=shape, name=name)
-    tensor.meta[_ORIGIN] = Origin(stored, form)
+    earlier = origin_of(source)
+    if earlier is not None and isinstance(form, Turned) and isinstance(earlier.form, Columns | Rows):
+        tensor.meta[_ORIGIN] = Origin(earlier.source, TurnedPart(earlier.form))
+    else:
+        tensor.meta[_ORIGIN] = Origin(stored, form)
     return store(graph, tensor)
 
 

@@ -8,7 +8,6 @@ Concat of parts. So whoever rewrites a bundle's graph starts from the trace and 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError, common
 
 from edgeclip_graph.frame import Recorder, array_of, input_of, store
-from edgeclip_graph.lazy import Columns, Origin, Turned, origin_of
+from edgeclip_graph.lazy import Columns, Origin, Rows, Turned, TurnedPart, origin_of
 from edgeclip_graph.shared_data import PointToData
-from edgeclip_graph.traits import Traits
+from edgeclip_graph.traits import Traits, stored_traits
 
 _TRAITS = "edgeclip.traits"
 # What a weight is made again by.
@@ -40,7 +39,7 @@ def save_portable(trace: ir.Model, lowered: ir.Model, graph: Path, traits: Trait
     """
     for step in (RemakeWeights(lowered), PointToData(lowered, graph), common.ClearMetadataAndDocStringPass()):
         trace = step(trace).model
-    trace.metadata_props[_TRAITS] = json.dumps(asdict(traits))
+    trace.metadata_props[_TRAITS] = json.dumps(stored_traits(traits))
     path = portable_path(graph)
     ir.save(trace, path)
     return path
@@ -125,21 +124,33 @@ class FoldWeights(InPlacePass):
 
 def _remake(record: Recorder, weight: ir.Value, forms: Sequence[tuple[ir.TensorProtocol, Origin]]) -> ir.Value:
     """Record the nodes that make a weight of its forms; PreconditionError where parts of it are missing."""
+    parts: dict[int, tuple[Columns | Rows, ir.Value]] = {}
     for tensor, origin in forms:
         if isinstance(origin.form, Turned):
-            rows = record.op("Squeeze", store(record.graph, tensor), record.integers(0))
-            rows.dtype, rows.shape = tensor.dtype, ir.Shape(tensor.shape.numpy()[1:])
-            return record.op("Transpose", rows, perm=[1, 0])
-    parts = {origin.form.start: (tensor, origin.form) for tensor, origin in forms if isinstance(origin.form, Columns)}
-    shape = weight.const_value.shape.numpy() if weight.const_value is not None else ()
+            return _turn_back(record, tensor)
+        if isinstance(origin.form, TurnedPart):
+            parts.setdefault(origin.form.part.start, (origin.form.part, _turn_back(record, tensor)))
+        else:
+            parts[origin.form.start] = (origin.form, store(record.graph, tensor))
+    axis = 0 if isinstance(next(iter(parts.values()))[0], Rows) else -1
+    width = weight.const_value.shape.numpy()[axis] if weight.const_value is not None else 0
     values, end = [], 0
     for start in sorted(parts):
-        tensor, columns = parts[start]
+        part, value = parts[start]
         values += [_zeros(record, weight, slice(end, start))] if start > end else []
-        values.append(store(record.graph, tensor))
-        end = columns.stop
-    values += [_zeros(record, weight, slice(end, shape[-1]))] if end < shape[-1] else []
-    return record.op("Concat", *values, axis=-1)
+        values.append(value)
+        end = part.stop
+    values += [_zeros(record, weight, slice(end, width))] if end < width else []
+    return record.op("Concat", *values, axis=axis)
+
+
+def _turn_back(record: Recorder, tensor: ir.TensorProtocol) -> ir.Value:
+    """The weight (in, out) of which a tensor is the turned form."""
+    rows = record.op("Squeeze", store(record.graph, tensor), record.integers(0))
+    rows.dtype, rows.shape = tensor.dtype, ir.Shape(tensor.shape.numpy()[1:])
+    turned = record.op("Transpose", rows, perm=[1, 0])
+    turned.dtype, turned.shape = tensor.dtype, ir.Shape(tensor.shape.numpy()[:0:-1])
+    return turned
 
 
 def _zeros(record: Recorder, weight: ir.Value, columns: slice) -> ir.Value:

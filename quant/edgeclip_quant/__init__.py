@@ -9,6 +9,7 @@
 - int8 for TensorRT: `passes.qdq`;
 - the proof of any of them: `inputs.made_up`, `inputs.feeder`, `graph_runner`, `proof.measurement`, `proof.timing`,
   `proof.retrieval`, `budget`;
+- integers without data, while a checkpoint is exported: `data_free`;
 - the recipes for the CPU, their comparison, and the choice of one for each graph: `recipes`, `pick.comparison`,
   `pick.pareto`.
 
@@ -26,6 +27,7 @@ from edgeclip.host.installation import missing_package
 from edgeclip.manifest import Manifest, Precision
 
 if TYPE_CHECKING:
+    from edgeclip_graph.narrowing import Narrow
     from edgeclip_quant.budget import Budget
     from edgeclip_quant.inputs.made_up import Samples
     from edgeclip_quant.pick.pareto import Comparison
@@ -128,6 +130,18 @@ def quantize_automatically(
     return quantize(Path(bundle), Path(out), order, report)
 
 
+def narrow_without_data(to: Precision) -> "Narrow":
+    """What `edgeclip_export.export_checkpoint` narrows graphs for the CPU by, to int8 or int4, as it writes them.
+
+    BuildError for another precision, MissingExtraError when the extra `quant` is missing.
+    """
+    with _named_extras():
+        from edgeclip_quant.data_free import NARROWINGS
+    if to not in NARROWINGS:
+        raise BuildError(f"no checkpoint is exported as {to} at once; wanted {' or '.join(NARROWINGS)}")
+    return NARROWINGS[to]
+
+
 def calibration_and_proof(bundle: Path, samples: "Samples | None") -> "tuple[Samples, Samples | None]":
     """The two halves of a user's samples; without samples, made-up ones and None."""
     with _named_extras():
@@ -147,4 +161,4 @@ def _named_extras() -> Iterator[None]:
         raise missing_package(error, "quant") from error
 
 
-__all__ = ["calibration_and_proof", "quantize_automatically", "quantize_bundle"]
+__all__ = ["calibration_and_proof", "narrow_without_data", "quantize_automatically", "quantize_bundle"]

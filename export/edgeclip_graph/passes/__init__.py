@@ -32,6 +32,7 @@ from edgeclip_graph.passes.causal_attention import (
 )
 from edgeclip_graph.passes.gemm import WeightsFirst, WeightsInPlace
 from edgeclip_graph.passes.mask_choice import ChooseByRows
+from edgeclip_graph.passes.mlp_parts import DivideMlp
 from edgeclip_graph.passes.rms_norm import FuseRmsNorm, SpellOutRmsNorm
 from edgeclip_graph.passes.rotary import FuseRotary, SpellOutRotary
 from edgeclip_graph.passes.split_linear import SeparateParts
@@ -41,17 +42,18 @@ from edgeclip_graph.traits import Traits
 
 # What TensorRT 10's parser reads; the first opset with Gelu.
 TENSORRT_OPSET = 20
+Layers = Literal["fastest", "plain", "divided"]
 
 
-def lower(
-    model: ir.Model, target: Target, name: str, traits: Traits, *, layers: Literal["fastest", "plain"] = "fastest"
-) -> ir.Model:
+def lower(model: ir.Model, target: Target, name: str, traits: Traits, *, layers: Layers = "fastest") -> ir.Model:
     """Turn the trace of one graph into what `target` runs, in place; BuildError, which names it, if a pass failed.
 
-    Linear layers take the form that is fastest in fp32, or stay MatMul and Add ("plain").
+    Linear layers take the form that is fastest in fp32, or stay MatMul and Add ("plain"; "divided": with the MLP in
+    parts, if a long text needs that).
     """
-    if layers == "plain":
-        traits = replace(traits, chooses_by_rows=False, splits_many_rows=False)
+    if layers != "fastest":
+        parts = traits.mlp_parts if layers == "divided" else 1
+        traits = replace(traits, chooses_by_rows=False, splits_many_rows=False, reads_in_place=False, mlp_parts=parts)
     traced = {node.op_type for node in model.graph if node.domain == DOMAIN}
     is_adapted = bool(adapter_sums(model.graph))
     for step in (*_passes(target, traits, traced, is_adapted=is_adapted), *_tidying()):
@@ -64,9 +66,7 @@ def lower(
     return model
 
 
-def lower_portable(
-    name: str, graph: Path, target: Target, *, layers: Literal["fastest", "plain"] = "fastest"
-) -> ir.Model:
+def lower_portable(name: str, graph: Path, target: Target, *, layers: Layers = "fastest") -> ir.Model:
     """Read the portable form beside a bundle's graph and lower it, as `lower` does.
 
     Raises BuildError for a bundle without it, PassError or InvariantError of onnx_ir for a file that is none.
@@ -99,9 +99,13 @@ def _passes(target: Target, traits: Traits, traced: Collection[str], *, is_adapt
         RMS_NORM: FuseRmsNorm(),
     }
     silu = (FuseSilu(),) if traits.has_silu else ()
-    parts = (SeparateParts(),) if target == "cpu" and traits.splits_many_rows else ()
-    adapters = (AddInProduct(turns=True),) if target == "cpu" and is_adapted else ()
-    return *_of(fused, traced), *silu, *parts, *adapters
+    layers: list[PassBase] = []
+    if target == "cpu":
+        layers += [SeparateParts()] if traits.splits_many_rows else []
+        layers += [DivideMlp(traits.mlp_parts)] if traits.mlp_parts > 1 else []
+        layers += [AddInProduct(turns=True)] if is_adapted else []
+        layers += [WeightsInPlace()] if traits.reads_in_place else []
+    return *_of(fused, traced), *silu, *layers
 
 
 def _of(passes: Mapping[str, PassBase], traced: Collection[str]) -> Sequence[PassBase]:

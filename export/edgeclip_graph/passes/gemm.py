@@ -33,7 +33,7 @@ ELEMENTWISE = ("Gelu",)
 
 
 class WeightsInPlace(InPlacePass):
-    """MatMul(x, W) + b with a constant W (in, out) and x of two dimensions -> x times (1, out, in)^T, + b.
+    """MatMul(x, W) + b with a constant W (in, out) and x of two or three dimensions -> x times (1, out, in)^T, + b.
 
     Precondition: there is such a MatMul. Postcondition: no MatMul has constant weights.
     """
@@ -42,12 +42,16 @@ class WeightsInPlace(InPlacePass):
         """Replace every linear layer."""
         record = Recorder(model.graph)
         for layer in linear_layers(model.graph):
-            if len(layer.x.shape or ()) != 2 or layer.bias_value is None:
-                raise PreconditionError(f"MatMul {layer.matmul.name} is no linear layer of rows with a bias")
+            dimensions = len(layer.x.shape or ())
+            if dimensions not in (2, 3):
+                raise PreconditionError(f"MatMul {layer.matmul.name} is no linear layer of rows")
             stored = derive(model.graph, f"{layer.name}_in_place", layer.weight_value, Turned())
-            product = record.op(FUSED_PRODUCT, layer.x, stored, domain=CONTRIB, transB=1)  # (1, R, N)
-            rows = record.op("Squeeze", product, record.integers(0))  # (R, N)
-            _replace(record, layer.nodes, record.op("Add", rows, layer.bias_value))
+            product = record.op(FUSED_PRODUCT, layer.x, stored, domain=CONTRIB, transB=1)  # (1, R, N) or (B, R, N)
+            if dimensions == 2:
+                product = record.op("Squeeze", product, record.integers(0))  # (R, N)
+            if layer.bias_value is not None:
+                product = record.op("Add", product, layer.bias_value)
+            _replace(record, layer.nodes, product)
         return PassResult(model, modified=True)
 
     def requires(self, model: ir.Model) -> None:

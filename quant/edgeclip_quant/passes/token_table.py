@@ -14,13 +14,20 @@ from edgeclip_graph.operators import CONTRIB
 from edgeclip_quant.passes.weight_blocks import gather_blocks
 
 HALF_TABLE = 16
+_NUMBERS_AT_ONCE = 1 << 24
 
 
 def quantize_rows(table: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """(rows, width) -> int8 of the same shape and a scale per row (rows, 1); symmetric, round to nearest."""
-    scales = np.abs(table).max(axis=1, keepdims=True) / 127.0
-    scales[scales == 0] = 1.0
-    return np.rint(table / scales).astype(np.int8), scales.astype(np.float32)
+    levels = np.empty(table.shape, np.int8)
+    scales = np.empty((len(table), 1), np.float32)
+    step = max(1, _NUMBERS_AT_ONCE // table.shape[1])
+    for start in range(0, len(table), step):  # a large table is more than a gigabyte, and so is each temporary of it
+        some = slice(start, start + step)
+        scales[some] = np.abs(table[some]).max(axis=1, keepdims=True) / 127.0
+        scales[some][scales[some] == 0] = 1.0
+        levels[some] = np.rint(table[some] / scales[some])
+    return levels, scales
 
 
 def token_tables(graph: ir.Graph) -> list[ir.Node]:

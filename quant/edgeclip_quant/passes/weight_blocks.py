@@ -22,6 +22,7 @@ BLOCK = 128
 TABLE_BLOCK = 64
 _LEAST_BLOCK = 16  # of GatherBlockQuantized
 _INT8_INPUT = 4  # accuracy_level
+_NUMBERS_AT_ONCE = 1 << 24
 # Shares of the largest weight that a scale may reach to, tried in 4 bits.
 _REACHES = np.linspace(1.0, 0.6, 11)
 
@@ -35,7 +36,18 @@ class Blocks:
 
 
 def quantize_blocks(rows: Array, bits: int, block: int) -> Blocks:
-    """(rows, width) in blocks along the width, symmetric about 2^(bits-1); a last block is filled up with zeros."""
+    """(rows, width) in blocks along the width, symmetric about 2^(bits-1); a last block is filled up with zeros.
+
+    Some rows at a time: trying scales takes several times the memory of what is tried.
+    """
+    step = max(1, _NUMBERS_AT_ONCE // rows.shape[1])
+    parts = [_quantize(rows[start : start + step], bits, block) for start in range(0, len(rows), step)]
+    return Blocks(
+        packed=np.concatenate([part.packed for part in parts]), scales=np.concatenate([part.scales for part in parts])
+    )
+
+
+def _quantize(rows: Array, bits: int, block: int) -> Blocks:
     blocks = _divide(rows, block)
     middle = 1 << (bits - 1)
     # The value farthest from zero goes to the end of the range that has one step more.

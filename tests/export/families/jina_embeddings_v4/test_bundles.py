@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,8 +21,11 @@ from edgeclip.errors import BuildError
 from edgeclip.manifest import TARGETS, ArrayFacts, Target
 from edgeclip_export import export_checkpoint
 from edgeclip_export.families.jina_embeddings_v4.config import TASKS as API_TASKS
+from edgeclip_graph.frame import array_of
+from edgeclip_graph.passes import lower_portable
 from tests.conftest import made_once
 from tests.scenes import v4_golden as golden
+from tests.scenes.described_graphs import describe
 from tests.scenes.v4_golden import CHECKPOINT, HIDDEN, IMAGE, IMAGES, MULTI, SINGLE, TASKS, TEXT
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -191,6 +195,30 @@ def test_attention_is_fused_and_holds_no_mask_of_tokens_x_tokens(
     assert vision["com.microsoft.MultiHeadAttention"] == golden.CONFIG.vision.layers
     assert not {"Softmax", "LessOrEqual", "If"} & {*text, *vision}
     assert "Transpose" not in vision
+
+
+def test_on_the_cpu_no_weight_is_packed_and_the_mlp_is_in_two_parts(open_bundle: Callable[..., Bundle]) -> None:
+    """onnxruntime packs a copy of a constant matrix; three dimensions it reads as they lie in the mapped file."""
+    bundle = open_bundle("cpu")
+    for name in ("text", "vision"):
+        graph = ir.load(bundle.folder / bundle.manifest.graphs[name].file).graph
+        products = [node for node in graph if node.op_type in ("MatMul", "Gemm", "FusedMatMul")]
+        weights = [value for node in products for value in node.inputs if value and value.is_initializer()]
+        assert weights and {len(value.shape or ()) for value in weights} == {3}
+    assert bundle.manifest.graphs["text"].operators["com.microsoft.QuickGelu"] == 2 * golden.CONFIG.decoder.layers
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", ["text", "vision"])
+def test_the_portable_form_lowered_again_is_the_graph(
+    open_bundle: Callable[..., Bundle], name: str, target: Target
+) -> None:
+    """From the cpu bundle, in which weights lie turned and in parts."""
+    wanted = ir.load(open_bundle(target).folder / f"{name}.onnx")
+    found = lower_portable(name, open_bundle("cpu").folder / f"{name}.onnx", target)
+    assert describe(found) == describe(wanted)
+    for key, value in wanted.graph.initializers.items():
+        np.testing.assert_array_equal(array_of(found.graph.initializers[key]), array_of(value), err_msg=key)
 
 
 @pytest.mark.parametrize("graph", ["text", "vision"])
