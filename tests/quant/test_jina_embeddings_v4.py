@@ -10,9 +10,12 @@ import edgeclip_quant.passes.integer_layers as integer_layers
 from edgeclip import Encoder, Manifest
 from edgeclip.bundle.selftest import repeat_proof, run_selftest
 from edgeclip_export import export_checkpoint
+from edgeclip_graph.linear import linear_layers
 from edgeclip_quant import quantize_bundle
 from edgeclip_quant.budget import Budget
+from edgeclip_quant.passes.channels import find_products, find_residual, find_values
 from edgeclip_quant.passes.integer_layers import plain_graph
+from edgeclip_quant.pick.kernel_plan import attention_weights
 from edgeclip_quant.proof.retrieval import RANKING
 from tests.scenes.graph_feeds import feeds, made_up
 from tests.scenes.refusal import refusal
@@ -108,6 +111,16 @@ def test_a_turned_graph_answers_as_before(source: Path, tmp_path: Path, graph: s
     assert {float(value) for norm in norms for value in norm.inputs[1].const_value.numpy()} == {1.0}
 
 
+def test_only_image_features_are_turned_when_they_come(source: Path) -> None:
+    """Everything else is turned in the weights; each attention and each MLP is evened and turned, too."""
+    for graph, entries, layers in (("text", 1, 3), ("vision", 0, 4)):
+        found = plain_graph(graph, source / f"{graph}.onnx").graph
+        assert len(find_residual(found).entries) == entries
+        assert len(list(find_values(found))) == len(list(find_products(found))) == layers
+        causal = max(attention_weights(linear_layers(found)).values()) > 1
+        assert causal == (graph == "text")
+
+
 @pytest.mark.parametrize("kind", ["channels", "massive", "both"])
 def test_outliers_cost_nothing(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without turning them, the same checkpoint is refused."""
@@ -133,6 +146,16 @@ def test_a_token_that_moved_too_far_is_refused(source: Path, tmp_path: Path) -> 
     budget = Budget(cosine=0.9, recall_points=None, size_mb=None, token_cosine=0.9999999)
     told = refusal(source, tmp_path / "out", budget=budget)
     assert "(multi) have a worst cosine of " in told and "wanted 1" in told
+
+
+def test_int4_keeps_patches_and_sensitive_layers_in_8_bits(source: Path, tmp_path: Path) -> None:
+    """Measured: 0.992 of single vectors, 0.940 of the worst token."""
+    manifest = quantize_bundle(source, tmp_path / "int4", to="int4")
+    assert (manifest.graphs["vision"].precision, manifest.graphs["text"].precision) == ("int8", "int4")
+    assert "int4 blocks" not in manifest.graphs["vision"].kernels
+    kernels = manifest.graphs["text"].kernels
+    assert kernels["int4 blocks"] >= 5 and kernels["int8 per row"] >= 9
+    assert worst(manifest)["single"] >= 0.98 and worst(manifest)["multi"] >= 0.9
 
 
 def quiet(*_: object) -> None:

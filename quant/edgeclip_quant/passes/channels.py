@@ -163,6 +163,9 @@ def find_residual(graph: ir.Graph) -> Residual:
             waiting += [input_of(node, 1), input_of(node, 2)]
         elif node.op_type == "MatMul" and _is_weight(input_of(node, 1)):
             writers.append(Use(node, 1))
+        elif _adds_product(node):
+            writers.append(Use(node, 1))
+            waiting.append(input_of(node, 2))
         elif node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0:
             if input_of(node, 0).is_initializer():
                 writers.append(Use(node, 0))
@@ -268,6 +271,9 @@ def _written_by(value: ir.Value) -> Iterator[Use]:
                     waiting.append(other)
         elif node.op_type == "MatMul" and _is_weight(input_of(node, 1)):
             found.append(Use(node, 1, columns))
+        elif _adds_product(node):
+            found.append(Use(node, 1, columns))
+            waiting.append(input_of(node, 2))
         else:
             return
     # Weights first: they say how many channels there are.
@@ -281,6 +287,14 @@ def _count(use: Use) -> int:
 
 def _is_weight(value: ir.Value) -> bool:
     return len(value.shape or ()) == 2 and (value.is_initializer() or value.is_graph_input())
+
+
+def _adds_product(node: ir.Node) -> bool:
+    """Whether a node is a product with weights that is added to a sum: an adapter's second one."""
+    plain = not any(node.attributes.get_int(name, 0) for name in ("transA", "transB"))
+    scales = [node.attributes.get_float(name, 1.0) for name in ("alpha", "beta")]
+    is_sum = node.op_type == "Gemm" and len(node.inputs) == 3 and node.inputs[2] is not None
+    return is_sum and plain and scales == [1.0, 1.0] and _is_weight(input_of(node, 1))
 
 
 def _is_activation(value: ir.Value) -> bool:

@@ -40,7 +40,7 @@ _USED_UP = 0.8
 TURNED = 2e-5
 _COMPARED = 4  # samples
 # After so many rounds an 8-bit token table becomes one of 16 bits.
-_TABLE_ROUND, _NARROW_TABLE = 2, 8
+_TABLE_ROUND = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +136,7 @@ def narrow_to_integers(
     sensitive = sensitive_layers(layers) if recipe.finer_kernels else set()
     finer = replace(recipe, kernels=recipe.finer_kernels)
     weights, table_bits = attention_weights(layers), recipe.table_bits
+    attends_causally = max(weights.values()) > 1
     plans: dict[str, Sequence[Plan]] = {}
     for done, layer in enumerate(layers):
         progress(f"planning the {source.name} graph", done, len(layers))
@@ -147,11 +148,15 @@ def narrow_to_integers(
             source, answers(open_run(out), source.samples, trying, progress), cosine, token_cosine
         ):
             break
+        # On the golden jina-embeddings-v4, 4 bits of the table alone take the worst token to 0.37, 8 bits to 0.994.
+        if table_bits == 4 and attends_causally:
+            table_bits = 8
+            continue
         further = raise_worst(plans, share, weights)
         if further == plans:
             break
         plans = further
-        if done == _TABLE_ROUND and table_bits == _NARROW_TABLE:
+        if done >= _TABLE_ROUND and table_bits == 8:
             table_bits = HALF_TABLE
     return Narrowed(
         kernels=dict(Counter(left[0].kernel for left in plans.values())),

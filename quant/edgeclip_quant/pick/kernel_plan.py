@@ -94,7 +94,7 @@ def _feeds_causal_attention(value: ir.Value) -> bool:
         for user, _ in one.uses():
             if user.op_type == "GroupQueryAttention":
                 return True
-            if user.op_type in ("Add", "RotaryEmbedding", "Reshape", "Unsqueeze") and one not in seen:
+            if user.op_type in ("Add", "Gemm", "RotaryEmbedding", "Reshape", "Unsqueeze") and one not in seen:
                 waiting += user.outputs
         seen.add(one)
     return False
