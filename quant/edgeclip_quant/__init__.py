@@ -55,7 +55,7 @@ def quantize_bundle(
     extra `quant`, or an onnxruntime, is missing.
     """
     with _named_extras():
-        from edgeclip_quant.budget import DEFAULT_BUDGETS
+        from edgeclip_quant.budget import DEFAULT_BUDGETS, with_tokens
         from edgeclip_quant.quantize import Order, is_followed, quantize
         from edgeclip_quant.recipes import DEFAULT_RECIPES
 
@@ -71,7 +71,7 @@ def quantize_bundle(
         calibration=calibration,
         is_made_up=samples is None,
         proof=proof,
-        budget=budget or DEFAULT_BUDGETS[to],
+        budget=with_tokens(budget or DEFAULT_BUDGETS[to], to, manifest),
     )
     return quantize(Path(bundle), Path(out), order, progress or (lambda what, done, total: None))
 
@@ -93,15 +93,16 @@ def quantize_automatically(
     nearest.
     """
     with _named_extras():
-        from edgeclip_quant.budget import DEFAULT_BUDGETS
+        from edgeclip_quant.budget import DEFAULT_BUDGETS, with_tokens
         from edgeclip_quant.pick.comparison import compare_recipes
         from edgeclip_quant.pick.pareto import nearest, pick
         from edgeclip_quant.quantize import Order, quantize
         from edgeclip_quant.recipes import usable_recipes
 
     report = progress or (lambda what, done, total: None)
-    budget, is_made_up = budget or DEFAULT_BUDGETS["int8"], samples is None
-    check_place(Path(out), 2 * Manifest.read(bundle).weight_bytes)
+    manifest, is_made_up = Manifest.read(bundle), samples is None
+    budget = with_tokens(budget or DEFAULT_BUDGETS["int8"], "int8", manifest)
+    check_place(Path(out), 2 * manifest.weight_bytes)
     calibration, proof = calibration_and_proof(Path(bundle), samples)
     comparison = comparison or compare_recipes(
         Path(bundle),

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from edgeclip.errors import InputError
-from edgeclip.manifest import Measurement, Modality, Precision, RetrievalChange, Space
+from edgeclip.manifest import Manifest, Measurement, Modality, Precision, RetrievalChange, Space
 
 # A bound's name on the command line, its field, and what it may be.
 _BOUNDS: Mapping[str, tuple[str, float, float]] = {
@@ -48,10 +48,22 @@ class Budget:
 # int8 and fp16 are to be taken for the source itself. int4 is not: 15 levels leave an error of a tenth in every
 # layer, so its bounds only separate a small model that works from one that does not; the manifest has the figures.
 DEFAULT_BUDGETS: Mapping[Precision, Budget] = {
-    "fp16": Budget(cosine=0.9995, recall_points=0.5, size_mb=None, token_cosine=0.998),
-    "int8": Budget(cosine=0.99, recall_points=0.5, size_mb=None, token_cosine=0.98),
-    "int4": Budget(cosine=0.8, recall_points=5.0, size_mb=None, token_cosine=0.7),
+    "fp16": Budget(cosine=0.9995, recall_points=0.5, size_mb=None),
+    "int8": Budget(cosine=0.99, recall_points=0.5, size_mb=None),
+    "int4": Budget(cosine=0.8, recall_points=5.0, size_mb=None),
 }
+
+
+# The least cosine of any token's vector in a model with multi vectors, where a budget bounds cosines and says nothing
+# of tokens: each of them is one of many, and int8 leaves the worst of hundreds several times as far as the mean.
+TOKEN_COSINES: Mapping[Precision, float] = {"fp16": 0.998, "int8": 0.98, "int4": 0.7}
+
+
+def with_tokens(budget: Budget, precision: Precision, manifest: Manifest) -> Budget:
+    """The budget with a bound on tokens, for a bundle with multi vectors."""
+    if manifest.spaces.multi is None or budget.cosine is None or budget.token_cosine is not None:
+        return budget
+    return replace(budget, token_cosine=TOKEN_COSINES[precision])
 
 
 # A fall that is not laid to chance, of two queries or more.

@@ -126,6 +126,15 @@ class Graphs:
 
     def vectors(
         self, items: Sequence[Item], spaces: Sequence[Space], what: str, progress: Progress
+    ) -> Mapping[Space, NDArray[np.float32]]:
+        """The vectors of all items in each space, as rows (N, D): one for each item in `single`, one for each token
+        in `multi`.
+        """
+        found = self.matrices(items, spaces, what, progress)
+        return {space: np.concatenate(rows) for space, rows in found.items()}
+
+    def matrices(
+        self, items: Sequence[Item], spaces: Sequence[Space], what: str, progress: Progress
     ) -> Mapping[Space, list[NDArray[np.float32]]]:
         """The vectors of each item in each space, as rows (T, D): one in `single`, one for each token in `multi`."""
         rows: dict[Space, list[NDArray[np.float32]]] = {space: [] for space in spaces}

@@ -92,7 +92,7 @@ def report_document(comparison: Comparison, budget: Budget | None, picked: Pick 
         "model": comparison.model,
         "default": DEFAULT.name,
         "is_calibration_made_up": comparison.is_made_up,
-        "budget": asdict(budget) if budget else None,
+        "budget": _bounds(budget) if budget else None,
         "picked": {one.graph: one.recipe.name for one in picked.choice.candidates} if picked else None,
         "source_bytes": dict(comparison.source_bytes),
         "candidates": [
@@ -111,6 +111,14 @@ def report_document(comparison: Comparison, budget: Budget | None, picked: Pick 
         ],
     }
     return make_document("edgeclip quantize --report", figures)
+
+
+def _bounds(budget: Budget) -> dict[str, float | None]:
+    """A budget's bounds; that on tokens only where there is one."""
+    bounds = asdict(budget)
+    return (
+        bounds if budget.token_cosine is not None else {key: bounds[key] for key in bounds if key != "token_cosine"}
+    )
 
 
 def draw(comparison: Comparison, budget: Budget | None = None, picked: Pick | None = None) -> Figure:

@@ -17,7 +17,7 @@ from edgeclip_quant.inputs.feeder import Feeder
 from edgeclip_quant.inputs.made_up import Samples
 from edgeclip_quant.passes.integer_layers import Prepared, narrow_to_integers, plain_graph, prepare
 from edgeclip_quant.pick.pareto import Candidate, Comparison
-from edgeclip_quant.proof.measurement import PROOF, bytes_of, graph_files, joined, measure, proof_samples, save_proof
+from edgeclip_quant.proof.measurement import PROOF, bytes_of, graph_files, measure, proof_samples, save_proof
 from edgeclip_quant.proof.retrieval import Vectors, retrieval_changes
 from edgeclip_quant.proof.timing import time_modality
 from edgeclip_quant.quantize import check_source, copied_files, feeds_of, precisions_of
@@ -62,7 +62,7 @@ def compare_recipes(
     for modality in manifest.modalities:
         with Graphs(feeder, files) as graphs:
             what = f"asking the source for {modality} vectors"
-            source[modality] = joined(graphs.vectors(proof.of(modality), ("single",), what, progress)["single"])
+            source[modality] = graphs.vectors(proof.of(modality), ("single",), what, progress)["single"]
     candidates: list[Candidate] = []
     for modality in manifest.modalities:
         name = FIRST_GRAPH[modality]
@@ -131,7 +131,7 @@ def _make(trial: _Trial, recipe: Recipe, kept: float | None) -> Candidate:
     ours = Feeder(feeder.folder, feeder.manifest, narrowed.fed)
     with Graphs(feeder, files) as source, Graphs(ours, narrow_files) as graphs:
         found = graphs.vectors(trial.proof.of(modality), ("single",), f"proving {modality} vectors", tell)
-        answers = joined(found["single"])
+        answers = found["single"]
         tell(f"timing {modality} vectors", 0, 1)
         timing = time_modality(modality, feeder, source, graphs, trial.proof)
     gc.collect()

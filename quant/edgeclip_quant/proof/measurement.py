@@ -83,9 +83,9 @@ def prove(
         with Graphs(feeder, files) as source, Graphs(ours, narrow_files, precisions) as narrowed:
             what = f"asking the source for {modality} vectors", f"proving {modality} vectors"
             for answers, one in zip(wanted, sets, strict=True):
-                answers[modality] = source.vectors(one.of(modality), spaces, what[0], progress)
+                answers[modality] = source.matrices(one.of(modality), spaces, what[0], progress)
             for answers, one in zip(found, (own_test, *sets), strict=True):
-                answers[modality] = narrowed.vectors(one.of(modality), spaces, what[1], progress)
+                answers[modality] = narrowed.matrices(one.of(modality), spaces, what[1], progress)
             if manifest.target == "cpu":
                 progress(f"timing {modality} vectors", 0, 1)
                 timings[modality] = time_modality(modality, feeder, source, narrowed, made_up)
@@ -97,7 +97,7 @@ def prove(
             space,
             against="fp32 checkpoint",
             data=own_test.name,
-            wanted=joined(of_checkpoint[modality][space]),
+            wanted=of_checkpoint[modality][space],
             found=joined(found[0][modality][space]),
             weight_bytes=sizes[modality][1],
         )
@@ -234,8 +234,8 @@ def save_proof(path: Path, samples: Samples, wanted: Answers) -> None:
     np.savez_compressed(path, **arrays)
 
 
-def read_selftest(feeder: Feeder) -> tuple[Samples, Answers]:
-    """A bundle's self-test as items, with the checkpoint's answers; BundleError when it cannot be read."""
+def read_selftest(feeder: Feeder) -> tuple[Samples, Mapping[Modality, Mapping[Space, NDArray[np.float32]]]]:
+    """A bundle's self-test as items, with the checkpoint's answers (N, D); BundleError when it cannot be read."""
     test = selftest.read_selftest(feeder.manifest, feeder.folder)
     family = feeder.family
     text = [family.texts([one], task, None).items[0] for one, task in zip(test.texts, test.tasks, strict=True)]
@@ -243,7 +243,9 @@ def read_selftest(feeder: Feeder) -> tuple[Samples, Answers]:
         family.image(one, task, max_pixels=None, label="the self-test's image")
         for one, task in zip(test.images, test.image_tasks, strict=True)
     ]
-    wanted: Answers = {modality: {"single": list(vectors[:, None])} for modality, vectors in test.wanted.items()}
+    wanted: dict[Modality, Mapping[Space, NDArray[np.float32]]] = {
+        modality: {"single": vectors} for modality, vectors in test.wanted.items()
+    }
     return Samples(name=SELFTEST_DATA, text=tuple(text), image=tuple(image)), wanted
 
 
