@@ -265,8 +265,9 @@ def test_a_checkpoint_becomes_a_bundle(tmp_path: Path, capsys: Captured) -> None
     out = tmp_path / "bundle"
     status, data, words = run("export", CHECKPOINT, out, "--target", "cuda", capsys=capsys)
     assert (status, data) == (0, "")
-    assert words.startswith(f"{out}: found the official layout; 2.") and words.count("\n") == 1
-    assert "MB for cuda, within" in words
+    needed, written = words.splitlines()
+    assert needed.startswith(f"{out}: needs ") and needed.endswith(" GB on disk")
+    assert written.startswith(f"{out}: found the official layout; 2.") and "MB for cuda, within" in written
     assert Manifest.read(out).target == "cuda"
     assert "exists already" in refusal("export", CHECKPOINT, out, capsys=capsys)
 

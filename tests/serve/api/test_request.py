@@ -113,6 +113,7 @@ def test_the_release_notes_example() -> None:
     assert found == EmbeddingRequest(
         items=(TextItem(text="海滩上美丽的日落"), UrlItem(url="https://i.ibb.co/nQNGqL0/beach1.jpg")),
         model="jina-clip-v2",
+        space="single",
         dim=48,
         formats=("float",),
         is_keyed=False,
