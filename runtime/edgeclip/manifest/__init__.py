@@ -1,4 +1,4 @@
-"""What a bundle knows about itself: `facts` are the frozen dataclasses, `parse` reads JSON into them strictly."""
+"""A bundle's own facts: frozen dataclasses (`facts`, `image_facts`), and `parse`, which reads JSON into them strictly."""
 
 from edgeclip.manifest.facts import (
     FIRST_GRAPH,
@@ -12,16 +12,12 @@ from edgeclip.manifest.facts import (
     ArrayFacts,
     FileFacts,
     GraphFacts,
-    ImageFacts,
-    Interpolation,
     Manifest,
     Measurement,
     Modality,
     MultiSpace,
-    PatchFacts,
     Precision,
     Reference,
-    ResizeMode,
     RetrievalChange,
     SingleSpace,
     Source,
@@ -32,6 +28,7 @@ from edgeclip.manifest.facts import (
     TextFacts,
     dangling_target,
 )
+from edgeclip.manifest.image_facts import ImageFacts, Interpolation, PatchFacts, ResizeMode
 
 __all__ = [
     "FIRST_GRAPH",

@@ -369,7 +369,7 @@ class Lane:
             self._is_open = False
 
     def _finish(self, outcomes: list[tuple[_Batch, _Outcome]], began_s: float, compute_s: float) -> None:
-        """In the loop: settle what is done, and note the batch once its answers are on their way."""
+        """Settle the requests that are done, and note the batch afterwards. It runs in the loop's thread."""
         for part, outcome in outcomes:
             if isinstance(outcome, BaseException):
                 failure = LaneFailed(f"the {self.graph} graph failed")
