@@ -1,4 +1,4 @@
-"""A bundle's own facts: frozen dataclasses (`facts`, `image_facts`), and `parse`, which reads JSON into them strictly."""
+"""What a bundle knows about itself, as frozen dataclasses; `parse` reads JSON into them strictly."""
 
 from edgeclip.manifest.facts import (
     FIRST_GRAPH,
