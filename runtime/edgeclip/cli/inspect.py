@@ -79,7 +79,7 @@ def _print_measured(manifest: Manifest) -> None:
     }
     closeness = [
         (
-            one.modality,
+            one.modality if one.space == "single" else f"{one.modality}, each token",
             one.against,
             one.data,
             str(one.samples),
