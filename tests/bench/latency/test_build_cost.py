@@ -7,7 +7,8 @@ import pytest
 
 from edgeclip import Manifest
 from edgeclip.errors import BuildError
-from edgeclip_bench.families.random_checkpoint import tiny_config, write_checkpoint
+from edgeclip_bench.families.jina_clip import tiny_config
+from edgeclip_bench.families.random_checkpoint import write_checkpoint
 from edgeclip_bench.latency.build_cost import BENCHMARK, measure_build
 from tests.scenes.command import Captured, bench, run
 
