@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
 from edgeclip.manifest import MANIFEST_NAME, AdapterFacts, ArrayFacts, FileFacts, Manifest, TaskFacts
+from tests.scenes import graph_writer
+from tests.scenes.graph_writer import node
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -34,41 +34,38 @@ TASKS = {
     "retrieval.passage": TaskFacts(prompt="", adapter="retrieval", modalities=("text", "image")),
     "text-matching": TaskFacts(prompt="", adapter="matching", modalities=("text",)),
 }
+_INPUTS = (ArrayFacts(name="input_ids", dtype="int64", axes=("batch", "tokens")),)
+_OUTPUTS = (
+    ArrayFacts(name="text_embeds", dtype="float32", axes=("batch", DIM)),
+    ArrayFacts(name="token_embeds", dtype="float32", axes=("batch", "tokens", DIM)),
+)
 
 
 def save_graph(path: Path, *, has_places: bool = False) -> None:
     """Write the graph; with `has_places` it takes `positions` (batch, tokens) besides, whose rows are added to h."""
     nodes = [
-        helper.make_node("Gather", ["table", "input_ids"], ["words"]),
-        helper.make_node("MatMul", ["h" if has_places else "words", "product"], ["base"]),
-        helper.make_node("MatMul", ["h" if has_places else "words", "lora_a"], ["narrow"]),
-        helper.make_node("MatMul", ["narrow", "lora_b"], ["added"]),
-        helper.make_node("Add", ["base", "added"], ["token_embeds"]),
-        helper.make_node("ReduceMean", ["token_embeds", "axis"], ["mean"], keepdims=0),
-        helper.make_node("LpNormalization", ["mean"], ["text_embeds"], axis=1),
+        node("Gather", ["table", "input_ids"], ["words"]),
+        node("MatMul", ["h" if has_places else "words", "product"], ["base"]),
+        node("MatMul", ["h" if has_places else "words", "lora_a"], ["narrow"]),
+        node("MatMul", ["narrow", "lora_b"], ["added"]),
+        node("Add", ["base", "added"], ["token_embeds"]),
+        node("ReduceMean", ["token_embeds", "axis"], ["mean"], keepdims=0),
+        node("LpNormalization", ["mean"], ["text_embeds"], axis=1),
     ]
     constants = {"table": TABLE, "product": PRODUCT, "axis": np.array([1])}
-    inputs = [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "tokens"])]
+    inputs = [*_INPUTS]
     if has_places:
         nodes[1:1] = [
-            helper.make_node("Gather", ["places", "positions"], ["where"]),
-            helper.make_node("Add", ["words", "where"], ["h"]),
+            node("Gather", ["places", "positions"], ["where"]),
+            node("Add", ["words", "where"], ["h"]),
         ]
         constants["places"] = PLACES
-        inputs.append(helper.make_tensor_value_info("positions", TensorProto.INT64, ["batch", "tokens"]))
-    for name, shape in (("lora_a", [DIM, RANK]), ("lora_b", [RANK, DIM])):
-        inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-    graph = helper.make_graph(
-        nodes,
-        "text",
-        inputs,
-        [
-            helper.make_tensor_value_info("text_embeds", TensorProto.FLOAT, ["batch", DIM]),
-            helper.make_tensor_value_info("token_embeds", TensorProto.FLOAT, ["batch", "tokens", DIM]),
-        ],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+        inputs.append(ArrayFacts(name="positions", dtype="int64", axes=("batch", "tokens")))
+    inputs += [
+        ArrayFacts(name=name, dtype="float32", axes=shape)
+        for name, shape in (("lora_a", (DIM, RANK)), ("lora_b", (RANK, DIM)))
+    ]
+    graph_writer.save_graph(path, "text", nodes, inputs, _OUTPUTS, constants)
 
 
 def answer(feed: Arrays, adapter: str | None = None) -> dict[str, NDArray[np.float64]]:
@@ -92,11 +89,8 @@ def adapt(folder: Path, **changes: object) -> Manifest:
         np.savez(folder / f"{name}.adapter.npz", **arrays)
     graph = dataclasses.replace(
         manifest.graphs["text"],
-        inputs=(ArrayFacts(name="input_ids", dtype="int64", axes=("batch", "tokens")),),
-        outputs=(
-            ArrayFacts(name="text_embeds", dtype="float32", axes=("batch", DIM)),
-            ArrayFacts(name="token_embeds", dtype="float32", axes=("batch", "tokens", DIM)),
-        ),
+        inputs=_INPUTS,
+        outputs=_OUTPUTS,
     )
     facts: dict[str, Any] = {
         "graphs": {**manifest.graphs, "text": graph},

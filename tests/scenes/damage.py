@@ -5,16 +5,18 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-import onnx
 from numpy.typing import ArrayLike
-from onnx import TensorProto, helper, numpy_helper
 
-from edgeclip.manifest import MANIFEST_NAME, Manifest
+from edgeclip.manifest import MANIFEST_NAME, ArrayFacts, Manifest
+from tests.scenes.graph_writer import FLOAT, node, save_graph
 
-# The name, type and axes of a graph's input, and the name of its output.
+# A graph's input, and the name of its output.
 _ARRAYS = {
-    "text": ("input_ids", TensorProto.INT64, ["batch", "sequence"], "text_embeds"),
-    "vision": ("pixel_values", TensorProto.UINT8, ["batch", "height", "width", 3], "image_embeds"),
+    "text": (ArrayFacts(name="input_ids", dtype="int64", axes=("batch", "sequence")), "text_embeds"),
+    "vision": (
+        ArrayFacts(name="pixel_values", dtype="uint8", axes=("batch", "height", "width", 3)),
+        "image_embeds",
+    ),
 }
 
 
@@ -50,32 +52,25 @@ def replace_graph(
 
     With a fixed `shape` it fails when it is run.
     """
-    name, dtype, axes, output = _ARRAYS[graph]
+    taken, output = _ARRAYS[graph]
     answer = "answer" if shape or is_unit else output
     nodes = [
-        helper.make_node("Cast", [name], ["numbers"], to=TensorProto.FLOAT),
-        helper.make_node("Flatten", ["numbers"], ["rows"], axis=1),
-        helper.make_node("ReduceMean", ["rows", "axis"], ["mean"], keepdims=1),  # (B, 1)
-        helper.make_node("Mul", ["mean", "scale"], ["scaled"]),
-        helper.make_node("Add", ["scaled", "offset"], [answer]),  # (B, D)
+        node("Cast", [taken.name], ["numbers"], to=FLOAT),
+        node("Flatten", ["numbers"], ["rows"], axis=1),
+        node("ReduceMean", ["rows", "axis"], ["mean"], keepdims=1),  # (B, 1)
+        node("Mul", ["mean", "scale"], ["scaled"]),
+        node("Add", ["scaled", "offset"], [answer]),  # (B, D)
     ]
     if is_unit:
-        nodes.append(helper.make_node("LpNormalization", [answer], [output], axis=1))
+        nodes.append(node("LpNormalization", [answer], [output], axis=1))
     constants = {
         "axis": np.array([1]),
         "scale": np.atleast_2d(np.float32(scale)),
         "offset": np.atleast_2d(np.float32(offset)),
     }
     if shape:
-        nodes.append(helper.make_node("Reshape", [answer, "shape"], [output]))
+        nodes.append(node("Reshape", [answer, "shape"], [output]))
         constants["shape"] = np.array(shape)
-    made = helper.make_graph(
-        nodes,
-        graph,
-        [helper.make_tensor_value_info(name, dtype, axes)],
-        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", "dim"])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    onnx.save(model, folder / Manifest.read(folder).graphs[graph].file)
+    given = ArrayFacts(name=output, dtype="float32", axes=("batch", "dim"))
+    save_graph(folder / Manifest.read(folder).graphs[graph].file, graph, nodes, [taken], [given], constants)
     reseal(folder)

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer
 
 from edgeclip.manifest import (
@@ -33,6 +31,7 @@ from edgeclip.manifest import (
     TaskFacts,
     TextFacts,
 )
+from tests.scenes.graph_writer import FLOAT, node, save_graph
 
 DATA = Path(__file__).parents[1] / "data" / "jina_embeddings_v4"
 DIM, MULTI_DIM, WIDTH, IDS = 64, 16, 24, 400
@@ -101,8 +100,8 @@ def make_page_bundle(out: Path, *, max_length: int = 32_768) -> Path:
     """Write the bundle to `out`."""
     out.mkdir()
     shutil.copyfile(DATA / "checkpoint" / "tokenizer.json", out / "tokenizer.json")
-    onnx.save(_vision_graph(), out / "vision.onnx")
-    onnx.save(_text_graph(), out / "text.onnx")
+    _save_vision(out / "vision.onnx")
+    _save_text(out / "text.onnx")
     for name, shift in SHIFTS.items():
         np.savez(out / f"{name}.adapter.npz", adapter_shift=shift)
     pixels = np.random.default_rng(4).integers(0, 256, (84, 112, 3), np.uint8)
@@ -198,19 +197,18 @@ def _decode(
     return single / np.linalg.norm(single), multi / np.linalg.norm(multi, axis=1, keepdims=True)
 
 
-def _vision_graph() -> onnx.ModelProto:
-    node = helper.make_node
+def _save_vision(path: Path) -> None:
     nodes = [
-        node("Cast", ["pixel_values"], ["numbers"], to=TensorProto.FLOAT),
+        node("Cast", ["pixel_values"], ["numbers"], to=FLOAT),
         node("Div", ["numbers", "most"], ["scaled"]),
         node("MatMul", ["scaled", "patch"], ["embedded"]),  # (B, P, 8)
-        node("Cast", ["patch_positions"], ["places"], to=TensorProto.FLOAT),
+        node("Cast", ["patch_positions"], ["places"], to=FLOAT),
         node("MatMul", ["places", "place"], ["turns"]),  # (P, 8)
         node("Add", ["embedded", "turns"], ["states"]),
         node("Max", ["windows", "zero"], ["indices"]),  # (W, L)
         node("Gather", ["states", "indices"], ["apart"], axis=1),  # (B, W, L, 8)
         node("GreaterOrEqual", ["windows", "zero"], ["is_there"]),
-        node("Cast", ["is_there"], ["there"], to=TensorProto.FLOAT),
+        node("Cast", ["is_there"], ["there"], to=FLOAT),
         node("Unsqueeze", ["there", "last"], ["mask"]),  # (W, L, 1)
         node("Mul", ["apart", "mask"], ["masked"]),
         node("ReduceSum", ["masked", "two"], ["sums"]),  # (B, W, 1, 8)
@@ -232,11 +230,10 @@ def _vision_graph() -> onnx.ModelProto:
         "flat": np.array([0, -1, 8]),
         "fours": np.array([0, -1, 32]),
     }
-    return _model("vision", nodes, _VISION_INPUTS, _VISION_OUTPUTS, constants)
+    save_graph(path, "vision", nodes, _VISION_INPUTS, _VISION_OUTPUTS, constants)
 
 
-def _text_graph() -> onnx.ModelProto:
-    node = helper.make_node
+def _save_text(path: Path) -> None:
     nodes = [
         node("Gather", ["embedding", "input_ids"], ["words"]),  # (B, T, W)
         node("Max", ["image_places", "zero"], ["rows"]),
@@ -245,7 +242,7 @@ def _text_graph() -> onnx.ModelProto:
         node("GreaterOrEqual", ["image_places", "zero"], ["is_image"]),
         node("Unsqueeze", ["is_image", "last"], ["is_feature"]),
         node("Where", ["is_feature", "features", "words"], ["embedded"]),
-        node("Cast", ["position_ids"], ["numbers"], to=TensorProto.FLOAT),
+        node("Cast", ["position_ids"], ["numbers"], to=FLOAT),
         node("Transpose", ["numbers"], ["positions"], perm=[0, 2, 1]),  # (B, T, 3)
         node("MatMul", ["positions", "turn"], ["turns"]),
         node("Mul", ["turns", "hundredth"], ["small"]),
@@ -272,26 +269,7 @@ def _text_graph() -> onnx.ModelProto:
         "hundredth": np.array(0.01, np.float32),
     }
     shift = ArrayFacts(name=_SHIFT, dtype="float32", axes=(1, 1, WIDTH))
-    return _model("text", nodes, (*_TEXT_INPUTS, shift), _TEXT_OUTPUTS, constants)
-
-
-def _model(
-    name: str,
-    nodes: list[onnx.NodeProto],
-    inputs: tuple[ArrayFacts, ...],
-    outputs: tuple[ArrayFacts, ...],
-    constants: Mapping[str, NDArray[Any]],
-) -> onnx.ModelProto:
-    taken, given = (
-        [
-            helper.make_tensor_value_info(one.name, helper.np_dtype_to_tensor_dtype(np.dtype(one.dtype)), one.axes)
-            for one in some
-        ]
-        for some in (inputs, outputs)
-    )
-    initializers = [numpy_helper.from_array(value, key) for key, value in constants.items()]
-    graph = helper.make_graph(nodes, name, taken, given, initializers)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    save_graph(path, "text", nodes, (*_TEXT_INPUTS, shift), _TEXT_OUTPUTS, constants)
 
 
 def _facts(file: str, inputs: tuple[ArrayFacts, ...], outputs: tuple[ArrayFacts, ...]) -> GraphFacts:

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from edgeclip import Encoder
 from edgeclip.manifest import (
@@ -22,6 +20,7 @@ from edgeclip.manifest import (
     Spaces,
     TaskFacts,
 )
+from tests.scenes.graph_writer import FLOAT, node, save_graph
 
 DIM, DIMS = 64, (16, 32, 64)
 TASKS = ("retrieval.query", "retrieval.passage", "separation", "classification", "text-matching")
@@ -39,7 +38,7 @@ def make_text_bundle(source: Path, out: Path, *, task_required: bool = False) ->
     before = Manifest.read(source)
     text = before.need_text()
     shutil.copy(source / text.file, out / text.file)
-    onnx.save(_graph(), out / "text.onnx")
+    _save(out / "text.onnx")
     random = np.random.default_rng(3)
     for task in TASKS:
         np.savez(out / f"{task}.adapter.npz", **{_SHIFT: random.standard_normal((1, DIM)).astype(np.float32)})
@@ -67,29 +66,21 @@ def make_text_bundle(source: Path, out: Path, *, task_required: bool = False) ->
     return out
 
 
-def _graph() -> onnx.ModelProto:
+def _save(path: Path) -> None:
     waves = np.random.default_rng(2).uniform(0.1, 3, (1, 1, DIM)).astype(np.float32)
     nodes = [
-        helper.make_node("Cast", ["input_ids"], ["numbers"], to=TensorProto.FLOAT),  # (B, T)
-        helper.make_node("Unsqueeze", ["numbers", "last"], ["columns"]),  # (B, T, 1)
-        helper.make_node("Mul", ["columns", "waves"], ["angles"]),  # (B, T, D)
-        helper.make_node("Sin", ["angles"], ["sines"]),
-        helper.make_node("ReduceMean", ["sines", "tokens"], ["mean"], keepdims=0),  # (B, D)
-        helper.make_node("Add", ["mean", _SHIFT], ["shifted"]),
-        helper.make_node("LpNormalization", ["shifted"], ["text_embeds"], axis=1),
+        node("Cast", ["input_ids"], ["numbers"], to=FLOAT),  # (B, T)
+        node("Unsqueeze", ["numbers", "last"], ["columns"]),  # (B, T, 1)
+        node("Mul", ["columns", "waves"], ["angles"]),  # (B, T, D)
+        node("Sin", ["angles"], ["sines"]),
+        node("ReduceMean", ["sines", "tokens"], ["mean"], keepdims=0),  # (B, D)
+        node("Add", ["mean", _SHIFT], ["shifted"]),
+        node("LpNormalization", ["shifted"], ["text_embeds"], axis=1),
     ]
+    shift = ArrayFacts(name=_SHIFT, dtype="float32", axes=(1, DIM))
     constants = {"last": np.array([2]), "tokens": np.array([1]), "waves": waves}
-    graph = helper.make_graph(
-        nodes,
-        "text",
-        [
-            helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "tokens"]),
-            helper.make_tensor_value_info(_SHIFT, TensorProto.FLOAT, [1, DIM]),
-        ],
-        [helper.make_tensor_value_info("text_embeds", TensorProto.FLOAT, ["batch", DIM])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    facts = _facts()
+    save_graph(path, "text", nodes, (*facts.inputs, shift), facts.outputs, constants)
 
 
 def _facts() -> GraphFacts:
