@@ -25,10 +25,10 @@ FILES = ("config.json", "model.safetensors", "tokenizer.json", "preprocessor_con
 _FIRST = (
     "bench/demo/test_model",
     "bench/rivals/test_rivals",
-    "runtime/cli/test_demo",
+    "with_torch/cli/test_demo",
     "quant/test_recall_by_language",
     "quant/passes/test_float16",
-    "runtime/cli/test_bench",
+    "with_torch/cli/test_bench",
 )
 
 

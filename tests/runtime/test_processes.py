@@ -141,25 +141,6 @@ def test_a_pool_of_processes_shares_an_encoder(bundle: Path, tmp_path: Path, sta
     assert done.returncode == 0, done.stderr
 
 
-def test_torchs_data_loader_may_encode_in_its_workers(bundle: Path) -> None:
-    data = pytest.importorskip("torch.utils.data")
-
-    class Texts(data.Dataset):  # type: ignore[misc, name-defined]
-        def __init__(self, encoder: Encoder) -> None:
-            self.encoder = encoder
-
-        def __len__(self) -> int:
-            return len(TEXTS)
-
-        def __getitem__(self, index: int) -> NDArray[np.float32]:
-            return self.encoder.encode_text(TEXTS[index])
-
-    with Encoder.open(bundle, device="cpu", threads=1) as encoder:
-        wanted = encoder.encode_text(TEXTS)
-        loader = data.DataLoader(Texts(encoder), num_workers=2, batch_size=None, timeout=_WITHIN_S)
-        assert np.abs(np.stack([np.asarray(vector) for vector in loader]) - wanted).max() <= SAME
-
-
 def test_a_device_that_does_not_survive_a_fork_says_so(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, and with what to do. The GPU's session is not needed for that."""
     with Encoder.open(bundle, device="cpu") as encoder:

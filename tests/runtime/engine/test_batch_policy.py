@@ -30,9 +30,6 @@ from edgeclip.engine.opening import GraphToOpen, open_graph
 from edgeclip.errors import InputError
 from edgeclip.families.family import Item
 from edgeclip.manifest import Manifest
-from edgeclip.serve.app import lane_policy
-from edgeclip.serve.queue.fair_queue import FairQueue
-from edgeclip.serve.settings import Settings
 from edgeclip.triton import model_config
 from tests.scenes.triton_config import pairs, parse
 
@@ -101,37 +98,6 @@ def test_no_batch_of_the_encoder_lies_outside_a_profile(manifest: Manifest, batc
             assert_fits((len(group), *pixels), images)
         for batch in policy.plan([image(8)] * count, batch_size):
             assert_fits((len(batch), *pixels), images)
-
-
-def batches(policy: BatchPolicy, item: Item, waiting: int) -> set[int]:
-    """The sizes of the batches that a lane makes of so many waiting items."""
-    queue, kind = FairQueue(policy.rows), kind_of(item)
-    queue.add(0, [kind] * waiting)
-    sizes = set()
-    while batch := queue.take():
-        sizes.add(len(batch))
-    return sizes
-
-
-@pytest.mark.parametrize("max_batch", [None, 1, 7, 100_000])
-def test_no_batch_of_the_service_lies_outside_a_profile(manifest: Manifest, max_batch: int | None) -> None:
-    """Texts of every length, more of them than make a batch, and at each profile's ends every number of them."""
-    settings = Settings(bundle=Path(), max_batch=max_batch)
-    policy = lane_policy("tensorrt:0", manifest, settings)
-    profiles = engine_profiles(manifest, "text")
-    for length in range(2, 8193):
-        for size in batches(policy, text(length), text_rows(policy, length) + 1):
-            assert_fits((size, length), profiles)
-    for length in (2, 64, 65, 512, 513, 8192):
-        for waiting in range(1, 2 * text_rows(policy, length) + 2):
-            for size in batches(policy, text(length), waiting):
-                assert_fits((size, length), profiles)
-    burst = batches(policy, text(2), settings.max_queued_texts)
-    assert max(burst) <= min(256, max_batch or 256)
-    profiles, side = engine_profiles(manifest, "vision"), manifest.need_image().size_px
-    for waiting in range(1, settings.max_queued_images + 1):
-        for size in batches(policy, image(side), waiting):
-            assert_fits((size, side, side, 3), profiles)
 
 
 def exported_profiles(config: Any) -> Ends:
