@@ -1,10 +1,13 @@
 """What tests share: bundles of the golden checkpoint and of the trained one, copies to damage, an Encoder.
 
 A bundle takes seconds, so each is made once a run, by whichever of xdist's processes asks first; the others wait.
+Where torch is missing, as on a board, the bundles are those of tests/data/bundles. So tests/runtime runs with
+the lean wheel, Pillow and pytest alone; what needs more lies in tests/with_torch.
 """
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from tests.scenes.browser import Browser
 
 DATA = Path(__file__).parent / "data"
+WRITTEN = DATA / "bundles"  # written by pytest tests/with_torch/test_written_bundles.py --bless
+HAS_TORCH = find_spec("torch") is not None
 GOLDEN = DATA / "golden"
 CHECKPOINT = GOLDEN / "model"
 # The files of a jina-clip-v2 checkpoint in the official layout.
@@ -33,8 +38,7 @@ _FIRST = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--bless", action="store_true", help="renew the golden texts under tests/data/graphs")
-    parser.addoption("--bundle", type=Path, help="the golden checkpoint's bundle for the CPU, where torch is missing")
+    parser.addoption("--bless", action="store_true", help="renew the golden files of the tests that run")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def made_once(path: Path, make: Callable[[Path], object]) -> Path:
     """`path`, which `make` writes whole or not at all, unless another process has."""
-    from filelock import FileLock  # comes with torch, without which nothing is made
+    from filelock import FileLock
 
     path.parent.mkdir(exist_ok=True)
     with FileLock(f"{path}.lock"):
@@ -54,24 +58,35 @@ def made_once(path: Path, make: Callable[[Path], object]) -> Path:
     return path
 
 
+def bundle_of(shared: Path, name: str, make: Callable[[Path], object]) -> Path:
+    """The bundle `name`, which `make` writes; where torch is missing, the one in tests/data/bundles. Read only."""
+    if HAS_TORCH:
+        return made_once(shared / name, make)
+    assert (WRITTEN / name).is_dir(), f"no bundle {name} in {WRITTEN}, and no torch to make it: see tests/conftest.py"
+    return WRITTEN / name
+
+
 class Bundles(Mapping[Target, Path]):
     """A checkpoint's bundle for every target, made when it is first asked for. Read only."""
 
-    def __init__(self, checkpoint: Path, folder: Path) -> None:
-        self._checkpoint, self._folder = checkpoint, folder
+    def __init__(self, checkpoint: Path, shared: Path, name: str) -> None:
+        self._checkpoint, self._shared, self._name = checkpoint, shared, name
 
     def __getitem__(self, target: Target) -> Path:
         if target not in TARGETS:
             raise KeyError(target)
-        from edgeclip_export import export_checkpoint
-
-        return made_once(self._folder / target, lambda out: export_checkpoint(self._checkpoint, out, target=target))
+        return bundle_of(self._shared, f"{self._name}-{target}", lambda out: self._export(out, target))
 
     def __iter__(self) -> Iterator[Target]:
         return iter(TARGETS)
 
     def __len__(self) -> int:
         return len(TARGETS)
+
+    def _export(self, out: Path, target: Target) -> None:
+        from edgeclip_export import export_checkpoint
+
+        export_checkpoint(self._checkpoint, out, target=target)
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +102,7 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="session")
 def bundles(shared: Path) -> Bundles:
     """The golden checkpoint's bundles: two random layers a tower."""
-    return Bundles(CHECKPOINT, shared / "golden")
+    return Bundles(CHECKPOINT, shared, "golden")
 
 
 @pytest.fixture(scope="session")
@@ -95,47 +110,46 @@ def trained_bundles(shared: Path) -> Bundles:
     """Those of the small trained checkpoint that ships with the package."""
     from edgeclip_bench import demo
 
-    return Bundles(demo.CHECKPOINT, shared / "trained")
+    return Bundles(demo.CHECKPOINT, shared, "trained")
 
 
 @pytest.fixture(scope="session")
 def v4_bundle(shared: Path) -> Path:
     """The bundle of the golden jina-embeddings-v4 for the CPU, with three adapters. Read only."""
-    from edgeclip_export import export_checkpoint
 
-    checkpoint = DATA / "jina_embeddings_v4" / "checkpoint"
-    return made_once(shared / "v4-cpu-None", lambda out: export_checkpoint(checkpoint, out, target="cpu", task=None))
+    def make(out: Path) -> None:
+        from edgeclip_export import export_checkpoint
+
+        export_checkpoint(DATA / "jina_embeddings_v4" / "checkpoint", out, target="cpu", task=None)
+
+    return bundle_of(shared, "v4-cpu", make)
 
 
 @pytest.fixture(scope="session")
-def bundle(request: pytest.FixtureRequest) -> Path:
+def bundle(bundles: Bundles) -> Path:
     """The bundle for the CPU."""
-    given: Path | None = request.config.getoption("--bundle")
-    if given is not None:
-        return given
-    made: Bundles = request.getfixturevalue("bundles")
-    return made["cpu"]
+    return bundles["cpu"]
 
 
-def _quantized(bundle: Path, out: Path) -> Path:
-    """The bundle as int8, calibrated on made-up inputs."""
+def _quantize(bundle: Path, out: Path) -> None:
+    """Write the bundle as int8, calibrated on made-up inputs."""
     from edgeclip_quant import quantize_bundle
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("edgeclip.engine.paired_timing.PAUSE_S", 0)  # a pause is nothing to wait for here
-        return made_once(out, lambda out: quantize_bundle(bundle, out))
+        quantize_bundle(bundle, out)
 
 
 @pytest.fixture(scope="session")
-def int8_bundle(bundle: Path, shared: Path) -> Path:
+def int8_bundle(bundles: Bundles, shared: Path) -> Path:
     """The golden bundle for the CPU as int8. Read only."""
-    return _quantized(bundle, shared / "golden-int8")
+    return bundle_of(shared, "golden-int8", lambda out: _quantize(bundles["cpu"], out))
 
 
 @pytest.fixture(scope="session")
 def trained_int8(trained_bundles: Bundles, shared: Path) -> Path:
     """The trained bundle for the CPU as int8. Read only."""
-    return _quantized(trained_bundles["cpu"], shared / "trained-int8")
+    return bundle_of(shared, "trained-int8", lambda out: _quantize(trained_bundles["cpu"], out))
 
 
 @pytest.fixture

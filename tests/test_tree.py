@@ -22,6 +22,8 @@ To read the code, begin at `runtime/edgeclip/encoder.py`: all steps of a text an
 there. Below is a line for each module: the first sentence of its docstring.
 
 - `tests/` has the same folders; what is not a test lies in `tests/scenes`, the reference's goldens in `tests/data`.
+- `tests/runtime` needs the wheel with `[cpu,images]` and pytest alone; tests of the runtime that need torch, onnx or
+  another package of the house lie in `tests/with_torch`.
 - `deploy/` has containers, compose, systemd and Kubernetes.
 - `bench/results/` has the JSON behind every figure; `bench/gpu_check.sh` runs all that needs a GPU.
 

@@ -31,7 +31,7 @@ def refusal(*arguments: object, capsys: Captured) -> str:
     status, out, err = run(*arguments, capsys=capsys)
     assert (status, out) == (1, "")
     assert err.startswith("edgeclip: ")
-    assert err.count("\n") == 1 and err.endswith("\n")
+    assert err.count("\n") == 1 and err.endswith("\n"), err
     return err.removeprefix("edgeclip: ").rstrip("\n")
 
 

@@ -16,7 +16,7 @@ from edgeclip.serve.settings import (
     read_settings,
     unknown_variables,
 )
-from tests.scenes.command import Captured, refusal, run, run_process
+from tests.scenes.command import Captured, run, run_process
 
 
 def parse(*arguments: str, **environment: str) -> tuple[Settings, dict[str, str]]:
@@ -196,18 +196,6 @@ def test_a_misspelt_variable_is_one_line_on_stderr_and_no_error(
         err
         == "edgeclip: the variable 'EDGECLIP_PROT' is no setting and changes nothing; did you mean EDGECLIP_PORT?\n"
     )
-
-
-def test_an_address_that_is_taken_is_one_line(bundle: Path, capsys: Captured) -> None:
-    assert "cannot listen on 192.0.2.1 port 8000" in refusal("serve", bundle, "--host", "192.0.2.1", capsys=capsys)
-    assert "cannot listen on no..such port" in refusal("serve", bundle, "--host", "no..such", capsys=capsys)
-
-
-def test_no_bundle_is_one_line(tmp_path: Path, capsys: Captured) -> None:
-    assert "no such bundle" in refusal("serve", tmp_path / "x", "--port", 0, capsys=capsys)
-    (tmp_path / "keys").write_text("# none\n")
-    told = refusal("serve", tmp_path / "x", "--api-keys", tmp_path / "keys", capsys=capsys)
-    assert "holds no API key" in told
 
 
 def test_the_command_line_does_not_load_the_service() -> None:

@@ -21,6 +21,7 @@ from edgeclip import BundleError, DeviceError, Encoder
 from edgeclip.serve.run import serve
 from edgeclip.serve.settings import Settings
 from tests.conftest import DATA
+from tests.scenes.command import Captured, refusal
 from tests.scenes.damage import flip_byte
 from tests.scenes.serving import Troubled, depth, serving, troubling, until_ready, wait_for
 
@@ -309,3 +310,15 @@ def test_a_damaged_graph_is_told_before_anything_is_served(copied_bundle: Path) 
     flip_byte(copied_bundle / "vision.onnx", 500)
     with pytest.raises(BundleError, match=r"vision\.onnx is not what was exported"):
         serve(Settings(bundle=copied_bundle, port=0))
+
+
+def test_an_address_that_is_taken_is_one_line(bundle: Path, capsys: Captured) -> None:
+    assert "cannot listen on 192.0.2.1 port 8000" in refusal("serve", bundle, "--host", "192.0.2.1", capsys=capsys)
+    assert "cannot listen on no..such port" in refusal("serve", bundle, "--host", "no..such", capsys=capsys)
+
+
+def test_no_bundle_is_one_line(tmp_path: Path, capsys: Captured) -> None:
+    assert "no such bundle" in refusal("serve", tmp_path / "x", "--port", 0, capsys=capsys)
+    (tmp_path / "keys").write_text("# none\n")
+    told = refusal("serve", tmp_path / "x", "--api-keys", tmp_path / "keys", capsys=capsys)
+    assert "holds no API key" in told

@@ -109,18 +109,6 @@ def test_a_graph_that_is_given_as_bytes_finds_linked_weights(
     assert kept is not None and found.shape == (1, 64)
 
 
-@pytest.mark.parametrize("layout", [hub, annex, hard_links])
-def test_quantising_a_linked_bundle_says_what_to_do(
-    bundle: Path, tmp_path: Path, layout: Callable[[Path, Path], Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """onnx reads no such weights: one line, and nothing is written."""
-    linked = layout(bundle, tmp_path)
-    assert main(["quantize", str(linked), str(tmp_path / "out"), "--to", "int8"]) == 1
-    told = capsys.readouterr().err
-    assert "is a link, and onnx reads no linked weights; copy the bundle without links (cp -rL" in told
-    assert "Traceback" not in told and not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize("name", ["text.onnx", "text.onnx_data", "tokenizer.json", "manifest.json"])
 def test_a_dangling_link_is_called_one(bundle: Path, tmp_path: Path, name: str) -> None:
     linked = annex(bundle, tmp_path)

@@ -16,7 +16,6 @@ from edgeclip.cli import main
 from edgeclip.engine.devices import DEVICES
 from edgeclip.host.installation import install_command
 from edgeclip.tables import format_bytes, format_table
-from tests.conftest import CHECKPOINT
 from tests.scenes.command import NEEDS_SHELL, Captured, refusal, run, run_process, run_shell
 from tests.scenes.damage import flip_byte, replace_graph, reseal
 
@@ -35,8 +34,6 @@ from tests.scenes.damage import flip_byte, replace_graph, reseal
         ["embed", "b"],
         ["embed", "b", "--out", "v.npy"],
         ["eval", "b", "data", "more", "--name", "x"],
-        ["bench", "compare"],
-        ["bench", "compare", "a.json", "b.json", "c.json"],
         ["bench", "b", "--rivals", "plain"],
         ["bench", "b", "--checkpoint", "c"],
         ["bench", "b", "--work", "w"],
@@ -259,38 +256,6 @@ def test_it_needs_no_onnxruntime(bundle: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert run("inspect", bundle, capsys=capsys)[0] == 0
     assert install_command("cpu") in refusal("check", bundle, capsys=capsys)
-
-
-def test_a_checkpoint_becomes_a_bundle(tmp_path: Path, capsys: Captured) -> None:
-    out = tmp_path / "bundle"
-    status, data, words = run("export", CHECKPOINT, out, "--target", "cuda", capsys=capsys)
-    assert (status, data) == (0, "")
-    needed, written = words.splitlines()
-    assert needed.startswith(f"{out}: needs ") and needed.endswith(" GB on disk")
-    assert written.startswith(f"{out}: found the official layout; 2.") and "MB for cuda, within" in written
-    assert Manifest.read(out).target == "cuda"
-    assert "exists already" in refusal("export", CHECKPOINT, out, capsys=capsys)
-
-
-def test_a_folder_that_is_no_checkpoint_is_one_line(bundle: Path, tmp_path: Path, capsys: Captured) -> None:
-    message = refusal("export", bundle, tmp_path / "out", capsys=capsys)
-    assert "is a bundle already" in message
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("package", ["torch", "onnx", "onnxruntime", "onnxscript", "safetensors", "PIL"])
-def test_a_missing_package_names_the_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured, package: str
-) -> None:
-    for name in [
-        name for name in sys.modules if name.startswith(("edgeclip_export", "edgeclip_graph", f"{package}."))
-    ]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, package, None)
-    message = refusal("export", CHECKPOINT, tmp_path / "out", capsys=capsys)
-    extra = "cpu" if package == "onnxruntime" else "export"
-    assert message == f"{package} is not installed: `{install_command(extra)}`"
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
