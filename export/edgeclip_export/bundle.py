@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import InvariantError, PassError
 
 from edgeclip.bundle.closeness import compare_vectors
+from edgeclip.bundle.selftest import ANSWERS
 from edgeclip.bundle.staging import file_facts, staged
 from edgeclip.engine.ort import first_line
 from edgeclip.errors import BuildError, CheckpointWarning
@@ -264,13 +265,11 @@ def _measure(
 
 
 def _vectors(space: Space, cases: Sequence[Case], wanted: Sequence[NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-    """The answers as the self-test keeps them, for each modality: single vectors one row for each input."""
-    if space != "single":
-        return {}
+    """The answers as the self-test keeps them, for each modality (`edgeclip.bundle.selftest.ANSWERS`)."""
     by_modality: dict[Modality, list[NDArray[Any]]] = {}
     for case, rows in zip(cases, wanted, strict=True):
         by_modality.setdefault(case.modality, []).append(rows)
-    return {f"{modality}_embeds": _rows(rows) for modality, rows in by_modality.items()}
+    return {ANSWERS[space][modality]: _rows(rows) for modality, rows in by_modality.items()}
 
 
 def _rows(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:

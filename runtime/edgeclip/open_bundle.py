@@ -195,9 +195,19 @@ class OpenBundle:
         """
         return self._run_graph(graph, feed, adapter)
 
-    def ask(self, modality: Modality, inputs: Sequence[Any], tasks: Sequence[str | None]) -> Vectors:
-        """Unit vectors of texts or images, each with its own task; `edgeclip.bundle.selftest` asks so."""
-        return self.run_items(self.prepare_inputs(modality, inputs, tasks))
+    def ask(
+        self,
+        modality: Modality,
+        inputs: Sequence[Any],
+        tasks: Sequence[str | None],
+        spaces: Sequence[Space] = ("single",),
+    ) -> dict[Space, Vectors]:
+        """Unit vectors of texts or images, each with its own task, as rows in every space (`bundle.selftest.Ask`)."""
+        items = self.prepare_inputs(modality, inputs, tasks)
+        return {
+            space: self.run_items(items) if space == "single" else self.run_items_multi(items).rows
+            for space in spaces
+        }
 
     def prepare_inputs(self, modality: Modality, inputs: Sequence[Any], tasks: Sequence[str | None]) -> list[Item]:
         """Texts or images as items, each with its own task."""

@@ -12,6 +12,11 @@ def format_bytes(count: int) -> str:
     return f"{count} bytes"
 
 
+def describe_vectors(modality: str, space: str) -> str:
+    """What vectors are of, for the first column of a table: "text", or "text, each token"."""
+    return modality if space == "single" else f"{modality}, each token"
+
+
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as they need to be; the first to the left, the others to the right."""
     table = [list(header), *(list(row) for row in rows)]

@@ -75,11 +75,14 @@ def test_every_space_of_every_modality_is_proved(narrow: Path) -> None:
 def test_check_repeats_the_proof_of_every_token(narrow: Path) -> None:
     manifest = Manifest.read(narrow)
     with Encoder.open(narrow, device="cpu") as encoder:
-        run_selftest(manifest, encoder.ask, narrow, device="cpu")
+        tested = run_selftest(manifest, encoder.ask, narrow, device="cpu")
         proved = repeat_proof(manifest, encoder.run_graph, narrow, device="cpu")
-    assert [(one.modality, one.space) for one in proved] == [
-        (modality, space) for modality in ("text", "image") for space in ("single", "multi")
-    ]
+    for some in (tested, proved):
+        assert [(one.modality, one.space) for one in some] == [
+            (modality, space) for modality in ("text", "image") for space in ("single", "multi")
+        ]
+    for one in tested:
+        assert one.worst_cosine == pytest.approx(one.recorded_cosine, abs=1e-4)
     for one in proved:
         assert one.worst_cosine == pytest.approx(one.recorded_cosine, abs=1e-4)
         assert one.samples > 100 or one.space == "single"

@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from PIL import Image
 
 from edgeclip import Encoder, MultiVectors
+from edgeclip.bundle.selftest import run_selftest
 from edgeclip.errors import BundleError, DeviceError, InputError, TruncationWarning
 from edgeclip.inputs.image_stream import SkippedImage
 from edgeclip.inputs.images import ImageInput
 from edgeclip.manifest import Manifest
 from tests.scenes.damage import reseal
-from tests.scenes.page_bundle import DIM, MULTI_DIM, TASKS, answer_image, answer_text, make_page_bundle
+from tests.scenes.page_bundle import DIM, MULTI_DIM, TASKS, WEIGHTS, answer_image, answer_text, make_page_bundle
 
 # The graphs compute in float32, numpy in float64: 2.5e-7 was measured (x86, onnxruntime 1.31.1).
 SAME = 2e-6
@@ -208,6 +211,42 @@ def test_the_selftest_asks_with_a_task_for_each_input(pages: Path, tmp_path: Pat
     reseal(wrong)
     with pytest.raises(BundleError, match="2 tasks for 1 images"):
         Encoder.open(wrong, device="cpu", selftest=True)
+
+
+def test_the_selftest_sees_a_wrong_projector_of_multi_vectors(pages: Path, tmp_path: Path) -> None:
+    """Single vectors do not show it. Bundles of older versions, whose self-test has no multi vectors, still open."""
+    wrong = tmp_path / "wrong"
+    shutil.copytree(pages, wrong)
+    model = onnx.load(wrong / "text.onnx")
+    (head,) = [one for one in model.graph.initializer if one.name == "multi_head"]
+    moved = numpy_helper.to_array(head) + 1e-3 * np.eye(*WEIGHTS["multi_head"].shape, dtype=np.float32)
+    head.CopyFrom(numpy_helper.from_array(moved, head.name))
+    onnx.save(model, wrong / "text.onnx")
+    reseal(wrong)
+    told = r"self-test: the text graph on cpu \(multi vectors of texts\) differs from the checkpoint by"
+    with pytest.raises(DeviceError, match=told):
+        Encoder.open(wrong, device="cpu", selftest=True)
+    with np.load(pages / "selftest.npz") as arrays:
+        kept = dict(arrays)
+    np.savez(wrong / "selftest.npz", **{name: array for name, array in kept.items() if name != "image_multi"})
+    reseal(wrong)
+    with pytest.raises(BundleError, match="cannot be read"):
+        Encoder.open(wrong, device="cpu", selftest=True)
+    for change, refusal in (
+        ({"text_multi": kept["text_multi"][:-1]}, "recorded were"),
+        ({"text_multi": kept["text_multi"][:0]}, r"\(0, 16\) answers of texts for 1 inputs"),
+        ({"image_multi": kept["image_multi"][:, :8]}, r"\(25, 8\) answers of images for 1 inputs"),
+        ({"image_multi": np.float32(1)}, r"\(\) answers of images for 1 inputs"),
+    ):
+        np.savez(wrong / "selftest.npz", **{**kept, **change})
+        reseal(wrong)
+        with pytest.raises(BundleError, match=refusal):
+            Encoder.open(wrong, device="cpu", selftest=True)
+    np.savez(wrong / "selftest.npz", **{name: array for name, array in kept.items() if not name.endswith("_multi")})
+    reseal(wrong)
+    with Encoder.open(wrong, device="cpu", selftest=True) as older:
+        results = run_selftest(older.manifest, older.ask, wrong, device="cpu")
+    assert [(one.modality, one.space) for one in results] == [("text", "single"), ("image", "single")]
 
 
 def test_a_bundle_without_multi_vectors_says_so(encoder: Encoder) -> None:

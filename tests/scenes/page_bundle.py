@@ -106,14 +106,17 @@ def make_page_bundle(out: Path, *, max_length: int = 32_768) -> Path:
         np.savez(out / f"{name}.adapter.npz", adapter_shift=shift)
     pixels = np.random.default_rng(4).integers(0, 256, (84, 112, 3), np.uint8)
     query, passage = "retrieval.query", "code.passage"
+    text, image = answer_text("a page", query), answer_image(pixels, passage)
     np.savez(
         out / "selftest.npz",
         texts=np.array(["a page"]),
         tasks=np.array([query]),
-        text_embeds=answer_text("a page", query)[0][None],
+        text_embeds=text[0][None],
+        text_multi=text[1],
         image_0=pixels,
         image_tasks=np.array([passage]),
-        image_embeds=answer_image(pixels, passage)[0][None],
+        image_embeds=image[0][None],
+        image_multi=image[1],
     )
     files = tuple(
         FileFacts(

@@ -62,7 +62,7 @@ def make_text_bundle(source: Path, out: Path, *, task_required: bool = False) ->
         np.savez(out / before.selftest, texts=texts, tasks=tasks, text_embeds=wanted)
         _seal(out, before, changes)
         with Encoder.open(out, device="cpu", selftest=False) as encoder:
-            wanted = encoder.ask("text", texts, tasks)
+            wanted = encoder.ask("text", texts, tasks)["single"]
     return out
 
 

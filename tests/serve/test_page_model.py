@@ -19,7 +19,7 @@ from edgeclip import Encoder
 from edgeclip.errors import InputError
 from edgeclip.serve.settings import Settings
 from tests.conftest import DATA
-from tests.scenes.serving import serving, until_ready
+from tests.scenes.serving import serving, troubling, until_ready, wait_for
 from tests.scenes.web_page import add, opened, search
 
 if TYPE_CHECKING:
@@ -50,6 +50,25 @@ def url(pages: Encoder) -> Iterator[str]:
     with serving(pages.folder, pages) as running:
         until_ready(running)
         yield running
+
+
+def test_a_wrong_multi_vector_turns_readiness_red(v4_bundle: Path) -> None:
+    """At the start, and in a service that was ready: its probes ask for multi vectors in their turn."""
+
+    def swapped(graph: str, vectors: Any) -> Any:
+        is_multi = isinstance(vectors, np.ndarray) and vectors.ndim == 3
+        return vectors[..., ::-1] if is_multi else vectors
+
+    with troubling(v4_bundle) as encoder, serving(v4_bundle, encoder, ready_s=0.001) as url:
+        until_ready(url)
+        encoder.spoil = swapped
+        wait_for(lambda: httpx.get(f"{url}/health/ready").status_code == 503)
+        assert "multi vectors of" in httpx.get(f"{url}/health/ready").text
+    with troubling(v4_bundle) as encoder:
+        encoder.spoil = swapped
+        with serving(v4_bundle, encoder) as url:
+            wait_for(lambda: "multi vectors of texts" in httpx.get(f"{url}/health/ready").text)
+            assert httpx.get(f"{url}/health/ready").status_code == 503
 
 
 def ask(url: str, **fields: Any) -> httpx.Response:

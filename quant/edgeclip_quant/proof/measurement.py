@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgeclip.bundle import selftest
 from edgeclip.bundle.closeness import compare_vectors
-from edgeclip.bundle.selftest import ANSWERS, TOKEN_ANSWERS
+from edgeclip.bundle.selftest import ANSWERS
 from edgeclip.manifest import (
     PROOF_DATA,
     SELFTEST_DATA,
@@ -76,7 +76,7 @@ def prove(
     found: list[dict[Modality, Mapping[Space, Sequence[NDArray[np.float32]]]]] = [{} for _ in (own_test, *sets)]
     timings: dict[Modality, Timing] = {}
     sizes: dict[Modality, tuple[int, int]] = {}
-    spaces = spaces_of(manifest)
+    spaces = manifest.space_names
     ours = Feeder(stage, manifest)  # whose adapters may be others
     for modality in manifest.modalities:
         files, narrow_files = graph_files(feeder.folder, manifest), graph_files(stage, manifest)
@@ -130,11 +130,6 @@ def prove(
         if is_made_up:
             save_proof(stage / PROOF, made_up, before)
     return measured
-
-
-def spaces_of(manifest: Manifest) -> tuple[Space, ...]:
-    """The spaces that the bundle gives vectors of."""
-    return ("single",) if manifest.spaces.multi is None else ("single", "multi")
 
 
 def single(answers: Answers) -> Vectors:
@@ -228,9 +223,7 @@ def save_proof(path: Path, samples: Samples, wanted: Answers) -> None:
         adapters = [item.adapter or item.next_adapter or "" for item in items]
         if modality == "text" or any(adapters):
             arrays[f"{modality}_adapters"] = np.array(adapters)
-        arrays[ANSWERS[modality]] = joined(spaces["single"])
-        if "multi" in spaces:
-            arrays[TOKEN_ANSWERS[modality]] = joined(spaces["multi"])
+        arrays |= {ANSWERS[space][modality]: joined(rows) for space, rows in spaces.items()}
     np.savez_compressed(path, **arrays)
 
 
@@ -243,10 +236,7 @@ def read_selftest(feeder: Feeder) -> tuple[Samples, Mapping[Modality, Mapping[Sp
         family.image(one, task, max_pixels=None, label="the self-test's image")
         for one, task in zip(test.images, test.image_tasks, strict=True)
     ]
-    wanted: dict[Modality, Mapping[Space, NDArray[np.float32]]] = {
-        modality: {"single": vectors} for modality, vectors in test.wanted.items()
-    }
-    return Samples(name=SELFTEST_DATA, text=tuple(text), image=tuple(image)), wanted
+    return Samples(name=SELFTEST_DATA, text=tuple(text), image=tuple(image)), test.wanted
 
 
 def _picture(size_px: int, draw: np.random.Generator) -> NDArray[np.uint8]:

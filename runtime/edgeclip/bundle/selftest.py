@@ -41,22 +41,26 @@ HARMLESS_LOSS = 1e-5
 # Vectors of different inputs that differ by less than this are one constant vector.
 _DISTINCT = 1e-4
 
-# The array of the wanted vectors of each modality, in the files of the self-test and of the proof.
-ANSWERS: Mapping[Modality, str] = {"text": "text_embeds", "image": "image_embeds"}
-# The rows of all tokens of the inputs of a modality, in the file of the proof of a model with multi vectors.
-TOKEN_ANSWERS: Mapping[Modality, str] = {"text": "text_multi", "image": "image_multi"}
+# The array of the wanted vectors of each space and modality, in the files of the self-test and of the proof. In
+# "multi" its rows are those of all tokens of all inputs.
+ANSWERS: Mapping[Space, Mapping[Modality, str]] = {
+    "single": {"text": "text_embeds", "image": "image_embeds"},
+    "multi": {"text": "text_multi", "image": "image_multi"},
+}
 
 Vectors = NDArray[np.float32]
 _Arrays = Mapping[str, NDArray[Any]]
-_Answers = Mapping[Modality, Vectors]
+_Answers = Mapping[Modality, Mapping[Space, Vectors]]
 _Taken = TypeVar("_Taken")
 
 
 class Ask(Protocol):
-    """Encode texts or images (H, W, 3), each with its own task, None for none: unit vectors (N, D)."""
+    """Encode texts or images (H, W, 3), each with its own task, None for none, in every space that is named."""
 
-    def __call__(self, modality: Modality, inputs: Sequence[Any], tasks: Sequence[str | None]) -> Vectors:
-        """The vectors, in the order of the inputs."""
+    def __call__(
+        self, modality: Modality, inputs: Sequence[Any], tasks: Sequence[str | None], spaces: Sequence[Space]
+    ) -> Mapping[Space, Vectors]:
+        """Unit vectors (N, D) in the order of the inputs: one for each, in "multi" one for each of its tokens."""
 
 
 class RunGraph(Protocol):
@@ -86,7 +90,9 @@ class Repeated:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelfTest:
     """A bundle's self-test: texts and images (H, W, 3) uint8 with the task of each, and the checkpoint's vectors
-    (N, D) of each modality that the bundle takes.
+    (N, D) of each modality that the bundle takes, in each space.
+
+    Bundles that older versions wrote hold no multi vectors.
     """
 
     texts: Sequence[str]
@@ -113,13 +119,13 @@ def read_selftest(manifest: Manifest, folder: Path) -> SelfTest:
             tasks=[str(task) or None for task in arrays["tasks"]] if manifest.text else [],
             images=[arrays[f"image_{index}"] for index in range(count)],
             image_tasks=[str(task) or None for task in arrays.get("image_tasks", [""] * count)],
-            wanted=_answers(manifest, arrays),
+            wanted=_answers(manifest, arrays, _spaces_in(manifest, arrays)),
         )
 
     path = folder / manifest.selftest
     test = _read(path, take)
     counts = {modality: len(test.inputs(modality)[0]) for modality in manifest.modalities}
-    _check_answers(path, test.wanted, counts, manifest.embedding_dim)
+    _check_answers(path, manifest, test.wanted, counts)
     for modality in manifest.modalities:
         inputs, tasks = test.inputs(modality)
         if len(tasks) != len(inputs):
@@ -128,7 +134,7 @@ def read_selftest(manifest: Manifest, folder: Path) -> SelfTest:
 
 
 def run_selftest(manifest: Manifest, ask: Ask, test: Path | SelfTest, *, device: str) -> tuple[Repeated, ...]:
-    """Ask for the vectors of a self-test, or of that of the bundle in a folder, and judge them.
+    """Ask for the vectors of a self-test, or of that of the bundle in a folder, and judge them in every space.
 
     DeviceError, which names the `device`, for NaN, a constant or a wrong vector: fp32 is wrong beyond TOLERANCE, a
     precision that rounds below `least_cosine` of what was recorded. Raises BundleError when the self-test cannot be
@@ -136,10 +142,13 @@ def run_selftest(manifest: Manifest, ask: Ask, test: Path | SelfTest, *, device:
     """
     if isinstance(test, Path):
         test = read_selftest(manifest, test)
-    found = {modality: ask(modality, *test.inputs(modality)) for modality in manifest.modalities}
+    found = {
+        modality: ask(modality, *test.inputs(modality), tuple(wanted)) for modality, wanted in test.wanted.items()
+    }
     return tuple(
-        _judge(manifest, device, modality, "fp32 checkpoint", SELFTEST_DATA, vectors, test.wanted[modality])
-        for modality, vectors in found.items()
+        _judge(manifest, device, modality, space, "fp32 checkpoint", SELFTEST_DATA, found[modality][space], answers)
+        for modality, wanted in test.wanted.items()
+        for space, answers in wanted.items()
     )
 
 
@@ -151,18 +160,15 @@ def repeat_proof(manifest: Manifest, run_graph: RunGraph, folder: Path, *, devic
     """
     if manifest.proof is None:
         return ()
+    spaces = manifest.space_names
 
-    spaces: tuple[Space, ...] = ("single",) if manifest.spaces.multi is None else ("single", "multi")
-
-    def take(arrays: _Arrays) -> tuple[dict[Modality, list[Item]], dict[Space, _Answers]]:
-        wanted: dict[Space, _Answers] = {"single": _answers(manifest, arrays)}
-        if "multi" in spaces:
-            wanted["multi"] = {modality: arrays[TOKEN_ANSWERS[modality]] for modality in manifest.modalities}
-        return {modality: _proof_items(manifest, modality, arrays) for modality in manifest.modalities}, wanted
+    def take(arrays: _Arrays) -> tuple[dict[Modality, list[Item]], _Answers]:
+        items = {modality: _proof_items(manifest, modality, arrays) for modality in manifest.modalities}
+        return items, _answers(manifest, arrays, spaces)
 
     path = folder / manifest.proof
     items, wanted = _read(path, take)
-    _check_answers(path, wanted["single"], {name: len(some) for name, some in items.items()}, manifest.embedding_dim)
+    _check_answers(path, manifest, wanted, {name: len(some) for name, some in items.items()})
     family = open_family(manifest, _no_tokenizer)
     results = []
     for modality in manifest.modalities:
@@ -174,10 +180,8 @@ def repeat_proof(manifest: Manifest, run_graph: RunGraph, folder: Path, *, devic
             for space in spaces:
                 rows[space].append(outputs[family.output(graph, space)].reshape(-1, manifest.dim(space)))
         for space in spaces:
-            found, answers = np.concatenate(rows[space]), wanted[space][modality]
-            if found.shape != answers.shape:
-                raise BundleError(f"{path}: {answers.shape} answers of {modality}s in {space}, wanted {found.shape}")
-            judged = _judge(manifest, device, modality, "fp32 bundle", PROOF_DATA, found, answers, space)
+            found, answers = np.concatenate(rows[space]), wanted[modality][space]
+            judged = _judge(manifest, device, modality, space, "fp32 bundle", PROOF_DATA, found, answers)
             results.append(judged)
     return tuple(results)
 
@@ -201,14 +205,18 @@ def _judge(
     manifest: Manifest,
     device: str,
     modality: Modality,
+    space: Space,
     against: Reference,
     data: str,
     found: Vectors,
     wanted: Vectors,
-    space: Space = "single",
 ) -> Repeated:
     test = "self-test" if against == "fp32 checkpoint" else "proof"
     where = f"{test}: the {FIRST_GRAPH[modality]} graph on {device}"
+    if space == "multi":
+        where += f" (multi vectors of {modality}s)"
+    if found.shape != wanted.shape:
+        raise BundleError(f"{where} gives {found.shape} vectors, recorded were {wanted.shape}; export it again")
     if np.abs(found - found[:1]).max() < _DISTINCT <= np.abs(wanted - wanted[:1]).max():
         raise DeviceError(f"{where} gives one constant vector for different inputs")
     precision = manifest.precision(modality)
@@ -251,8 +259,16 @@ def _read(path: Path, take: Callable[[_Arrays], _Taken]) -> _Taken:
         raise BundleError(f"{path}: cannot be read ({error})") from error
 
 
-def _answers(manifest: Manifest, arrays: _Arrays) -> _Answers:
-    return {modality: arrays[ANSWERS[modality]] for modality in manifest.modalities}
+def _answers(manifest: Manifest, arrays: _Arrays, spaces: Sequence[Space]) -> _Answers:
+    return {
+        modality: {space: arrays[ANSWERS[space][modality]] for space in spaces} for modality in manifest.modalities
+    }
+
+
+def _spaces_in(manifest: Manifest, arrays: _Arrays) -> tuple[Space, ...]:
+    """The spaces that a self-test has answers in; those of single vectors must be there."""
+    names = {space: ANSWERS[space].values() for space in manifest.space_names}
+    return tuple(space for space in names if space == "single" or any(name in arrays for name in names[space]))
 
 
 def _proof_items(manifest: Manifest, modality: Modality, arrays: _Arrays) -> list[Item]:
@@ -283,7 +299,10 @@ def _no_tokenizer() -> TextTokenizer:
     raise AssertionError("a proof holds ids")
 
 
-def _check_answers(path: Path, wanted: _Answers, counts: Mapping[Modality, int], dim: int) -> None:
+def _check_answers(path: Path, manifest: Manifest, wanted: _Answers, counts: Mapping[Modality, int]) -> None:
+    """BundleError for answers that cannot be those of so many inputs: each has one, in "multi" one or more."""
     for name, count in counts.items():
-        if not count or wanted[name].shape != (count, dim):
-            raise BundleError(f"{path}: {wanted[name].shape} answers of {name}s for {count} inputs")
+        for space, answers in wanted[name].items():
+            rows = count if space == "single" else max((count, *answers.shape[:1]))
+            if not count or answers.shape != (rows, manifest.dim(space)):
+                raise BundleError(f"{path}: {answers.shape} answers of {name}s for {count} inputs")

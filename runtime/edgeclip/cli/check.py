@@ -12,7 +12,7 @@ from edgeclip.cli.arguments import add_bundle, add_device, add_json
 from edgeclip.encoder import Encoder
 from edgeclip.engine.prepack.packing import find_packings
 from edgeclip.progress import ProgressBar, is_wanted
-from edgeclip.tables import format_bytes, format_table
+from edgeclip.tables import describe_vectors, format_bytes, format_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +67,7 @@ def _print(title: str, results: Sequence[Repeated]) -> None:
     print(f"{title}, against the {results[0].against}:")
     rows = [
         (
-            result.modality,
+            describe_vectors(result.modality, result.space),
             str(result.samples),
             "-" if result.recorded_cosine is None else f"{result.recorded_cosine:.7f}",
             f"{result.worst_cosine:.7f}",

@@ -7,7 +7,7 @@ from edgeclip.bundle.files import open_manifest
 from edgeclip.cli.arguments import add_bundle, add_json
 from edgeclip.families.tasks import are_languages
 from edgeclip.manifest import ImageFacts, Manifest, Modality
-from edgeclip.tables import format_bytes, format_table
+from edgeclip.tables import describe_vectors, format_bytes, format_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +79,7 @@ def _print_measured(manifest: Manifest) -> None:
     }
     closeness = [
         (
-            one.modality if one.space == "single" else f"{one.modality}, each token",
+            describe_vectors(one.modality, one.space),
             one.against,
             one.data,
             str(one.samples),

@@ -262,6 +262,11 @@ class Manifest:
         return tuple(modality for modality in MODALITIES if facts[modality] is not None)
 
     @property
+    def space_names(self) -> tuple[Space, ...]:
+        """The spaces that the bundle gives vectors of."""
+        return ("single",) if self.spaces.multi is None else ("single", "multi")
+
+    @property
     def embedding_dim(self) -> int:
         """The full dimension of a single vector."""
         return self.spaces.single.dim

@@ -1,9 +1,9 @@
 """Whether the service can answer: the bundle's self-test, run through the lanes on the device that serves.
 
-The first run asks for every vector; later runs ask for one more of each modality, in turn, and judge it with the last
-answers of the others, so a probe costs one text and one image. A run holds for `ready_s`. A probe waits a moment for
-a run and then gives the last verdict, because probes have time limits shorter than a queue of images; a graph whose
-batch does not come back is red at once.
+The first run asks for every vector; later runs ask for one more of each modality, in one of the model's spaces, in
+turn, and judge it with the last answers of the others, so a probe costs one text and one image. A run holds for
+`ready_s`. A probe waits a moment for a run and then gives the last verdict, because probes have time limits shorter
+than a queue of images; a graph whose batch does not come back is red at once.
 
 Once a graph gave a vector that is none, or its files changed under it, no vector is trusted: `doubt` says why,
 requests are refused, and the next run reads the files first. Only a self-test that passes ends the doubt.
@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,7 +25,7 @@ from edgeclip.encoder import Encoder
 from edgeclip.engine.unit_vectors import Vectors
 from edgeclip.errors import BundleError, DeviceError, EdgeclipError, WrongVectorsError
 from edgeclip.families.family import Item
-from edgeclip.manifest import Modality
+from edgeclip.manifest import Modality, Space
 from edgeclip.serve.errors import log_bug, without_paths
 from edgeclip.serve.queue.chain import run_through
 from edgeclip.serve.queue.lanes import LaneAnswer, LaneFailed, QueueFull, TimedOut
@@ -41,8 +42,8 @@ class Lane(Protocol):
     def is_wedged(self) -> bool:
         """Whether a batch has run too long."""
 
-    async def submit(self, items: Sequence[Item], *, timeout_s: float) -> LaneAnswer:
-        """The graph's answer to items."""
+    async def submit(self, items: Sequence[Item], *, space: Space, timeout_s: float) -> LaneAnswer:
+        """The graph's answer to items, in a space."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +158,8 @@ def is_doubtful(error: BaseException | None) -> bool:
 class _LaneAsk:
     """Answers the self-test through the lanes. Runs in a thread beside the event loop.
 
-    The first call for a modality asks for every vector, each later call for one of them, in turn.
+    The first call for a modality asks for every input in every space, each later call for one input in one space, in
+    turn.
     """
 
     def __init__(
@@ -169,27 +171,33 @@ class _LaneAsk:
     ) -> None:
         self._encoder, self._lanes, self._loop, self._timeout_s = encoder, lanes, loop, timeout_s
         self._items: dict[Modality, list[Item]] = {}
-        self._vectors: dict[Modality, Vectors] = {}
+        self._rows: dict[Modality, dict[tuple[int, Space], Vectors]] = {}
         self._calls: Counter[Modality] = Counter()
 
-    def __call__(self, modality: Modality, inputs: Sequence[Any], tasks: Sequence[str | None]) -> Vectors:
+    def __call__(
+        self, modality: Modality, inputs: Sequence[Any], tasks: Sequence[str | None], spaces: Sequence[Space]
+    ) -> Mapping[Space, Vectors]:
         if modality not in self._items:
             self._items[modality] = self._encoder.prepare_inputs(modality, inputs, tasks)
         items = self._items[modality]
-        if modality not in self._vectors:
-            self._vectors[modality] = np.stack([self._run(item) for item in items])
+        # An image's spaces one after the other: its features are then computed once.
+        questions = [(index, space) for index in range(len(items)) for space in spaces]
+        if modality not in self._rows:
+            self._rows[modality] = {(index, space): self._run(items[index], space) for index, space in questions}
         else:
-            index = self._calls[modality] % len(items)
-            self._vectors[modality][index] = self._run(items[index])
+            index, space = questions[self._calls[modality] % len(questions)]
+            self._rows[modality][index, space] = self._run(items[index], space)
         self._calls[modality] += 1
-        return self._vectors[modality]
+        rows = self._rows[modality]
+        return {space: np.concatenate([rows[index, space] for index in range(len(items))]) for space in spaces}
 
-    def _run(self, item: Item) -> Vectors:
-        """The vector of one item. Items are run one by one, because every queue has room for one."""
-        run = run_through(self._submit, [item])
-        found = asyncio.run_coroutine_threadsafe(run, self._loop).result()
-        vector: Vectors = found[0]
-        return vector
+    def _run(self, item: Item, space: Space) -> Vectors:
+        """The vectors (T, D) of one item, T is 1 in "single". Items are run one by one, because every queue has room
+        for one.
+        """
+        run = run_through(partial(self._submit, space), [item])
+        vectors: Vectors = np.atleast_2d(asyncio.run_coroutine_threadsafe(run, self._loop).result()[0])
+        return vectors
 
-    async def _submit(self, graph: str, items: Sequence[Item]) -> LaneAnswer:
-        return await self._lanes[graph].submit(items, timeout_s=self._timeout_s)
+    async def _submit(self, space: Space, graph: str, items: Sequence[Item]) -> LaneAnswer:
+        return await self._lanes[graph].submit(items, space=space, timeout_s=self._timeout_s)

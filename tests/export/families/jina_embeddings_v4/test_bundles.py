@@ -171,10 +171,17 @@ def test_the_self_test_measures_both_spaces_of_both_modalities(open_bundle: Call
         assert len(arrays["image_tasks"]) == len(arrays["image_embeds"]) == 2
         assert {"image_0", "image_1"} <= set(arrays.files)
         assert set(arrays["tasks"]) | set(arrays["image_tasks"]) <= set(bundle.manifest.tasks)
+        for name in ("text_multi", "image_multi"):
+            assert np.abs(np.linalg.norm(arrays[name], axis=1) - 1).max() <= MULTI and arrays[name].shape[1] == 16
+        assert len(arrays["text_multi"]) > 5 * len(arrays["texts"])
 
 
-def test_the_bundle_passes_its_own_self_test(open_bundle: Callable[..., Bundle]) -> None:
+def test_the_bundle_passes_its_own_self_test(
+    open_bundle: Callable[..., Bundle], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["check", str(open_bundle("cpu").folder)]) == 0
+    names = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[-4:]]
+    assert names == ["text", "text, each token", "image", "image, each token"]
 
 
 def test_so_does_one_whose_pictures_are_made_smaller(tmp_path: Path) -> None:
