@@ -87,8 +87,8 @@ async def depth(opened: Lane, wanted: int) -> None:
 
 
 async def submit(opened: Lane, items: Sequence[Item], timeout_s: float = PATIENCE_S) -> Vectors:
-    answer = await opened.submit(items, timeout_s=timeout_s)
-    assert answer.vectors is not None and not answer.following
+    answer = await opened.submit(list(items), timeout_s=timeout_s)
+    assert answer.vectors is not None
     return answer.vectors
 
 

@@ -28,14 +28,14 @@ def test_the_best_pace_is_the_quickest_batchs() -> None:
     graph = vision()
     for size, compute_s in ((1, 30.0), (4, 2.0), (4, 8.0)):
         assert graph.best_pace(60) is None  # the first may have loaded the graph
-        graph.batch(size, [0.0] * size, compute_s)
-    assert graph.best_pace(60) == 0.5
+        graph.batch(size, [0.0] * size, compute_s, cost=2 * size)
+    assert graph.best_pace(60) == 0.25
 
 
 def test_an_old_pace_is_none() -> None:
     """Else whoever is refused by it could never show that it is over."""
     graph = vision()
-    graph.batch(16, [0.0] * 16, 160.0)
+    graph.batch(16, [0.0] * 16, 160.0, cost=16)
     time.sleep(0.02)
     assert graph.best_pace(0.01) is None
     assert graph.best_pace(60) == 10.0

@@ -4,9 +4,11 @@ The bundle is the golden jina-embeddings-v4.
 """
 
 import base64
+import io
 import json
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +16,15 @@ import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
+from tokenizers import Tokenizer
 
-from edgeclip import Encoder
+from edgeclip import Encoder, MultiVectors
 from edgeclip.errors import InputError
 from edgeclip.serve.settings import Settings
 from tests.conftest import DATA
-from tests.scenes.serving import serving, troubling, until_ready, wait_for
-from tests.scenes.web_page import add, opened, search
+from tests.scenes.serving import depth, serving, troubling, until_ready, wait_for
+from tests.scenes.web_page import add, click, left_out, opened, search
 
 if TYPE_CHECKING:
     from tests.scenes.browser import Browser
@@ -127,7 +131,6 @@ def test_texts_and_images_in_one_request(url: str) -> None:
 
 def test_single_vectors_of_the_same_inputs_at_the_same_time(url: str) -> None:
     """Batches of one space only: a text that wants one vector shares no batch with one that wants many."""
-    from concurrent.futures import ThreadPoolExecutor
 
     def one(index: int) -> None:
         multi = index % 2 == 0
@@ -310,8 +313,93 @@ def test_the_page_finds_pages_by_questions(browser: "Browser", url: str, pages: 
     offered = page.run("[...document.getElementById('task').options].map((option) => option.value)")
     assert offered == ["retrieval.query", "retrieval.passage"]
     found = dict(search(page, "what is this"))
-    query = pages.encode_text("what is this", task="retrieval.query")
-    scores = pages.encode_image(files, task=PASSAGE) @ query
-    assert len(found) == len(files)
+    query = pages.encode_text_multivector("what is this", task="retrieval.query")
+    documents = pages.encode_image_multivector(files, task=PASSAGE)
+    assert isinstance(documents, MultiVectors)
+    scores = MultiVectors.of([query]).maxsim(documents)[0]
+    assert list(found) == [files[index].name for index in np.argsort(-scores)]
     assert all(abs(found[path.name] - score) < 0.0006 for path, score in zip(files, scores, strict=True))
+    assert page.run("document.querySelector('#results .score').title") == "MaxSim"
+    click(page, "#results button")
+    click(page, "#view-similar")
+    page.wait("document.querySelector('#status').textContent.includes('ranked for')")
+    assert page.run("document.querySelector('#results .name').textContent") == next(iter(found))
     assert not browser.errors
+
+
+def test_the_page_holds_so_many_vectors_at_most(browser: "Browser", url: str) -> None:
+    """What comes after is refused before it is sent, by its name and with the reason."""
+    page = opened(browser, url)
+    page.run("import('./web/vectors.js').then(({ limits }) => { limits.bytes = 1000; })")
+    add(page, [FOLDER / "pictures" / f"{index}.png" for index in (0, 2)], 2)
+    sent = sum(one.endswith("/v1/embeddings") for one in page.requests)
+    page.choose_files("#files", [FOLDER / "pictures" / "3.png"])
+    page.wait("document.querySelectorAll('#left-out-names li').length === 1")
+    assert left_out(page) == {"3.png": "This page holds no more vectors. Remove some pictures first."}
+    assert sum(one.endswith("/v1/embeddings") for one in page.requests) == sent
+    click(page, "#clear")
+    page.wait("document.querySelectorAll('#results li').length === 0")
+    add(page, [FOLDER / "pictures" / "3.png"], 1)
+
+
+def test_pages_of_one_request_come_before_those_of_the_next(v4_bundle: Path) -> None:
+    """By what pages cost in patches; by turns of single pages all requests would be answered at the end."""
+    each, requests = 3, 4
+    order: list[int] = []
+
+    def note(graph: str, found: Any) -> Any:
+        order.extend(item.tokens for item in (found if graph == "vision" else ()))
+        return found
+
+    with troubling(v4_bundle) as encoder, serving(v4_bundle, encoder, ready_s=600) as url:
+        until_ready(url)
+        encoder.spoil = note
+        encoder.may_run.clear()
+        with ThreadPoolExecutor(requests) as threads:
+            bodies = [{"input": [PICTURES[index]] * each, "task": PASSAGE} for index in range(requests)]
+            answers = [threads.submit(ask, url, **body) for body in bodies]
+            wait_for(lambda: depth(url, "vision") == each * requests - 1)
+            encoder.may_run.set()
+            assert all(answer.result().status_code == 200 for answer in answers)
+    firsts = order[::each]
+    assert len(set(firsts)) == requests and order == [tokens for tokens in firsts for _ in range(each)]
+
+
+def test_token_ids_begin_with_those_of_the_prompt(pages: Encoder) -> None:
+    tokenizer = Tokenizer.from_file(str(FOLDER / "checkpoint" / "tokenizer.json"))
+    ids = tokenizer.encode(f"Query: {TEXTS[0]}").ids
+    with serving(pages.folder, pages, allow_token_ids=True) as url:
+        given = {"task": "retrieval.query", "return_multivector": True}
+        assert_same(matrices(ask(url, input=ids, **given)), wanted_texts("query", "retrieval")[:1])
+        mixed = matrices(ask(url, input=[TEXTS[1], ids, PICTURES[0]], **given))
+        assert_same(mixed[:2], [wanted_texts("query", "retrieval")[index] for index in (1, 0)])
+        error = refusal(ask(url, input=[TEXTS[0], ids, ids[1:]], **given))
+        assert error["param"] == "input[2]" and "those of the prompt 'Query: '" in error["message"]
+        assert refusal(ask(url, input=ids, task=PASSAGE))["param"] == "input[0]"
+        assert refusal(ask(url, input=ids))["code"] == "missing_required_parameter"
+
+
+@pytest.mark.parametrize(
+    ("size", "told"), [((27, 56), "wanted 28 or more a side"), ((28, 5628), "more than 200 times")]
+)
+def test_images_that_the_model_does_not_take(url: str, size: tuple[int, int], told: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, "teal").save(buffer, "PNG")
+    given = {"image": base64.b64encode(buffer.getvalue()).decode()}
+    error = refusal(ask(url, input=[PICTURES[0], given], task=PASSAGE))
+    assert error["param"] == "input[1]" and error["code"] == "invalid_image" and told in error["message"]
+
+
+def test_a_request_cannot_set_the_pixels(url: str) -> None:
+    error = refusal(ask(url, input=[PICTURES[0]], task=PASSAGE, max_pixels=100_000))
+    assert error["code"] == "unknown_parameter"
+
+
+def test_a_text_that_spells_markers_is_a_text(url: str, pages: Encoder) -> None:
+    """Its vector is the mean over all its tokens, alone and as the first of a batch of others."""
+    spelled = "see <|vision_start|><|image_pad|><|vision_end|> here"
+    texts = [spelled, *TEXTS[:2]]
+    answer = ask(url, input=texts, task="retrieval.query")
+    found = np.array([row["embedding"] for row in answer.json()["data"]], np.float32)
+    assert np.abs(found[1:] - TEXT["query/retrieval/expected_single"][:2]).max() <= SINGLE
+    assert np.abs(found[0] - pages.encode_text(spelled, task="retrieval.query")).max() <= SINGLE

@@ -56,17 +56,50 @@ def test_vectors_are_read_and_ranked(tmp_path: Path) -> None:
 
     vectors = np.array([[0.6, 0.8], [0, 1], [1, 0]], "<f4")
     rows = [base64.b64encode(vector.tobytes()).decode() for vector in vectors]
-    shutil.copy(WEB / "client.js", tmp_path / "client.mjs")
+    shutil.copy(WEB / "vectors.js", tmp_path / "vectors.mjs")
     program = f"""
-        import {{ decodeVector, rank }} from "./client.mjs";
-        const [query, ...rest] = {json.dumps(rows)}.map(decodeVector);
-        const found = rank([{{ name: "a", vector: rest[1] }}, {{ name: "b", vector: rest[0] }}], query);
+        import {{ rank, readVectors }} from "./vectors.mjs";
+        const [query, ...rest] = {json.dumps(rows)}.map((embedding) => readVectors({{ embedding }}));
+        const found = rank([{{ name: "a", vectors: rest[1] }}, {{ name: "b", vectors: rest[0] }}], query);
         console.log(JSON.stringify(found.map(({{ picture, score }}) => [picture.name, score])));
     """
     (tmp_path / "run.mjs").write_text(program)
     done = subprocess.run(["node", tmp_path / "run.mjs"], check=True, capture_output=True, text=True)
     (first, high), (second, low) = json.loads(done.stdout)
     assert (first, second) == ("b", "a") and (high, low) == (pytest.approx(0.8), pytest.approx(0.6))
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node here")
+def test_maxsim_is_the_librarys(tmp_path: Path) -> None:
+    """Of questions and pages of any number of vectors; a score that is known is not computed again."""
+    import base64
+
+    from edgeclip import MultiVectors
+
+    draw = np.random.default_rng(3)
+    lengths = (7, 1, 300, 40)
+    given = [draw.normal(size=(length, 16)).astype("<f4") for length in lengths]
+    rows = [[base64.b64encode(vector.tobytes()).decode() for vector in matrix] for matrix in given]
+    shutil.copy(WEB / "vectors.js", tmp_path / "vectors.mjs")
+    program = f"""
+        import {{ compare, rank, readVectors, thinned }} from "./vectors.mjs";
+        const [question, ...pages] = {json.dumps(rows)}.map((embeddings) => readVectors({{ embeddings }}));
+        const scores = pages.map((page) => compare(question, page));
+        const picture = {{ vectors: pages[0] }};
+        const [[first], [again]] = [rank([picture], question), rank([picture], question)];
+        picture.scored.score = 5;
+        const [known] = rank([picture], question);
+        picture.vectors = pages[1];
+        const [fresh] = rank([picture], question);
+        const found = [first, again, known, fresh].map(({{ score }}) => score);
+        console.log(JSON.stringify([scores, ...found, thinned(pages[1]).numbers.length]));
+    """
+    (tmp_path / "run.mjs").write_text(program)
+    done = subprocess.run(["node", tmp_path / "run.mjs"], check=True, capture_output=True, text=True)
+    scores, first, again, known, fresh, thin = json.loads(done.stdout)
+    wanted = MultiVectors.of(given[:1]).maxsim(MultiVectors.of(given[1:]))[0]
+    assert np.abs(np.array(scores) - wanted).max() < 1e-4
+    assert (first, again, known, fresh, thin) == (scores[0], scores[0], 5, scores[1], 32 * 16)
 
 
 def test_what_is_found_is_what_the_encoder_finds(page: "Browser", page_url: str, encoder: Encoder) -> None:

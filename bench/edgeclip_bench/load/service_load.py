@@ -1,6 +1,7 @@
 """The service under load, over HTTP: requests a second and latency by concurrency, and what images do to texts.
 
-    edgeclip bench service-load URL [--seconds S] [--concurrency N ...] [--rate R ...] [--texts-only]
+    edgeclip bench service-load URL [--seconds S] [--concurrency N ...] [--rate R ...]
+                                    [--texts-only] [--task T] [--image-px W H]
                                     [--bundle BUNDLE [--starts URL ...]] [--key KEY] [--out FILE.json]
 
     closed loop   N clients, each sending its next request when the last is answered
@@ -9,6 +10,9 @@
     text          one short text a request
     mixed         nine texts to one image
     beside        the text of a closed loop while four clients keep sending eight images each
+
+What the model takes and which tasks it has, the service says (`/v1/models`). A model that needs a task is asked with
+its first one where --task names none; images have the same where it is for images.
 
 With --bundle it measures the cost of HTTP: one short text through the service and through Encoders in this process,
 in turns. The service must run on this machine then. Two starts of the same code differ in the tower's own run, by up
@@ -20,7 +24,6 @@ no latencies.
 
 import argparse
 import asyncio
-import base64
 import http.client
 import itertools
 import json
@@ -41,33 +44,20 @@ import numpy as np
 from edgeclip import Encoder
 from edgeclip.engine.paired_timing import take_turns
 from edgeclip.errors import InputError
+from edgeclip.families.tasks import needed_task
 from edgeclip.tables import format_table
+from edgeclip_bench.load.questions import BULK_CLIENTS, BULK_IMAGES, IMAGE_PX, TEXTS, Body, Questions, Size, body_of
 from edgeclip_bench.measure.documents import make_document, save, to_json
 from edgeclip_bench.measure.percentiles import RULE, Distribution, summarize
-from edgeclip_bench.measure.pictures import encode_file, made_up_picture
-
-Body = dict[str, Any]
 
 CONCURRENCIES = (1, 4, 16, 64)
 SECONDS = 30.0
-BULK_CLIENTS, BULK_IMAGES = 4, 8
 OVERHEAD_TURNS = 100
 OVERHEAD_ENCODERS = 3
-_TEXTS_TO_AN_IMAGE = 9
 _WARM_UP_REQUESTS = 20
 _TIMEOUT_S = 300.0
 _SEED = 0
 _HEADER = ("workload", "loop", "load", "requests/s", "p50 ms", "p99 ms", "refused")
-_TEXTS = (
-    "a red bicycle against a wall",
-    "zwei Hunde spielen am Strand mit einem Ball",
-    "une tasse de café sur une table en bois",
-    "夜の東京の街角",
-    "a woman reads a newspaper on a train",
-    "старый мост через реку в тумане",
-    "football",
-    "a plate of pasta with basil and tomatoes, seen from above",
-)
 
 
 @dataclass(slots=True)
@@ -108,7 +98,19 @@ class Client:
     """A client of one service, with connections that stay open."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
-        self._session, self._url = session, f"{url.rstrip('/')}/v1/embeddings"
+        self._session, self._root = session, f"{url.rstrip('/')}/v1"
+        self._url = f"{self._root}/embeddings"
+
+    async def model(self) -> Body:
+        """What the service says of its model; InputError where it says nothing."""
+        try:
+            async with self._session.get(f"{self._root}/models") as response:
+                document = await response.json()
+            return dict(document["data"][0])
+        except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError) as error:
+            raise InputError(
+                f"{self._root}/models: no edgeclip service answers there ({type(error).__name__})"
+            ) from error
 
     async def send(self, body: Body, tally: Tally, *, due_s: float | None = None) -> None:
         """Post and read to the end; the latency counts from `due_s`."""
@@ -165,10 +167,10 @@ async def open_loop(client: Client, bodies: Iterator[Body], rate: float, seconds
 
 
 @asynccontextmanager
-async def bulk_images(client: Client) -> AsyncIterator[Tally]:
+async def bulk_images(client: Client, questions: Questions) -> AsyncIterator[Tally]:
     """Send a bulk job in the background; its tally counts requests of BULK_IMAGES images."""
     tally = Tally()
-    bodies = itertools.cycle([{"input": images(BULK_IMAGES), "model": "any"}])
+    bodies = questions.bulk()
 
     async def one() -> None:
         while True:
@@ -184,27 +186,6 @@ async def bulk_images(client: Client) -> AsyncIterator[Tally]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def text_bodies() -> Iterator[Body]:
-    """Request bodies of one short text each, in a cycle."""
-    return itertools.cycle([{"input": [text], "model": "any"} for text in _TEXTS])
-
-
-def mixed_bodies() -> Iterator[Body]:
-    """Request bodies of nine texts, then an image."""
-    texts = text_bodies()
-    pictures = itertools.cycle([{"input": [image], "model": "any"} for image in images(4)])
-    while True:
-        yield from itertools.islice(texts, _TEXTS_TO_AN_IMAGE)
-        yield next(pictures)
-
-
-def images(count: int) -> list[dict[str, str]]:
-    """Made-up JPEGs of 640 x 480, in base64."""
-    draw = np.random.default_rng(_SEED)
-    files = (encode_file(made_up_picture((640, 480), draw)) for _ in range(count))
-    return [{"image": base64.b64encode(file).decode()} for file in files]
 
 
 def row(workload: str, loop: str, load: float, tally: Tally) -> Row:
@@ -226,7 +207,9 @@ async def measure_load(
     concurrencies: Sequence[int] = CONCURRENCIES,
     rates: Sequence[float] = (),
     key: str | None = None,
-    has_images: bool = True,
+    task: str | None = None,
+    image_px: Size = IMAGE_PX,
+    texts_only: bool = False,
     tell: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
     """Run every workload; `tell` is called with each row when it is done."""
@@ -236,8 +219,9 @@ async def measure_load(
         rows.append(row(*figures))
         tell(rows[-1])
 
-    workloads = {"text": text_bodies} | ({"mixed": mixed_bodies} if has_images else {})
     async with connect(url, key) as client:
+        questions = Questions.of(await client.model(), task, image_px, texts_only=texts_only)
+        workloads = {"text": questions.texts} | ({"mixed": questions.mixed} if questions.has_images else {})
         for bodies in workloads.values():
             for body in itertools.islice(bodies(), _WARM_UP_REQUESTS):
                 await client.send(body, Tally())
@@ -247,32 +231,41 @@ async def measure_load(
         for rate in rates:
             for name, bodies in workloads.items():
                 note(name, "open", rate, await open_loop(client, bodies(), rate, seconds))
-        for clients in concurrencies[:2] if has_images else ():
-            async with bulk_images(client) as bulk:
-                tally = await closed_loop(client, text_bodies(), clients, seconds)
+        for clients in concurrencies[:2] if questions.has_images else ():
+            async with bulk_images(client, questions) as bulk:
+                tally = await closed_loop(client, questions.texts(), clients, seconds)
             note("text beside images", "closed", clients, tally)
             note(f"{BULK_IMAGES} images beside text", "closed", BULK_CLIENTS, bulk)
     return rows
 
 
 def measure_overhead(
-    urls: Sequence[str], bundle: Path, *, key: str | None, turns: int = OVERHEAD_TURNS
+    urls: Sequence[str],
+    bundle: Path,
+    *,
+    key: str | None,
+    task: str | None = None,
+    turns: int = OVERHEAD_TURNS,
 ) -> list[Overhead]:
     """The time that the service adds to one short text, as JSON numbers and as base64; `urls` are starts of it.
+
+    `task` is that of the text, None for the first of a model that needs one.
 
     All take turns (`edgeclip.engine.paired_timing`). The client is the standard library's and adds 0.2 ms.
     """
     found = []
     with ExitStack() as opened:
         encoders = [opened.enter_context(Encoder.open(bundle)) for _ in range(OVERHEAD_ENCODERS)]
+        task = task or needed_task(encoders[0].manifest, "text")
         connections = [opened.enter_context(closing(_connection(url))) for url in urls]
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         paths = [f"{urlsplit(url).path.rstrip('/')}/v1/embeddings" for url in urls]
         answers = {
-            f"encoder {index}": partial(encoder.encode_text, _TEXTS[0]) for index, encoder in enumerate(encoders)
+            f"encoder {index}": partial(encoder.encode_text, TEXTS[0], task=task)
+            for index, encoder in enumerate(encoders)
         }
         for encoding in ("float", "base64"):
-            body = json.dumps({"input": _TEXTS[0], "model": "any", "encoding_format": encoding})
+            body = json.dumps({**body_of([TEXTS[0]], task), "encoding_format": encoding})
             asks = {
                 f"service {index}": partial(_post, connection, path, body, headers)
                 for index, (connection, path) in enumerate(zip(connections, paths, strict=True))
@@ -315,7 +308,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--starts", nargs="+", default=(), metavar="URL", help="other starts of the same service, for the overhead"
     )
-    parser.add_argument("--texts-only", action="store_true", help="send no images, for a bundle that takes none")
+    parser.add_argument("--texts-only", action="store_true", help="send no images")
+    parser.add_argument("--task", metavar="T", help="of texts and images (the first of a model that needs one)")
+    parser.add_argument("--image-px", type=int, nargs=2, default=IMAGE_PX, metavar=("W", "H"), help="(640 480)")
     parser.add_argument("--key", help="an API key")
     parser.add_argument("--out", type=Path, help="the JSON; default: stdout")
 
@@ -323,7 +318,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure, print a table on stderr and JSON on stdout or into a file."""
     urls = (options.url, *options.starts)
-    overhead = measure_overhead(urls, options.bundle, key=options.key) if options.bundle else []
+    overhead = measure_overhead(urls, options.bundle, key=options.key, task=options.task) if options.bundle else []
     rows = asyncio.run(
         measure_load(
             options.url,
@@ -331,7 +326,9 @@ def run(options: argparse.Namespace) -> int:
             concurrencies=options.concurrency,
             rates=options.rate,
             key=options.key,
-            has_images=not options.texts_only,
+            task=options.task,
+            image_px=tuple(options.image_px),
+            texts_only=options.texts_only,
             tell=lambda done: print(*_cells(done), sep="  ", file=sys.stderr),
         )
     )
@@ -342,6 +339,8 @@ def run(options: argparse.Namespace) -> int:
         __name__,
         {
             "seconds_each": options.seconds,
+            "task": options.task,
+            "image_px": list(options.image_px),
             "percentiles": RULE,
             "overhead": [asdict(one) for one in overhead],
             "rows": [asdict(one) for one in rows],

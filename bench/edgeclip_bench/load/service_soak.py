@@ -1,6 +1,8 @@
 """The service under honest and hostile clients for minutes: no answer of 500, and memory that stays flat.
 
-    edgeclip bench service-soak BUNDLE [--seconds 600] [--clients 6] [--out F.json]
+    edgeclip bench service-soak BUNDLE [--seconds 600] [--clients 6] [--task T] [--out F.json]
+
+A model that needs a task is asked with its first one where --task names none.
 
 The service is started in a process of its own. Each client draws at random what it does: short and bulk texts, texts
 that need a mask, token ids, images, images of 49 megapixels, broken images, bodies of 60 MB, JSON that grows when it
@@ -23,14 +25,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 import numpy as np
 import psutil
 
+from edgeclip.errors import InputError
+from edgeclip.families.tasks import list_tasks, needed_task
+from edgeclip.inputs.tokenization import TextTokenizer
 from edgeclip.manifest import Manifest, Modality
 from edgeclip_bench.load.memory_trend import Samples, describe_trend, grows, judge_memory
 from edgeclip_bench.measure.documents import add_out, make_document, save
@@ -49,19 +55,46 @@ _LONGEST_TICK = 3
 Act = Callable[[], Awaitable[str]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a bundle takes: its modalities, the task of each (None for none), and the ids that a text begins with."""
+
+    tasks: Mapping[Modality, str | None]
+    first_ids: tuple[int, ...]
+
+    @classmethod
+    def of(cls, bundle: Path, task: str | None) -> Self:
+        """What the bundle in a folder takes; InputError for a task that it does not have."""
+        manifest = Manifest.read(bundle)
+        tasks = {
+            modality: task if task in manifest.tasks_of(modality) else needed_task(manifest, modality)
+            for modality in manifest.modalities
+        }
+        if task is not None and task not in tasks.values():
+            raise InputError(f"--task {task}: wanted one of {list_tasks(tuple(manifest.tasks), task) or 'none'}")
+        first_ids: tuple[int, ...] = ()
+        if manifest.text and manifest.task_required and (asked := tasks["text"]):
+            tokenizer = TextTokenizer(bundle / manifest.text.file, manifest.text)
+            prompt = manifest.tasks[asked].prompt.rstrip()
+            first_ids = (
+                tuple(map(int, tokenizer.encode([prompt], None, keeps_closing=False).rows[0])) if prompt else ()
+            )
+        return cls(tasks=tasks, first_ids=first_ids)
+
+
 class Mischief:
     """The acts of clients against one service; each act is a coroutine that returns its outcome."""
 
-    def __init__(self, session: aiohttp.ClientSession, port: int, seed: int, modalities: Sequence[Modality]) -> None:
-        self._session, self._port = session, port
+    def __init__(self, session: aiohttp.ClientSession, port: int, seed: int, wanted: Wanted) -> None:
+        self._session, self._port, self._wanted = session, port, wanted
         self._url = f"http://127.0.0.1:{port}/v1/embeddings"
         self._draw = np.random.default_rng(seed)
         self._pictures, self._large_picture = _pictures()
         texts = (self.ask_a_text, self.ask_many_texts, self.ask_token_ids, self.ask_a_masked_text)
         images = (self.ask_images, self.ask_a_large_image, self.send_a_broken_image)
         self.acts: tuple[Act, ...] = (
-            *(texts if "text" in modalities else ()),
-            *(images if "image" in modalities else ()),
+            *(texts if "text" in wanted.tasks else ()),
+            *(images if "image" in wanted.tasks else ()),
             self.ask_for_what_is_not_there,
             self.send_a_large_body,
             self.send_json_that_grows,
@@ -72,29 +105,29 @@ class Mischief:
 
     async def ask_a_text(self) -> str:
         """Send one text, as a search does."""
-        return await self._post({"input": "a red bicycle"})
+        return await self._ask("text", input="a red bicycle")
 
     async def ask_many_texts(self) -> str:
         """Send up to 40 texts of up to 200 words, in two formats."""
-        return await self._post({"input": self._texts(), "embedding_type": ["float", "ubinary"]})
+        return await self._ask("text", input=self._texts(), embedding_type=["float", "ubinary"])
 
     async def ask_token_ids(self) -> str:
         """Send up to 20,000 token ids, which the model must cut."""
         ids = self._draw.integers(5, 300, self._draw.integers(1, 20_000)).tolist()
-        return await self._post({"input": ids, "truncate": True})
+        return await self._ask("text", input=[*self._wanted.first_ids, *ids], truncate=True)
 
     async def ask_a_masked_text(self) -> str:
         """Send up to 4000 words and the padding token, which is too long for some."""
-        return await self._post({"input": "<pad> " + "w " * int(self._draw.integers(1, 4000))})
+        return await self._ask("text", input="<pad> " + "w " * int(self._draw.integers(1, 4000)))
 
     async def ask_images(self) -> str:
         """Send up to three images."""
         chosen = self._draw.integers(len(self._pictures), size=self._draw.integers(1, 4))
-        return await self._post({"input": [{"image": self._pictures[index]} for index in chosen]})
+        return await self._ask("image", input=[{"image": self._pictures[index]} for index in chosen])
 
     async def ask_a_large_image(self) -> str:
         """Send a file of 150 kB that is 147 MB when it is decoded."""
-        return await self._post({"input": {"image": self._large_picture}})
+        return await self._ask("image", input={"image": self._large_picture})
 
     async def ask_for_what_is_not_there(self) -> str:
         """Ask for an unknown path, each time another one."""
@@ -103,12 +136,13 @@ class Mischief:
 
     async def send_a_broken_image(self) -> str:
         """Send an image file that ends too early."""
-        return await self._post({"input": {"image": self._pictures[0][: self._draw.integers(4, 80)]}})
+        return await self._ask("image", input={"image": self._pictures[0][: self._draw.integers(4, 80)]})
 
     async def send_a_large_body(self) -> str:
         """Send up to 60 MB of one text."""
         text = b"w " * int(self._draw.integers(1, _LARGE_BODY_BYTES // 2))
-        return await self._post(b'{"truncate":true,"input":"' + text + b'"}')
+        fields = json.dumps({"truncate": True, **self._task("text")}).encode()
+        return await self._post(fields[:-1] + b',"input":"' + text + b'"}')
 
     async def send_json_that_grows(self) -> str:
         """Send JSON of two bytes per list, which take fifty when parsed."""
@@ -119,7 +153,7 @@ class Mischief:
         """Close the connection within 50 ms."""
         try:
             async with asyncio.timeout(self._draw.random() * 0.05):
-                await self._post({"input": self._texts()})
+                await self._ask("text", input=self._texts())
         except TimeoutError:
             return "left"
         return "answered"
@@ -144,8 +178,14 @@ class Mischief:
             writer.close()
         return "cut off"
 
-    async def _post(self, body: dict[str, Any] | bytes) -> str:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    def _task(self, modality: Modality) -> dict[str, str]:
+        task = self._wanted.tasks.get(modality)
+        return {} if task is None else {"task": task}
+
+    async def _ask(self, modality: Modality, **fields: Any) -> str:
+        return await self._post(json.dumps({**fields, **self._task(modality)}).encode())
+
+    async def _post(self, data: bytes) -> str:
         headers = {"Content-Type": "application/json"}
         async with self._session.post(self._url, data=io.BytesIO(data), headers=headers) as response:
             await response.read()
@@ -160,12 +200,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--clients", type=int, default=6)
+    parser.add_argument("--task", metavar="T", help="of texts and images (the first of a model that needs one)")
     add_out(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Soak, print the verdict, write the JSON; 1 when memory grows or an answer was 500."""
-    report = soak(options.bundle, seconds=options.seconds, clients=options.clients)
+    report = soak(options.bundle, seconds=options.seconds, clients=options.clients, task=options.task)
     save(report, options.out)
     acts = sum(sum(found.values()) for found in report["outcomes"].values())
     print(f"{acts} acts, {report['answers_500']} answers of 500")
@@ -179,14 +220,14 @@ def status(report: dict[str, Any]) -> int:
     return int(grows(report["at_rest"], report["in_traffic"]) or report["answers_500"] > 0)
 
 
-def soak(bundle: Path, *, seconds: float, clients: int) -> dict[str, Any]:
+def soak(bundle: Path, *, seconds: float, clients: int, task: str | None = None) -> dict[str, Any]:
     """The JSON document of one service's run."""
-    port, modalities = _free_port(), Manifest.read(bundle).modalities
+    port, wanted = _free_port(), Wanted.of(bundle, task)
     flags = ("--port", str(port), "--token-ids", "--log-level", "error")
     command = (sys.executable, "-m", "edgeclip", "serve", str(bundle), *flags)
     with subprocess.Popen(command) as service:
         try:
-            outcomes, in_traffic, at_rest = asyncio.run(_torment(service.pid, port, seconds, clients, modalities))
+            outcomes, in_traffic, at_rest = asyncio.run(_torment(service.pid, port, seconds, clients, wanted))
         finally:
             service.terminate()
     return make_document(
@@ -195,6 +236,7 @@ def soak(bundle: Path, *, seconds: float, clients: int) -> dict[str, Any]:
             "bundle": bundle.name,
             "seconds": seconds,
             "clients": clients,
+            "tasks": dict(wanted.tasks),
             "outcomes": {act: dict(found) for act, found in sorted(outcomes.items())},
             "answers_500": sum(found["500"] for found in outcomes.values()),
             "exit_status": service.returncode,
@@ -205,7 +247,7 @@ def soak(bundle: Path, *, seconds: float, clients: int) -> dict[str, Any]:
 
 
 async def _torment(
-    process: int, port: int, seconds: float, clients: int, modalities: Sequence[Modality]
+    process: int, port: int, seconds: float, clients: int, wanted: Wanted
 ) -> tuple[dict[str, Counter[str]], Samples, Samples]:
     outcomes: dict[str, Counter[str]] = {}
     in_traffic: list[tuple[float, int]] = []
@@ -222,7 +264,7 @@ async def _torment(
 
         async def client(seed: int) -> None:
             nonlocal busy
-            mischief, draw = Mischief(session, port, seed, modalities), np.random.default_rng((1, seed))
+            mischief, draw = Mischief(session, port, seed, wanted), np.random.default_rng((1, seed))
             while ran_s < seconds:
                 await may_act.wait()
                 act = mischief.acts[draw.integers(len(mischief.acts))]

@@ -59,13 +59,17 @@ CAPTURED_IMAGES = (1, 8, MOST_IMAGES)
 
 
 class Kind(NamedTuple):
-    """A kind of items: only items of the same kind share a batch. `cost` is `Item.tokens`."""
+    """A kind of items: only items of the same kind share a batch. `cost` is `Item.tokens`.
+
+    `is_handed_on` says that they are what another graph gave.
+    """
 
     cost: int
     graph: str = ""
     adapter: str | None = None
     alike: Hashable = ()
     space: Space = "single"
+    is_handed_on: bool = False
 
 
 def kind_of(item: Item, space: Space = "single") -> Kind:

@@ -27,8 +27,9 @@ class Item:
     `tokens` is what it costs in a batch. Only items of one graph with the same `adapter` and the same value of
     `alike` share a batch. With `needs_mask` the attention over it holds tokens x tokens numbers for every head.
 
-    Where another graph follows (`Family.follow`), `next_adapter` is the adapter of that graph, and `key` is a hash of
-    the arrays: items with one key have the same outputs, so those of the last few are kept and not computed again.
+    Where another graph follows (`Family.follow`), `next_adapter` is the adapter of that graph, `next_tokens` what the
+    item made of this one costs there, and `key` is a hash of the arrays: items with one key have the same outputs, so
+    those of the last few are kept and not computed again.
     """
 
     graph: str
@@ -38,6 +39,7 @@ class Item:
     adapter: str | None = None
     needs_mask: bool = False
     next_adapter: str | None = None
+    next_tokens: int = 0
     key: bytes | None = None
 
 

@@ -116,9 +116,7 @@ class JinaEmbeddingsV4:
 
     def billed(self, item: Item, size: tuple[int, int] | None) -> int:
         """The tokens that the decoder takes: a text's with its prompt, an image's with the words around it."""
-        if item.graph != FIRST_GRAPH["image"]:
-            return item.tokens
-        return item.tokens // self._image.merge**2 + len(self._image.prompt_ids) - 1
+        return item.next_tokens or item.tokens
 
     def _text_item(self, ids: NDArray[np.int64], adapter: str | None) -> Item:
         count = len(ids)
@@ -137,6 +135,7 @@ class JinaEmbeddingsV4:
             tokens=len(patches),
             alike=(grid.rows, grid.columns),
             next_adapter=next_adapter,
+            next_tokens=len(patches) // self._image.merge**2 + len(self._image.prompt_ids) - 1,
             key=key.digest(),
         )
 

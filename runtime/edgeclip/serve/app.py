@@ -14,7 +14,8 @@ from typing import Any
 from edgeclip import __version__
 from edgeclip.encoder import Encoder
 from edgeclip.engine.batch_policy import BatchPolicy
-from edgeclip.manifest import FIRST_GRAPH, Manifest
+from edgeclip.inputs.patches import check_max_pixels
+from edgeclip.manifest import FIRST_GRAPH, Manifest, PatchFacts
 from edgeclip.serve.endpoints import Endpoints
 from edgeclip.serve.http.access_log import AccessLog
 from edgeclip.serve.http.api_keys import KeyRing
@@ -34,6 +35,9 @@ from edgeclip.serve.readiness import Readiness
 from edgeclip.serve.service import EmbeddingService
 from edgeclip.serve.settings import Settings
 
+# Beside texts without a pause an image of the full-size int8 model takes some 5 s: by turns, four requests of eight
+# would each be answered after 2.5 minutes.
+_IMAGES_UNDIVIDED = 8
 # How long the end waits for the batch that still runs; every request was answered or cut off before.
 _CLOSE_S = 5.0
 
@@ -145,7 +149,15 @@ def _lane(graph: str, settings: Settings, encoder: Encoder, metrics: Metrics) ->
         observer=metrics.graphs[graph],
         niceness=niceness_for(settings.image_share) if is_for_images else 0,
         long_niceness=niceness_for(settings.image_share),
+        quantum=_IMAGES_UNDIVIDED * _largest_image_cost(encoder.manifest, settings) if is_for_images else 0,
     )
+
+
+def _largest_image_cost(manifest: Manifest, settings: Settings) -> int:
+    """What an image costs at most in the graph that takes it: its patches, or 1 where all have one size."""
+    if not isinstance(manifest.image, PatchFacts):
+        return 1
+    return check_max_pixels(settings.max_pixels, manifest.image) // manifest.image.patch_px**2
 
 
 @contextlib.asynccontextmanager

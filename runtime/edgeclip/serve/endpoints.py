@@ -20,8 +20,9 @@ from edgeclip.serve.http.request_body import parse_aside, read_body, while_conne
 from edgeclip.serve.http.streamed_answer import StreamedAnswer
 from edgeclip.serve.metrics import KeptText, Metrics
 from edgeclip.serve.readiness import Readiness
-from edgeclip.serve.service import EmbeddingService, Stages
+from edgeclip.serve.service import EmbeddingService
 from edgeclip.serve.settings import Settings
+from edgeclip.serve.stages import Stages
 
 if TYPE_CHECKING:
     from starlette.requests import Request

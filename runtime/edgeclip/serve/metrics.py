@@ -27,33 +27,33 @@ _PAUSE_S = 0.0001
 
 
 class GraphMetrics:
-    """Observes one lane: batch sizes, waits and compute times, and the seconds that an input takes at present."""
+    """Observes one lane: batch sizes, waits and compute times, and the seconds for a cost of 1 at present."""
 
     def __init__(self, metrics: "Metrics", graph: str) -> None:
         self._size = metrics.batch_size.labels(graph)
         self._wait = metrics.wait_seconds.labels(graph)
         self._compute = metrics.compute_seconds.labels(graph)
-        self.seconds_per_input: float | None = None
+        self.seconds_per_cost: float | None = None
         self._latest: deque[tuple[float, int, float]] = deque(maxlen=_REMEMBERED)
 
-    def batch(self, size: int, waits_s: Sequence[float], compute_s: float) -> None:
-        """Note a batch that has run."""
+    def batch(self, size: int, waits_s: Sequence[float], compute_s: float, *, cost: int) -> None:
+        """Note a batch that has run; `cost` is that of its inputs together (`Item.tokens`)."""
         self._size.observe(size)
         self._compute.observe(compute_s)
         for wait_s in waits_s:
             self._wait.observe(wait_s)
-        each = compute_s / max(1, size)
-        known = each if self.seconds_per_input is None else self.seconds_per_input
-        self.seconds_per_input = known + _NEWEST * (each - known)
-        self._latest.append((time.monotonic(), size, compute_s))
+        each = compute_s / max(1, cost)
+        known = each if self.seconds_per_cost is None else self.seconds_per_cost
+        self.seconds_per_cost = known + _NEWEST * (each - known)
+        self._latest.append((time.monotonic(), size, each))
 
     def best_pace(self, within_s: float) -> float | None:
-        """The seconds that an input took in the quickest batch of the last `within_s`; None when too few have run."""
+        """The seconds for a cost of 1 in the quickest batch of the last `within_s`; None when too few have run."""
         since_s = time.monotonic() - within_s
-        latest = [(size, compute_s) for at_s, size, compute_s in tuple(self._latest) if at_s >= since_s]
+        latest = [(size, each) for at_s, size, each in tuple(self._latest) if at_s >= since_s]
         if sum(size for size, _ in latest) < _ENOUGH:
             return None
-        return min(compute_s / max(1, size) for size, compute_s in latest)
+        return min(each for _, each in latest)
 
 
 class Metrics:

@@ -27,8 +27,9 @@ from edgeclip.errors import BundleError, DeviceError, EdgeclipError, WrongVector
 from edgeclip.families.family import Item
 from edgeclip.manifest import Modality, Space
 from edgeclip.serve.errors import log_bug, without_paths
+from edgeclip.serve.queue.calls import HandOn, LaneAnswer
 from edgeclip.serve.queue.chain import run_through
-from edgeclip.serve.queue.lanes import LaneAnswer, LaneFailed, QueueFull, TimedOut
+from edgeclip.serve.queue.lanes import LaneFailed, QueueFull, TimedOut
 
 _log = logging.getLogger("edgeclip.serve")
 # How long a probe waits for a run: Kubernetes gives up after a second.
@@ -42,7 +43,9 @@ class Lane(Protocol):
     def is_wedged(self) -> bool:
         """Whether a batch has run too long."""
 
-    async def submit(self, items: Sequence[Item], *, space: Space, timeout_s: float) -> LaneAnswer:
+    async def submit(
+        self, items: list[Item], *, space: Space, timeout_s: float, hand_on: HandOn, is_handed_on: bool
+    ) -> LaneAnswer:
         """The graph's answer to items, in a space."""
 
 
@@ -199,5 +202,9 @@ class _LaneAsk:
         vectors: Vectors = np.atleast_2d(asyncio.run_coroutine_threadsafe(run, self._loop).result()[0])
         return vectors
 
-    async def _submit(self, space: Space, graph: str, items: Sequence[Item]) -> LaneAnswer:
-        return await self._lanes[graph].submit(items, space=space, timeout_s=self._timeout_s)
+    async def _submit(
+        self, space: Space, graph: str, items: list[Item], *, hand_on: HandOn, is_handed_on: bool
+    ) -> LaneAnswer:
+        return await self._lanes[graph].submit(
+            items, space=space, timeout_s=self._timeout_s, hand_on=hand_on, is_handed_on=is_handed_on
+        )

@@ -9,7 +9,6 @@ gone, or its time is up) takes its inputs out of every queue.
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,20 +22,24 @@ from edgeclip.engine.unit_vectors import Vectors, find_fault
 from edgeclip.errors import InputError, WrongVectorsError
 from edgeclip.families.family import Item, Prepared
 from edgeclip.inputs.tokenization import check_max_length, is_quick, slices
-from edgeclip.manifest import FIRST_GRAPH, Space
+from edgeclip.manifest import Space
 from edgeclip.serve.api.request import EmbeddingRequest, RequestLimits, TextItem, TokenItem, modality_of
 from edgeclip.serve.api.response import encode_answer, shorten, write_multi_answer
 from edgeclip.serve.api.served_model import ServedModel
 from edgeclip.serve.api.text_length import check_characters
 from edgeclip.serve.errors import ApiError, ending, not_trusted, retry_later, without_paths
 from edgeclip.serve.http.open_files import fetches_within_limit
+from edgeclip.serve.images.decode_queue import Picture
 from edgeclip.serve.images.fetch_queue import ByteRoom, Fetch, FetchQueue
 from edgeclip.serve.images.opener import Decoder, ImageOpener
+from edgeclip.serve.images.pace import ImageLoad, ImagePace
 from edgeclip.serve.metrics import Metrics
+from edgeclip.serve.queue.calls import HandOn, LaneAnswer
 from edgeclip.serve.queue.chain import Rows, all_or_none, run_through
-from edgeclip.serve.queue.lanes import LaneAnswer, LaneFailed, QueueFull
+from edgeclip.serve.queue.lanes import LaneFailed, QueueFull
 from edgeclip.serve.readiness import is_doubtful
 from edgeclip.serve.settings import Settings
+from edgeclip.serve.stages import Stages
 
 _log = logging.getLogger("edgeclip.serve")
 # Numbers that are printed on the event loop: half a millisecond's worth. More goes to a thread, which costs 0.1 ms.
@@ -58,33 +61,8 @@ _Result = TypeVar("_Result")
 class Lane(Protocol):
     """A graph's queue: `edgeclip.serve.queue.lanes.Lane`."""
 
-    async def submit(self, items: Sequence[Item], *, space: Space) -> LaneAnswer:
+    async def submit(self, items: list[Item], *, space: Space, hand_on: HandOn, is_handed_on: bool) -> LaneAnswer:
         """The graph's answer to items, in a space."""
-
-
-class Stages:
-    """The seconds that a request spent in each stage; stages that ran side by side each count in full."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def measure(self, stage: str) -> "_Measured":
-        """A context that adds the time of its block to a stage."""
-        return _Measured(self.seconds, stage)
-
-
-class _Measured:
-    __slots__ = ("_began_s", "_seconds", "_stage")
-
-    def __init__(self, seconds: dict[str, float], stage: str) -> None:
-        self._seconds, self._stage = seconds, stage
-
-    def __enter__(self) -> None:
-        self._began_s = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        spent_s = time.perf_counter() - self._began_s
-        self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + spent_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +113,9 @@ class EmbeddingService:
         self._distrust = distrust
         self._settings, self._metrics = settings, metrics
         self._family, self._lanes = encoder.family, lanes
+        manifest = encoder.manifest
+        by_file = {graph.file: metrics.graphs[name] for name, graph in manifest.graphs.items()}
+        self._pace = ImagePace([by_file[graph.file] for graph in manifest.way("image")] if manifest.image else [])
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="edgeclip-serve")
         self._images = ImageOpener(
             decoder,
@@ -144,9 +125,8 @@ class EmbeddingService:
             self._aside,
             most_images=settings.max_queued_images,
             max_image_bytes=settings.max_image_bytes,
-            seconds_per_image=lambda: metrics.graphs[FIRST_GRAPH["image"]].seconds_per_input,
+            seconds_per_image=lambda: self._pace.each_s,
         )
-        manifest = encoder.manifest
         self.model = ServedModel.of(
             manifest,
             max_length=check_max_length(settings.max_length, manifest.text) if manifest.text else None,
@@ -198,7 +178,7 @@ class EmbeddingService:
             raise not_trusted(self._settings.ready_s) from error
         except TimeoutError as error:
             has_images = any(modality_of(item) == "image" for item in request.items)
-            each_s = self._metrics.graphs[FIRST_GRAPH["image"]].seconds_per_input if has_images else None
+            each_s = self._pace.each_s if has_images else None
             pace = f", and an image takes {each_s:.2g} s at present" if each_s else ""
             limit_s = self._settings.request_timeout_s
             message = f"the answer was not ready within {limit_s:.0f} s{pace}; send fewer inputs at once"
@@ -234,7 +214,7 @@ class EmbeddingService:
             prepared = await self._tokenize(texts, task) if texts else _NONE
         items, cut = prepared.items, [list(texts)[place] for place in prepared.cut]
         if ids:
-            framed = self._family.token_ids(list(ids.values()), task, self.model.max_length)
+            framed = self._frame(ids, task)
             by_index = dict(zip((*texts, *ids), (*items, *framed.items), strict=True))
             items = tuple(by_index[index] for index in indices)
             cut = sorted([*cut, *(list(ids)[place] for place in framed.cut)])
@@ -254,9 +234,21 @@ class EmbeddingService:
             )
         tokens = sum(self._family.billed(item, None) for item in items)
         admission.take(tokens)
-        vectors = await self._run(items, request.space, stages)
+        vectors = await self._run(list(items), request.space, stages)
         self._count("text", len(items), tokens, len(cut))
         return _Embedded(indices=tuple(indices), vectors=vectors, tokens=tokens, cut=tuple(cut))
+
+    def _frame(self, ids: Mapping[int, Sequence[int]], task: str | None) -> Prepared:
+        """The items of texts that are token ids, by their place in the input; ApiError 400 for wrong ids."""
+        found = []
+        for index, row in ids.items():
+            try:
+                found.append(self._family.token_ids([row], task, self.model.max_length))
+            except InputError as error:
+                place = f"input[{index}]"
+                raise ApiError(400, f"{place}: {error}", param=place, code="invalid_value") from error
+        cut = tuple(place for place, one in enumerate(found) if one.cut)
+        return Prepared(items=tuple(item for one in found for item in one.items), cut=cut)
 
     async def _tokenize(self, texts: Mapping[int, str], task: str | None) -> Prepared:
         """The items of texts, which are given by their place in the input.
@@ -287,15 +279,29 @@ class EmbeddingService:
     async def _embed_images(
         self, request: EmbeddingRequest, indices: Sequence[int], stages: Stages, admission: _Admission
     ) -> _Embedded:
-        self._check_time(len(indices))
-        admit = partial(self._check_time, len(indices))
+        load = ImageLoad(len(indices))
+        self._check_time(load)
+
+        def admit(decode_s: float) -> None:
+            load.decode_s = decode_s
+            self._check_time(load)
+
         given = {index: request.items[index] for index in indices}
         task = self.model.task_of(request.task, "image")
         with self._images.request(list(given.values()), admission.room, task, admit) as images:
+
+            async def open_one(item: object, index: int) -> Picture:
+                picture = await images.open(item, index)
+                load.add(picture.item)
+                self._pace.note(picture.item)
+                self._check_time(load)
+                return picture
+
             with stages.measure("images"):
-                pictures = await all_or_none([images.open(item, index) for index, item in given.items()])
+                pictures = await all_or_none([open_one(item, index) for index, item in given.items()])
             sizes = [(picture.width, picture.height) for picture in pictures]
             items = [picture.item for picture in pictures]
+            del pictures  # what `items` holds is let go one by one
             tokens = sum(map(self._family.billed, items, sizes))
             admission.take(tokens)
             vectors = await self._run(items, request.space, stages)
@@ -316,16 +322,16 @@ class EmbeddingService:
         while (piece := await self._aside(lambda: next(pieces, None), is_long=True)) is not None:
             yield piece
 
-    def _check_time(self, images: int, decode_s: float = 0.0) -> None:
-        """400 for more images than can be done in time at the best recent pace; `decode_s` comes before the graph.
+    def _check_time(self, load: ImageLoad) -> None:
+        """400 for more images than can be done in time, decoding and all graphs, at the best recent pace.
 
         Clients repeat a request that was answered with 504, each time for as long, and in vain. When nothing has run
         for as long as a request may take, nothing is known, and the request is tried.
         """
-        limit_s, pace = self._settings.request_timeout_s, self._metrics.graphs[FIRST_GRAPH["image"]]
-        best_s, each_s = pace.best_pace(limit_s) or 0.0, (pace.seconds_per_input or 0.0) + decode_s / images
-        if images == 1 or images * best_s + decode_s <= limit_s * _DOUBT:
+        limit_s, images = self._settings.request_timeout_s, load.images
+        if images == 1 or self._pace.best_seconds(load.costs, limit_s) + load.decode_s <= limit_s * _DOUBT:
             return
+        each_s = ((self._pace.seconds(load.costs) or 0.0) + load.decode_s) / images
         most = max(1, min(images - 1, int(limit_s / each_s)))
         message = (
             f"input has {images} images, of which one takes {each_s:.2g} s at present: at most {most} would be done "
@@ -343,13 +349,16 @@ class EmbeddingService:
 
         asyncio.get_running_loop().call_soon(count)
 
-    async def _run(self, items: Sequence[Item], space: Space, stages: Stages) -> Rows:
+    async def _run(self, items: list[Item], space: Space, stages: Stages) -> Rows:
         return await run_through(partial(self._submit, stages, space), items)
 
-    async def _submit(self, stages: Stages, space: Space, graph: str, items: Sequence[Item]) -> LaneAnswer:
+    async def _submit(
+        self, stages: Stages, space: Space, graph: str, items: list[Item], *, hand_on: HandOn, is_handed_on: bool
+    ) -> LaneAnswer:
         try:
             with stages.measure(graph):
-                return await self._lanes[graph].submit(items, space=space)
+                lane = self._lanes[graph]
+                return await lane.submit(items, space=space, hand_on=hand_on, is_handed_on=is_handed_on)
         except QueueFull as error:
             raise retry_later(f"the {graph} queue is full; try again later", error.retry_after_s) from error
         except LaneFailed as error:

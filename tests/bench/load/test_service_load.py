@@ -1,6 +1,7 @@
 """The load told of is the load that was: clients in flight, latencies from when a request was due, refusals."""
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,8 +14,8 @@ from aiohttp import web
 
 from edgeclip import Encoder
 from edgeclip.errors import InputError
+from edgeclip_bench.load.questions import BULK_IMAGES, Questions
 from edgeclip_bench.load.service_load import (
-    BULK_IMAGES,
     OVERHEAD_ENCODERS,
     Client,
     Tally,
@@ -22,10 +23,8 @@ from edgeclip_bench.load.service_load import (
     closed_loop,
     connect,
     measure_overhead,
-    mixed_bodies,
     open_loop,
     row,
-    text_bodies,
 )
 from tests.scenes.command import bench
 from tests.scenes.serving import serving
@@ -70,7 +69,7 @@ def test_a_closed_loop_has_that_many_in_flight(clients: int) -> None:
     async def scene() -> tuple[Stub, Tally]:
         stub = Stub(work_s=0.01)
         async with client_of(stub) as client:
-            return stub, await closed_loop(client, text_bodies(), clients, 0.3)
+            return stub, await closed_loop(client, Questions().texts(), clients, 0.3)
 
     stub, tally = asyncio.run(scene())
     assert stub.most == clients
@@ -84,7 +83,7 @@ def test_an_open_loop_s_latency_counts_from_when_the_request_was_due() -> None:
 
     async def scene() -> Tally:
         async with client_of(Stub(work_s=0.1)) as client:
-            return await open_loop(client, text_bodies(), 20.0, 1.0)
+            return await open_loop(client, Questions().texts(), 20.0, 1.0)
 
     tally = asyncio.run(scene())
     assert len(tally.latencies_ms) == 20
@@ -94,7 +93,7 @@ def test_an_open_loop_s_latency_counts_from_when_the_request_was_due() -> None:
 def test_refusals_are_counted_and_are_no_latencies() -> None:
     async def scene() -> Tally:
         async with client_of(Stub(status=429, work_s=0.01)) as client:
-            return await closed_loop(client, text_bodies(), 2, 0.1)
+            return await closed_loop(client, Questions().texts(), 2, 0.1)
 
     tally = asyncio.run(scene())
     assert set(tally.refusals) == {"429"} and not tally.latencies_ms
@@ -105,14 +104,14 @@ def test_a_service_that_is_not_there_is_counted_too() -> None:
     async def scene() -> Tally:
         tally = Tally()
         async with connect("http://127.0.0.1:9", key=None) as client:
-            await client.send(next(text_bodies()), tally)
+            await client.send(next(Questions().texts()), tally)
         return tally
 
     assert sum(asyncio.run(scene()).refusals.values()) == 1
 
 
 def test_one_in_ten_of_the_mixed_is_an_image() -> None:
-    bodies = mixed_bodies()
+    bodies = Questions().mixed()
     kinds = ["image" if "image" in next(bodies)["input"][0] else "text" for _ in range(30)]
     assert kinds == ([*["text"] * 9, "image"]) * 3
 
@@ -121,8 +120,8 @@ def test_the_bulk_job_is_there_and_ends() -> None:
     async def scene() -> Stub:
         stub = Stub(work_s=0.01)
         async with client_of(stub) as client:
-            async with bulk_images(client) as tally:
-                await closed_loop(client, text_bodies(), 1, 0.1)
+            async with bulk_images(client, Questions()) as tally:
+                await closed_loop(client, Questions().texts(), 1, 0.1)
             sent = len(stub.bodies)
             await asyncio.sleep(0.05)
             assert len(stub.bodies) <= sent + 4
@@ -146,6 +145,53 @@ def test_the_real_service_under_a_little_load(
     for one in report["rows"][:-1]:
         assert one["refused"] == {} and one["latency"]["samples"] > 0, one
         assert one["workload"] in shown
+
+
+@pytest.mark.parametrize(
+    ("given", "task", "image_task"),
+    [(None, "retrieval.query", "retrieval.query"), ("code.passage", "code.passage", "code.passage")],
+)
+def test_a_model_that_needs_a_task_is_asked_with_one(given: str | None, task: str, image_task: str) -> None:
+    facts = {"modalities": ["text", "image"]}
+    model = {
+        "modalities": ["text", "image"],
+        "task_required": True,
+        "task_details": dict.fromkeys(("retrieval.query", "code.passage"), facts),
+    }
+    questions = Questions.of(model, given, (56, 28), texts_only=False)
+    assert (questions.task, questions.image_task) == (task, image_task)
+    bodies = questions.mixed()
+    assert {next(bodies)["task"] for _ in range(10)} == {task, image_task}
+    assert not Questions.of(model, None, (56, 28), texts_only=True).has_images
+    languages = {**model, "task_details": {"deu_Latn": {"modalities": ["text"]}}}
+    of_languages = Questions.of(languages, None, (56, 28), texts_only=False)
+    assert (of_languages.task, of_languages.image_task) == ("deu_Latn", None)
+    assert all("task" not in body for body in itertools.islice(of_languages.bulk(), 9))
+    with pytest.raises(InputError, match="--task x: wanted one of retrieval.query, code.passage"):
+        Questions.of(model, "x", (56, 28), texts_only=False)
+
+
+def test_images_of_a_bulk_job_differ() -> None:
+    """Else a model that keeps features of the last images would answer sooner."""
+    bodies = list(itertools.islice(Questions(image_px=(56, 28)).bulk(), 8))
+    assert len({one["image"] for body in bodies for one in body["input"]}) == 8 * BULK_IMAGES
+
+
+@pytest.mark.parametrize("has_images", [True, False])
+def test_a_real_service_of_a_model_that_needs_a_task(
+    v4_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], has_images: bool
+) -> None:
+    out = tmp_path / "load.json"
+    options = ["--seconds", 0.3, "--concurrency", 2, "--image-px", 112, 84, "--out", out]
+    with Encoder.open(v4_bundle, device="cpu") as encoder, serving(v4_bundle, encoder) as url:
+        options += ["--bundle", v4_bundle] if has_images else ["--texts-only", "--task", "code.query"]
+        assert bench("service-load", url, *options) == 0
+        assert bench("service-load", url, "--task", "separation") == 1
+        assert bench("service-load", f"{url}/nowhere", "--seconds", 0.1) == 1
+    report = json.loads(out.read_text())
+    assert [one["refused"] for one in report["rows"]] == [{}] * (4 if has_images else 1)
+    assert len(report["overhead"]) == 2 * has_images
+    assert "no edgeclip service answers there" in capsys.readouterr().err
 
 
 def test_the_overhead_is_the_median_of_differences(bundle: Path, encoder: Encoder) -> None:

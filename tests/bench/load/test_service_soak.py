@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from edgeclip_bench.load.service_soak import status
+import pytest
+
+from edgeclip.errors import InputError
+from edgeclip_bench.load.service_soak import Wanted, soak, status
 from tests.scenes.command import bench
 
 ACTS = {
@@ -34,6 +37,21 @@ def test_every_act_has_its_answer(bundle: Path, tmp_path: Path) -> None:
     # A tenth of what an idle machine takes: both are watched, however busy it is.
     assert len(report["in_traffic"]["samples"]) > 5 and report["at_rest"]["samples"]
     assert report["exit_status"] == 0
+
+
+def test_a_model_that_needs_a_task_is_asked_with_one(v4_bundle: Path) -> None:
+    """Ids begin with those of its prompt, or all of them would be refused."""
+    wanted = Wanted.of(v4_bundle, None)
+    assert wanted.tasks == {"text": "retrieval.query", "image": "retrieval.query"} and wanted.first_ids
+    assert Wanted.of(v4_bundle, "code.passage").tasks == {"text": "code.passage", "image": "code.passage"}
+    with pytest.raises(InputError, match="--task x: wanted one of retrieval.query"):
+        Wanted.of(v4_bundle, "x")
+    report = soak(v4_bundle, seconds=12, clients=3)
+    assert report["answers_500"] == 0 and report["exit_status"] == 0
+    outcomes = report["outcomes"]
+    for act in ("ask_a_text", "ask_many_texts", "ask_token_ids", "ask_images", "ask_a_large_image"):
+        assert set(outcomes.get(act, {})) <= {"200"}, act
+    assert sum(sum(found.values()) for act, found in outcomes.items() if act in ("ask_token_ids", "ask_images")) > 0
 
 
 def test_growth_anywhere_and_a_500_fail() -> None:

@@ -23,7 +23,7 @@ class Seen:
     def __init__(self) -> None:
         self.batches: list[tuple[int, list[float], float]] = []
 
-    def batch(self, size: int, waits_s: Sequence[float], compute_s: float) -> None:
+    def batch(self, size: int, waits_s: Sequence[float], compute_s: float, *, cost: int) -> None:
         self.batches.append((size, list(waits_s), compute_s))
 
 
@@ -332,8 +332,12 @@ def test_limits_are_positive(name: str) -> None:
         limits(**{name: 0})
 
 
-def test_images_of_one_request_come_before_those_of_the_next() -> None:
-    """Else four requests of eight would all be answered at the end."""
+@pytest.mark.parametrize("cost", [1, 300])
+def test_images_of_one_request_come_before_those_of_the_next(cost: int) -> None:
+    """Whatever an image costs: pages of 300 patches as images of one size.
+
+    Else four requests of eight would all be answered at the end.
+    """
     graph = HeldGraph()
     order: list[int] = []
 
@@ -342,10 +346,10 @@ def test_images_of_one_request_come_before_those_of_the_next() -> None:
         return graph(items, space=space)
 
     async def scene() -> None:
-        opened = Lane("vision", run, limits=limits(), policy=sizes(max_batch=1))
+        opened = Lane("vision", run, limits=limits(), policy=sizes(max_batch=1), quantum=8 * cost)
         await opened.start()
         graph.gate.clear()
-        requests = [asked(opened, *[ids(1, number, "vision")] * 8) for number in range(3)]
+        requests = [asked(opened, *[ids(cost, number, "vision")] * 8) for number in range(3)]
         await depth(opened, 23)
         graph.gate.set()
         await asyncio.gather(*requests)

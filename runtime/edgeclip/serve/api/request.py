@@ -291,7 +291,8 @@ def _check_task(body: RequestBody, task: str | None, items: Sequence[Item], mode
     """400 for a task that these inputs cannot have, and for none where the model needs one."""
     field = "input_type" if body.task is None and body.input_type is not None else "task"
     is_text = task is not None and bool(model.tasks[task].prompt) and not are_languages(model.tasks)
-    if is_text and any(isinstance(item, TokenItem) for item in items):
+    # A model that needs a task takes ids that begin with those of its prompt; its family sees whether they do.
+    if is_text and not model.is_task_required and any(isinstance(item, TokenItem) for item in items):
         raise invalid(field, "its instruction is a text; put its tokens before yours, and leave it out")
     if model.is_task_required:
         for modality in {modality_of(item) for item in items}:

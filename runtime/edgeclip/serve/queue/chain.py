@@ -4,48 +4,72 @@ text   -> lane "text"                     -> vectors
 image  -> lane "vision"                   -> vectors
 image  -> lane "vision" -> lane "text"    -> vectors, in families whose image graph feeds the text graph
 
-`edgeclip.engine.run` does the same for callers that have all items at once; here each graph's queue is shared with
-other requests.
+Each item goes on alone, as soon as a graph has answered for it: what lies between two graphs (6 MB of a page) is
+never there for all items of a request. `edgeclip.engine.run` does the same for callers that have all items at once;
+here each graph's queue is shared with other requests.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from edgeclip.engine.unit_vectors import Vectors
 from edgeclip.families.family import Item
-from edgeclip.serve.queue.lanes import LaneAnswer
+from edgeclip.serve.queue.calls import HandOn, LaneAnswer
 
 _Result = TypeVar("_Result")
 # The vectors of items: (N, D), or in the space "multi" a matrix (T, D) of each.
 Rows = Vectors | list[Vectors]
-# Submits items of one graph to its lane.
-Submit = Callable[[str, Sequence[Item]], Awaitable[LaneAnswer]]
 
 
-async def run_through(submit: Submit, items: Sequence[Item]) -> Rows:
+class Submit(Protocol):
+    """Submits items of one graph to its lane: `edgeclip.serve.queue.lanes.Lane.submit`."""
+
+    def __call__(
+        self, graph: str, items: list[Item], /, *, hand_on: HandOn, is_handed_on: bool
+    ) -> Awaitable[LaneAnswer]:
+        """The lane's answer."""
+
+
+async def run_through(submit: Submit, items: list[Item], *, is_handed_on: bool = False) -> Rows:
     """The vectors of items of one graph, in their order; raises what `submit` raises.
 
-    Items that a graph hands on are submitted to the next graph once all items of this call have left the first one.
+    `items` is emptied: each is let go when it is computed. The first error of any graph ends what still waits.
     """
-    answer = await submit(items[0].graph, items)
-    vectors, following = answer.vectors, answer.following
-    by_graph: dict[str, list[int]] = {}
-    for place, item in following.items():
-        by_graph.setdefault(item.graph, []).append(place)
-    next_graphs = [run_through(submit, [following[place] for place in places]) for places in by_graph.values()]
-    matrices = answer.matrices
-    for places, found in zip(by_graph.values(), await all_or_none(next_graphs), strict=True):
+    following: dict[int, asyncio.Task[Rows]] = {}
+    failure: BaseException | None = None
+    try:
+        async with asyncio.TaskGroup() as group:
+
+            def hand_on(place: int, item: Item) -> asyncio.Task[Rows]:
+                following[place] = group.create_task(run_through(submit, [item], is_handed_on=True))
+                return following[place]
+
+            answer = await submit(items[0].graph, items, hand_on=hand_on, is_handed_on=is_handed_on)
+    except BaseExceptionGroup as errors:
+        failure = errors.exceptions[0]
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            del failure  # it has this frame in its traceback: a cycle that would hold the items
+    return _join(len(items), answer, {place: task.result() for place, task in following.items()})
+
+
+def _join(count: int, answer: LaneAnswer, following: dict[int, Rows]) -> Rows:
+    """The vectors of a call: those that its graph gave, and those of each item that was handed on."""
+    vectors, matrices = answer.vectors, answer.matrices
+    for place, found in following.items():
         if isinstance(found, list):
-            matrices.update(zip(places, found, strict=True))
+            (matrices[place],) = found
             continue
         if vectors is None:
-            vectors = np.empty((len(items), found.shape[1]), np.float32)
-        vectors[places] = found
+            vectors = np.empty((count, found.shape[1]), np.float32)
+        vectors[place] = found[0]
     if matrices:
-        return [matrices[place] for place in range(len(items))]
+        return [matrices[place] for place in range(count)]
     assert vectors is not None, "a lane answers every item"
     return vectors
 

@@ -10,6 +10,10 @@ the policy calls long, one at a time, through the same session: onnxruntime's ru
 that calls takes part in the work, so a short text always has at least its own. A session of its own for long texts
 was no quicker for the short ones and would hold an int8 graph's weights twice.
 
+Where another graph follows, an item's outputs are its input there, megabytes for a page. A lane hands them on at once
+and takes no more while those of several pages wait for the next graph; there they have been admitted, so they are not
+refused, and they are no short texts, so the worker of long ones runs them.
+
 A request that times out or whose client goes away takes its queued items with it; a batch that runs is finished and
 its rows for that request dropped. The worker outlives every failure of the graph.
 """
@@ -25,22 +29,20 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, Protocol
 
-import numpy as np
-
 from edgeclip.engine.batch_policy import BatchPolicy, Kind, kind_of
 from edgeclip.engine.unit_vectors import Vectors
 from edgeclip.errors import InputError
 from edgeclip.families.family import Item
 from edgeclip.manifest import FIRST_GRAPH, Space
 from edgeclip.serve.errors import log_bug
+from edgeclip.serve.queue.calls import HandOn, LaneAnswer, LaneCall
 from edgeclip.serve.queue.fair_queue import FairQueue
 from edgeclip.serve.queue.thread_priority import lower_this_thread
 
 # How much of the throughput's record one more batch leaves standing, so that it tells of the last 20 or so.
 _DECAY = 0.95
-# Beside texts without a pause an image of the full-size int8 model takes some 5 s: by turns, four requests of eight
-# would each be answered after 2.5 minutes.
-_IMAGES_UNDIVIDED = 8
+# The bytes that may be handed on and not yet be computed when the next batch begins: five pages of 768 tokens.
+_MOST_AHEAD_BYTES = 32 << 20
 _UNKNOWN_RETRY_S = 1.0
 _LEAST_RETRY_S = 0.1
 _CLOSE_S = 30.0
@@ -89,27 +91,17 @@ class RunBatch(Protocol):
 class LaneObserver(Protocol):
     """Notes every batch, in the event loop, once its answers are on their way."""
 
-    def batch(self, size: int, waits_s: Sequence[float], compute_s: float) -> None:
-        """`size` items that had waited so long were computed; `compute_s` includes what a split cost."""
-
-
-@dataclass(slots=True, kw_only=True)
-class LaneAnswer:
-    """What a graph gave for the items of one call: vectors (N, D), or items of the next graph.
-
-    `following` has the next graph's item by its place in the call; the other rows of `vectors` are the answers.
-    `vectors` is None where every item has a next graph. In the space "multi" `matrices` has a matrix (T, D) by the
-    place of its item instead.
-    """
-
-    vectors: Vectors | None = None
-    matrices: dict[int, Vectors] = field(default_factory=dict)
-    following: dict[int, Item] = field(default_factory=dict)
+    def batch(self, size: int, waits_s: Sequence[float], compute_s: float, *, cost: int) -> None:
+        """`size` items of this `cost` together, which had waited so long, were computed; `compute_s` includes what a
+        split cost.
+        """
 
 
 @dataclass(slots=True, kw_only=True)
 class _Worker:
-    """A thread that takes items that cost more than `above` and up to `up_to`, and its state."""
+    """A thread and its state. It takes items that cost more than `above` and up to `up_to`; those that a graph handed
+    on count as long ones.
+    """
 
     name: str
     niceness: int
@@ -120,38 +112,15 @@ class _Worker:
     is_idle: bool = False
     running_since_s: float | None = None
 
-    def takes(self, kinds: Sequence[Kind]) -> bool:
-        """Whether the worker takes items of some of these kinds."""
-        return any(kind.cost > self.above and (self.up_to is None or kind.cost <= self.up_to) for kind in kinds)
-
-
-@dataclass(slots=True, kw_only=True)
-class _Request:
-    """The items of one call and their answers. The lane's thread reads `items` alone; the loop changes the rest."""
-
-    items: Sequence[Item]
-    space: Space
-    future: "asyncio.Future[LaneAnswer]"
-    since_s: float
-    missing: int
-    answer: LaneAnswer = field(default_factory=LaneAnswer)
-
-    def put(self, index: int, found: Any) -> None:
-        """Note what was found for an item: its vector (D,), its vectors (T, D), or the next graph's item."""
-        answer = self.answer
-        if isinstance(found, Item):
-            answer.following[index] = found
-        elif self.space == "multi":
-            answer.matrices[index] = np.array(found)  # a copy, or it would hold the whole batch's
-        else:
-            if answer.vectors is None:
-                answer.vectors = np.empty((len(self.items), len(found)), np.float32)
-            answer.vectors[index] = found
-        self.missing -= 1
+    def takes(self, kind: Kind) -> bool:
+        """Whether the worker takes items of this kind."""
+        if kind.is_handed_on:
+            return self.up_to is None
+        return self.above < kind.cost and (self.up_to is None or kind.cost <= self.up_to)
 
 
 # Items, each by its request and its place there.
-_Batch = list[tuple[_Request, int]]
+_Batch = list[tuple[LaneCall, int]]
 _Outcome = Vectors | list[Item] | BaseException
 
 
@@ -176,7 +145,7 @@ class Lane:
     `run` gets a batch of items of one kind, at most as many as `policy` allows, always in the lane's threads: in two
     of them at once where the policy has long texts. `niceness` (Linux) lowers the thread, and with it the threads of
     a graph that is loaded by `run`: to have them lowered, load it nowhere else. `long_niceness` lowers the thread of
-    long texts alone.
+    long texts alone. Requests that cost no more than `quantum` are served undivided (`FairQueue`).
     """
 
     def __init__(
@@ -189,16 +158,17 @@ class Lane:
         observer: LaneObserver | None = None,
         niceness: int = 0,
         long_niceness: int = 0,
+        quantum: int = 0,
     ) -> None:
         self.graph = graph
         self._run, self._limits, self._observer = run, limits, observer
         self._lock = threading.Lock()  # guards the queue, the requests and the flags; held for microseconds
-        quantum = _IMAGES_UNDIVIDED if graph == FIRST_GRAPH["image"] else 0
         self._queue = FairQueue(policy.rows, quantum=quantum)
-        self._requests: dict[int, _Request] = {}
+        self._requests: dict[int, LaneCall] = {}
         self._numbers = itertools.count()
         self._pace = _Pace()
         self._is_open = False
+        self._ahead_bytes = 0
         long, wedged_s = policy.long_tokens if graph == FIRST_GRAPH["text"] else None, limits.wedged_s
         self._workers = [_Worker(name=graph, niceness=niceness, up_to=long, patience_s=wedged_s)]
         if long is not None:
@@ -251,39 +221,46 @@ class Lane:
                 for number in left:
                     self._queue.remove(number)
             for number in left:
-                _settle(self._requests[number], LaneFailed("the service is shutting down"))
+                self._requests[number].settle(LaneFailed("the service is shutting down"))
 
     async def submit(
-        self, items: Sequence[Item], *, space: Space = "single", timeout_s: float | None = None
+        self,
+        items: list[Item],
+        *,
+        space: Space = "single",
+        timeout_s: float | None = None,
+        hand_on: HandOn | None = None,
+        is_handed_on: bool = False,
     ) -> LaneAnswer:
         """The graph's answer to items, which are all of this lane's graph, in a space.
+
+        `items` is emptied of what is computed. Where another graph follows, its items go to `hand_on`, in the event
+        loop; a call of that graph's lane has `is_handed_on`, and finds its queue never full.
 
         Raises QueueFull, TimedOut, LaneFailed; InputError for no items, or more than the queue will ever hold.
         Cancelling it removes the items that wait.
         """
         if not 1 <= len(items) <= self._limits.max_queued:
             raise InputError(f"found {len(items)} inputs, wanted 1 to {self._limits.max_queued} at once")
-        kinds = [kind_of(item, space) for item in items]
+        kinds = [kind_of(item, space)._replace(is_handed_on=is_handed_on) for item in items]
         with self._lock:
             if not self._is_open:
                 raise LaneFailed("the service is shutting down")
-            if (excess := self._queue.depth + len(items) - self._limits.max_queued) > 0:
+            excess = self._queue.depth + len(items) - self._limits.max_queued
+            if excess > 0 and not is_handed_on:
                 raise QueueFull(self._room_after_s(excess))
             number = next(self._numbers)
-            request = _Request(
+            request = LaneCall(
                 items=items,
                 space=space,
                 future=self._loop.create_future(),
                 since_s=time.monotonic(),
+                hand_on=hand_on,
                 missing=len(items),
             )
             self._requests[number] = request
             self._queue.add(number, kinds)
-            for worker in self._workers:
-                if worker.is_idle and worker.takes(kinds):
-                    worker.is_idle = False
-                    # When the loop has nothing else to do: a thread that wakes before waits for the interpreter.
-                    self._loop.call_soon(worker.wake.put, None)
+            self._wake(kinds)
         try:
             if timeout_s is None:
                 return await request.future
@@ -295,6 +272,14 @@ class Lane:
             with self._lock:
                 self._queue.remove(number)
                 del self._requests[number]
+
+    def _wake(self, kinds: Sequence[Kind]) -> None:
+        """Wake the idle workers that take some of these kinds. The caller holds the lock."""
+        for worker in self._workers:
+            if worker.is_idle and any(map(worker.takes, kinds)):
+                worker.is_idle = False
+                # When the loop has nothing else to do: a thread that wakes before waits for the interpreter.
+                self._loop.call_soon(worker.wake.put, None)
 
     def _room_after_s(self, excess: int) -> float:
         """The seconds until `excess` items of the queue are computed, if they are as long as the others."""
@@ -314,12 +299,17 @@ class Lane:
             began_s = time.monotonic()
             outcomes = self._compute(batch)
             compute_s = time.monotonic() - began_s
+            cost = sum(max(1, request.items[index].tokens) for request, index in batch)
             if not is_lowered:  # not before: that batch may have loaded the graph, whose threads serve all texts
                 is_lowered = True
                 lower_this_thread(worker.niceness)
+            with self._lock:
+                self._ahead_bytes += sum(
+                    _size_ahead(found) for _, outcome in outcomes for found in _items_of(outcome)
+                )
             # Before the loop is called, which wants the interpreter; finished work is let go.
             batch = self._take(worker)
-            self._tell(partial(self._finish, outcomes, began_s, compute_s))
+            self._tell(partial(self._finish, outcomes, began_s, compute_s, cost))
             del outcomes
         self._tell(self._end)
 
@@ -332,8 +322,10 @@ class Lane:
     def _take(self, worker: _Worker) -> _Batch | None:
         """The next batch; empty where nothing waits, None once the lane has ended."""
         with self._lock:
-            taken = self._queue.take(above=worker.above, up_to=worker.up_to)
-            if not taken and not self._is_open:
+            is_held = self._ahead_bytes >= _MOST_AHEAD_BYTES
+            may = None if len(self._workers) == 1 else lambda request, kind: worker.takes(kind)
+            taken = [] if is_held else self._queue.take(may=may)
+            if not taken and not is_held and not self._is_open:
                 worker.running_since_s = None
                 return None
             worker.is_idle = not taken
@@ -368,36 +360,54 @@ class Lane:
         except RuntimeError:  # the loop was closed, and nobody listens any more
             self._is_open = False
 
-    def _finish(self, outcomes: list[tuple[_Batch, _Outcome]], began_s: float, compute_s: float) -> None:
+    def _finish(self, outcomes: list[tuple[_Batch, _Outcome]], began_s: float, compute_s: float, cost: int) -> None:
         """Settle the requests that are done, and note the batch afterwards. It runs in the loop's thread."""
         for part, outcome in outcomes:
             if isinstance(outcome, BaseException):
                 failure = LaneFailed(f"the {self.graph} graph failed")
                 failure.__cause__ = outcome
                 for request, _ in part:
-                    _settle(request, failure)
+                    request.settle(failure)
                 continue
             for (request, index), found in zip(part, outcome, strict=True):
-                request.put(index, found)
+                following = None if request.future.done() else request.put(index, found)  # nobody may wait any more
+                if isinstance(found, Item):
+                    self._leave_after(following, _size_ahead(found))
                 if not request.missing:
-                    _settle(request)
-        self._loop.call_soon(self._note, [entry for part, _ in outcomes for entry in part], began_s, compute_s)
+                    request.settle()
+        waits_s = [began_s - request.since_s for part, _ in outcomes for request, _ in part]
+        self._loop.call_soon(self._note, waits_s, compute_s, cost)
 
-    def _note(self, batch: _Batch, began_s: float, compute_s: float) -> None:
-        request, index = batch[0]  # all are of its kind
-        self._pace.add(len(batch) * kind_of(request.items[index]).cost, compute_s)
+    def _leave_after(self, following: "asyncio.Future[Any] | None", size: int) -> None:
+        """Forget the bytes of an item that was handed on when it is needed no more; at once where it was not."""
+
+        def leave(_: object) -> None:
+            with self._lock:
+                self._ahead_bytes -= size
+                for worker in self._workers:
+                    if worker.is_idle:
+                        worker.is_idle = False
+                        worker.wake.put(None)
+
+        if following is None:
+            leave(None)
+        else:
+            following.add_done_callback(leave)
+
+    def _note(self, waits_s: Sequence[float], compute_s: float, cost: int) -> None:
+        self._pace.add(cost, compute_s)
         if self._observer is not None:
-            self._observer.batch(len(batch), [began_s - request.since_s for request, _ in batch], compute_s)
+            self._observer.batch(len(waits_s), waits_s, compute_s, cost=cost)
 
 
-def _settle(request: _Request, failure: BaseException | None = None) -> None:
-    """Answer a request, unless it has an answer or its client is gone."""
-    if request.future.done():
-        return
-    if failure is not None:
-        request.future.set_exception(failure)
-    else:
-        request.future.set_result(request.answer)
+def _items_of(outcome: _Outcome) -> list[Item]:
+    """The items of the next graph among a graph's answers."""
+    return outcome if isinstance(outcome, list) else []
+
+
+def _size_ahead(item: Item) -> int:
+    """The bytes that an item of the next graph holds until that graph has answered."""
+    return sum(array.nbytes for array in item.arrays.values())
 
 
 def _parts(batch: _Batch, error: BaseException) -> list[_Batch]:

@@ -1,8 +1,9 @@
 // The page: pictures come in by choosing, dropping or pasting; their vectors stay here; a text ranks them.
-import { Client, rank } from "./client.js";
+import { Client } from "./client.js";
 import { droppedEntries, entriesOf, lookAtAll } from "./files.js";
 import { Gallery, make } from "./gallery.js";
 import { asSentence, Reader } from "./reader.js";
+import { limits, rank, thinned } from "./vectors.js";
 
 const TYPING_PAUSE_MS = 250;
 const NAMED_AT_MOST = 500; // of the files that were left out
@@ -11,13 +12,14 @@ const OPEN_AT_MOST = 5; // so few of them are named at once, more when somebody 
 const at = (id) => document.getElementById(id);
 const client = new Client();
 const gallery = new Gallery({ onSimilar: askForSimilar });
-const reader = new Reader(client, { onRead: keep, onRefused: leaveOut, onLocked: askForKey, onChange: showWork });
-const pictures = []; // { file, path, name, alt, media, drawn, url, vector, bundle }, in the order in which they came
+const hooks = { onRead: keep, onRefused: leaveOut, onLocked: askForKey, onChange: showWork, hasRoom };
+const reader = new Reader(client, hooks);
+const pictures = []; // { file, path, name, alt, media, drawn, url, vectors, bundle }, in the order in which they came
 const known = new Set(); // identities of all that came and was not refused
 const leftOut = new Map(); // path: why
 let hidden = 0;
 let bundle = null; // of the server's last answer; vectors of another one are not compared with it
-let search = null; // what was asked last: { label, vector, bundle }, and of a text { isCut, serverMs, totalMs }
+let search = null; // what was asked last: { label, vectors, bundle }, and of a text { isCut, serverMs, totalMs }
 let typing = 0;
 let asking = null; // the AbortController of the text's request
 let started = 0;
@@ -53,13 +55,19 @@ async function add(chosen) {
 
 const identify = ({ file, path }) => `${path} ${file.size} ${file.lastModified}`;
 
-function keep(picture, vector, from) {
+function keep(picture, vectors, from) {
   if (!picture.url) {
     picture.url = URL.createObjectURL(picture.file);
     pictures.push(picture);
   }
-  Object.assign(picture, { vector, bundle: from });
+  Object.assign(picture, { vectors, bundle: from });
   noticeBundle(from);
+}
+
+/** Whether vectors of more pictures may come; those that are read anew have their room. */
+function hasRoom() {
+  const bytes = pictures.reduce((sum, { vectors }) => sum + vectors.numbers.byteLength, 0);
+  return bytes < limits.bytes || Boolean(reader.queue[0]?.vectors);
 }
 
 function leaveOut(picture, reason) {
@@ -120,7 +128,7 @@ async function ask() {
         return new Promise((resolve) => setTimeout(resolve, seconds * 1000));
       },
     });
-    search = { label: text, vector: vectors[0], ...answer };
+    search = { label: text, vectors: vectors[0], ...answer };
     at("problems").replaceChildren();
     noticeBundle(answer.bundle);
     gallery.reset();
@@ -144,7 +152,7 @@ function askForSimilar(picture) {
   clearTimeout(typing);
   asking?.abort();
   at("query").value = "";
-  search = { label: picture.name, vector: picture.vector, bundle: picture.bundle };
+  search = { label: picture.name, vectors: thinned(picture.vectors), bundle: picture.bundle };
   gallery.reset();
   show();
   say(summarize());
@@ -174,6 +182,7 @@ async function open() {
   try {
     await client.open();
     at("model").textContent = client.model;
+    gallery.measure = client.isMulti ? "MaxSim" : "cosine";
     document.title = `edgeclip · ${client.model}`;
     const task = at("task").value;
     const tasks = client.needsTask ? client.tasks : ["", ...client.tasks];
@@ -194,7 +203,7 @@ async function open() {
 function show() {
   const isComparable = (picture) => search && picture.bundle === search.bundle;
   const others = pictures.filter((picture) => !isComparable(picture)).map((picture) => ({ picture }));
-  gallery.render(search ? [...rank(pictures.filter(isComparable), search.vector), ...others] : others);
+  gallery.render(search ? [...rank(pictures.filter(isComparable), search.vectors), ...others] : others);
   at("welcome").hidden = at("intro").hidden = pictures.length > 0;
   at("examples").hidden = pictures.length > 0 && !pictures.some(({ isSample }) => isSample);
   at("clear").hidden = !(pictures.length || leftOut.size || hidden);

@@ -1,4 +1,5 @@
 // The API as this page uses it: POST v1/embeddings in Jina's dialect, GET v1/models. Knows nothing of the page.
+import { readVectors } from "./vectors.js";
 
 const LONGEST_WAIT_S = 30;
 // A network that is lost in silence would keep a request for ever. The service itself gives up after 300 s.
@@ -25,6 +26,7 @@ export class Client {
     this.tasks = []; // of texts
     this.imageTask = ""; // what pictures are embedded for, where the model needs a task
     this.needsTask = false;
+    this.isMulti = false; // a vector for each token
   }
 
   /** Learn the model's name, what it takes, and its tasks. */
@@ -34,6 +36,7 @@ export class Client {
     this.model = model.id;
     this.modalities = model.modalities;
     this.needsTask = model.task_required;
+    this.isMulti = Boolean(model.spaces.multi);
     const tasksOf = (modality) => model.tasks.filter((task) => model.task_details[task].modalities.includes(modality));
     const forImages = this.needsTask ? tasksOf("image") : [];
     this.imageTask = forImages.find((task) => task === "retrieval.passage") ?? forImages[0] ?? "";
@@ -43,8 +46,9 @@ export class Client {
   }
 
   /**
-   * Unit vectors of the API's inputs, in their order; `bundle` names what made them, for vectors of two bundles
-   * cannot be compared. Where the server is busy or gone, `pause(error, seconds)` is awaited and it is asked again.
+   * The vectors of the API's inputs, in their order (`readVectors`), a vector for each token where the model has them;
+   * `bundle` names what made them, for vectors of two bundles cannot be compared. Where the server is busy or gone,
+   * `pause(error, seconds)` is awaited and it is asked again.
    */
   async embed(input, { task = this.imageTask, signal, pause }) {
     for (let tries = 1; ; tries++) {
@@ -61,7 +65,8 @@ export class Client {
 
   async embedOnce(input, task, signal) {
     const started = performance.now();
-    const body = { model: this.model, input, embedding_type: "base64", truncate: true, ...(task && { task }) };
+    const wanted = { ...(task && { task }), ...(this.isMulti && { return_multivector: true }) };
+    const body = { model: this.model, input, embedding_type: "base64", truncate: true, ...wanted };
     const response = await this.fetch("v1/embeddings", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
@@ -72,7 +77,7 @@ export class Client {
     signal.throwIfAborted();
     const total = /(?:^|,\s*)total;dur=([\d.]+)/.exec(response.headers.get("Server-Timing") ?? "");
     return {
-      vectors: data.map((row) => decodeVector(row.embedding)),
+      vectors: data.map(readVectors),
       bundle: response.headers.get("Edgeclip-Bundle") ?? model,
       isCut: data.some((row) => row.truncated),
       serverMs: total ? Number(total[1]) : null,
@@ -92,26 +97,6 @@ export class Client {
     if (response.ok) return response;
     throw await readError(response);
   }
-}
-
-/** Pictures by their cosine with a vector, the best first. All vectors have length 1. */
-export function rank(pictures, vector) {
-  return pictures
-    .map((picture) => ({ picture, score: dot(picture.vector, vector) }))
-    .sort((a, b) => b.score - a.score);
-}
-
-function dot(a, b) {
-  let sum = 0;
-  for (let i = 0; i < a.length; i++) sum += a[i] * b[i];
-  return sum;
-}
-
-/** Base64 of little-endian float32, whatever the order of this machine. */
-export function decodeVector(base64) {
-  const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
-  const view = new DataView(bytes.buffer);
-  return Float32Array.from({ length: bytes.length / 4 }, (_, i) => view.getFloat32(4 * i, true));
 }
 
 /** The body; the connection may end in the middle of it. */

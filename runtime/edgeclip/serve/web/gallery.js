@@ -9,7 +9,7 @@ export const make = (tag, properties) => Object.assign(document.createElement(ta
 /** `found` are { picture, score } in their order; a score is undefined where there is none. */
 export class Gallery {
   constructor({ onSimilar }) {
-    Object.assign(this, { found: [], cards: new Map(), limit: SHOWN_AT_FIRST, viewed: null, framed: null });
+    Object.assign(this, { found: [], cards: new Map(), limit: SHOWN_AT_FIRST, viewed: null, framed: null, measure: "cosine" });
     at("more").onclick = () => this.showMore();
     at("view-previous").onclick = () => this.move(-1);
     at("view-next").onclick = () => this.move(1);
@@ -77,7 +77,7 @@ export class Gallery {
     bar.hidden = line.lastChild.hidden = score === undefined;
     if (score !== undefined) {
       bar.firstChild.style.width = `${best > worst ? (100 * (score - worst)) / (best - worst) : 100}%`;
-      line.lastChild.textContent = score.toFixed(3);
+      Object.assign(line.lastChild, { textContent: score.toFixed(3), title: this.measure });
     }
     return item;
   }
@@ -91,7 +91,7 @@ export class Gallery {
     const line = make("p", {});
     line.append(
       make("span", { className: "name", dir: "auto", textContent: picture.name, title: picture.path }),
-      make("span", { className: "score", title: "cosine" }),
+      make("span", { className: "score" }),
     );
     const item = make("li", {});
     item.append(button, bar, line);
@@ -127,7 +127,7 @@ export class Gallery {
     }
     const cosine = score === undefined ? "" : ` · cosine ${score.toFixed(3)}`;
     at("view-place").textContent = `${place + 1} of ${this.found.length}${cosine}`;
-    at("view-similar").hidden = !this.viewed.vector;
+    at("view-similar").hidden = !this.viewed.vectors;
   }
 
   /** Where the larger view was left; the arrows may have gone beyond the cards that are shown. */

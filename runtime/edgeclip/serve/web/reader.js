@@ -4,13 +4,14 @@ import { toDataUri } from "./files.js";
 
 const MOST_AT_ONCE = 4; // pictures in a request: the progress bar moves, and a text waits for little
 const MOST_BYTES_AT_ONCE = 8e6;
+const NO_ROOM = "This page holds no more vectors. Remove some pictures first.";
 const KEY_FIRST = "The server wants a key first.";
 const ABOUT_ALL = [401, 403, 404, 408, 429]; // refusals that are about no picture
 
 /**
  * `state` is "idle", "reading", "waiting" (for the next try) or "stopped"; `reason` says why it waits or stopped.
- * Calls hooks.onRead(picture, vector, bundle), onRefused(picture, reason), onLocked() where a key is wanted, and
- * onChange() after each change.
+ * Calls hooks.onRead(picture, vectors, bundle), onRefused(picture, reason), onLocked() where a key is wanted, and
+ * onChange() after each change. Where hooks.hasRoom() says no, pictures are refused before they are sent.
  */
 export class Reader {
   constructor(client, hooks) {
@@ -48,13 +49,21 @@ export class Reader {
     try {
       while (this.queue.length) {
         this.change("reading");
-        await this.embed(this.nextGroup(), work.signal);
+        if (this.hooks.hasRoom()) await this.embed(this.nextGroup(), work.signal);
+        else this.refuseNew();
       }
       this.end(work, "idle");
     } catch (error) {
       if (error.status === 401) this.isLocked = true;
       const reason = this.isLocked ? KEY_FIRST : error.name === "AbortError" ? "Stopped." : asSentence(error.message);
       if (this.end(work, "stopped", reason) && this.isLocked) this.hooks.onLocked();
+    }
+  }
+
+  /** Refuse what has no vectors yet. */
+  refuseNew() {
+    for (const picture of this.queue.filter(({ vectors }) => !vectors)) {
+      this.finish(picture, () => this.hooks.onRefused(picture, NO_ROOM));
     }
   }
 
