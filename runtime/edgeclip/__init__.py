@@ -74,7 +74,12 @@ if not TYPE_CHECKING:  # else every misspelt name would be one of Any
         """One of the names that are loaded late."""
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        found = globals()[name] = getattr(import_module(_MODULES[name]), name)
+        try:
+            found = globals()[name] = getattr(import_module(_MODULES[name]), name)
+        except ImportError as error:
+            from edgeclip.host.import_errors import explain_import
+
+            raise explain_import(error) or error from error
         return found
 
     def __dir__() -> list[str]:

@@ -15,13 +15,16 @@ from edgeclip.serve.run import _Signals
 from tests.scenes.serving import until_ready
 
 ENDS_WITHIN_S = 30
+ROOT = Path(__file__).parents[2]
 
 
 @contextlib.contextmanager
-def started(bundle: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def started(
+    bundle: Path, program: tuple[str, ...] = ("-m", "edgeclip")
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A service in a process of its own, from the line on that it serves, and its address."""
-    command = [sys.executable, "-m", "edgeclip", "serve", str(bundle), "--port", "0", "--shutdown-timeout-s", "60"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, *program, "serve", str(bundle), "--port", "0", "--shutdown-timeout-s", "60"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
             assert process.stderr is not None
             line = process.stderr.readline()
@@ -72,3 +75,23 @@ def test_a_signal_ends_the_start_and_handlers_are_as_they_were() -> None:
         signal.raise_signal(signal.SIGTERM)
     assert caught.value.code == 0
     assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+def test_without_what_only_unix_has_it_serves_and_ends(bundle: Path) -> None:
+    """No uvloop, no limit of open files, no niceness, no /proc."""
+    program = "import tests.scenes.other_system, sys; from edgeclip.__main__ import main; sys.exit(main())"
+    with started(bundle, ("-c", program)) as (process, url):
+        until_ready(url)
+        process.send_signal(signal.SIGTERM)
+        rest = ending(process)
+    assert process.returncode == 0 and "Traceback" not in rest and rest.rstrip().endswith("INFO ended")
+
+
+def test_ctrl_break_ends_a_service_on_windows() -> None:
+    """There SIGTERM ends a process at once, and Ctrl-Break is what a parent can send."""
+    program = (
+        "import tests.scenes.other_system, signal; from edgeclip.serve.run import _Signals\n"
+        "with _Signals(): signal.raise_signal(signal.SIGBREAK); print('not reached')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

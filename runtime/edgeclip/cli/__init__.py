@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from edgeclip import __version__
 from edgeclip.errors import EdgeclipError
+from edgeclip.host.import_errors import explain_import
 from edgeclip.host.malloc_bounds import bound_memory
 
 if TYPE_CHECKING:
@@ -56,6 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(status)
     except EdgeclipError as error:
         _say(error)
+        status = 1
+    except ImportError as error:  # a wheel for another machine
+        if (told := explain_import(error)) is None:
+            raise
+        _say(told)
         status = 1
     except Warning as warning:  # -W error, or PYTHONWARNINGS
         _say(f"{warning} (a {type(warning).__name__}, and warnings are errors here)")

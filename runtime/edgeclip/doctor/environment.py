@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import platform
-import sys
 
 import edgeclip
 from edgeclip.doctor.diagnosis import WHEELS, Facts, Processor, Provider
@@ -13,6 +12,7 @@ from edgeclip.engine.ort import import_onnxruntime
 from edgeclip.errors import MissingExtraError
 from edgeclip.host import nvidia
 from edgeclip.host.cgroup import cpu_quota, memory_limit
+from edgeclip.host.import_errors import reason
 from edgeclip.host.processor import processor_features, processor_name
 
 # By /proc/cpuinfo's names, x86 and ARM: what onnxruntime's and OpenVINO's kernels choose by.
@@ -40,7 +40,8 @@ def read_facts() -> Facts:
     try:
         onnxruntime = import_onnxruntime()
     except MissingExtraError as error:
-        import_error = str(error.__cause__ or error).splitlines()[0]
+        cause = error.__cause__
+        import_error = reason(cause) if isinstance(cause, ImportError) else str(error).splitlines()[0]
     else:
         version = onnxruntime.__version__
         available = [name for name in onnxruntime.get_available_providers() if name in PROVIDERS.values()]
@@ -101,9 +102,7 @@ def _version(package: str) -> str | None:
 
 
 def _memory() -> int | None:
-    if sys.platform == "win32":
-        return None
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
+    except (AttributeError, ValueError, OSError):  # Windows has no such function
         return None

@@ -6,7 +6,10 @@ what is opened here.
 
 import contextlib
 import dataclasses
+import functools
+import io
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 # onnxruntime's exceptions that say what is wrong with a file, whatever the device.
+_NOT_LOADED = re.compile(r"Failed to load ([^\s:]+)")  # what onnxruntime's preload_dlls prints of each library
 _ABOUT_THE_GRAPH = ("InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NoModel")
 
 
@@ -182,8 +186,10 @@ def _start(wanted: GraphToOpen, plan: Plan, model: Path, *, is_optimised: bool =
         ) from error
     # A provider whose libraries are missing is left out with a word in the log only.
     if (running := session.get_providers()[0]) != device.provider:
+        missing = _missing_library() if device.kind in ("cuda", "tensorrt") else None
+        why = f'{missing} is not there, `pip install "onnxruntime-gpu[cuda,cudnn]"` brings it; ' if missing else ""
         raise DeviceError(
-            f"device {device} asked for, but onnxruntime could start only {running}; `edgeclip doctor` says why"
+            f"device {device} asked for, but onnxruntime could start only {running}; {why}`edgeclip doctor` says why"
         )
     return session
 
@@ -235,12 +241,25 @@ def _build(wanted: GraphToOpen, plan: Plan, manifest: Manifest, driver: Driver |
 
 
 def _load_nvidia(device: Device) -> Driver | None:
-    """Load CUDA's libraries, from wheels too; DeviceError when there is no GPU with this number."""
-    with contextlib.redirect_stdout(sys.stderr):  # it prints on stdout what it did not find
-        import_onnxruntime().preload_dlls()
+    """Load CUDA's libraries, from wheels too; DeviceError when there is no driver, or no GPU with this number."""
     driver = read_driver()
+    if driver is None and device.provider in import_onnxruntime().get_available_providers():
+        raise DeviceError(
+            f"device {device} asked for, but no NVIDIA driver is here, or the container has none of it (--gpus all); "
+            "`edgeclip doctor` says how to install it, device cpu needs none"
+        )
+    _missing_library()
     check_index(device, driver.gpus if driver else ())
     return driver
+
+
+@functools.cache
+def _missing_library() -> str | None:
+    """Load CUDA's libraries as far as they are there, once in a process; the name of the first that is not."""
+    with contextlib.redirect_stdout(io.StringIO()) as words:
+        import_onnxruntime().preload_dlls()
+    found = _NOT_LOADED.search(words.getvalue())
+    return found[1] if found else None
 
 
 def _adapter_inputs(session: Any, wanted: GraphToOpen) -> dict[str, tuple[int, ...]]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edgeclip.bundle.linked_weights import give_linked_weights
 from edgeclip.engine.providers import Plan
 from edgeclip.errors import MissingExtraError
+from edgeclip.host.import_errors import explain_import
 from edgeclip.host.installation import install_command
 
 if TYPE_CHECKING:
@@ -37,18 +38,11 @@ _mapped: "weakref.WeakKeyDictionary[InferenceSession, mmap.mmap]" = weakref.Weak
 
 
 def import_onnxruntime() -> ModuleType:
-    """Import onnxruntime; a MissingExtraError says how to install it."""
+    """Import onnxruntime; a MissingExtraError says why it cannot be, and how to install it."""
     try:
         import onnxruntime
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"onnxruntime is not installed: `{install_command('cpu')}`, for CUDA and TensorRT [gpu] in place of [cpu]"
-        ) from error
-    except ImportError as error:  # a library that it needs is missing
-        raise MissingExtraError(
-            f"onnxruntime is installed but cannot be loaded ({first_line(error)}); "
-            f"`{install_command('cpu', '--force-reinstall')}`, or [gpu] in place of [cpu]"
-        ) from error
+    except ImportError as error:
+        raise explain_import(error) or error from error
     if not hasattr(onnxruntime, "InferenceSession"):  # an empty folder left by uninstalling one of two wheels
         raise MissingExtraError(
             "onnxruntime is broken, as it is when both of its wheels were installed and one removed: "

@@ -17,13 +17,13 @@ Memory that is mapped apart comes as fresh pages, each a page fault: 11 ms more 
 program. Smaller changes were tried and are not enough: two long-lived threads that decode alone reach 340 MB,
 Pillow's blocks alone 400 MB, and malloc_trim leaves 70 MB at the upper ends of other threads' heaps.
 
-musl and macOS have no such settings; jemalloc, where it is preloaded, has its own.
+What is not there is done without: musl, macOS and Windows have no mallopt(3), and bionic's knows other parameters.
+jemalloc, where it is preloaded, has settings of its own.
 """
 
 import ctypes
-import os
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 
 
@@ -55,32 +55,44 @@ def wanted_bounds(environment: Mapping[str, str]) -> tuple[Bound, ...]:
     return tuple(bound for bound in BOUNDS if bound.variable not in environment and bound.tunable not in tunables)
 
 
-def is_glibc() -> bool:
-    """Whether this process's C library is GNU's."""
-    return "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {})
+def has_mallopt() -> bool:
+    """Whether this process's C library has mallopt(3), as glibc has.
+
+    Its name is not asked for: `os.confstr_names` on musl names glibc too.
+    """
+    return _libc_function("mallopt") is not None
 
 
 def bound_memory(environment: MutableMapping[str, str]) -> tuple[Bound, ...]:
     """Set the bounds for this process, before it has threads, and return those that were set. Does nothing without
-    glibc.
+    mallopt(3).
 
     Values that `environment` (os.environ) sets already stay. Pillow's are written there, because Pillow reads them
     when it is imported, and so child processes inherit them.
     """
-    if not is_glibc():
+    if not has_mallopt():
         return ()
     return tuple(bound for bound in wanted_bounds(environment) if _set(bound, environment))
 
 
 def trim() -> None:
-    """Return the free pages of all heaps to the system. Does nothing without glibc."""
-    if is_glibc():
-        ctypes.CDLL(None).malloc_trim(0)
+    """Return the free pages of all heaps to the system, where the C library can (malloc_trim(3) of glibc)."""
+    if release := _libc_function("malloc_trim"):
+        release(0)
+
+
+def _libc_function(name: str) -> Callable[..., int] | None:
+    try:
+        function: Callable[..., int] | None = getattr(ctypes.CDLL(None), name, None)
+    except (OSError, TypeError):  # Windows finds no library without a name
+        return None
+    return function
 
 
 def _set(bound: Bound, environment: MutableMapping[str, str]) -> bool:
     if bound.parameter is not None:
-        return bool(ctypes.CDLL(None).mallopt(bound.parameter, bound.value))
+        set_parameter = _libc_function("mallopt")
+        return bool(set_parameter and set_parameter(bound.parameter, bound.value))
     environment[bound.variable] = str(bound.value)
     if pillow := sys.modules.get("PIL.Image"):  # has looked
         setting = bound.variable.removeprefix("PILLOW_").lower()

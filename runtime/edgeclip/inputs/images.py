@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.errors import InputError, MissingExtraError
+from edgeclip.host.import_errors import explain_import
 from edgeclip.host.installation import install_command
 from edgeclip.inputs.image_kinds import HEAD_BYTES, RAW_PHOTO, is_raw_photo, what_to_do
 
@@ -175,6 +176,9 @@ def _decode_path(path: str, label: str, convert: "Callable[[Image], Image]") -> 
 
 
 def _is_pipe(path: str) -> bool:
+    """Whether the path is a pipe that can be read without waiting for its writer for ever; none can on Windows."""
+    if not hasattr(select, "poll"):
+        return False
     try:
         return stat.S_ISFIFO(os.stat(path).st_mode)
     except (OSError, ValueError):  # said when it is opened
@@ -209,10 +213,12 @@ def _read_pipe(path: str, label: str) -> bytes:
 def _decode(file: BinaryIO, label: str, convert: "Callable[[Image], Image]") -> "Image":
     try:
         from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"{label}: decoding images needs Pillow; `{install_command('images')}`, or pass uint8 RGB arrays"
         ) from error
+    except ImportError as error:
+        raise explain_import(error, "images") or error from error
 
     def read_at(offset: int, size_bytes: int) -> bytes:
         file.seek(offset)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 from edgeclip.bundle.files import verify_hash
 from edgeclip.encoder import Encoder
 from edgeclip.errors import InputError, MissingExtraError
+from edgeclip.host.import_errors import explain_import
 from edgeclip.host.installation import install_command
 from edgeclip.host.malloc_bounds import bound_memory
 from edgeclip.serve.http.access_log import LOGGER as ACCESS_LOGGER
@@ -140,8 +141,13 @@ def _listening(settings: Settings) -> Iterator[list[socket.socket]]:
         yield [opened.enter_context(contextlib.closing(listen(settings.host, port))) for port in ports]
 
 
+# What asks a service to end. On Windows SIGTERM ends a process at once; there Ctrl-Break asks, which a parent process
+# sends as CTRL_BREAK_EVENT, and so does closing the console.
+_ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name))
+
+
 class _Signals:
-    """SIGINT and SIGTERM, from the start to the end: none is lost, and none prints a traceback.
+    """SIGINT, SIGTERM and Windows' SIGBREAK, from the start to the end: none is lost, and none prints a traceback.
 
     Before there is a server they end the start: KeyboardInterrupt, or SystemExit with status 0, for a supervisor.
     The server has handlers of its own, and raises every signal that it got once more when it is done: these are
@@ -153,7 +159,7 @@ class _Signals:
         self._is_over = False
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.signal(number, self._handle) for number in _ENDING}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -199,5 +205,7 @@ def _logging(level: str) -> Iterator[None]:
             logging.getLogger(name).setLevel(before[name])
 
 
-def _missing(error: ImportError) -> MissingExtraError:
+def _missing(error: ImportError) -> ImportError:
+    if not isinstance(error, ModuleNotFoundError) or "." in (error.name or ""):
+        return explain_import(error, "serve") or error
     return MissingExtraError(f"the service needs {error.name or 'a package'}; `{install_command('serve')}`")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeclip.host.malloc_bounds import is_glibc
+from edgeclip.host.malloc_bounds import has_mallopt
 from edgeclip_bench.load.memory_soak import FORMATS, SIDES_PX, log_uniform, make_files, status
 from edgeclip_bench.load.memory_trend import Trend, find_trend
 from tests.scenes.command import bench
@@ -105,7 +105,7 @@ def test_a_short_soak(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert f"\nresident memory: {trend['verdict']}, " in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not is_glibc(), reason="only glibc has such settings")
+@pytest.mark.skipif(not has_mallopt(), reason="only glibc has such settings")
 @pytest.mark.parametrize("options", [[], ["--unbounded"]])
 def test_a_soak_bounds_its_own_process(bundle: Path, tmp_path: Path, options: list[str]) -> None:
     out = tmp_path / "soak.json"

@@ -1,5 +1,6 @@
 """What malloc and Pillow keep of freed memory is little once it is bounded, and only who owns a process does that."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -7,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from edgeclip.host.malloc_bounds import BOUNDS, is_glibc, wanted_bounds
+from edgeclip.host.malloc_bounds import BOUNDS, bound_memory, has_mallopt, trim, wanted_bounds
 from tests.conftest import DATA
 from tests.scenes.command import Captured, run
 
-GLIBC = pytest.mark.skipif(not is_glibc(), reason="only glibc has such settings")
+GLIBC = pytest.mark.skipif(not has_mallopt(), reason="only glibc has such settings")
 PHOTO = DATA / "images" / "gray.jpg"
 
 # Eight threads at once take a large block and many small ones, and free them; what is resident then, in MB, with the
@@ -130,3 +131,23 @@ def test_what_the_user_set_himself_stays() -> None:
     tunables = "glibc.malloc.check=1:glibc.malloc.arena_max=4:glibc.malloc.mmap_threshold=65536"
     assert wanted_bounds({"GLIBC_TUNABLES": tunables}) == (size, blocks)
     assert wanted_bounds({"GLIBC_TUNABLES": "glibc.malloc.arena_maximum=4"}) == BOUNDS
+
+
+class _Bare:
+    """A C library that has neither function, as musl's, though `os.confstr_names` names glibc there too."""
+
+    def __init__(self, name: str | None) -> None:
+        assert name is None
+
+
+def _nameless(name: str | None) -> None:
+    """Windows' answer to a library without a name."""
+    raise TypeError("bad argument type for built-in operation")
+
+
+@pytest.mark.parametrize("library", [_Bare, _nameless])
+def test_where_malloc_has_no_such_settings_nothing_is_done(monkeypatch: pytest.MonkeyPatch, library: object) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", library)
+    environment: dict[str, str] = {}
+    assert not has_mallopt() and bound_memory(environment) == () and environment == {}
+    trim()

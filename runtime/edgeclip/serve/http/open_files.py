@@ -7,6 +7,7 @@ low.
 """
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -72,7 +73,8 @@ def raise_limit(max_connections: int) -> None:
     wanted = max_connections + 2 * _BACKLOG + 256
     if soft != resource.RLIM_INFINITY and soft < wanted:
         most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        with contextlib.suppress(ValueError, OSError):  # macOS allows less than its hard limit says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def fetches_within_limit() -> int:

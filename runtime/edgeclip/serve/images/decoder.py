@@ -20,6 +20,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from edgeclip.errors import InputError, MissingExtraError
+from edgeclip.host.import_errors import explain_import
 from edgeclip.host.installation import install_command
 
 if TYPE_CHECKING:
@@ -102,8 +103,10 @@ def judge(data: bytes, limits: PictureLimits, label: str) -> Header:
     """
     try:
         from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingExtraError(f"decoding images needs Pillow; `{install_command('serve')}`") from error
+    except ImportError as error:
+        raise explain_import(error, "serve") or error from error
     Image.init()
     too_many = f"more pixels than the {limits.max_pixels} that are taken; scale the image down"
     try:
