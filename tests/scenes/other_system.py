@@ -17,8 +17,8 @@ from typing import Any
 _MODULES = ("fcntl", "grp", "pty", "pwd", "resource", "termios", "tty", "syslog", "uvloop")
 _OS = (
     "O_CLOEXEC", "O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK", "chown", "confstr", "confstr_names", "fchmod", "fork",
-    "geteuid", "getloadavg", "getpgid", "getpriority", "getuid", "killpg", "mkfifo", "posix_fadvise", "pread",
-    "register_at_fork", "sched_getaffinity", "sched_setaffinity", "sendfile", "setpriority", "setsid",
+    "geteuid", "getloadavg", "getpgid", "getuid", "killpg", "mkfifo", "posix_fadvise", "pread",
+    "register_at_fork", "sched_getaffinity", "sched_setaffinity", "sendfile", "setsid",
     "sysconf", "wait4",
 )  # fmt: skip
 _SIGNALS = ("SIGALRM", "SIGHUP", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGUSR1", "SIGUSR2", "pthread_kill")
