@@ -7,8 +7,10 @@ import base64
 import io
 import json
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -361,8 +363,9 @@ def test_pages_of_one_request_come_before_those_of_the_next(v4_bundle: Path) -> 
             wait_for(lambda: depth(url, "vision") == each * requests - 1)
             encoder.may_run.set()
             assert all(answer.result().status_code == 200 for answer in answers)
-    firsts = order[::each]
-    assert len(set(firsts)) == requests and order == [tokens for tokens in firsts for _ in range(each)]
+    # The first page runs before it is known who else comes; by turns the request would change with every page.
+    assert sorted(Counter(order).values()) == [each] * requests
+    assert sum(one != other for one, other in pairwise(order)) <= requests
 
 
 def test_token_ids_begin_with_those_of_the_prompt(pages: Encoder) -> None:

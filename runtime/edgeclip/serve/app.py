@@ -38,6 +38,11 @@ from edgeclip.serve.settings import Settings
 # Beside texts without a pause an image of the full-size int8 model takes some 5 s: by turns, four requests of eight
 # would each be answered after 2.5 minutes.
 _IMAGES_UNDIVIDED = 8
+# Features that may be between two graphs when the next batch begins, on a device that runs several pages at once:
+# five pages of 768 tokens. On a CPU a page passes both graphs before the next: each of them fills the cores, and both
+# together leave a short text less: on two cores its p95 was 2.2 times that of texts alone, and 1.6 times one by one
+# (2026-11-30, two layers and four vision blocks of jina-embeddings-v4 as int8).
+_MOST_AHEAD_BYTES = 32 << 20
 # How long the end waits for the batch that still runs; every request was answered or cut off before.
 _CLOSE_S = 5.0
 
@@ -138,13 +143,15 @@ def _make_parts(settings: Settings, encoder: Encoder, metrics: Metrics, fetch: F
 
 def _lane(graph: str, settings: Settings, encoder: Encoder, metrics: Metrics) -> Lane:
     is_for_images = graph == FIRST_GRAPH["image"]
+    policy = lane_policy(encoder.device, encoder.manifest, settings)
     return Lane(
         graph,
         encoder.run_batch,
-        policy=lane_policy(encoder.device, encoder.manifest, settings),
+        policy=policy,
         limits=LaneLimits(
             max_queued=settings.max_queued_images if is_for_images else settings.max_queued_texts,
             wedged_s=settings.wedged_s,
+            most_ahead_bytes=1 if policy.images == 1 else _MOST_AHEAD_BYTES,
         ),
         observer=metrics.graphs[graph],
         niceness=niceness_for(settings.image_share) if is_for_images else 0,

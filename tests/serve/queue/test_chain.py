@@ -43,8 +43,9 @@ class TwoSteps:
 class Lanes:
     """The lanes of both graphs."""
 
-    def __init__(self, run: RunBatch) -> None:
-        self.lanes = {name: Lane(name, run, limits=limits(), policy=sizes(images=2)) for name in ("vision", "text")}
+    def __init__(self, run: RunBatch, most_ahead_bytes: int = 1 << 20) -> None:
+        bounds = limits(most_ahead_bytes=most_ahead_bytes)
+        self.lanes = {name: Lane(name, run, limits=bounds, policy=sizes(images=2)) for name in ("vision", "text")}
 
     async def submit(self, graph: str, items: list[Item], *, hand_on: HandOn, is_handed_on: bool) -> LaneAnswer:
         lane = self.lanes[graph]
@@ -163,13 +164,12 @@ async def comes_to(claim: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-def test_what_lies_between_two_graphs_is_bounded_and_dropped_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_lies_between_two_graphs_is_bounded_and_dropped_page_by_page() -> None:
     """The pages of one request, however many: the first graph waits for the second."""
-    monkeypatch.setattr("edgeclip.serve.queue.lanes._MOST_AHEAD_BYTES", 3 << 20)
     pages = Kept()
 
     async def scene() -> Vectors:
-        async with Lanes(pages.run_batch) as lanes:
+        async with Lanes(pages.run_batch, 3 << 20) as lanes:
             items = [pages.page(tokens) for tokens in range(5, 17)]
             call = asyncio.create_task(run_through(lanes.submit, items))
             await comes_to(lambda: len(pages.features) == 3)
@@ -188,13 +188,12 @@ def test_what_lies_between_two_graphs_is_bounded_and_dropped_page_by_page(monkey
     assert pages.alive == 0
 
 
-def test_a_lane_that_waits_for_the_next_one_finishes_what_it_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lane_that_waits_for_the_next_one_finishes_what_it_accepted() -> None:
     """Also where it is closed meanwhile."""
-    monkeypatch.setattr("edgeclip.serve.queue.lanes._MOST_AHEAD_BYTES", 1)
     pages = Kept()
 
     async def scene() -> Vectors:
-        async with Lanes(pages.run_batch) as lanes:
+        async with Lanes(pages.run_batch, 1) as lanes:
             call = asyncio.create_task(run_through(lanes.submit, [pages.page(5), pages.page(6)]))
             await comes_to(lambda: len(pages.features) == 1)
             closed = asyncio.create_task(lanes.lanes["vision"].close())
@@ -221,7 +220,7 @@ def test_a_short_text_passes_pages_however_few_tokens_they_have() -> None:
 
     async def scene() -> None:
         policy = sizes(long_tokens=512)
-        lanes = Lanes(run)
+        lanes = Lanes(run, 4 << 20)
         lanes.lanes["text"] = Lane("text", run, limits=limits(max_queued=1), policy=policy)
         async with lanes:
             call = asyncio.create_task(run_through(lanes.submit, [pages.page(tokens) for tokens in (5, 6, 7)]))

@@ -11,7 +11,7 @@ that calls takes part in the work, so a short text always has at least its own. 
 was no quicker for the short ones and would hold an int8 graph's weights twice.
 
 Where another graph follows, an item's outputs are its input there, megabytes for a page. A lane hands them on at once
-and takes no more while those of several pages wait for the next graph; there they have been admitted, so they are not
+and takes no more while too much of that is there. For the next graph they have been admitted, so they are not
 refused, and they are no short texts, so the worker of long ones runs them.
 
 A request that times out or whose client goes away takes its queued items with it; a batch that runs is finished and
@@ -41,8 +41,6 @@ from edgeclip.serve.queue.thread_priority import lower_this_thread
 
 # How much of the throughput's record one more batch leaves standing, so that it tells of the last 20 or so.
 _DECAY = 0.95
-# The bytes that may be handed on and not yet be computed when the next batch begins: five pages of 768 tokens.
-_MOST_AHEAD_BYTES = 32 << 20
 _UNKNOWN_RETRY_S = 1.0
 _LEAST_RETRY_S = 0.1
 _CLOSE_S = 30.0
@@ -71,13 +69,17 @@ class LaneFailed(Exception):  # noqa: N818
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneLimits:
-    """`max_queued` items wait at most; a batch that runs longer than `wedged_s` makes the lane wedged."""
+    """`max_queued` items wait at most; a batch that runs longer than `wedged_s` makes the lane wedged.
+
+    No batch begins while `most_ahead_bytes` that were handed on wait for the next graph, or are there.
+    """
 
     max_queued: int
     wedged_s: float
+    most_ahead_bytes: int = 1
 
     def __post_init__(self) -> None:
-        if self.max_queued < 1 or not self.wedged_s > 0:
+        if min(self.max_queued, self.most_ahead_bytes) < 1 or not self.wedged_s > 0:
             raise InputError(f"{self}: wanted all of them positive")
 
 
@@ -322,7 +324,7 @@ class Lane:
     def _take(self, worker: _Worker) -> _Batch | None:
         """The next batch; empty where nothing waits, None once the lane has ended."""
         with self._lock:
-            is_held = self._ahead_bytes >= _MOST_AHEAD_BYTES
+            is_held = self._ahead_bytes >= self._limits.most_ahead_bytes
             may = None if len(self._workers) == 1 else lambda request, kind: worker.takes(kind)
             taken = [] if is_held else self._queue.take(may=may)
             if not taken and not is_held and not self._is_open:
