@@ -91,5 +91,5 @@ class Questions:
 
 
 def body_of(inputs: list[Any], task: str | None) -> Body:
-    """A request body; no task is left out."""
-    return {"input": inputs, "model": "any", **({} if task is None else {"task": task})}
+    """A request body, without a field for no task. A text that is too long for a model is cut."""
+    return {"input": inputs, "model": "any", "truncate": True, **({} if task is None else {"task": task})}

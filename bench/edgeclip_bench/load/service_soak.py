@@ -109,7 +109,7 @@ class Mischief:
 
     async def ask_many_texts(self) -> str:
         """Send up to 40 texts of up to 200 words, in two formats."""
-        return await self._ask("text", input=self._texts(), embedding_type=["float", "ubinary"])
+        return await self._ask("text", input=self._texts(), embedding_type=["float", "ubinary"], truncate=True)
 
     async def ask_token_ids(self) -> str:
         """Send up to 20,000 token ids, which the model must cut."""
