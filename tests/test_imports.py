@@ -33,6 +33,7 @@ SHARED = (
     "engine.devices",
     "engine.ort",
     "engine.paired_timing",
+    "engine.products",
     "engine.providers",
     "errors",
     "host.installation",

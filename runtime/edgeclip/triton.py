@@ -293,7 +293,7 @@ def _target_notes(manifest: Manifest) -> str:
             "- `intra_op_thread_count` 0 gives each graph a thread per core; where both are busy, halve it "
             "(`edgeclip export-triton --threads N`, or edit config.pbtxt).\n"
             "- On x86 without VNNI an int8 graph can overflow under Triton, for its backend does not pass on the "
-            "setting that edgeclip's own runtime makes there."
+            "setting that edgeclip's own runtime makes there; one of `edgeclip quantize --cpu avx2` cannot."
         )
     if manifest.target == "cuda":
         return "- One instance runs on every GPU that the container sees; name some with `gpus` in `instance_group`."

@@ -1,19 +1,24 @@
 """The facts that a figure depends on besides the code: processor, memory, system, graphics cards."""
 
 import platform
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from edgeclip.engine.devices import usable_cpus
+from edgeclip.engine.products import probe_products
 from edgeclip.host.processor import processor_name
 
 
 def machine() -> dict[str, Any]:
-    """The machine, as every document of a benchmark holds it."""
+    """The machine, as every document of a benchmark holds it; `products` show the instruction sets that onnxruntime
+    sees, which may be fewer than the processor has.
+    """
     return {
         "processor": processor_name(),
+        "products": asdict(probe_products()),
         "threads": usable_cpus(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": platform.platform(),

@@ -51,6 +51,8 @@ def format_report(facts: Facts, findings: tuple[Finding, ...]) -> str:
         ("memory", _format_memory(facts)),
         ("Pillow", facts.pillow or "not installed"),
     ]
+    if advice := facts.advice:
+        rows += [("bundle to run", advice.choice), ("", advice.why), ("", advice.int4)]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
     lines += [f"\n{finding.level}: {finding.problem}\n    {finding.command}" for finding in findings]

@@ -5,6 +5,9 @@ from collections.abc import Mapping
 
 from edgeclip.bundle.files import open_manifest
 from edgeclip.cli.arguments import add_bundle, add_json
+from edgeclip.engine.advice import advise_here, is_guarded
+from edgeclip.engine.products import probe_products
+from edgeclip.errors import MissingExtraError
 from edgeclip.families.tasks import are_languages
 from edgeclip.manifest import ImageFacts, Manifest, Modality
 from edgeclip.tables import describe_vectors, format_bytes, format_table
@@ -47,6 +50,8 @@ def run(options: argparse.Namespace) -> None:
     print(format_table(("operator", *manifest.graphs), counts))
     print()
     _print_measured(manifest)
+    if manifest.target == "cpu":
+        _print_advice(manifest)
 
 
 def _print_model(manifest: Manifest) -> None:
@@ -67,6 +72,17 @@ def _print_model(manifest: Manifest) -> None:
     if text := manifest.text:
         needed = ", one of which is required" if manifest.task_required else ""
         print(f"texts: up to {text.max_length} tokens; tasks: {', '.join(manifest.tasks) or 'none'}{needed}")
+
+
+def _print_advice(manifest: Manifest) -> None:
+    """Which bundle of this model to run on this machine; nothing without onnxruntime, which decides it."""
+    try:
+        advice, products = advise_here(), probe_products()
+    except MissingExtraError:
+        return
+    print(f"\nthis machine should run {advice.choice}:\n  {advice.why};\n  {advice.int4}")
+    if is_guarded(manifest, products):
+        print("  the integer products of this bundle are guarded against overflow here, which costs time")
 
 
 def _print_measured(manifest: Manifest) -> None:

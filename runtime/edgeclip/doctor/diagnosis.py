@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from edgeclip.engine.advice import Advice
 from edgeclip.engine.devices import PROVIDERS
 from edgeclip.host.installation import install_command
 from edgeclip.host.nvidia import Driver
@@ -51,7 +52,8 @@ class Facts:
     `onnxruntime` is the version that is imported, None when the import fails for the reason in `import_error`.
     `wheels` are those that pip lists. `cuda_built_for` is the CUDA version that the wheel needs, `libraries` the
     versions of CUDA, cuDNN and TensorRT that were found (None: not found); both are empty without a GPU wheel. Memory
-    is in bytes, its limit is the control group's.
+    is in bytes, its limit is the control group's. `advice` is which bundle to run on the CPU, None where onnxruntime
+    does not run on it.
     """
 
     edgeclip: str
@@ -69,6 +71,7 @@ class Facts:
     memory_bytes: int | None
     memory_limit_bytes: int | None
     pillow: str | None
+    advice: Advice | None = None
 
     def runs(self, kind: str) -> bool:
         """Whether a provider for this kind of device was started and gave the right answer."""

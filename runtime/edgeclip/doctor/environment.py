@@ -7,6 +7,7 @@ import platform
 import edgeclip
 from edgeclip.doctor.diagnosis import WHEELS, Facts, Processor, Provider
 from edgeclip.doctor.probe import probe_provider
+from edgeclip.engine.advice import advise_here
 from edgeclip.engine.devices import PROVIDERS, usable_cpus
 from edgeclip.engine.ort import import_onnxruntime
 from edgeclip.errors import MissingExtraError
@@ -50,6 +51,8 @@ def read_facts() -> Facts:
             libraries = _libraries(cuda_built_for)
         if PROVIDERS["openvino"] in available:
             units = tuple(onnxruntime.capi._pybind_state.get_available_openvino_device_ids())
+    providers = tuple(Provider(name=name, error=probe_provider(name)) for name in available)
+    runs_here = any(one.name == PROVIDERS["cpu"] and one.error is None for one in providers)
     return Facts(
         edgeclip=edgeclip.__version__,
         python=platform.python_version(),
@@ -57,7 +60,7 @@ def read_facts() -> Facts:
         wheels=_wheels(),
         onnxruntime=version,
         import_error=import_error,
-        providers=tuple(Provider(name=name, error=probe_provider(name)) for name in available),
+        providers=providers,
         driver=nvidia.read_driver(),
         cuda_built_for=cuda_built_for,
         libraries=libraries,
@@ -66,6 +69,7 @@ def read_facts() -> Facts:
         memory_bytes=_memory(),
         memory_limit_bytes=memory_limit(),
         pillow=_version("pillow"),
+        advice=advise_here() if runs_here else None,
     )
 
 

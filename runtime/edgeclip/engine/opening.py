@@ -23,7 +23,7 @@ from edgeclip.engine.batch_policy import BatchPolicy, has_lone_input
 from edgeclip.engine.cuda.cuda_session import CudaGraph, CudaWay
 from edgeclip.engine.cuda.cudart import CudaStream
 from edgeclip.engine.devices import Device, check_index, check_unit
-from edgeclip.engine.ort import adds_in_16_bits, first_line, import_onnxruntime, start_session
+from edgeclip.engine.ort import first_line, import_onnxruntime, start_session
 from edgeclip.engine.prepack.packed_weights import (
     Packed,
     PackedFacts,
@@ -32,6 +32,7 @@ from edgeclip.engine.prepack.packed_weights import (
     saving_entries,
     tell_unused,
 )
+from edgeclip.engine.products import adds_in_16_bits, pairs_overflow
 from edgeclip.engine.providers import EngineFacts, Node, Plan, cache_root, cached_engines, check_nodes, plan_session
 from edgeclip.engine.session import GraphSession, gate
 from edgeclip.engine.tensorrt_cache import engine_folder
@@ -142,11 +143,13 @@ def plan_graph(
     profiles = None
     if manifest and (found := BatchPolicy.choose(device.kind, manifest, "throughput").profiles(graph)):
         profiles = found.options(manifest.graphs[graph].inputs[0].name)
+    is_trusted = manifest is not None and device.kind == "cpu" and not pairs_overflow()
     return plan_session(
         device,
         manifest.graphs[graph].precision if manifest else "fp32",
         threads=threads,
         adds_in_16_bits=device.kind == "cpu" and adds_in_16_bits(),
+        kernels=manifest.graphs[graph].kernels if manifest and is_trusted else None,
         profiles=profiles,
         stream=stream,
     )

@@ -3,15 +3,11 @@
 Which options a session needs is decided in `edgeclip.engine.providers`; what is measured is opened as it will run.
 """
 
-import functools
 import mmap
 import weakref
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from edgeclip.bundle.linked_weights import give_linked_weights
 from edgeclip.engine.providers import Plan
@@ -22,13 +18,6 @@ from edgeclip.host.installation import install_command
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-# y = MatMulInteger(x, w) as a model: x (1, 4) uint8, w (4, 4) int8, all 127.
-_PRODUCT = (
-    b'\x08\x08:f\n\x1a\n\x01x\n\x01w\x12\x01y"\rMatMulInteger:\x00\x12\x01g*\x1b\x08\x04\x08\x04\x10\x03*\x10'
-    + b"\x7f" * 16
-    + b"B\x01wZ\x13\n\x01x\x12\x0e\n\x0c\x08\x02\x12\x08\n\x02\x08\x01\n\x02\x08\x04"
-    b"b\x13\n\x01y\x12\x0e\n\x0c\x08\x06\x12\x08\n\x02\x08\x01\n\x02\x08\x04B\x04\n\x00\x10\r"
-)
 # onnxruntime prints an error that it then raises; only what it raises is reported.
 _FATAL_ONLY = 4
 # onnxruntime's own choice of everything, on the CPU.
@@ -104,14 +93,6 @@ def start_session(
     if linked:
         _mapped[session] = linked
     return session
-
-
-@functools.cache
-def adds_in_16_bits() -> bool:
-    """Whether this processor's integer products overflow in 16 bits; computes one product to find out."""
-    session = start_session(_PRODUCT, threads=1)
-    found: NDArray[np.int32] = session.run(None, {"x": np.full((1, 4), 255, np.uint8)})[0]
-    return bool((found != 4 * 255 * 127).any())
 
 
 def first_line(error: BaseException) -> str:

@@ -1,5 +1,8 @@
-"""The processor's name and its instruction sets, from Linux's /proc/cpuinfo; on other systems the name alone."""
+"""The processor's name and its instruction sets, from Linux's /proc/cpuinfo; on other systems the name alone, and the
+instruction sets that numpy sees.
+"""
 
+import importlib
 import platform
 import re
 from pathlib import Path
@@ -20,6 +23,19 @@ def processor_features(cpuinfo: Path = CPUINFO) -> frozenset[str]:
     """The instruction sets of the first processor by the kernel's names, as avx2 or i8mm; none where unknown."""
     found = _FEATURES.search(_read(cpuinfo))
     return frozenset(found[1].split() if found else ())
+
+
+def visible_features(cpuinfo: Path = CPUINFO) -> frozenset[str]:
+    """The instruction sets that this process sees, in lower case: those that numpy asked the processor for itself, on
+    every system, else the kernel's. An emulator, or a hypervisor, may hide some that the kernel lists.
+    """
+    for name in ("numpy._core._multiarray_umath", "numpy.core._multiarray_umath"):  # numpy 2, numpy 1
+        try:
+            found: dict[str, bool] = importlib.import_module(name).__cpu_features__
+        except (ImportError, AttributeError):
+            continue
+        return frozenset(feature.lower() for feature, is_here in found.items() if is_here)
+    return processor_features(cpuinfo)
 
 
 def read_processor(cpuinfo: Path = CPUINFO) -> str:

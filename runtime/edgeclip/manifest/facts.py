@@ -81,6 +81,7 @@ class GraphFacts:
     """One graph: its file, precision, number of parameters, how often each operator stands in it, and its arrays.
 
     `kernels` says how many linear layers are computed how, as {"int8 per row": 96, "fp32": 0}; an export's is empty.
+    Those whose names begin with "int7" cannot overflow on x86 without VNNI.
     `inputs` are those that every call feeds; adapters' inputs are named in the adapters' files.
     """
 

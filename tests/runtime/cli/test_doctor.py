@@ -9,6 +9,7 @@ from edgeclip.cli import doctor
 from edgeclip.cli.doctor import format_report
 from edgeclip.doctor.diagnosis import Provider, diagnose
 from edgeclip.doctor.environment import read_facts
+from edgeclip.engine.advice import Advice, advise_here
 from edgeclip.host.installation import install_command
 from tests.runtime.doctor.test_diagnosis import SOUND
 from tests.scenes.command import Captured, run
@@ -21,6 +22,7 @@ def test_here(capsys: Captured) -> None:
     assert {"name": "CPUExecutionProvider", "error": None} in found["providers"]
     assert 1 <= found["processor"]["usable"] <= found["processor"]["cores"]
     assert found["onnxruntime"] in found["wheels"].values()
+    assert found["advice"] == dataclasses.asdict(advise_here())
 
 
 def test_where_nothing_runs(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
@@ -42,9 +44,15 @@ def test_words() -> None:
     told = format_report(ill, diagnose(ill))
     assert "8 GB, limited to 2 GB" in told
     assert told.endswith(f"can be decoded\n    {install_command('images')}")
+    advice = Advice(bundle="int8", options="--to int8", why="it has wings", int4="no int4")
+    lines = format_report(dataclasses.replace(SOUND, advice=advice), ()).splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("bundle to run "))
+    assert lines[first].endswith(" int8 (edgeclip quantize BUNDLE OUT --to int8)")
+    assert [line.strip() for line in lines[first + 1 : first + 3]] == ["it has wings", "no int4"]
 
 
 def test_facts_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     facts = read_facts()
     assert facts.onnxruntime is None and facts.providers == () and facts.import_error
+    assert facts.advice is None

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -13,9 +14,12 @@ import pytest
 
 from edgeclip import BundleError, Manifest
 from edgeclip.cli import main
+from edgeclip.engine.advice import advise_here
 from edgeclip.engine.devices import DEVICES
+from edgeclip.engine.products import probe_products
 from edgeclip.host.installation import install_command
 from edgeclip.tables import format_bytes, format_table
+from tests.conftest import Bundles
 from tests.scenes.command import NEEDS_SHELL, Captured, refusal, run, run_process, run_shell
 from tests.scenes.damage import flip_byte, replace_graph, reseal
 
@@ -230,6 +234,27 @@ def test_tables_name_files_operators_and_measurements(bundle: Path, capsys: Capt
     (task,) = manifest.tasks.values()
     row = ["retrieval.query", *task.prompt.split(), "-", "text"]
     assert row in [line.split() for line in out.splitlines()]
+
+
+def test_inspect_says_what_this_machine_should_run(
+    bundle: Path, int8_bundle: Path, bundles: Bundles, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    told = f"this machine should run {advise_here().choice}:"
+    assert told in run("inspect", bundle, capsys=capsys)[1]
+    assert "this machine" not in run("inspect", bundles["cuda"], capsys=capsys)[1]
+    no_vnni = replace(probe_products(), adds_in_16_bits=True)
+    for module in ("edgeclip.cli.inspect", "edgeclip.engine.advice"):
+        monkeypatch.setattr(import_module(module), "probe_products", lambda: no_vnni)
+    said = [run("inspect", folder, capsys=capsys)[1] for folder in (bundle, int8_bundle)]
+    assert all(
+        "should run int8 of 7 bits (edgeclip quantize BUNDLE OUT --to int8 --cpu avx2):" in out for out in said
+    )
+    assert ["are guarded against overflow here" in out for out in said] == [False, True]
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    for module in ("edgeclip.cli.inspect", "edgeclip.engine.advice"):
+        monkeypatch.setattr(import_module(module), "probe_products", probe_products.__wrapped__)
+    status, out, err = run("inspect", bundle, capsys=capsys)
+    assert (status, err) == (0, "") and "should run" not in out
 
 
 def test_inspect_shows_what_was_measured(bundle: Path, int8_bundle: Path, capsys: Captured) -> None:

@@ -11,8 +11,7 @@ import numpy as np
 
 from edgeclip.bundle.files import open_manifest, verify_hashes
 from edgeclip.engine.devices import Device
-from edgeclip.engine.opening import GraphToOpen, open_graph, packed_facts
-from edgeclip.engine.ort import adds_in_16_bits
+from edgeclip.engine.opening import GraphToOpen, open_graph, packed_facts, plan_graph
 from edgeclip.engine.prepack.packed_weights import (
     WORTH_SHARE,
     Packed,
@@ -24,7 +23,6 @@ from edgeclip.engine.prepack.packed_weights import (
     remove_packed,
 )
 from edgeclip.engine.prepack.page_alignment import align_weights
-from edgeclip.engine.providers import plan_session
 from edgeclip.errors import BuildError, BundleError, DeviceError
 from edgeclip.families import open_family
 from edgeclip.families.family import Arrays
@@ -135,8 +133,7 @@ def _told(graph: str, packed: Packed) -> GraphPacking:
 
 def _facts(graph: str, manifest: Manifest) -> PackedFacts:
     found = manifest.graphs[graph]
-    plan = plan_session(_CPU, found.precision, threads=1, adds_in_16_bits=adds_in_16_bits())
-    return packed_facts(found.file, plan, manifest)
+    return packed_facts(found.file, plan_graph(graph, _CPU, 1, manifest), manifest)
 
 
 def _probe(bundle: Path, graph: str, manifest: Manifest) -> Arrays:
