@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from edgeclip_quant.budget import Budget
     from edgeclip_quant.inputs.made_up import Samples
     from edgeclip_quant.pick.pareto import Comparison
+    from edgeclip_quant.recipes import CpuChoice
 
 _TEXTS, _IMAGES = 32, 8
 
@@ -40,15 +41,18 @@ def quantize_bundle(
     out: str | Path,
     *,
     to: Precision = "int8",
+    cpu: "CpuChoice" = "vnni",
     samples: "Samples | None" = None,
     budget: "Budget | None" = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Manifest:
     """Write an fp32 bundle as `to` to `out`, and leave the source as it is.
 
-    `to` is int8 or int4 for a source with the target cpu, fp16 for cuda, int8 for tensorrt. Every other one of
-    `samples` calibrates, the rest proves. Without samples, made-up ones do both. `budget` None is the precision's own
-    (`edgeclip_quant.budget`).
+    `to` is int8 or int4 for a source with the target cpu, fp16 for cuda, int8 for tensorrt. `cpu` is the kind of
+    processor that a bundle for the CPU is for: "vnni" (x86 with VNNI, and arm64), "avx2" (x86 without VNNI, where
+    weights of 7 bits need no guard against overflow), or "auto" (this machine's). Both kinds of bundles are right on
+    every processor. Every other one of `samples` calibrates, the rest proves. Without samples, made-up ones do both.
+    `budget` None is the precision's own (`edgeclip_quant.budget`).
 
     Raises BuildError, with nothing left at `out`, when the bundle lost more than its budget, when the source is not
     fp32 or its target has no such precision, or when `out` exists or cannot be written; MissingExtraError when the
@@ -56,18 +60,22 @@ def quantize_bundle(
     """
     with _named_extras():
         from edgeclip_quant.budget import DEFAULT_BUDGETS, with_tokens
-        from edgeclip_quant.quantize import Order, is_followed, quantize
-        from edgeclip_quant.recipes import DEFAULT_RECIPES
+        from edgeclip_quant.quantize import Order, check_cpu, find_cpu, is_followed, quantize
+        from edgeclip_quant.recipes import DEFAULT_RECIPES, for_cpu
 
-    calibration, proof = calibration_and_proof(Path(bundle), samples)
     manifest = Manifest.read(bundle)
+    check_cpu(Path(bundle), manifest, None if cpu == "vnni" else cpu)
+    kind = find_cpu(cpu)
+    calibration, proof = calibration_and_proof(Path(bundle), samples)
     # What a graph loses that another follows, that one enlarges; and 4-bit blocks are slower than fp32 for patches.
     precisions: dict[str, Precision] = {
         name: "int8" if to == "int4" and is_followed(manifest, name) else to for name in manifest.graphs
     }
     order = Order(
         to=precisions,
-        recipes={name: DEFAULT_RECIPES[one] for name, one in precisions.items() if one in DEFAULT_RECIPES},
+        recipes={
+            name: for_cpu(DEFAULT_RECIPES[one], kind) for name, one in precisions.items() if one in DEFAULT_RECIPES
+        },
         calibration=calibration,
         is_made_up=samples is None,
         proof=proof,
@@ -80,6 +88,7 @@ def quantize_automatically(
     bundle: str | Path,
     out: str | Path,
     *,
+    cpu: "CpuChoice" = "auto",
     samples: "Samples | None" = None,
     budget: "Budget | None" = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -88,15 +97,15 @@ def quantize_automatically(
     """Try the recipes for the CPU on each graph, take the fastest choice within the budget, and write its bundle.
 
     `comparison` is the result of `edgeclip_quant.pick.comparison.compare_recipes` for the same samples and the
-    budget's cosine; None: it is made now, of the recipes that a bundle may be made by. Options and errors as in
-    `quantize_bundle`; the budget's default is int8's. BuildError also when no choice is within it; it names the
+    budget's cosine; None: it is made now, of the recipes that a bundle for `cpu` may be made by. Options and errors
+    as in `quantize_bundle`; the budget's default is int8's. BuildError also when no choice is within it; it names the
     nearest.
     """
     with _named_extras():
         from edgeclip_quant.budget import DEFAULT_BUDGETS, with_tokens
         from edgeclip_quant.pick.comparison import compare_recipes
         from edgeclip_quant.pick.pareto import nearest, pick
-        from edgeclip_quant.quantize import Order, quantize
+        from edgeclip_quant.quantize import Order, find_cpu, quantize
         from edgeclip_quant.recipes import usable_recipes
 
     report = progress or (lambda what, done, total: None)
@@ -111,7 +120,7 @@ def quantize_automatically(
         report,
         is_made_up=is_made_up,
         cosine=budget.cosine,
-        recipes=usable_recipes(is_made_up=is_made_up),
+        recipes=usable_recipes(is_made_up=is_made_up, cpu=find_cpu(cpu)),
     )
     picked = pick(comparison, budget)
     if picked is None:

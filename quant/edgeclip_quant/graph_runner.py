@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip.engine.devices import Device, usable_cpus
-from edgeclip.engine.ort import adds_in_16_bits, first_line, start_session
+from edgeclip.engine.devices import Device, choose_threads, usable_cpus
+from edgeclip.engine.ort import first_line, start_session
+from edgeclip.engine.products import adds_in_16_bits, pairs_overflow
 from edgeclip.engine.providers import plan_session
 from edgeclip.errors import BuildError
 from edgeclip.families.family import Arrays, Item
@@ -26,10 +27,19 @@ Progress = Callable[[str, int, int], None]
 Run = Callable[[Arrays], Mapping[str, NDArray[Any]]]
 
 
-def open_run(path: Path) -> Run:
-    """Open a graph on the CPU; a BuildError, when it is opened or run, gives onnxruntime's reason."""
-    threads = usable_cpus()
-    plan = plan_session(Device(kind="cpu"), "fp32", threads=threads, adds_in_16_bits=adds_in_16_bits())
+def open_run(path: Path, kernels: Mapping[str, int] | None = None, threads: int | None = None) -> Run:
+    """Open a graph on the CPU; a BuildError, when it is opened or run, gives onnxruntime's reason.
+
+    `kernels` are those of its layers; None where they are not known. `threads` None: all that may be used.
+    """
+    threads = threads or usable_cpus()
+    plan = plan_session(
+        Device(kind="cpu"),
+        "fp32",
+        threads=threads,
+        adds_in_16_bits=adds_in_16_bits(),
+        kernels=None if pairs_overflow() else kernels,
+    )
     try:
         session = start_session(path, plan=plan, threads=threads)
     except Exception as error:  # onnxruntime's share no base class
@@ -82,11 +92,20 @@ class Graphs:
     """A bundle's graphs in one folder, each opened when it is first run, until the end of a `with`.
 
     `files` are those of the graphs, by graph, that need not lie in the bundle's own folder. A graph whose precision
-    is fp16 is emulated. `used` are the names of the graphs that were run.
+    is fp16 is emulated. `kernels` are those of the graphs' layers, by graph, where they are known. `used` are the
+    names of the graphs that were run.
     """
 
-    def __init__(self, feeder: Feeder, files: Mapping[str, Path], precisions: Mapping[str, Precision] | None = None):
+    def __init__(
+        self,
+        feeder: Feeder,
+        files: Mapping[str, Path],
+        precisions: Mapping[str, Precision] | None = None,
+        kernels: Mapping[str, Mapping[str, int]] | None = None,
+    ) -> None:
         self._feeder, self._files, self._precisions = feeder, files, precisions or {}
+        self._kernels = kernels or {}
+        self._threads = choose_threads(feeder.manifest, usable_cpus())
         self._runs: dict[str, Run] = {}
         self._stack = ExitStack()
 
@@ -110,7 +129,7 @@ class Graphs:
                 session = self._stack.enter_context(emulating_session(path, path.parent))
                 self._runs[graph] = run_of(session, path)
             else:
-                self._runs[graph] = open_run(path)
+                self._runs[graph] = open_run(path, self._kernels.get(graph), self._threads)
         return self._runs[graph](feed)
 
     def steps(self, item: Item) -> list[Step]:

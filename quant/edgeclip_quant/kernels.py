@@ -5,6 +5,8 @@
 | int8 static   | QuantizeLinear, MatMulIntegerToFloat   | int8, a scale per output   | one, fixed by calibration  |
 | int8 per row  | the same GEMM, elementwise round it    | int8, a scale per output   | a row's own                |
 | int8 per call | DynamicQuantizeMatMul                  | int8, a scale per output   | the whole input's own      |
+| int7 static   | as int8 static                         | int8, pairs of 8 bits      | one, fixed by calibration  |
+| int7 per row  | as int8 per row                        | int8, pairs of 8 bits      | a row's own                |
 | int8 blocks   | MatMulNBits                            | 8 bit, a scale per block   | one per block of a row     |
 | int4 blocks   | MatMulNBits                            | 4 bit, a scale per block   | one per block of a row     |
 | fp32          | MatMul, Add                            | as they are                | none                       |
@@ -14,6 +16,13 @@ blocks; at 1297 rows 0.31, 0.39 and 0.6. Per call is as quick as static and is n
 depend on the other inputs of its batch, and one token with large values takes the precision of all others. It is here
 for comparison. `static` is for inputs that a norm gives: their rows are of one length, so a fixed scale fits them,
 and no value lies far outside of what calibration saw.
+
+`int7` is for x86 without VNNI, which multiplies two neighbouring inputs (0 to 255) with two neighbouring weights of
+an output and adds the products in 16 bits. Weights of 7 bits (64) cannot overflow there, and no more can neighbours
+that have 128 together, which loses less: a scale follows from the largest pair, not from twice the largest weight. So
+onnxruntime needs no guard against overflow (`edgeclip.engine.providers.may_overflow`). Fractions of fp32's time on
+one thread without VNNI, 16 rows of 1024 to 4096: 0.62 with AVX-512, 0.48 with AVX2; 8 bits with the guard take 0.93
+and 0.63. With VNNI, 7 bits take as long as 8.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -31,10 +40,24 @@ from edgeclip_graph.operators import CONTRIB
 from edgeclip_quant.passes.smoothing import fold_into_norm, is_fed_by_norm
 from edgeclip_quant.passes.weight_blocks import blocks_product, matmul_blocks
 
-Kernel = Literal["int8 static", "int8 per row", "int8 per call", "int8 blocks", "int4 blocks", "fp32"]
+Kernel = Literal[
+    "int8 static",
+    "int8 per row",
+    "int8 per call",
+    "int7 static",
+    "int7 per row",
+    "int8 blocks",
+    "int4 blocks",
+    "fp32",
+]
 Array = NDArray[np.float32]
 
+STATIC: frozenset[Kernel] = frozenset(("int8 static", "int7 static"))
+PER_ROW: frozenset[Kernel] = frozenset(("int8 per row", "int7 per row"))
+# Never -128: arm64 without dotprod multiplies -128 by a zero input wrongly (`edgeclip.engine.products`).
 LEVELS = 127
+_PAIRED: frozenset[Kernel] = frozenset(("int7 static", "int7 per row"))
+_SMALLEST_SCALE = np.finfo(np.float32).tiny
 _ALL_LEVELS = 255
 _ZERO = 128  # of the unsigned input
 # The least value of x Phi(x) is -0.16997, at -0.7518.
@@ -60,11 +83,33 @@ class Plan:
     loss: float = 0.0
 
 
-def quantize_columns(weight: Array) -> tuple[NDArray[np.int8], Array]:
-    """(in, out) -> int8 of the same shape and a scale per output (out,); symmetric, round to nearest."""
-    scales = np.abs(weight).max(axis=0) / LEVELS
-    scales[scales == 0] = 1.0
-    return np.rint(weight / scales).astype(np.int8), scales.astype(np.float32)
+def has_pairs(kernel: Kernel) -> bool:
+    """Whether neighbouring weights of an output share 8 bits (`int7`)."""
+    return kernel in _PAIRED
+
+
+def quantize_columns(weight: Array, *, in_pairs: bool = False) -> tuple[NDArray[np.int8], Array]:
+    """(in, out) -> int8 from -127 to 127, of the same shape, and a scale per output (out,); symmetric, round to
+    nearest.
+
+    `in_pairs`: the positive weights of rows 2k and 2k + 1 are at most 128 together, the negative ones at least -128.
+    """
+    reach = _largest_pairs(weight) if in_pairs else np.abs(weight).max(axis=0)
+    scales = (reach / LEVELS).astype(np.float32)
+    scales[scales < _SMALLEST_SCALE] = 1.0  # which is not exact, so that a weight could become more than 127 of it
+    return np.rint(weight / scales).astype(np.int8), scales
+
+
+def _largest_pairs(weight: Array) -> Array:
+    """The largest sum of weights of one sign in rows 2k and 2k + 1, for each output."""
+    largest = np.zeros(weight.shape[1], np.float32)
+    for sign in (1, -1):
+        one_sided = np.maximum(sign * weight, 0)
+        first, second = one_sided[::2], one_sided[1::2]
+        largest = np.maximum(largest, first.max(axis=0))
+        if len(second):
+            largest = np.maximum(largest, (first[: len(second)] + second).max(axis=0))
+    return largest
 
 
 def lowest(x: ir.Value) -> float:
@@ -87,10 +132,10 @@ def product(kernel: Kernel, rows: Array, weight: Array, *, largest: float = 0.0,
         step = (rows + shift).max(axis=1, keepdims=True) / _ALL_LEVELS
         rounded = np.rint((rows + shift) / step) * step - shift
     else:
-        reach = np.abs(rows).max(axis=1, keepdims=True) if kernel == "int8 per row" else np.array(largest)
+        reach = np.abs(rows).max(axis=1, keepdims=True) if kernel in PER_ROW else np.array(largest)
         step = np.maximum(reach, _SMALLEST_ROW) / LEVELS
         rounded = np.clip(np.rint(rows / step), -LEVELS - 1, LEVELS) * step
-    levels, scales = quantize_columns(weight)
+    levels, scales = quantize_columns(weight, in_pairs=has_pairs(kernel))
     found: Array = (rounded.astype(np.float32) @ levels.astype(np.float32)) * scales
     return found
 
@@ -140,13 +185,17 @@ def replace_layer(graph: ir.Graph, layer: LinearLayer, plan: Plan, *, separates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rounded:
-    """An input as integers: (levels - zero) step, times its row's largest if there is one, less the shift."""
+    """An input as integers: (levels - zero) step, times its row's largest if there is one, less the shift.
+
+    `in_pairs` is for the weights that it is multiplied with (`quantize_columns`).
+    """
 
     levels: ir.Value
     step: ir.Value
     zero: ir.Value
     largest: ir.Value | None
     shift: float
+    in_pairs: bool
 
 
 class _Replacing:
@@ -205,10 +254,12 @@ class _Replacing:
         return self._rounded[key]
 
 
-def store_columns(graph: ir.Graph, name: str, weight: Callable[[], Array]) -> tuple[ir.Value, ir.Value]:
+def store_columns(
+    graph: ir.Graph, name: str, weight: Callable[[], Array], *, in_pairs: bool = False
+) -> tuple[ir.Value, ir.Value]:
     """The levels and scales of `quantize_columns` as constants; the levels are computed when they are read."""
     first = weight()
-    scales = quantize_columns(first)[1]
+    scales = quantize_columns(first, in_pairs=in_pairs)[1]
 
     def levels() -> ir.TensorProtocol:
         return ir.tensor(np.rint(weight() / scales).astype(np.int8), name=f"{name}_int8")
@@ -224,10 +275,11 @@ def _part(weight: Callable[[], Array], columns: slice) -> Callable[[], Array]:
 def _round(graph: ir.Graph, tape: ir.tape.Tape, x: ir.Value, plan: Plan, name: str) -> _Rounded:
     """Static: x / step. Per row: x / r in steps of 1/127, r = max|x|; shifted: (x + c) / r in 1/255, r of x + c."""
     zero = constant(graph, "int8_zero", np.array(_ZERO, np.uint8))
-    if plan.kernel == "int8 static":
+    in_pairs = has_pairs(plan.kernel)
+    if plan.kernel in STATIC:
         step = constant(graph, f"{name}_step", np.array(max(plan.largest, _SMALLEST_ROW) / LEVELS, np.float32))
         levels = tape.op("QuantizeLinear", [x, step, zero])
-        return _Rounded(levels=levels, step=step, zero=zero, largest=None, shift=0.0)
+        return _Rounded(levels=levels, step=step, zero=zero, largest=None, shift=0.0, in_pairs=in_pairs)
     last = constant(graph, "int8_last_axis", np.array([-1], np.int64))
     if plan.shift:
         step = constant(graph, "uint8_step", np.array(1 / _ALL_LEVELS, np.float32))
@@ -239,7 +291,7 @@ def _round(graph: ir.Graph, tape: ir.tape.Tape, x: ir.Value, plan: Plan, name: s
         # A row of zeros becomes 0 / 0, whatever integers that gives, and those times its largest, which is 0.
         largest = tape.op("ReduceMax", [tape.op("Abs", [x]), last], {"keepdims": 1})
     levels = tape.op("QuantizeLinear", [tape.op("Div", [x, largest]), step, zero])
-    return _Rounded(levels=levels, step=step, zero=zero, largest=largest, shift=plan.shift)
+    return _Rounded(levels=levels, step=step, zero=zero, largest=largest, shift=plan.shift, in_pairs=in_pairs)
 
 
 def _multiply(
@@ -251,7 +303,7 @@ def _multiply(
     name: str,
 ) -> ir.Value:
     """The product with a weight (in, out) and a bias (out,), from which the shift is subtracted."""
-    levels, scales = store_columns(graph, name, weight)
+    levels, scales = store_columns(graph, name, weight, in_pairs=rounded.in_pairs)
     if rounded.shift:
         sums = array_of(levels).astype(np.float64).sum(axis=0) * array_of(scales)
         bias = ((0 if bias is None else bias) - rounded.shift * sums).astype(np.float32)

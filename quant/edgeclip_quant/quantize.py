@@ -16,6 +16,7 @@ from onnx_ir.passes import InvariantError, PassError
 from edgeclip.bundle.staging import file_facts, staged
 from edgeclip.engine.adapters import read_adapter
 from edgeclip.engine.ort import import_onnxruntime
+from edgeclip.engine.products import adds_in_16_bits
 from edgeclip.errors import BuildError
 from edgeclip.families.family import Arrays
 from edgeclip.manifest import (
@@ -43,7 +44,7 @@ from edgeclip_quant.passes.float16 import narrow_to_half
 from edgeclip_quant.passes.integer_layers import Narrowed, narrow_to_integers, plain_graph, prepare
 from edgeclip_quant.passes.qdq import MAX_ERROR, quantize_for_tensorrt
 from edgeclip_quant.proof.measurement import PROOF, graph_files, prove
-from edgeclip_quant.recipes import Recipe
+from edgeclip_quant.recipes import Cpu, CpuChoice, Recipe
 
 WAYS: Mapping[Precision, tuple[Target, ...]] = {
     # A tensorrt graph can be narrowed too. It waits until an engine was built of it: onnxruntime's provider may
@@ -88,7 +89,8 @@ def quantize(bundle: Path, out: Path, order: Order, progress: Progress) -> Manif
         for share in _SHARES if is_chain else _SHARES[:1]:
             narrowed = {name: narrow(name, feeder, stage, order, progress, share) for name in manifest.graphs}
             _write_adapters(bundle, manifest, narrowed, stage)
-            measured = prove(feeder, stage, order.proof, progress, precisions=order.to)
+            kernels = {name: one.kernels for name, one in narrowed.items()}
+            measured = prove(feeder, stage, order.proof, progress, precisions=order.to, kernels=kernels)
             broken = _broken(order, measured, stage)
             if not broken:
                 break
@@ -148,6 +150,19 @@ def check_way(bundle: Path, manifest: Manifest, to: Precision) -> None:
             f"{bundle}: is {precisions_of(manifest)} for {manifest.target}; "
             f"{to} is made of an fp32 bundle for {' or '.join(targets)}"
         )
+
+
+def check_cpu(bundle: Path, manifest: Manifest, cpu: CpuChoice | None) -> None:
+    """BuildError where a kind of processor is chosen for a bundle that is not for the CPU; None: none is chosen."""
+    if cpu is not None and manifest.target != "cpu":
+        raise BuildError(f"{bundle}: is for {manifest.target}, and --cpu {cpu} is for bundles for the cpu")
+
+
+def find_cpu(cpu: CpuChoice) -> Cpu:
+    """The kind of processor; "auto" is this machine's, as onnxruntime sees it."""
+    if cpu == "auto":
+        return "avx2" if adds_in_16_bits() else "vnni"
+    return cpu
 
 
 def check_source(bundle: Path, manifest: Manifest, progress: Progress) -> None:

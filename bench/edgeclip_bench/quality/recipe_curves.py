@@ -24,7 +24,7 @@ from edgeclip_bench.measure.plot_labels import place_labels
 from edgeclip_bench.measure.plot_style import COLOURS, GRID, INK, PALE, drawable, plot_style, save_figure
 from edgeclip_quant.budget import Budget
 from edgeclip_quant.pick.pareto import Candidate, Comparison, Pick, alike_words, front
-from edgeclip_quant.recipes import INT8
+from edgeclip_quant.recipes import INT8, is_default
 
 FILES = ("recipes.json", "recipes.png", "recipes.svg")
 DEFAULT = INT8
@@ -90,7 +90,7 @@ def report_document(comparison: Comparison, budget: Budget | None, picked: Pick 
     best = front(comparison)
     figures: dict[str, Any] = {
         "model": comparison.model,
-        "default": DEFAULT.name,
+        "default": next((one.recipe.name for one in comparison.candidates if is_default(one.recipe)), DEFAULT.name),
         "is_calibration_made_up": comparison.is_made_up,
         "budget": _bounds(budget) if budget else None,
         "picked": {one.graph: one.recipe.name for one in picked.choice.candidates} if picked else None,
@@ -343,7 +343,7 @@ def _label(comparison: Comparison, picked: Pick | None, one: Candidate) -> str:
 
 
 def _tags(one: Candidate, picked: Pick | None) -> list[str]:
-    return ["default"] * (one.recipe.name == DEFAULT.name) + ["picked"] * _is_picked(one, picked)
+    return ["default"] * (is_default(one.recipe)) + ["picked"] * _is_picked(one, picked)
 
 
 def _is_picked(one: Candidate, picked: Pick | None) -> bool:
@@ -352,9 +352,7 @@ def _is_picked(one: Candidate, picked: Pick | None) -> bool:
 
 def _rings(one: Candidate, picked: Pick | None) -> list[tuple[float, str]]:
     """The width and colour of each ring around a candidate."""
-    return [(_DEFAULT_RING, INK)] * (one.recipe.name == DEFAULT.name) + [(_PICKED_RING, _PICKED)] * _is_picked(
-        one, picked
-    )
+    return [(_DEFAULT_RING, INK)] * (is_default(one.recipe)) + [(_PICKED_RING, _PICKED)] * _is_picked(one, picked)
 
 
 def _megabytes(size: float) -> str:

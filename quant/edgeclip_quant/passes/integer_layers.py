@@ -144,8 +144,9 @@ def narrow_to_integers(
         plans[layer.name] = plan_layer(layer, source.seen[layer.name], ours, may_fix=may_fix)
     for done, share in enumerate(itertools.chain(_ROUNDS, itertools.repeat(1.0)), 1):
         operators = _write(source, out, plans, table_bits, progress)
+        kernels: dict[str, int] = dict(Counter(left[0].kernel for left in plans.values()))
         if cosine is None or _is_kept(
-            source, answers(open_run(out), source.samples, trying, progress), cosine, token_cosine
+            source, answers(open_run(out, kernels), source.samples, trying, progress), cosine, token_cosine
         ):
             break
         # On the golden jina-embeddings-v4, 4 bits of the table alone take the worst token to 0.37, 8 bits to 0.994.
@@ -159,7 +160,7 @@ def narrow_to_integers(
         if done >= _TABLE_ROUND and table_bits == 8:
             table_bits = HALF_TABLE
     return Narrowed(
-        kernels=dict(Counter(left[0].kernel for left in plans.values())),
+        kernels=kernels,
         errors={layer: left[0].error for layer, left in plans.items()},
         operators=operators,
         fed=source.fed,

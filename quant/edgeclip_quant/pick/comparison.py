@@ -129,7 +129,7 @@ def _make(trial: _Trial, recipe: Recipe, kept: float | None) -> Candidate:
     files = graph_files(feeder.folder, feeder.manifest)
     narrow_files = {**files, name: trial.out}
     ours = Feeder(feeder.folder, feeder.manifest, narrowed.fed)
-    with Graphs(feeder, files) as source, Graphs(ours, narrow_files) as graphs:
+    with Graphs(feeder, files) as source, Graphs(ours, narrow_files, kernels={name: narrowed.kernels}) as graphs:
         found = graphs.vectors(trial.proof.of(modality), ("single",), f"proving {modality} vectors", tell)
         answers = found["single"]
         tell(f"timing {modality} vectors", 0, 1)

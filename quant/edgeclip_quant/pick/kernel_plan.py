@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgeclip_graph.linear import LinearLayer
 from edgeclip_quant.inputs.layer_inputs import Observation
-from edgeclip_quant.kernels import Kernel, Plan, lowest, product
+from edgeclip_quant.kernels import PER_ROW, STATIC, Kernel, Plan, lowest, product
 from edgeclip_quant.passes.smoothing import is_fed_by_norm, levelling_factors, smoothing_factors, stems_from_norm
 from edgeclip_quant.recipes import Recipe
 
@@ -53,10 +53,10 @@ def plan_layer(layer: LinearLayer, seen: Observation, recipe: Recipe, *, may_fix
     shift = lowest(layer.x)
     plans: list[Plan] = []
     for kernel in reversed(recipe.kernels):
-        is_static = kernel == "int8 static"
+        is_static = kernel in STATIC
         if is_static and not recipe.static_anywhere and not (may_fix and stems_from_norm(layer.x)):
             continue
-        plan = trial.of(kernel, shift=shift if kernel == "int8 per row" else 0.0)
+        plan = trial.of(kernel, shift=shift if kernel in PER_ROW else 0.0)
         if recipe.smooths and not is_static:
             plan = _levelled(plan, layer, trial)
             smoothed = trial.of(kernel, factors=smoothing_factors(seen.largest, trial.weight))
@@ -154,7 +154,7 @@ class _Trial:
         seen, exact, bias = self.seen, self.exact, self.bias
         smooth = np.ones(len(self.weight), np.float32) if factors is None else factors
         weight, top = self.weight * smooth[:, None], seen.largest / smooth
-        largest = float(top.max()) if kernel == "int8 static" else 0.0
+        largest = float(top.max()) if kernel in STATIC else 0.0
         found = product(kernel, self.rows / smooth, weight, largest=largest, shift=shift)
 
         def error_of(which: slice) -> float:

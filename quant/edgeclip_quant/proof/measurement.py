@@ -59,9 +59,11 @@ def prove(
     progress: Progress,
     *,
     precisions: Mapping[str, Precision],
+    kernels: Mapping[str, Mapping[str, int]] | None = None,
 ) -> list[Measurement]:
-    """Compare the graphs in `stage`, which have these precisions, with those of the source, and write
-    `stage`/proof.npz.
+    """Compare the graphs in `stage` with those of the source, and write `stage`/proof.npz.
+
+    `precisions` and `kernels` are those of the graphs in `stage`, as in `Graphs`.
 
     Returns an entry for each modality and space for the self-test, then for the made-up inputs, then for `own` where
     given. Nothing is judged. The graphs of one modality are in memory at a time. fp16 is emulated (`emulation`); only
@@ -80,7 +82,7 @@ def prove(
     ours = Feeder(stage, manifest)  # whose adapters may be others
     for modality in manifest.modalities:
         files, narrow_files = graph_files(feeder.folder, manifest), graph_files(stage, manifest)
-        with Graphs(feeder, files) as source, Graphs(ours, narrow_files, precisions) as narrowed:
+        with Graphs(feeder, files) as source, Graphs(ours, narrow_files, precisions, kernels) as narrowed:
             what = f"asking the source for {modality} vectors", f"proving {modality} vectors"
             for answers, one in zip(wanted, sets, strict=True):
                 answers[modality] = source.matrices(one.of(modality), spaces, what[0], progress)

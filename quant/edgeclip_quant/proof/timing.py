@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeclip.engine.devices import usable_cpus
+from edgeclip.engine.devices import choose_threads, usable_cpus
 from edgeclip.engine.paired_timing import take_turns
 from edgeclip.families.token_texts import INPUT_IDS
 from edgeclip.host.processor import processor_name
@@ -61,4 +61,5 @@ def time_modality(modality: Modality, feeder: Feeder, source: Graphs, narrowed: 
 
     ratio, pairs = time_ratio(lambda: run(source), lambda: run(narrowed))
     what = f"{_SHORT_TOKENS} tokens" if modality == "text" else "1 image"
-    return Timing(ratio=ratio, samples=pairs, input=what, machine=f"{processor_name()}, {usable_cpus()} threads")
+    threads = choose_threads(feeder.manifest, usable_cpus())
+    return Timing(ratio=ratio, samples=pairs, input=what, machine=f"{processor_name()}, {threads} threads")

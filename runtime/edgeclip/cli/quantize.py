@@ -11,7 +11,9 @@ from edgeclip.bundle.staging import check_place
 from edgeclip.cli.arguments import add_bundle, add_folder, add_json
 from edgeclip.cli.late_warnings import late_warnings
 from edgeclip.cli.recipe_table import format_recipes
+from edgeclip.engine.advice import advise_here, is_guarded
 from edgeclip.engine.ort import import_onnxruntime
+from edgeclip.engine.products import probe_products
 from edgeclip.host.installation import needs_extra
 from edgeclip.manifest import Manifest
 from edgeclip.progress import ProgressBar, is_wanted
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from edgeclip_quant.budget import Budget
     from edgeclip_quant.inputs.made_up import Samples
     from edgeclip_quant.pick.pareto import Comparison
+    from edgeclip_quant.recipes import Cpu
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("fp16", "int8", "int4", "auto"),
         help="int8 or int4 of a bundle for the cpu, fp16 for cuda, int8 for tensorrt; auto: the fastest "
         "recipe for the cpu within the budget",
+    )
+    parser.add_argument(
+        "--cpu",
+        choices=("vnni", "avx2", "auto"),
+        help="the processor that the bundle is for: vnni, or arm64 (weights of 8 bits); avx2: x86 without VNNI "
+        "(weights of 7 bits, which need no guard against overflow); auto: this machine's (vnni; with --to auto, and "
+        "with --report alone, auto)",
     )
     parser.add_argument(
         "--calibrate",
@@ -70,8 +80,9 @@ def run(options: argparse.Namespace) -> int:
         from edgeclip_quant import quantize_automatically, quantize_bundle
         from edgeclip_quant.budget import parse_budget
         from edgeclip_quant.pick.comparison import check_comparable
-        from edgeclip_quant.quantize import check_way
+        from edgeclip_quant.quantize import check_cpu, check_way, find_cpu
     source = open_manifest(options.bundle)
+    check_cpu(options.bundle, source, options.cpu)
     is_auto = options.to == "auto"
     budget = parse_budget(options.budget, "int8" if is_auto else options.to) if options.to else None
     if options.report or is_auto:
@@ -86,18 +97,24 @@ def run(options: argparse.Namespace) -> int:
         check_place(options.out, 2 * source.weight_bytes)
     skipped: list[str] = []
     samples = _read_samples(options, source, skipped) if options.calibrate else None
-    comparison = _compare(options, samples, budget) if options.report or is_auto else None
+    measures_here = options.to in (None, "auto")
+    cpu = find_cpu(options.cpu or ("auto" if measures_here else "vnni"))
+    comparison = _compare(options, samples, budget, cpu) if options.report or is_auto else None
     if not options.to:
         return bool(skipped)
     bundle, out = options.bundle, options.out
     with ProgressBar("quantise", 1, is_shown=is_wanted(None)) as bar:
         if is_auto:
             manifest = quantize_automatically(
-                bundle, out, samples=samples, budget=budget, progress=bar.show, comparison=comparison
+                bundle, out, cpu=cpu, samples=samples, budget=budget, progress=bar.show, comparison=comparison
             )
         else:
-            manifest = quantize_bundle(bundle, out, to=options.to, samples=samples, budget=budget, progress=bar.show)
+            manifest = quantize_bundle(
+                bundle, out, to=options.to, cpu=cpu, samples=samples, budget=budget, progress=bar.show
+            )
     print(_summary(options.out, source, manifest), file=sys.stderr)
+    if not is_auto and source.target == "cpu" and is_guarded(manifest, probe_products()):
+        print(f"this machine should run {advise_here()}", file=sys.stderr)
     return bool(skipped)
 
 
@@ -132,7 +149,9 @@ def _check_usage(options: argparse.Namespace) -> None:
         options.usage_error(f"--report {options.report} would lie in OUT: choose another folder")
 
 
-def _compare(options: argparse.Namespace, samples: "Samples | None", budget: "Budget | None") -> "Comparison":
+def _compare(
+    options: argparse.Namespace, samples: "Samples | None", budget: "Budget | None", cpu: "Cpu"
+) -> "Comparison":
     """Recipes side by side: a table or JSON on stdout, files where a report is asked for, words on stderr."""
     from edgeclip_quant import calibration_and_proof, recipes
     from edgeclip_quant.pick import pareto as choice
@@ -148,7 +167,9 @@ def _compare(options: argparse.Namespace, samples: "Samples | None", budget: "Bu
             is_made_up=is_made_up,
             cosine=budget.cosine if is_auto and budget else None,
             # What is never picked only costs time where nobody reads of it.
-            recipes=recipes.COMPARED if options.report else recipes.usable_recipes(is_made_up=is_made_up),
+            recipes=[recipes.for_cpu(one, cpu) for one in recipes.COMPARED]
+            if options.report
+            else recipes.usable_recipes(is_made_up=is_made_up, cpu=cpu),
         )
     picked = choice.pick(comparison, budget) if is_auto and budget else None
     document = None
@@ -160,9 +181,12 @@ def _compare(options: argparse.Namespace, samples: "Samples | None", budget: "Bu
         print(f"{options.report}: {', '.join(path.name for path in paths)}", file=sys.stderr)
     print(json.dumps(document, indent=2, allow_nan=False) if options.json else format_recipes(comparison, picked))
     if picked:
+        slower = [f"{one.modality} {one.latency:.2f}" for one in picked.choice.candidates if one.latency > 1]
+        here = f"; of fp32's time here: {', '.join(slower)}, so the fp32 bundle is faster" if slower else ""
         print(
             f"picked {picked.choice}: of {picked.within} choices within {budget}, {picked.choices} compared, "
-            f"the fastest, or within {choice.ALIKE_TIME:.0%} of its time and losing least",
+            f"the fastest, or within {choice.ALIKE_TIME:.0%} of its time and losing least{here}; "
+            f"this machine should run {advise_here()}",
             file=sys.stderr,
         )
     return comparison

@@ -17,7 +17,6 @@ def format_recipes(comparison: "Comparison", picked: "Pick | None") -> str:
     from edgeclip_quant.pick import pareto as choice
     from edgeclip_quant.recipes import INT8
 
-    default = INT8.name
     front = choice.front(comparison)
     never: dict[str, list[str]] = {}
     for one in comparison.candidates:
@@ -27,22 +26,22 @@ def format_recipes(comparison: "Comparison", picked: "Pick | None") -> str:
         "* on the Pareto front: no other has less size, time or loss (1 - worst cosine) without more of another",
         f"  ({choice.alike_words()} count as the same)",
         *(f"- never taken: {', '.join(dict.fromkeys(names))} ({objection})" for objection, names in never.items()),
-        f"  default: what --to {default} makes; time: of fp32's; recall@5: in points, other graphs in fp32",
+        f"  default: what --to {INT8.name} makes; time: of fp32's; recall@5: in points, other graphs in fp32",
     ]
-    tables = [_table(comparison, front, picked, name, default) for name in comparison.modalities]
+    tables = [_table(comparison, front, picked, name) for name in comparison.modalities]
     return "\n\n".join([*tables, "\n".join(notes)])
 
 
-def _table(
-    comparison: "Comparison", front: Sequence["Candidate"], picked: "Pick | None", modality: Modality, default: str
-) -> str:
+def _table(comparison: "Comparison", front: Sequence["Candidate"], picked: "Pick | None", modality: Modality) -> str:
+    from edgeclip_quant.recipes import is_default
+
     mine, source_bytes = comparison.of(modality), comparison.source_bytes[modality]
     decimals = 2 if source_bytes < 1e7 else 1 if source_bytes < 1e8 else 0
     rows = [("  fp32", f"{source_bytes / 1e6:.{decimals}f}", "1.00", "1", "1", "")]
     words = ["", "as it was"]
     for one in mine:
         mark = "*" if one in front else "-" if comparison.objection(one) else " "
-        tags = [", default"] * (one.recipe.name == default)
+        tags = [", default"] * is_default(one.recipe)
         tags += [", picked"] * (picked is not None and one in picked.choice.candidates)
         measured = one.measured
         rows.append(

@@ -8,7 +8,7 @@ import shutil
 import struct
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from PIL import Image
 from edgeclip import Manifest
 from edgeclip.cli import main
 from edgeclip.cli.recipe_table import format_recipes
+from edgeclip.engine.advice import advise_here
+from edgeclip.engine.products import probe_products
 from edgeclip.host.installation import install_command
 from edgeclip.manifest import FIRST_GRAPH, Modality, Target
 from edgeclip_quant.budget import parse_budget
@@ -215,7 +217,27 @@ def test_auto_with_a_report_picks_and_tells(
     told, picked, written = err.rstrip("\n").split("\n")
     assert told == f"{report}: recipes.json, recipes.png, recipes.svg"
     assert picked.startswith(f"picked text {document['picked']['text']}, vision {document['picked']['vision']}: ")
+    assert f"this machine should run {advise_here()}" in picked
     assert written.startswith(f"{out}: ") and "worst cosine on photos" in written
+
+
+def test_a_bundle_for_another_processor(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    """`--cpu` names it, `auto` finds this machine's; a bundle that needs a guard here is said to."""
+    no_vnni = replace(probe_products(), adds_in_16_bits=True)
+    for module in ("edgeclip.cli.quantize", "edgeclip.engine.advice"):
+        monkeypatch.setattr(f"{module}.probe_products", lambda: no_vnni)
+    monkeypatch.setattr("edgeclip_quant.quantize.adds_in_16_bits", lambda: True)
+    for number, (options, kernel) in enumerate(((("--cpu", "auto"), "int7 per row"), ((), "int8 per row"))):
+        out = tmp_path / str(number)
+        status, stdout, err = run("quantize", bundle, out, "--to", "int8", *options, capsys=capsys)
+        assert (status, stdout) == (0, "")
+        assert all(facts.kernels[kernel] > 0 for facts in Manifest.read(out).graphs.values())
+        assert ("this machine should run int8 of 7 bits" in err) is (kernel == "int8 per row")
+    monkeypatch.setattr("edgeclip_quant.recipes.COMPARED", FEW[:1])
+    status, stdout, err = run("quantize", bundle, "--report", tmp_path / "report", capsys=capsys)
+    assert status == 0 and "int8-avx2, default" in stdout
 
 
 def test_a_report_shows_why_a_budget_allows_nothing(
