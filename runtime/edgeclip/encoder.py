@@ -312,7 +312,7 @@ class Encoder(OpenBundle):
             row[...] = pixels
             return replace(item, arrays={name: row})
 
-        streamed = partial(stream_images, images, batches, stage, shape, self._threads, on_error)
+        streamed = partial(stream_images, images, batches, stage, shape, self._decoding_threads, on_error)
         if batches and shape and self._device.kind == "cuda":  # page-locked, and kept for the next call
             session = self._graphs.session(FIRST_GRAPH["image"])
             streamed = partial(streamed, allocate=session.allocate, recycle=session.recycle)

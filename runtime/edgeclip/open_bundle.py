@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgeclip.bundle.files import find_folder, open_manifest, unproved
 from edgeclip.bundle.selftest import run_selftest
 from edgeclip.engine.batch_policy import BatchPolicy
-from edgeclip.engine.devices import Device, choose_device, usable_cpus
+from edgeclip.engine.devices import Device, choose_device, choose_threads, usable_cpus
 from edgeclip.engine.graphs import Graphs
 from edgeclip.engine.opening import plan_graph
 from edgeclip.engine.ort import import_onnxruntime
@@ -42,6 +42,7 @@ class OpenBundle:
     def __init__(self, folder: Path, manifest: Manifest, device: Device, threads: int) -> None:
         self.manifest = manifest
         self._folder, self._device, self._threads = folder, device, threads
+        self._decoding_threads = threads
         self._graphs = Graphs(folder, manifest, device, threads)
         self._family = open_family(manifest, self._graphs.parse_tokenizer)
         self._policy = BatchPolicy.choose(device.kind, manifest, "throughput")
@@ -60,8 +61,9 @@ class OpenBundle:
         """Open the bundle in a folder.
 
         `device` is "auto", "cpu", "cuda[:n]", "tensorrt[:n]" or "openvino[:CPU|GPU|NPU]"; any value but "auto" means
-        that device or an error. `threads=None` takes every processor the process may use (cgroup and affinity); as
-        many threads decode images while the graph computes. A quantised graph without a proof of what that cost gives
+        that device or an error. `threads` compute a graph, and as many decode images meanwhile. None takes every
+        processor the process may use (cgroup and affinity), and one thread for tiny graphs
+        (`edgeclip.engine.devices.choose_threads`). A quantised graph without a proof of what that cost gives
         an UnprovedWarning.
 
         `selftest` runs the bundle's self-test before anything else (`edgeclip.bundle.selftest.run_selftest`). None
@@ -81,7 +83,9 @@ class OpenBundle:
         if message := unproved(manifest):
             warnings.warn(UnprovedWarning(f"{folder}: {message}"), stacklevel=2)
         chosen = choose_device(device, import_onnxruntime().get_available_providers(), manifest.target)
-        encoder = cls(folder, manifest, chosen, threads or usable_cpus())
+        cpus = usable_cpus()
+        encoder = cls(folder, manifest, chosen, threads or choose_threads(manifest, cpus))
+        encoder._decoding_threads = threads or cpus
         encoder._opened_by = {"device": device, "threads": threads, "selftest": selftest}
         is_lazy = chosen.kind == "cpu"  # another device is proved by starting it
         try:

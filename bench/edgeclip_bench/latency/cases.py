@@ -63,7 +63,7 @@ class Case:
 class Plan:
     """The requested measurements; InputError for impossible ones.
 
-    `modalities` None are all that a bundle takes; `threads` None is every processor that may be used.
+    `modalities` None are all that a bundle takes; `threads` None is what `Encoder.open` takes.
     """
 
     modalities: tuple[Modality, ...] | None = None

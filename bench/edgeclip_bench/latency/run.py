@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip import Encoder, Manifest
-from edgeclip.engine.devices import usable_cpus
+from edgeclip.engine.devices import choose_threads, usable_cpus
 from edgeclip.errors import BuildError, InputError
 from edgeclip.families.family import Item
 from edgeclip_bench.latency.cases import Case, Plan, cases_for, check_plan, make_image, make_text, offline_size
@@ -88,11 +88,10 @@ def bench(bundles: Sequence[Path], plan: Plan, *, device: str = "auto", progress
         raise InputError(f"two bundles are called {max(names, key=names.count)}; rename one")
     for manifest in manifests.values():
         check_plan(plan, manifest)
-    threads = plan.threads or (usable_cpus(),)
     planned = [
         (name, folder, count, list(cases_for(plan, count, manifest.modalities, manifest.tasks_of("image"))))
         for (name, manifest), folder in zip(manifests.items(), bundles, strict=True)
-        for count in threads
+        for count in plan.threads or (choose_threads(manifest, usable_cpus()),)
     ]
     found = _Found(total=sum(len(cases) for *_, cases in planned), progress=progress)
     with tempfile.TemporaryDirectory() as scratch:

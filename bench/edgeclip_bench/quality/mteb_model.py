@@ -299,7 +299,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-length", type=int, metavar="N", help="cut texts at N tokens")
     add("--out", type=Path, metavar="DIR", help="keep mteb's results here; what is there already is not run again")
     add("--device", default="auto", help="auto, cpu, cuda[:n] or tensorrt[:n] (auto)")
-    add("--threads", type=int, metavar="N", help="threads (all that may be used)")
+    add("--threads", type=int, metavar="N", help="threads (all that may be used; 1 where graphs are tiny)")
     add("--json", action="store_true", help="JSON instead of a table")
 
 

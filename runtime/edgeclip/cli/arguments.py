@@ -22,7 +22,9 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
 def add_device(parser: argparse.ArgumentParser) -> None:
     """--device and --threads, for a verb that opens a bundle."""
     parser.add_argument("--device", default="auto", help=f"{DEVICES} (auto)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads (all that may be used)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="threads (all that may be used; 1 where graphs are tiny)"
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

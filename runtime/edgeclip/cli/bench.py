@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", metavar="N", default="1", help="samples a query, as 1,8 (1)")
     parser.add_argument("--tokens", metavar="N", default="16,64,512", help="lengths of the texts (16,64,512)")
     parser.add_argument("--image-px", metavar="N", default="1080", help="sides of the images on disk (1080)")
-    parser.add_argument("--threads", metavar="N", help="numbers of threads, as 1,2 (all that may be used)")
+    parser.add_argument(
+        "--threads", metavar="N", help="numbers of threads, as 1,2 (all that may be used; 1 where graphs are tiny)"
+    )
     parser.add_argument("--device", default="auto", help=f"{DEVICES} (auto)")
     parser.add_argument(
         "--seconds",

@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", type=int, metavar="N", default=500, help="how many pictures, in whole families of 20 (500)"
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="threads (all that may be used)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="threads (all that may be used; 1 where graphs are tiny)"
+    )
 
 
 def run(options: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from typing import Literal, cast
 from edgeclip.errors import DeviceError
 from edgeclip.host.cgroup import cpu_quota
 from edgeclip.host.installation import install_command
-from edgeclip.manifest import Target
+from edgeclip.manifest import Manifest, Target
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -26,6 +26,12 @@ PROVIDERS = {
 }
 # What a user may ask for, as messages and --help say it.
 DEVICES = "auto, cpu, cuda[:n], tensorrt[:n] or openvino[:CPU|GPU|NPU]"
+
+# Parameters of a bundle's largest graph up to which it runs on one thread. 0.9 million (the demo's): on two threads a
+# text of 16 tokens takes 1.09 of the time (int8 1.44) and an image 0.96 (1.19), for 1.8 to 2.4 times the processor
+# time. 2.7 million, 192 wide: 0.88 and 0.62. jina-clip-v1: 0.55 and 0.53. Two cores with AVX-512 VNNI, onnxruntime
+# 1.31, the first two in bench/results/threads_small.json.
+_TINY_PARAMETERS = 1_500_000
 
 Unit = Literal["CPU", "GPU", "NPU"]
 
@@ -91,6 +97,14 @@ def check_unit(device: Device, units: Sequence[str]) -> None:
     """DeviceError for an OpenVINO unit that is not in `units`, which are OpenVINO's names: CPU, GPU.0, GPU.1, NPU."""
     if device.kind == "openvino" and device.unit not in {unit.partition(".")[0] for unit in units}:
         raise DeviceError(f"device {device} asked for, but OpenVINO finds only {', '.join(units) or 'nothing'} here")
+
+
+def choose_threads(manifest: Manifest, cpus: int) -> int:
+    """The number of threads that a bundle's graphs compute with where a caller asks for none: all of `cpus`, or one
+    where the graphs are so small that starting and awaiting others takes longer than they save.
+    """
+    largest = max(graph.parameters for graph in manifest.graphs.values())
+    return 1 if largest <= _TINY_PARAMETERS else cpus
 
 
 def usable_cpus(root: Path = Path("/")) -> int:

@@ -247,7 +247,9 @@ OPTIONS = (
     _option("port", "--port", _parse_int, "N", "the port"),
     _option("metrics_port", "--metrics-port", _parse_int, "N", "a port for /metrics alone, which --port then lacks"),
     _option("device", "--device", _text, "D", "auto, cpu, cuda[:n], tensorrt[:n] or openvino[:CPU|GPU|NPU]"),
-    _option("threads", "--threads", _parse_int, "N", "threads of a graph (all that may be used)"),
+    _option(
+        "threads", "--threads", _parse_int, "N", "threads of a graph (all that may be used; 1 where graphs are tiny)"
+    ),
     _option("model_name", "--model-name", _text, "NAME", "what /v1/models says (the checkpoint's name)"),
     _option("is_model_checked", "--check-model", _parse_bool, None, "404 for a request for any other model"),
     _option("allow_token_ids", "--token-ids", _parse_bool, None, "take token ids of this model's tokenizer"),

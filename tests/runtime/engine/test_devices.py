@@ -1,14 +1,24 @@
 """A device is what was asked for or an error, and threads are what the container may use."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from edgeclip.engine.devices import DEVICES, Device, check_index, check_unit, choose_device, usable_cpus
+from edgeclip import Encoder
+from edgeclip.engine.devices import (
+    DEVICES,
+    Device,
+    check_index,
+    check_unit,
+    choose_device,
+    choose_threads,
+    usable_cpus,
+)
 from edgeclip.errors import DeviceError
 from edgeclip.host.installation import install_command
-from edgeclip.manifest import Target
+from edgeclip.manifest import Manifest, Target
 from tests.runtime.host.test_cgroup import plant
 
 CPU = ("CPUExecutionProvider",)
@@ -130,3 +140,31 @@ def test_threads_where_there_is_no_affinity(tmp_path: Path, monkeypatch: pytest.
 
 def test_threads_here() -> None:
     assert 1 <= usable_cpus() <= (os.cpu_count() or 1)
+
+
+def with_parameters(manifest: Manifest, *counts: int) -> Manifest:
+    """A manifest whose graphs have so many parameters."""
+    graphs = zip(manifest.graphs.items(), counts, strict=True)
+    return replace(manifest, graphs={name: replace(one, parameters=count) for (name, one), count in graphs})
+
+
+@pytest.mark.parametrize(
+    ("counts", "threads"),
+    [
+        ((790_016, 880_848), 1),  # the demo's
+        ((1_500_000, 1_500_000), 1),
+        ((2_700_000, 2_700_000), 8),
+        ((100_000, 85_876_992), 8),  # the larger graph decides
+        ((136_849_920, 100_000), 8),
+    ],
+)
+def test_tiny_graphs_get_one_thread(bundle: Path, counts: tuple[int, int], threads: int) -> None:
+    assert choose_threads(with_parameters(Manifest.read(bundle), *counts), 8) == threads
+    assert choose_threads(with_parameters(Manifest.read(bundle), *counts), 1) == 1
+
+
+def test_an_asked_number_of_threads_wins(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeclip.open_bundle.usable_cpus", lambda: 4)
+    for asked, threads, decoding in ((None, 1, 4), (3, 3, 3), (1, 1, 1)):
+        with Encoder.open(bundle, device="cpu", threads=asked) as encoder:
+            assert (encoder.threads, encoder._decoding_threads) == (threads, decoding)
