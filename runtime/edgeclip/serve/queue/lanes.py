@@ -71,7 +71,7 @@ class LaneFailed(Exception):  # noqa: N818
 class LaneLimits:
     """`max_queued` items wait at most; a batch that runs longer than `wedged_s` makes the lane wedged.
 
-    No batch begins while `most_ahead_bytes` that were handed on wait for the next graph, or are there.
+    No batch begins while what was handed on to the next graph, and is not computed there, has `most_ahead_bytes`.
     """
 
     max_queued: int
