@@ -214,3 +214,23 @@ def test_encoding_texts_loads_onnxruntime_alone(bundle: Path) -> None:
     """
     done = subprocess.run([sys.executable, "-c", program, str(bundle)], check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["onnxruntime"]
+
+
+def needs(path: Path, *, is_scene: bool = False) -> Iterator[str]:
+    """The packages that a file of tests imports, with those of the scenes and tests that it loads."""
+    for name in imports(path, is_top_only=is_scene):
+        package = name.partition(".")[0]
+        if package != "tests":
+            yield package
+        elif name.startswith(("tests.scenes.", "tests.runtime.")):
+            file = ROOT.joinpath(*name.split(".")).with_suffix(".py")
+            module = file if file.is_file() else file.parent.with_suffix(".py")  # `name` is of something in it
+            if module.is_file():
+                yield from needs(module, is_scene=True)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests" / "runtime").rglob("*.py")), ids=name_of)
+def test_tests_of_the_runtime_need_the_lean_wheel_alone(path: Path) -> None:
+    """And Pillow and pytest, so that a board can run them; what needs more lies in tests/with_torch."""
+    allowed = {"edgeclip", "numpy", "tokenizers", "onnxruntime", "PIL", "pytest"}
+    assert set(needs(path)) <= allowed | sys.stdlib_module_names
