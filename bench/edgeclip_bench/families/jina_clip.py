@@ -1,11 +1,9 @@
 """A jina-clip-v2 checkpoint in its official layout, at full size and tiny; for random weights."""
 
-import json
 from pathlib import Path
 
-from edgeclip_bench.families.layout import Config, Layout, Shapes
+from edgeclip_bench.families.layout import Config, Layout, write_json
 from edgeclip_bench.families.xlmr_tokenizer import synthetic_tokenizer
-from edgeclip_export import tensor_shapes
 from edgeclip_export.families.jina_clip.documents import config_document, preprocessor_document
 
 
@@ -37,17 +35,10 @@ def tiny_config() -> Config:
     )
 
 
-def _files(config: Config) -> dict[str, Shapes]:
-    return {"model.safetensors": tensor_shapes(config)}
-
-
 def _write_others(out: Path, config: Config) -> None:
     vocab_size = config["text_config"]["hf_model_config_kwargs"]["vocab_size"]
     synthetic_tokenizer(vocab_size).save(str(out / "tokenizer.json"))
-    preprocessor = preprocessor_document(config["vision_config"]["image_size"])
-    (out / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "preprocessor_config.json", preprocessor_document(config["vision_config"]["image_size"]))
 
 
-LAYOUT = Layout(
-    full_config=full_config, tiny_config=tiny_config, dtype="float16", files=_files, write_others=_write_others
-)
+LAYOUT = Layout(full_config=full_config, tiny_config=tiny_config, dtype="float16", write_others=_write_others)

@@ -1,14 +1,11 @@
 """A jina-clip-v1 checkpoint in its official layout, at full size and tiny; for random weights."""
 
-import json
 from pathlib import Path
-from typing import Any
 
-from edgeclip_bench.families.layout import Config, Layout, Shapes
+from edgeclip_bench.families.layout import Config, Layout, write_json
 from edgeclip_bench.families.wordpiece_tokenizer import wordpiece_tokenizer
-from edgeclip_export import tensor_shapes
 from edgeclip_export.families.jina_clip.bert_text import parse_bert_text
-from edgeclip_export.families.jina_clip.documents import preprocessor_document
+from edgeclip_export.families.jina_clip.documents import preprocessor_document, vision_document
 
 
 def full_config() -> Config:
@@ -28,9 +25,7 @@ def tiny_config() -> Config:
     return _config(width=72, layers=2, head_width=12, image_size=56, patch_size=8, text=text)
 
 
-def _config(
-    *, width: int, layers: int, head_width: int, image_size: int, patch_size: int, text: dict[str, Any]
-) -> Config:
+def _config(*, width: int, layers: int, head_width: int, image_size: int, patch_size: int, text: Config) -> Config:
     return {
         "model_type": "jina_clip",
         "architectures": ["JinaCLIPModel"],
@@ -48,41 +43,19 @@ def _config(
             "proj_type": None,
         },
         "vision_config": {
-            "embed_dim": width,
-            "fused_layer_norm": False,
-            "head_width": head_width,
-            "image_size": image_size,
+            **vision_document(width=width, layers=layers, head_width=head_width, image_size=image_size),
             "intp_freq": False,
-            "layers": layers,
-            "ls_init_value": None,
-            "mlp_ratio": 2.6667,
-            "model_type": "jina_clip_vision",
-            "naive_swiglu": True,
-            "patch_dropout": 0.1,
             "patch_size": patch_size,
-            "post_norm": False,
-            "proj_type": None,
             "pt_hw_seq_len": image_size // patch_size,
-            "qkv_bias": True,
-            "rope_embeddings": True,
-            "subln": True,
-            "width": width,
             "x_attention": False,
         },
     }
 
 
-def _files(config: Config) -> dict[str, Shapes]:
-    return {"model.safetensors": tensor_shapes(config)}
-
-
 def _write_others(out: Path, config: Config) -> None:
     vocab_size = parse_bert_text(config["text_config"]).vocab_size
     wordpiece_tokenizer(vocab_size).save(str(out / "tokenizer.json"))
-    preprocessor = preprocessor_document(config["vision_config"]["image_size"])
-    (out / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "preprocessor_config.json", preprocessor_document(config["vision_config"]["image_size"]))
 
 
-LAYOUT = Layout(
-    full_config=full_config, tiny_config=tiny_config, dtype="float32", files=_files, write_others=_write_others
-)
+LAYOUT = Layout(full_config=full_config, tiny_config=tiny_config, dtype="float32", write_others=_write_others)

@@ -3,12 +3,10 @@
 Two bf16 shards with their index, one file with the adapters of all tasks, and a tokenizer of Qwen2's kind.
 """
 
-import json
 from math import prod
 from pathlib import Path
-from typing import Any
 
-from edgeclip_bench.families.layout import Config, Layout, Shapes
+from edgeclip_bench.families.layout import Config, Layout, Shapes, write_json
 from edgeclip_bench.families.qwen_tokenizer import SPECIALS, write_tokenizer
 from edgeclip_export import tensor_shapes
 from edgeclip_export.families.jina_embeddings_v4.adapters import FILE, SETTINGS, adapter_tensor_shapes
@@ -22,76 +20,34 @@ _RANK = 32
 
 def full_config() -> Config:
     """The official config.json's values."""
-    return _config(
-        width=2048,
-        layers=36,
-        heads=16,
-        kv_heads=2,
-        mlp=11008,
-        vocab_size=151_936,
-        first_special=151_643,
-        sections=(16, 24, 24),
-        multi_dim=128,
-        dims=(128, 256, 512, 1024, 2048),
-        vision={"width": 1280, "depth": 32, "mlp": 3420, "full": (7, 15, 23, 31)},
-    )
+    return _config(text={}, vision={}, first_special=151_643, multi_dim=128, dims=(128, 256, 512, 1024, 2048))
 
 
 def tiny_config() -> Config:
     """The same towers with small numbers: two layers, 64 wide."""
-    return _config(
-        width=64,
-        layers=2,
-        heads=4,
-        kv_heads=2,
-        mlp=96,
-        vocab_size=2000,
-        first_special=1900,
-        sections=(2, 3, 3),
-        multi_dim=16,
-        dims=(16, 32, 64),
-        vision={"width": 64, "depth": 2, "mlp": 96, "full": (1,)},
-    )
-
-
-def _config(
-    *,
-    width: int,
-    layers: int,
-    heads: int,
-    kv_heads: int,
-    mlp: int,
-    vocab_size: int,
-    first_special: int,
-    sections: tuple[int, int, int],
-    multi_dim: int,
-    dims: tuple[int, ...],
-    vision: dict[str, Any],
-) -> Config:
-    ids = {token: first_special + index for index, token in enumerate(SPECIALS)}
     text = {
-        "attention_dropout": 0.0,
-        "bos_token_id": ids["<|endoftext|>"],
-        "eos_token_id": ids["<|im_end|>"],
-        "hidden_act": "silu",
-        "hidden_size": width,
-        "initializer_range": 0.02,
-        "intermediate_size": mlp,
-        "max_position_embeddings": 128_000,
-        "max_window_layers": 70,
-        "num_attention_heads": heads,
-        "num_hidden_layers": layers,
-        "num_key_value_heads": kv_heads,
-        "rms_norm_eps": 1e-06,
-        "rope_scaling": {"mrope_section": list(sections), "rope_type": "default", "type": "default"},
-        "rope_theta": 1_000_000.0,
-        "sliding_window": None,
-        "tie_word_embeddings": True,
-        "torch_dtype": "bfloat16",
-        "use_cache": True,
-        "use_sliding_window": False,
-        "vocab_size": vocab_size,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "rope_scaling": _rope((2, 3, 3)),
+        "vocab_size": 2000,
     }
+    vision = {
+        "depth": 2,
+        "fullatt_block_indexes": [1],
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_heads": 4,
+        "out_hidden_size": 64,
+    }
+    return _config(text=text, vision=vision, first_special=1900, multi_dim=16, dims=(16, 32, 64))
+
+
+def _config(*, text: Config, vision: Config, first_special: int, multi_dim: int, dims: tuple[int, ...]) -> Config:
+    """The official values but for these; the ids of special tokens follow each other from `first_special`."""
+    ids = {token: first_special + index for index, token in enumerate(SPECIALS)}
+    text = {**_TEXT, "bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|im_end|>"], **text}
     return {
         "_name_or_path": "jinaai/jina-embeddings-v4",
         "architectures": ["JinaEmbeddingsV4Model"],
@@ -112,31 +68,12 @@ def _config(
         "matryoshka_dims": list(dims),
         "truncate_dim": None,
         "text_config": {"model_type": "qwen2_5_vl_text", **text},
-        "vision_config": _vision_config(out_width=width, heads=heads, **vision),
+        "vision_config": {**_VISION, **vision},
     }
 
 
-def _vision_config(*, out_width: int, heads: int, width: int, depth: int, mlp: int, full: tuple[int, ...]) -> Config:
-    return {
-        "depth": depth,
-        "fullatt_block_indexes": list(full),
-        "hidden_act": "silu",
-        "hidden_size": width,
-        "in_channels": 3,
-        "in_chans": 3,
-        "initializer_range": 0.02,
-        "intermediate_size": mlp,
-        "model_type": "qwen2_5_vl",
-        "num_heads": heads,
-        "out_hidden_size": out_width,
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-        "spatial_patch_size": 14,
-        "temporal_patch_size": 2,
-        "tokens_per_second": 2,
-        "torch_dtype": "bfloat16",
-        "window_size": 112,
-    }
+def _rope(sections: tuple[int, int, int]) -> Config:
+    return {"mrope_section": list(sections), "rope_type": "default", "type": "default"}
 
 
 def _files(config: Config) -> dict[str, Shapes]:
@@ -158,18 +95,56 @@ def _shards(config: Config) -> tuple[Shapes, Shapes]:
 
 
 def _write_others(out: Path, config: Config) -> None:
-    def write(name: str, document: dict[str, Any]) -> None:
-        (out / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-
     shards = dict(zip(_SHARDS, _shards(config), strict=True))
     total = 2 * sum(prod(shape) for shapes in shards.values() for shape in shapes.values())
     places = {name: shard for shard, shapes in shards.items() for name in shapes}
-    write(_INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
-    write(SETTINGS, _ADAPTERS)
-    write("preprocessor_config.json", _PREPROCESSOR)
+    write_json(out / _INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
+    write_json(out / SETTINGS, _ADAPTERS)
+    write_json(out / "preprocessor_config.json", _PREPROCESSOR)
     write_tokenizer(out, config["text_config"]["bos_token_id"])
 
 
+_TEXT: Config = {
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 128_000,
+    "max_window_layers": 70,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 36,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": _rope((16, 24, 24)),
+    "rope_theta": 1_000_000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 151_936,
+}
+_VISION: Config = {
+    "depth": 32,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+    "hidden_act": "silu",
+    "hidden_size": 1280,
+    "in_channels": 3,
+    "in_chans": 3,
+    "initializer_range": 0.02,
+    "intermediate_size": 3420,
+    "model_type": "qwen2_5_vl",
+    "num_heads": 16,
+    "out_hidden_size": 2048,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "spatial_patch_size": 14,
+    "temporal_patch_size": 2,
+    "tokens_per_second": 2,
+    "torch_dtype": "bfloat16",
+    "window_size": 112,
+}
 _ADAPTERS: Config = {
     "base_model_name_or_path": "jinaai/jina-embeddings-v4",
     "bias": "none",

@@ -1,13 +1,12 @@
 """nllb-clip-siglip's checkpoint in open_clip's layout, base, large and tiny; for random weights."""
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from tokenizers import AddedToken, processors
 
-from edgeclip_bench.families.layout import Config, Layout, Shapes
+from edgeclip_bench.families.layout import Config, Layout, in_one_file
 from edgeclip_bench.families.xlmr_tokenizer import synthetic_tokenizer
-from edgeclip_export import tensor_shapes
 from edgeclip_export.families.nllb_clip.config import parse_config
 
 _BASE = ("vit_base_patch16_siglip_384", "facebook/nllb-200-distilled-600M")
@@ -95,10 +94,6 @@ def _config(towers: tuple[str, str], *, dim: int, image_size: int) -> Config:
     }
 
 
-def _files(config: Config) -> dict[str, Shapes]:
-    return {"open_clip_model.safetensors": tensor_shapes(config)}
-
-
 def _write_others(out: Path, config: Config) -> None:
     """The tokenizer: the language codes come after all pieces, and behind a text, as in the official file."""
     tokenizer = synthetic_tokenizer(parse_config(config).text.vocab_size - len(LANGUAGES))
@@ -110,15 +105,12 @@ def _write_others(out: Path, config: Config) -> None:
     tokenizer.save(str(out / "tokenizer.json"))
 
 
-def _layout(full: Callable[[], Config]) -> Layout:
-    return Layout(
-        full_config=full,
-        tiny_config=tiny_config,
-        dtype="float32",
-        files=_files,
-        write_others=_write_others,
-        config_file="open_clip_config.json",
-    )
-
-
-LAYOUT, LARGE = _layout(full_config), _layout(large_config)
+LAYOUT = Layout(
+    full_config=full_config,
+    tiny_config=tiny_config,
+    dtype="float32",
+    files=in_one_file("open_clip_model.safetensors"),
+    write_others=_write_others,
+    config_file="open_clip_config.json",
+)
+LARGE = replace(LAYOUT, full_config=large_config)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tokenizers import pre_tokenizers
 
+from edgeclip_bench.families.xlmr_tokenizer import LETTERS, SYLLABLES, WORDS
 from edgeclip_export.families.jina_embeddings_v4.tokenizer import read_tokenizer
 
 # In the order of their ids, which begin behind the pieces.
@@ -51,11 +52,8 @@ def write_tokenizer(out: Path, pieces: int) -> None:
 
 def _merges() -> Iterator[tuple[str, str]]:
     """Pairs of pieces that become one: syllables, words of two and three of them, each with a space before it too."""
-    letters = [(consonant, vowel) for consonant in "bcdfghklmnprstvwz" for vowel in "aeiou"]
-    syllables = [first + second for first, second in letters]
-    words = [first + second for first in syllables for second in syllables]
-    yield from letters
-    yield from ((_SPACE, syllable) for syllable in syllables)
-    yield from itertools.product(syllables, repeat=2)
-    yield from ((_SPACE, word) for word in words)
-    yield from itertools.product(words, syllables)
+    yield from LETTERS
+    yield from ((_SPACE, syllable) for syllable in SYLLABLES)
+    yield from itertools.product(SYLLABLES, repeat=2)
+    yield from ((_SPACE, word) for word in WORDS)
+    yield from itertools.product(WORDS, SYLLABLES)

@@ -1,11 +1,7 @@
 """Write random-weight checkpoints in a model's official layout.
 
-    edgeclip bench random-checkpoint OUT            jina-clip-v2, full size: 865 M parameters, 1.73 GB as fp16
-    edgeclip bench random-checkpoint OUT --tiny     the same layout, a few hundred kB
-    edgeclip bench random-checkpoint OUT --family jina_clip_v1           223 M parameters, 0.89 GB
-    edgeclip bench random-checkpoint OUT --family jina_embeddings_v3
-    edgeclip bench random-checkpoint OUT --family jina_embeddings_v4     3.8 G parameters, 7.9 GB
-    edgeclip bench random-checkpoint OUT --family nllb_clip              507 M; nllb_clip_large has 1.2 G
+Of parameters jina_clip (jina-clip-v2) has 865 M, in 1.73 GB as fp16, jina_clip_v1 223 M, jina_embeddings_v4 3.8 G,
+nllb_clip 507 M and nllb_clip_large 1.2 G; with --tiny a checkpoint has a few hundred kB.
 
 Latency and memory do not depend on the weights' values, so a machine can be judged before anything is downloaded. The
 similarities of such a checkpoint mean nothing. Weights are drawn so that activations keep about unit variance through
@@ -13,7 +9,6 @@ the towers, with adapters that are not zero. No tensor is in memory as a whole.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from math import prod, sqrt
@@ -23,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip_bench.families import jina_clip, jina_clip_v1, jina_embeddings_v3, jina_embeddings_v4, nllb_clip
-from edgeclip_bench.families.layout import Config, Layout, Shapes
+from edgeclip_bench.families.layout import Config, Layout, Shapes, write_json
 from edgeclip_bench.families.tensor_stream import write_tensors
 from edgeclip_export.families import find_family
 from edgeclip_export.families.jina_clip.bert_text import is_bert
@@ -48,7 +43,7 @@ def write_checkpoint(out: Path, config: Config, *, seed: int = 0, dtype: str | N
         (out / name).parent.mkdir(exist_ok=True)
         write_tensors(out / name, shapes, dtype or layout.dtype, _random_weights(shapes, draw))
     layout.write_others(out, config)
-    (out / layout.config_file).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(out / layout.config_file, config)
 
 
 def _random_weights(shapes: Shapes, draw: np.random.Generator) -> Iterator[NDArray[np.float32]]:

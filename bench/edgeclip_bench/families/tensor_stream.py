@@ -1,4 +1,8 @@
-"""A safetensors file that is written piece by piece, so that no tensor of it is in memory as a whole."""
+"""A safetensors file that is written piece by piece, so that no tensor of it is in memory as a whole.
+
+The format (https://huggingface.co/docs/safetensors): the length of a JSON header as 8 bytes, the header, the tensors'
+bytes in its order.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -21,11 +25,7 @@ DTYPES: Mapping[str, tuple[np.dtype[Any], str]] = {
 def write_tensors(
     path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, pieces: Iterable[NDArray[np.float32]]
 ) -> None:
-    """Write a file of tensors with these names and shapes, whose numbers follow each other in the flat `pieces`.
-
-    The format (https://huggingface.co/docs/safetensors): the length of a JSON header as 8 bytes, the header, the
-    tensors' bytes in its order. ValueError for more or fewer numbers than the shapes want.
-    """
+    """Write tensors of these names and shapes from flat `pieces`; ValueError for more or fewer numbers."""
     numbers, name = DTYPES[dtype]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

@@ -4,6 +4,8 @@ import itertools
 
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from edgeclip_bench.families.xlmr_tokenizer import SYLLABLES, WORDS
+
 # The ids of the official vocabulary, where a small one has room for them.
 _SPECIALS = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
 _SMALLEST = 1000
@@ -35,9 +37,7 @@ def wordpiece_tokenizer(vocab_size: int) -> Tokenizer:
 def _pieces() -> "itertools.chain[str]":
     """Pieces without an end: characters that begin a word and that go on, then syllables of both kinds."""
     signs = [chr(point) for point in range(0x21, 0x7F) if not chr(point).isupper() and chr(point) not in _LATIN]
-    syllables = [consonant + vowel for consonant in "bcdfghklmnprstvwz" for vowel in "aeiou"]
-    words = [first + second for first in syllables for second in syllables]
-    both = ((piece, f"##{piece}") for piece in [*_LATIN, *"0123456789", *syllables, *words])
+    both = ((piece, f"##{piece}") for piece in [*_LATIN, *"0123456789", *SYLLABLES, *WORDS])
     others = [sign for sign in signs if not sign.isdigit()]
-    more = (f"{word}{syllable}" for word in words for syllable in syllables)
+    more = (f"{word}{syllable}" for word in WORDS for syllable in SYLLABLES)
     return itertools.chain(others, itertools.chain.from_iterable(both), more)

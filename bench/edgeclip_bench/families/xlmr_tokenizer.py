@@ -7,14 +7,20 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
+# What made-up words are made of, in all tokenizers here.
+LETTERS = [(consonant, vowel) for consonant in "bcdfghklmnprstvwz" for vowel in "aeiou"]
+SYLLABLES = ["".join(pair) for pair in LETTERS]
+WORDS = [first + second for first in SYLLABLES for second in SYLLABLES]
 _UNKNOWN = 3
+# Characters: from Latin to Arabic, then from Devanagari to Hangul.
+_RANGES = (
+    *((0x41, 0x5B), (0xE0, 0x180), (0x3B1, 0x3CA), (0x430, 0x450), (0x5D0, 0x5EB), (0x627, 0x64B)),
+    *((0x905, 0x93A), (0xE01, 0xE2F), (0x3041, 0x3097), (0x30A1, 0x30FB), (0x4E00, 0x9FA6), (0xAC00, 0xD7A4)),
+)
 
 
 def xlmr_tokenizer(pieces: Iterable[tuple[str, float]]) -> Tokenizer:
-    """The tokenizer of these pieces and their scores, after the special tokens.
-
-    Like the official file, it truncates and pads at 77 unless that is reset.
-    """
+    """The tokenizer of these pieces and their scores; like the official file, it truncates and pads at 77."""
     ranked = [*((special, 0.0) for special in SPECIALS), *pieces]
     tokenizer = Tokenizer(models.Unigram(ranked, unk_id=_UNKNOWN, byte_fallback=False))
     tokenizer.normalizer = normalizers.NFKC()
@@ -43,20 +49,7 @@ def _pieces() -> Iterator[str]:
     yield from ["▁", ",", ".", "!", "?", "-", "'", ":", *"0123456789"]
     yield from [f"▁{letter}" for letter in latin]
     yield from latin
-    ranges = ((0x41, 0x5B), (0xE0, 0x180), (0x3B1, 0x3CA), (0x430, 0x450), (0x5D0, 0x5EB), (0x627, 0x64B))
-    more_ranges = (
-        (0x905, 0x93A),
-        (0xE01, 0xE2F),
-        (0x3041, 0x3097),
-        (0x30A1, 0x30FB),
-        (0x4E00, 0x9FA6),
-        (0xAC00, 0xD7A4),
-    )
-    syllables = [consonant + vowel for consonant in "bcdfghklmnprstvwz" for vowel in "aeiou"]
-    words = [first + second for first in syllables for second in syllables]
-    yield from syllables
-    yield from [chr(point) for start, stop in (*ranges, *more_ranges) for point in range(start, stop)]
-    yield from [f"▁{word}" for word in [*syllables, *words]]
-    for word in words:
-        for syllable in syllables:
-            yield f"▁{word}{syllable}"
+    yield from SYLLABLES
+    yield from [chr(point) for start, stop in _RANGES for point in range(start, stop)]
+    yield from [f"▁{word}" for word in [*SYLLABLES, *WORDS]]
+    yield from (f"▁{word}{syllable}" for word in WORDS for syllable in SYLLABLES)

@@ -52,28 +52,35 @@ def config_document(
                 "vocab_size": vocab_size,
             },
         },
-        "vision_config": {
-            "embed_dim": width,
-            "fused_layer_norm": False,
-            "head_width": head_width,
-            "image_size": image_size,
-            "intp_freq": True,
-            "layers": vision_layers,
-            "ls_init_value": None,
-            "mlp_ratio": 2.6667,
-            "model_type": "jina_clip_vision",
-            "naive_swiglu": True,
-            "patch_dropout": 0.1,
-            "patch_size": 14,
-            "post_norm": False,
-            "proj_type": None,
-            "pt_hw_seq_len": 16,
-            "qkv_bias": True,
-            "rope_embeddings": True,
-            "subln": True,
-            "width": width,
-            "x_attention": True,
-        },
+        "vision_config": vision_document(
+            width=width, layers=vision_layers, head_width=head_width, image_size=image_size
+        ),
+    }
+
+
+def vision_document(*, width: int, layers: int, head_width: int, image_size: int) -> dict[str, Any]:
+    """The part of config.json that is about the vision tower, with these numbers."""
+    return {
+        "embed_dim": width,
+        "fused_layer_norm": False,
+        "head_width": head_width,
+        "image_size": image_size,
+        "intp_freq": True,
+        "layers": layers,
+        "ls_init_value": None,
+        "mlp_ratio": 2.6667,
+        "model_type": "jina_clip_vision",
+        "naive_swiglu": True,
+        "patch_dropout": 0.1,
+        "patch_size": 14,
+        "post_norm": False,
+        "proj_type": None,
+        "pt_hw_seq_len": 16,
+        "qkv_bias": True,
+        "rope_embeddings": True,
+        "subln": True,
+        "width": width,
+        "x_attention": True,
     }
 
 
