@@ -1,7 +1,7 @@
 """Open and run a graph of any contender by one interface: a bundle's, onnxruntime's, OpenVINO's and torch's.
 
-All get the same number of threads, and each is opened as it runs. A bundle's vision graph takes uint8 pixels and the
-others the reference's floats; `feed` makes them, outside of what is timed.
+All get the same number of threads. A bundle's vision graph takes uint8 pixels and the others the reference's floats;
+`feed` makes them, outside of what is timed.
 """
 
 import importlib
@@ -48,10 +48,7 @@ class Contender:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resident:
-    """The memory of a graph in a process of its own, opened and run once; the anonymous part cannot be dropped.
-
-    `peak_above_loaded_bytes` is how far memory rises during one more run.
-    """
+    """The memory of a graph in a process of its own, opened and run once, and how far it rises in one more run."""
 
     loaded_bytes: int
     anonymous_bytes: int
@@ -77,8 +74,10 @@ def open_run(contender: Contender, threads: int) -> Run:
         )
         name = INPUTS[contender.graph]
         return lambda batch: next(iter(opened.run({name: batch}).values()))
-    if contender.engine == "onnxruntime":
-        return _onnxruntime(contender.path, threads)
+    if contender.engine == "onnxruntime":  # its own choice of everything but the number of threads
+        session = start_session(contender.path, threads=threads)
+        name = session.get_inputs()[0].name
+        return lambda batch: session.run(None, {name: batch})[0]
     if contender.engine == "merged":
         from edgeclip_bench.rivals.merged_graph import open_merged
 
@@ -88,18 +87,6 @@ def open_run(contender: Contender, threads: int) -> Run:
     from edgeclip_bench.rivals.torch_towers import open_on_cpu
 
     return open_on_cpu(contender.path, contender.graph, contender.engine, threads)
-
-
-def _onnxruntime(path: Path, threads: int) -> Run:
-    """onnxruntime's own choice of everything but the number of threads."""
-    session = start_session(path, threads=threads)
-    name = session.get_inputs()[0].name
-
-    def run(batch: NDArray[Any]) -> NDArray[np.float32]:
-        output: NDArray[np.float32] = session.run(None, {name: batch})[0]
-        return output
-
-    return run
 
 
 def _openvino(path: Path, threads: int, precision: Literal["f32", "bf16"]) -> Run:
@@ -118,12 +105,7 @@ def _openvino(path: Path, threads: int, precision: Literal["f32", "bf16"]) -> Ru
         raise LeftOut(f"openvino takes {found} threads, the others {threads}")
     if (found := compiled.get_property("INFERENCE_PRECISION_HINT").to_string()) != precision:
         raise LeftOut(f"openvino computes in {found} on this processor, whatever it is asked for")
-
-    def run(batch: NDArray[Any]) -> NDArray[np.float32]:
-        output: NDArray[np.float32] = compiled(batch, share_inputs=True)[0]
-        return output
-
-    return run
+    return lambda batch: compiled(batch, share_inputs=True)[0]
 
 
 def measure_resident(contender: Contender, batch: NDArray[Any], threads: int) -> Resident:

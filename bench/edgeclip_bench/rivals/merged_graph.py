@@ -26,8 +26,7 @@ def merge_graphs(graphs: Mapping[str, Path], folder: Path) -> Path:
     """Write one graph into `folder` that holds both towers' graphs, each with its weights in files beside it.
 
     Names become "<tower>_<name>", also those of dimensions: onnxruntime gives equally named dimensions the same
-    buffers, and a text's batch is not an image's. `onnx.compose.merge_models` cannot be used, because it needs the
-    weights in the working directory.
+    buffers. `onnx.compose.merge_models` cannot be used, because it needs the weights in the working directory.
     """
     merged: onnx.ModelProto | None = None
     for tower in GRAPHS:
@@ -37,7 +36,8 @@ def merge_graphs(graphs: Mapping[str, Path], folder: Path) -> Path:
             for dimension in value.type.tensor_type.shape.dim:
                 if dimension.dim_param:
                     dimension.dim_param = f"{tower}_{dimension.dim_param}"
-        for name in _weight_files(graph):
+        weights = (entry for weight in graph.initializer for entry in weight.external_data)
+        for name in {entry.value for entry in weights if entry.key == "location"}:
             shutil.copyfile(graphs[tower].with_name(name), folder / name)  # a hard link, onnx takes for an attack
         if merged is None:
             merged = model
@@ -50,9 +50,7 @@ def merge_graphs(graphs: Mapping[str, Path], folder: Path) -> Path:
 
 
 def open_merged(path: Path, tower: str, threads: int) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
-    """A function that runs the merged graph for one tower's rows (B, D), and drops those of the other tower's dummy
-    input.
-    """
+    """A function that runs the merged graph for one tower's rows (B, D), beside the other tower's dummy input."""
     session = start_session(path, threads=threads)
     names = dict(zip(GRAPHS, (found.name for found in session.get_inputs()), strict=True))
     other = "vision" if tower == "text" else "text"
@@ -62,13 +60,4 @@ def open_merged(path: Path, tower: str, threads: int) -> Callable[[NDArray[Any]]
         "vision": np.zeros((1, *pixels), np.float32),
     }
     place = GRAPHS.index(tower)
-
-    def run(batch: NDArray[Any]) -> NDArray[np.float32]:
-        rows: NDArray[np.float32] = session.run(None, {names[tower]: batch, names[other]: dummies[other]})[place]
-        return rows
-
-    return run
-
-
-def _weight_files(graph: onnx.GraphProto) -> set[str]:
-    return {entry.value for weight in graph.initializer for entry in weight.external_data if entry.key == "location"}
+    return lambda batch: session.run(None, {names[tower]: batch, names[other]: dummies[other]})[place]

@@ -1,10 +1,7 @@
 """A bundle beside the plain export of the same checkpoint, in one run on one machine.
 
-    edgeclip bench plain-export CHECKPOINT BUNDLE [--rounds N] [--plain DIR] [--out FILE.json]
-
-The plain export is one of the rivals: what torch.onnx.export and onnxruntime give by themselves for
-`edgeclip_bench.rivals.plain_towers`. Here it is the only one, texts have more shapes, and the memory that the longest
-text takes is measured too.
+The plain export is one of the rivals. Here it is the only one, texts have more shapes, and the memory that the
+longest text takes is measured too.
 """
 
 import argparse

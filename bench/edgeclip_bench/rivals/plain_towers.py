@@ -6,25 +6,51 @@ and the last block computes every token. It shares no arithmetic with `edgeclip_
 can compare the two; LoRA is merged here too, because an export that leaves it in is too slow to be a fair rival.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeclip_bench.rivals.plain_alibi_text import PlainAlibiTextTower
 from edgeclip_export.checkpoint import CONFIG, read_json
 from edgeclip_export.families.jina_clip.bert_text import BertTextConfig
-from edgeclip_export.families.jina_clip.config import TextConfig, VisionConfig, parse_config
+from edgeclip_export.families.jina_clip.config import JinaClipConfig, TextConfig, VisionConfig, parse_config
 from edgeclip_export.families.jina_clip.tensors import VISION, tensor_shapes, text_prefix
 from edgeclip_export.families.jina_clip.weights import open_weights
 from edgeclip_export.opening import open_checkpoint
 from edgeclip_export.tracing import OPSET
 
 
-def load_plain(folder: Path, graph: str) -> "PlainTextTower | PlainAlibiTextTower | PlainVisionTower":
-    """Load the tower of a checkpoint folder that becomes the graph "text" or "vision"."""
-    return load_plain_text(folder) if graph == "text" else load_plain_vision(folder)
+def load_plain(folder: Path, graph: str) -> "PlainTextTower | PlainVisionTower":
+    """Load the tower of a checkpoint folder that becomes the graph "text" or "vision", LoRA merged."""
+    config = parse_config(read_json(folder / CONFIG))
+    text, prefix = config.text, VISION if graph == "vision" else text_prefix(config.text)
+    with open_weights(open_checkpoint(folder).checkpoint, config) as opened:
+        read, weights = opened.read, {}
+        for name in tensor_shapes(opened.config):
+            if not name.startswith(prefix) or name.endswith(("lora_A", "lora_B")):
+                continue
+            weight = read(name)
+            if isinstance(text, TextConfig) and name.endswith("original"):
+                a, b = (read(name.replace("original", f"0.lora_{which}"))[text.lora.adapter] for which in "AB")
+                weight += text.lora.scale * (a @ b if "embeddings" in name else b @ a)
+            weights[name.removeprefix(prefix).replace(".parametrizations.weight.original", ".weight")] = weight
+    return fill(empty_tower(config, graph), weights)
+
+
+def load_plain_text(folder: Path) -> "PlainTextTower":
+    """Load the text tower of a checkpoint folder."""
+    tower = load_plain(folder, "text")
+    assert isinstance(tower, PlainTextTower)
+    return tower
+
+
+def load_plain_vision(folder: Path) -> "PlainVisionTower":
+    """Load the vision tower of a checkpoint folder."""
+    tower = load_plain(folder, "vision")
+    assert isinstance(tower, PlainVisionTower)
+    return tower
 
 
 def export_plain(checkpoint: Path, folder: Path, graph: str) -> Path:
@@ -41,39 +67,19 @@ def export_plain(checkpoint: Path, folder: Path, graph: str) -> Path:
     return folder / f"plain_{graph}.onnx"
 
 
-def plain_text_tower(config: TextConfig | BertTextConfig) -> "PlainTextTower | PlainAlibiTextTower":
-    """The text tower, without weights."""
-    return PlainAlibiTextTower(config) if isinstance(config, BertTextConfig) else PlainTextTower(config)
-
-
-def load_plain_text(folder: Path) -> "PlainTextTower | PlainAlibiTextTower":
-    """Load the text tower of a checkpoint folder."""
-    config = parse_config(read_json(folder / CONFIG))
-    text, prefix = config.text, text_prefix(config.text)
-    with open_weights(open_checkpoint(folder).checkpoint, config) as opened:
-        read, weights = opened.read, {}
-        for name in tensor_shapes(opened.config):
-            if not name.startswith(prefix) or name.endswith(("lora_A", "lora_B")):
-                continue
-            weight = read(name)
-            if isinstance(text, TextConfig) and name.endswith("original"):
-                a, b = (read(name.replace("original", f"0.lora_{which}"))[text.lora.adapter] for which in "AB")
-                weight += text.lora.scale * (a @ b if "embeddings" in name else b @ a)
-            weights[name.removeprefix(prefix).replace(".parametrizations.weight.original", ".weight")] = weight
+def empty_tower(config: JinaClipConfig, graph: str) -> "PlainTextTower | PlainVisionTower":
+    """The tower of the graph "text" or "vision", without weights."""
     with torch.device("meta"):
-        tower = plain_text_tower(text)
-    tower.load_state_dict(weights, assign=True)
-    return tower.eval().requires_grad_(False)
+        if graph == "vision":
+            return PlainVisionTower(config.vision)
+        text = config.text
+        return PlainAlibiTextTower(text) if isinstance(text, BertTextConfig) else PlainTextTower(text)
 
 
-def load_plain_vision(folder: Path) -> "PlainVisionTower":
-    """Load the vision tower of a checkpoint folder."""
-    config = parse_config(read_json(folder / CONFIG))
-    with open_weights(open_checkpoint(folder).checkpoint, config) as opened:
-        names = [name for name in tensor_shapes(config) if name.startswith(VISION)]
-        weights = {name.removeprefix(VISION): opened.read(name) for name in names}
-    with torch.device("meta"):
-        tower = PlainVisionTower(config.vision)
+def fill(
+    tower: "PlainTextTower | PlainVisionTower", weights: Mapping[str, Tensor]
+) -> "PlainTextTower | PlainVisionTower":
+    """Give an empty tower its weights, for inference."""
     tower.load_state_dict(weights, assign=True)
     return tower.eval().requires_grad_(False)
 
@@ -81,17 +87,17 @@ def load_plain_vision(folder: Path) -> "PlainVisionTower":
 class PlainTextTower(nn.Module):
     """(B, T) ids -> (B, D) unit rows."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig | BertTextConfig, token_types: int = 1) -> None:
         super().__init__()
         self.config = config
         self.embeddings = nn.ModuleDict(
             {
                 "word_embeddings": nn.Embedding(config.vocab_size, config.width),
-                "token_type_embeddings": nn.Embedding(1, config.width),
+                "token_type_embeddings": nn.Embedding(token_types, config.width),
             }
         )
         self.emb_ln = nn.LayerNorm(config.width, config.layer_norm_eps)
-        self.encoder = _Layers(config)
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(_TextLayer(config) for _ in range(config.layers))})
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Normalised embeddings."""
@@ -100,68 +106,93 @@ class PlainTextTower(nn.Module):
     def features(self, input_ids: Tensor) -> Tensor:
         """Un-normalised features (B, D)."""
         mask = input_ids != self.config.pad_id
-        angles = self.angles(input_ids.shape[1]).to(input_ids.device)
         # One row would do, but onnxruntime's Attention refuses a mask that is broadcast over queries.
         bias = torch.where(mask, 0.0, -10000.0)[:, None, None].expand(-1, -1, input_ids.shape[1], -1)
-        h = self._hidden(input_ids, angles.cos(), angles.sin(), bias)
-        return (h * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+        tables = (table.to(input_ids.device) for table in self.tables(input_ids.shape[1]))
+        return (self._hidden(input_ids, bias, *tables) * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
-    def tabled_features(self, input_ids: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """The features (B, D) of texts without padding, without a mask, from tables (T or more, D)."""
-        tokens = input_ids.shape[1]
-        return self._hidden(input_ids, cos[:tokens], sin[:tokens], None).mean(dim=1)
+    def tabled_features(self, input_ids: Tensor, *tables: Tensor) -> Tensor:
+        """The features (B, D) of texts without padding, without a mask, from `tables`."""
+        return self._hidden(input_ids, None, *tables).mean(dim=1)
 
-    def tables(self, longest: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines for texts of up to so many tokens, which `tabled_features` takes."""
-        angles = self.angles(longest)
+    def tables(self, longest: int) -> tuple[Tensor, ...]:
+        """Cosines and sines (T, D) of the rotary positions of texts of up to so many tokens."""
+        assert isinstance(self.config, TextConfig)
+        half = torch.arange(0, self.config.head_width, 2, dtype=torch.float32)
+        position = torch.arange(longest, dtype=torch.float32)
+        angles = torch.outer(position, 1.0 / self.config.rotary_base ** (half / self.config.head_width))
+        angles = torch.cat((angles, angles), dim=-1)
         return angles.cos(), angles.sin()
 
-    def angles(self, tokens: int) -> Tensor:
-        """The rotary angles of so many positions: (T, D)."""
-        half = torch.arange(0, self.config.head_width, 2, dtype=torch.float32)
-        position = torch.arange(tokens, dtype=torch.float32)
-        angles = torch.outer(position, 1.0 / self.config.rotary_base ** (half / self.config.head_width))
-        return torch.cat((angles, angles), dim=-1)
-
-    def _hidden(self, input_ids: Tensor, cos: Tensor, sin: Tensor, bias: Tensor | None) -> Tensor:
+    def _hidden(self, input_ids: Tensor, bias: Tensor | None, *tables: Tensor) -> Tensor:
         words, types = self.embeddings["word_embeddings"], self.embeddings["token_type_embeddings"]
-        h = self.emb_ln(words(input_ids) + types(torch.zeros_like(input_ids)))
-        for layer in self.encoder.layers:
-            h = layer(h, cos, sin, bias)
+        h: Tensor = self.emb_ln(words(input_ids) + types(torch.zeros_like(input_ids)))
+        for layer in self.encoder["layers"].children():
+            h = layer(h, bias, *(table[: input_ids.shape[1]] for table in tables))
         return h
 
 
-class _Layers(nn.Module):
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(_TextLayer(config) for _ in range(config.layers))
+class PlainAlibiTextTower(PlainTextTower):
+    """jina-clip-v1's: what ALiBi adds to the scores is a tensor (1, H, T, T), as in the reference; MLPs are gated."""
+
+    def __init__(self, config: BertTextConfig) -> None:
+        super().__init__(config, config.token_types)
+        for layer in self.encoder["layers"].children():
+            layer.mlp = _GatedMlp(config.width, config.mlp_width)
+
+    def tables(self, longest: int) -> tuple[Tensor, ...]:
+        """What each head takes from a score for each token of distance: (H, 1, 1)."""
+        heads, power = self.config.heads, 1
+        while 2 * power <= heads:
+            power *= 2
+        slopes = [2.0 ** (-8.0 * step / power) for step in range(1, power + 1)]
+        slopes += [2.0 ** (-4.0 * step / power) for step in range(1, 2 * (heads - power), 2)]
+        return (torch.tensor(slopes)[:, None, None],)
+
+    def _hidden(self, input_ids: Tensor, bias: Tensor | None, *tables: Tensor) -> Tensor:
+        (slopes,) = tables
+        tokens = torch.arange(input_ids.shape[1], device=input_ids.device)
+        distances = -slopes * (tokens[:, None] - tokens).abs()[None, None]  # (1, H, T, T)
+        return super()._hidden(input_ids, distances if bias is None else distances + bias)
 
 
 class _TextLayer(nn.Module):
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig | BertTextConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.mixer = nn.ModuleDict(
-            {
-                "Wqkv": nn.Linear(config.width, 3 * config.width),
-                "out_proj": nn.Linear(config.width, config.width),
-            }
-        )
-        self.norm1 = nn.LayerNorm(config.width, config.layer_norm_eps)
-        self.mlp = nn.ModuleDict(
-            {
-                "fc1": nn.Linear(config.width, config.mlp_width),
-                "fc2": nn.Linear(config.mlp_width, config.width),
-            }
-        )
-        self.norm2 = nn.LayerNorm(config.width, config.layer_norm_eps)
+        width = config.width
+        self.mixer = nn.ModuleDict({"Wqkv": nn.Linear(width, 3 * width), "out_proj": nn.Linear(width, width)})
+        self.norm1 = nn.LayerNorm(width, config.layer_norm_eps)
+        self.mlp: nn.Module = _Mlp(width, config.mlp_width)
+        self.norm2 = nn.LayerNorm(width, config.layer_norm_eps)
 
-    def forward(self, h: Tensor, cos: Tensor, sin: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, h: Tensor, bias: Tensor | None, *rotary: Tensor) -> Tensor:
         q, k, v = (_split_heads(x, self.heads) for x in self.mixer["Wqkv"](h).chunk(3, dim=-1))
-        q, k = (x * cos + _rotate_half(x) * sin for x in (q, k))
+        if rotary:
+            cos, sin = rotary
+            q, k = (x * cos + _rotate_half(x) * sin for x in (q, k))
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         h = self.norm1(h + self.mixer["out_proj"](attended.transpose(1, 2).flatten(2)))
-        return self.norm2(h + self.mlp["fc2"](F.gelu(self.mlp["fc1"](h))))
+        return self.norm2(h + self.mlp(h))
+
+
+class _Mlp(nn.Module):
+    def __init__(self, width: int, mlp_width: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, mlp_width), nn.Linear(mlp_width, width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(h)))
+
+
+class _GatedMlp(nn.Module):
+    def __init__(self, width: int, mlp_width: int) -> None:
+        super().__init__()
+        self.gated_layers, self.wo = nn.Linear(width, 2 * mlp_width, bias=False), nn.Linear(mlp_width, width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        gate, up = self.gated_layers(h).chunk(2, dim=-1)
+        return self.wo(F.gelu(gate) * up)
 
 
 class PlainVisionTower(nn.Module):
@@ -183,24 +214,18 @@ class PlainVisionTower(nn.Module):
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """Un-normalised features (B, D)."""
-        cos, sin = (table.to(pixel_values.device) for table in self.tables(0))
-        return self.tabled_features(pixel_values, cos, sin)
+        return self.tabled_features(pixel_values, *(table.to(pixel_values.device) for table in self.tables(0)))
 
-    def tabled_features(self, pixel_values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def tabled_features(self, pixel_values: Tensor, *tables: Tensor) -> Tensor:
         """The features (B, D) from tables (P, D) that were made before."""
         patches = self.patch_embed["proj"](pixel_values).flatten(2).transpose(1, 2)
         x = torch.cat((self.cls_token.expand(patches.shape[0], -1, -1), patches), dim=1) + self.pos_embed
         for block in self.blocks:
-            x = block(x, cos, sin)
+            x = block(x, *tables)
         return self.norm(x)[:, 0]
 
     def tables(self, longest: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the patches, which `tabled_features` takes."""
-        angles = self.angles()
-        return angles.cos(), angles.sin()
-
-    def angles(self) -> Tensor:
-        """The rotary angles (P, D): for each patch its row's, then its column's, every angle twice."""
+        """Cosines and sines (P, D): for each patch its row's angles, then its column's, every angle twice."""
         config, half = self.config, self.config.head_width // 2
         frequencies = config.rotary_base ** -(torch.arange(0, half, 2, dtype=torch.float32) / half)
         grid = torch.arange(config.grid, dtype=torch.float32)
@@ -208,7 +233,8 @@ class PlainVisionTower(nn.Module):
             grid = grid * config.rope_grid / config.grid
         angles = torch.outer(grid, frequencies).repeat_interleave(2, dim=-1)
         row, column = torch.meshgrid(torch.arange(config.grid), torch.arange(config.grid), indexing="ij")
-        return torch.cat((angles[row.flatten()], angles[column.flatten()]), dim=-1)
+        angles = torch.cat((angles[row.flatten()], angles[column.flatten()]), dim=-1)
+        return angles.cos(), angles.sin()
 
 
 class _VisionBlock(nn.Module):

@@ -64,10 +64,7 @@ class Material:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """A rival's graph on disk: "text" or "vision", in `file`.
-
-    `made_with` are versions of packages, `files` hashes of the files that are loaded.
-    """
+    """A rival's graph in `file`; `made_with` are versions of packages, `files` hashes of what is loaded."""
 
     rival: str
     graph: str
@@ -87,15 +84,15 @@ Make = Callable[[Material, str, Graphs, Path], Path]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rival:
-    """How a tool makes a graph: `recipe` says it in a line, `packages` must be installed.
+    """How a tool makes a graph: `recipe` says it in a line, `packages` must be installed to make it.
 
-    `taken_from` is the rival whose files this one opens in another engine. `is_of_plain`: it is made from the plain
-    graph; `is_joint`: it is one graph for texts and images.
+    `taken_from` is the rival whose files this one opens in another engine; `is_joint`: one graph for texts and
+    images.
     """
 
     recipe: str
     engine: Engine
-    packages: tuple[str, ...]
+    packages: tuple[str, ...] = ()
     make: Make | None = None
     taken_from: str | None = None
     is_of_plain: bool = True
@@ -163,7 +160,10 @@ def _openvino_int8(material: Material, graph: str, plain: Graphs, folder: Path) 
     import nncf
     import openvino
 
-    batches = _calibration(material, graph)
+    manifest = Manifest.read(material.bundle)
+    batches = made_up_batches(material.bundle, manifest, graph, texts=_TEXTS, images=_IMAGES)
+    if graph == "vision":
+        batches = [normalize_pixels(pixels, manifest.need_image()) for pixels in batches]
     model = nncf.quantize(
         openvino.convert_model(plain[graph]),
         nncf.Dataset(batches),
@@ -174,12 +174,6 @@ def _openvino_int8(material: Material, graph: str, plain: Graphs, folder: Path) 
     )
     openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
     return folder / "model.xml"
-
-
-def _calibration(material: Material, graph: str) -> Sequence[NDArray[Any]]:
-    manifest = Manifest.read(material.bundle)
-    batches = made_up_batches(material.bundle, manifest, graph, texts=_TEXTS, images=_IMAGES)
-    return batches if graph == "text" else [normalize_pixels(pixels, manifest.need_image()) for pixels in batches]
 
 
 def made_up_batches(
@@ -208,18 +202,8 @@ RIVALS: Mapping[str, Rival] = {
         make=_torch,
         is_of_plain=False,
     ),
-    "torch-bf16": Rival(
-        recipe="torch eager, bfloat16",
-        engine="torch-bf16",
-        packages=("torch", "safetensors"),
-        taken_from="torch",
-    ),
-    "torch-compiled": Rival(
-        recipe="torch.compile, fp32",
-        engine="torch-compiled",
-        packages=("torch", "safetensors"),
-        taken_from="torch",
-    ),
+    "torch-bf16": Rival(recipe="torch eager, bfloat16", engine="torch-bf16", taken_from="torch"),
+    "torch-compiled": Rival(recipe="torch.compile, fp32", engine="torch-compiled", taken_from="torch"),
     "merged": Rival(
         recipe="both plain graphs in one, a dummy for the other one's input, fp32",
         engine="merged",
@@ -245,7 +229,6 @@ RIVALS: Mapping[str, Rival] = {
     "openvino-bf16": Rival(
         recipe="openvino.convert_model, fp32 weights, computed in bfloat16",
         engine="openvino-bf16",
-        packages=("openvino",),
         taken_from="openvino",
     ),
     "openvino-int8": Rival(
@@ -349,9 +332,7 @@ def first_line(error: BaseException) -> str:
 
 
 def same_graphs(made: Sequence[Made]) -> dict[str, str]:
-    """By name, each rival of one graph whose files and engine equal an earlier rival's in every bit, and that rival's
-    name.
-    """
+    """Each rival whose files and engine equal an earlier rival's in every bit, with that rival's name."""
     first: dict[tuple[Engine, frozenset[tuple[str, str]]], str] = {}
     same = {}
     for one in made:

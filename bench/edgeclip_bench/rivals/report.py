@@ -1,9 +1,7 @@
-"""The document of `edgeclip_bench.rivals.run` as tables: an overview, one for each case, and the rivals left out.
+"""The document of `edgeclip_bench.rivals.run` as tables: an overview, one for each case, and the rivals left out."""
 
-A case's table has in one line what a reader weighs against each other: time, ratios, cosine, memory.
-"""
-
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from edgeclip.tables import format_bytes
@@ -37,7 +35,7 @@ def rival_tables(document: Document) -> Iterator[Table]:
         title = f"rivals, {graph} graph: what each holds, and the cosines of its vectors to {document['fp32']}'s"
         yield make_table(title, standings, _STANDINGS)
         cases = dict.fromkeys(one["case"] for one in document["latencies"])
-        for case in (case for case in cases if _is_of(case, graph)):
+        for case in (case for case in cases if case.startswith("text") == (graph == "text")):
             yield _case(document, case, {one["contender"]: one for one in standings})
     if missing := _missing(document):
         yield Table(title="rivals that were left out", header=("", "graph", "why"), rows=missing)
@@ -49,8 +47,9 @@ def _case(document: Document, case: str, standings: Mapping[str, Document]) -> T
     bundles = list(dict.fromkeys(one["bundle"] for one in document["against"]))
     against = {(one["bundle"], one["rival"]): one["ratio"] for one in document["against"] if one["case"] == case}
 
-    def ratio_of(bundle: str) -> Callable[[Document], str]:
-        return lambda one: _ratio(against.get((bundle, one["contender"])))
+    def ratio_to(one: Document, bundle: str) -> str:
+        ratio = against.get((bundle, one["contender"]))
+        return f"{ratio['median']:.3f} ({ratio['low']:.3f}-{ratio['high']:.3f})" if ratio else NONE
 
     columns: Columns[Document] = {
         "": lambda one: one["contender"],
@@ -58,7 +57,7 @@ def _case(document: Document, case: str, standings: Mapping[str, Document]) -> T
         "p90 ms": lambda one: NONE if one["p90_ms"] is None else f"{one['p90_ms']:.3g}",
         f"to {document['fp32']}": lambda one: f"{one['to_fp32']['median']:.3f}",
         "quartiles": lambda one: f"{one['to_fp32']['low']:.3f}-{one['to_fp32']['high']:.3f}",
-        **{f"{bundle} to it": ratio_of(bundle) for bundle in bundles},
+        **{f"{bundle} to it": partial(ratio_to, bundle=bundle) for bundle in bundles},
         "worst cosine": lambda one: f"{standings[one['contender']]['closeness']['worst']:.5f}",
         "resident": lambda one: format_bytes(standings[one["contender"]]["resident"]["loaded_bytes"]),
         "rounds": lambda one: str(one["samples"]),
@@ -67,17 +66,9 @@ def _case(document: Document, case: str, standings: Mapping[str, Document]) -> T
     return make_table(f"rivals, {case}: compute alone, in turns", latencies, columns)
 
 
-def _ratio(ratio: Document | None) -> str:
-    return f"{ratio['median']:.3f} ({ratio['low']:.3f}-{ratio['high']:.3f})" if ratio else NONE
-
-
 def _missing(document: Document) -> tuple[tuple[str, ...], ...]:
     """The rivals that are left out; one that is left out everywhere for the same reason takes one line."""
     graphs: dict[tuple[str, str], list[str]] = {}
     for one in document["left_out"]:
         graphs.setdefault((one["rival"], one["why"]), []).append(one["graph"])
     return tuple((rival, ", ".join(found), why) for (rival, why), found in graphs.items())
-
-
-def _is_of(case: str, graph: str) -> bool:
-    return case.startswith("text" if graph == "text" else "image")

@@ -1,16 +1,13 @@
 """Quantised bundles beside other tools' versions of the same graphs, in one run on one machine.
 
-    edgeclip bench rivals CHECKPOINT BUNDLE [SMALLER ...] [--rivals NAMES] [--work DIR] [--out FILE.json]
-
-BUNDLE is the checkpoint's fp32 bundle for the CPU, every SMALLER one of its quantised bundles. For each contender it
-measures latency, size on disk, resident memory in a process of its own, and the cosines of its vectors to BUNDLE's on
-made-up inputs that none was calibrated on. The contenders take turns in every round, and another one begins each
-round, so other work of the machine meets all alike; the figure to quote is the median over the rounds of one time
-divided by another. Only compute is timed.
+For each contender it measures latency, size on disk, resident memory in a process of its own, and the cosines of its
+vectors to the fp32 bundle's on made-up inputs that none was calibrated on. The contenders take turns in every round,
+so other work of the machine meets all alike; the figure to quote is the median over the rounds of one time divided by
+another. Only compute is timed.
 
 A rival whose package is not installed, or whose tool fails, is left out: stderr and the JSON say so. Rivals that
-cannot take any checkpoint are listed too, so that nobody looks for them in vain. Graphs that were prepared in --work
-are reused. `--prepare` prepares and stops: where packages exclude each other, run it once in each environment.
+cannot take any checkpoint are listed too, so that nobody looks for them in vain. Where packages exclude each other,
+run `--prepare` once in each environment.
 """
 
 import argparse
@@ -128,9 +125,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def parse_names(words: str) -> list[str]:
-    """Names of rivals with commas between them, or "all", also of those that cannot take part; InputError for other
-    names.
-    """
+    """Names of rivals with commas between them, or "all", also of those that cannot take part; else InputError."""
     names = [*RIVALS, *CANNOT] if words == "all" else list(dict.fromkeys(word.strip() for word in words.split(",")))
     if unknown := set(names) - set(RIVALS) - set(CANNOT):
         raise InputError(f"--rivals: unknown {', '.join(sorted(unknown))}; wanted some of {', '.join(RIVALS)}")
@@ -150,11 +145,7 @@ def run_rivals(
     threads: int | None = None,
     shapes: Shapes = SHAPES,
 ) -> dict[str, Any]:
-    """Prepare the rivals in `work` (None: a temporary folder), measure these modalities, and return the document.
-
-    `modalities` None are all that the bundles take. All get `threads` threads, by default every processor that may
-    be used.
-    """
+    """Prepare the rivals in `work` (None: a temporary folder), measure these modalities, and return the document."""
     count = threads or usable_cpus()
     facts = entries[0].manifest
     graphs = [FIRST_GRAPH[modality] for modality in modalities or facts.modalities]
@@ -235,10 +226,7 @@ def measure(
     threads: int,
     shapes: Shapes = SHAPES,
 ) -> dict[str, list[Row]]:
-    """The rows of every contender's graph of that name: standings, latencies, against, twins, left_out.
-
-    A graph that cannot be opened is left out; a twin, whose files equal another rival's, is not measured again.
-    """
+    """The rows of every contender's graph of that name: standings, latencies, against, twins, left_out."""
     facts = entries[0].manifest
     image = facts.need_image() if facts.image else None
     of_graph = [one for one in made if one.graph == graph]
@@ -284,24 +272,10 @@ def measure(
 
 
 def _compare(times: Mapping[str, Mapping[str, Times]], entries: Sequence[Entry]) -> dict[str, list[Row]]:
-    """Each contender's times for each case beside fp32's, and each smaller bundle's beside each rival's.
-
-    `p90_ms` is None where there are fewer rounds than `edgeclip_bench.measure.percentiles` needs.
-    """
+    """Each contender's times for each case beside fp32's, and each smaller bundle's beside each rival's."""
     fp32, *smaller = (entry.name for entry in entries)
     return {
-        "latencies": [
-            {
-                "case": case,
-                "contender": name,
-                "samples": len(its),
-                "median_ms": float(np.median(its)),
-                "p90_ms": summarize(its).p90_ms,
-                "to_fp32": paired(its, of_case[fp32]),
-            }
-            for case, of_case in times.items()
-            for name, its in of_case.items()
-        ],
+        "latencies": [row for case, its in times.items() for row in latency_rows(case, its, to_fp32=its[fp32])],
         "against": [
             {"case": case, "bundle": bundle, "rival": rival, "ratio": paired(of_case[bundle], its)}
             for case, of_case in times.items()
@@ -310,6 +284,21 @@ def _compare(times: Mapping[str, Mapping[str, Times]], entries: Sequence[Entry])
             if rival in RIVALS
         ],
     }
+
+
+def latency_rows(case: str, times: Mapping[str, Times], **to: Times) -> list[Row]:
+    """A row for each contender of a case, with the ratios to another's times in the same rounds, by their names."""
+    return [
+        {
+            "case": case,
+            "contender": name,
+            "samples": len(its),
+            "median_ms": float(np.median(its)),
+            "p90_ms": summarize(its).p90_ms,
+            **{ratio: paired(its, others) for ratio, others in to.items()},
+        }
+        for name, its in times.items()
+    ]
 
 
 def paired(times: Times, others: Times) -> Row:

@@ -1,9 +1,8 @@
 """PyTorch as a rival: the plain towers with scaled_dot_product_attention, eager and compiled.
 
-They are the plain towers (`edgeclip_bench.rivals.plain_towers`) without two handicaps: there is no mask for texts
-without padding, so that the flash kernel is used, and rotary tables are made once. On a GPU they are fp16 and read
-from the checkpoint; on the CPU they are rivals of `edgeclip_bench.rivals.run`, fp32 or bfloat16, with LoRA merged
-before.
+They are the plain towers without two handicaps: there is no mask for texts without padding, so that the flash kernel
+is used, and rotary tables are made once. On a GPU they are fp16 and read from the checkpoint; on the CPU they are
+fp32 or bfloat16, with LoRA merged before.
 """
 
 import shutil
@@ -18,8 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeclip_bench.rivals.plain_alibi_text import PlainAlibiTextTower
-from edgeclip_bench.rivals.plain_towers import PlainTextTower, PlainVisionTower, load_plain, plain_text_tower
+from edgeclip_bench.rivals.plain_towers import PlainTextTower, PlainVisionTower, empty_tower, fill, load_plain
 from edgeclip_export.checkpoint import CONFIG, read_json
 from edgeclip_export.families.jina_clip.config import parse_config
 
@@ -32,7 +30,7 @@ _TOWER = "tower.safetensors"
 class Tabled(nn.Module):
     """A plain tower with tables of its positions: ids (B, T) or normalised pixels (B, 3, S, S) -> unit rows."""
 
-    def __init__(self, tower: PlainTextTower | PlainAlibiTextTower | PlainVisionTower, longest: int) -> None:
+    def __init__(self, tower: PlainTextTower | PlainVisionTower, longest: int) -> None:
         super().__init__()
         self.tower = tower
         tables = {f"table_{index}": table for index, table in enumerate(tower.tables(longest))}
@@ -56,9 +54,7 @@ def compiled(module: nn.Module, mode: Mode) -> Callable[[Tensor], Tensor]:
     """The module compiled in this mode, for the one shape that it then gets."""
     if mode == "eager":
         return module
-    options: dict[str, Any] = {"mode": "reduce-overhead"} if mode.endswith("reduce-overhead") else {}
-    run: Callable[[Tensor], Tensor] = torch.compile(module, dynamic=False, **options)
-    return run
+    return torch.compile(module, dynamic=False, mode="reduce-overhead" if mode.endswith("overhead") else None)
 
 
 def feed(batch: NDArray[Any], device: str) -> Tensor:
@@ -98,9 +94,7 @@ def open_on_cpu(
     """
     torch.set_num_threads(threads)
     config = parse_config(read_json(weights.with_name(CONFIG)))
-    with torch.device("meta"):
-        plain = plain_text_tower(config.text) if graph == "text" else PlainVisionTower(config.vision)
-    plain.load_state_dict(load_file(weights), assign=True)
+    plain = fill(empty_tower(config, graph), load_file(weights))
     dtype = torch.bfloat16 if way == "torch-bf16" else torch.float32
     module = Tabled(plain, config.text.max_tokens).eval().requires_grad_(False).to(dtype)
     call: Callable[[Tensor], Tensor] = module
@@ -108,9 +102,7 @@ def open_on_cpu(
         call = torch.compile(module, dynamic=graph == "text")
 
     def run(batch: NDArray[Any]) -> NDArray[np.float32]:
-        inputs = torch.from_numpy(np.ascontiguousarray(batch))
-        with torch.inference_mode():
-            rows: NDArray[np.float32] = call(inputs if graph == "text" else inputs.to(dtype)).numpy()
-        return rows
+        inputs = feed(batch, "cpu")
+        return runner(call, inputs if graph == "text" else inputs.to(dtype), "cpu")()
 
     return run
