@@ -1,7 +1,5 @@
 """A bundle's graphs on a GPU: latency in every way that CUDA can run them, parity with the CPU, and PyTorch beside.
 
-    edgeclip bench gpu-graphs CHECKPOINT BUNDLE FP16 --out FILE.json [--device cuda] [--seconds 2] [--no-compile]
-
 BUNDLE is the checkpoint's fp32 bundle for CUDA, FP16 the one narrowed from it. Ways are CUDA graphs, bound buffers
 alone, and plain session.run. The file is written again after each figure, so that a run that is stopped by a time
 limit loses nothing; an error stands where its figure would.
@@ -10,7 +8,7 @@ limit loses nothing; an error stands where its figure would.
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -27,9 +25,12 @@ from edgeclip.engine.devices import Device, usable_cpus
 from edgeclip.engine.opening import GraphToOpen, open_graph
 from edgeclip.engine.paired_timing import take_turns
 from edgeclip.inputs.square import normalize_pixels
+from edgeclip.manifest import Manifest
+from edgeclip.tables import format_table
 from edgeclip_bench.measure.closeness import summarize_cosines
 from edgeclip_bench.measure.documents import add_out, make_document, save
 from edgeclip_bench.measure.percentiles import summarize
+from edgeclip_bench.measure.report_table import NONE
 from edgeclip_bench.rivals.recipes import INPUTS, made_up_batches
 
 Run = Callable[[NDArray[Any]], NDArray[np.float32]]
@@ -56,19 +57,13 @@ class Setup:
     fp16: Path
     device: str
     seconds: float
-    compiles: bool
     out: Path
+    manifest: Manifest
     found: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def graphs(self) -> Sequence[str]:
-        """The names of the bundle's graphs."""
-        return tuple(open_manifest(self.bundle).graphs)
 
     def batch(self, graph: str, count: int, tokens: int) -> NDArray[Any]:
         """Made-up inputs: ids (B, T) or pixels (B, S, S, 3)."""
-        manifest = open_manifest(self.bundle)
-        some = made_up_batches(self.bundle, manifest, graph, texts=8, images=1, seed=tokens)
+        some = made_up_batches(self.bundle, self.manifest, graph, texts=8, images=1, seed=tokens)
         if graph == "text":
             return np.resize(np.concatenate([ids[:, 1:-1] for ids in some], axis=1), (count, tokens))
         return np.repeat(some[0], count, axis=0)
@@ -93,15 +88,15 @@ def run(options: argparse.Namespace) -> int:
     if options.out is None:
         options.usage_error("--out is needed: the figures are written there as they come")
     names = ("checkpoint", "bundle", "fp16", "device", "seconds", "out")
-    setup = Setup(compiles=not options.no_compile, **{name: getattr(options, name) for name in names})
+    setup = Setup(manifest=open_manifest(options.bundle), **{name: getattr(options, name) for name in names})
     if options.device == "cuda":
         import torch
 
         torch.cuda.init()  # type: ignore[no-untyped-call]  # loads the CUDA libraries of torch's wheels, for onnxruntime to find
-    for measure in (latency, parity, rivals):
-        measure(setup)
-    for line in summary(setup.found):
-        print(line)
+    latency(setup)
+    parity(setup)
+    rivals(setup, compiles=not options.no_compile)
+    print(summary(setup.found))
     errors = [case for case in setup.found["cases"] if "error" in case]
     errors += [found for ways in setup.found["parity"].values() for found in ways.values() if "error" in found]
     return 1 if errors else 0
@@ -111,7 +106,7 @@ def latency(setup: Setup) -> None:
     """Time one batch after the other, host to host, in every way."""
     cases: list[dict[str, Any]] = setup.found.setdefault("cases", [])
     opened_s = setup.found.setdefault("open_s", {})
-    for graph in setup.graphs:
+    for graph in setup.manifest.graphs:
         for way in _ways(setup):
             run: Run | None = None
             refused: dict[str, Any] = {}
@@ -132,7 +127,7 @@ def latency(setup: Setup) -> None:
 
 def parity(setup: Setup) -> None:
     """Compare fp16 on the device with fp32 on the CPU, in every way, and a row alone with the row in a batch."""
-    for graph in setup.graphs:
+    for graph in setup.manifest.graphs:
         batches = list(_parity_batches(setup, graph))
         exact = _open(setup.bundle, graph, Device(kind="cpu"))
         wanted = np.concatenate([exact(batch) for batch in batches])
@@ -159,20 +154,20 @@ def parity(setup: Setup) -> None:
             setup.note()
 
 
-def rivals(setup: Setup) -> None:
-    """Time the torch towers at fp16, eager and compiled, on the same inputs, host to host."""
+def rivals(setup: Setup, *, compiles: bool) -> None:
+    """Time the torch towers at fp16, eager and perhaps compiled, on the same inputs, host to host."""
     import torch
 
     from edgeclip_bench.rivals.torch_towers import MODES, compiled, feed, open_rival, runner
 
-    modules = {graph: open_rival(setup.checkpoint, graph, setup.device, 512) for graph in setup.graphs}
-    for mode in MODES if setup.compiles else MODES[:1]:
+    modules = {graph: open_rival(setup.checkpoint, graph, setup.device, 512) for graph in setup.manifest.graphs}
+    for mode in MODES if compiles else MODES[:1]:
         for graph, count, tokens in CASES:
             case: dict[str, Any] = {"graph": graph, "way": f"torch {mode}", "batch": count, "tokens": tokens or None}
             with note_error(case):
                 batch = setup.batch(graph, count, tokens)
                 if graph == "vision":
-                    batch = normalize_pixels(batch, open_manifest(setup.bundle).need_image())
+                    batch = normalize_pixels(batch, setup.manifest.need_image())
                 call = runner(compiled(modules[graph], mode), feed(batch, setup.device), setup.device)
                 started = time.perf_counter()
                 call()
@@ -184,26 +179,26 @@ def rivals(setup: Setup) -> None:
                 torch.compiler.reset()
 
 
-def summary(found: Mapping[str, Any]) -> Iterator[str]:
-    """The table for people: latencies side by side, then parity."""
-    yield f"{'median ms':<20} {'way':<32} {'p50':>9} {'p99':>9} {'inputs/s':>10}"
-    for shape in CASES:
-        for case in found["cases"]:
-            if (case["graph"], case["batch"], case["tokens"] or 0) == shape:
-                yield _row(case)
+def summary(found: Mapping[str, Any]) -> str:
+    """The table for people: latencies of each shape side by side, then parity."""
+    cases = sorted(found["cases"], key=lambda one: CASES.index((one["graph"], one["batch"], one["tokens"] or 0)))
+    rows = [(_label(case), case["way"], *_figures(case)) for case in cases]
     for graph, ways in found["parity"].items():
         for way, one in ways.items():
             words = one.get("error") or f"worst cosine {one['worst_cosine']:.6f}"
-            yield f"parity {graph:<8} {way:<8} {words}"
+            rows.append((f"parity {graph}", way, words, "", ""))
+    return format_table(("median ms", "way", "p50", "p99", "inputs/s"), rows)
 
 
-def _row(case: Mapping[str, Any]) -> str:
-    tokens = f" x {case['tokens']}" if case["tokens"] else ""
-    label = f"{case['graph']} {case['batch']}{tokens}"
+def _label(case: Mapping[str, Any]) -> str:
+    return f"{case['graph']} {case['batch']}" + (f" x {case['tokens']}" if case["tokens"] else "")
+
+
+def _figures(case: Mapping[str, Any]) -> tuple[str, str, str]:
     if "p50_ms" not in case:
-        return f"{label:<20} {case['way']:<32} {str(case.get('error', 'not measured'))[:60]}"
-    p99 = "-" if case["p99_ms"] is None else f"{case['p99_ms']:.3f}"
-    return f"{label:<20} {case['way']:<32} {case['p50_ms']:9.3f} {p99:>9} {case['inputs_per_s']:10.1f}"
+        return str(case.get("error", "not measured"))[:60], "", ""
+    p99 = NONE if case["p99_ms"] is None else f"{case['p99_ms']:.3f}"
+    return f"{case['p50_ms']:.3f}", p99, f"{case['inputs_per_s']:.1f}"
 
 
 def timed(run: Callable[[], object], count: int, seconds: float) -> dict[str, Any]:
@@ -250,7 +245,7 @@ def _parity_batches(setup: Setup, graph: str) -> Iterator[NDArray[Any]]:
         return
     yield from (setup.batch(graph, count, tokens) for count, tokens in _TEXT_SHAPES)
     padded = setup.batch(graph, 2, 16)
-    padded[0, 9] = open_manifest(setup.bundle).need_text().pad_id
+    padded[0, 9] = setup.manifest.need_text().pad_id
     yield padded
 
 

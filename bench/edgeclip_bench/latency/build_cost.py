@@ -1,8 +1,5 @@
 """The cost of writing a bundle: seconds, CPU seconds and memory of one `edgeclip export` or `edgeclip quantize`.
 
-    edgeclip bench build-cost [--out FILE] export CHECKPOINT OUT [--to int4 ...]
-    edgeclip bench build-cost [--out FILE] quantize BUNDLE OUT --to int8
-
 The verb runs in a process of its own, with the arguments that follow it, and is observed from outside, so that its
 memory is neither this process's nor an earlier step's. Resident memory includes the pages of mapped files, as a
 checkpoint's, which the system may drop; anonymous memory does not.
@@ -31,10 +28,10 @@ _LOOK_EVERY_S = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildCost:
-    """What one export or quantisation took, and what it wrote.
+    """What one export or quantisation took, with all its threads, and what it wrote.
 
-    `cpu_seconds` counts all threads. The peaks are looked for every 20 ms: the resident peak is the system's own
-    count and misses only what comes after the last look; the anonymous peak may miss what lasts for less than that.
+    The peaks are looked for every 20 ms: the resident peak is the system's own count, the anonymous one may miss what
+    is shorter.
     """
 
     command: str

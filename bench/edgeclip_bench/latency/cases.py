@@ -1,8 +1,6 @@
 """The cases of `edgeclip bench`, and the inputs that it measures with.
 
-Inputs are made up: texts of an exact number of tokens, from words that are one token in the bundle's tokenizer, and
-JPEG files of a given number of pixels per side. The meaning of a text or picture costs no time; its length and size
-do.
+Inputs are made up: the meaning of a text or picture costs no time; its length and size do.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,10 +26,7 @@ _WORDS_WANTED = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One measurement: `tokens` for a text, `image_px` (a side, on disk) for an image; `batch` samples a query.
-
-    `task` is the one that its samples are encoded with, None for none.
-    """
+    """One measurement of a text of `tokens` or an image of `image_px` a side, with `batch` samples a query."""
 
     modality: Modality
     scenario: Scenario
@@ -61,9 +56,9 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The requested measurements; InputError for impossible ones.
+    """The requested measurements; `modalities` None are all, `threads` None those of `Encoder.open`.
 
-    `modalities` None are all that a bundle takes; `threads` None is what `Encoder.open` takes.
+    InputError for impossible ones.
     """
 
     modalities: tuple[Modality, ...] | None = None
@@ -87,8 +82,6 @@ class Plan:
                 if value < least or (most and value > most):
                     wanted = f"from {least} to {most}" if most else f"{least} or more"
                     raise InputError(f"{option} {value}: wanted {wanted}")
-        if unknown := sorted(set(self.scenarios) - set(SCENARIOS)):
-            raise InputError(f"--scenario {', '.join(unknown)}: wanted some of {', '.join(SCENARIOS)}")
         if not 0 < self.seconds <= 3600:
             raise InputError(f"--seconds {self.seconds:g}: wanted more than 0 and at most 3600")
         if "server" in self.scenarios and self.p99_ms is None:
@@ -102,9 +95,8 @@ def cases_for(
 ) -> Iterator[Case]:
     """The cases of a bundle that takes `modalities`: by scenario, texts before images, short before long.
 
-    Images have the plan's task where it is one of `image_tasks`.
-
-    A query of multi-stream has eight samples, and offline sends all samples at once, so `batches` is for the others.
+    Images have the plan's task where it is one of `image_tasks`. A query of multi-stream has eight samples, and
+    offline sends all at once, so `batches` is for the others.
     """
     for scenario in (one for one in SCENARIOS if one in plan.scenarios):
         fixed = {"multi-stream": (MULTI_STREAM_SAMPLES,), "offline": (1,)}
@@ -140,10 +132,7 @@ def check_plan(plan: Plan, manifest: Manifest) -> None:
 
 
 def make_text(tokens: int, count: Callable[[str], int]) -> str:
-    """A text of exactly `tokens` tokens by `count`, the opening and closing ones included.
-
-    InputError for a tokenizer to which none of the common words is one token.
-    """
+    """A text of so many tokens by `count`, with the special ones; InputError where the common words make none."""
     empty = count("")
     if tokens < empty:
         raise InputError(f"--tokens {tokens}: special tokens and the prompt of the task alone are {empty}")
@@ -156,10 +145,7 @@ def make_text(tokens: int, count: Callable[[str], int]) -> str:
 
 
 def make_image(folder: Path, size_px: int) -> Path:
-    """Write a square JPEG in `folder`: blotches and grain, which compress about as a photo does.
-
-    Raises MissingExtraError without Pillow.
-    """
+    """Write a square JPEG in `folder`, which compresses about as a photo does; MissingExtraError without Pillow."""
     path = folder / f"{size_px}.jpg"
     if path.exists():
         return path
@@ -188,7 +174,7 @@ def parse_numbers(option: str, words: str) -> tuple[int, ...]:
 
 def parse_scenarios(words: str) -> tuple[Scenario, ...]:
     """ "server,offline" -> both; InputError for an unknown scenario."""
-    chosen: Sequence[str] = [word.strip() for word in words.split(",")]
+    chosen = [word.strip() for word in words.split(",")]
     if unknown := [word for word in chosen if word not in SCENARIOS]:
         raise InputError(f"--scenario {', '.join(unknown)}: wanted some of {', '.join(SCENARIOS)}")
     return tuple(scenario for scenario in SCENARIOS if scenario in chosen)

@@ -1,15 +1,11 @@
 """Cold start: the time from the start of a process to its first vector.
 
-    edgeclip bench cold-start BUNDLE [--device cpu] [--rounds 7] [--prepacked DIR] [--out FILE.json]
+Every round is a process of its own, once for a text and once for an image. It counts from the moment that its parent
+starts it: Python itself, `import edgeclip`, `Encoder.open`, the first vector, and, for comparison, the second. A
+round before the first reads the files, so the page cache is warm in what is measured.
 
-Every round is a process of its own, once for a text and once for an image where the bundle takes them. It counts from
-the moment that its parent starts it: Python itself, `import edgeclip`, `Encoder.open`, the first vector, and, for
-comparison, the second. A round before the first reads the files, so the page cache is warm in what is measured; a
-disk has its own speed.
-
-Then it measures the cost of a second process: the memory that it shares with no other (USS) beside a first that has
-the bundle open, when both have encoded a text and an image. With --prepacked all of it is measured once more, in
-turn, from weights that `edgeclip prepack` puts into DIR first.
+Then it measures the memory of a second process that no other shares (USS), beside a first that has the bundle open.
+With --prepacked all of it is measured once more, in turn, from weights that `edgeclip prepack` puts there first.
 """
 
 import argparse
@@ -21,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,33 +33,24 @@ from edgeclip_bench.measure.pictures import encode_file, made_up_picture
 STEPS = ("python", "import", "open", "first_vector")
 TEXT = "a red bicycle on the road by the sea"
 PHOTO_PX = (1200, 800)
+Given = tuple[Modality, str, str]  # and its task ("" for none), and the input
 
-# Moments are CLOCK_MONOTONIC's, which processes share.
+# Moments are CLOCK_MONOTONIC's, which processes share. It holds what it has opened until its stdin ends.
 _PROGRAM = """if True:
     import json, sys, time
     moments = [time.monotonic()]
     from edgeclip import Encoder
     moments.append(time.monotonic())
-    folder, device, modality, task, what = sys.argv[1:]
+    folder, device, *inputs = sys.argv[1:]
     encoder = Encoder.open(folder, device=device)
     encoder.keep_features(0)
     moments.append(time.monotonic())
-    encode = encoder.encode_text if modality == "text" else encoder.encode_image
-    for _ in range(2):
-        assert encode(what, task=task or None).any()
-        moments.append(time.monotonic())
-    print(json.dumps(moments))
-"""
-
-# One that has everything open and waits until its stdin ends.
-_HOLDER = """if True:
-    import sys
-    from edgeclip import Encoder
-    folder, device, *inputs = sys.argv[1:]
-    encoder = Encoder.open(folder, device=device)
     for modality, task, what in zip(inputs[::3], inputs[1::3], inputs[2::3], strict=True):
-        (encoder.encode_text if modality == "text" else encoder.encode_image)(what, task=task or None)
-    print("ready", flush=True)
+        encode = encoder.encode_text if modality == "text" else encoder.encode_image
+        for _ in range(2):
+            assert encode(what, task=task or None).any()
+            moments.append(time.monotonic())
+    print(json.dumps(moments), flush=True)
     sys.stdin.read()
 """
 
@@ -103,16 +90,17 @@ def measure(bundle: Path, *, device: str, rounds: int, prepacked: Path | None = 
         if prepacked:
             command = [sys.executable, "-m", "edgeclip", "prepack", str(bundle)]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=_environment(prepacked))
-        inputs: dict[Modality, tuple[str, str]] = {}
-        if manifest.text:
-            inputs["text"] = (needed_task(manifest, "text") or "", TEXT)
-        if manifest.image:
-            inputs["image"] = (needed_task(manifest, "image") or "", str(_photo(Path(scratch) / "photo.jpg")))
+        photo = Path(scratch) / "photo.jpg"
+        photo.write_bytes(encode_file(made_up_picture(PHOTO_PX, np.random.default_rng(0))))
+        what = {"text": TEXT, "image": str(photo)}
+        inputs: dict[Modality, Given] = {
+            modality: (modality, needed_task(manifest, modality) or "", what[modality])
+            for modality in manifest.modalities
+        }
         ways: dict[str, dict[str, Any]] = {way: {"modalities": {}} for way in caches}
-        for modality, (task, what) in inputs.items():
+        for modality, given in inputs.items():
             turns = [
-                {way: start(bundle, device, modality, what, cache, task=task) for way, cache in caches.items()}
-                for _ in range(rounds + 1)
+                {way: start(bundle, device, given, cache) for way, cache in caches.items()} for _ in range(rounds + 1)
             ][1:]
             for way in caches:
                 found = [turn[way] for turn in turns]
@@ -123,7 +111,7 @@ def measure(bundle: Path, *, device: str, rounds: int, prepacked: Path | None = 
                     "rounds": found,
                 }
         for way, cache in caches.items():
-            ways[way]["second_process"] = second_process(bundle, device, inputs, cache)
+            ways[way]["second_process"] = second_process(bundle, device, inputs.values(), cache)
     return make_document(
         __name__,
         {
@@ -136,35 +124,24 @@ def measure(bundle: Path, *, device: str, rounds: int, prepacked: Path | None = 
     )
 
 
-def start(
-    bundle: Path, device: str, modality: Modality, what: str, cache: Path, *, task: str = ""
-) -> Mapping[str, float]:
-    """Start one process; the milliseconds of every step, of all steps up to the first vector, and of the second
-    vector.
-
-    `task` is "" for none. `cache` is the folder in which it looks for packed weights.
-    """
-    command = [sys.executable, "-c", _PROGRAM, str(bundle), device, modality, task, what]
-    environment = _environment(cache)
+def start(bundle: Path, device: str, given: Given, cache: Path) -> Mapping[str, float]:
+    """The milliseconds of every step of a process that looks for packed weights in the folder `cache`."""
+    command = [sys.executable, "-c", _PROGRAM, str(bundle), device, *given]
+    environment, pipe = _environment(cache), subprocess.PIPE
     begun = time.monotonic()
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    done = subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=pipe, env=environment)
     return split(begun, json.loads(done.stdout))
 
 
-def second_process(
-    bundle: Path, device: str, inputs: Mapping[Modality, tuple[str, str]], cache: Path
-) -> dict[str, int]:
-    """The bytes of a process beside another that has the same bundle open: all that is resident, and what only it
-    holds. `inputs` have a task ("" for none) and an input by modality.
-    """
-    given = itertools.chain.from_iterable((modality, *rest) for modality, rest in inputs.items())
-    command = [sys.executable, "-c", _HOLDER, str(bundle), device, *given]
+def second_process(bundle: Path, device: str, inputs: Iterable[Given], cache: Path) -> dict[str, int]:
+    """The bytes of a process beside another that has the same bundle open: all, and what only it holds."""
+    command = [sys.executable, "-c", _PROGRAM, str(bundle), device, *itertools.chain(*inputs)]
+    environment, pipe = _environment(cache), subprocess.PIPE
     with contextlib.ExitStack() as running:
         for _ in range(2):
-            holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(cache))
-            process = running.enter_context(holder)
+            process = running.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment))
             assert process.stdout is not None
-            if process.stdout.readline() != b"ready\n":
+            if not process.stdout.readline():
                 raise subprocess.CalledProcessError(process.wait(), command)
         memory = psutil.Process(process.pid).memory_full_info()
     return {"resident_bytes": int(memory.rss), "own_bytes": int(memory.uss)}
@@ -179,8 +156,3 @@ def split(begun: float, moments: Sequence[float]) -> Mapping[str, float]:
     ends = np.array([begun, *moments])
     *steps, second = (float(step) for step in np.diff(ends) * 1000)
     return {**dict(zip(STEPS, steps, strict=True)), "total": float(sum(steps)), "second_vector": second}
-
-
-def _photo(path: Path) -> Path:
-    path.write_bytes(encode_file(made_up_picture(PHOTO_PX, np.random.default_rng(0))))
-    return path

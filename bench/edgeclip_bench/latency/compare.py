@@ -1,12 +1,11 @@
 """`edgeclip bench compare`: which cases became slower, and by more than noise.
 
-Two documents are compared case by case. A case is a regression when its change is over the threshold AND outside
-noise. The change is that of the median latency, or of the highest rate in the server scenario; p99 of the same
-samples would vary by itself far more than any threshold. The noise of a median is a bootstrap of both sides' samples,
-in blocks of consecutive ones, because what slows one query slows the next (Künsch 1989): the change counts when the
-interval of the ratio does not hold 1. Among many cases one would fall out of a 98 % interval by chance, so the
-intervals are widened for all of them together (Bonferroni). The noise of a rate is the bisection's: between the
-highest rate that kept the bound and the lowest that did not.
+A case is a regression when its change is over the threshold AND outside noise. The change is that of the median
+latency, or of the highest rate in the server scenario; p99 of the same samples would vary by itself far more than any
+threshold. The noise of a median is a bootstrap of both sides' samples, in blocks of consecutive ones, because what
+slows one query slows the next (Künsch 1989): the change counts when the interval of the ratio does not hold 1. Among
+many cases one would fall out of a 98 % interval by chance, so the intervals are widened for all of them together
+(Bonferroni). The noise of a rate is the bisection's: from the highest that kept the bound to the lowest that did not.
 
 A difference between two runs as a whole shows in no sample. So a change is not judged where either side had not
 settled, or other processes took much of the processors, and runs of different machines are compared only on request.
@@ -179,16 +178,14 @@ def ratio_interval(
 
 
 def judge(change: float, low: float, high: float, threshold: float) -> Verdict:
-    """A change is a regression if it is over the threshold and outside noise, faster by the same rule, else the
-    same.
-    """
+    """A regression is a change over the threshold and outside noise; faster is the same the other way."""
     if change > threshold and low > 0:
         return "regression"
     return "faster" if change < -threshold and high < 0 else "same"
 
 
 def _medians(samples: NDArray[np.float64], draw: np.random.Generator) -> NDArray[np.float64]:
-    """Medians of resamples made of blocks of consecutive samples, which may wrap around the end: (RESAMPLES,)."""
+    """Medians of resamples of blocks of consecutive samples, which may wrap around the end: (RESAMPLES,)."""
     count = len(samples)
     block = max(1, round(count ** (1 / 3)))
     blocks = -(-count // block)

@@ -1,11 +1,8 @@
 """Measure a family at full size, from nothing: what `make bench` runs and docs/figures.md quotes.
 
-    edgeclip bench full-size RESULTS [--family jina_embeddings_v3] [--work DIR]
-
 Draws a checkpoint of random weights, exports it for the CPU and quantises it to int8, each in a process of its own
-(`edgeclip_bench.latency.build_cost`: time and peak memory). jina-clip's bundle is then compared with its plain export
-(`edgeclip_bench.rivals.plain_export`), which other families do not have. `edgeclip_bench.rivals.run` compares the
-int8 bundle with other tools'. jina-clip-v2 needs 10 GB of disk, 8 GB of memory and a quarter of an hour on two cores.
+(time and peak memory). jina-clip's bundle is then compared with its plain export, which other families do not have.
+jina-clip-v2 needs 10 GB of disk, 8 GB of memory and a quarter of an hour on two cores.
 """
 
 import argparse

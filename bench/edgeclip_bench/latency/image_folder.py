@@ -1,11 +1,8 @@
 """A folder of photos beside its pixels: what reading, decoding and resizing add to the graph's own time.
 
-    edgeclip bench image-folder BUNDLE [--images 12] [--rounds 3] [--out F.json]
-
 JPEG files of 1 to 2 megapixels are made, noise scaled up so that they compress as photos do. Three measurements take
 turns: the vision graph on pixels that were made beforehand; `encode_image` on the paths, which decodes the next image
-while one computes; and `encode_image` on each path by itself, one after another, as a loop over a folder does. The
-ratios are to the first, round by round.
+while one computes; and `encode_image` on each path by itself. The ratios are to the first, round by round.
 """
 
 import argparse

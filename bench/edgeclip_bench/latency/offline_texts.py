@@ -1,11 +1,8 @@
 """Many short texts of mixed length: batches of one length beside padded batches of 32, on one session.
 
-    edgeclip bench offline-texts BUNDLE [--texts 2000] [--rounds 3] [--budgets 512,1024] [--out FILE.json]
-
 Padded batches of 32 in the order of the input are the usual method of calling a model with a list of texts. Both
-methods give the bundle's graph the same ids, on the same session, in turn; padded batches have the mask that the
-graph derives from the padding token. Lengths are drawn evenly from 4 to 60 tokens. Tokenising is left out, being the
-same for both. The vectors of the two are compared.
+methods give the graph the same ids, in turn; padded batches have the mask that the graph derives from the padding
+token. Lengths are drawn evenly from 4 to 60 tokens; tokenising is left out. The vectors of the two are compared.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """A run of `edgeclip bench` as one HTML page: plots, then the tables.
 
-The page is complete in itself: styles and plots are inline, nothing is fetched, no script runs. It is well-formed XML
-too, so that it can be checked.
+Styles and plots are inline, nothing is fetched, no script runs. It is well-formed XML too, so it can be checked.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
@@ -63,38 +63,32 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
 
 def _distributions(record: Record) -> Iterator[str]:
     """For each modality and scenario, the share of queries that were answered within a time."""
-    groups: dict[str, list[Series]] = {}
-    for result in record.results:
-        if result.latency is None:
-            continue
+    groups: defaultdict[str, list[Series]] = defaultdict(list)
+    for result in (one for one in record.results if one.latency):
         ordered = sorted(result.samples_ms)
         points = tuple((ms, (place + 1) / len(ordered) * 100) for place, ms in enumerate(ordered))
         name = f"{'Texts' if result.case.modality == 'text' else 'Images'}, {result.case.scenario}"
         label = f"{label_of(record, result)}, {len(ordered):,} queries"
-        groups.setdefault(name, []).append(Series(label=label, points=points, shape="steps"))
+        groups[name].append(Series(label=label, points=points, shape="steps"))
     for name, series in groups.items():
         yield draw(name, Axis(label=_MS, is_log=True), Axis(label="per cent of queries within"), series)
 
 
 def _curves(record: Record) -> Iterator[str]:
     """Latency against throughput: over the batches of single-stream, and over the rates that a server kept."""
-    groups: dict[str, dict[str, list[Point]]] = {}
+    groups: defaultdict[str, defaultdict[str, list[Point]]] = defaultdict(lambda: defaultdict(list))
     for result in record.results:
-        if result.latency is None or result.case.scenario == "server":
-            continue
-        lines = groups.setdefault(result.case.subject, {})
-        label = f"{bundle_prefix(record, result)}{result.case.scenario}{threads_suffix(record, result)}, p50"
-        lines.setdefault(label, []).append((result.per_second, result.latency.p50_ms))
-    for result in record.results:
-        if result.server is None:
-            continue
-        lines = groups.setdefault(result.case.subject, {})
-        kept = [probe for probe in result.server.probes if probe.is_kept]  # what was broken off has lost its tail
+        if result.latency and result.case.scenario != "server":
+            label = f"{bundle_prefix(record, result)}{result.case.scenario}{threads_suffix(record, result)}, p50"
+            groups[result.case.subject][label].append((result.per_second, result.latency.p50_ms))
+    for result in (one for one in record.results if one.server):
+        probes = result.server.probes if result.server else ()
+        kept = [probe for probe in probes if probe.is_kept]  # what was broken off has lost its tail
         for probe in sorted(kept, key=lambda one: one.rate_per_s):
             for level in ("p50", "p99"):
                 if (value := probe.latency.level(level)) is not None:
                     label = f"{label_of(record, result)}, server, {level}"
-                    lines.setdefault(label, []).append((probe.rate_per_s * result.case.batch, value))
+                    groups[result.case.subject][label].append((probe.rate_per_s * result.case.batch, value))
     for name, lines in groups.items():
         if sum(map(len, lines.values())) < 2:  # a lone point is no curve, and its figures are in the tables
             continue
@@ -104,12 +98,11 @@ def _curves(record: Record) -> Iterator[str]:
 
 def _fronts(record: Record) -> Iterator[str]:
     """For each kind of sample all its configurations, by latency and throughput, and the front among them."""
-    groups: dict[str, dict[str, Point]] = {}
+    groups: defaultdict[str, dict[str, Point]] = defaultdict(dict)
     for result in record.results:
         if result.latency is not None:
             configuration = f"{label_of(record, result)}, {result.case.scenario}"
-            point = (result.latency.p50_ms, result.per_second)
-            groups.setdefault(result.case.subject, {})[configuration] = point
+            groups[result.case.subject][configuration] = result.latency.p50_ms, result.per_second
     for name, configurations in groups.items():
         if len(configurations) < 2:
             continue
@@ -129,14 +122,11 @@ def _section(title: str, plots: Iterable[str]) -> Sequence[str]:
 
 def _table(table: Table) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
-    rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in table.rows)
+    kinds = {True: ' class="words"', False: ""}
+    cells = [[f"<td{kinds[len(cell) > _LONG]}>{escape(cell)}</td>" for cell in row] for row in table.rows]
+    rows = "".join(f"<tr>{''.join(row)}</tr>\n" for row in cells)
     title = f"<caption>{escape(table.title)}</caption>"
     return f'<div class="table"><table>\n{title}<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>'
-
-
-def _cell(words: str) -> str:
-    kind = ' class="words"' if len(words) > _LONG else ""
-    return f"<td{kind}>{escape(words)}</td>"
 
 
 def _capital(text: str) -> str:

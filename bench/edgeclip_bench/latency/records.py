@@ -1,14 +1,6 @@
 """The JSON document of `edgeclip bench`, as dataclasses: what stands in it beside what every document has.
 
-    rules             in words: how percentiles, steadiness, warm-up and latency are defined
-    bundles           `Subject`: the bundles that were measured
-    results           `Result`: one for each case, with its samples
-    memory            `Memory`: one for each bundle and number of threads
-    left_out          `Absence`: what was asked for and not measured, and why
-    rivals            the document of `edgeclip_bench.rivals.run`, or null
-    attached          other documents by their "benchmark", as those of cold start and soak
-
-Times are milliseconds and end in `_ms`. What every document has stands in `edgeclip_bench.measure.documents`.
+Times are milliseconds and end in `_ms`.
 """
 
 import dataclasses
@@ -78,10 +70,9 @@ class ServerFigures:
 class Result:
     """A case that was measured. `device` is the one that really ran it.
 
-    `latency` is that of queries; None in the offline scenario, which has none. `per_second` counts samples.
-    `samples_ms` are the latencies in order, in the offline scenario the time of each run divided by its samples.
-    `queries` is the number of queries, `samples` the number of texts or images in them. `others_share` is the share
-    of all processors that other processes took meanwhile (`edgeclip_bench.measure.other_processes`).
+    `latency` is that of queries; None in the offline scenario, which has none. `samples_ms` are the latencies in
+    order, in the offline scenario the time of each run divided by its samples. `samples` and `per_second` count the
+    texts or images in the `queries`. `others_share`: see `edgeclip_bench.measure.other_processes`.
     """
 
     bundle: str
@@ -104,11 +95,7 @@ class Result:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Resident memory of the process: before the bundle was opened, and the peak while it was measured.
-
-    `gpu_bytes` is by how much the GPU's used memory, of all processes together, was higher after the measurements
-    than before.
-    """
+    """Resident memory before the bundle was opened and its peak, and by how much the GPU's used memory rose."""
 
     bundle: str
     threads: int
@@ -127,7 +114,10 @@ class Absence:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One run: its figures. `frame` is what every document has: machine, versions, date."""
+    """One run. `frame` is what every document has: machine, versions, date; `rules` say how figures are defined.
+
+    `rivals` is the document of `edgeclip_bench.rivals.run`, `attached` are others by their "benchmark".
+    """
 
     frame: Mapping[str, Any]
     rules: Mapping[str, str]
@@ -137,12 +127,6 @@ class Record:
     left_out: tuple[Absence, ...]
     rivals: Mapping[str, Any] | None = None
     attached: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def machine(self) -> Mapping[str, Any]:
-        """The facts of the machine."""
-        facts: Mapping[str, Any] = self.frame["machine"]
-        return facts
 
     def document(self) -> dict[str, Any]:
         """The document as JSON values."""
@@ -155,11 +139,7 @@ class Record:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The JSON document of a run of `edgeclip bench`; schema 1, which said tower for modality, is read as schema 2.
-
-    InputError for a file that cannot be read or is no such document, for a schema that this version does not know,
-    and for an incomplete document.
-    """
+    """The document of a run of `edgeclip bench`, of schema 2 or 1 (tower for modality); InputError for any other."""
     document = documents.read_document(path, benchmark=BENCHMARK)
     if (version := document.get("schema_version")) not in (1, SCHEMA_VERSION):
         raise InputError(

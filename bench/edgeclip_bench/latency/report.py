@@ -1,12 +1,8 @@
-"""A run of `edgeclip bench` as tables for people, and as CSV with perf_analyzer's columns.
-
-The JSON is in `edgeclip_bench.latency.records`, the HTML page in `edgeclip_bench.latency.page`.
-"""
+"""A run of `edgeclip bench` as tables for people, and as CSV with perf_analyzer's columns."""
 
 import csv
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 
 from edgeclip.manifest import MODALITIES
@@ -92,7 +88,7 @@ def describe(record: Record) -> Iterator[str]:
             f"{subject.name}: {subject.source}, {precisions}, {format_bytes(subject.weight_bytes)}, "
             f"on {devices.get(subject.name, 'no device')}{worst}"
         )
-    machine = record.machine
+    machine = record.frame["machine"]
     cards = "".join(f", {card}" for card in machine["graphics_cards"])
     runtime = ", ".join(
         f"{name} {number}" for name, number in record.frame["versions"].items() if "onnxruntime" in name
@@ -212,10 +208,10 @@ def _stage_table(record: Record) -> Table:
 
 
 def _ceiling_table(record: Record) -> Table:
-    found = {label_of(record, result): result.ceiling for result in record.results if result.ceiling}
-    table = make_table("the ceiling: what a bare GEMM and a bare copy give on this machine", found.values(), _CEILING)
-    rows = tuple((label, *row) for label, row in zip(found, table.rows, strict=True))
-    return replace(table, header=("", *table.header), rows=rows)
+    found = ((label_of(record, result), result.ceiling) for result in record.results if result.ceiling)
+    rows = tuple((label, *(cell(ceiling) for cell in _CEILING.values())) for label, ceiling in found)
+    title = "the ceiling: what a bare GEMM and a bare copy give on this machine"
+    return Table(title=title, header=("", *_CEILING), rows=rows)
 
 
 def _memory_table(record: Record) -> Table:
@@ -229,9 +225,7 @@ def _memory_table(record: Record) -> Table:
 
 
 def render_csv(record: Record) -> str:
-    """perf_analyzer's columns, times in microseconds; a cell is empty where nothing was measured or the samples are
-    too few.
-    """
+    """perf_analyzer's columns, times in microseconds; a cell is empty where nothing was measured."""
     table = make_table("", record.results, _CSV)
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows((table.header, *table.rows))

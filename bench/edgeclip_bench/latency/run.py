@@ -5,10 +5,11 @@ reading and decoding are included; the steps are also measured apart (`edgeclip_
 open at a time, so no other session's threads take the processor.
 """
 
+import itertools
 import os
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -44,22 +45,20 @@ from edgeclip_bench.latency.scenarios import (
     stream,
 )
 from edgeclip_bench.latency.stages import Stages, measure_image_stages, measure_text_stages
+from edgeclip_bench.measure import other_processes, percentiles, stability
 from edgeclip_bench.measure.ceiling import Ceiling, best_gemm, gemm_kind, make_ceiling, measure_copy, profile_graph
 from edgeclip_bench.measure.documents import make_document
-from edgeclip_bench.measure.other_processes import RULE as OTHERS
 from edgeclip_bench.measure.other_processes import others_share, read_spent
-from edgeclip_bench.measure.percentiles import RULE as PERCENTILES
 from edgeclip_bench.measure.percentiles import Distribution, samples_wanted, summarize
 from edgeclip_bench.measure.resident_memory import gpu_bytes, peak_bytes, reset_peak, resident_bytes
-from edgeclip_bench.measure.stability import RULE as STEADY
 from edgeclip_bench.measure.stability import Effort, effort_for
 from edgeclip_bench.quality.spaces import graphs_of
 
 RULES = {
-    "percentiles": PERCENTILES,
-    "steady": STEADY,
+    "percentiles": percentiles.RULE,
+    "steady": stability.RULE,
     "warm_up": WARM_UP_RULE,
-    "others": OTHERS,
+    "others": other_processes.RULE,
     "latency": "of Encoder.encode_text(str) or encode_image(path), whole; a server's from the scheduled moment",
     "counts": "MLPerf Inference: p90 of single-stream, p99 of multi-stream, rate under a p99 bound of server, "
     "samples a second of offline",
@@ -77,10 +76,9 @@ Show = Callable[[str, int, int], None]
 
 
 def bench(bundles: Sequence[Path], plan: Plan, *, device: str = "auto", progress: Show | None = None) -> Record:
-    """Measure every case of the plan on each bundle.
+    """Measure every case of the plan on each bundle; InputError for a plan that a bundle cannot follow.
 
-    `progress` is called with what is measured, how many cases are done, and of how many. Raises what `Encoder.open`
-    and the encoder raise, and InputError for a plan that a bundle cannot follow.
+    `progress` is called with what is measured, how many cases are done, and of how many.
     """
     manifests = {folder.resolve().name: Manifest.read(folder) for folder in bundles}
     if len(manifests) < len(bundles):
@@ -93,37 +91,30 @@ def bench(bundles: Sequence[Path], plan: Plan, *, device: str = "auto", progress
         for (name, manifest), folder in zip(manifests.items(), bundles, strict=True)
         for count in plan.threads or (choose_threads(manifest, usable_cpus()),)
     ]
-    found = _Found(total=sum(len(cases) for *_, cases in planned), progress=progress)
+    total, found = sum(len(cases) for *_, cases in planned), list[Result | Memory | Absence]()
+    done = itertools.count()
+
+    def show(case: Case) -> None:
+        if progress:
+            progress(f"{case.scenario}, {case.name}", next(done), total)
+
     with tempfile.TemporaryDirectory() as scratch:
         if any(case.modality == "image" for *_, cases in planned for case in cases):
             for size in plan.image_px:  # before anything is measured: without Pillow this is where it ends
                 make_image(Path(scratch), size)
         for name, folder, count, cases in planned:
-            _measure_bundle(found, name, folder, cases, plan, count, device, Path(scratch))
+            found += _measure_bundle(name, folder, cases, plan, count, device, Path(scratch), show)
     return Record(
         frame=make_document(BENCHMARK, {}),
         rules=RULES,
         bundles=tuple(_subject(name, manifest) for name, manifest in manifests.items()),
-        results=tuple(found.results),
-        memory=tuple(found.memory),
-        left_out=tuple(dict.fromkeys(found.left_out)),
+        results=tuple(one for one in found if isinstance(one, Result)),
+        memory=tuple(one for one in found if isinstance(one, Memory)),
+        left_out=tuple(dict.fromkeys(one for one in found if isinstance(one, Absence))),
     )
 
 
-@dataclass(slots=True, kw_only=True)
-class _Found:
-    """What was measured so far, of `total` cases."""
-
-    total: int
-    progress: Show | None
-    done: int = 0
-    results: list[Result] = field(default_factory=list)
-    memory: list[Memory] = field(default_factory=list)
-    left_out: list[Absence] = field(default_factory=list)
-
-
 def _measure_bundle(
-    found: _Found,
     name: str,
     folder: Path,
     cases: Sequence[Case],
@@ -131,7 +122,8 @@ def _measure_bundle(
     threads: int,
     device: str,
     scratch: Path,
-) -> None:
+    show: Callable[[Case], None],
+) -> Iterator[Result | Memory | Absence]:
     """Open a bundle with a number of threads, measure its cases, its memory and the ceilings of its graphs."""
     reset_peak()
     before, gpu_before = resident_bytes(), gpu_bytes(0) if device != "cpu" else None
@@ -139,34 +131,28 @@ def _measure_bundle(
     with Encoder.open(folder, device=device, threads=threads) as encoder:
         bundle = _Opened(name, encoder, plan, scratch)
         for case in cases:
-            if found.progress:
-                found.progress(f"{case.scenario}, {case.name}", found.done, found.total)
+            show(case)
             spent = read_spent()
             measured = bundle.measure(case)
             share = others_share(spent, read_spent(), os.cpu_count() or 1)
-            found.done += 1
             if isinstance(measured, Result):
                 results.append(replace(measured, others_share=round(share, 4)))
             else:
-                found.left_out.append(measured)
+                yield measured
         gpu_after = gpu_bytes(_index(encoder.device)) if encoder.device != "cpu" else None
-        found.memory.append(
-            Memory(
-                bundle=name,
-                threads=threads,
-                before_bytes=before,
-                peak_bytes=peak_bytes(),
-                gpu_bytes=gpu_after - gpu_before if gpu_after and gpu_before is not None else None,
-            )
+        yield Memory(
+            bundle=name,
+            threads=threads,
+            before_bytes=before,
+            peak_bytes=peak_bytes(),
+            gpu_bytes=gpu_after - gpu_before if gpu_after and gpu_before is not None else None,
         )
         for result in results:
             try:
-                ceiling = _ceiling(result, bundle)
+                yield replace(result, ceiling=_ceiling(result, bundle))
             except BuildError as error:
-                what = f"{name}: ceiling of {result.case.name}"
-                found.left_out.append(Absence(what=what, why=str(error)))
-                ceiling = None
-            found.results.append(replace(result, ceiling=ceiling) if ceiling else result)
+                yield Absence(what=f"{name}: ceiling of {result.case.name}", why=str(error))
+                yield result
 
 
 class _Opened:
@@ -227,13 +213,13 @@ class _Opened:
         lone = stream(query, alone, self._clock)
         service_s = [float(ms) / 1000 for ms in lone.latencies_ms]
         median_ms = float(np.median(lone.latencies_ms))
-        what = f"server, {case.name}"
+        why = None
         if median_ms > bound_ms:
-            why = f"alone it takes {median_ms:.3g} ms, so no rate keeps p99 at {bound_ms:g} ms"
-            return Absence(what=f"{self.name}: {what}", why=why)
-        if SERVER_QUERIES * median_ms / 1000 > _LONGEST_PROBE_S:
-            why = f"alone it takes {median_ms:.3g} ms; {SERVER_QUERIES} of them, which p99 wants, take too long"
-            return Absence(what=f"{self.name}: {what}", why=why)
+            why = f", so no rate keeps p99 at {bound_ms:g} ms"
+        elif SERVER_QUERIES * median_ms / 1000 > _LONGEST_PROBE_S:
+            why = f"; {SERVER_QUERIES} of them, which p99 wants, take too long"
+        if why:
+            return Absence(what=f"{self.name}: server, {case.name}", why=f"alone it takes {median_ms:.3g} ms{why}")
         run = find_server_rate(query, service_s, bound_ms, self._clock)
         return server_result(self.name, case, self.encoder.device, run)
 
@@ -260,12 +246,9 @@ class _Opened:
     def _text(self, case: Case) -> str:
         assert case.tokens is not None
         if case.tokens not in self._texts:
-            self._texts[case.tokens] = make_text(case.tokens, partial(self._count_tokens, case.task))
+            prepare = partial(self.encoder.prepare_texts, task=case.task)
+            self._texts[case.tokens] = make_text(case.tokens, lambda text: prepare([text]).items[0].tokens)
         return self._texts[case.tokens]
-
-    def _count_tokens(self, task: str | None, text: str) -> int:
-        (item,) = self.encoder.prepare_texts([text], task=task).items
-        return item.tokens
 
     def _image(self, case: Case) -> Path:
         assert case.image_px is not None
@@ -283,8 +266,7 @@ def server_result(name: str, case: Case, device: str, run: ServerRun) -> Result 
     """The result of the probes; an Absence when not one rate kept the bound."""
     best = run.best
     if best is None:
-        why = f"no rate kept p99 at {run.bound_ms:g} ms"
-        return Absence(what=f"{name}: server, {case.name}", why=why)
+        return Absence(what=f"{name}: server, {case.name}", why=f"no rate kept p99 at {run.bound_ms:g} ms")
     return Result(
         bundle=name,
         case=case,
@@ -320,10 +302,7 @@ def _probe_figures(probe: Probe) -> ProbeFigures:
 
 
 def _ceiling(result: Result, bundle: _Opened) -> Ceiling | None:
-    """The machine's limits beside a case whose steps were measured; None for the others.
-
-    None too for items that pass two graphs: their compute time is of both, and a profile is of one.
-    """
+    """The machine's limits beside a case of one graph whose steps were measured; None for the others."""
     case, device = result.case, result.device
     if result.stages is None or not result.stages.compute_ms or case not in bundle.items:
         return None

@@ -90,10 +90,7 @@ class Stream:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """One rate that was tried: latencies from the scheduled moment, and how much of each was waiting.
-
-    A probe that can no longer keep the bound is broken off, so `latencies_ms` may be shorter than planned.
-    """
+    """One rate that was tried: latencies from the scheduled moment, and waits; fewer than planned if broken off."""
 
     rate_per_s: float
     planned: int
@@ -132,8 +129,7 @@ def stream(
 ) -> Stream:
     """Send the next query when the last is done, in windows until they agree.
 
-    `per_query` is the number of samples that a query adds to a window's throughput. `warm` is what is asked before
-    the measurement, where it is not the query itself.
+    `per_query` is the number of its samples. `warm` is asked before the measurement, where it is another query.
     """
     warmed = warm_up(warm or query, clock)
     latencies: list[float] = []
@@ -172,10 +168,7 @@ def allowed_over(count: int) -> int:
 
 
 def serve(query: Query, rate_per_s: float, bound_ms: float, count: int, clock: WallClock, seed: int = 0) -> Probe:
-    """Answer `count` queries that arrive at Poisson moments, each when those before it are answered.
-
-    Stops at the query that makes the bound unreachable.
-    """
+    """Answer `count` queries that arrive at Poisson moments, one after another, until the bound is out of reach."""
     latencies: list[float] = []
     waits: list[float] = []
     over = 0
@@ -204,7 +197,7 @@ def highest_rate(
     """The highest rate for which `probe` is true, within `tolerance`, and the lowest for which it is false.
 
     Goes from `guess` in steps until one rate of either kind is found, then halves the distance. `capacity`, the rate
-    at which a queue has no end, is never tried and counts as false. The highest is 0 when even nearly idle is false.
+    at which a queue has no end, counts as false. The highest is 0 when even nearly idle is false.
     """
     low, high = 0.0, capacity
     rate = min(guess, capacity * (1 - tolerance))

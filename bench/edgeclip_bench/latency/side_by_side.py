@@ -1,16 +1,12 @@
 """Bundles in turns, each in a process of its own: of several families, with a task, by several versions of the code.
 
-    edgeclip bench side-by-side v3@text-matching clip [--tokens 16,512] [--image-px 512] [--starts 5] [--out FILE]
-    edgeclip bench side-by-side clip_before=before/.venv/bin/python clip
-    edgeclip bench side-by-side v3@text-matching transformers:checkpoint
-
-A contender is BUNDLE[@TASK][=PYTHON]: with PYTHON it is opened by the edgeclip of that interpreter's installation, as
-of an earlier commit. transformers:CHECKPOINT is transformers' own model, eager in torch, of the sizes in that
+A contender is BUNDLE[@TASK][=PYTHON]: with PYTHON, as before/.venv/bin/python, it is opened by the edgeclip of that
+interpreter's installation. transformers:CHECKPOINT is transformers' own model, eager in torch, of the sizes in that
 config.json with random weights, and the mean of its last hidden states. Times are divided by the last contender's.
 
-All are open at once and take turns (`edgeclip.engine.paired_timing`), so that other work of the machine meets all of
-them alike. What is timed is a call of `encode_text` or `encode_image`, whole, from an array of the image's size. Each
-contender's text has exactly the tokens by its own tokenizer, its task's prompt included.
+All are open at once and take turns, so that other work of the machine meets all of them alike. What is timed is a
+call of `encode_text` or `encode_image`, whole, from an array of the image's size. Each contender's text has exactly
+the tokens by its own tokenizer, its task's prompt included.
 """
 
 import argparse
@@ -19,7 +15,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,9 +33,8 @@ from edgeclip.tables import format_bytes, format_table
 from edgeclip_bench.latency.cases import make_text, parse_numbers
 from edgeclip_bench.measure.documents import add_out, make_document, save
 from edgeclip_bench.measure.other_processes import Spent, others_share, read_spent
-from edgeclip_bench.measure.percentiles import summarize
 from edgeclip_bench.measure.resident_memory import anonymous_bytes, peak_bytes, resident_bytes
-from edgeclip_bench.rivals.run import paired
+from edgeclip_bench.rivals.run import latency_rows
 
 BENCHMARK = "edgeclip_bench.latency.side_by_side"
 _TRANSFORMERS = "transformers:"
@@ -100,8 +95,13 @@ class Contender:
     def parse(cls, words: str) -> Self:
         """BUNDLE[@TASK][=PYTHON] or transformers:CHECKPOINT; InputError where there is no such folder."""
         if words.startswith(_TRANSFORMERS):
+            from edgeclip_export.opening import open_checkpoint
+
             folder = Path(words.removeprefix(_TRANSFORMERS))
-            return cls(name=f"{_TRANSFORMERS}{folder.name}", folder=folder, native=_native_type(folder))
+            opened = open_checkpoint(folder)
+            # transformers' name of the model; the official layouts name none.
+            native = str(opened.checkpoint.config.get("model_type") or opened.family.name)
+            return cls(name=f"{_TRANSFORMERS}{folder.name}", folder=folder, native=native)
         path, _, python = words.partition("=")
         path, _, task = path.partition("@") if not Path(path).is_dir() else (path, "", "")
         folder = Path(path)
@@ -131,44 +131,20 @@ class Contender:
         return make_text(tokens, lambda text: len(tokenizer.encode(f"{prompt}{text}").ids))
 
 
-def _native_type(checkpoint: Path) -> str:
-    """The model_type by which transformers knows a checkpoint; the official layouts name none."""
-    from edgeclip_export.opening import open_checkpoint
-
-    opened = open_checkpoint(checkpoint)
-    return str(opened.checkpoint.config.get("model_type") or opened.family.name)
-
-
 class _Running:
     """A contender's process, which answers one input at a time."""
 
-    def __init__(self, contender: Contender) -> None:
-        self.contender = contender
-        self.modalities: list[str] = []
-
-    def __enter__(self) -> Self:
-        self._process = subprocess.Popen(self.contender.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        try:
-            self.modalities = self._answer()
-        except BuildError:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
+    def __init__(self, contender: Contender, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self.contender, self._process = contender, process
+        self._asked, self._answers = process.stdin, process.stdout
+        self.modalities: list[str] = self._answer()
 
     def encode(self, what: str | int) -> object:
         """Encode a text, or an image of so many pixels a side; return when the vector is there."""
-        assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # what its process died of is on stderr
-            self._process.stdin.write(f"{json.dumps(what)}\n".encode())
-            self._process.stdin.flush()
+            self._asked.write(f"{json.dumps(what)}\n".encode())
         return self._answer()
 
     def memory(self) -> dict[str, int]:
@@ -181,11 +157,17 @@ class _Running:
         }
 
     def _answer(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
+        if not (line := self._answers.readline()):
             raise BuildError(f"{self.contender.name}: its process ended with status {self._process.wait()}")
         return json.loads(line)
+
+
+@contextlib.contextmanager
+def _run(contender: Contender) -> Iterator[_Running]:
+    """Start a contender's process, and end it; pipes without buffers, so that none is left to write to a dead one."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(contender.command, bufsize=0, stdin=pipe, stdout=pipe) as process:
+        yield _Running(contender, process)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -218,10 +200,7 @@ def run(options: argparse.Namespace) -> int:
 def measure(
     contenders: Sequence[Contender], *, tokens: Sequence[int], image_px: int, seconds: float, starts: int
 ) -> dict[str, Any]:
-    """The document: times of every case, of first texts, and memory after each case.
-
-    Memory is a contender's after the texts, and once more after the image.
-    """
+    """The document: times of every case, of first texts, and memory after the texts and after the image."""
     spent = _spent()
     texts = {contender.name: {count: contender.text(count) for count in tokens} for contender in contenders}
     memory: dict[str, dict[str, dict[str, int]]] = {contender.name: {} for contender in contenders}
@@ -229,7 +208,7 @@ def measure(
     if starts:
         rows += _take_starts(contenders, {name: its[min(tokens)] for name, its in texts.items()}, starts)
     with contextlib.ExitStack() as stack:
-        running = [stack.enter_context(_Running(contender)) for contender in contenders]
+        running = [stack.enter_context(_run(contender)) for contender in contenders]
         for count in tokens:
             works = {one.contender.name: partial(one.encode, texts[one.contender.name][count]) for one in running}
             rows += _take_turns(f"text, {count} tokens", works, seconds)
@@ -273,7 +252,7 @@ def _take_starts(contenders: Sequence[Contender], texts: Mapping[str, str], roun
     with contextlib.ExitStack() as stack:
 
         def start(contender: Contender) -> None:
-            stack.enter_context(_Running(contender)).encode(texts[contender.name])
+            stack.enter_context(_run(contender)).encode(texts[contender.name])
 
         works = {contender.name: partial(start, contender) for contender in contenders}
         # A process ends outside of what is timed.
@@ -282,19 +261,9 @@ def _take_starts(contenders: Sequence[Contender], texts: Mapping[str, str], roun
 
 
 def _rows(case: str, seconds: Mapping[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
-    """A row for each contender; `to_last` is the ratio to the last one's time in the same round."""
-    *_, last = seconds.values()
-    return [
-        {
-            "case": case,
-            "contender": name,
-            "samples": len(times),
-            "median_ms": float(np.median(times)) * 1000,
-            "p90_ms": summarize(times * 1000).p90_ms,
-            "to_last": paired(times, last),
-        }
-        for name, times in seconds.items()
-    ]
+    times = {name: its * 1000 for name, its in seconds.items()}
+    *_, last = times.values()
+    return latency_rows(case, times, to_last=last)
 
 
 def _render(report: Mapping[str, Any]) -> str:

@@ -4,13 +4,14 @@
     image   read -> decode -> resize -> queue -> host-to-device -> compute -> device-to-host
 
 The steps are called one after another in one thread, so they may add up to more than a query takes that overlaps
-them. A step that does not exist is None: a lone query has no queue, and the CPU copies nothing, because onnxruntime
-reads numpy's memory. On a GPU the copies are those of the same bytes by onnxruntime, and compute is the rest.
+them. A step that does not exist is None: a lone query has no queue, and the CPU copies nothing. On a GPU the copies
+are those of the same bytes by onnxruntime, and compute is the rest.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.encoder import Encoder
+from edgeclip.engine.paired_timing import take_turns
 from edgeclip.families.family import Item
 from edgeclip.inputs.images import decode_image
 
@@ -117,9 +119,5 @@ def _run(watch: _Watch, encoder: Encoder, items: tuple[Item, ...]) -> tuple[Item
 def _measure(once: Callable[[_Watch], tuple[Item, ...]], seconds: float) -> tuple[Stages, tuple[Item, ...]]:
     items = once(_Watch())  # warms up
     watch = _Watch()
-    started = time.perf_counter()
-    rounds = 0
-    while rounds < LEAST_ROUNDS or (rounds < MOST_ROUNDS and time.perf_counter() - started < seconds):
-        once(watch)
-        rounds += 1
+    take_turns({"": partial(once, watch)}, MOST_ROUNDS, seconds=seconds, least=LEAST_ROUNDS, is_alone=False)
     return medians(watch.times), items

@@ -4,8 +4,7 @@ The work is counted, not estimated: onnxruntime's profile of one run has the rea
 branches and in the last block, which computes one token alone. It counts matrix products (2 M N K) and attention (4 B
 S T H for queries S, keys T and heads H wide together); the rest is small beside them, and its time is part of what
 keeps the share below 1. The bytes are those of the weights, which every run reads whole (of the token table only some
-rows, so it is left out); a graph small enough for the cache reads them faster than a copy, and its share can be above
-1.
+rows, so it is left out); a graph that fits the cache reads them faster than a copy, and its share can be above 1.
 
     floor = max(FLOPs / product's rate, bytes / copy's rate)
 
@@ -16,10 +15,11 @@ int8, so an int8 graph cannot reach 1.
 
 import functools
 import json
+import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from edgeclip import Encoder
 from edgeclip.engine.adapters import Adapters
 from edgeclip.engine.ort import first_line, import_onnxruntime, start_session
+from edgeclip.engine.paired_timing import take_turns
 from edgeclip.engine.providers import Plan
 from edgeclip.errors import BuildError
 from edgeclip.families.family import Item
@@ -53,14 +54,12 @@ _GEMM_S = 0.4
 _GEMM_RUNS = 5
 _PAUSE_S = 0.03
 _COPY_BYTES = 256 * 2**20
-_COPIES = 6
+_COPIES = 5
 _OPERATORS_KEPT = 8
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "CUDAExecutionProvider"}
 
 Shape = tuple[int, ...]
 Product = tuple[int, int, int]  # M, K, N
-
-
 # By onnxruntime's names, of what a table may hold.
 _ITEM_BYTES = {"float": 4, "float16": 2, "int8": 1, "uint8": 1, "int32": 4}
 
@@ -100,11 +99,7 @@ class Gemm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ceiling:
-    """A graph's compute time beside the machine's limits; None where the machine was not measured.
-
-    `share` is the floor divided by the measured time; `share_of_gemm` the reached GFLOP/s divided by the bare
-    product's.
-    """
+    """A graph's compute time beside the machine's limits: `share` is the floor divided by the measured time."""
 
     gflop: float
     attention_gflop: float
@@ -122,10 +117,7 @@ class Ceiling:
 
 
 def count_work(nodes: Sequence[NodeRun], file_bytes: int) -> Work:
-    """The work in the nodes of one run; `file_bytes` is the size of the graph's files.
-
-    BuildError for an operator whose work is not known here.
-    """
+    """The work in the nodes of one run, for a graph with files of this size; BuildError for an unknown operator."""
     if unknown := sorted({node.operator for node in nodes} & _UNCOUNTED):
         raise BuildError(f"the work of {', '.join(unknown)} cannot be counted")
     products: Counter[Product] = Counter()
@@ -137,7 +129,8 @@ def count_work(nodes: Sequence[NodeRun], file_bytes: int) -> Work:
             out, k = node.outputs[0], node.inputs[0][-1]
             products[prod(out[:-1]), k, out[-1]] += 1
         elif node.operator in _ATTENTIONS:
-            attention += _attention_flops(node.inputs[0], node.inputs[1])
+            query, key = node.inputs[:2]  # (B, S, H) or (B, heads, S, D), and the same with T
+            attention += 4 * prod(query) * key[-2]
         elif node.operator == "Gather":
             table_bytes += node.table_bytes
     weighed = sorted(((shape, 2 * prod(shape) * count) for shape, count in products.items()), key=lambda one: -one[1])
@@ -148,13 +141,6 @@ def count_work(nodes: Sequence[NodeRun], file_bytes: int) -> Work:
         products=tuple(weighed),
         operators_ms={name: round(ms, 3) for name, ms in times.most_common(_OPERATORS_KEPT)},
     )
-
-
-def _attention_flops(query: Shape, key: Shape) -> int:
-    """The work of scores and their sums: queries (B, S, H) or (B, heads, S, D), keys (B, T, H) or (B, heads, T,
-    D).
-    """
-    return 4 * prod(query) * key[-2]
 
 
 def make_ceiling(work: Work, compute_ms: float, gemm: Gemm, copy_gb_per_s: float | None) -> Ceiling:
@@ -206,28 +192,23 @@ def profile_graph(encoder: Encoder, items: Sequence[Item], threads: int) -> Work
     return count_work(list(read_profile(events)), size)
 
 
-def read_profile(events: Iterable[Mapping[str, Any]]) -> Iterable[NodeRun]:
+def read_profile(events: Sequence[Mapping[str, Any]]) -> Iterable[NodeRun]:
     """The nodes of the last run in onnxruntime's profile."""
-    listed = list(events)
-    began = max(event["ts"] for event in listed if event.get("name") == "model_run")
-    for event in listed:
+    began = max(event["ts"] for event in events if event.get("name") == "model_run")
+    for event in events:
         if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time") or event["ts"] < began:
             continue
-        details = event["args"]
+        name, inputs = event["args"]["op_name"], event["args"]["input_type_shape"]  # each {type: shape}
         yield NodeRun(
-            operator=details["op_name"],
-            inputs=_shapes(details["input_type_shape"]),
-            outputs=_shapes(details["output_type_shape"]),
+            operator=name,
+            inputs=_shapes(inputs),
+            outputs=_shapes(event["args"]["output_type_shape"]),
             # Not the profile's parameter_size, which is 0 for a table that is a mapped file (onnxruntime 1.31).
-            table_bytes=_bytes(details["input_type_shape"][0]) if details["op_name"] == "Gather" else 0,
+            table_bytes=sum(prod(shape) * _ITEM_BYTES.get(kind, 0) for kind, shape in inputs[0].items())
+            if name == "Gather"
+            else 0,
             ms=event["dur"] / 1000,
         )
-
-
-def _bytes(one: Mapping[str, Sequence[int]]) -> int:
-    """The bytes of a tensor {type: shape}."""
-    ((kind, shape),) = one.items()
-    return prod(shape) * _ITEM_BYTES.get(kind, 0)
 
 
 def _shapes(listed: Sequence[Mapping[str, Sequence[int]]]) -> tuple[Shape, ...]:
@@ -261,15 +242,17 @@ def measure_gemm(kind: GemmKind, shape: Product, device: str, threads: int) -> f
     binding.bind_ortvalue_input("a", import_onnxruntime().OrtValue.ortvalue_from_numpy(rows, place, number))
     binding.bind_output("y", place, number)
     time.sleep(_PAUSE_S)  # the threads of the encoder's session spin for a while
-    best, runs, began = float("inf"), 0, time.perf_counter()
-    while runs <= _GEMM_RUNS or time.perf_counter() - began < _GEMM_S:
-        started = time.perf_counter()
+
+    def multiply() -> None:
         session.run_with_iobinding(binding)
         binding.synchronize_outputs()
-        if runs:  # the first warms up
-            best = min(best, time.perf_counter() - started)
-        runs += 1
-    return 2 * m * k * n / best / 1e9
+
+    return 2 * m * k * n / _least_s(multiply, sys.maxsize, seconds=_GEMM_S, least=_GEMM_RUNS) / 1e9
+
+
+def _least_s(work: Callable[[], object], rounds: int, **limits: Any) -> float:
+    """The seconds of the quickest call, after one that does not count."""
+    return float(take_turns({"": work}, rounds, warm_up=1, is_alone=False, **limits)[""].min())
 
 
 def _gemm_model(kind: GemmKind, shape: Product) -> bytes:
@@ -295,9 +278,7 @@ def _gemm_model(kind: GemmKind, shape: Product) -> bytes:
 
 @functools.cache
 def measure_copy(threads: int) -> float:
-    """GB/s of a copy in memory with this number of threads, bytes read and written both counted, the best of
-    several.
-    """
+    """GB/s of a copy in memory with so many threads, bytes read and written both counted, the best of several."""
     size = int(min(_COPY_BYTES, psutil.virtual_memory().available // 8))
     source, target = np.ones(size, np.uint8), np.empty(size, np.uint8)
     bounds = np.linspace(0, size, threads + 1, dtype=int)
@@ -306,11 +287,5 @@ def measure_copy(threads: int) -> float:
         span = slice(bounds[part], bounds[part + 1])
         np.copyto(target[span], source[span])
 
-    best = float("inf")
     with ThreadPoolExecutor(threads) as pool:
-        for turn in range(_COPIES):
-            started = time.perf_counter()
-            list(pool.map(copy, range(threads)))
-            if turn:
-                best = min(best, time.perf_counter() - started)
-    return 2 * size / best / 1e9
+        return 2 * size / _least_s(lambda: list(pool.map(copy, range(threads))), _COPIES) / 1e9

@@ -14,7 +14,7 @@ import argparse
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,7 @@ def versions() -> dict[str, str]:
 
 def installed(package: str) -> bool:
     """Whether a distribution of that name is installed."""
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True
+    return any(distributions(name=package))
 
 
 def make_document(benchmark: str, figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,10 +62,7 @@ def add_out(parser: argparse.ArgumentParser) -> None:
 
 
 def save(document: Mapping[str, Any], out: Path | None) -> None:
-    """Write the document to `out` when it is whole; nothing where `out` is None.
-
-    InputError for a file that cannot be written.
-    """
+    """Write the document to `out`, if that is a file's name, when it is whole; InputError where that cannot be."""
     if out is None:
         return
     part = out.with_name(f".{out.name}.part")
@@ -81,10 +74,7 @@ def save(document: Mapping[str, Any], out: Path | None) -> None:
 
 
 def read_document(path: Path, *, benchmark: str | None = None) -> dict[str, Any]:
-    """The document of that benchmark; of any benchmark where it is None.
-
-    InputError for a file that cannot be read and for one that is no such document.
-    """
+    """The document of that benchmark, or of any; InputError for a file that is none."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -16,6 +16,8 @@ def machine() -> dict[str, Any]:
     """The machine, as every document of a benchmark holds it; `products` show the instruction sets that onnxruntime
     sees, which may be fewer than the processor has.
     """
+    cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    lines = [line for card in cards for line in card.read_text(encoding="utf-8").splitlines()]
     return {
         "processor": processor_name(),
         "products": asdict(probe_products()),
@@ -23,12 +25,5 @@ def machine() -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "system": platform.platform(),
         "python": platform.python_version(),
-        "graphics_cards": _graphics_cards(),
+        "graphics_cards": [line.split(":", 1)[1].strip() for line in lines if line.startswith("Model:")],
     }
-
-
-def _graphics_cards() -> list[str]:
-    """The models of NVIDIA's cards in the driver's order; none without a driver."""
-    cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-    lines = [line for card in cards for line in card.read_text(encoding="utf-8").splitlines()]
-    return [line.split(":", 1)[1].strip() for line in lines if line.startswith("Model:")]

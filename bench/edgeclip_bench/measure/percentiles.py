@@ -1,8 +1,8 @@
 """Percentiles, and how many samples each needs.
 
-A percentile is given when at least ten samples lie beyond it, so p90 from 100 samples, p95 from 200, p99 from 1,000
-and p99.9 from 10,000; from fewer samples one outlier would decide it. The median is always given, with its 95 %
-interval from order statistics, which assumes nothing about the distribution.
+A percentile is given when at least ten samples lie beyond it, so p90 from 100 samples and p99.9 from 10,000; from
+fewer one outlier would decide it. The median is always given, with its 95 % interval from order statistics, which
+assumes nothing about the distribution.
 """
 
 import math
@@ -36,8 +36,12 @@ class Distribution:
 
     def level(self, name: str) -> float | None:
         """The percentile called "p50", "p90", "p95", "p99" or "p99.9"."""
-        found: float | None = getattr(self, f"{name.replace('.', '')}_ms")
+        found: float | None = getattr(self, _field(name))
         return found
+
+
+def _field(name: str) -> str:
+    return f"{name.replace('.', '')}_ms"
 
 
 def samples_wanted(name: str) -> int:
@@ -52,7 +56,7 @@ def summarize(samples_ms: Sequence[float] | NDArray[np.float64]) -> Distribution
     assert count, "nothing was measured"
     low, high = _median_interval(count)
     levels = {
-        name: float(ordered[-(-count * share // 1000) - 1]) if count >= samples_wanted(name) else None
+        _field(name): float(ordered[-(-count * share // 1000) - 1]) if count >= samples_wanted(name) else None
         for name, share in LEVELS
     }
     return Distribution(
@@ -63,10 +67,7 @@ def summarize(samples_ms: Sequence[float] | NDArray[np.float64]) -> Distribution
         p50_ms=float(np.median(ordered)),
         p50_low_ms=float(ordered[low]),
         p50_high_ms=float(ordered[high]),
-        p90_ms=levels["p90"],
-        p95_ms=levels["p95"],
-        p99_ms=levels["p99"],
-        p999_ms=levels["p99.9"],
+        **levels,
     )
 
 

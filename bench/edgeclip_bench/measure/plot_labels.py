@@ -3,13 +3,11 @@
 import math
 from collections.abc import Sequence
 
+Point = tuple[float, float]
+Box = tuple[float, float, float, float]
 
-def place_labels(
-    dots: Sequence[tuple[float, float]],
-    sizes: Sequence[tuple[float, float]],
-    box: tuple[float, float, float, float],
-    widths: Sequence[float],
-) -> list[tuple[float, float]]:
+
+def place_labels(dots: Sequence[Point], sizes: Sequence[Point], box: Box, widths: Sequence[float]) -> list[Point]:
     """The middles of labels (width, height) near their dots, clear of all dots and of each other where there is room.
 
     `widths` are the dots', `box` (left, bottom, right, top) holds the labels. Where nothing is clear, one overlaps
@@ -41,12 +39,12 @@ def place_labels(
     return placed
 
 
-def _around(middle: tuple[float, float], width: float, height: float) -> tuple[float, float, float, float]:
+def _around(middle: Point, width: float, height: float) -> Box:
     x, y = middle
     return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
-def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> float:
+def _overlap(one: Box, other: Box) -> float:
     """The area that both boxes cover."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])

@@ -29,10 +29,7 @@ _STYLE: Any = {
 
 @contextmanager
 def plot_style(**more: Any) -> Iterator[None]:
-    """Draw in the shared style, with `more` of matplotlib's settings (a dot in a name is two underscores).
-
-    Data may be called in a script that the font does not have: then boxes show, and the figures all the same.
-    """
+    """Draw in the shared style and `more` of matplotlib's settings (a dot in a name is two underscores)."""
     settings = _STYLE | {name.replace("__", "."): value for name, value in more.items()}
     with mpl.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)

@@ -1,7 +1,4 @@
-"""The resident memory of this process or of another, and its peak.
-
-Linux reports the peak and lets a process reset it; on other systems the present value stands for the peak.
-"""
+"""The resident memory of this process or of another, and its peak, which only Linux reports and lets reset."""
 
 import contextlib
 import shutil

@@ -1,9 +1,8 @@
 """Decide when a measurement has settled, by perf_analyzer's rule of the last three windows.
 
 A case is measured in windows of time. It is steady when the median latency and the throughput of each of the last
-three windows lie within 10 % of the mean of the three. Until then more windows follow, up to a limit; a case that did
-not settle is reported as not steady, instead of being measured until it happens to be. Windows also follow until
-there are enough samples for the scenario's percentile, where the time allows it.
+three lie within 10 % of their mean. Until then, and until there are enough samples for the scenario's percentile,
+more windows follow, up to a limit; a case that did not settle is reported as not steady.
 """
 
 import math
@@ -32,8 +31,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """How long a case is measured: from `least` to `most` windows, each at least `window_s` long and with `queries`
-    queries.
+    """How long a case is measured: from `least` to `most` windows, each of `window_s` and `queries` or more.
 
     There are more than `most` for `wanted` queries, if they are done within `limit_s`; no window begins after that.
     """
