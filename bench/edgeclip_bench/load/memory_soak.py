@@ -1,18 +1,12 @@
 """Does memory stay flat? Random texts and images for minutes, resident memory every second, and a verdict.
 
-    edgeclip bench memory-soak BUNDLE [--seconds 600] [--device auto] [--clients 1] [--to-the-limit]
-        [--unbounded] [--out F.json]
-
 Texts have 2 to 512 tokens, as many between 2 and 4 as between 256 and 512, and go 1 to 16 at a time; images are files
 of 32 to 4000 pixels a side in five formats, 1 to 4 at a time. With --to-the-limit one call in a hundred has a text
-that the model must cut. A bundle that takes no images gets texts alone, and one that takes no texts images.
+that the model must cut. The memory that malloc and Pillow keep is bounded (`edgeclip.host.malloc_bounds`), as in a
+process that decodes for long, and the JSON says how; --unbounded leaves the defaults.
 
-The memory that malloc and Pillow keep is bounded (`edgeclip.host.malloc_bounds`), as in a process that decodes for
-long, and the JSON says how; --unbounded leaves the defaults.
-
-How memory is judged stands in `edgeclip_bench.load.memory_trend`; the peak is reported too. A minute is too
-short in any case: what decoding large images leaves in each thread's heap levels off after some hundred calls (a tiny
-bundle gained 51 MB in a minute, 0 in four).
+A minute is too short in any case: what decoding large images leaves in each thread's heap levels off after some
+hundred calls (a tiny bundle gained 51 MB in a minute, 0 in four).
 """
 
 import argparse
@@ -22,7 +16,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Soak, print the verdict, write the JSON; 1 when memory grows. In a process of its own memory is bounded."""
     bounds = bound_memory(os.environ) if options.is_own_process and not options.unbounded else ()
-    report = soak(
-        options.bundle,
-        seconds=options.seconds,
-        device=options.device,
-        threads=options.threads,
-        clients=options.clients,
-        largest_px=options.largest_px,
-        to_the_limit=options.to_the_limit,
-        seed=options.seed,
-    )
+    names = ("seconds", "device", "threads", "clients", "largest_px", "to_the_limit", "seed")
+    report = soak(options.bundle, **{name: getattr(options, name) for name in names})
     report["bounds"] = {bound.variable: bound.value for bound in bounds}
     save(report, options.out)
     counts = report["counts"]
@@ -124,12 +110,13 @@ def soak(
         callers = [threading.Thread(target=call_until_the_end, args=(client,)) for client in range(clients)]
         for caller in callers:
             caller.start()
-        read_gpu = _gpu_memory(encoder.device)
+        kind, _, index = encoder.device.partition(":")
+        card = int(index) if kind in ("cuda", "tensorrt") else None
         while any(caller.is_alive() for caller in callers):
             ran_s = time.monotonic() - started
             resident.append((ran_s, resident_bytes()))
-            if read_gpu:
-                gpu.append((ran_s, read_gpu()))
+            if card is not None and (used := gpu_bytes(card)) is not None:
+                gpu.append((ran_s, used))
             time.sleep(min(1.0, seconds / (10 * WINDOWS)))
         ran_on, peak = encoder.device, peak_bytes()
     if failures:
@@ -171,7 +158,7 @@ def _call(
         lengths = [log_uniform(random, *TOKENS) for _ in range(random.integers(1, TEXTS_AT_ONCE + 1))]
         if limit and random.random() < 0.02:
             lengths = [limit]
-        texts = [_text(random, length) for length in lengths]
+        texts = [" ".join(random.choice(_WORDS, max(0, length - 2))) for length in lengths]
         encoder.encode_text(texts, task=needed_task(encoder.manifest, "text"), progress=False)
         counts["texts"] += len(lengths)
     else:
@@ -179,15 +166,3 @@ def _call(
         encoder.encode_image(images, task=needed_task(encoder.manifest, "image"), progress=False)
         counts["images"] += len(images)
     counts["calls"] += 1
-
-
-def _text(random: np.random.Generator, tokens: int) -> str:
-    return " ".join(random.choice(_WORDS, max(0, tokens - 2)))
-
-
-def _gpu_memory(device: str) -> Callable[[], int] | None:
-    """A function that reads the GPU memory in use; None on another device, or without nvidia-smi."""
-    kind, _, index = device.partition(":")
-    if kind not in ("cuda", "tensorrt") or gpu_bytes(int(index)) is None:
-        return None
-    return lambda: gpu_bytes(int(index)) or 0

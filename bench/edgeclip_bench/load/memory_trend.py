@@ -2,9 +2,10 @@
 
 The first fifth of a run is warm-up: every buffer and every kernel has been used then. The rest is cut into windows: a
 line goes through their medians, with the interval that holds its slope with 95 % certainty. Medians, because a text
-of 8192 tokens takes 100 MB while it computes, and how many such moments a window has is chance. Memory "grows" when
-the interval is above zero and the gain is large enough to matter, is "flat" when it could not have gained that much,
-and otherwise "unclear": run it longer.
+of 8192 tokens takes 100 MB while it computes, and how many such moments a window has is chance; windows, because
+samples a second apart depend on one another too much to count as independent. Memory "grows" when the interval is
+above zero and the gain is large enough to matter, is "flat" when it could not have gained that much, and otherwise
+"unclear": run it longer.
 """
 
 from collections.abc import Sequence
@@ -37,11 +38,7 @@ class Trend:
 
 
 def find_trend(samples: Sequence[tuple[float, int]]) -> Trend:
-    """The line through (second, bytes) after the warm-up, and the verdict.
-
-    Samples a second apart depend on one another too much to count as independent: the line goes through the medians
-    of WINDOWS windows, by ordinary least squares, with Student's interval for its slope.
-    """
+    """The line through (second, bytes) after the warm-up, by ordinary least squares, and the verdict."""
     first, last = samples[0][0], samples[-1][0]
     begin = first + WARM_UP_SHARE * (last - first)
     kept = np.array([sample for sample in samples if sample[0] >= begin], dtype=np.float64)  # (N, 2)

@@ -76,12 +76,8 @@ class Questions:
     def bulk(self) -> Iterator[Body]:
         """Request bodies of BULK_IMAGES images each, each time others: a model may keep what it knows of the last."""
         files = self.images(2 * BULK_CLIENTS * BULK_IMAGES)
-        return itertools.cycle(
-            [
-                body_of(files[start : start + BULK_IMAGES], self.image_task)
-                for start in range(0, len(files), BULK_IMAGES)
-            ]
-        )
+        starts = range(0, len(files), BULK_IMAGES)
+        return itertools.cycle([body_of(files[start : start + BULK_IMAGES], self.image_task) for start in starts])
 
     def images(self, count: int) -> list[dict[str, str]]:
         """Made-up JPEGs in base64, no two alike."""

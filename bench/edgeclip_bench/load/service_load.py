@@ -1,9 +1,5 @@
 """The service under load, over HTTP: requests a second and latency by concurrency, and what images do to texts.
 
-    edgeclip bench service-load URL [--seconds S] [--concurrency N ...] [--rate R ...]
-                                    [--texts-only] [--task T] [--image-px W H]
-                                    [--bundle BUNDLE [--starts URL ...]] [--key KEY] [--out FILE.json]
-
     closed loop   N clients, each sending its next request when the last is answered
     open loop     Poisson arrivals of R requests a second; latency counts from the moment a request was due, so
                   a service that falls behind shows it (no coordinated omission)
@@ -14,12 +10,11 @@
 What the model takes and which tasks it has, the service says (`/v1/models`). A model that needs a task is asked with
 its first one where --task names none; images have the same where it is for images.
 
-With --bundle it measures the cost of HTTP: one short text through the service and through Encoders in this process,
-in turns. The service must run on this machine then. Two starts of the same code differ in the tower's own run, by up
-to 0.6 ms of 36 (six Encoders of the int8 bundle, two cores of an Intel Xeon with AMX), probably by where the weights
-that each packs for itself lie in memory. So several Encoders are measured, and other starts of the same service that
---starts names; the figure is the difference of their means. Requests that are refused are counted by status and are
-no latencies.
+With --bundle it measures the cost of HTTP: one short text through the service, on this machine, and through Encoders
+in this process, in turns. Two starts of the same code differ in the tower's own run, by up to 0.6 ms of 36 (six
+Encoders of the int8 bundle, two cores of an Intel Xeon with AMX), probably by where the weights that each packs for
+itself lie in memory. So several Encoders are measured, and other starts of the same service that --starts names; the
+figure is the difference of their means. Requests that are refused are counted by status and are no latencies.
 """
 
 import argparse
@@ -247,11 +242,9 @@ def measure_overhead(
     task: str | None = None,
     turns: int = OVERHEAD_TURNS,
 ) -> list[Overhead]:
-    """The time that the service adds to one short text, as JSON numbers and as base64; `urls` are starts of it.
+    """What the services add to one short text, with the task or the first that a model needs.
 
-    `task` is that of the text, None for the first of a model that needs one.
-
-    All take turns (`edgeclip.engine.paired_timing`). The client is the standard library's and adds 0.2 ms.
+    The client is the standard library's and adds 0.2 ms.
     """
     found = []
     with ExitStack() as opened:

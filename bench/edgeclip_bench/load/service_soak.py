@@ -1,22 +1,17 @@
 """The service under honest and hostile clients for minutes: no answer of 500, and memory that stays flat.
 
-    edgeclip bench service-soak BUNDLE [--seconds 600] [--clients 6] [--task T] [--out F.json]
-
-A model that needs a task is asked with its first one where --task names none.
-
-The service is started in a process of its own. Each client draws at random what it does: short and bulk texts, texts
-that need a mask, token ids, images, images of 49 megapixels, broken images, bodies of 60 MB, JSON that grows when it
-is parsed, unknown paths, requests that are dropped before the answer, bytes that are no HTTP, heads that never end.
+The service is started in a process of its own; a model that needs a task is asked with its first one where --task
+names none. Each client draws at random what it does: short and bulk texts, token ids, images, images of 49
+megapixels, broken images, bodies of 60 MB, JSON that grows when it is parsed, requests that are dropped before the
+answer, bytes that are no HTTP, heads that never end.
 
 Resident memory is sampled each second. Whenever all clients rest for a second, the lowest sample is kept too: that is
-the memory that stays, while a sample in between holds a decoded image or none by chance. Both series are judged as in
-`edgeclip_bench.load.memory_trend`.
+the memory that stays, while a sample in between holds a decoded image or none by chance. Both series are judged.
 """
 
 import argparse
 import asyncio
 import base64
-import functools
 import io
 import json
 import os
@@ -27,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -83,77 +79,56 @@ class Wanted:
 
 
 class Mischief:
-    """The acts of clients against one service; each act is a coroutine that returns its outcome."""
+    """The acts of clients against one service, by name; each is a coroutine that returns its outcome.
+
+    Most post a body, drawn anew each time.
+    """
 
     def __init__(self, session: aiohttp.ClientSession, port: int, seed: int, wanted: Wanted) -> None:
         self._session, self._port, self._wanted = session, port, wanted
         self._url = f"http://127.0.0.1:{port}/v1/embeddings"
         self._draw = np.random.default_rng(seed)
         self._pictures, self._large_picture = _pictures()
-        texts = (self.ask_a_text, self.ask_many_texts, self.ask_token_ids, self.ask_a_masked_text)
-        images = (self.ask_images, self.ask_a_large_image, self.send_a_broken_image)
-        self.acts: tuple[Act, ...] = (
-            *(texts if "text" in wanted.tasks else ()),
-            *(images if "image" in wanted.tasks else ()),
-            self.ask_for_what_is_not_there,
-            self.send_a_large_body,
-            self.send_json_that_grows,
-            self.leave_before_the_answer,
-            self.send_no_http,
-            self.send_an_endless_head,
-        )
-
-    async def ask_a_text(self) -> str:
-        """Send one text, as a search does."""
-        return await self._ask("text", input="a red bicycle")
-
-    async def ask_many_texts(self) -> str:
-        """Send up to 40 texts of up to 200 words, in two formats."""
-        return await self._ask("text", input=self._texts(), embedding_type=["float", "ubinary"], truncate=True)
-
-    async def ask_token_ids(self) -> str:
-        """Send up to 20,000 token ids, which the model must cut."""
-        ids = self._draw.integers(5, 300, self._draw.integers(1, 20_000)).tolist()
-        return await self._ask("text", input=[*self._wanted.first_ids, *ids], truncate=True)
-
-    async def ask_a_masked_text(self) -> str:
-        """Send up to 4000 words and the padding token, which is too long for some."""
-        return await self._ask("text", input="<pad> " + "w " * int(self._draw.integers(1, 4000)))
-
-    async def ask_images(self) -> str:
-        """Send up to three images."""
-        chosen = self._draw.integers(len(self._pictures), size=self._draw.integers(1, 4))
-        return await self._ask("image", input=[{"image": self._pictures[index]} for index in chosen])
-
-    async def ask_a_large_image(self) -> str:
-        """Send a file of 150 kB that is 147 MB when it is decoded."""
-        return await self._ask("image", input={"image": self._large_picture})
+        bodies: dict[str, Callable[[], bytes]] = {}
+        if "text" in wanted.tasks:
+            bodies |= {
+                "ask_a_text": lambda: self._body("text", input="a red bicycle"),  # as a search does
+                "ask_many_texts": lambda: self._body(
+                    "text", input=self._texts(), embedding_type=["float", "ubinary"], truncate=True
+                ),
+                "ask_token_ids": lambda: self._body("text", input=self._token_ids(), truncate=True),
+                "ask_a_masked_text": lambda: self._body("text", input="<pad> " + "w " * self._up_to(4000)),
+            }
+        if "image" in wanted.tasks:
+            bodies |= {
+                "ask_images": lambda: self._body("image", input=[self._picture() for _ in range(self._up_to(3))]),
+                # A file of 150 kB that is 147 MB when it is decoded.
+                "ask_a_large_image": lambda: self._body("image", input={"image": self._large_picture}),
+                "send_a_broken_image": lambda: self._body(
+                    "image", input={"image": self._pictures[0][: 3 + self._up_to(76)]}
+                ),
+            }
+        bodies |= {
+            "send_a_large_body": lambda: self._body(
+                "text", truncate=True, input="w " * self._up_to(_LARGE_BODY_BYTES // 2)
+            ),
+            # Two bytes for each list, which take fifty when they are parsed.
+            "send_json_that_grows": lambda: b'{"input":[%b1]}' % (b"[]," * self._up_to(600_000)),
+        }
+        self.acts: dict[str, Act] = {name: partial(self._post_made, make) for name, make in bodies.items()}
+        others = (self.ask_for_what_is_not_there, self.leave_before_the_answer, self.send_no_http)
+        self.acts |= {act.__name__: act for act in (*others, self.send_an_endless_head)}
 
     async def ask_for_what_is_not_there(self) -> str:
         """Ask for an unknown path, each time another one."""
         async with self._session.put(f"http://127.0.0.1:{self._port}/{self._draw.bytes(8).hex()}") as response:
             return str(response.status)
 
-    async def send_a_broken_image(self) -> str:
-        """Send an image file that ends too early."""
-        return await self._ask("image", input={"image": self._pictures[0][: self._draw.integers(4, 80)]})
-
-    async def send_a_large_body(self) -> str:
-        """Send up to 60 MB of one text."""
-        text = b"w " * int(self._draw.integers(1, _LARGE_BODY_BYTES // 2))
-        fields = json.dumps({"truncate": True, **self._task("text")}).encode()
-        return await self._post(fields[:-1] + b',"input":"' + text + b'"}')
-
-    async def send_json_that_grows(self) -> str:
-        """Send JSON of two bytes per list, which take fifty when parsed."""
-        body = b'{"input":[' + b"[]," * int(self._draw.integers(1, 600_000)) + b"1]}"
-        return await self._post(body)
-
     async def leave_before_the_answer(self) -> str:
         """Close the connection within 50 ms."""
         try:
             async with asyncio.timeout(self._draw.random() * 0.05):
-                await self._ask("text", input=self._texts())
+                await self._post(self._body("text", input=self._texts()))
         except TimeoutError:
             return "left"
         return "answered"
@@ -178,12 +153,12 @@ class Mischief:
             writer.close()
         return "cut off"
 
-    def _task(self, modality: Modality) -> dict[str, str]:
+    def _body(self, modality: Modality, **fields: Any) -> bytes:
         task = self._wanted.tasks.get(modality)
-        return {} if task is None else {"task": task}
+        return json.dumps(fields if task is None else {**fields, "task": task}).encode()
 
-    async def _ask(self, modality: Modality, **fields: Any) -> str:
-        return await self._post(json.dumps({**fields, **self._task(modality)}).encode())
+    async def _post_made(self, make: Callable[[], bytes]) -> str:
+        return await self._post(make())
 
     async def _post(self, data: bytes) -> str:
         headers = {"Content-Type": "application/json"}
@@ -191,8 +166,18 @@ class Mischief:
             await response.read()
             return str(response.status)
 
+    def _up_to(self, most: int) -> int:
+        return int(self._draw.integers(1, most + 1))
+
     def _texts(self) -> list[str]:
-        return ["w " * int(self._draw.integers(1, 200)) for _ in range(self._draw.integers(1, 40))]
+        return ["w " * self._up_to(200) for _ in range(self._up_to(40))]
+
+    def _token_ids(self) -> list[int]:
+        """So many ids that the model must cut them."""
+        return [*self._wanted.first_ids, *self._draw.integers(5, 300, self._up_to(20_000)).tolist()]
+
+    def _picture(self) -> dict[str, str]:
+        return {"image": self._pictures[self._draw.integers(len(self._pictures))]}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -222,7 +207,10 @@ def status(report: dict[str, Any]) -> int:
 
 def soak(bundle: Path, *, seconds: float, clients: int, task: str | None = None) -> dict[str, Any]:
     """The JSON document of one service's run."""
-    port, wanted = _free_port(), Wanted.of(bundle, task)
+    wanted = Wanted.of(bundle, task)
+    with socket.socket() as held:  # a free port
+        held.bind(("127.0.0.1", 0))
+        port = int(held.getsockname()[1])
     flags = ("--port", str(port), "--token-ids", "--log-level", "error")
     command = (sys.executable, "-m", "edgeclip", "serve", str(bundle), *flags)
     with subprocess.Popen(command) as service:
@@ -267,15 +255,15 @@ async def _torment(
             mischief, draw = Mischief(session, port, seed, wanted), np.random.default_rng((1, seed))
             while ran_s < seconds:
                 await may_act.wait()
-                act = mischief.acts[draw.integers(len(mischief.acts))]
+                name = str(draw.choice(list(mischief.acts)))
                 busy += 1
                 try:
-                    outcome = await act()
+                    outcome = await mischief.acts[name]()
                 except (aiohttp.ClientError, OSError) as error:  # a connection that the service cut
                     outcome = type(error).__name__
                 finally:
                     busy -= 1
-                outcomes.setdefault(act.__name__, Counter())[outcome] += 1
+                outcomes.setdefault(name, Counter())[outcome] += 1
 
         async def watch() -> None:
             nonlocal ran_s
@@ -322,7 +310,7 @@ async def _until_ready(session: aiohttp.ClientSession, port: int) -> None:
             await asyncio.sleep(0.2)
 
 
-@functools.cache
+@cache
 def _pictures() -> tuple[list[str], str]:
     """Small made-up pictures and a large empty one, in base64."""
     from PIL import Image
@@ -332,9 +320,3 @@ def _pictures() -> tuple[list[str], str]:
     large = encode_file(Image.new("RGB", (_LARGE_PX, _LARGE_PX), "teal"), "PNG")
     first, *others = (base64.b64encode(file).decode() for file in (large, *small))
     return others, first
-
-
-def _free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
