@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -21,9 +21,10 @@ from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip_bench.measure.closeness import Closeness, summarize_cosines
 from edgeclip_bench.quality.datasets import Data, ImageTextData, StsData, TextRetrievalData
 from edgeclip_bench.quality.evaluate import (
-    CacheFolder,
     DataScores,
+    Documented,
     Evaluation,
+    Opening,
     check_data,
     choose_dims,
     evaluation_of,
@@ -57,10 +58,7 @@ class Difference(Figure):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement(Figure):
-    """The share of what a query finds first that both bundles find, as a mean over the queries.
-
-    `metric` is agreement@10, and where images search classes agreement@1.
-    """
+    """The share of what a query finds first that both bundles find, as a mean over the queries."""
 
     data: str
     share: float
@@ -76,11 +74,7 @@ class DataCloseness(Closeness):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorstInput:
-    """An input that the bundles disagree about most, and the ranks (from 1) of its best right item.
-
-    An image has a rank in each language; here is the one that moved most. None where nothing is searched
-    with the input, or nothing is right for it.
-    """
+    """An input that the bundles disagree about most, and the ranks (from 1) of its best right item, if it has one."""
 
     data: str
     modality: Modality
@@ -93,7 +87,7 @@ class WorstInput:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class Comparison(Documented):
     """`evaluation` is the bundle's, `reference` the other's, which it is held against."""
 
     evaluation: Evaluation
@@ -109,7 +103,7 @@ class Comparison:
         return self.evaluation.bundle.checkpoint_sha256 == self.reference.bundle.checkpoint_sha256
 
     def as_dict(self) -> dict[str, Any]:
-        """The comparison as JSON has it."""
+        """The document, as JSON has it."""
         return {"is_one_checkpoint": self.is_one_checkpoint, **asdict(self)}
 
 
@@ -120,15 +114,12 @@ def compare(
     *,
     truncate_dims: Sequence[int] | None = None,
     task: str | None = None,
-    device: str = "auto",
-    threads: int | None = None,
-    cache: CacheFolder = "default",
-    progress: bool | None = None,
+    **opening: Unpack[Opening],
 ) -> Comparison:
     """Evaluate both bundles on the same data, one after the other; arguments and errors are those of `evaluate`.
 
-    Raises InputError also for bundles whose vectors have not the same width: they are of two models. Bundles
-    of two checkpoints are a CheckpointWarning; the texts that either cut are one TruncationWarning.
+    InputError also for vectors of two widths: they are of two models. Bundles of two checkpoints are a
+    CheckpointWarning; the texts that either cut are one TruncationWarning.
     """
     manifests = [
         side.manifest if isinstance(side, Encoder) else open_manifest(Path(side)) for side in (bundle, other)
@@ -141,10 +132,10 @@ def compare(
     dims = choose_dims(manifests[0], truncate_dims)
     encoders, embedded = [], []
     for side in (bundle, other):
-        with open_embedder(side, device=device, threads=threads, cache=cache, progress=progress) as embedder:
+        with open_embedder(side, **opening) as embedder:
             encoders.append(embedder.encoder)
             embedded.append([embed(embedder, one, task) for one in data])
-    pairs = [_pair(mine, its, dims, is_wanted(progress)) for mine, its in zip(*embedded, strict=True)]
+    pairs = [_pair(mine, its, dims, is_wanted(opening.get("progress"))) for mine, its in zip(*embedded, strict=True)]
     found = Comparison(
         evaluation=evaluation_of(bundle, encoders[0], dims, tuple(pair.mine for pair in pairs)),
         reference=evaluation_of(other, encoders[1], dims, tuple(pair.its for pair in pairs)),
@@ -188,7 +179,11 @@ def _pair(mine: Embedded, its: Embedded, dims: tuple[int, ...], is_shown: bool) 
                 Agreement(data=label, **sample.facts(dim), share=sample.figure()) for sample in agree(found, others)
             ]
             bar.advance()
-    cosines = _cosines(mine, its)
+    # Of each modality; of texts alone, those of `queries` before those of `items`.
+    of_queries, of_items = row_cosines(mine.queries, its.queries), row_cosines(mine.items, its.items)
+    cosines: dict[Modality, Values] = {"text": of_queries, "image": of_items}
+    if mine.item_modality == "text":
+        cosines = {"text": np.concatenate((of_queries, of_items))}
     return _Pair(
         mine=score_data(mine, ((dim, one) for dim, one, _ in samples)),
         its=score_data(its, ((dim, other) for dim, _, other in samples)),
@@ -219,14 +214,6 @@ def _difference(label: str, dim: int, mine: Sample, its: Sample) -> Difference:
     )
 
 
-def _cosines(mine: Embedded, its: Embedded) -> dict[Modality, Values]:
-    """The cosines of each modality's inputs, `queries` before `items`."""
-    queries, items = row_cosines(mine.queries, its.queries), row_cosines(mine.items, its.items)
-    if mine.item_modality == "text":
-        return {"text": np.concatenate((queries, items))}
-    return {"text": queries, "image": items}
-
-
 def _worst(
     embedded: Embedded, modality: Modality, cosines: Values, pairs: Sequence[tuple[Search, Search]]
 ) -> list[WorstInput]:
@@ -240,13 +227,14 @@ def _worst(
         name = _name(embedded.data, row, is_item)
         if name not in found:
             search, rank, reference_rank = _most_moved(pairs, row, is_item)
+            languages = search.languages if search else None
             found[name] = WorstInput(
                 data=label_of(embedded.data),
                 modality=modality,
                 input=name,
                 cosine=float(cosines[place]),
                 direction=search.direction if search else None,
-                language=_language(search, row),
+                language=str(languages[row]) if languages is not None else search.language if search else None,
                 rank=rank,
                 reference_rank=reference_rank,
             )
@@ -275,15 +263,6 @@ def _most_moved(
             ranks.append((mine, int(mine.ranks[place]), int(its.ranks[place])))
     if not ranks:
         return None, None, None
-    search, rank, reference_rank = max(ranks, key=lambda found: abs(found[1] - found[2]))
-    return search, _from_one(rank), _from_one(reference_rank)
-
-
-def _from_one(rank: int) -> int | None:
-    return None if rank == NEVER else rank + 1
-
-
-def _language(search: Search | None, row: int) -> str | None:
-    if search is None or search.languages is None:
-        return search.language if search else None
-    return str(search.languages[row])
+    search, *both = max(ranks, key=lambda found: abs(found[1] - found[2]))
+    rank, reference_rank = (None if place == NEVER else place + 1 for place in both)
+    return search, rank, reference_rank

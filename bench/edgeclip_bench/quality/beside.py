@@ -7,13 +7,13 @@ they say whether one's own are as hard, and whether the models come in the same 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Unpack, get_args
 
 from edgeclip import Encoder
 from edgeclip.bundle.files import open_manifest
-from edgeclip_bench.measure.report_table import NONE, Table
+from edgeclip_bench.measure.report_table import Table
 from edgeclip_bench.quality.datasets import Data
-from edgeclip_bench.quality.evaluate import CacheFolder, Evaluation, Score, check_data, evaluate
+from edgeclip_bench.quality.evaluate import Documented, Evaluation, Opening, check_data, evaluate
 from edgeclip_bench.quality.published import OF_MODELS, Direction, Published, model_of
 from edgeclip_bench.quality.report import WAYS, Report, make_report, percent, with_interval
 
@@ -23,14 +23,10 @@ _NOTE = "COCO to XTD10: recall@5 that the model's authors published, the mean ov
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Beside:
+class Beside(Documented):
     """Evaluations of several bundles on the same data, in the order in which they were named."""
 
     evaluations: tuple[Evaluation, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The evaluations as JSON has them."""
-        return {"evaluations": [found.as_dict() for found in self.evaluations]}
 
 
 def evaluate_beside(
@@ -39,30 +35,12 @@ def evaluate_beside(
     *,
     truncate_dims: Sequence[int] | None = None,
     task: str | None = None,
-    device: str = "auto",
-    threads: int | None = None,
-    cache: CacheFolder = "default",
-    progress: bool | None = None,
+    **opening: Unpack[Opening],
 ) -> Beside:
-    """Evaluate the bundles, one after the other; arguments and errors are those of `evaluate`.
-
-    Without `truncate_dims`, each at its full width alone. What a bundle does not take is said before any is run.
-    """
+    """Evaluate the bundles, one after the other, as `evaluate` does; without `truncate_dims` at full width alone."""
     for bundle in bundles:
         check_data(data, task, bundle.manifest if isinstance(bundle, Encoder) else open_manifest(Path(bundle)))
-    found = (
-        evaluate(
-            bundle,
-            data,
-            truncate_dims=truncate_dims or (),
-            task=task,
-            device=device,
-            threads=threads,
-            cache=cache,
-            progress=progress,
-        )
-        for bundle in bundles
-    )
+    found = (evaluate(one, data, truncate_dims=truncate_dims or (), task=task, **opening) for one in bundles)
     return Beside(evaluations=tuple(found))
 
 
@@ -87,19 +65,13 @@ def _tables(found: Beside) -> Iterator[Table]:
             sources: dict[str, None] = {}
             for evaluation in found.evaluations:
                 full = evaluation.dims[-1]
-                scores = [one for one in evaluation.data[place].scores if _is_overall(one, direction, full)]
-                if not scores:
-                    continue
                 published = _published(evaluation.bundle.family, full, direction)
-                sources |= dict.fromkeys(one.source for one in published.values())
-                (score,) = scores
-                rows.append(
-                    (
-                        evaluation.bundle.name,
-                        with_interval(score.value, score.low, score.high),
-                        *(percent(published[name].value) if name in published else NONE for name in _BENCHMARKS),
-                    )
-                )
+                for score in evaluation.data[place].scores:
+                    if (score.metric, score.direction, score.dim) == (_METRIC, direction, full) and score.is_overall:
+                        here = with_interval(score.value, score.low, score.high)
+                        theirs = (published[name].value if name in published else None for name in _BENCHMARKS)
+                        rows.append((evaluation.bundle.name, here, *map(percent, theirs)))
+                        sources |= dict.fromkeys(one.source for one in published.values())
             if rows:
                 yield Table(
                     title=f"{data.label}, {WAYS[direction]}: {_METRIC}, per cent",
@@ -107,10 +79,6 @@ def _tables(found: Beside) -> Iterator[Table]:
                     rows=tuple(rows),
                     notes=(_NOTE, f"published: {', '.join(sources)}") if sources else (),
                 )
-
-
-def _is_overall(score: Score, direction: Direction, dim: int) -> bool:
-    return (score.metric, score.direction, score.dim, score.is_overall) == (_METRIC, direction, dim, True)
 
 
 def _published(family: str, dim: int, direction: Direction) -> dict[str, Published]:

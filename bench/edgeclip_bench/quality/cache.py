@@ -1,12 +1,12 @@
 """Vectors kept between evaluations, by `diskcache_community` in one folder.
 
 A vector is found again by what decided it and by nothing else: its *space* (bundle, code, versions, device:
-`edgeclip_bench.quality.spaces` says which) and the sha256 of its input. It is sealed with a checksum, so what a
-damaged file gives is computed again and never returned. Above the limit the vectors longest unused are dropped.
+`edgeclip_bench.quality.spaces`) and the sha256 of its input. It is sealed with a checksum, so what a damaged file
+gives is computed again and never returned. Above the limit the vectors longest unused are dropped.
 
 The cache is a convenience: when it is damaged, locked, unwritable or the disk is full, one CacheWarning says so and
-the evaluation goes on without it. What is written is written at once, so a run that is killed keeps what it had, and
-several may run at once. Vectors of private data are private: a folder that is made here is its owner's alone.
+the evaluation goes on without it. What is written is written at once, so a run that is killed keeps what it had.
+Vectors of private data are private: a folder that is made here is its owner's alone.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Read a folder of a user's images and texts for `edgeclip quantize --calibrate`.
 
-Images, and .txt files with a text per line; or images with captions in any layout of docs/evaluating.md, read by the
-reader of `edgeclip eval`, which say which texts describe which image.
+Images, and .txt files with a text per line; or images with captions in any layout of `edgeclip eval`, which say which
+texts describe which image.
 """
 
 import warnings
@@ -36,11 +36,11 @@ def read_samples(
     is_recursive: bool = False,
     on_skip: Callable[[str], None] | None = None,
 ) -> Samples:
-    """The samples in the folder; of more than 400 images and 4000 texts an even choice.
+    """The samples in the folder that the bundle takes; of more than 400 images and 4000 texts an even choice.
 
-    `is_recursive` takes the images and .txt files of subfolders too. With `on_skip`, an image that cannot be read or
-    is not there is left out with its captions, and the reason is passed to it. Raises InputError, naming the file,
-    for what cannot be read and for a folder with too little in it. Only inputs that the bundle takes are read.
+    `is_recursive` takes subfolders too. With `on_skip`, an image that cannot be read or is not there is left out with
+    its captions, and the reason is passed to it. InputError for anything else that cannot be read, and for too
+    little.
     """
     if not folder.is_dir():
         raise InputError(f"--calibrate {folder}: is no folder, wanted one with images and texts")
@@ -55,7 +55,9 @@ def read_samples(
     texts, pairs = (texts, pairs) if manifest.text else ([], None)
     _check_enough(folder, manifest, images, texts)
     found = len(images), len(texts)
-    images, texts, pairs = _choose(images, texts, pairs if images else None)
+    images, texts, pairs = _keep(_evenly(len(images), _MOST_IMAGES), images, texts, pairs if images else None)
+    chosen = _evenly(len(texts), _MOST_TEXTS)
+    texts, pairs = [texts[index] for index in chosen], pairs and [pairs[index] for index in chosen]
     feeder = Feeder(bundle, manifest)
     pictures = _prepare_images(feeder, images, on_skip)
     if len(pictures) < len(images):
@@ -88,10 +90,7 @@ def _prepare_images(feeder: Feeder, images: list[Path], on_skip: Callable[[str],
 
 
 def _prepare_texts(feeder: Feeder, texts: list[_Text]) -> tuple[Item, ...]:
-    """The texts as items, whose adapters take turns; a TruncationWarning counts those that were cut.
-
-    Where a task is required, it is the first; where tasks are languages, a text has that of its own if it names one.
-    """
+    """The texts as items, with the task of their language or the needed one; a TruncationWarning counts cut ones."""
     manifest = feeder.manifest
     first = needed_task(manifest, "text")
     spoken = [language if speaks_by_task(manifest) else None for _, language in texts]
@@ -136,15 +135,6 @@ def _check_enough(folder: Path, manifest: Manifest, images: list[Path], texts: l
             f"--calibrate {folder}: {found} (lines of .txt files, or captions in captions.jsonl), wanted "
             f"{_LEAST} {'of each ' * (len(counts) > 1)}or more"
         )
-
-
-def _choose(
-    images: list[Path], texts: list[_Text], pairs: list[int] | None
-) -> tuple[list[Path], list[_Text], list[int] | None]:
-    """An even choice of images; of texts those that go with them, or an even choice too."""
-    images, texts, pairs = _keep(_evenly(len(images), _MOST_IMAGES), images, texts, pairs)
-    chosen = _evenly(len(texts), _MOST_TEXTS)
-    return images, [texts[index] for index in chosen], None if pairs is None else [pairs[index] for index in chosen]
 
 
 def _keep(

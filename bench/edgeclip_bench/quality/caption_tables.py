@@ -1,13 +1,10 @@
 """Captions in a table beside the images: Hugging Face's imagefolder, and Flickr8k and Flickr30k as Kaggle has them.
 
-A table is JSON lines, or rows under a header between commas, semicolons, tabs or bars; one column names the image,
-one has the caption. It is known by its columns, in capitals or not: metadata.jsonl and metadata.csv have `file_name`,
-and a caption or a list of them (https://huggingface.co/docs/datasets/image_dataset); captions.txt `image,caption`;
-results.csv `image_name| comment_number| comment`. Flickr's own Flickr8k.token.txt has no header: "a.jpg#0", a tab, a
-caption.
-
-A file that is called like such a table and is none is never passed over: then the images beside it would be taken for
-something else, as for classes. Reading it says what is wrong with it.
+A table is JSON lines, or rows under a header, and is known by its columns: metadata.jsonl and metadata.csv have
+`file_name`, and a caption or a list of them (https://huggingface.co/docs/datasets/image_dataset); captions.txt
+`image,caption`; results.csv `image_name| comment_number| comment`. Flickr8k.token.txt has no header: "a.jpg#0", a
+tab, a caption. A file that is called like such a table and is none is an error: passed over, the images beside it
+would be taken for something else, as for classes.
 """
 
 import csv
@@ -83,10 +80,7 @@ def _is_meant(file: Path) -> bool:
 
 
 def read_caption_table(file: Path, selection: Selection) -> ImageTextData:
-    """The images and captions of a table; of one with a column "split", those of one split.
-
-    Images lie in the file's folder, or in a folder there that is called as Kaggle calls it.
-    """
+    """The images and captions of a table, or of one split of it, with the images beside it or in Kaggle's folders."""
     rows = list(_read(file))
     splits = {str(split) for row in rows if (split := _optional(row, "split"))}
     if splits:

@@ -1,15 +1,13 @@
 """Zero-shot classification: a folder of images for each class, read into `ClassificationData`.
 
-DIR/<class>/*.jpg, or DIR/<split>/<class>/*.jpg, as torchvision's ImageFolder has it; classes are in the
-order of their folders' names. In a class's name underscores become spaces, for a prompt is a sentence.
-Better names stand in classes.txt (a line for each: folder, tab, name), prompts in templates.txt (a line
-each, with {} for the name), both beside the class folders or in DIR.
-
-Folders called train, val, test and the like are splits and never the classes; one so called among others may be a
-class, as CIFAR-100 has one for trains.
+DIR/<class>/*.jpg, or DIR/<split>/<class>/*.jpg, as torchvision's ImageFolder has it. In a class's name underscores
+become spaces, for a prompt is a sentence. Better names stand in classes.txt (a line for each: folder, tab, name),
+prompts in templates.txt (a line each, with {} for the name), both beside the class folders or in DIR. Folders called
+train, val, test and the like are splits; one so called among others may be a class, as CIFAR-100 has one for trains.
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,8 +29,8 @@ def is_class_folders(folder: Path) -> bool:
 def read_class_folders(folder: Path, selection: Selection) -> ClassificationData:
     """Images by class; of a `limit`, each class has its share (one of each in turn), not only the first.
 
-    A single class, a class without images, two classes of one name, or a class that classes.txt leaves out
-    or adds is an InputError; files that are no images are counted on stderr.
+    InputError for a single class, an empty one, two of one name, or one that classes.txt leaves out or adds; files
+    that are no images are counted on stderr.
     """
     selection.refuse(folder, "class folders", images="which hold the images", languages="which name no language")
     top, folder = folder, _choose_split_folder(folder, selection)
@@ -57,14 +55,9 @@ def read_class_folders(folder: Path, selection: Selection) -> ClassificationData
 
 def share_out(sizes: Sequence[int], limit: int | None) -> list[int]:
     """The numbers of images per class that make `limit` together, one of each class in turn."""
-    if limit is None or limit >= sum(sizes):
-        return list(sizes)
-    shares = [0] * len(sizes)
-    while limit:
-        for index in [index for index, size in enumerate(sizes) if shares[index] < size][:limit]:
-            shares[index] += 1
-            limit -= 1
-    return shares
+    turns = sorted((turn, index) for index, size in enumerate(sizes) for turn in range(size))
+    shares = Counter(index for _, index in turns[:limit])
+    return [shares[index] for index in range(len(sizes))]
 
 
 def _folders_in(folder: Path) -> list[Path]:

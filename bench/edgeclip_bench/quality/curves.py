@@ -1,14 +1,13 @@
 """Draw quality against truncate_dim: what a shorter vector costs.
 
-A row of panels for each data set and direction: the figure itself, and the share of the full width's that is
-kept. One line for each language, and overall as a bold one with its 95 % interval.
+A row of panels for each data set and direction: the figure itself, and the share of the full width's that is kept.
+One line for each language, and overall as a bold one with its 95 % interval.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -30,20 +29,11 @@ _LEGEND_ROWS = 14
 _LEAST_OCTAVES = 0.3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Line:
+class _Line(NamedTuple):
     """The scores of one line of a plot at each dim, ascending."""
 
     label: str
     scores: tuple[Score, ...]
-
-    @property
-    def is_overall(self) -> bool:
-        return self.scores[0].is_overall
-
-    @property
-    def full(self) -> float:
-        return self.scores[-1].value
 
 
 def save_curves(found: Evaluation | Comparison, folder: Path) -> list[Path]:
@@ -59,26 +49,33 @@ def save_curves(found: Evaluation | Comparison, folder: Path) -> list[Path]:
 
 def draw(found: Evaluation, reference: Evaluation | None = None) -> Figure:
     """The figure; `save_curves` gives it its style."""
-    rows = [(data, direction, _lines(data, direction)) for data in found.data for direction in _directions(data)]
+    rows = [
+        (data, direction, _lines(data, direction))
+        for data in found.data
+        for direction in dict.fromkeys(score.direction for score in data.scores)
+    ]
+    others = {data.label: data for data in reference.data} if reference else {}
     most = max(len(lines) for _, _, lines in rows)
     figure = Figure(
         figsize=(10.2 + 0.8 * math.ceil(most / _LEGEND_ROWS), 0.8 + 3.4 * len(rows)),
         layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.12),
     )
-    figure.suptitle(_title(found, reference), fontsize=12, color=INK, parse_math=False)
+    against = f"\nthe other: {_name(reference)}" if reference else ""
+    title = drawable(f"Quality against truncate_dim: {_name(found)}{against}")
+    figure.suptitle(title, fontsize=12, color=INK, parse_math=False)
     figure.supxlabel("shaded: the 95 % interval of overall", fontsize=9, color=PALE)
     axes = figure.subplots(len(rows), 2, squeeze=False)
     for (data, direction, lines), (quality, kept) in zip(rows, axes, strict=True):
         for axis, what in ((quality, ""), (kept, ": kept")):
-            title = drawable(f"{data.label}, {WAYS[direction]}{what}")
-            axis.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
+            words = drawable(f"{data.label}, {WAYS[direction]}{what}")
+            axis.set_title(words, loc="left", fontsize=11, color=INK, parse_math=False)
             _set_dims(axis, found.dims)
         quality.set_ylabel(f"{lines[0].scores[0].metric} (per cent)")
         kept.set_ylabel(f"per cent of {found.dims[-1]} dimensions")
         kept.axhline(100, color="#888888", linewidth=0.8, zorder=1)
         _draw_lines(quality, kept, lines)
         if reference is not None:
-            _draw_reference(quality, kept, _lines(_same_data(reference, data), direction)[-1])
+            _draw_reference(quality, kept, _lines(others[data.label], direction)[-1])
         if len(lines) > 1 or reference is not None:
             drawn = sorted(quality.get_lines(), key=lambda line: -line.get_ydata()[-1])  # as they end on the right
             kept.legend(
@@ -94,7 +91,7 @@ def draw(found: Evaluation, reference: Evaluation | None = None) -> Figure:
 def _draw_lines(quality: Axes, kept: Axes, lines: Sequence[_Line]) -> None:
     """Draw thin lines for languages, and on top a bold one for overall, with its interval."""
     for line, colour in zip(lines, (*_colours(lines[:-1]), INK), strict=True):
-        bold = line.is_overall
+        bold = line.scores[0].is_overall
         style: dict[str, Any] = {
             "color": colour,
             "linewidth": 2.8 if bold else 1.3,
@@ -150,24 +147,11 @@ def _lines(data: DataScores, direction: Direction | None) -> list[_Line]:
     return [*lines, _Line(label="overall" if names else overall[0].language or "overall", scores=overall)]
 
 
-def _directions(data: DataScores) -> list[Direction | None]:
-    return list(dict.fromkeys(score.direction for score in data.scores))
-
-
-def _same_data(reference: Evaluation, data: DataScores) -> DataScores:
-    return next(other for other in reference.data if other.label == data.label)
-
-
 def _colours(lines: Sequence[_Line]) -> list[Any]:
     if len(lines) < len(COLOURS):  # the last is that of overall
         return list(COLOURS[: len(lines)])
-    order = sorted(range(len(lines)), key=lambda index: lines[index].full)
+    order = sorted(range(len(lines)), key=lambda index: lines[index].scores[-1].value)
     return [mpl.colormaps[_MANY](0.05 + 0.9 * order.index(index) / (len(lines) - 1)) for index in range(len(lines))]
-
-
-def _title(found: Evaluation, reference: Evaluation | None) -> str:
-    against = f"\nthe other: {_name(reference)}" if reference else ""
-    return drawable(f"Quality against truncate_dim: {_name(found)}{against}")
 
 
 def _name(found: Evaluation) -> str:

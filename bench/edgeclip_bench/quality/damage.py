@@ -1,11 +1,7 @@
 """Judge exports that are broken on purpose: an evaluation must see that they are worse.
 
-    edgeclip bench damage OUT.json
-
-Each has a mistake that was made with real exports: rotary positions lost, the adapter not merged, images
-squashed instead of cropped, or cropped elsewhere than in their middle. The small trained model is exported
-right and wrong, and all are judged on the same pictures. A quality figure that stays up here would be worth
-nothing elsewhere.
+Each has a mistake that was made with real exports. The small trained model is exported right and wrong, and all are
+judged on the same pictures. A quality figure that stays up here would be worth nothing elsewhere.
 """
 
 import argparse
@@ -42,11 +38,6 @@ RIGHT = "as it should be"
 METRICS = ("recall@1", "recall@5")
 # The last is one the model was not trained for: there truncation must cost something.
 DIMS = (*MATRYOSHKA_DIMS, 8)
-
-
-def export_right(_: Path, out: Path) -> None:
-    """The model exported as it is."""
-    export_checkpoint(CHECKPOINT, out)
 
 
 def without_adapter(_: Path, out: Path) -> None:
@@ -102,8 +93,8 @@ def crop_at_corner(pictures: Path, out: Path) -> None:
 # for sure. The proof that every export carries does: its vectors are up to 0.08 away from the checkpoint's.
 FAINT = "no rotary positions, vision"
 # Each is called with the right export, which the first one makes, and with where its own is to be.
-BUNDLES: dict[str, Callable[[Path, Path], None]] = {
-    RIGHT: export_right,
+BUNDLES: dict[str, Callable[[Path, Path], object]] = {
+    RIGHT: lambda _, out: export_checkpoint(CHECKPOINT, out),
     "no rotary positions, text": lambda right, out: without_rotary(right, out, "text"),
     FAINT: lambda right, out: without_rotary(right, out, "vision"),
     "adapter left out": without_adapter,
@@ -115,10 +106,7 @@ DAMAGES = (*(name for name in BUNDLES if name != RIGHT), CORNER)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """An export's figures, and what it lost to the right one on the same queries, overall at full width.
-
-    No losses for pictures that were cut: they are other inputs, so there is nothing to pair.
-    """
+    """An export's figures at full width, and what it lost to the right one on the same queries, if they are."""
 
     scores: DataScores
     losses: tuple[Difference, ...]

@@ -1,10 +1,8 @@
 """Compute each input of an evaluation once, as a full-width unit vector.
 
-Inputs are read a block at a time, so beside the vectors only a block of them is in memory. One that came
-before in this run, or that the cache holds from an earlier one, is not computed again. What the cache
-relies on is listed in `text_space` and `image_space`: change what decides a vector, and it must stand there.
-Two things move a vector by the order of a float's sum alone and do not: the number of threads, and which
-texts shared a batch.
+Inputs are read a block at a time, so beside the vectors only a block of them is in memory. One that came before in
+this run, or that the cache holds, is not computed again. Two things move a vector by the order of a float's sum alone
+and do not count as another: the number of threads, and which texts shared a batch.
 """
 
 import hashlib
@@ -61,8 +59,7 @@ class _Way(Generic[T]):
 class Embedder:
     """An Encoder and a cache.
 
-    A graph's files are hashed before any of its vectors is used: what a damaged file answers is not kept under a
-    whole one's name, and a whole one's vectors do not pass for a damaged one's.
+    A graph's files are hashed before any of its vectors is used, so that those of a damaged one are never kept.
     """
 
     def __init__(self, encoder: Encoder, cache: EmbeddingCache, *, progress: bool | None = None) -> None:
@@ -73,10 +70,7 @@ class Embedder:
         self._proved: set[str] = set()
 
     def texts(self, texts: Iterable[str], count: int, *, task: str | None = None, label: str = "texts") -> Vectors:
-        """Unit vectors (count, D) float32 of `count` texts, each with that task.
-
-        Raises InputError for an unknown task, a text that is none, and texts that are more or fewer.
-        """
+        """Unit vectors (count, D) float32 of the texts, each with that task; InputError for more or fewer."""
         facts = find_task(self.encoder.manifest, task, "text")  # an unknown task is one without texts too
 
         def digest(text: str, row: int) -> bytes:
@@ -150,7 +144,10 @@ class Embedder:
     def _find(self, way: _Way[T], new: dict[bytes, T]) -> Iterator[tuple[dict[bytes, Entry], Counts]]:
         """The entries of these inputs: first what the cache has, then the rest as it is computed."""
         for graph in graphs_of(self.encoder.manifest, way.modality):
-            self._prove(graph)
+            if graph not in self._proved:
+                for file in graph_files(self.encoder.manifest, graph):
+                    verify_hash(self.encoder.folder, file)
+            self._proved.add(graph)
         kept = self._cache.read(way.space, list(new))
         yield kept, Counts(cached=len(kept))
         missing = [key for key in new if key not in kept]
@@ -163,12 +160,6 @@ class Embedder:
         prepared = self.encoder.prepare_texts(texts, task=task)
         vectors = self.encoder.run_items(prepared.items)
         return [Entry(vector, is_cut=index in prepared.cut) for index, vector in enumerate(vectors)]
-
-    def _prove(self, graph: str) -> None:
-        if graph not in self._proved:
-            for file in graph_files(self.encoder.manifest, graph):
-                verify_hash(self.encoder.folder, file)
-        self._proved.add(graph)
 
 
 def graph_files(manifest: Manifest, graph: str) -> list[FileFacts]:

@@ -11,12 +11,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 
 from edgeclip import Encoder, InputError, Manifest, TruncationWarning
 from edgeclip.families.tasks import find_task
+from edgeclip.inputs.checks import check_truncate_dim
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip_bench.measure.documents import versions
 from edgeclip_bench.measure.machine_facts import machine
@@ -97,8 +98,29 @@ class DataScores:
     scores: tuple[Score, ...]
 
 
+class Opening(TypedDict, total=False):
+    """How a bundle is opened for an evaluation.
+
+    `device` and `threads` as in Encoder.open; an Encoder brings its own. `cache` is the folder that keeps vectors
+    between evaluations, None for none. `progress=None` shows bars when stderr is a terminal.
+    """
+
+    device: str
+    threads: int | None
+    cache: CacheFolder
+    progress: bool | None
+
+
+class Documented:
+    """A dataclass that is a JSON document."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The document, as JSON has it."""
+        return asdict(self)  # type: ignore[call-overload,no-any-return]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
+class Evaluation(Documented):
     """A bundle's figures, and what they depend on."""
 
     bundle: BundleIdentity
@@ -108,10 +130,6 @@ class Evaluation:
     dims: tuple[int, ...]
     data: tuple[DataScores, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """The evaluation as JSON has it."""
-        return asdict(self)
-
 
 def evaluate(
     bundle: Path | Encoder,
@@ -119,29 +137,21 @@ def evaluate(
     *,
     truncate_dims: Sequence[int] | None = None,
     task: str | None = None,
-    device: str = "auto",
-    threads: int | None = None,
-    cache: CacheFolder = "default",
-    progress: bool | None = None,
+    **opening: Unpack[Opening],
 ) -> Evaluation:
     """Every metric of the bundle on each data set, at each of `truncate_dims` and at full width.
 
     Without `truncate_dims`, at those the model was trained for. `task` is that of captions and queries; for None see
-    `edgeclip_bench.quality.tasks`.
-    `device` and `threads` as in Encoder.open; an Encoder brings its own. `cache` is the folder that keeps
-    vectors between evaluations (`cache.default_folder` unless given), None for none. `progress=None` shows
-    bars when stderr is a terminal.
-
-    Raises InputError for options and data that cannot be, and what Encoder.open raises. Texts that were cut
-    to the model's length are counted in one TruncationWarning; a cache that fails is a CacheWarning.
+    `edgeclip_bench.quality.tasks`. Raises InputError for options and data that cannot be, and what Encoder.open
+    raises. Texts that were cut are counted in one TruncationWarning; a cache that fails is a CacheWarning.
     """
-    with open_embedder(bundle, device=device, threads=threads, cache=cache, progress=progress) as embedder:
+    with open_embedder(bundle, **opening) as embedder:
         manifest = embedder.encoder.manifest
         check_data(data, task, manifest)
         dims = choose_dims(manifest, truncate_dims)
         # Mapped, not looped over: a loop's name would hold one set's vectors while the next one's are made.
         embedded = map(partial(embed, embedder, task=task), data)
-        scored = map(partial(_judge, dims=dims, is_shown=is_wanted(progress)), embedded)
+        scored = map(partial(_judge, dims=dims, is_shown=is_wanted(opening.get("progress"))), embedded)
         found = evaluation_of(bundle, embedder.encoder, dims, tuple(scored))
     warn_of_cut(found)
     return found
@@ -149,7 +159,12 @@ def evaluate(
 
 @contextmanager
 def open_embedder(
-    bundle: Path | Encoder, *, device: str, threads: int | None, cache: CacheFolder, progress: bool | None
+    bundle: Path | Encoder,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    cache: CacheFolder = "default",
+    progress: bool | None = None,
 ) -> Iterator[Embedder]:
     """The bundle opened, with its cache; an Encoder stays open."""
     with ExitStack() as stack:
@@ -187,17 +202,14 @@ def evaluation_of(
 
 
 def score_data(embedded: Embedded, samples: Iterable[tuple[int, Sample]]) -> DataScores:
-    """The scores of one data set, from its samples (dim, sample) in any order, the full width among them.
-
-    Raises InputError for data that no figure can be made of.
-    """
+    """The scores of one data set, from its samples (dim, sample); InputError where no figure can be made of one."""
     data, full = embedded.data, embedded.queries.shape[1]
     try:
         scores = [_score(data, dim, sample, embedded.model) for dim, sample in samples]
     except InputError as error:  # scores that are all the same, too few pairs
         raise InputError(f"{label_of(data)}: {error}") from error
     whole = {_kind(score): score.value for score in scores if score.dim == full}
-    scores = [replace(score, kept=_share(score.value, whole[_kind(score)])) for score in scores]
+    scores = [replace(score, kept=score.value / of if (of := whole[_kind(score)]) > 0 else None) for score in scores]
     return DataScores(
         name=data.name,
         label=label_of(data),
@@ -223,26 +235,13 @@ def warn_of_cut(*found: Evaluation) -> None:
 
 
 def choose_dims(manifest: Manifest, truncate_dims: Sequence[int] | None) -> tuple[int, ...]:
-    """The dimensions to evaluate at, ascending, each once: those asked for, or trained for, and the full width.
-
-    Raises InputError for one that is no int from 1 to the full width.
-    """
-    full = manifest.embedding_dim
-    space = manifest.spaces.single
-    dims = space.matryoshka_dims if truncate_dims is None else truncate_dims
-    for dim in dims:
-        if space.is_strict and dim not in (*space.matryoshka_dims, full):
-            listed = ", ".join(map(str, sorted({*space.matryoshka_dims, full})))
-            raise InputError(f"truncate_dim is {dim!r}, wanted one that the model was trained for: {listed}")
-        if type(dim) is not int or not 1 <= dim <= full:
-            raise InputError(f"truncate_dim is {dim!r}, wanted an int from 1 to {full}")
-    return tuple(sorted({*dims, full}))
+    """The dimensions to evaluate at, ascending: those asked for, or trained for, and the full width."""
+    dims = manifest.spaces.single.matryoshka_dims if truncate_dims is None else truncate_dims
+    return tuple(sorted({*(check_truncate_dim(dim, manifest) for dim in dims), manifest.embedding_dim}))
 
 
 def check_data(data: Sequence[Data], task: str | None, manifest: Manifest) -> None:
-    """InputError for no data, two sets of one label, one without inputs, one with inputs that the bundle does not
-    take, and a task that is unknown or idle.
-    """
+    """InputError for data that cannot be evaluated on this bundle, and for a task that is unknown or idle."""
     if task is not None:
         find_task(manifest, task, "text")  # says which tasks there are
     if not data:
@@ -335,7 +334,3 @@ def _published(data: Data, dim: int, sample: Sample, model: str | None) -> Publi
 
 def _kind(score: Score) -> tuple[object, ...]:
     return score.metric, score.direction, score.language, score.is_overall
-
-
-def _share(value: float, whole: float) -> float | None:
-    return value / whole if whole > 0 else None

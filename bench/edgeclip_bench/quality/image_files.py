@@ -1,8 +1,7 @@
 """Finding the image files that a dataset names, and only those.
 
-Names come from files that others wrote, so an image must lie under the folder that the user named (or
-that the file lies in): an absolute name, or one that climbs out with `..`, is refused unless it ends up
-there. Symbolic links are the user's own and are followed.
+Names come from files that others wrote, so an image must lie under the folder that the user named or that the file
+lies in. Symbolic links are the user's own and are followed.
 """
 
 import os
@@ -28,17 +27,15 @@ class ImageFinder:
     beside: tuple[Path, ...] = ()
 
     def find(self, where: str, *names: str) -> Path:
-        """The first file that has one of the names; InputError, begun with `where`, if none has or may have.
-
-        Where it is only missing, that is a MissingImageError.
-        """
+        """The first file that has one of the names; MissingImageError if none has, InputError if it lies outside."""
         roots = [(self.base, self.base)]  # each with the folder that it must not leave
         roots += [(self.base / folder, self.base) for folder in self.folders]
         roots += [(folder, folder) for folder in self.beside]
         for root, home in roots:
             for name in names:
                 path = Path(os.path.normpath(root / name))
-                if not _is_under(path, home):
+                # By the names alone: symbolic links are followed as the user made them.
+                if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(home)):
                     if root == self.base:
                         wanted = "link it there, or name its folder with `edgeclip eval --images`"
                         raise InputError(f"{where}: image {quote(name)} lies outside {home}; {wanted}")
@@ -54,8 +51,3 @@ def quote(name: str) -> str:
     quoting = reprlib.Repr()
     quoting.maxstring = _QUOTED
     return quoting.repr(name)
-
-
-def _is_under(path: Path, folder: Path) -> bool:
-    """Say whether a path lies in a folder by the names alone: symbolic links are followed as the user made them."""
-    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))

@@ -1,9 +1,8 @@
 """Images with captions as users have them on disk, read into `ImageTextData`.
 
-Captions lose the space round them (COCO's end in spaces and newlines) and are otherwise what the file
-says; all of an image's captions are kept, also where papers take the first five. An image that has none
-in the languages asked for stays: it is still one that a text may find, so that what is measured for a
-language does not depend on which others were asked for.
+Captions lose the space round them and are otherwise what the file says; all of an image's captions are kept. An image
+that has none in the languages asked for stays: a text may still find it, so that what is measured for a language does
+not depend on which others were asked for.
 """
 
 import itertools
@@ -42,8 +41,8 @@ class Item:
 def read_captions(path: Path, selection: Selection) -> ImageTextData:
     """edgeclip's own layout, JSON lines: {"image": "a.jpg", "caption": "..."}.
 
-    "captions" may stand instead: a list, or an object of lists or single captions by language. "language"
-    names a line's. An image may stand on several lines. Images lie in the file's folder or in its images/.
+    "captions" may stand instead: a list, or an object of lists or single captions by language. "language" names a
+    line's. An image may stand on several lines. Images lie in the file's folder or in its images/.
     """
     selection.refuse(path, "a list of captions", split="which has no splits")
     benchmark = selection.name.lower()  # nothing else says what it is
@@ -77,8 +76,7 @@ def read_karpathy(path: Path, document: Record, selection: Selection) -> ImageTe
     """Karpathy's split of Flickr8k, Flickr30k or COCO (dataset_flickr30k.json), by default its test split.
 
     {"images": [{"filename", "filepath" (COCO: "val2014"), "split", "sentences": [{"raw"}]}]} from
-    cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip. "restval", the part of COCO's
-    validation images that all train on, counts as train. "dataset" says what the test split is a test of.
+    cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip. "restval" counts as train, as all train on it.
     """
     entries = [
         ("train" if entry.text("split") == "restval" else entry.text("split"), entry)
@@ -109,9 +107,9 @@ def choose_coco(folder: Path, selection: Selection) -> Path:
 def read_coco(path: Path, document: Record, selection: Selection) -> ImageTextData:
     """COCO's own captions (captions_val2017.json), or another dataset's in that format.
 
-    {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}, from cocodataset.org. The
-    file usually lies in annotations/, the images in val2017/ beside that folder. COCO's splits are not
-    Karpathy's, of which figures are published, so only a name that was asked for makes it a known test.
+    {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}, from cocodataset.org. The file
+    usually lies in annotations/, the images in val2017/ beside that folder. Figures are published of Karpathy's
+    splits, so only a name that was asked for makes it a known test.
     """
     selection.refuse(path, "COCO captions", split="of which each split is a file")
     files: dict[str, tuple[str, str]] = {}
@@ -136,9 +134,9 @@ def read_coco(path: Path, document: Record, selection: Selection) -> ImageTextDa
 def read_crossmodal(path: Path, selection: Selection) -> ImageTextData:
     """Crossmodal-3600: captions.jsonl of captions.zip, and `<key>.jpg` of images.tgz, in images/ or beside.
 
-    {"image/key": "...", "image/locale": "en", "en": {"caption": [...], "caption/tokenized": [...], ...},
-    "de": ...}, one line an image, 36 languages; from google.github.io/crossmodal-3600 and as
-    google-research/big_vision reads it. "image/locale" says where the image is from, not what is captioned.
+    {"image/key": "...", "image/locale": "en", "en": {"caption": [...], ...}, "de": ...}, one line an image, 36
+    languages; from google.github.io/crossmodal-3600. "image/locale" says where the image is from, not what is
+    captioned.
     """
     selection.refuse(path, "Crossmodal-3600", split="which has no splits")
     items = map(_crossmodal_item, read_records(path))
@@ -155,8 +153,8 @@ def read_xtd10(folder: Path, selection: Selection) -> ImageTextData:
     """XTD10: 1000 COCO images, one caption of each in every language whose file is there.
 
     test_image_names.txt and test_1kcaptions_<language>.txt, line for line, as in the repository
-    adobe-research/Cross-lingual-Test-Dataset-XTD10: its XTD10/, MIC/ and STAIR/, or all in one folder
-    (XTD200 has that too). Images (COCO's train2014 and val2014) lie in the folder or in one so named.
+    adobe-research/Cross-lingual-Test-Dataset-XTD10: its XTD10/, MIC/ and STAIR/, or all in one folder. Images (COCO's
+    train2014 and val2014) lie in the folder or in one so named.
     """
     selection.refuse(folder, "XTD10", split="which has no splits")
     lists = [file for part in _XTD10_FOLDERS if (file := folder / part / _XTD10_NAMES).is_file()]
@@ -192,8 +190,8 @@ def gather(
     """The data that the items are: the first `limit` images, and their captions in the languages asked for.
 
     Images lie in the folder asked for or else in that of `path`, in one of `folders` there, or in one of `beside`.
-    Fewer images are an easier test, so a `limit` makes it no known one. An image that comes twice is an error,
-    unless `is_split_up`.
+    Fewer images are an easier test, so a `limit` makes it no known one. An image may come twice only where
+    `is_split_up`.
     """
     base = selection.images or (path if path.is_dir() else path.parent)
     finder = ImageFinder(base=base, folders=folders, beside=beside)

@@ -37,10 +37,7 @@ def speaks_by_task(manifest: Manifest) -> bool:
 
 
 def find_code(language: str, manifest: Manifest) -> str:
-    """The task of texts in a language: its own name, that of ISO 639-1, or the only one of its ISO 639-3 code.
-
-    InputError for a language that the model does not know, or that has several codes.
-    """
+    """The task of texts in a language: its own name, that of ISO 639-1, or the only one of its ISO 639-3 code."""
     known = manifest.tasks_of("text")
     name = language.strip().replace("_", "-").lower()
     spoken, _, place = name.partition("-")
@@ -57,11 +54,7 @@ def find_code(language: str, manifest: Manifest) -> str:
 def codes_of(
     languages: Iterable[str | None], task: str | None, manifest: Manifest, *, label: str, benchmark: str | None = None
 ) -> Sequence[str]:
-    """The task of each text of a data set, from its language; `task` is what the user asked for, for one language.
-
-    Texts of benchmarks that are English need no language. InputError where a language is not named or not known, and
-    for a `task` where there are several languages.
-    """
+    """The task of each text, from its language or what the user asked for. Benchmarks in English name none."""
     named = [ENGLISH if one is None and benchmark in ENGLISH_ONLY else one for one in languages]
     different = list(dict.fromkeys(named))
     if task is not None:

@@ -1,8 +1,7 @@
 """Evaluation data as users have it on disk, opened by what is there.
 
-Detection reads names and first records, never a dataset's name; where nothing fits, or two things do, the
-message lists what was found. The layouts, and the sources they were read from, stand with their readers:
-`image_text_layouts`, `text_layouts`, `class_folders`. Nothing is fetched, nothing is unpacked but .gz.
+Detection reads names and first records, never a dataset's name; where nothing fits, or two things do, the message
+lists what was found. Nothing is fetched, nothing is unpacked but .gz.
 """
 
 import os
@@ -57,12 +56,10 @@ def open_data(
 ) -> tuple[Data, ...]:
     """Read the data sets of a file or a folder: mostly one, several where languages or parts are kept apart.
 
-    `images` is the folder of the image files, where they do not lie with the captions; no image outside it
-    is read. `split` is test unless given (see `selection.choose_split`). `languages` keeps those, each of
-    which must be there. `limit` keeps the first images with their captions, the first queries (with the whole
-    corpus), the first pairs of each language, or an even share of each class. `name` is otherwise the
-    path's. Raises InputError, naming file and line, for whatever is missing, damaged or contradictory; an
-    option that the layout cannot follow is one too.
+    `images` is the folder of the image files, where they do not lie with the captions. `split` is test unless given
+    (see `selection.choose_split`). `limit` keeps the first images with their captions, the first queries, the first
+    pairs of each language, or an even share of each class. Raises InputError, naming file and line, for whatever is
+    missing, damaged or contradictory, and for an option that the layout cannot follow.
     """
     selection = Selection(
         name=name or _name_of(path),
@@ -82,10 +79,9 @@ def open_data(
 
 
 def open_captions(folder: Path, on_missing: Callable[[str], None] | None = None) -> ImageTextData | None:
-    """The images and captions that `open_data` reads where a file says which texts describe which images.
+    """The images and captions of a folder where a file says which texts describe which images, else None.
 
-    None where no file in the folder says that. With `on_missing`, an image that is named and not there is left out
-    with its captions, and the reason is passed to it. Raises InputError as `open_data`.
+    With `on_missing`, an image that is not there is left out with its captions, and the reason is passed to it.
     """
     selection = Selection(name=_name_of(folder), on_missing=on_missing)
     while (found := _open_described(folder, selection)) is None:
@@ -161,7 +157,7 @@ def _open_folder(folder: Path, selection: Selection) -> Found:
     folders, entered = _folders_in(paths)
     if parts := [path for path in entered if is_retrieval(path)]:
         _check_entered(folders, entered)
-        return tuple(read_retrieval(part, selection.named(f"{selection.name}/{part.name}")) for part in parts)
+        return tuple(read_retrieval(part, replace(selection, name=f"{selection.name}/{part.name}")) for part in parts)
     names = [f"{path.name}/" if path.is_dir() else path.name for path in paths]
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     raise not_understood(folder, f"holds {', '.join(names[:LISTED]) or 'nothing'}{more}")

@@ -1,15 +1,13 @@
 """Retrieval, similarity and zero-shot metrics on embeddings that fit in memory; the similarities do not.
 
-A similarity is the dot product of two unit rows. They are computed block by block, and beside the embeddings
-a call holds no more than `block_bytes`. A product is summed in float64 and rounded once to float32, so that
-equal vectors score equally wherever in a block they stand: BLAS sums a row at the edge of a block in another
-order than one inside it, which in float32 would break ties by chance, and a model that gives every text the
-same vector would seem to find something.
+Similarities are computed block by block, and beside the embeddings a call holds no more than `block_bytes`. A product
+is summed in float64 and rounded once to float32, so that equal vectors score equally wherever in a block they stand:
+BLAS sums a row at the edge of a block in another order than one inside it, which in float32 would break ties by
+chance, and a model that gives every text the same vector would seem to find something.
 
-Where the field has two metrics of one name, both are here: R@k of Flickr30k and COCO, a hit if any of an
-image's captions is found (a rank of `first_hit_ranks` below k: Karpathy and Fei-Fei 2015), and BEIR's Recall@k,
-the share of the relevant documents found (`recall_of_relevant_at`). How sure a mean is:
-`edgeclip_bench.quality.intervals`.
+Where the field has two metrics of one name, both are here: R@k of Flickr30k and COCO, a hit if any of an image's
+captions is found (a rank of `first_hit_ranks` below k: Karpathy and Fei-Fei 2015), and BEIR's Recall@k, the share of
+the relevant documents found (`recall_of_relevant_at`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,11 +44,7 @@ class Positives:
 
     @classmethod
     def from_pairs(cls, query_index: ArrayLike, item_index: ArrayLike, queries: int) -> Self:
-        """Group pairs (query, item), in any order, by their query, for `queries` queries.
-
-        Raises InputError for indices that are none, and for a query without an item: it cannot be answered,
-        so the caller leaves it out.
-        """
+        """Group pairs (query, item), in any order, by their query; InputError for a query without an item."""
         of_query = np.asarray(query_index, dtype=np.int64)
         items = np.asarray(item_index, dtype=np.int64)
         if of_query.ndim != 1 or of_query.shape != items.shape:
@@ -84,11 +78,9 @@ def first_hit_ranks(
 ) -> Indices:
     """The rank from 0 of each query's best positive: (Q,) from queries (Q, D) and items (N, D).
 
-    `without` (Q,) is an item that the query does not search, which is none of its positives; -1 for none.
-
-    It is the number of items that are not positive and score at least as much. A tie counts against, and so
-    does an item whose score is NaN: a model that gives constants finds nothing. A positive that scores NaN
-    is not found; a query with no other has the rank NEVER.
+    It is the number of items that are not positive and score at least as much. A tie counts against, and so does an
+    item whose score is NaN: a model that gives constants finds nothing. A query whose positives all score NaN has the
+    rank NEVER. `without` (Q,) is an item that the query does not search, which is none of its positives; -1 for none.
     """
     best = _best_positive_scores(queries, items, positives, block_bytes)  # (Q,)
     ranks = np.zeros(len(queries), dtype=np.int64)
@@ -108,8 +100,7 @@ def top_k(
 ) -> tuple[Indices, NDArray[np.float32]]:
     """The k best items of each query and their scores, both (Q, k), best first, ties by the lower index.
 
-    Where fewer than k items have a score (N < k, or NaN), the rest is NOTHING with the score -inf. `without` as in
-    `first_hit_ranks`.
+    Where fewer than k items have a score (N < k, or NaN), the rest is NOTHING with the score -inf.
     """
     _check_k(k)
     found = np.full((len(queries), k), NOTHING, dtype=np.int64)
@@ -133,10 +124,9 @@ def ndcg_at(top: Indices, grades: Grades, k: int = 10) -> NDArray[np.float64]:
 
         nDCG = DCG / ideal DCG,   DCG = sum of max(grade, 0) / log2(rank + 2),  rank from 0
 
-    trec_eval's ndcg_cut, which BEIR and MTEB report (Järvelin and Kekäläinen 2002, with linear gain): the
-    ideal ranks all judged items, an unjudged one is worth 0. As with them a query that was never judged is
-    no query: its value is NaN, for the caller to leave out. One that was judged but has no grade above 0
-    counts, as 0.0. On equal scores they put the higher document id first, `top_k` the lower index.
+    trec_eval's ndcg_cut, which BEIR and MTEB report (Järvelin and Kekäläinen 2002, with linear gain): the ideal ranks
+    all judged items, an unjudged one is worth 0. A query that was never judged has the value NaN. On equal scores
+    they put the higher document id first, `top_k` the lower index.
     """
     gains = _gains(top, grades, k)  # (Q, k)
     ideal = np.zeros_like(gains)
@@ -148,19 +138,15 @@ def ndcg_at(top: Indices, grades: Grades, k: int = 10) -> NDArray[np.float64]:
 
 
 def recall_of_relevant_at(top: Indices, grades: Grades, k: int) -> NDArray[np.float64]:
-    """BEIR's Recall@k (trec_eval's recall): the share of the items graded above 0 among the first k, (Q,).
-
-    Arguments and NaN as in `ndcg_at`.
-    """
+    """BEIR's Recall@k: the share of the items graded above 0 among the first k, (Q,), with NaN as in `ndcg_at`."""
     relevant = np.array([sum(grade > 0 for grade in judged.values()) for judged in grades], dtype=np.float64)
     return _share_of_judged((_gains(top, grades, k) > 0).sum(axis=1), relevant, grades)
 
 
 def spearman(similarities: ArrayLike, scores: ArrayLike) -> float:
-    """Spearman's rank correlation (average ranks for ties), by which STS is judged: -1 to 1.
+    """Spearman's rank correlation (average ranks for ties), by which STS is judged: -1 to 1, or 0.0 of constants.
 
-    Similarities that are all the same are worth 0.0: they tell nothing. Raises InputError for fewer than two
-    pairs, for NaN, and for scores that are all the same, with which nothing can correlate.
+    InputError for fewer than two pairs, for NaN, and for scores that are all the same.
     """
     from scipy.stats import spearmanr
 
@@ -196,10 +182,7 @@ def top_k_agreement(first: Indices, second: Indices) -> NDArray[np.float64]:
 def _similarity_blocks(
     queries: Vectors, items: Vectors, without: Indices | None, block_bytes: int
 ) -> Iterator[tuple[slice, slice, NDArray[np.float32]]]:
-    """Rows, columns and similarities of one block after another; a query's blocks come in the items' order.
-
-    Of what a query goes `without` the similarity is -inf.
-    """
+    """Rows, columns and similarities of block after block, -inf for what a query goes `without`."""
     if queries.ndim != 2 or items.ndim != 2 or queries.shape[1] != items.shape[1]:
         raise InputError(f"queries {queries.shape} and items {items.shape}, wanted (Q, D) and (N, D)")
     row_bytes = 8 * queries.shape[1]  # its float64 copy

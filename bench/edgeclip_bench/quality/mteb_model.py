@@ -1,14 +1,10 @@
 """Run mteb on a bundle: mteb brings tasks, data and scores, the bundle gives the vectors.
 
-    edgeclip bench mteb BUNDLE --tasks STSBenchmark ... [--truncate-dim N ...] [--multivector] [--json]
-
     mteb.evaluate(BundleModel("bundle"), tasks=mteb.get_tasks(["STSBenchmark"]))
 
-By default inputs are treated as mteb treats them for the model itself, so that scores compare: for jina-clip-v2 no
-prompt before any text, for jina-embeddings-v3 and jina-embeddings-v4 the adapter that goes with mteb's type of task
-(`edgeclip_bench.quality.tasks`). What is text and image at once is the sum of both vectors, and of multi vectors the
-rows of both. Multi vectors are compared by the runtime's exact MaxSim. mteb comes with the extra `mteb` and takes
-seconds to import, so it is loaded when a model is made.
+Inputs are treated as mteb treats them for the model itself, so that scores compare (`edgeclip_bench.quality.tasks`).
+What is text and image at once is the sum of both vectors, and of multi vectors the rows of both, which are compared
+by the runtime's exact MaxSim. mteb takes seconds to import, so it is loaded when a model is made.
 """
 
 import argparse
@@ -44,11 +40,9 @@ if TYPE_CHECKING:
 class BundleModel:
     """An edgeclip bundle as mteb sees a model (its EncoderProtocol): for texts, images, and both fused.
 
-    `truncate_dim`, `max_length` and `max_pixels` are those of `Encoder`. `query_task` is the task of what mteb calls
-    a query ("retrieval.query" for jina-clip-v2), in place of the one that mteb's type of task has. With
-    `multivector` each input has a vector for each token.
-
-    Raises MissingExtraError without mteb, InputError for a wrong option, and what `Encoder.open` raises.
+    `query_task` is the task of what mteb calls a query, in place of the one that mteb's type of task has. With
+    `multivector` each input has a vector for each token. Raises MissingExtraError without mteb, InputError for a
+    wrong option, and what `Encoder.open` raises.
     """
 
     def __init__(
@@ -154,10 +148,7 @@ class BundleModel:
             raise InputError(f"task {task} has {', '.join(unread)}; a bundle reads {' and '.join(known)}")
 
     def similarity(self, embeddings1: "Array", embeddings2: "Array") -> "Array":
-        """The cosine of every row of one with every row of the other, (N, dim), (M, dim) -> (N, M).
-
-        Of multi vectors the MaxSim of all queries, embeddings1, with all documents.
-        """
+        """The cosine, or MaxSim, of every row of one with every row of the other, (N, dim), (M, dim) -> (N, M)."""
         if self._is_multi:
             return _maxsim(embeddings1, embeddings2)
         from mteb.similarity_functions import cos_sim
@@ -165,10 +156,7 @@ class BundleModel:
         return cos_sim(embeddings1, embeddings2)
 
     def similarity_pairwise(self, embeddings1: "Array", embeddings2: "Array") -> "Array":
-        """The cosine of each row of one with the same row of the other, (N, dim), (N, dim) -> (N,).
-
-        Of multi vectors the MaxSim of each query with the document of its place.
-        """
+        """The cosine, or MaxSim, of each row of one with the same row of the other, (N, dim), (N, dim) -> (N,)."""
         if self._is_multi:
             import torch
 
@@ -183,11 +171,8 @@ def _maxsim(queries: Any, documents: Any) -> "Array":
     """The exact score of each query with each document, (N, M): matrices (T, dim), or arrays of such."""
     import torch
 
-    return torch.from_numpy(_vectors(queries).maxsim(_vectors(documents)))
-
-
-def _vectors(matrices: Any) -> MultiVectors:
-    return MultiVectors.of(np.asarray(matrix, np.float32) for matrix in matrices)
+    rows, others = (MultiVectors.of(np.asarray(one, np.float32) for one in side) for side in (queries, documents))
+    return torch.from_numpy(rows.maxsim(others))
 
 
 def describe(manifest: Manifest, options: Mapping[str, Any]) -> "ModelMeta":
@@ -199,30 +184,25 @@ def describe(manifest: Manifest, options: Mapping[str, Any]) -> "ModelMeta":
     source = manifest.source
     multi = manifest.need_multi() if "multivector" in options else None
     full = manifest.embedding_dim if multi is None else multi.dim
-    is_listed = source.license in get_args(Licenses)  # mteb refuses others
-    return ModelMeta(
-        loader=None,
-        name=f"edgeclip/{Path(source.name).name}",
-        # mteb finds old results by name, revision and options. The manifest holds the hash of every file, so an
-        # fp32 and an int8 bundle of one checkpoint are never taken for each other.
-        revision=hashlib.sha256(manifest.to_json().encode()).hexdigest()[:40],
-        release_date=None,
-        languages=None,
-        n_parameters=sum(graph.parameters for graph in manifest.graphs.values()),
-        memory_usage_mb=manifest.weight_bytes / 2**20,
-        max_tokens=options.get("max_length") or (manifest.text.max_length if manifest.text else None),
-        embed_dim=options.get("truncate_dim") or full,
-        license=source.license if is_listed else "not specified",
-        open_weights=True,
-        public_training_code=None,
-        public_training_data=None,
-        framework=["ONNX"],
-        similarity_fn_name=ScoringFunction.COSINE if multi is None else ScoringFunction.MAX_SIM,
-        use_instructions="query_task" in options or chooses_adapters(manifest),
-        training_datasets=None,
-        adapted_from=source.name,
-        modalities=list(manifest.modalities),
-        experiment_kwargs=dict(options) or None,
+    return ModelMeta.create_empty(
+        {
+            "name": f"edgeclip/{Path(source.name).name}",
+            # mteb finds old results by name, revision and options. The manifest holds the hash of every file, so an
+            # fp32 and an int8 bundle of one checkpoint are never taken for each other.
+            "revision": hashlib.sha256(manifest.to_json().encode()).hexdigest()[:40],
+            "n_parameters": sum(graph.parameters for graph in manifest.graphs.values()),
+            "memory_usage_mb": manifest.weight_bytes / 2**20,
+            "max_tokens": options.get("max_length") or (manifest.text.max_length if manifest.text else None),
+            "embed_dim": options.get("truncate_dim") or full,
+            "license": source.license if source.license in get_args(Licenses) else "not specified",
+            "open_weights": True,
+            "framework": ["ONNX"],
+            "similarity_fn_name": ScoringFunction.COSINE if multi is None else ScoringFunction.MAX_SIM,
+            "use_instructions": "query_task" in options or chooses_adapters(manifest),
+            "adapted_from": source.name,
+            "modalities": list(manifest.modalities),
+            "experiment_kwargs": dict(options) or None,
+        }
     )
 
 
@@ -258,8 +238,8 @@ def find_tasks(names: Iterable[str]) -> list["AbsTask"]:
 def score_tasks(model: BundleModel, tasks: Iterable["AbsTask"], results: Path | None = None) -> Iterator[Score]:
     """Run the tasks one by one. mteb keeps its results in the folder and does not run again what it finds there.
 
-    Raises InputError for a task that the bundle cannot do, for data that cannot be loaded, and for a folder that
-    cannot be written.
+    InputError for a task that the bundle cannot do, for data that cannot be loaded, and for a folder that cannot be
+    written.
     """
     mteb, tasks = _load_mteb(), list(tasks)
     for task in tasks:
@@ -305,12 +285,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run tasks at every width asked for and print their main scores; returns the exit status."""
-    report = _run(options)
-    print(json.dumps(report, indent=2) if options.json else _table(report["scores"]))
-    return 0
-
-
-def _run(options: argparse.Namespace) -> dict[str, Any]:
     tasks = find_tasks(options.tasks)
     names = ("device", "threads", "query_task", "max_length", "max_pixels", "multivector")
     kept = {name: getattr(options, name) for name in names}
@@ -321,7 +295,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
             scores += score_tasks(model, tasks, options.out)
     from edgeclip_bench.measure.documents import make_document  # psutil, which comes with the extra too
 
-    return make_document(
+    report = make_document(
         __name__,
         {
             "model": model.mteb_model_meta.name,
@@ -332,6 +306,8 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
             "scores": [asdict(score) for score in scores],
         },
     )
+    print(json.dumps(report, indent=2) if options.json else _table(report["scores"]))
+    return 0
 
 
 def _table(scores: Sequence[dict[str, Any]]) -> str:

@@ -19,14 +19,6 @@ ENGLISH_ONLY = ("flickr30k", "coco")
 _JINA_CLIP_V2 = "jina-clip-v2"
 
 
-def _read(name: str) -> dict[str, Any]:
-    return tomllib.loads((files(__package__) / name).read_text(encoding="utf-8"))
-
-
-_DATA, _OTHERS = _read("published.toml"), _read("published_models.toml")
-_SOURCES: dict[str, str] = _DATA["sources"]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
     """One figure, 0 to 1. `language` None: the average over the languages of the data set."""
@@ -60,13 +52,28 @@ class KeptShare:
     source: str
 
 
+def _read(name: str) -> dict[str, Any]:
+    """A document in which each figure names its source by its whole address, and is a share instead of per cent."""
+    document = tomllib.loads((files(__package__) / name).read_text(encoding="utf-8"))
+    for one in (*document["recall_at_5"], *document.get("averages", ()), *document.get("kept_shares", ())):
+        one["source"] = document["sources"][one["source"]]
+        for field in ("value", "at_least"):
+            if field in one:
+                one[field] = _share(one[field])
+    return document
+
+
 def _share(percent: float) -> float:
     return round(percent / 100, 4)
 
 
-def _recalls(document: dict[str, Any], model: str | None) -> tuple[Published, ...]:
-    """The figures in a document, all of them or one model's."""
-    return tuple(
+_DATA, _OTHERS = _read("published.toml"), _read("published_models.toml")
+AVERAGES = tuple(Average(**one) for one in _DATA["averages"])
+KEPT_SHARES = tuple(KeptShare(**one) for one in _DATA["kept_shares"])
+_NAMES: dict[tuple[str, int], str] = {(one["family"], one["dim"]): one["name"] for one in _OTHERS["models"]}
+# Every model's, by its name.
+OF_MODELS: dict[str, tuple[Published, ...]] = {
+    name: tuple(
         Published(
             dataset=one["dataset"],
             metric="recall@5",
@@ -74,29 +81,15 @@ def _recalls(document: dict[str, Any], model: str | None) -> tuple[Published, ..
             language=None if language == "mean" else language,
             value=_share(percent),
             dim=one["dim"],
-            source=document["sources"][one["source"]],
+            source=one["source"],
         )
-        for one in document["recall_at_5"]
-        if one.get("model") == model
+        for one in (*_DATA["recall_at_5"], *_OTHERS["recall_at_5"])
+        if one.get("model", _JINA_CLIP_V2) == name
         for language, percent in one["by_language"].items()
     )
-
-
-# jina-clip-v2's.
-PUBLISHED = _recalls(_DATA, None)
-_NAMES: dict[tuple[str, int], str] = {(one["family"], one["dim"]): one["name"] for one in _OTHERS["models"]}
-# Every model's, by its name.
-OF_MODELS: dict[str, tuple[Published, ...]] = {
-    name: PUBLISHED if name == _JINA_CLIP_V2 else _recalls(_OTHERS, name) for name in _NAMES.values()
+    for name in _NAMES.values()
 }
-AVERAGES: tuple[Average, ...] = tuple(
-    Average(metric=one["metric"], sets=one["sets"], value=_share(one["value"]), source=_SOURCES[one["source"]])
-    for one in _DATA["averages"]
-)
-KEPT_SHARES: tuple[KeptShare, ...] = tuple(
-    KeptShare(dim=one["dim"], at_least=_share(one["at_least"]), tasks=one["tasks"], source=_SOURCES[one["source"]])
-    for one in _DATA["kept_shares"]
-)
+PUBLISHED = OF_MODELS[_JINA_CLIP_V2]
 
 
 def model_of(family: str, dim: int) -> str | None:
@@ -111,13 +104,12 @@ def published_for(
     if dataset in ENGLISH_ONLY and language is None:
         language = "en"
     wanted = (dataset, metric, direction, language, dim)
-    return next((one for one in OF_MODELS.get(model or "", ()) if _key(one) == wanted), None)
+    for one in OF_MODELS.get(model or "", ()):
+        if (one.dataset, one.metric, one.direction, one.language, one.dim) == wanted:
+            return one
+    return None
 
 
 def kept_share_for(dim: int) -> KeptShare | None:
     """The published share that is kept at this many dimensions, or None."""
     return next((share for share in KEPT_SHARES if share.dim == dim), None)
-
-
-def _key(figure: Published) -> tuple[str, str, Direction, str | None, int]:
-    return figure.dataset, figure.metric, figure.direction, figure.language, figure.dim

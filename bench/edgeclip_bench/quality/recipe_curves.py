@@ -8,7 +8,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from matplotlib.ticker import NullLocator
 from edgeclip.errors import InputError
 from edgeclip.manifest import Modality
 from edgeclip_bench.measure.documents import make_document, save
-from edgeclip_bench.measure.plot_labels import place_labels
+from edgeclip_bench.measure.plot_labels import Point, place_labels
 from edgeclip_bench.measure.plot_style import COLOURS, GRID, INK, PALE, drawable, plot_style, save_figure
 from edgeclip_quant.budget import Budget
 from edgeclip_quant.pick.pareto import Candidate, Comparison, Pick, alike_words, front
@@ -32,18 +32,14 @@ DEFAULT = INT8
 # Shapes say the same once more.
 _FRONT, _OTHER, _NEVER, _PICKED = COLOURS[0], "#777777", COLOURS[1], COLOURS[2]
 _DOT_PT, _LABEL_PT = 7.0, 9.0
-_DEFAULT_RING, _PICKED_RING = 1.9, 2.5  # of a dot's width
+_RINGS = {"default": (1.9, INK), "picked": (2.5, _PICKED)}  # of a dot's width, and the colour
 _ROW_INCHES, _LEGEND_INCHES = 0.25, 0.27
 # A loss of 1 is a right angle: what lies beyond it is drawn there.
 _LARGEST_LOSS = 1.0
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make the folder of a report, before the work.
-
-    InputError when it cannot be made or written to, and when it holds anything but an earlier report, so that
-    no other files are mixed with the report's.
-    """
+    """Make the folder of a report, before the work; InputError where it cannot be written, or holds other files."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = [path.name for path in folder.iterdir()]
@@ -66,10 +62,7 @@ def save_report(
     picked: Pick | None,
     document: Mapping[str, Any] | None = None,
 ) -> list[Path]:
-    """Write recipes.json, recipes.png and recipes.svg when all are whole; InputError when they cannot be written.
-
-    `document` is what `report_document` gave; None: it is made now.
-    """
+    """Write recipes.json (`document`, or one made now), recipes.png and recipes.svg when all are whole."""
     document = document or report_document(comparison, budget, picked)
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".") as stage, plot_style():
@@ -88,11 +81,14 @@ def save_report(
 def report_document(comparison: Comparison, budget: Budget | None, picked: Pick | None) -> dict[str, Any]:
     """Every figure of every recipe and graph, and the machine they were measured on; NaN and infinity are None."""
     best = front(comparison)
+    bounds = asdict(budget) if budget else None
+    if bounds and bounds["token_cosine"] is None:  # it is for models of multi vectors
+        del bounds["token_cosine"]
     figures: dict[str, Any] = {
         "model": comparison.model,
         "default": next((one.recipe.name for one in comparison.candidates if is_default(one.recipe)), DEFAULT.name),
         "is_calibration_made_up": comparison.is_made_up,
-        "budget": _bounds(budget) if budget else None,
+        "budget": bounds,
         "picked": {one.graph: one.recipe.name for one in picked.choice.candidates} if picked else None,
         "source_bytes": dict(comparison.source_bytes),
         "candidates": [
@@ -113,14 +109,6 @@ def report_document(comparison: Comparison, budget: Budget | None, picked: Pick 
     return make_document("edgeclip quantize --report", figures)
 
 
-def _bounds(budget: Budget) -> dict[str, float | None]:
-    """A budget's bounds; that on tokens only where there is one."""
-    bounds = asdict(budget)
-    return (
-        bounds if budget.token_cosine is not None else {key: bounds[key] for key in bounds if key != "token_cosine"}
-    )
-
-
 def draw(comparison: Comparison, budget: Budget | None = None, picked: Pick | None = None) -> Figure:
     """The figure; `save_report` gives it its style."""
     rows = 2 + max(len(comparison.of(name)) for name in comparison.modalities)
@@ -133,18 +121,69 @@ def draw(comparison: Comparison, budget: Budget | None = None, picked: Pick | No
         handles=_legend(picked), loc="upper center", bbox_to_anchor=(0.5, line), ncols=6, frameon=False, fontsize=9
     ).set_in_layout(False)
     figure.supxlabel(_footer(comparison, budget), fontsize=8.5, color=PALE, parse_math=False)
-    for name, places, sizes in zip(comparison.modalities, *axes, strict=True):
-        _draw_places(places, comparison, budget, picked, name)
-        _draw_sizes(sizes, comparison, picked, name, rows)
+    top, bottom = _limits(comparison, budget)
+    drawn = [_rows(comparison, picked, modality, top) for modality in comparison.modalities]
+    for modality, mine, places, sizes in zip(comparison.modalities, drawn, *axes, strict=True):
+        _draw_places(places, mine, budget, steps(comparison, modality))
+        places.set_ylim(bottom, top)
+        ticks = cosine_ticks(1.5 * top, bottom)
+        places.set_yticks([top, *(loss for loss, _ in ticks)], ["1", *(label for _, label in ticks)])
+        first = comparison.of(modality)[0]
+        places.set_title(f"{first.graph} graph", loc="left", fontsize=11, color=INK)
+        places.set_xlabel(f"time, of fp32's ({first.measured.latency_input})")
+        _draw_sizes(sizes, mine, rows)
     figure.draw_without_rendering()  # labels stand by dots, and only now it is known where those are
-    for name, places in zip(comparison.modalities, axes[0], strict=True):
-        _draw_labels(places, comparison, picked, name)
+    for mine, places in zip(drawn, axes[0], strict=True):
+        _draw_labels(places, mine)
     return figure
 
 
-def steps(comparison: Comparison, modality: Modality) -> list[tuple[float, float]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """A recipe on a graph, or fp32, as it is drawn: `place` is its time and loss, `label` stands beside its dot."""
+
+    name: str
+    label: str
+    place: Point
+    cosine: str
+    size_mb: float
+    marker: str = "D"
+    colour: str = INK
+    is_filled: bool = True
+    tags: tuple[str, ...] = ()
+
+
+def _rows(comparison: Comparison, picked: Pick | None, modality: Modality, top: float) -> list[_Row]:
+    """fp32, which stands at the top though it loses nothing, and the recipes, numbered alike in all graphs."""
+    best, names = front(comparison), list(dict.fromkeys(one.recipe.name for one in comparison.candidates))
+    size_mb = comparison.source_bytes[modality] / 1e6
+    rows = [_Row(name="fp32", label="fp32", place=(1.0, top), cosine="1", size_mb=size_mb)]
+    for one in comparison.of(modality):
+        number, is_never = names.index(one.recipe.name) + 1, comparison.objection(one) is not None
+        is_tagged = {
+            "default": is_default(one.recipe),
+            "picked": picked is not None and one in picked.choice.candidates,
+        }
+        tags = tuple(tag for tag, is_its in is_tagged.items() if is_its)
+        rows.append(
+            _Row(
+                name=f"{number}  {one.recipe.name}",
+                label=f"{number} {', '.join(tags)}".rstrip(),
+                place=_place(one),
+                cosine=f"{one.measured.worst_cosine:.5f}",
+                size_mb=one.measured.weight_bytes / 1e6,
+                marker="^" if is_never else "o",
+                colour=_NEVER if is_never else _FRONT if one in best else _OTHER,
+                is_filled=one in best,
+                tags=tags,
+            )
+        )
+    return rows
+
+
+def steps(comparison: Comparison, modality: Modality) -> list[Point]:
     """Time and loss of the recipes that lose less than every faster one, by time; sizes are not looked at."""
-    found: list[tuple[float, float]] = []
+    found: list[Point] = []
     for one in sorted(comparison.usable(modality), key=lambda one: (one.latency, one.loss)):
         if math.isfinite(one.loss) and (not found or one.loss < found[-1][1]):
             found.append((one.latency, one.loss))
@@ -162,29 +201,23 @@ def cosine_ticks(least: float, largest: float) -> list[tuple[float, str]]:
     return ticks
 
 
-def _draw_places(
-    axes: Axes, comparison: Comparison, budget: Budget | None, picked: Pick | None, modality: Modality
-) -> None:
-    best = front(comparison)
-    top, bottom = _limits(comparison, budget)
-    for one in comparison.of(modality):
-        place, colour = _place(one), _colour(comparison, best, one)
+def _draw_places(axes: Axes, rows: Sequence[_Row], budget: Budget | None, best: Sequence[Point]) -> None:
+    for row in rows:
         axes.plot(
-            *place,
-            marker="^" if comparison.objection(one) else "o",
+            *row.place,
+            marker=row.marker,
             markersize=_DOT_PT,
-            markerfacecolor=colour if one in best else "white",
-            markeredgecolor=colour,
+            markerfacecolor=row.colour if row.is_filled else "white",
+            markeredgecolor=row.colour,
             markeredgewidth=1.6,
             linestyle="none",
+            clip_on=row is not rows[0],  # fp32 stands on the edge
             zorder=4,
         )
-        for width, ring in _rings(one, picked):
+        for width, ring in (_RINGS[tag] for tag in row.tags):
             size = width * _DOT_PT
-            axes.plot(*place, "o", markersize=size, markerfacecolor="none", markeredgecolor=ring, zorder=3)
-    axes.plot(1, top, marker="D", markersize=_DOT_PT, color=INK, clip_on=False, zorder=5)
-    corners = [*steps(comparison, modality), (1.0, top)]
-    corners = [corner for corner in corners if corner[0] <= 1]
+            axes.plot(*row.place, "o", markersize=size, markerfacecolor="none", markeredgecolor=ring, zorder=3)
+    corners = [corner for corner in (*best, rows[0].place) if corner[0] <= 1]
     axes.step(*zip(*corners, strict=True), where="post", color=_FRONT, linewidth=1, alpha=0.5, zorder=2)
     if budget and budget.cosine is not None and budget.cosine < 1:
         axes.axhline(1 - budget.cosine, color=_NEVER, linewidth=1, linestyle=(0, (4, 2)), zorder=1)
@@ -192,42 +225,34 @@ def _draw_places(
             0.995, 1 - budget.cosine, f"budget: {budget.cosine:g}", color=_NEVER, fontsize=8.5, ha="right", va="top",
             transform=axes.get_yaxis_transform(),
         )  # fmt: skip
-    times = [1.0, *(one.latency for one in comparison.of(modality))]
+    times = [row.place[0] for row in rows]
     margin = 0.08 * (max(times) - min(times) or 1)
     axes.set_xlim(min(times) - margin, max(times) + margin)
     axes.set_yscale("log")
-    axes.set_ylim(bottom, top)
-    ticks = cosine_ticks(1.5 * top, bottom)
-    axes.set_yticks([top, *(loss for loss, _ in ticks)], ["1", *(label for _, label in ticks)])
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_title(f"{comparison.of(modality)[0].graph} graph", loc="left", fontsize=11, color=INK)
-    axes.set_xlabel(f"time, of fp32's ({comparison.of(modality)[0].measured.latency_input})")
     axes.set_ylabel("worst cosine")
     axes.grid(color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
 
 
-def _draw_labels(axes: Axes, comparison: Comparison, picked: Pick | None, modality: Modality) -> None:
+def _draw_labels(axes: Axes, rows: Sequence[_Row]) -> None:
     """Numbers and names beside the dots, in points of the page."""
     points = 72 / axes.get_figure(root=True).dpi  # type: ignore[union-attr]
-    labels = ["fp32"] + [_label(comparison, picked, one) for one in comparison.of(modality)]
-    places = [(1.0, axes.get_ylim()[1])] + [_place(one) for one in comparison.of(modality)]
-    dots = [tuple(points * axes.transData.transform(place)) for place in places]
-    sizes = [(0.6 * _LABEL_PT * len(label) + 2, 1.2 * _LABEL_PT) for label in labels]
-    window = axes.get_window_extent()
-    left, bottom, right, top = (points * edge for edge in window.extents)
-    rings = [1.3, *(max([1.3, *(width for width, _ in _rings(one, picked))]) for one in comparison.of(modality))]
-    middles = place_labels(dots, sizes, (left, bottom, right, top), [_DOT_PT * ring for ring in rings])
-    for label, place, dot, middle in zip(labels, places, dots, middles, strict=True):
+    dots = [tuple(points * axes.transData.transform(row.place)) for row in rows]
+    sizes = [(0.6 * _LABEL_PT * len(row.label) + 2, 1.2 * _LABEL_PT) for row in rows]
+    left, bottom, right, top = (points * edge for edge in axes.get_window_extent().extents)
+    widths = [_DOT_PT * max([1.3, *(_RINGS[tag][0] for tag in row.tags)]) for row in rows]
+    middles = place_labels(dots, sizes, (left, bottom, right, top), widths)
+    for row, dot, middle in zip(rows, dots, middles, strict=True):
         is_far = math.dist(dot, middle) > 3 * _LABEL_PT
         note = axes.annotate(
-            label,
-            place,
+            row.label,
+            row.place,
             xytext=(middle[0] - dot[0], middle[1] - dot[1]),
             textcoords="offset points",
             fontsize=_LABEL_PT,
             color=INK,
-            weight="bold" if " " in label else "normal",
+            weight="bold" if row.tags else "normal",
             ha="center",
             va="center",
             zorder=6,
@@ -236,22 +261,25 @@ def _draw_labels(axes: Axes, comparison: Comparison, picked: Pick | None, modali
         note.set_in_layout(False)
 
 
-def _draw_sizes(axes: Axes, comparison: Comparison, picked: Pick | None, modality: Modality, rows: int) -> None:
-    """A row for each recipe: its name, a bar, and the figures; room for `rows`, with header and fp32."""
-    best, mine = front(comparison), comparison.of(modality)
-    source = comparison.source_bytes[modality] / 1e6
-    names = ["fp32", *(f"{_number(comparison, one)}  {one.recipe.name}" for one in mine)]
-    sizes = [source, *(one.measured.weight_bytes / 1e6 for one in mine)]
-    times = [1.0, *(one.latency for one in mine)]
-    cosines = ["1", *(f"{one.measured.worst_cosine:.5f}" for one in mine)]
-    marks = ["", *(", ".join(_tags(one, picked)) for one in mine)]
-    colours = [INK, *(_colour(comparison, best, one) for one in mine)]
-    filled = [True, *(one in best for one in mine)]
-    for row, (size, colour, is_filled) in enumerate(zip(sizes, colours, filled, strict=True)):
-        axes.barh(row, size, height=0.6, color=colour if is_filled else "white", edgecolor=colour, linewidth=1.2)
-    axes.set_xlim(0, 2.6 * max(sizes))  # the figures stand to the right
-    axes.set_ylim(rows - 1.4, -1.6)
-    axes.set_yticks(range(len(names)), names)
+def _draw_sizes(axes: Axes, rows: Sequence[_Row], room: int) -> None:
+    """A row for each recipe: its name, a bar, and the figures; `room` is for so many, the header among them."""
+    across = axes.get_yaxis_transform()
+    cell: dict[str, Any] = {"transform": across, "ha": "right", "va": "center"}
+    for x, header in ((0.5, "MB"), (0.57, "time"), (0.76, "worst cosine")):
+        axes.text(x, -1, header, fontsize=8.5, color=PALE, **cell)
+    axes.text(0, -1, "size", transform=across, va="center", fontsize=8.5, color=PALE)
+    for place, row in enumerate(rows):
+        face, size = row.colour if row.is_filled else "white", row.size_mb
+        axes.barh(place, size, height=0.6, color=face, edgecolor=row.colour, linewidth=1.2)
+        axes.text(
+            0.5, place, f"{size:.{0 if size >= 100 else 1 if size >= 10 else 2}f}", fontsize=9, color=INK, **cell
+        )
+        axes.text(0.57, place, f"{row.place[0]:.2f}", fontsize=9, color=INK, **cell)
+        axes.text(0.76, place, row.cosine, fontsize=9, color=INK, **cell)
+        axes.text(1.0, place, ", ".join(row.tags), fontsize=9, color=INK, weight="bold", **cell)
+    axes.set_xlim(0, 2.6 * max(row.size_mb for row in rows))  # the figures stand to the right
+    axes.set_ylim(room - 1.4, -1.6)
+    axes.set_yticks(range(len(rows)), [row.name for row in rows])
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
         label.set_horizontalalignment("left")
@@ -259,19 +287,6 @@ def _draw_sizes(axes: Axes, comparison: Comparison, picked: Pick | None, modalit
     axes.set_xticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
-    columns = (
-        (0.5, "MB", [_megabytes(size) for size in sizes]),
-        (0.57, "time", [f"{time:.2f}" for time in times]),
-        (0.76, "worst cosine", cosines),
-        (1.0, "", marks),
-    )
-    across = axes.get_yaxis_transform()
-    for x, header, cells in columns:
-        axes.text(x, -1, header, transform=across, ha="right", va="center", fontsize=8.5, color=PALE)
-        for row, cell in enumerate(cells):
-            weight = "bold" if header == "" else "normal"
-            axes.text(x, row, cell, transform=across, ha="right", va="center", fontsize=9, color=INK, weight=weight)
-    axes.text(0, -1, "size", transform=across, va="center", fontsize=8.5, color=PALE)
 
 
 def _legend(picked: Pick | None) -> list[Line2D]:
@@ -322,41 +337,8 @@ def _limits(comparison: Comparison, budget: Budget | None) -> tuple[float, float
     return min(losses) / 4, max(losses) * 2
 
 
-def _place(one: Candidate) -> tuple[float, float]:
+def _place(one: Candidate) -> Point:
     return one.latency, min(one.loss, _LARGEST_LOSS)
-
-
-def _colour(comparison: Comparison, best: Sequence[Candidate], one: Candidate) -> str:
-    if comparison.objection(one):
-        return _NEVER
-    return _FRONT if one in best else _OTHER
-
-
-def _number(comparison: Comparison, one: Candidate) -> int:
-    """The number of a recipe, which is the same in all graphs."""
-    names = dict.fromkeys(candidate.recipe.name for candidate in comparison.candidates)
-    return list(names).index(one.recipe.name) + 1
-
-
-def _label(comparison: Comparison, picked: Pick | None, one: Candidate) -> str:
-    return f"{_number(comparison, one)} {', '.join(_tags(one, picked))}".rstrip()
-
-
-def _tags(one: Candidate, picked: Pick | None) -> list[str]:
-    return ["default"] * (is_default(one.recipe)) + ["picked"] * _is_picked(one, picked)
-
-
-def _is_picked(one: Candidate, picked: Pick | None) -> bool:
-    return picked is not None and one in picked.choice.candidates
-
-
-def _rings(one: Candidate, picked: Pick | None) -> list[tuple[float, str]]:
-    """The width and colour of each ring around a candidate."""
-    return [(_DEFAULT_RING, INK)] * (is_default(one.recipe)) + [(_PICKED_RING, _PICKED)] * _is_picked(one, picked)
-
-
-def _megabytes(size: float) -> str:
-    return f"{size:.{0 if size >= 100 else 1 if size >= 10 else 2}f}"
 
 
 def _finite(value: Any) -> Any:

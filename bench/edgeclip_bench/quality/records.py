@@ -1,8 +1,8 @@
 """Read files of records a line at a time: JSON lines, tables and text, as data sets on the internet have them.
 
-Text is UTF-8, with or without a byte order mark, with either line end, and gzipped where the name ends
-in .gz (as the Hub has many). What is wrong with a line is an InputError that begins with the file and the
-line's number. Nothing is held but the line; only `read_json` holds its file.
+Text is UTF-8, with or without a byte order mark, with either line end, and gzipped where the name ends in .gz. What
+is wrong with a line is an InputError that begins with the file and the line's number. Nothing is held but the line;
+only `read_json` holds its file.
 """
 
 import csv
@@ -10,10 +10,11 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, Self, cast
+from typing import Any, Self, cast
 
 from edgeclip.errors import InputError
 from edgeclip.inputs.image_folder import is_system_name
@@ -93,17 +94,14 @@ def plain_stem(path: Path) -> str:
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
     """Each line without its end, after `file:number` for messages; InputError where it cannot be read."""
-    try:
-        with _open(path) as file:
-            number = 0
-            while line := file.readline(LONGEST_LINE_BYTES + 1):
-                number += 1
-                where = f"{path}:{number}"
-                if len(line) > LONGEST_LINE_BYTES:
-                    raise InputError(f"{where}: the line is longer than {LONGEST_LINE_BYTES >> 20} MiB")
-                yield where, _decode(line, where, "utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-    except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(path, error) from error
+    with _open(path) as file:
+        number = 0
+        while line := file.readline(LONGEST_LINE_BYTES + 1):
+            number += 1
+            where = f"{path}:{number}"
+            if len(line) > LONGEST_LINE_BYTES:
+                raise InputError(f"{where}: the line is longer than {LONGEST_LINE_BYTES >> 20} MiB")
+            yield where, _decode(line, where, "utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
 
 
 def read_records(path: Path) -> Iterator[Record]:
@@ -130,21 +128,15 @@ def read_table(path: Path, *, delimiter: str, quoting: int = csv.QUOTE_MINIMAL) 
 
 def read_json(path: Path) -> Any:
     """The JSON value that the file is, as a whole."""
-    try:
-        with _open(path) as file:
-            data = file.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(path, error) from error
+    with _open(path) as file:
+        data = file.read()
     return _parse_json(_decode(data, str(path), "utf-8-sig"), str(path))
 
 
 def read_head(path: Path, size_bytes: int) -> bytes:
     """The file's first bytes, to see what it is."""
-    try:
-        with _open(path) as file:
-            return file.read(size_bytes)
-    except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(path, error) from error
+    with _open(path) as file:
+        return file.read(size_bytes)
 
 
 def list_folder(folder: Path) -> list[Path]:
@@ -175,12 +167,14 @@ def as_text(value: object, where: str, what: str, *, may_be_empty: bool = False)
     return value
 
 
-def _open(path: Path) -> BinaryIO:
-    return cast("BinaryIO", gzip.open(path)) if path.name.lower().endswith(".gz") else path.open("rb")
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})")
+@contextmanager
+def _open(path: Path) -> Iterator[gzip.GzipFile | BufferedReader]:
+    """The file, unzipped where it is gzipped; InputError where it cannot be read."""
+    try:
+        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+            yield file
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _decode(data: bytes, where: str, encoding: str) -> str:

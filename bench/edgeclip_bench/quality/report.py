@@ -6,12 +6,12 @@ brackets. The JSON has them as they are, from 0 to 1.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 from edgeclip_bench.measure.documents import make_document, to_json
 from edgeclip_bench.measure.report_table import NONE, Columns, Table, make_table, render_table
 from edgeclip_bench.quality.against import Agreement, Comparison, DataCloseness, Difference, WorstInput
-from edgeclip_bench.quality.evaluate import BundleIdentity, DataScores, Evaluation, Score
+from edgeclip_bench.quality.evaluate import BundleIdentity, DataScores, Documented, Evaluation, Score
 from edgeclip_bench.quality.published import AVERAGES, PUBLISHED_MODEL, kept_share_for, model_of
 from edgeclip_bench.quality.searches import Direction
 
@@ -97,16 +97,10 @@ def render_markdown(report: Report) -> str:
     parts = [f"# {report.title}", "\n".join(f"- {fact}" for fact in report.facts)]
     for table in report.tables:
         lines = [table.header, ("---", *("---:" for _ in table.header[1:])), *table.rows]
-        parts += [f"## {table.title}", "\n".join(f"| {' | '.join(map(_escape, line))} |" for line in lines)]
+        cells = [[cell.replace("\\", "\\\\").replace("|", "\\|") for cell in line] for line in lines]
+        parts += [f"## {table.title}", "\n".join(f"| {' | '.join(line)} |" for line in cells)]
         parts += [f"*{note}*" for note in table.notes]
     return "\n\n".join((*parts, *report.notes)) + "\n"
-
-
-class Documented(Protocol):
-    """What can be written as a JSON document."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """The document."""
 
 
 def render_json(found: Documented) -> str:
@@ -116,14 +110,21 @@ def render_json(found: Documented) -> str:
 
 def _facts(found: Evaluation) -> tuple[str, ...]:
     versions = ", ".join(f"{name} {found.versions[name]}" for name in _DECIDING if name in found.versions)
-    data = [f"{data.label}: {data.kind}, {_sizes(data)}; {_origins(data)}" + _tasks(data) for data in found.data]
     ran = f"on {found.device}, {found.machine['processor']}, {found.machine['threads']} processors; {versions}"
-    return _describe(found.bundle), ran, *data
+    return _describe(found.bundle), ran, *map(_describe_data, found.data)
 
 
-def _tasks(data: DataScores) -> str:
-    items = f", documents {data.item_task}" if data.item_task not in (None, data.task) else ""
-    return f"; task {data.task}{items}" if data.task else ""
+def _describe_data(data: DataScores) -> str:
+    """The data set's size, where its vectors came from, and its tasks."""
+    counts = data.embedded
+    words = [f"{data.label}: {data.kind}, {', '.join(f'{count} {what}' for what, count in data.sizes.items())}"]
+    words += [f" in {', '.join(sorted(data.languages))}"] if data.languages else []
+    words += [f"; of {counts.inputs} inputs {counts.computed} embedded, {counts.cached} from the cache"]
+    words += [f", {counts.repeated} repeated"] if counts.repeated else []
+    words += [f", {counts.cut} cut to the model's length"] if counts.cut else []
+    words += [f"; task {data.task}"] if data.task else []
+    words += [f", documents {data.item_task}"] if data.task and data.item_task not in (None, data.task) else []
+    return "".join(words)
 
 
 def _describe(bundle: BundleIdentity) -> str:
@@ -132,36 +133,31 @@ def _describe(bundle: BundleIdentity) -> str:
     return f"{bundle.name}: {bundle.source}{revision}, {precisions}, for {bundle.target}"
 
 
-def _sizes(data: DataScores) -> str:
-    languages = f" in {', '.join(sorted(data.languages))}" if data.languages else ""
-    return ", ".join(f"{count} {what}" for what, count in data.sizes.items()) + languages
-
-
-def _origins(data: DataScores) -> str:
-    counts = data.embedded
-    repeated = f", {counts.repeated} repeated" if counts.repeated else ""
-    cut = f", {counts.cut} cut to the model's length" if counts.cut else ""
-    return f"of {counts.inputs} inputs {counts.computed} embedded, {counts.cached} from the cache{repeated}{cut}"
-
-
 def _score_tables(data: DataScores, dims: Sequence[int], family: str) -> Iterator[Table]:
     """Yield for each direction a table of the languages at full width, where there are several, and one by dim."""
     known = [share for dim in dims if (share := kept_share_for(dim))]
     kept = tuple(f"published: {k.dim} keep at least {k.at_least:.0%} on {k.tasks} ({k.source})" for k in known)
     model = model_of(family, dims[-1])
-    for direction in dict.fromkeys(score.direction for score in data.scores):
-        scores = [score for score in data.scores if score.direction == direction]
-        overall = [score for score in scores if score.is_overall]
-        title, over = f"{data.label}, {WAYS[direction]}", ""
-        if len(scores) > len(overall):
-            over = f", {_OVERALL[direction]}"
-            rows = _rows([score for score in scores if score.dim == dims[-1]], key=_language)
-            languages = f"{title}: languages at {dims[-1]} dimensions, per cent"
-            yield _score_table(languages, "language", rows, (f"overall: {_OVERALL[direction]}",), model)
+    for direction, languages, by_dim in _by_direction(data.scores, dims[-1]):
+        title, over = f"{data.label}, {WAYS[direction]}", f", {_OVERALL[direction]}" if languages else ""
+        if languages:
+            words = f"{title}: languages at {dims[-1]} dimensions, per cent"
+            yield _score_table(words, "language", languages, (f"overall: {_OVERALL[direction]}",), model)
+        overall = [score for scores in by_dim.values() for score in scores]
         of_what = f"{overall[0].samples} {'queries' if direction else 'pairs'}"
-        rows = _rows(overall, key=lambda score: str(score.dim))
         notes = (*kept, *_averages(overall)) if (family, dims[-1]) == PUBLISHED_MODEL else ()
-        yield _score_table(f"{title}: {of_what}{over}, by truncate_dim, per cent", "dim", rows, notes, model)
+        yield _score_table(f"{title}: {of_what}{over}, by truncate_dim, per cent", "dim", by_dim, notes, model)
+
+
+def _by_direction(
+    found: Sequence[Row], full: int
+) -> Iterator[tuple[Direction | None, dict[str, list[Row]], dict[str, list[Row]]]]:
+    """Yield each direction, its rows by language at full width (none for a single language), and those by dim."""
+    for direction in dict.fromkeys(one.direction for one in found):
+        of_way = [one for one in found if one.direction == direction]
+        overall = [one for one in of_way if one.is_overall]
+        at_full = [one for one in of_way if one.dim == full] if len(of_way) > len(overall) else []
+        yield direction, _rows(at_full, key=_language), _rows(overall, key=lambda one: str(one.dim))
 
 
 def _averages(scores: Sequence[Score]) -> Iterator[str]:
@@ -176,18 +172,16 @@ def _score_table(
     title: str, label: str, rows: dict[str, list[Score]], notes: tuple[str, ...], model: str | None
 ) -> Table:
     """Each row has one score of every metric, in the same order."""
-    by_metric = list(zip(*rows.values(), strict=True))
-    is_by_dim = label == "dim"
     columns: list[tuple[str, list[str]]] = []
-    for scores in by_metric:
+    if label == "language":
+        columns.append(("samples", [str(scores[0].samples) for scores in rows.values()]))
+    for scores in zip(*rows.values(), strict=True):
         columns.append((scores[0].metric, [with_interval(score.value, score.low, score.high) for score in scores]))
         if any(score.published is not None for score in scores):
             columns.append(("published", [percent(score.published) for score in scores]))
-            columns.append(("difference", [_points(score.difference) for score in scores]))
-        if is_by_dim:
-            columns.append(("kept", ["-" if score.kept is None else f"{score.kept:.1%}" for score in scores]))
-    if not is_by_dim:
-        columns.insert(0, ("samples", [str(scores[0].samples) for scores in rows.values()]))
+            columns.append(("difference", [percent(score.difference, "+") for score in scores]))
+        if label == "dim":
+            columns.append(("kept", [NONE if score.kept is None else f"{score.kept:.1%}" for score in scores]))
     sources = dict.fromkeys(
         score.published_source for scores in rows.values() for score in scores if score.published_source
     )
@@ -203,19 +197,16 @@ def _score_table(
 def _difference_tables(found: Comparison) -> Iterator[Table]:
     """Yield tables of differences like those of scores, with the agreement of what is found as the last column."""
     full = found.evaluation.dims[-1]
-    for name, direction in dict.fromkeys((one.data, one.direction) for one in found.differences):
-        of_way = [one for one in found.differences if (one.data, one.direction) == (name, direction)]
-        agreements = [one for one in found.agreements if (one.data, one.direction) == (name, direction)]
-        overall = [one for one in of_way if one.is_overall]
-        title, over = f"{name}, {WAYS[direction]}: difference", ""
-        if len(of_way) > len(overall):
-            over = f", {_OVERALL[direction]}"
-            rows = _rows([one for one in of_way if one.dim == full], key=_language)
-            of_row = {_language(one): one for one in agreements if one.dim == full}
-            yield _difference_table(f"{title} at {full} dimensions, in points", "language", rows, of_row)
-        rows = _rows(overall, key=lambda one: str(one.dim))
-        of_row = {str(one.dim): one for one in agreements if one.is_overall}
-        yield _difference_table(f"{title}{over}, by truncate_dim, in points", "dim", rows, of_row)
+    for name in dict.fromkeys(one.data for one in found.differences):
+        of_data = [one for one in found.differences if one.data == name]
+        for direction, languages, by_dim in _by_direction(of_data, full):
+            agreements = [one for one in found.agreements if (one.data, one.direction) == (name, direction)]
+            title, over = f"{name}, {WAYS[direction]}: difference", f", {_OVERALL[direction]}" if languages else ""
+            if languages:
+                of_row = {_language(one): one for one in agreements if one.dim == full}
+                yield _difference_table(f"{title} at {full} dimensions, in points", "language", languages, of_row)
+            of_row = {str(one.dim): one for one in agreements if one.is_overall}
+            yield _difference_table(f"{title}{over}, by truncate_dim, in points", "dim", by_dim, of_row)
 
 
 def _difference_table(
@@ -224,7 +215,11 @@ def _difference_table(
     header = [label, *(one.metric for one in next(iter(rows.values())))]
     header += list(dict.fromkeys(agreement.metric for agreement in agreements.values()))
     lines = [
-        (name, *map(_with_signs, of_row), *([f"{agreements[name].share:.2%}"] if agreements else []))
+        (
+            name,
+            *(f"{one.points:+.2f} [{one.low:+.2f}, {one.high:+.2f}]" for one in of_row),
+            *([f"{agreements[name].share:.2%}"] if agreements else []),
+        )
         for name, of_row in rows.items()
     ]
     return Table(title=title, header=tuple(header), rows=tuple(lines))
@@ -254,17 +249,9 @@ def with_interval(value: float, low: float, high: float) -> str:
     return f"{percent(value)} [{percent(low)}, {percent(high)}]"
 
 
-def _with_signs(one: Difference) -> str:
-    return f"{one.points:+.2f} [{one.low:+.2f}, {one.high:+.2f}]"
-
-
-def percent(value: float | None) -> str:
-    """A share in per cent, with two decimals; a dash for None."""
-    return "-" if value is None else f"{100 * value:.2f}"
-
-
-def _points(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:+.2f}"
+def percent(value: float | None, sign: str = "") -> str:
+    """A share in per cent, with two decimals, and "+" before it where `sign` says so; a dash for None."""
+    return NONE if value is None else f"{100 * value:{sign}.2f}"
 
 
 def _shorten(words: str) -> str:
@@ -272,7 +259,3 @@ def _shorten(words: str) -> str:
     line = " ".join(words.split())
     half = _SHOWN // 2
     return line if len(line) <= _SHOWN else f"{line[:half]} … {line[-half:]}"
-
-
-def _escape(cell: str) -> str:
-    return cell.replace("\\", "\\\\").replace("|", "\\|")

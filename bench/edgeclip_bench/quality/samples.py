@@ -4,7 +4,7 @@
 over the languages: the captions of all languages at once would be an easier task, with more of them right.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgeclip_bench.quality.datasets import ImageTextData, StsData, TextRetrievalData
 from edgeclip_bench.quality.intervals import Interval, bootstrap_difference, bootstrap_mean, bootstrap_statistic
-from edgeclip_bench.quality.metrics import Grades, ndcg_at, recall_of_relevant_at, spearman, top_k_agreement
+from edgeclip_bench.quality.metrics import ndcg_at, recall_of_relevant_at, spearman, top_k_agreement
 from edgeclip_bench.quality.searches import Direction, Embedded, Indices, Search, cut
 
 Values = NDArray[np.float64]
@@ -28,10 +28,7 @@ AGREEMENT_AT = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """The facts that name a figure: its metric, its direction and its truncate_dim, over `samples` queries.
-
-    `language` is None over several languages or where none is named.
-    """
+    """The facts that name a figure, over `samples` queries; `language` is None for several and for an unnamed one."""
 
     metric: str
     direction: Direction | None
@@ -80,7 +77,11 @@ class Sample:
     def difference(self, other: "Sample") -> Interval:
         """The 95 % interval of figure() - other.figure(), paired, because both are of the same queries."""
         if self.targets is not None:
-            return bootstrap_statistic(_spearman_difference, self.values, other.values, self.targets)
+
+            def difference(values: Values, others: Values, targets: Values) -> float:
+                return spearman(values, targets) - spearman(others, targets)
+
+            return bootstrap_statistic(difference, self.values, other.values, self.targets)
         (values, scale), (others, _) = self._shares(), other._shares()
         found = bootstrap_difference(values, others, self.groups)
         return Interval(low=max(-1.0, found.low * scale), high=min(1.0, found.high * scale))
@@ -112,13 +113,13 @@ def judge(embedded: Embedded, dim: int, found: Sequence[Search]) -> Iterator[Sam
         for query, item, grade in data.grades:
             grades.setdefault(query, {})[item] = grade
         judged = [grades[int(row)] for row in found[0].rows]
-        yield from _samples(f"ndcg@{NDCG_AT}", found, partial(_ndcg, grades=judged))
+        yield from _samples(f"ndcg@{NDCG_AT}", found, [ndcg_at(one.top, judged, NDCG_AT) for one in found])
         for k in RELEVANT_AT:
-            yield from _samples(f"recall@{k}", found, partial(_share_of_relevant, grades=judged, k=k))
+            yield from _samples(f"recall@{k}", found, [recall_of_relevant_at(one.top, judged, k) for one in found])
     else:
         metric, first_k = ("recall@", RECALL_AT) if isinstance(data, ImageTextData) else ("top-", TOP_CLASSES)
         for k in first_k:
-            yield from _samples(f"{metric}{k}", found, partial(_hits, k=k))
+            yield from _samples(f"{metric}{k}", found, [(one.ranks < k).astype(np.float64) for one in found])
 
 
 def agree(found: Sequence[Search], others: Sequence[Search]) -> Iterator[Sample]:
@@ -126,38 +127,20 @@ def agree(found: Sequence[Search], others: Sequence[Search]) -> Iterator[Sample]
     if not found:
         return
     k = 1 if found[0].direction == "image_to_class" else AGREEMENT_AT
-    other_of = dict(zip(map(id, found), others, strict=True))
-
-    def share(search: Search) -> Values:
-        return top_k_agreement(search.top[:, :k], other_of[id(search)].top[:, :k])
-
-    yield from _samples(f"agreement@{k}", found, share)
+    both = zip(found, others, strict=True)
+    shares = [top_k_agreement(one.top[:, :k], other.top[:, :k]) for one, other in both]
+    yield from _samples(f"agreement@{k}", found, shares)
 
 
-def _hits(search: Search, k: int) -> Values:
-    return (search.ranks < k).astype(np.float64)
-
-
-def _ndcg(search: Search, grades: Grades) -> Values:
-    return ndcg_at(search.top, grades, NDCG_AT)
-
-
-def _share_of_relevant(search: Search, grades: Grades, k: int) -> Values:
-    return recall_of_relevant_at(search.top, grades, k)
-
-
-def _samples(metric: str, found: Sequence[Search], value: Callable[[Search], Values]) -> Iterator[Sample]:
-    """Yield the sample over all queries of each direction, and one for each language.
-
-    Several searches of one direction are one for each language.
-    """
+def _samples(metric: str, found: Sequence[Search], values: Sequence[Values]) -> Iterator[Sample]:
+    """Yield the sample over all queries of each direction, and one for each language."""
     for direction in dict.fromkeys(search.direction for search in found):
-        of_direction = [search for search in found if search.direction == direction]
+        of_direction = [pair for pair in zip(found, values, strict=True) if pair[0].direction == direction]
         sample = partial(Sample, metric=metric, direction=direction)
         if len(of_direction) > 1:
             parts = [
-                sample(language=search.language, is_overall=False, values=value(search), groups=search.groups)
-                for search in of_direction
+                sample(language=search.language, is_overall=False, values=its, groups=search.groups)
+                for search, its in of_direction
             ]
             sizes = np.array([len(part.values) for part in parts])
             yield sample(
@@ -169,14 +152,10 @@ def _samples(metric: str, found: Sequence[Search], value: Callable[[Search], Val
             )
             yield from parts
             continue
-        (search,) = of_direction
-        values, groups = value(search), search.groups
-        yield sample(language=search.language, is_overall=True, values=values, groups=groups)
+        ((search, its),) = of_direction
+        groups = search.groups
+        yield sample(language=search.language, is_overall=True, values=its, groups=groups)
         if search.languages is not None:
             for language in dict.fromkeys(search.languages.tolist()):
                 is_its = search.languages == language
-                yield sample(language=language, is_overall=False, values=values[is_its], groups=groups[is_its])
-
-
-def _spearman_difference(values: Values, others: Values, targets: Values) -> float:
-    return spearman(values, targets) - spearman(others, targets)
+                yield sample(language=language, is_overall=False, values=its[is_its], groups=groups[is_its])

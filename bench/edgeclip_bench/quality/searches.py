@@ -8,14 +8,13 @@ not find the document of its own id (`own_documents`).
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.manifest import Manifest, Modality
-from edgeclip_bench.quality.datasets import ClassificationData, Data, ImageTextData, StsData, TextRetrievalData, Texts
+from edgeclip_bench.quality.datasets import ClassificationData, Data, ImageTextData, StsData, TextRetrievalData
 from edgeclip_bench.quality.embeddings import Counts, Embedder, Vectors
 from edgeclip_bench.quality.languages import ENGLISH, codes_of, speaks_by_task
 from edgeclip_bench.quality.metrics import NEVER, Positives, class_vectors, first_hit_ranks, top_k, truncate
@@ -27,6 +26,13 @@ Indices = NDArray[np.int64]
 
 # What is kept of a search's results: BEIR's recall looks at 100 documents, all else at 10.
 _DOCUMENTS, _OTHERS = 100, 10
+# What `Embedded.queries` and `items` of a data set are.
+_INPUTS: dict[type[Data], tuple[str, str]] = {
+    ImageTextData: ("captions", "images"),
+    TextRetrievalData: ("queries", "documents"),
+    StsData: ("first sentences", "second sentences"),
+    ClassificationData: ("prompts", "images"),
+}
 _NONE = -1  # among a query's own items, for one that has none
 # The language of a caption that has none, beside captions that have one (ISO 639-2).
 UNDETERMINED = "und"
@@ -34,10 +40,7 @@ UNDETERMINED = "und"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tasks:
-    """The tasks that a data set's inputs are embedded with: those of `Embedded.queries`, and of `Embedded.items`.
-
-    Where the tasks of a model are languages, `languages` gives that of each query, and `queries` names them all.
-    """
+    """The tasks of `Embedded.queries`, each with its own where tasks are `languages`, and of `Embedded.items`."""
 
     queries: str | None = None
     items: str | None = None
@@ -69,9 +72,9 @@ class Embedded:
 class Search:
     """Rows of one matrix search rows of another, at one truncate_dim.
 
-    `pairs` (P, 2) are the right ones, by their place among `rows` and `item_rows`. Queries of one group are
-    of one image. `languages` tell the queries' languages apart where they have several; `language` is the
-    one they have. `own` (Q,) is the place of the item that is the query itself, -1 for none: it is not searched.
+    `pairs` (P, 2) are the right ones, by their place among `rows` and `item_rows`. Queries of one group are of one
+    image. `languages` tell the queries' languages apart where they have several; `language` is the one they have.
+    `own` (Q,) is the place of the item that is the query itself, -1 for none: it is not searched.
     """
 
     direction: Direction
@@ -111,28 +114,17 @@ class Search:
 
 def embed(embedder: Embedder, data: Data, task: str | None) -> Embedded:
     """Embed all of a data set's inputs, with the tasks that `tasks_of` gives."""
-    name, tasks = label_of(data), tasks_of(data, task, embedder.encoder.manifest)
-
-    def texts(texts: Texts, task: str | None, what: str) -> Vectors:
-        return embedder.texts(texts, len(texts), task=task, label=f"{name}: {what}")
-
-    def images(paths: Sequence[Path]) -> Vectors:
-        known = embedder.encoder.manifest.tasks_of("image")  # a language is a task of texts alone
-        return embedder.images(paths, task=tasks.items if tasks.items in known else None, label=f"{name}: images")
-
-    if isinstance(data, ImageTextData):
-        queries = _captions(embedder, data, tasks, f"{name}: captions")
-        items = images(data.images)
-    elif isinstance(data, TextRetrievalData):
-        queries = texts(data.queries, tasks.queries, "queries")
-        items = texts(data.corpus, tasks.items, "documents")
-    elif isinstance(data, StsData):
-        queries = texts(data.first, tasks.queries, "first sentences")
-        items = texts(data.second, tasks.items, "second sentences")
-    else:
-        queries = texts(class_prompts(data), tasks.queries, "prompts")
-        items = images(data.images)
     manifest = embedder.encoder.manifest
+    name, tasks = label_of(data), tasks_of(data, task, manifest)
+    what, others = _INPUTS[type(data)]
+    queries = _queries(embedder, data, tasks, f"{name}: {what}")
+    if isinstance(data, ImageTextData | ClassificationData):
+        known = manifest.tasks_of("image")  # a language is a task of texts alone
+        its = tasks.items if tasks.items in known else None
+        items = embedder.images(data.images, task=its, label=f"{name}: {others}")
+    else:
+        texts = data.corpus if isinstance(data, TextRetrievalData) else data.second
+        items = embedder.texts(texts, len(texts), task=tasks.items, label=f"{name}: {others}")
     return Embedded(
         data=data,
         queries=queries,
@@ -143,28 +135,32 @@ def embed(embedder: Embedder, data: Data, task: str | None) -> Embedded:
     )
 
 
-def _captions(embedder: Embedder, data: ImageTextData, tasks: Tasks, label: str) -> Vectors:
-    """Unit vectors of the captions, those of each language with its own task where tasks are languages."""
-    captions = [caption.text for caption in data.captions]
+def _queries(embedder: Embedder, data: Data, tasks: Tasks, label: str) -> Vectors:
+    """Unit vectors of the queries; captions of each language have its own task where tasks are languages."""
+    if isinstance(data, ImageTextData):
+        queries: Sequence[str] = [caption.text for caption in data.captions]
+    elif isinstance(data, ClassificationData):
+        queries = class_prompts(data)
+    else:
+        queries = data.queries if isinstance(data, TextRetrievalData) else data.first
     if len(set(tasks.languages)) < 2:
-        return embedder.texts(captions, len(captions), task=tasks.queries, label=label)
-    vectors = np.empty((len(captions), embedder.encoder.manifest.embedding_dim), np.float32)
+        return embedder.texts(queries, len(queries), task=tasks.queries, label=label)
+    vectors = np.empty((len(queries), embedder.encoder.manifest.embedding_dim), np.float32)
     for code in dict.fromkeys(tasks.languages):
         rows = [row for row, one in enumerate(tasks.languages) if one == code]
-        spoken = [captions[row] for row in rows]
+        spoken = [queries[row] for row in rows]
         vectors[rows] = embedder.texts(spoken, len(rows), task=code, label=f"{label} in {code}")
     return vectors
 
 
 def _languages(data: Data, task: str | None, manifest: Manifest) -> Tasks:
     """The languages of a data set's texts, as tasks. Classes are named in English unless `task` says otherwise."""
+    benchmark = data.benchmark if isinstance(data, ImageTextData) else None
     if isinstance(data, ImageTextData):
-        named: Sequence[str | None] = [caption.language for caption in data.captions]
-        codes = codes_of(named, task, manifest, label=label_of(data), benchmark=data.benchmark)
-    elif isinstance(data, ClassificationData):
-        codes = codes_of([ENGLISH], task, manifest, label=label_of(data))
+        named: list[str | None] = [caption.language for caption in data.captions]
     else:
-        codes = codes_of([data.language], task, manifest, label=label_of(data))
+        named = [ENGLISH if isinstance(data, ClassificationData) else data.language]
+    codes = codes_of(named, task, manifest, label=label_of(data), benchmark=benchmark)
     names = ", ".join(dict.fromkeys(codes))
     return Tasks(queries=names, items=None if len(set(codes)) > 1 else names, languages=codes)
 
@@ -268,9 +264,9 @@ def _image_text_searches(data: ImageTextData, captions: Vectors, images: Vectors
 def own_documents(data: TextRetrievalData) -> Indices:
     """The document of each query's own id, which it does not search, or -1: (queries,).
 
-    ArguAna and Quora take their queries from the corpus, where each finds itself first: BEIR leaves the document
-    of the query's id out of what was found (ignore_identical_ids), MTEB does so on these. One that is judged
-    right for its query is no such copy and stays: there ids coincide because both are numbered.
+    ArguAna and Quora take their queries from the corpus, where each finds itself first: BEIR leaves the document of
+    the query's id out (ignore_identical_ids), MTEB does so on these. One that is judged right for its query is no
+    such copy and stays: there ids coincide because both are numbered.
     """
     number = {query: index for index, query in enumerate(data.query_ids)}  # not of the corpus, which is large
     own = np.full(len(number), _NONE)

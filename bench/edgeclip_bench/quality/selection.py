@@ -1,7 +1,7 @@
 """Select a part of a data set (a split, languages, the first few), and say where its images lie."""
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgeclip.errors import InputError
@@ -16,8 +16,7 @@ _OPTIONS = {"languages": "language"}
 class Selection:
     """The selection that `open_data` was asked for; an option is None where it was not given.
 
-    `is_named` says that the name was asked for, not taken from the path. With `on_missing`, an image that is named
-    and not there is left out, and the reason is passed to it.
+    `is_named`: the name is not taken from the path. `on_missing` gets the reason where an image is left out for it.
     """
 
     name: str
@@ -35,10 +34,6 @@ class Selection:
             raise InputError(f"{self.images}: is no folder, wanted the one that holds the images")
         if self.languages is not None and not self.languages:
             raise InputError("no --language is given, wanted one or more")
-
-    def named(self, name: str) -> "Selection":
-        """The same selection for another data set."""
-        return replace(self, name=name)
 
     def wants(self, language: str | None) -> bool:
         """Say whether texts of this language are kept."""

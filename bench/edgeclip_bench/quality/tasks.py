@@ -1,9 +1,8 @@
 """Choose the task of each text and image of an evaluation or of an mteb benchmark, by the kind of data.
 
 A model whose tasks choose adapters is wrong for most data without one, so each kind of data has the task that mteb
-gives jina-embeddings-v3 and jina-embeddings-v4 on it: what searches is a query, what is found a passage, texts and
-images alike. A model whose tasks only put a prompt before a text, as jina-clip-v2's, is judged as its authors did:
-without, unless the user asks for a task.
+gives jina-embeddings-v3 and jina-embeddings-v4 on it. A model whose tasks only put a prompt before a text, as
+jina-clip-v2's, is judged as its authors did: without, unless the user asks for a task.
 """
 
 from collections.abc import Mapping
@@ -36,10 +35,7 @@ def default_task(manifest: Manifest, name: str, modality: Modality = "text") -> 
 
 
 def document_task(manifest: Manifest, query_task: str | None, modality: Modality = "text") -> str | None:
-    """The task of documents that are searched by queries with that task; None for no task.
-
-    "code.query" is answered by "code.passage", and a task that has no such other, as "text-matching", by itself.
-    """
+    """The task of what queries with that task find: "code.passage" for "code.query", "text-matching" for itself."""
     asked = query_task or QUERY
     return default_task(manifest, f"{asked.removesuffix('.query')}.passage", modality) or default_task(
         manifest, asked, modality
@@ -49,8 +45,7 @@ def document_task(manifest: Manifest, query_task: str | None, modality: Modality
 def mteb_task(manifest: Manifest, kind: str, prompt_type: str | None, modality: Modality = "text") -> str | None:
     """The task of an input in an mteb task of that type; `prompt_type` is "query", "document" or None.
 
-    A model that needs a task and lacks the type's own, as jina-embeddings-v4 lacks "classification", has that of
-    pairs, which treats all inputs alike.
+    A model that needs a task and lacks the type's own has that of pairs, which treats all inputs alike.
     """
     if name := _OF_MTEB.get(kind):
         own = default_task(manifest, name, modality)

@@ -33,10 +33,9 @@ _STS_BENCHMARK = ("genre", "file", "year", "number", "score", "sentence1", "sent
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """The texts of a corpus, read from its files again at each iteration.
+    """The texts of a corpus, read from its files again at each iteration; InputError if the files have changed.
 
     A text is title, a space and text, stripped, as BEIR (SentenceBERT.encode_corpus) and MTEB join them.
-    Iterating raises InputError if the files are no longer those that `ids` were read from.
     """
 
     files: tuple[Path, ...]
@@ -64,12 +63,11 @@ def is_retrieval(folder: Path) -> bool:
 def read_retrieval(folder: Path, selection: Selection) -> TextRetrievalData:
     """A retrieval dataset of BEIR, or of MTEB as JSON lines: a corpus, queries, and graded pairs.
 
-    corpus.jsonl {"_id", "title", "text"}, queries.jsonl {"_id", "text"} ("id" will do, as MTEB calls it;
-    or several .jsonl in corpus/ and queries/), and qrels/<split>.tsv with the header query-id, corpus-id,
-    score, or .jsonl with these fields (the .tsv where there are both), or a single qrels.tsv or .jsonl; as
-    beir/datasets/data_loader.py reads them. Queries without a judgement are left out, as there. A judged
-    document that the corpus does not hold has an index past its end, and of two grades of a pair the last
-    counts, as there, both with a warning; a judged query that is nowhere is an InputError.
+    corpus.jsonl {"_id", "title", "text"}, queries.jsonl {"_id", "text"} ("id" will do; or several .jsonl in corpus/
+    and queries/), and qrels/<split>.tsv with the header query-id, corpus-id, score, or .jsonl with these fields, or a
+    single qrels.tsv or .jsonl. As in beir/datasets/data_loader.py, queries without a judgement are left out, a judged
+    document that the corpus does not hold has an index past its end, and of two grades of a pair the last counts,
+    both with a warning; a judged query that is nowhere is an InputError.
     """
     selection.refuse(
         folder, "a retrieval dataset", images="which has no images", languages="which names no languages"
@@ -117,10 +115,7 @@ def read_retrieval(folder: Path, selection: Selection) -> TextRetrievalData:
 def _place_grades(
     grades: Mapping[tuple[str, str], int], query_ids: Sequence[str], documents: dict[str, int], file: Path
 ) -> tuple[tuple[int, int, int], ...]:
-    """The grades by the indices of query and document; documents that are not in the corpus get indices past its end.
-
-    Warns of those documents, and adds them to `documents`.
-    """
+    """The grades by indices; documents that the corpus lacks get one past its end, are added, and warned of."""
     numbers = {query: number for number, query in enumerate(query_ids)}
     size, absent, graded = len(documents), [], []
     for (query, document), grade in grades.items():
@@ -163,10 +158,9 @@ def choose_sts(files: list[Path], selection: Selection, folder: Path) -> Path:
 def read_sts(file: Path, selection: Selection) -> tuple[StsData, ...]:
     """Pairs of sentences with a score, one dataset for each language that is named.
 
-    JSON lines with sentence1, sentence2, score, and perhaps "lang" or "language" (MTEB: "en", "en-de"); a
-    table with that header; the STS benchmark's own files (sts-test.csv of Stsbenchmark.tar.gz: no header,
-    seven columns or more); or three columns without a header (stsb-multi-mt). A table with tabs has no
-    quoting, as the STS benchmark and GLUE write it; one with commas has.
+    JSON lines with sentence1, sentence2, score, and perhaps "lang" or "language" (MTEB: "en", "en-de"); a table with
+    that header; the STS benchmark's own files (no header, seven columns or more); or three columns without a header
+    (stsb-multi-mt). A table with tabs has no quoting, as the STS benchmark and GLUE write it; one with commas has.
     """
     selection.refuse(file, "a file of sentence pairs", images="which has no images")
     pairs: dict[str | None, list[tuple[str, str, float]]] = {}
@@ -184,17 +178,12 @@ def read_sts(file: Path, selection: Selection) -> tuple[StsData, ...]:
     if not pairs:
         raise InputError(f"{file}: holds no pair of sentences")
     selection.check_languages(pairs, file)
-    return tuple(
-        StsData(
-            name=selection.name,
-            first=tuple(first for first, _, _ in of_language),
-            second=tuple(second for _, second, _ in of_language),
-            scores=tuple(score for _, _, score in of_language),
-            language=language,
-        )
-        for language, of_language in pairs.items()
-        if of_language
-    )
+    found = []
+    for language, of_language in pairs.items():
+        if of_language:
+            firsts, seconds, scores = zip(*of_language, strict=True)
+            found.append(StsData(name=selection.name, first=firsts, second=seconds, scores=scores, language=language))
+    return tuple(found)
 
 
 def _record_files(folder: Path, what: str) -> tuple[Path, ...]:
