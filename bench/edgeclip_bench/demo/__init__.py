@@ -7,5 +7,3 @@ them, `dataset` writes them as files to evaluate on, `run` is the demo.
 from pathlib import Path
 
 CHECKPOINT = Path(__file__).parent / "edgeclip-scenes"
-
-__all__ = ["CHECKPOINT"]

@@ -26,18 +26,12 @@ LANGUAGES: tuple[str, ...] = tuple(PHRASES)
 
 
 def captions(scene: Scene, language: str) -> tuple[str, ...]:
-    """Every wording of the scene in the language: at least six, all different, the plainest first.
-
-    Raises InputError for a language not in LANGUAGES.
-    """
+    """Every wording of the scene in the language: at least six, all different, the plainest first."""
     return tuple(_say(scene, language, wording) for wording in _words(language)["wordings"])
 
 
 def caption(scene: Scene, language: str, draw: np.random.Generator) -> str:
-    """One of `captions(scene, language)`, each as likely as the others; one integer is drawn.
-
-    Raises InputError for a language not in LANGUAGES.
-    """
+    """One of `captions(scene, language)`, each as likely as the others; one integer is drawn."""
     wordings = _words(language)["wordings"]
     return _say(scene, language, wordings[int(draw.integers(len(wordings)))])
 

@@ -26,10 +26,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """A query and what it found, best first.
-
-    `asked` is the language; `label` is the query in Latin script, because a font for other scripts may be missing.
-    """
+    """A query and what it found, best first: `asked` is the language, `label` the query in Latin script."""
 
     asked: str
     label: str
@@ -65,17 +62,10 @@ def _draw_label(pen: ImageDraw.ImageDraw, search: Search, top: int) -> None:
 def _draw_hit(sheet: Image.Image, pen: ImageDraw.ImageDraw, hit: Hit, left: int, top: int) -> None:
     with Image.open(hit.image) as file:
         thumb = ImageOps.pad(file.convert("RGB"), (_THUMB_PX, _THUMB_PX), color="#f1f3f5")
-    sheet.paste(thumb, (left, top))
-    if hit.is_right:
-        box = (left - _FRAME_PX, top - _FRAME_PX, left + _THUMB_PX + _FRAME_PX - 1, top + _THUMB_PX + _FRAME_PX - 1)
-        pen.rectangle(box, outline=RIGHT, width=_FRAME_PX)
-    colour = RIGHT if hit.is_right else _PALE
-    pen.text(
-        (left, top + _THUMB_PX + 6),
-        f"{hit.cosine:.3f}  {hit.image.name}",
-        fill=colour,
-        font=ImageFont.load_default(13),
-    )
+    frame_px, colour = (_FRAME_PX, RIGHT) if hit.is_right else (0, _PALE)
+    sheet.paste(ImageOps.expand(thumb, frame_px, colour), (left - frame_px, top - frame_px))
+    words, font = f"{hit.cosine:.3f}  {hit.image.name}", ImageFont.load_default(13)
+    pen.text((left, top + _THUMB_PX + 6), words, fill=colour, font=font)
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> list[str]:

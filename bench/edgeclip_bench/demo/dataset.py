@@ -1,7 +1,4 @@
-"""Write scenes as files: pictures and a captions.jsonl in every language, as `edgeclip eval` reads them.
-
-edgeclip bench draw-scenes OUT [--split test] [--images 500] [--family 10] [--seed 0]
-"""
+"""Write scenes as files: pictures and a captions.jsonl in every language, as `edgeclip eval` reads them."""
 
 import argparse
 import json
@@ -34,12 +31,10 @@ def write_dataset(
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> list[Scene]:
-    """Write `images` PNG files and captions.jsonl, with one caption per language for each; return the scenes in
-    order.
+    """Write PNG files and captions.jsonl, with one caption per language for each; return the scenes in order.
 
     Pictures are larger than the model's input and seldom square, so resizing and cropping count. The same arguments
-    give the same files. Raises BuildError when `out` exists or cannot be written, `images` is no multiple of
-    `family`, or `seed` is negative.
+    give the same files. BuildError for arguments that cannot be, and an `out` that exists or cannot be written.
     """
     if images < 1 or not 1 <= family <= MAX_FAMILY or images % family:
         raise BuildError(f"{images} images are no whole families of {family}, of which one has at most {MAX_FAMILY}")

@@ -1,8 +1,7 @@
 """Draw scenes as pictures.
 
 The scene fills the middle square of its picture, which is what the model's centre crop sees. A picture that is not
-square shows more background and further objects to either side, which no caption mentions. Everything is drawn with
-supersampled masks, so pictures of any size look alike.
+square shows more background and further objects to either side, which no caption mentions.
 """
 
 from functools import lru_cache

@@ -14,9 +14,7 @@ _EMBEDDED: dict[Modality, str] = {"text": "captions", "image": "pictures"}
 
 
 def render_demo(found: Demo) -> str:
-    """Every table, with a line before each that needs one; int8's columns are left out where there is no int8
-    bundle.
-    """
+    """Every table, with a line before each that needs one; without int8's columns where there is no such bundle."""
     evaluations = [found.evaluation, *([found.int8.comparison.evaluation] if found.int8 else [])]
     parts = [_what(found)]
     if found.int8:

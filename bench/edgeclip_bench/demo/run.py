@@ -1,13 +1,11 @@
 """The demo on the small trained model: export, int8, recall on pictures it was not trained on, a search, timings.
 
-`edgeclip demo` shows the result as `edgeclip_bench.demo.report` words it. Every step is what a user does with the
-real model: the checkpoint has jina-clip-v2's layout, the pictures are files, int8 comes from `edgeclip quantize
---calibrate` and the quality from `edgeclip eval --against`.
+Every step is what a user does with the real model: the checkpoint has jina-clip-v2's layout, the pictures are files,
+int8 comes from `edgeclip quantize --calibrate` and the quality from `edgeclip eval --against`.
 """
 
 import contextlib
 import functools
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip import Encoder, Manifest
+from edgeclip.engine.paired_timing import take_turns
 from edgeclip.errors import BuildError, InputError
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip_bench.demo import CHECKPOINT
@@ -52,9 +51,7 @@ _TIMED = 9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A bundle's answer to a query: the rank, from 1, of the right picture, and the median time to embed and
-    search.
-    """
+    """A bundle's answer to a query: the rank, from 1, of the right picture, and the median time to find it."""
 
     place: int
     latency_ms: float
@@ -104,9 +101,8 @@ def run_demo(
 ) -> Demo:
     """Run all stages in `folder`, which keeps the bundles, the pictures and the contact sheet.
 
-    There are `images` pictures of combinations of shape, colour and side that are in no training picture, in families
-    that differ in one attribute; int8 is calibrated on others. `budget` None is int8's own. Raises InputError for
-    `images` that are no whole families, and what export, evaluation and Encoder.open raise.
+    There are `images` pictures of combinations of shape, colour and side that are in no training picture; int8 is
+    calibrated on others. `budget` None is int8's own. Raises InputError for `images` that are no whole families.
     """
     if images < 1 or images % FAMILY:
         raise InputError(f"{images} images: wanted whole families of {FAMILY}, so {FAMILY}, {2 * FAMILY}, ...")
@@ -180,7 +176,10 @@ def _search(
     encoders: Sequence[Encoder], data: ImageTextData, scenes: Sequence[Scene], cache: Path
 ) -> tuple[tuple[Question, ...], tuple[Search, ...]]:
     """Search all pictures with a caption in each of `LANGUAGES`; the last bundle's hits are those that are shown."""
-    pictures = [_pictures(encoder, data, cache) for encoder in encoders]
+    pictures = []  # (N, D) of each bundle
+    for encoder in encoders:
+        with open_embedder(encoder, cache=cache) as embedder:
+            pictures.append(embedder.images(data.images))
     questions, searches = [], []
     for number, (language, name) in enumerate(LANGUAGES.items()):
         meant = (2 * number + 1) * len(scenes) // (2 * len(LANGUAGES))
@@ -200,18 +199,12 @@ def _search(
     return tuple(questions), tuple(searches)
 
 
-def _pictures(encoder: Encoder, data: ImageTextData, cache: Path) -> NDArray[np.float32]:
-    """The pictures' vectors (N, D)."""
-    with open_embedder(encoder, device="auto", threads=None, cache=cache, progress=None) as embedder:
-        return embedder.images(data.images)
-
-
 def _ask(encoder: Encoder, pictures: NDArray[np.float32], text: str) -> tuple[NDArray[np.float32], float]:
     """The cosines (N,) of a query to all pictures, and the median milliseconds that it took."""
-    times = []
-    cosines = np.zeros(0, np.float32)
-    for _ in range(_TIMED):
-        started = time.perf_counter()
-        cosines = pictures @ encoder.encode_text(text)  # (N,)
-        times.append((time.perf_counter() - started) * 1000)
-    return cosines, statistics.median(times)
+
+    def ask() -> NDArray[np.float32]:
+        cosines: NDArray[np.float32] = pictures @ encoder.encode_text(text)  # (N,)
+        return cosines
+
+    times = take_turns({"": ask}, _TIMED, is_alone=False)[""]
+    return ask(), float(np.median(times)) * 1000

@@ -1,21 +1,20 @@
 """Draw the sample pictures of the page that `edgeclip serve` shows, and hold its example texts.
 
-The pictures are drawn once and kept as files there. The scenes are chosen by hand: every shape, colour and background
-is shown, and half of them are combinations that the small model never saw in training. The project drew them, so its
-own licence covers them.
-
-edgeclip bench draw-samples runtime/edgeclip/serve/web
+The pictures are drawn once and kept as files in runtime/edgeclip/serve/web. The scenes are chosen by hand: every
+shape, colour and background is shown, and half of them are combinations that the small model never saw in training.
+The project drew them, so its own licence covers them.
 """
 
 import argparse
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from edgeclip_bench.demo.drawing import draw_picture
-from edgeclip_bench.demo.scenes import COLOURS, SHAPES, SIZES, TEXTURES, Background, Group, Relation, Scene
+from edgeclip_bench.demo.scenes import Background, Group, Relation, Scene
 
 _SIDE_PX = 256
 
@@ -25,14 +24,9 @@ def _scene(first: str, relation: Relation, second: str, background: Background) 
 
 
 def _group(words: str) -> Group:
-    count, size, texture, colour, shape = words.split()
-    return Group(
-        count=int(count),
-        size=SIZES[SIZES.index(size)],
-        texture=TEXTURES[TEXTURES.index(texture)],
-        colour=COLOURS[COLOURS.index(colour)],
-        shape=SHAPES[SHAPES.index(shape)],
-    )
+    count, *kinds = words.split()
+    look: dict[str, Any] = dict(zip(("size", "texture", "colour", "shape"), kinds, strict=True))
+    return Group(count=int(count), **look)
 
 
 # By the name of the file, without its suffix.

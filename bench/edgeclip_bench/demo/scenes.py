@@ -1,14 +1,13 @@
 """Scenes of coloured shapes: what is in a picture, apart from how it is drawn and described.
 
-A scene is two groups of objects on a background, one group beside the other. Training, validation and test differ in
-what they combine, not only in their draws: a shape in a colour on a side that a test picture shows is in no training
-picture (`split_of`). And scenes come in families whose members differ from the first in one attribute, so that a
-vector has to hold every attribute to find its own picture.
+A scene is two groups of objects on a background. Training, validation and test differ in what they combine, not only
+in their draws (`split_of`). And scenes come in families whose members differ from the first in one attribute, so that
+a vector has to hold every attribute to find its own picture.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -54,6 +53,16 @@ class Group:
     shape: Shape
 
 
+# The values of a group's fields, in the order in which they are drawn.
+_ATTRIBUTES: Mapping[str, Sequence[Any]] = {
+    "count": range(1, MAX_COUNT + 1),
+    "size": SIZES,
+    "texture": TEXTURES,
+    "colour": COLOURS,
+    "shape": SHAPES,
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
     """`first` is `relation` `second`: two small red stars, left of one large striped blue circle, on grey."""
@@ -91,8 +100,7 @@ def _split_of_combination(shape: Shape, colour: Colour, side: Relation) -> Split
 def draw_scenes(split: Split, draw: np.random.Generator, *, family: int) -> Iterator[Scene]:
     """Yield scenes without end, no picture twice, in families of `family` scenes.
 
-    The first of a family is drawn at random; each other one differs from it in one attribute of one group, in the
-    relation or in the background. A family has at most `MAX_FAMILY` members.
+    The first of a family is drawn at random; each other one differs from it in one attribute.
     """
     if not 1 <= family <= MAX_FAMILY:
         raise BuildError(f"a family of {family}: wanted 1 to {MAX_FAMILY}")
@@ -126,17 +134,8 @@ def change_one(scene: Scene, draw: np.random.Generator) -> Scene:
         return replace(scene, background=_other(BACKGROUNDS, scene.background, draw))
     is_first = what < 5
     group = scene.first if is_first else scene.second
-    match what % 5:
-        case 0:
-            group = replace(group, count=_other(range(1, MAX_COUNT + 1), group.count, draw))
-        case 1:
-            group = replace(group, size=_other(SIZES, group.size, draw))
-        case 2:
-            group = replace(group, texture=_other(TEXTURES, group.texture, draw))
-        case 3:
-            group = replace(group, colour=_other(COLOURS, group.colour, draw))
-        case _:
-            group = replace(group, shape=_other(SHAPES, group.shape, draw))
+    name, values = list(_ATTRIBUTES.items())[what % 5]
+    group = replace(group, **{name: _other(values, getattr(group, name), draw)})
     return replace(scene, first=group) if is_first else replace(scene, second=group)
 
 
@@ -150,13 +149,7 @@ def _draw_scene(draw: np.random.Generator) -> Scene:
 
 
 def _draw_group(draw: np.random.Generator) -> Group:
-    return Group(
-        count=int(draw.integers(1, MAX_COUNT + 1)),
-        size=_any(SIZES, draw),
-        texture=_any(TEXTURES, draw),
-        colour=_any(COLOURS, draw),
-        shape=_any(SHAPES, draw),
-    )
+    return Group(**{name: _any(values, draw) for name, values in _ATTRIBUTES.items()})
 
 
 def _any(values: Sequence[_T], draw: np.random.Generator) -> _T:

@@ -1,9 +1,8 @@
 """The small model's tokenizer: XLM-R's pipeline over a Unigram vocabulary counted on its captions.
 
 The pieces are the captions' words, runs of up to three characters where a language writes no spaces, and every
-character, each with the logarithm of its share. Counting beats the usual trainer here: that one seeds its pieces with
-what different words share, so it cuts up a short word that is frequent but like no other, and its result differs from
-run to run.
+character, each with the logarithm of its share. Counting beats the usual trainer here, which seeds its pieces with
+what different words share, so it cuts up a short word that is like no other, and its result differs from run to run.
 """
 
 import math
@@ -30,15 +29,14 @@ def train_tokenizer(seed: int) -> Tokenizer:
     scenes = draw_scenes("train", draw, family=1)
 
     def captions(languages: Sequence[str]) -> list[str]:
-        return [
-            caption(next(scenes), language, draw) for language in languages for _ in range(_CAPTIONS_PER_LANGUAGE)
-        ]
+        each = [language for language in languages for _ in range(_CAPTIONS_PER_LANGUAGE)]
+        return [caption(next(scenes), language, draw) for language in each]
 
     tokenizer = xlmr_tokenizer(())
     words = _count_words(tokenizer, captions([name for name in LANGUAGES if name not in _WITHOUT_SPACES]))
     strings = _count_words(tokenizer, captions(_WITHOUT_SPACES))
     pieces = words + _count_runs(strings)
-    for character, count in (_count_characters(words + strings) + Counter(_MARKS)).items():
+    for character, count in (_count_runs_of(1, words + strings) + Counter(_MARKS)).items():
         pieces.setdefault(character, count)
     total = sum(pieces.values())
     # A single character must never be likelier than the word it stands in.
@@ -58,18 +56,14 @@ def _count_words(tokenizer: Tokenizer, texts: Sequence[str]) -> Counter[str]:
 
 def _count_runs(strings: Counter[str]) -> Counter[str]:
     """Count the runs of up to `_MAX_RUN` characters that save the most pieces."""
-    counts: Counter[str] = Counter()
-    for string, times in strings.items():
-        for length in range(2, _MAX_RUN + 1):
-            for start in range(len(string) - length + 1):
-                counts[string[start : start + length]] += times
+    counts = sum((_count_runs_of(length, strings) for length in range(2, _MAX_RUN + 1)), Counter[str]())
     saved = sorted(counts, key=lambda run: (-counts[run] * (len(run) - 1), run))
     return Counter({run: counts[run] for run in saved[:_RUNS]})
 
 
-def _count_characters(strings: Counter[str]) -> Counter[str]:
+def _count_runs_of(length: int, strings: Counter[str]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for string, times in strings.items():
-        for character in string:
-            counts[character] += times
+        for start in range(len(string) - length + 1):
+            counts[string[start : start + length]] += times
     return counts

@@ -42,10 +42,7 @@ class RawTowers:
         self.has_bfloat16 = bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
     def encode(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit vectors of pictures (B, S, S, 3) uint8 and of texts (N, T): (B, D) and (N, D).
-
-        Products are in bfloat16 where the processor multiplies it (`has_bfloat16`): four times quicker there.
-        """
+        """Unit vectors of pictures (B, S, S, 3) uint8 and of texts (N, T): (B, D) and (N, D)."""
         lazy_text = fold_text(self._config.text, self._read)
         lazy_vision = fold_vision(self._config.vision, self._mean, self._std, self._read)
         text, vision = ({name: weight.read() for name, weight in lazy.items()} for lazy in (lazy_text, lazy_vision))
@@ -93,9 +90,7 @@ def _is_matrix(name: str, tensor: Tensor) -> bool:
 
 
 def _initial(name: str, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
-    """Initial tensors: activations of about unit variance, residual branches that start small, an adapter that is not
-    zero.
-    """
+    """Activations of about unit variance, residual branches that start small, an adapter that is not zero."""
     noise = torch.randn(shape, generator=draw)
     if name == LOGIT_SCALE:
         return torch.tensor(math.log(1 / 0.07))

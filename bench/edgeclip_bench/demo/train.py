@@ -1,7 +1,5 @@
 """Train the small model, from nothing to a checkpoint in the official layout.
 
-    edgeclip bench train-demo OUT
-
 Pictures and captions are drawn as they are needed. Each step's depend on the seed and the step's number alone, so an
 interrupted run goes on where it stopped and sees the same data. Matrices are optimised by Muon (Jordan et al. 2024,
 as torch.optim.Muon), everything else by AdamW; the rate warms up, stays, and falls to zero. OUT gets the checkpoint's
@@ -105,10 +103,7 @@ def draw_batch(
 
 
 def train(out: Path, recipe: Recipe) -> None:
-    """Train, or continue training, and leave the checkpoint in `out`.
-
-    Raises BuildError when `out` holds a finished checkpoint or a run with another recipe, or cannot be written.
-    """
+    """Train, or continue training; BuildError for a folder with a finished checkpoint or another recipe's run."""
     if (out / WEIGHTS).exists():
         raise BuildError(f"{out}: holds a trained checkpoint already; choose another name")
     try:
