@@ -172,7 +172,7 @@ def _run(contender: Contender) -> Iterator[_Running]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this case on the command line."""
-    parser.add_argument("contenders", nargs="+", metavar="CONTENDER", help="BUNDLE[@TASK][=PYTHON]")
+    parser.add_argument("contenders", nargs="+", metavar="CONTENDER", help="BUNDLE[@TASK][=PYTHON], transformers:DIR")
     parser.add_argument("--tokens", metavar="N", default="16,512", help="lengths of the texts (16,512)")
     parser.add_argument("--image-px", metavar="N", type=int, default=0, help="side of the image (no image)")
     parser.add_argument("--seconds", metavar="S", type=float, default=30.0, help="for each case, about (30)")

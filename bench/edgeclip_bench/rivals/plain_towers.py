@@ -127,8 +127,9 @@ class PlainTextTower(nn.Module):
     def _hidden(self, input_ids: Tensor, bias: Tensor | None, *tables: Tensor) -> Tensor:
         words, types = self.embeddings["word_embeddings"], self.embeddings["token_type_embeddings"]
         h: Tensor = self.emb_ln(words(input_ids) + types(torch.zeros_like(input_ids)))
+        rotary = [table[: input_ids.shape[1]] for table in tables]
         for layer in self.encoder["layers"].children():
-            h = layer(h, bias, *(table[: input_ids.shape[1]] for table in tables))
+            h = layer(h, bias, *rotary)
         return h
 
 
