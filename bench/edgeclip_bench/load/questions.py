@@ -33,9 +33,7 @@ TEXTS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Questions:
-    """The requests that a model is asked with: the task of texts and that of images, None for none, and the images'
-    width and height.
-    """
+    """The requests that a model is asked with: the tasks of texts and images, None for none, and the images' size."""
 
     task: str | None = None
     image_task: str | None = None

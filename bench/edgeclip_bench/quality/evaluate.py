@@ -237,6 +237,8 @@ def warn_of_cut(*found: Evaluation) -> None:
 def choose_dims(manifest: Manifest, truncate_dims: Sequence[int] | None) -> tuple[int, ...]:
     """The dimensions to evaluate at, ascending: those asked for, or trained for, and the full width."""
     dims = manifest.spaces.single.matryoshka_dims if truncate_dims is None else truncate_dims
+    if None in dims:
+        raise InputError(f"truncate_dim is None, wanted an int from 1 to {manifest.embedding_dim}")
     return tuple(sorted({*(check_truncate_dim(dim, manifest) for dim in dims), manifest.embedding_dim}))
 
 
