@@ -1,7 +1,4 @@
-"""A run of `edgeclip bench` as one HTML page: plots, then the tables.
-
-Styles and plots are inline, nothing is fetched, no script runs. It is well-formed XML too, so it can be checked.
-"""
+"""A run of `edgeclip bench` as one HTML page, plots and then tables, which fetches nothing and is well-formed XML."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence

@@ -84,7 +84,7 @@ Make = Callable[[Material, str, Graphs, Path], Path]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rival:
-    """How a tool makes a graph: `recipe` says it in a line, `packages` must be installed to make it.
+    """How a tool makes a graph: `recipe` says it in a line, `packages` must be installed.
 
     `taken_from` is the rival whose files this one opens in another engine; `is_joint`: one graph for texts and
     images.
@@ -92,7 +92,7 @@ class Rival:
 
     recipe: str
     engine: Engine
-    packages: tuple[str, ...] = ()
+    packages: tuple[str, ...]
     make: Make | None = None
     taken_from: str | None = None
     is_of_plain: bool = True
@@ -186,6 +186,7 @@ def made_up_batches(
 
 
 PLAIN = "plain"
+_TORCH = ("torch", "safetensors")
 _OF_WEIGHTS = f"of {' and '.join(_OPERATORS)}, per channel"
 RIVALS: Mapping[str, Rival] = {
     PLAIN: Rival(
@@ -198,12 +199,14 @@ RIVALS: Mapping[str, Rival] = {
     "torch": Rival(
         recipe="torch eager, fp32",
         engine="torch",
-        packages=("torch", "safetensors"),
+        packages=_TORCH,
         make=_torch,
         is_of_plain=False,
     ),
-    "torch-bf16": Rival(recipe="torch eager, bfloat16", engine="torch-bf16", taken_from="torch"),
-    "torch-compiled": Rival(recipe="torch.compile, fp32", engine="torch-compiled", taken_from="torch"),
+    "torch-bf16": Rival(recipe="torch eager, bfloat16", engine="torch-bf16", packages=_TORCH, taken_from="torch"),
+    "torch-compiled": Rival(
+        recipe="torch.compile, fp32", engine="torch-compiled", packages=_TORCH, taken_from="torch"
+    ),
     "merged": Rival(
         recipe="both plain graphs in one, a dummy for the other one's input, fp32",
         engine="merged",
@@ -229,6 +232,7 @@ RIVALS: Mapping[str, Rival] = {
     "openvino-bf16": Rival(
         recipe="openvino.convert_model, fp32 weights, computed in bfloat16",
         engine="openvino-bf16",
+        packages=("openvino",),
         taken_from="openvino",
     ),
     "openvino-int8": Rival(
