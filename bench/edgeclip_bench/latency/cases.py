@@ -56,10 +56,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The requested measurements; `modalities` None are all, `threads` None those of `Encoder.open`.
-
-    InputError for impossible ones.
-    """
+    """The requested measurements; None are all modalities, `Encoder.open`'s threads; InputError if impossible."""
 
     modalities: tuple[Modality, ...] | None = None
     scenarios: tuple[Scenario, ...] = ("single-stream", "offline")

@@ -13,9 +13,7 @@ from edgeclip.host.processor import processor_name
 
 
 def machine() -> dict[str, Any]:
-    """The machine, as every document of a benchmark holds it; `products` show the instruction sets that onnxruntime
-    sees, which may be fewer than the processor has.
-    """
+    """The machine, in every document; `products` show the instruction sets that onnxruntime sees, perhaps not all."""
     cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     lines = [line for card in cards for line in card.read_text(encoding="utf-8").splitlines()]
     return {
