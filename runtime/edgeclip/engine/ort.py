@@ -31,7 +31,7 @@ def import_onnxruntime() -> ModuleType:
     try:
         import onnxruntime
     except ImportError as error:
-        raise explain_import(error) or error from error
+        raise explain_import(error, package="onnxruntime") or error from error
     if not hasattr(onnxruntime, "InferenceSession"):  # an empty folder left by uninstalling one of two wheels
         raise MissingExtraError(
             "onnxruntime is broken, as it is when both of its wheels were installed and one removed: "

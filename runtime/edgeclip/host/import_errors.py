@@ -22,13 +22,13 @@ _NEWEST_PYTHON = (3, 14)
 _WITHOUT_TAG = (".so", ".abi3.so", ".pyd", ".dylib", ".dll")
 
 
-def explain_import(error: ImportError, extra: str = "cpu") -> MissingExtraError | None:
+def explain_import(error: ImportError, extra: str = "cpu", package: str = "") -> MissingExtraError | None:
     """The error to raise in place of `error`, which importing a package raised; None where the fault is edgeclip's.
 
-    `extra` brings the package.
+    `extra` brings the package, which is `package` where the error names none.
     """
     cause = _cause(error)
-    package = _package(cause)
+    package = _package(cause) or package
     if not package or package.startswith("edgeclip"):
         return None
     if isinstance(cause, ModuleNotFoundError) and cause.name == package:
