@@ -3,6 +3,7 @@
     EdgeclipError
     ├── BundleError          a bundle that is missing, damaged, or not for this version
     ├── DeviceError          a device that is unknown, absent, or gives wrong numbers
+    │   ├── OutOfMemoryError     memory that a graph or an input needs and cannot get        (also MemoryError)
     │   └── WrongVectorsError    a graph that answered with NaN, or a vector that is not of length 1
     ├── InputError           a text, image or option that cannot be encoded      (also ValueError)
     ├── MissingExtraError    a package that an extra would have installed        (also ImportError)
@@ -24,6 +25,10 @@ class DeviceError(EdgeclipError):
     """The device is unknown, cannot run here, or answered the self-test wrongly."""
 
 
+class OutOfMemoryError(DeviceError, MemoryError):
+    """A graph or an input needs more memory than this process can get; the bundle is sound."""
+
+
 class WrongVectorsError(DeviceError):
     """A graph whose files are as exported answered with NaN, or with a vector that is not of length 1."""
 
@@ -42,6 +47,10 @@ class BuildError(EdgeclipError):
 
 class UnprovedWarning(UserWarning):
     """A bundle was quantised, and what that cost was never measured."""
+
+
+class TightMemoryWarning(UserWarning):
+    """What is opened needs about as much memory as there is, or more than other processes leave of it."""
 
 
 class CheckpointWarning(UserWarning):

@@ -19,6 +19,7 @@ from edgeclip.bundle.selftest import run_selftest
 from edgeclip.engine.batch_policy import BatchPolicy
 from edgeclip.engine.devices import Device, choose_device, choose_threads, usable_cpus
 from edgeclip.engine.graphs import Graphs
+from edgeclip.engine.memory_check import check_smallest
 from edgeclip.engine.opening import plan_graph
 from edgeclip.engine.ort import import_onnxruntime
 from edgeclip.engine.providers import Plan
@@ -28,6 +29,7 @@ from edgeclip.errors import InputError, UnprovedWarning
 from edgeclip.families import open_family
 from edgeclip.families.family import Arrays, Family, Item, Prepared
 from edgeclip.families.tasks import find_task
+from edgeclip.host.out_of_memory import naming_out_of_memory
 from edgeclip.inputs.checks import check_texts
 from edgeclip.inputs.images import ImageInput
 from edgeclip.manifest import Manifest, Modality, Space
@@ -72,7 +74,8 @@ class OpenBundle:
         seconds.
 
         Raises BundleError for a folder that holds no complete bundle, DeviceError for a device that is unknown,
-        absent or answers wrongly, MissingExtraError without onnxruntime, InputError for bad threads or selftest.
+        absent or answers wrongly, OutOfMemoryError where no graph fits into memory, MissingExtraError without
+        onnxruntime, InputError for bad threads or selftest.
         """
         if selftest is not None and type(selftest) is not bool:
             raise InputError(f"selftest is {selftest!r}, wanted True, False or None")
@@ -84,7 +87,10 @@ class OpenBundle:
             warnings.warn(UnprovedWarning(f"{folder}: {message}"), stacklevel=2)
         chosen = choose_device(device, import_onnxruntime().get_available_providers(), manifest.target)
         cpus = usable_cpus()
-        encoder = cls(folder, manifest, chosen, threads or choose_threads(manifest, cpus))
+        if chosen.kind == "cpu":
+            check_smallest(folder, manifest)
+        with naming_out_of_memory("the bundle was opened"):
+            encoder = cls(folder, manifest, chosen, threads or choose_threads(manifest, cpus))
         encoder._decoding_threads = threads or cpus
         encoder._opened_by = {"device": device, "threads": threads, "selftest": selftest}
         is_lazy = chosen.kind == "cpu"  # another device is proved by starting it

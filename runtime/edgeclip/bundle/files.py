@@ -15,7 +15,7 @@ from edgeclip.errors import BundleError
 from edgeclip.families import find_family
 from edgeclip.manifest import FIRST_GRAPH, FileFacts, Manifest, dangling_target
 
-_BLOCK_BYTES = 8 << 20
+_BLOCK_BYTES = 1 << 20
 _POINTERS, _POINTER_BYTES = (b"version https://git-lfs", b"/annex/objects/"), 1024
 _FETCH = "fetch what it stands for (git annex get, dvc pull, git lfs pull), or copy the bundle with cp -rL"
 

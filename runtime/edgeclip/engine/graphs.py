@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import os
 import threading
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,13 @@ from numpy.typing import NDArray
 from edgeclip.bundle.files import verify_hash
 from edgeclip.bundle.watched_files import FilesAtOpening
 from edgeclip.engine.devices import Device
+from edgeclip.engine.memory_check import check_memory
+from edgeclip.engine.memory_need import tokenizer_bytes
 from edgeclip.engine.opening import GraphToOpen, open_graph
+from edgeclip.engine.ort import require_memory
 from edgeclip.engine.session import GraphSession
-from edgeclip.errors import DeviceError, InputError
+from edgeclip.errors import DeviceError, InputError, TightMemoryWarning
+from edgeclip.host.out_of_memory import naming_out_of_memory
 from edgeclip.inputs.tokenization import TextTokenizer
 from edgeclip.manifest import FIRST_GRAPH, GraphFacts, Manifest
 
@@ -43,6 +48,7 @@ class Graphs:
         self.sessions: dict[str, GraphSession] = {}
         self.tokenizer: TextTokenizer | None = None
         self._is_closed = self._is_forked = False
+        self.is_warned = False  # that memory is tight
         self._make_locks()
         _open.add(self)
 
@@ -64,25 +70,40 @@ class Graphs:
             self.check_open()
             if session := self.sessions.get(graph):
                 return session
-            file = self._manifest.graphs[graph].file
-            verify_hash(self._folder, self._manifest.file(file))
-            session = open_graph(
-                GraphToOpen(
-                    path=self._folder / file,
-                    graph=graph,
-                    device=self._device,
-                    threads=self._threads,
-                    manifest=self._manifest,
-                    since=self._files,
-                )
-            )
-            if graph == FIRST_GRAPH["text"]:
-                # Mapped weights (`edgeclip_graph.passes.gemm`) let the first text wait for the disk; this reads all.
-                session.run(_small_feed(self._manifest.graphs[graph]))
+            self._check_memory(graph)
+            with naming_out_of_memory(f"the {graph} graph was loaded"):
+                session = self._load(graph)
             self.sessions[graph] = session
             if self._is_closed:  # meanwhile: `close` says so first and frees then
                 self.sessions.clear()
             return session
+
+    def _check_memory(self, graph: str) -> None:
+        """Warn once where memory is tight; OutOfMemoryError where it surely does not suffice."""
+        if self._device.kind != "cpu":
+            return
+        words = check_memory(self._folder, self._manifest, (graph,), has_tokenizer=self.tokenizer is not None)
+        if words and not self.is_warned:
+            self.is_warned = True
+            warnings.warn(TightMemoryWarning(words), stacklevel=2)
+
+    def _load(self, graph: str) -> GraphSession:
+        file = self._manifest.graphs[graph].file
+        verify_hash(self._folder, self._manifest.file(file))
+        session = open_graph(
+            GraphToOpen(
+                path=self._folder / file,
+                graph=graph,
+                device=self._device,
+                threads=self._threads,
+                manifest=self._manifest,
+                since=self._files,
+            )
+        )
+        if graph == FIRST_GRAPH["text"]:
+            # Mapped weights (`edgeclip_graph.passes.gemm`) let the first text wait for the disk; this reads all.
+            session.run(_small_feed(self._manifest.graphs[graph]))
+        return session
 
     def load_ahead(self, graph: str) -> None:
         """Begin to load a graph in a thread of its own. Errors are raised when the graph is used."""
@@ -92,8 +113,9 @@ class Graphs:
                 self.session(graph)
 
         thread = threading.Thread(target=load, name=f"edgeclip-load-{graph}")
-        thread.start()
-        thread.join(_HEAD_START_S)
+        with contextlib.suppress(RuntimeError):  # no memory for its stack: then it is loaded when it is used
+            thread.start()
+            thread.join(_HEAD_START_S)
 
     def parse_tokenizer(self) -> TextTokenizer:
         """The tokenizer. The first caller parses it."""
@@ -102,7 +124,9 @@ class Graphs:
             if (parsed := self.tokenizer) is None:
                 facts = self._manifest.need_text()
                 self._files.verify(facts.file)
-                self.tokenizer = parsed = TextTokenizer(self._folder / facts.file, facts)
+                require_memory(tokenizer_bytes(self._manifest), "the tokenizer")
+                with naming_out_of_memory("the tokenizer was parsed"):
+                    self.tokenizer = parsed = TextTokenizer(self._folder / facts.file, facts)
             if self._is_closed:  # meanwhile, as in `session`
                 self.tokenizer = None
             return parsed

@@ -36,7 +36,7 @@ from edgeclip.engine.products import adds_in_16_bits, pairs_overflow
 from edgeclip.engine.providers import EngineFacts, Node, Plan, cache_root, cached_engines, check_nodes, plan_session
 from edgeclip.engine.session import GraphSession, gate
 from edgeclip.engine.tensorrt_cache import engine_folder
-from edgeclip.errors import BundleError, DeviceError
+from edgeclip.errors import BundleError, DeviceError, OutOfMemoryError
 from edgeclip.host.nvidia import Driver, read_driver, tensorrt_version
 from edgeclip.host.processor import read_processor
 from edgeclip.manifest import Manifest
@@ -179,6 +179,8 @@ def _start(wanted: GraphToOpen, plan: Plan, model: Path, *, is_optimised: bool =
             save_to=wanted.save_to / wanted.path.name if wanted.save_to else None,
             weights_of=wanted.path,
         )
+    except OutOfMemoryError:
+        raise
     except Exception as error:  # onnxruntime's own share no base class
         if isinstance(error, RuntimeError) or (  # about a provider
             device.kind != "cpu" and type(error).__name__ not in _ABOUT_THE_GRAPH
@@ -209,6 +211,8 @@ def _find_packed(
         return None, files
     try:
         return _start_packed(wanted, plan, packed)
+    except OutOfMemoryError:  # without them it would need more
+        raise
     except (BundleError, DeviceError) as error:
         tell_unused(error)
         return None, files

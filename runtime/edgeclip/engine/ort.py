@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgeclip.bundle.linked_weights import give_linked_weights
 from edgeclip.engine.providers import Plan
-from edgeclip.errors import MissingExtraError
+from edgeclip.errors import MissingExtraError, OutOfMemoryError
 from edgeclip.host.import_errors import explain_import
 from edgeclip.host.installation import install_command
+from edgeclip.host.out_of_memory import is_out_of_memory, naming_out_of_memory
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -31,6 +32,8 @@ def import_onnxruntime() -> ModuleType:
     try:
         import onnxruntime
     except ImportError as error:
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(f"out of memory: onnxruntime cannot be loaded ({first_line(error)})") from error
         raise explain_import(error, package="onnxruntime") or error from error
     if not hasattr(onnxruntime, "InferenceSession"):  # an empty folder left by uninstalling one of two wheels
         raise MissingExtraError(
@@ -62,8 +65,8 @@ def start_session(
     that the optimised graph is written to. `weights_of` is the file whose weights lie beside it, where `model` is
     given as bytes; weights behind links are mapped and handed over (`edgeclip.bundle.linked_weights`).
 
-    Raises what onnxruntime raises; its exceptions have no class in common (`first_line` gives their words). No other
-    provider is tried in place of one that fails.
+    Raises OutOfMemoryError, and else what onnxruntime raises; its exceptions have no class in common (`first_line`
+    gives their words). No other provider is tried in place of one that fails.
     """
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
@@ -83,16 +86,27 @@ def start_session(
         options.optimized_model_filepath = str(save_to)
     path = weights_of or (model if isinstance(model, Path) else None)
     linked = give_linked_weights(options, path) if path else None
-    session: InferenceSession = onnxruntime.InferenceSession(
-        model,
-        options,
-        providers=[(name, dict(settings)) for name, settings in plan.providers],
-        disabled_optimizers=list(plan.without),
-        enable_fallback=0,  # else it prints on stdout and tries other providers
-    )
+    with naming_out_of_memory(f"{path.name if path else 'a graph'} was opened"):
+        session: InferenceSession = onnxruntime.InferenceSession(
+            model,
+            options,
+            providers=[(name, dict(settings)) for name, settings in plan.providers],
+            disabled_optimizers=list(plan.without),
+            enable_fallback=0,  # else it prints on stdout and tries other providers
+        )
     if linked:
         _mapped[session] = linked
     return session
+
+
+def require_memory(count: int, what: str) -> None:
+    """Raise OutOfMemoryError where this process may not have so many bytes more, because a library that cannot get
+    memory ends the process. No page is used.
+    """
+    try:
+        mmap.mmap(-1, max(1, count)).close()
+    except (OSError, MemoryError) as error:
+        raise OutOfMemoryError(f"out of memory: {what} takes {count / 1e6:.0f} MB; raise `ulimit -v`") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -15,7 +15,8 @@ from edgeclip.engine.cuda.capture_gate import GATE
 from edgeclip.engine.cuda.held_adapters import HeldAdapters
 from edgeclip.engine.devices import Device
 from edgeclip.engine.ort import first_line, run_options
-from edgeclip.errors import BundleError, DeviceError, InputError
+from edgeclip.errors import BundleError, DeviceError, InputError, OutOfMemoryError
+from edgeclip.host.out_of_memory import is_out_of_memory
 
 Arrays = Mapping[str, NDArray[Any]]
 # Runs of a batch while its weights are touched, renamed or written.
@@ -142,6 +143,11 @@ class GraphSession:
             raise
         except Exception as error:
             shapes = ", ".join(f"{name} {rows.shape}" for name, rows in feed.items())
+            if is_out_of_memory(error):
+                raise OutOfMemoryError(
+                    f"out of memory: the {self._graph} graph ran on {self._device} with a batch of {shapes} "
+                    f"({first_line(error)}); give smaller inputs, fewer at once, or more memory"
+                ) from error
             raise DeviceError(
                 f"the {self._graph} graph failed on {self._device} with a batch of {shapes} ({first_line(error)})"
             ) from error

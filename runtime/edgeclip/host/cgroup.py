@@ -6,6 +6,7 @@ place of the trees (cgroups(7), kernel's cgroup-v2.rst).
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -13,6 +14,26 @@ _Limit = TypeVar("_Limit", int, float)
 
 # Version 1 says "no limit" with the largest whole page.
 _NO_MEMORY_LIMIT = 2**62
+# The files of a group that hold a limit of its memory and what it uses: version 2's, version 1's. memory.high kills
+# nothing, but slows a group above it down until it stands still.
+_HARD = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+_SOFT = (("memory.high", "memory.current"),)
+# What the kernel drops when a group needs room, in memory.stat of version 2 and version 1.
+_DROPPED = ("inactive_file", "active_file", "slab_reclaimable"), ("total_inactive_file", "total_active_file")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupMemory:
+    """A memory limit of a control group: of what it holds without what the kernel can drop, and of its swap.
+
+    A group above its limit is killed, or where the limit is soft (memory.high) slowed down. With `swap_bytes` None
+    the machine alone says how much may be swapped.
+    """
+
+    limit_bytes: int
+    held_bytes: int
+    swap_bytes: int | None
+    is_soft: bool
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
@@ -26,6 +47,34 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 def memory_limit(root: Path = Path("/")) -> int | None:
     """The smallest memory limit in bytes; None without one."""
     return _smallest(root, "memory", _read_memory)
+
+
+def memory_groups(root: Path = Path("/")) -> list[GroupMemory]:
+    """Every memory limit of this process's control group and of all above it."""
+    found = []
+    for folder in _groups(root, "memory"):
+        for is_soft, names in ((False, _HARD), (True, _SOFT)):
+            for limit_name, used_name in names:
+                if (limit := _read_bytes(folder / limit_name)) is not None:
+                    held, swap = _held(folder, used_name), _swap(folder, limit)
+                    found.append(GroupMemory(limit_bytes=limit, held_bytes=held, swap_bytes=swap, is_soft=is_soft))
+    return found
+
+
+def _held(folder: Path, used_name: str) -> int:
+    """The bytes that a group uses and that the kernel cannot simply drop."""
+    pairs = (line.split() for line in _lines(folder / "memory.stat"))
+    stat = {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+    dropped = sum(stat.get(name, 0) for name in _DROPPED[used_name == _HARD[1][1]])
+    return max(0, (_read_bytes(folder / used_name) or 0) - dropped)
+
+
+def _swap(folder: Path, limit: int) -> int | None:
+    """The bytes that a group may swap; None without a bound."""
+    if (swap := _read_bytes(folder / "memory.swap.max", least=0)) is not None:
+        return swap
+    both = _read_bytes(folder / "memory.memsw.limit_in_bytes")
+    return None if both is None else max(0, both - limit)
 
 
 def _smallest(root: Path, controller: str, read: Callable[[Path], _Limit | None]) -> _Limit | None:
@@ -85,14 +134,17 @@ def _read_cpu(folder: Path) -> float | None:
 
 
 def _read_memory(folder: Path) -> int | None:
+    limits = (_read_bytes(folder / name) for name, _ in _HARD)
+    return next((limit for limit in limits if limit is not None), None)
+
+
+def _read_bytes(path: Path, *, least: int = 1) -> int | None:
+    """The number in a file; None for a file that is not there, and for no limit: version 2 says "max"."""
     try:
-        try:
-            limit = int((folder / "memory.max").read_text())
-        except FileNotFoundError:
-            limit = int((folder / "memory.limit_in_bytes").read_text())
+        found = int(path.read_text())
     except (OSError, ValueError):
         return None
-    return limit if 0 < limit < _NO_MEMORY_LIMIT else None
+    return found if least <= found < _NO_MEMORY_LIMIT else None
 
 
 def _lines(path: Path) -> list[str]:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import Unigram
 
 from edgeclip.errors import BundleError, InputError
+from edgeclip.host.out_of_memory import is_out_of_memory, naming_out_of_memory
 from edgeclip.manifest import TextFacts
 
 # What tokenizers gives for a text of 22 tokens takes 4.5 kB, its ids 176 bytes: only so many are held at a time, and
@@ -71,9 +72,11 @@ class TextTokenizer:
     def __init__(self, path: Path, facts: TextFacts) -> None:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
-        except (KeyboardInterrupt, MemoryError):
+        except KeyboardInterrupt:
             raise
         except BaseException as error:  # tokenizers raises bare Exception, and its panics are no Exception at all
+            if is_out_of_memory(error):
+                raise
             raise BundleError(f"{path}: not a tokenizer ({error})") from error
         # The official file cuts and pads at 77; here both are switched off, whatever the bundle's file says.
         self._tokenizer.no_truncation()
@@ -91,7 +94,8 @@ class TextTokenizer:
         characters = [len(text) for text in texts]
         one_by_one = (range(index, index + 1) for index in range(len(texts)))
         for some in one_by_one if is_quick(characters) else slices(characters):
-            encodings = self._tokenizer.encode_batch_fast([texts[index] for index in some])
+            with naming_out_of_memory("texts were tokenised"):
+                encodings = self._tokenizer.encode_batch_fast([texts[index] for index in some])
             for index, encoding in zip(some, encodings, strict=True):
                 ids = encoding.ids
                 if len(ids) > limit:

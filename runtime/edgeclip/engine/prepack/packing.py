@@ -23,7 +23,7 @@ from edgeclip.engine.prepack.packed_weights import (
     remove_packed,
 )
 from edgeclip.engine.prepack.page_alignment import align_weights
-from edgeclip.errors import BuildError, BundleError, DeviceError
+from edgeclip.errors import BuildError, BundleError, DeviceError, OutOfMemoryError
 from edgeclip.families import open_family
 from edgeclip.families.family import Arrays
 from edgeclip.inputs.tokenization import TextTokenizer
@@ -89,6 +89,8 @@ def _pack(bundle: Path, graph: str, manifest: Manifest, threads: int) -> GraphPa
         with keep_packed(root, facts, path.name, weight_bytes) as stage:
             try:
                 open_graph(replace(opening, save_to=stage))
+            except OutOfMemoryError:
+                raise
             except (BundleError, DeviceError) as error:  # the graph is sound: it ran just now
                 raise BuildError(f"{root}: packed weights cannot be written there ({error})") from error
             shared = count_packed((stage / path.name).read_bytes())
@@ -103,6 +105,8 @@ def _pack(bundle: Path, graph: str, manifest: Manifest, threads: int) -> GraphPa
     packed = find_packed(root, facts)
     try:
         found = open_graph(replace(opening, packed=packed)).run(probe) if packed else None
+    except OutOfMemoryError:
+        raise
     except (BundleError, DeviceError) as error:
         remove_packed(root, facts)
         raise BuildError(f"the {graph} graph's packed weights do not run ({error}); nothing was kept") from error
