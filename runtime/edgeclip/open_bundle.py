@@ -19,7 +19,7 @@ from edgeclip.bundle.selftest import run_selftest
 from edgeclip.engine.batch_policy import BatchPolicy
 from edgeclip.engine.devices import Device, choose_device, choose_threads, usable_cpus
 from edgeclip.engine.graphs import Graphs
-from edgeclip.engine.memory_check import check_smallest
+from edgeclip.engine.memory_check import check_memory, check_smallest
 from edgeclip.engine.opening import plan_graph
 from edgeclip.engine.ort import import_onnxruntime
 from edgeclip.engine.providers import Plan
@@ -32,7 +32,7 @@ from edgeclip.families.tasks import find_task
 from edgeclip.host.out_of_memory import naming_out_of_memory
 from edgeclip.inputs.checks import check_texts
 from edgeclip.inputs.images import ImageInput
-from edgeclip.manifest import Manifest, Modality, Space
+from edgeclip.manifest import MODALITIES, Manifest, Modality, Space
 from edgeclip.multi_vectors import MultiVectors
 
 _MOST_THREADS = 1024
@@ -42,7 +42,7 @@ class OpenBundle:
     """A bundle, opened on a device: the part of an `edgeclip.Encoder` that runs items."""
 
     def __init__(self, folder: Path, manifest: Manifest, device: Device, threads: int) -> None:
-        self.manifest = manifest
+        self.manifest = self.whole_manifest = manifest
         self._folder, self._device, self._threads = folder, device, threads
         self._decoding_threads = threads
         self._graphs = Graphs(folder, manifest, device, threads)
@@ -59,6 +59,7 @@ class OpenBundle:
         device: str = "auto",
         threads: int | None = None,
         selftest: bool | None = None,
+        modality: Modality | None = None,
     ) -> Self:
         """Open the bundle in a folder.
 
@@ -73,6 +74,9 @@ class OpenBundle:
         needs little time for it, while a CPU would load all graphs and compute two images first, which takes
         seconds.
 
+        `modality` opens the bundle as if it took "text" or "image" alone: the other graphs are neither loaded nor
+        counted. `whole_manifest` says what the bundle takes.
+
         Raises BundleError for a folder that holds no complete bundle, DeviceError for a device that is unknown,
         absent or answers wrongly, OutOfMemoryError where no graph fits into memory, MissingExtraError without
         onnxruntime, InputError for bad threads or selftest.
@@ -82,7 +86,10 @@ class OpenBundle:
         if threads is not None and (type(threads) is not int or not 1 <= threads <= _MOST_THREADS):
             raise InputError(f"threads is {threads!r}, wanted an int from 1 to {_MOST_THREADS}")
         folder = find_folder(bundle)
-        manifest = open_manifest(folder)
+        whole = open_manifest(folder)
+        if modality is not None and modality not in MODALITIES:
+            raise InputError(f"modality is {modality!r}, wanted None or one of {', '.join(MODALITIES)}")
+        manifest = whole if modality is None else whole.only(modality)
         if message := unproved(manifest):
             warnings.warn(UnprovedWarning(f"{folder}: {message}"), stacklevel=2)
         chosen = choose_device(device, import_onnxruntime().get_available_providers(), manifest.target)
@@ -92,7 +99,8 @@ class OpenBundle:
         with naming_out_of_memory("the bundle was opened"):
             encoder = cls(folder, manifest, chosen, threads or choose_threads(manifest, cpus))
         encoder._decoding_threads = threads or cpus
-        encoder._opened_by = {"device": device, "threads": threads, "selftest": selftest}
+        encoder.whole_manifest = whole
+        encoder._opened_by = {"device": device, "threads": threads, "selftest": selftest, "modality": modality}
         is_lazy = chosen.kind == "cpu"  # another device is proved by starting it
         try:
             for graph in () if is_lazy else manifest.graphs:
@@ -228,6 +236,16 @@ class OpenBundle:
             else:
                 items.append(self.prepare_image(one, task=task, label=f"image {index}"))
         return items
+
+    def check_memory(self, *, is_service: bool = False) -> str | None:
+        """A warning's words where all graphs together come near a limit of this process's memory; None elsewhere.
+
+        Raises OutOfMemoryError where they surely exceed one. Afterwards loading a graph warns no more.
+        """
+        if self._device.kind != "cpu":
+            return None
+        self._graphs.is_warned = True
+        return check_memory(self._folder, self.manifest, tuple(self.manifest.graphs), is_service=is_service)
 
     def count_token_ids(self) -> int:
         """One more than the highest token id; InputError for a model that takes no texts."""

@@ -51,10 +51,12 @@ def test_every_variable_is_read() -> None:
         "share": ("0.125", 0.125),
         "tuple": ("http://abcdefgh, http://bcdefghi", ("http://abcdefgh", "http://bcdefghi")),
         "LogLevel": ("debug", "debug"),
+        "Modality": ("image", "image"),
         "LogFormat": ("json", "json"),
     }
     special = {
         "log_level": "LogLevel",
+        "modality": "Modality",
         "access_log_format": "LogFormat",
         "root_path": "path",
         "url_hosts": "hosts",

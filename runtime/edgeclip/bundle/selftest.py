@@ -136,8 +136,18 @@ def read_selftest(manifest: Manifest, folder: Path) -> SelfTest:
     return test
 
 
-def run_selftest(manifest: Manifest, ask: Ask, test: Path | SelfTest, *, device: str) -> tuple[Repeated, ...]:
+def run_selftest(
+    manifest: Manifest,
+    ask: Ask,
+    test: Path | SelfTest,
+    *,
+    device: str,
+    passed: Callable[[Modality], None] = lambda modality: None,
+) -> tuple[Repeated, ...]:
     """Ask for the vectors of a self-test, or of that of the bundle in a folder, and judge them in every space.
+
+    Texts come first, because their graph is needed by more requests, and `passed` is called with each modality as
+    soon as its vectors are judged, before the next one is asked for.
 
     DeviceError, which names the `device`, for NaN, a constant or a wrong vector: fp32 is wrong beyond TOLERANCE, a
     precision that rounds below `least_cosine` of what was recorded. Raises BundleError when the self-test cannot be
@@ -145,14 +155,16 @@ def run_selftest(manifest: Manifest, ask: Ask, test: Path | SelfTest, *, device:
     """
     if isinstance(test, Path):
         test = read_selftest(manifest, test)
-    found = {
-        modality: ask(modality, *test.inputs(modality), tuple(wanted)) for modality, wanted in test.wanted.items()
-    }
-    return tuple(
-        _judge(manifest, device, modality, space, "fp32 checkpoint", SELFTEST_DATA, found[modality][space], answers)
-        for modality, wanted in test.wanted.items()
-        for space, answers in wanted.items()
-    )
+    results: list[Repeated] = []
+    for modality, wanted in test.wanted.items():
+        found = ask(modality, *test.inputs(modality), tuple(wanted))
+        for space, answers in wanted.items():
+            judged = _judge(
+                manifest, device, modality, space, "fp32 checkpoint", SELFTEST_DATA, found[space], answers
+            )
+            results.append(judged)
+        passed(modality)
+    return tuple(results)
 
 
 def repeat_proof(manifest: Manifest, run_graph: RunGraph, folder: Path, *, device: str) -> tuple[Repeated, ...]:

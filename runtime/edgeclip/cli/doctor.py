@@ -3,35 +3,46 @@
 import argparse
 import dataclasses
 import json
+from collections.abc import Sequence
+from pathlib import Path
 
+from edgeclip.bundle.files import find_folder, open_manifest
 from edgeclip.cli.arguments import add_json
 from edgeclip.doctor.diagnosis import Facts, Finding, diagnose
 from edgeclip.doctor.environment import read_facts
+from edgeclip.doctor.memory_fit import Fit, fit_modalities
 from edgeclip.errors import DeviceError
-from edgeclip.tables import format_bytes
+from edgeclip.tables import format_bytes, format_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command line takes."""
+    parser.add_argument("bundles", metavar="BUNDLE", nargs="*", type=Path, help="compare its need of memory, too")
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     """Print the facts and the findings; DeviceError when not even the CPU runs."""
+    manifests = [(find_folder(bundle), open_manifest(bundle)) for bundle in options.bundles]
     facts = read_facts()
-    findings = diagnose(facts)
+    fits = [fit for folder, manifest in manifests for fit in fit_modalities(folder, manifest)]
+    findings = (*diagnose(facts), *(finding for fit in fits if (finding := fit.finding)))
     if options.json:
-        document = {**dataclasses.asdict(facts), "findings": [dataclasses.asdict(finding) for finding in findings]}
+        document = {
+            **dataclasses.asdict(facts),
+            "bundles": [dataclasses.asdict(fit) for fit in fits],
+            "findings": [dataclasses.asdict(finding) for finding in findings],
+        }
         print(json.dumps(document, ensure_ascii=False))
     else:
-        print(format_report(facts, findings))
+        print(format_report(facts, findings, fits))
     if not facts.runs("cpu"):
         worst = next(finding for finding in findings if finding.level == "error")
         raise DeviceError(f"nothing runs here: {worst.problem}; `{worst.command}`")
 
 
-def format_report(facts: Facts, findings: tuple[Finding, ...]) -> str:
-    """The facts a line each, then the findings with their commands."""
+def format_report(facts: Facts, findings: tuple[Finding, ...], fits: Sequence[Fit] = ()) -> str:
+    """The facts a line each, then the memory that bundles need, then the findings with their commands."""
     wheels = ", ".join(f"{name} {version}" for name, version in facts.wheels.items()) or "no onnxruntime wheel"
     rows = [
         ("edgeclip", f"{facts.edgeclip}, Python {facts.python}, {facts.system}"),
@@ -55,11 +66,19 @@ def format_report(facts: Facts, findings: tuple[Finding, ...]) -> str:
         rows += [("bundle to run", advice.choice), ("", advice.why), ("", advice.int4)]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    if fits:
+        rows_of_fits = [
+            (fit.bundle, *map(format_bytes, (fit.need_bytes, fit.packed_bytes)), fit.words) for fit in fits
+        ]
+        lines += ["", format_table(("memory", "needs", "prepacked", "here"), rows_of_fits)]
     lines += [f"\n{finding.level}: {finding.problem}\n    {finding.command}" for finding in findings]
     return "\n".join(lines) if findings else "\n".join([*lines, "\nnothing to mend"])
 
 
 def _format_memory(facts: Facts) -> str:
     whole = "unknown" if facts.memory_bytes is None else format_bytes(facts.memory_bytes)
-    limit = facts.memory_limit_bytes
-    return whole if limit is None else f"{whole}, limited to {format_bytes(limit)}"
+    limits = [
+        f"{limit.name} {format_bytes(limit.limit_bytes)}, {format_bytes(limit.free_bytes)} free"
+        for limit in facts.memory_limits
+    ]
+    return "; ".join([whole, *limits])

@@ -8,6 +8,7 @@ import sys
 from edgeclip.cli.arguments import add_bundle, add_json
 from edgeclip.engine.devices import usable_cpus
 from edgeclip.engine.prepack.packing import pack_bundle, remove_packings
+from edgeclip.manifest import MODALITIES
 from edgeclip.tables import format_bytes, format_table
 
 
@@ -15,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command line takes."""
     add_bundle(parser)
     parser.add_argument("--remove", action="store_true", help="remove what was kept of this bundle")
+    parser.add_argument("--modality", choices=MODALITIES, help="pack the graphs of these inputs alone")
     add_json(parser)
 
 
@@ -25,7 +27,7 @@ def run(options: argparse.Namespace) -> None:
         print(json.dumps({"freed_bytes": freed}) if options.json else f"{format_bytes(freed)} removed")
         return
     print("edgeclip: hashing, packing and comparing every graph", file=sys.stderr)
-    packings = pack_bundle(options.bundle, usable_cpus())
+    packings = pack_bundle(options.bundle, usable_cpus(), options.modality)
     if options.json:
         found = [{**dataclasses.asdict(one), "folder": str(one.folder) if one.folder else None} for one in packings]
         print(json.dumps({"bundle": str(options.bundle), "graphs": found}))

@@ -13,6 +13,7 @@ from typing import Literal
 from edgeclip.engine.advice import Advice
 from edgeclip.engine.devices import PROVIDERS
 from edgeclip.host.installation import install_command
+from edgeclip.host.memory_limits import MemoryLimit
 from edgeclip.host.nvidia import Driver
 
 # The wheels that bring an `onnxruntime` folder, and the extra of each; only one may be installed.
@@ -52,8 +53,8 @@ class Facts:
     `onnxruntime` is the version that is imported, None when the import fails for the reason in `import_error`.
     `wheels` are those that pip lists. `cuda_built_for` is the CUDA version that the wheel needs, `libraries` the
     versions of CUDA, cuDNN and TensorRT that were found (None: not found); both are empty without a GPU wheel. Memory
-    is in bytes, its limit is the control group's. `advice` is which bundle to run on the CPU, None where onnxruntime
-    does not run on it.
+    is in bytes, `memory_limit_bytes` is the control group's limit, `memory_limits` are all of this process's.
+    `advice` is which bundle to run on the CPU, None where onnxruntime does not run on it.
     """
 
     edgeclip: str
@@ -70,6 +71,7 @@ class Facts:
     processor: Processor
     memory_bytes: int | None
     memory_limit_bytes: int | None
+    memory_limits: tuple[MemoryLimit, ...] = ()
     pillow: str | None
     advice: Advice | None = None
 

@@ -14,6 +14,7 @@ from edgeclip.errors import MissingExtraError
 from edgeclip.host import nvidia
 from edgeclip.host.cgroup import cpu_quota, memory_limit
 from edgeclip.host.import_errors import reason
+from edgeclip.host.memory_limits import read_limits
 from edgeclip.host.processor import processor_features, processor_name
 
 # By /proc/cpuinfo's names, x86 and ARM: what onnxruntime's and OpenVINO's kernels choose by.
@@ -68,6 +69,7 @@ def read_facts() -> Facts:
         processor=_processor(),
         memory_bytes=_memory(),
         memory_limit_bytes=memory_limit(),
+        memory_limits=read_limits(),
         pillow=_version("pillow"),
         advice=advise_here() if runs_here else None,
     )

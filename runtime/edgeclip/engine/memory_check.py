@@ -17,7 +17,7 @@ from edgeclip.engine.opening import packed_facts, plan_graph
 from edgeclip.engine.prepack.packed_weights import packed_root
 from edgeclip.errors import OutOfMemoryError
 from edgeclip.host.memory_limits import Counted, MemoryLimit, has_threads, held_bytes, read_limits
-from edgeclip.manifest import FIRST_GRAPH, MODALITIES, Manifest, Modality
+from edgeclip.manifest import FIRST_GRAPH, MODALITIES, Manifest
 from edgeclip.tables import format_bytes
 
 _CPU = Device(kind="cpu")
@@ -103,13 +103,19 @@ def find_load(
 ) -> Load:
     """The load of some graphs of the bundle in `folder` on a process that holds so much; a new one, if not given."""
     parses = manifest.text is not None and FIRST_GRAPH["text"] in graphs and not has_tokenizer
+    follows = FIRST_GRAPH["image"] in graphs
+    # Images that go through the graph of texts need no tokenizer.
+    parses_surely = parses and not (
+        "image" in manifest.modalities and set(graphs) <= set(manifest.graphs_of("image"))
+    )
     return Load(
         needs={
-            graph: read_need(folder, manifest, graph, packed_bytes=packed_bytes(manifest, graph)) for graph in graphs
+            graph: read_need(folder, manifest, graph, packed_bytes=packed_bytes(manifest, graph), follows=follows)
+            for graph in graphs
         },
         held=held,
-        tokenizer=tokenizer_bytes(manifest) if parses else 0,
-        sure_tokenizer=tokenizer_bytes(manifest, is_sure=True) if parses else 0,
+        tokenizer=tokenizer_bytes(manifest, folder) if parses else 0,
+        sure_tokenizer=tokenizer_bytes(manifest) if parses_surely else 0,
         is_service=is_service,
     )
 
@@ -142,7 +148,7 @@ def check_smallest(folder: Path, manifest: Manifest) -> None:
     errors = []
     for modality in manifest.modalities:
         try:
-            check_memory(folder, manifest, modality_graphs(manifest, modality))
+            check_memory(folder, manifest, manifest.graphs_of(modality))
         except OutOfMemoryError as error:
             errors.append(error)
     if len(errors) == len(manifest.modalities):
@@ -157,7 +163,7 @@ def describe(folder: Path, manifest: Manifest, load: Load, verdict: Verdict) -> 
     verb = "needs" if len(load.needs) == 1 else "need"
     found = f"{named} {verb} {format_bytes(load.wanted(limit.counted))} of {what} in all, and {limit.name} is "
     found += format_bytes(limit.limit_bytes)
-    advice = _advise(folder, manifest, load, limit)
+    advice = advise(folder, manifest, load, limit)
     if verdict.is_sure:
         return f"out of memory: {found}; {advice}"
     left = f", {format_bytes(limit.free_bytes)} of it free" if limit.free_bytes < limit.limit_bytes else ""
@@ -165,7 +171,7 @@ def describe(folder: Path, manifest: Manifest, load: Load, verdict: Verdict) -> 
     return f"memory is tight: {found}{left}, so {risk}; {advice}"
 
 
-def _advise(folder: Path, manifest: Manifest, load: Load, limit: MemoryLimit) -> str:
+def advise(folder: Path, manifest: Manifest, load: Load, limit: MemoryLimit) -> str:
     """What lets the graphs run in less memory."""
     advice = []
     packable = [
@@ -183,12 +189,6 @@ def _advise(folder: Path, manifest: Manifest, load: Load, limit: MemoryLimit) ->
         smaller = "int4" if precisions <= {"int8", "int4"} else "int8 or int4"
         advice.append(f"`edgeclip quantize --to {smaller}` makes a smaller bundle")
     return ", ".join([*advice, "or take a machine with more" if "machine" in limit.name else "or raise the limit"])
-
-
-def modality_graphs(manifest: Manifest, modality: Modality) -> tuple[str, ...]:
-    """The names of the graphs that inputs of a modality go through."""
-    way = manifest.way(modality)
-    return tuple(name for name, facts in manifest.graphs.items() if facts in way)
 
 
 def packed_bytes(manifest: Manifest, graph: str) -> int | None:

@@ -28,8 +28,8 @@ SERVICE_BYTES, SERVICE_ADDRESSES = 50_000_000, 500_000_000
 HEAP_DATA, HEAP_ADDRESSES = 40_000_000, 130_000_000
 # The fewest addresses that a session takes beside its weights: a heap or a thread's stack.
 SURE_ADDRESSES = 16_000_000
-# A parsed tokenizer beside its file: 118 MB for 8.7 MB of Unigram, 4 MB for 0.5 MB of WordPiece.
-_TOKENIZER_FACTOR, _SURE_TOKENIZER_FACTOR = 13.6, 8.0
+# A parsed tokenizer beside its file: 118 MB for 8.7 MB of Unigram, 4 for 0.5 of WordPiece, 100 for 5 of BPE.
+_TOKENIZER_FACTOR, _MERGING_FACTOR, _SURE_TOKENIZER_FACTOR = 13.6, 22.0, 8.0
 # A session beside its graph's file without weights: 13 MB for 106 kB.
 _SESSION_BYTES, _SESSION_FACTOR = 6_000_000, 60
 # The numbers between two nodes that live at once for a token: so many times the widest layer's outputs.
@@ -76,8 +76,12 @@ class GraphNeed:
         return self.copied_bytes >= WORTH_SHARE * (self.copied_bytes + self.mapped_bytes)
 
 
-def read_need(folder: Path, manifest: Manifest, graph: str, *, packed_bytes: int | None = None) -> GraphNeed:
+def read_need(
+    folder: Path, manifest: Manifest, graph: str, *, packed_bytes: int | None = None, follows: bool = False
+) -> GraphNeed:
     """The need of a graph of the bundle in `folder`, with `packed_bytes` of packed weights if it has some.
+
+    A graph that `follows` an image's computes its tokens, too.
 
     Where the graph's file cannot be read, all its weights count as copied: opening it says what is wrong.
     """
@@ -89,25 +93,35 @@ def read_need(folder: Path, manifest: Manifest, graph: str, *, packed_bytes: int
     except (OSError, ValueError, IndexError):
         model, copied, widest = b"", [weights], 0
     session = _SESSION_BYTES + _SESSION_FACTOR * len(model)
-    work = session + int(4 * _LIVE_LAYERS * widest * _tokens(manifest, graph))
+    work = session + int(4 * _LIVE_LAYERS * widest * _tokens(manifest, graph, follows=follows))
     if packed_bytes is not None:  # each weight is packed once more, compared and dropped
         return GraphNeed(copied_bytes=max(copied, default=0), work_bytes=work, mapped_bytes=packed_bytes)
     return GraphNeed(copied_bytes=sum(copied), work_bytes=work, mapped_bytes=weights)
 
 
-def tokenizer_bytes(manifest: Manifest, *, is_sure: bool = False) -> int:
-    """The bytes of the parsed tokenizer; `is_sure`: the fewest that one of this size takes."""
+def tokenizer_bytes(manifest: Manifest, folder: Path | None = None) -> int:
+    """The bytes of the parsed tokenizer of the bundle in `folder`; without it the fewest of one of its size."""
     if manifest.text is None:
         return 0
-    factor = _SURE_TOKENIZER_FACTOR if is_sure else _TOKENIZER_FACTOR
+    factor = _SURE_TOKENIZER_FACTOR
+    if folder is not None:
+        factor = _MERGING_FACTOR if _merges(folder / manifest.text.file) else _TOKENIZER_FACTOR
     return int(factor * manifest.file(manifest.text.file).size_bytes)
 
 
-def _tokens(manifest: Manifest, graph: str) -> int:
+def _merges(path: Path) -> bool:
+    """Whether a tokenizer merges pairs of pieces (BPE), of which it keeps a table."""
+    try:
+        return b'"merges"' in path.read_bytes()
+    except OSError:
+        return False
+
+
+def _tokens(manifest: Manifest, graph: str, *, follows: bool) -> int:
     """The tokens of what is counted on: a short text, or one image as large as the model takes it."""
     image = manifest.image
     is_first = graph == FIRST_GRAPH["image"]
-    if isinstance(image, PatchFacts):
+    if isinstance(image, PatchFacts) and (is_first or follows):
         pixels = image.max_pixels // (1 if is_first else image.merge**2)
         return pixels // image.patch_px**2 + _SHORT_TEXT_TOKENS
     if isinstance(image, ImageFacts) and is_first:

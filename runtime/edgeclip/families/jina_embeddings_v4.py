@@ -38,7 +38,6 @@ class JinaEmbeddingsV4:
 
     def __init__(self, manifest: Manifest, tokenizer: Callable[[], TextTokenizer]) -> None:
         self._manifest, self._tokenizer = manifest, tokenizer
-        self._facts, self._image = manifest.need_text(), manifest.need_patches()
         self._no_features = np.zeros((1, _width(manifest)), np.float32)
 
     def texts(self, texts: Sequence[str], task: str | None, max_length: int | None) -> Prepared:
@@ -55,7 +54,7 @@ class JinaEmbeddingsV4:
         InputError for ids that begin otherwise.
         """
         found = find_task(self._manifest, task, "text")
-        limit = check_max_length(max_length, self._facts)
+        limit = check_max_length(max_length, self._manifest.need_text())
         # The space at the prompt's end is part of the next word's token.
         wanted = self._tokenizer().encode([found.prompt.rstrip()], None, keeps_closing=False).rows[0]
         rows = [np.array(row, np.int64) for row in ids]
@@ -71,7 +70,7 @@ class JinaEmbeddingsV4:
     def image(self, image: ImageInput, task: str | None, *, max_pixels: int | None, label: str) -> Item:
         """An image as an item of the graph "vision": its patches, and where they lie."""
         adapter = find_task(self._manifest, task, "image").adapter
-        patches, grid = cut_patches(image, self._image, max_pixels=max_pixels, label=label)
+        patches, grid = cut_patches(image, self._manifest.need_patches(), max_pixels=max_pixels, label=label)
         return self._vision_item(patches, grid, adapter)
 
     def feed(self, items: Sequence[Item]) -> Arrays:
@@ -87,14 +86,14 @@ class JinaEmbeddingsV4:
             return None
         features: NDArray[np.float32] = outputs[_FEATURES]
         count = len(features)
-        before, after = _divide(self._image)
-        ids = np.array([*before, *[self._image.image_id] * count, *after], np.int64)
+        before, after = _divide(self._manifest.need_patches())
+        ids = np.array([*before, *[self._manifest.need_patches().image_id] * count, *after], np.int64)
         first, last = len(before), len(before) + count
         places = np.full(len(ids), _NO_PLACE, np.int64)
         places[first:last] = np.arange(count)
         pooled = np.zeros(len(ids), np.float32)
         pooled[first - 1 : last + 1] = 1
-        positions = _image_positions(_grid(item), self._image, len(ids))
+        positions = _image_positions(_grid(item), self._manifest.need_patches(), len(ids))
         return _decoder_item(ids, positions, features, places, pooled, item.next_adapter)
 
     def output(self, graph: str, space: Space) -> str:
@@ -106,10 +105,14 @@ class JinaEmbeddingsV4:
         tasks = self._manifest.tasks_of(modality)
         adapter = self._manifest.tasks[tasks[0]].adapter if tasks else None
         if modality == "text":
-            special = min(self._facts.bos_id, self._facts.eos_id, self._facts.pad_id)  # they come after all others
+            special = min(
+                self._manifest.need_text().bos_id,
+                self._manifest.need_text().eos_id,
+                self._manifest.need_text().pad_id,
+            )  # they come after all others
             ids: NDArray[np.int64] = draw.integers(0, max(1, special), max(1, tokens))
             return self._text_item(ids, adapter)
-        facts = self._image
+        facts = self._manifest.need_patches()
         side = max(1, int(facts.max_pixels**0.5) // facts.token_px) * facts.merge
         pixels = draw.integers(0, 256, (side * side, 3 * facts.patch_px**2), dtype=np.uint8)
         return self._vision_item(pixels, Grid(rows=side, columns=side), adapter)
@@ -125,8 +128,10 @@ class JinaEmbeddingsV4:
         return _decoder_item(ids, positions, self._no_features, places, pooled, adapter)
 
     def _vision_item(self, patches: NDArray[np.uint8], grid: Grid, next_adapter: str | None) -> Item:
-        windows, places = group_windows(grid, self._image)
-        shared = dict(zip(_SHARED, (patch_positions(grid, self._image), windows, places), strict=True))
+        windows, places = group_windows(grid, self._manifest.need_patches())
+        shared = dict(
+            zip(_SHARED, (patch_positions(grid, self._manifest.need_patches()), windows, places), strict=True)
+        )
         key = blake2b(f"{grid.rows} {grid.columns} ".encode(), digest_size=16)
         key.update(patches.data)
         return Item(
@@ -135,7 +140,9 @@ class JinaEmbeddingsV4:
             tokens=len(patches),
             alike=(grid.rows, grid.columns),
             next_adapter=next_adapter,
-            next_tokens=len(patches) // self._image.merge**2 + len(self._image.prompt_ids) - 1,
+            next_tokens=len(patches) // self._manifest.need_patches().merge ** 2
+            + len(self._manifest.need_patches().prompt_ids)
+            - 1,
             key=key.digest(),
         )
 

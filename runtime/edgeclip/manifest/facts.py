@@ -328,6 +328,29 @@ class Manifest:
             graphs.append(after)
         return tuple(graphs)
 
+    def graphs_of(self, modality: Modality) -> tuple[str, ...]:
+        """The names of the graphs that inputs of this modality go through."""
+        way = self.way(modality)
+        return tuple(name for name, facts in self.graphs.items() if facts in way)
+
+    def only(self, modality: Modality) -> Self:
+        """The manifest of the bundle as if it took inputs of this modality alone, with the graphs that these need.
+
+        InputError for a modality that the bundle does not take.
+        """
+        self.check_modality(modality)
+        graphs = {name: self.graphs[name] for name in self.graphs_of(modality)}
+        tasks = {name: task for name, task in self.tasks.items() if modality in task.modalities}
+        return dataclasses.replace(
+            self,
+            graphs=graphs,
+            text=self.text if modality == "text" else None,
+            image=self.image if modality == "image" else None,
+            tasks={name: dataclasses.replace(task, modalities=(modality,)) for name, task in tasks.items()},
+            adapters={name: adapter for name, adapter in self.adapters.items() if adapter.graph in graphs},
+            measured=tuple(one for one in self.measured if one.modality == modality),
+        )
+
     def precision(self, modality: Modality) -> Precision:
         """The precision of the first graph on the way of this modality that is not fp32; fp32 where all are."""
         return next((graph.precision for graph in self.way(modality) if graph.precision != "fp32"), "fp32")

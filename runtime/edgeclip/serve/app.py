@@ -55,13 +55,13 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
     """
     from starlette.routing import Router
 
-    manifest = encoder.manifest
+    manifest = encoder.whole_manifest  # by which clients know the bundle
     model = settings.model_name or manifest.source.name.rpartition("/")[2]
     metrics = Metrics(
         version=__version__,
         model=model,
         device=encoder.device,
-        precisions={name: graph.precision for name, graph in manifest.graphs.items()},
+        precisions={name: graph.precision for name, graph in encoder.manifest.graphs.items()},
     )
     parts = _make_parts(settings, encoder, metrics, fetch)
     endpoints = Endpoints(

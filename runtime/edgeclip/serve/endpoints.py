@@ -117,14 +117,22 @@ class Endpoints:
     async def _live(self, _: "Request") -> "Response":
         return self._give("ok")
 
-    async def _ready(self, _: "Request") -> "Response":
+    async def _ready(self, request: "Request") -> "Response":
         from starlette.responses import JSONResponse
 
-        verdict = await self._readiness.check()
-        self._metrics.ready.set(verdict.is_ready)
+        asked = request.query_params.get("modality")
+        served = self._service.model.modalities
+        modality = next((one for one in served if one == asked), None)
+        if asked is not None and modality is None:
+            message = f"this service takes {' and '.join(f'{one}s' for one in served)}; modality is another"
+            raise ApiError(400, message, param="modality", code="modality_not_supported")
+        verdict = await self._readiness.check(modality)
+        if modality is None:
+            self._metrics.ready.set(verdict.is_ready)
         if verdict.is_ready:
             return self._give("ok")
-        return JSONResponse({"status": "unavailable", "reason": verdict.reason}, 503)
+        answer = {"status": "unavailable", "reason": verdict.reason, "ready": self._readiness.passed}
+        return JSONResponse(answer, 503)
 
     async def _show_metrics(self, _: "Request") -> "Response":
         from starlette.responses import Response

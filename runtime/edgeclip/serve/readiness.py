@@ -1,5 +1,7 @@
 """Whether the service can answer: the bundle's self-test, run through the lanes on the device that serves.
 
+Texts are asked for first, and the service is ready for them (`check("text")`) before an image's graph is loaded.
+
 The first run asks for every vector; later runs ask for one more of each modality, in one of the model's spaces, in
 turn, and judge it with the last answers of the others, so a probe costs one text and one image. A run holds for
 `ready_s`. A probe waits a moment for a run and then gives the last verdict, because probes have time limits shorter
@@ -23,7 +25,7 @@ import numpy as np
 from edgeclip.bundle.selftest import SelfTest, read_selftest, run_selftest
 from edgeclip.encoder import Encoder
 from edgeclip.engine.unit_vectors import Vectors
-from edgeclip.errors import BundleError, DeviceError, EdgeclipError, WrongVectorsError
+from edgeclip.errors import BundleError, DeviceError, EdgeclipError, OutOfMemoryError, WrongVectorsError
 from edgeclip.families.family import Item
 from edgeclip.manifest import Modality, Space
 from edgeclip.serve.errors import log_bug, without_paths
@@ -70,16 +72,39 @@ class Readiness:
         self._judged_at = -float("inf")
         self._run: asyncio.Task[None] | None = None
         self._asked: _LaneAsk | None = None
+        # Modalities whose part of the self-test has passed: ever, and in the run in progress.
+        self._passed: set[Modality] = set()
+        self._passing: set[Modality] = set()
 
-    async def check(self) -> Verdict:
-        """The verdict, at most `ready_s` old where a run comes back in time."""
+    async def check(self, modality: Modality | None = None) -> Verdict:
+        """The verdict, at most `ready_s` old where a run comes back in time.
+
+        That of one modality is whether its part of the self-test has passed, whatever the others do.
+        """
+        verdict = await self._check(modality)
+        if modality is None or verdict.is_ready or modality not in self._passed:
+            return verdict
+        return Verdict(is_ready=True, reason="") if self._is_usable(modality) else verdict
+
+    @property
+    def passed(self) -> tuple[Modality, ...]:
+        """The modalities whose part of the self-test has passed."""
+        return tuple(sorted(self._passed, reverse=True))
+
+    def _is_usable(self, modality: Modality) -> bool:
+        graphs = self._encoder.manifest.graphs_of(modality)
+        return self.doubt is None and not any(self._lanes[graph].is_wedged for graph in graphs)
+
+    async def _check(self, modality: Modality | None) -> Verdict:
         for graph, lane in self._lanes.items():
             if lane.is_wedged:
                 return Verdict(is_ready=False, reason=f"the {graph} graph does not come back from a batch")
         if self.doubt is None and (names := await asyncio.to_thread(lambda: self._encoder.overwritten_files)):
             self.distrust(f"{' and '.join(names)} changed in place")
         if time.monotonic() - self._judged_at > self._ready_s:
-            await asyncio.wait({self.renew()}, timeout=_PATIENCE_S)
+            run = self.renew()
+            if modality not in self._passed:
+                await asyncio.wait({run}, timeout=_PATIENCE_S)
         return self._verdict
 
     def renew(self) -> "asyncio.Task[None]":
@@ -130,24 +155,36 @@ class Readiness:
 
     def _test(self, ask: "_LaneAsk") -> None:
         """Runs in a thread: reads the files where there is doubt, then asks the graphs."""
+        self._passing.clear()
         if self.doubt is not None:
             self._encoder.verify_files()
         manifest = self._encoder.manifest
         if self._selftest is None:
             self._selftest = read_selftest(manifest, self._encoder.folder)
         try:
-            run_selftest(manifest, ask, self._selftest, device=self._encoder.device)
+            run_selftest(manifest, ask, self._selftest, device=self._encoder.device, passed=self._pass)
+        except OutOfMemoryError:
+            raise
         except DeviceError:
             self._encoder.verify_files()  # before a device is blamed
             raise
 
+    def _pass(self, modality: Modality) -> None:
+        """Note that a modality's part of the self-test has passed; called in the run's thread."""
+        self._passing.add(modality)
+        if modality not in self._passed and self.doubt is None:
+            _log.info("ready for %ss: their part of the self-test passed on %s", modality, self._encoder.device)
+            self._passed.add(modality)
+
     def _set(self, reason: str) -> None:
         if reason:
+            self._passed = set() if self.doubt is not None else set(self._passing)
             self._asked = None  # the next run asks for everything anew
             if reason != self._verdict.reason:
                 _log.error("not ready: %s", reason)
         else:
             self.doubt = None
+            self._passed.update(self._encoder.manifest.modalities)
             if not self._verdict.is_ready:
                 _log.info("ready: the self-test passed on %s", self._encoder.device)
         self._verdict = Verdict(is_ready=not reason, reason=reason)

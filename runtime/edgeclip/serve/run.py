@@ -22,6 +22,7 @@ from edgeclip.serve.http.access_log import LOGGER as ACCESS_LOGGER
 from edgeclip.serve.http.api_keys import read_keys
 from edgeclip.serve.http.connections import Bounds, bounded_protocol
 from edgeclip.serve.http.open_files import ConnectionRoom, raise_limit, room_for_connections
+from edgeclip.serve.packing_first import packed_first
 from edgeclip.serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -52,8 +53,13 @@ def serve(settings: Settings) -> None:
         _logging(settings.log_level),
         _listening(settings) as listeners,
         _Signals() as signals,
-        Encoder.open(settings.bundle, device=settings.device, threads=settings.threads) as encoder,
+        packed_first(settings),
+        Encoder.open(
+            settings.bundle, device=settings.device, threads=settings.threads, modality=settings.modality
+        ) as encoder,
     ):
+        if words := encoder.check_memory(is_service=True):
+            _log.warning("%s", words)
         for graph in encoder.manifest.graphs.values():  # else a damaged one would show in readiness alone
             verify_hash(settings.bundle, encoder.manifest.file(graph.file))
         app = create_app(settings, encoder)

@@ -132,6 +132,7 @@ class EmbeddingService:
             max_length=check_max_length(settings.max_length, manifest.text) if manifest.text else None,
             vocabulary=encoder.count_token_ids() if manifest.text else 0,
             max_pixels=settings.max_pixels,
+            whole=encoder.whole_manifest,
         )
         _check_room(settings, self.model)
         self.limits = RequestLimits(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from edgeclip.errors import InputError
+from edgeclip.manifest import MODALITIES, Modality
 from edgeclip.serve.http.access_log import LogFormat
 from edgeclip.serve.images.url_hosts import parse_url_hosts
 from edgeclip.serve.queue.thread_priority import LEAST_SHARE, MOST_SHARE
@@ -43,8 +44,10 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     metrics_port: int | None = None
+    modality: Modality | None = None
     device: str = "auto"
     threads: int | None = None
+    prepack: bool = False
     model_name: str | None = None
     is_model_checked: bool = False
     allow_token_ids: bool = False
@@ -246,9 +249,19 @@ OPTIONS = (
     _option("host", "--host", _text, "H", "the address to listen on; 0.0.0.0 is the whole network"),
     _option("port", "--port", _parse_int, "N", "the port"),
     _option("metrics_port", "--metrics-port", _parse_int, "N", "a port for /metrics alone, which --port then lacks"),
+    _option(
+        "modality", "--modality", _one_of(MODALITIES), "M", "text or image: serve that alone, load no other graph"
+    ),
     _option("device", "--device", _text, "D", "auto, cpu, cuda[:n], tensorrt[:n] or openvino[:CPU|GPU|NPU]"),
     _option(
         "threads", "--threads", _parse_int, "N", "threads of a graph (all that may be used; 1 where graphs are tiny)"
+    ),
+    _option(
+        "prepack",
+        "--prepack",
+        _parse_bool,
+        None,
+        "pack weights for this CPU first, once: less memory (docs/memory.md)",
     ),
     _option("model_name", "--model-name", _text, "NAME", "what /v1/models says (the checkpoint's name)"),
     _option("is_model_checked", "--check-model", _parse_bool, None, "404 for a request for any other model"),

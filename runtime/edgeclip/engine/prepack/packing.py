@@ -27,7 +27,7 @@ from edgeclip.errors import BuildError, BundleError, DeviceError, OutOfMemoryErr
 from edgeclip.families import open_family
 from edgeclip.families.family import Arrays
 from edgeclip.inputs.tokenization import TextTokenizer
-from edgeclip.manifest import FIRST_GRAPH, Manifest
+from edgeclip.manifest import FIRST_GRAPH, Manifest, Modality
 
 _CPU = Device(kind="cpu")
 
@@ -48,14 +48,18 @@ class _NotWorthItError(Exception):
     """Raised where packing would change next to nothing of the graph."""
 
 
-def pack_bundle(bundle: Path, threads: int) -> list[GraphPacking]:
+def pack_bundle(bundle: Path, threads: int, modality: Modality | None = None) -> list[GraphPacking]:
     """Pack each graph for the CPU unless it is packed already; every byte of the bundle is read and compared first.
+
+    `modality` packs the graphs of one modality alone.
 
     A graph whose weights onnxruntime reads in place, or packs in a layout that it cannot write, is left out. Raises
     BundleError for a damaged bundle, BuildError for a folder that cannot be written, and when the packed graph's
     vectors differ from the bundle's in any bit.
     """
     manifest = open_manifest(bundle)
+    if modality is not None:
+        manifest = manifest.only(modality)
     verify_hashes(bundle, manifest)
     return [_pack(bundle, graph, manifest, threads) for graph in manifest.graphs]
 

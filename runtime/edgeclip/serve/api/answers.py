@@ -109,10 +109,11 @@ class Models(msgspec.Struct, kw_only=True):
 
 
 class Health(msgspec.Struct, kw_only=True):
-    """Whether the service can answer, and why not."""
+    """Whether the service can answer, and why not; `ready` are the inputs that it can answer all the same."""
 
     status: Literal["ok", "unavailable"]
     reason: str | UnsetType = UNSET
+    ready: tuple[Modality, ...] | UnsetType = UNSET
 
 
 class ErrorFacts(msgspec.Struct, kw_only=True):

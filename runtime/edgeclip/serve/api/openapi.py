@@ -110,7 +110,19 @@ _OPEN_PATHS: dict[str, Any] = {
         "get": {
             "operationId": "ready",
             "summary": "Whether the self-test passes on the device",
-            "responses": {"200": _answer("it does", "Health"), "503": _answer("it does not, or not yet", "Health")},
+            "parameters": [
+                {
+                    "name": "modality",
+                    "in": "query",
+                    "description": "for these inputs alone: texts are ready before an image's graph is loaded",
+                    "schema": {"type": "string", "enum": ["text", "image"]},
+                }
+            ],
+            "responses": {
+                "200": _answer("it does", "Health"),
+                "400": _answer("the service takes no such inputs", "Error"),
+                "503": _answer("it does not, or not yet", "Health"),
+            },
         }
     },
     "/metrics": {

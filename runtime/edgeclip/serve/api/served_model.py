@@ -28,9 +28,18 @@ class ServedModel:
 
     @classmethod
     def of(
-        cls, manifest: Manifest, *, max_length: int | None, vocabulary: int, max_pixels: int | None = None
+        cls,
+        manifest: Manifest,
+        *,
+        max_length: int | None,
+        vocabulary: int,
+        max_pixels: int | None = None,
+        whole: Manifest | None = None,
     ) -> Self:
-        """The abilities that a manifest states; `max_length` and `max_pixels` are the service's own limits."""
+        """The abilities that a manifest states; `max_length` and `max_pixels` are the service's own limits.
+
+        `whole` is the manifest of the whole bundle where one modality of it is served: it says what tasks mean.
+        """
         return cls(
             modalities=manifest.modalities,
             spaces=manifest.spaces,
@@ -39,7 +48,7 @@ class ServedModel:
             # Where tasks are or were adapters, vectors of another task cannot be compared with those of this one.
             refuses_other_tasks=bool(manifest.adapters)
             or manifest.task_required
-            or "image" not in manifest.modalities,
+            or "image" not in (whole or manifest).modalities,
             max_length=max_length,
             vocabulary=vocabulary,
             max_pixels=_check_max_pixels(max_pixels, manifest),
