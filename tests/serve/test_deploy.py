@@ -158,6 +158,9 @@ def test_kubernetes_asks_the_service_how_it_is(deployment: dict[str, Any]) -> No
 def test_systemd_gives_few_rights() -> None:
     service = unit()
     assert service["ExecStart"] == ["/opt/edgeclip/bin/edgeclip serve"]
+    # Packed weights lie where this user may write: edgeclip's folder in $XDG_CACHE_HOME.
+    assert service["CacheDirectory"] == ["edgeclip"]
+    assert "EDGECLIP_PREPACK=true XDG_CACHE_HOME=%C" in service["Environment"]
     for name in ("DynamicUser", "NoNewPrivileges", "ProtectHome", "PrivateTmp", "RestrictNamespaces"):
         assert service[name] == ["yes"], name
     assert service["ProtectSystem"] == ["strict"] and service["CapabilityBoundingSet"] == [""]
