@@ -77,8 +77,6 @@ def format_report(facts: Facts, findings: tuple[Finding, ...], fits: Sequence[Fi
 
 def _format_memory(facts: Facts) -> str:
     whole = "unknown" if facts.memory_bytes is None else format_bytes(facts.memory_bytes)
-    limits = [
-        f"{limit.name} {format_bytes(limit.limit_bytes)}, {format_bytes(limit.free_bytes)} free"
-        for limit in facts.memory_limits
-    ]
-    return "; ".join([whole, *limits])
+    limit = facts.memory_limit_bytes
+    left = [f"{format_bytes(found.free_bytes)} of {found.name} free" for found in facts.memory_limits]
+    return "; ".join([whole if limit is None else f"{whole}, limited to {format_bytes(limit)}", *left])
