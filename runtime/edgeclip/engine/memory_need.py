@@ -24,8 +24,8 @@ PROCESS_BYTES, HOT_FILE_BYTES = 36_000_000, 26_000_000
 PROCESS_DATA, PROCESS_ADDRESSES = 118_000_000, 218_000_000
 # What uvicorn, starlette, Pillow and their threads add to it.
 SERVICE_BYTES, SERVICE_ADDRESSES = 50_000_000, 500_000_000
-# The heaps that malloc reserves for a thread that loads a graph: data, and addresses beside a tokenizer.
-HEAP_DATA, HEAP_ADDRESSES = 40_000_000, 130_000_000
+# The heaps that malloc reserves for the threads that load a graph and tokenise: data, and addresses.
+HEAP_DATA, HEAP_ADDRESSES = 40_000_000, 300_000_000
 # The fewest addresses that a session takes beside its weights: a heap or a thread's stack.
 SURE_ADDRESSES = 16_000_000
 # A parsed tokenizer beside its file: 118 MB for 8.7 MB of Unigram, 4 for 0.5 of WordPiece, 100 for 5 of BPE.

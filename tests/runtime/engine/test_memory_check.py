@@ -126,7 +126,7 @@ def test_memory_that_ends_while_a_bundle_is_opened_is_called_that(bundle: Path) 
 
 
 def test_what_is_tight_runs_with_a_warning(bundle: Path) -> None:
-    done = _limited(OPEN, bundle, 150)
+    done = _limited(OPEN, bundle, 250)
     assert done.returncode == 0 and "TightMemoryWarning: memory is tight: the text graph" in done.stderr
 
 
@@ -139,7 +139,7 @@ def test_what_fits_runs_without_one(bundle: Path) -> None:
     "program",
     [
         "bound()\nopen_text()",
-        "graph = open_text()\nbound()\ngraph.run({'input_ids': np.zeros((64, 4096), np.int64)})",
+        "graph, ids = open_text(), np.zeros((64, 4096), np.int64)\nbound()\ngraph.run({'input_ids': ids})",
     ],
     ids=["opening", "running"],
 )
