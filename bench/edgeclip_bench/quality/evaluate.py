@@ -17,7 +17,6 @@ import numpy as np
 
 from edgeclip import Encoder, InputError, Manifest, TruncationWarning
 from edgeclip.families.tasks import find_task
-from edgeclip.inputs.checks import check_truncate_dim
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip_bench.measure.documents import versions
 from edgeclip_bench.measure.machine_facts import machine
@@ -236,10 +235,15 @@ def warn_of_cut(*found: Evaluation) -> None:
 
 def choose_dims(manifest: Manifest, truncate_dims: Sequence[int] | None) -> tuple[int, ...]:
     """The dimensions to evaluate at, ascending: those asked for, or trained for, and the full width."""
-    dims = manifest.spaces.single.matryoshka_dims if truncate_dims is None else truncate_dims
-    if None in dims:
-        raise InputError(f"truncate_dim is None, wanted an int from 1 to {manifest.embedding_dim}")
-    return tuple(sorted({*(check_truncate_dim(dim, manifest) for dim in dims), manifest.embedding_dim}))
+    full, space = manifest.embedding_dim, manifest.spaces.single
+    dims = space.matryoshka_dims if truncate_dims is None else truncate_dims
+    for dim in dims:
+        if space.is_strict and dim not in (*space.matryoshka_dims, full):
+            listed = ", ".join(map(str, sorted({*space.matryoshka_dims, full})))
+            raise InputError(f"truncate_dim is {dim!r}, wanted one that the model was trained for: {listed}")
+        if type(dim) is not int or not 1 <= dim <= full:
+            raise InputError(f"truncate_dim is {dim!r}, wanted an int from 1 to {full}")
+    return tuple(sorted({*dims, full}))
 
 
 def check_data(data: Sequence[Data], task: str | None, manifest: Manifest) -> None:
