@@ -74,7 +74,7 @@ class AlibiBertBlock(nn.Module):
         self.qkv = Linear(config.width, 3 * config.width)
         self.out = Linear(config.width, config.width)
         self.norm1 = nn.LayerNorm(config.width, config.layer_norm_eps)
-        self.gate_up = Linear(config.width, 2 * config.mlp_width)
+        self.gate_up = Linear(config.width, 2 * config.mlp_width, bias=False)
         self.down = Linear(config.mlp_width, config.width)
         self.norm2 = nn.LayerNorm(config.width, config.layer_norm_eps)
 

@@ -2,12 +2,10 @@
 
 - The row of the one token type that occurs is added into the token table; the reference adds the same two numbers.
 - 1/sqrt(D) goes into the query weights. The slopes are added to scaled scores, so they stay as they are.
-- The gated layer, which has no bias, is given one of zeros, so that all linear layers are alike.
 """
 
 import math
 
-import torch
 from torch import Tensor
 
 from edgeclip_export.towers.alibi_bert_layout import AlibiBertConfig
@@ -48,7 +46,7 @@ def _fold_block(config: AlibiBertConfig, source: str, block: str, read: Read) ->
         **lazy_linear(f"{block}qkv", width, 3 * width, lambda: scaled("weight"), lambda: scaled("bias")),
         **linear("out", width, width, "mixer.out_proj"),
         **lazy_norm(f"{block}norm1", width, f"{source}norm1", read),
-        **lazy_linear(f"{block}gate_up", width, 2 * mlp, lambda: read(gated), lambda: torch.zeros(2 * mlp)),
+        **lazy_linear(f"{block}gate_up", width, 2 * mlp, lambda: read(gated), None),
         **linear("down", mlp, width, "mlp.wo"),
         **lazy_norm(f"{block}norm2", width, f"{source}norm2", read),
     }

@@ -22,13 +22,11 @@ Weights = Mapping[str, LazyWeight]
 
 
 def lazy_linear(
-    name: str, inputs: int, outputs: int, weight: Callable[[], Tensor], bias: Callable[[], Tensor]
+    name: str, inputs: int, outputs: int, weight: Callable[[], Tensor], bias: Callable[[], Tensor] | None
 ) -> Weights:
-    """A `Linear` layer's two weights; `weight` gives (out, in) as checkpoints store it."""
-    return {
-        f"{name}.weight": LazyWeight((inputs, outputs), lambda: weight().T.contiguous()),
-        f"{name}.bias": LazyWeight((outputs,), bias),
-    }
+    """A `Linear` layer's weight, and its bias where it has one; `weight` gives (out, in) as checkpoints store it."""
+    weights = {f"{name}.weight": LazyWeight((inputs, outputs), lambda: weight().T.contiguous())}
+    return weights if bias is None else weights | {f"{name}.bias": LazyWeight((outputs,), bias)}
 
 
 def lazy_norm(name: str, width: int, source: str, read: Read) -> Weights:

@@ -7,6 +7,7 @@ layers.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -51,28 +52,42 @@ def whole_bias(record: Recorder, q: ir.Value, slopes: Sequence[float]) -> ir.Val
 def sliced_attention(
     record: Recorder, qkv: Sequence[ir.Value], slopes: Sequence[float], mask: ir.Value | None, **attributes: float
 ) -> ir.Value:
-    """Record MultiHeadAttention for some queries at a time; `mask` is int32 (B, T), None where every key is seen."""
-    q, *keys_and_values = qkv
-    length, count, size, extra, offsets = _slices(record, q, len(slopes))
-    padded = record.op("Pad", q, record.op("Concat", record.integers(0, 0, 0, 0), extra, record.integers(0), axis=0))
-    k, v = (
-        record.op("Transpose", record.op("Reshape", x, record.integers(0, 0, len(slopes), -1)), perm=[0, 2, 1, 3])
-        for x in keys_and_values
-    )  # (B, H, T, D)
-    body = _body(record, (padded, k, v), slopes, mask, (size, offsets), attributes)
-    parts = record.op("Loop", count, record.constant("going_on", np.array(True)), body=body)  # (runs, B, S, H*D)
-    if not (width := width_of(q)):
-        raise PreconditionError(f"the width of {q.name} is not known")
-    rows = record.op("Reshape", record.op("Transpose", parts, perm=[1, 0, 2, 3]), record.integers(0, -1, width))
-    return record.op("Slice", rows, record.integers(0), length, record.integers(1))  # (B, T, H*D)
+    """Record MultiHeadAttention for some queries at a time; `mask` is int32 (B, T), None where every key is seen.
+
+    Where one run has room for all queries, as it has up to a thousand tokens and 12 heads, there is no Loop: what is
+    added to the scores is made once for all layers, and of 16 tokens a Loop takes twice as long as the kernel.
+    """
+    slices = _slices(record, qkv[0], len(slopes))
+    bias = record.shared(("bias of one run", *slopes), lambda: _bias(record, slopes, slices.offsets))
+    is_one = record.shared("one run", lambda: record.op("Equal", slices.runs, record.integers(1)))
+    whole, some = Recorder(record.graph), Recorder(record.graph)
+    at_once = whole.op(FUSED_ATTENTION, *qkv, None, mask, bias, domain=CONTRIB, **attributes)
+    in_runs = _in_runs(some, qkv, slopes, mask, slices, attributes)
+    for result in (at_once, in_runs):
+        result.type = ir.TensorType(ir.DataType.FLOAT)
+    return record.op(
+        "If",
+        is_one,
+        then_branch=ir.Graph([], [at_once], nodes=whole.take(), name="all_queries"),
+        else_branch=ir.Graph([], [in_runs], nodes=some.take(), name="runs_of_queries"),
+    )
 
 
-def _slices(record: Recorder, q: ir.Value, heads: int) -> tuple[ir.Value, ...]:
+class _Slices(NamedTuple):
     """T, the number of runs, S queries in each, rows of no query at the end of the last, and i - j of the first run.
 
-    The first four are int64 (1,), the last is (S, T). Runs are alike but for what they add to i. All attentions of a
-    graph share what is recorded here.
+    The first four are int64 (1,), the last is (S, T). Runs are alike but for what they add to i.
     """
+
+    length: ir.Value
+    runs: ir.Value
+    size: ir.Value
+    extra: ir.Value
+    offsets: ir.Value
+
+
+def _slices(record: Recorder, q: ir.Value, heads: int) -> _Slices:
+    """The runs of an attention, recorded once for all attentions of a graph."""
     one = record.integers(1)
 
     def divided_up(x: ir.Value, by: ir.Value) -> ir.Value:
@@ -88,32 +103,61 @@ def _slices(record: Recorder, q: ir.Value, heads: int) -> tuple[ir.Value, ...]:
     count = record.shared("runs", lambda: divided_up(scores(), record.integers(MOST_SCORES)))
     size = record.shared("queries", lambda: divided_up(length, count))
     extra = record.shared("empty rows", lambda: record.op("Sub", record.op("Mul", count, size), length))
-    return length, count, size, extra, record.shared("offsets", offsets)
+    return _Slices(length, count, size, extra, record.shared("offsets", offsets))
 
 
-def _body(
+def _in_runs(
     record: Recorder,
     qkv: Sequence[ir.Value],
     slopes: Sequence[float],
     mask: ir.Value | None,
-    slices: tuple[ir.Value, ir.Value],
+    slices: _Slices,
+    attributes: dict[str, float],
+) -> ir.Value:
+    """The attention of all runs, (B, T, H*D)."""
+    q, *keys_and_values = qkv
+    if not (width := width_of(q)):
+        raise PreconditionError(f"the width of {q.name} is not known")
+    padding = record.op("Concat", record.integers(0, 0, 0, 0), slices.extra, record.integers(0), axis=0)
+    k, v = (
+        record.op("Transpose", record.op("Reshape", x, record.integers(0, 0, len(slopes), -1)), perm=[0, 2, 1, 3])
+        for x in keys_and_values
+    )  # (B, H, T, D)
+    body = _body(record.graph, (record.op("Pad", q, padding), k, v), slopes, mask, slices, attributes)
+    going_on = record.constant("going_on", np.array(True))
+    parts = record.op("Loop", slices.runs, going_on, body=body)  # (runs, B, S, H*D)
+    rows = record.op("Reshape", record.op("Transpose", parts, perm=[1, 0, 2, 3]), record.integers(0, -1, width))
+    return record.op("Slice", rows, record.integers(0), slices.length, record.integers(1))
+
+
+def _body(
+    graph: ir.Graph,
+    qkv: Sequence[ir.Value],
+    slopes: Sequence[float],
+    mask: ir.Value | None,
+    slices: _Slices,
     attributes: dict[str, float],
 ) -> ir.Graph:
     """One run: (number, go on) -> (go on, (B, S, H*D)); all else it takes from the graph outside."""
-    (q, k, v), (size, offsets) = qkv, slices
-    tape = ir.tape.Tape()
+    q, k, v = qkv
+    record = Recorder(graph)
     number = ir.Value(name="run", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
     going = ir.Value(name="going", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
-    start = tape.op("Mul", [number, size])  # (1,)
-    queries = tape.op("Slice", [q, start, tape.op("Add", [start, size]), record.integers(1)])  # (B, S, H*D)
-    distances = tape.op("Cast", [tape.op("Add", [offsets, start])], {"to": ir.DataType.FLOAT})  # (S, T)
-    bias = tape.op("Mul", [_taken(record, slopes), tape.op("Abs", [distances])])  # (1, H, S, T)
-    bias = tape.op("Max", [bias, record.constant("most_taken", np.array(-MOST_TAKEN, np.float32))])
-    result = tape.op(FUSED_ATTENTION, [queries, k, v, None, mask, bias], attributes, domain=CONTRIB)
+    start = record.op("Mul", number, slices.size)  # (1,)
+    queries = record.op("Slice", q, start, record.op("Add", start, slices.size), record.integers(1))  # (B, S, H*D)
+    bias = _bias(record, slopes, record.op("Add", slices.offsets, start))
+    result = record.op(FUSED_ATTENTION, queries, k, v, None, mask, bias, domain=CONTRIB, **attributes)
     result.name, result.type = "attended", ir.TensorType(ir.DataType.FLOAT)
-    still = tape.op("Identity", [going])
+    still = record.op("Identity", going)
     still.name, still.type, still.shape = "still_going", going.type, going.shape
-    return ir.Graph([number, going], [still, result], nodes=tape.nodes, name="some_queries")
+    return ir.Graph([number, going], [still, result], nodes=record.take(), name="some_queries")
+
+
+def _bias(record: Recorder, slopes: Sequence[float], offsets: ir.Value) -> ir.Value:
+    """What is added to the scores (1, H, S, T) of queries and keys that are `offsets` (S, T) tokens apart."""
+    distances = record.op("Abs", record.op("Cast", offsets, to=ir.DataType.FLOAT))
+    most_taken = record.constant("most_taken", np.array(-MOST_TAKEN, np.float32))
+    return record.op("Max", record.op("Mul", _taken(record, slopes), distances), most_taken)
 
 
 def _taken(record: Recorder, slopes: Sequence[float]) -> ir.Value:

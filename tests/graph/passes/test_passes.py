@@ -117,6 +117,30 @@ def test_linear_layers_and_activations_answer_as_torch_does(tmp_path: Path, step
     compare(module, model, some_input(), tmp_path)
 
 
+class OneLayer(nn.Module):
+    """A layer with a bias or without one, whose rows nothing but an output follows."""
+
+    def __init__(self, *, is_biased: bool) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(0)
+        self.is_biased = is_biased
+        self.w = nn.Parameter(torch.randn(WIDTH, 48, generator=draw))
+        self.b = nn.Parameter(torch.randn(48, generator=draw)) if is_biased else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.matmul(x.flatten(0, 1), self.w)
+        return h if self.b is None else h + self.b
+
+
+@pytest.mark.parametrize("is_biased", [False, True])
+def test_a_bias_is_added_as_a_row_behind_the_turn(tmp_path: Path, *, is_biased: bool) -> None:
+    module = OneLayer(is_biased=is_biased)
+    model = WeightsFirst()(WeightsInPlace()(traced(module)).model).model
+    compare(module, model, some_input(), tmp_path)
+    adds = [node for node in model.graph if node.op_type == "Add"]
+    assert [node.inputs[1].shape for node in adds] == [ir.Shape([48])] * is_biased
+
+
 class Parts(nn.Module):
     """A layer of three parts, one of them without a bias, and a part of a split that is no layer's."""
 
@@ -326,7 +350,9 @@ def test_the_attention_scale_is_in_the_weights(bundles: dict[Target, Path]) -> N
 
 def traced(module: nn.Module) -> ir.Model:
     """The module's trace with its own tensors as weights."""
-    settings = {name: value for name, value in vars(module).items() if name in ("is_masked", "activation")}
+    settings = {
+        name: value for name, value in vars(module).items() if name in ("is_masked", "activation", "is_biased")
+    }
     weights = {
         name: LazyWeight(tuple(weight.shape), lambda weight=weight: weight)
         for name, weight in module.state_dict().items()
