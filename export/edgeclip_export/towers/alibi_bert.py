@@ -80,7 +80,7 @@ class AlibiBertBlock(nn.Module):
 
     def forward(self, h: Tensor, mask: Tensor) -> Tensor:
         """(B*T, W) -> (B*T, W): all tokens of the batch as rows, put back into texts in the shape of the mask."""
-        q, k, v = self.qkv(h).view(*mask.shape, -1).chunk(3, dim=-1)  # (B, T, W) each
+        q, k, v = (rows.view(*mask.shape, -1) for rows in self.qkv(h).chunk(3, dim=-1))  # (B, T, W) each
         attended = attention(q, k, v, self.heads, mask, slopes=self.slopes).flatten(0, 1)  # (B*T, W)
         h = self.norm1(h + self.out(attended))
         gate, up = self.gate_up(h).chunk(2, dim=-1)  # (B*T, M) each

@@ -35,7 +35,7 @@ from edgeclip_graph.passes.mask_choice import ChooseByRows
 from edgeclip_graph.passes.mlp_parts import DivideMlp
 from edgeclip_graph.passes.rms_norm import FuseRmsNorm, SpellOutRmsNorm
 from edgeclip_graph.passes.rotary import FuseRotary, SpellOutRotary
-from edgeclip_graph.passes.split_linear import SeparateParts
+from edgeclip_graph.passes.split_linear import SeparateParts, split_layers
 from edgeclip_graph.passes.standard import RequireStandardOps
 from edgeclip_graph.portable import load_portable, portable_path
 from edgeclip_graph.traits import Traits
@@ -55,8 +55,8 @@ def lower(model: ir.Model, target: Target, name: str, traits: Traits, *, layers:
         parts = traits.mlp_parts if layers == "divided" else 1
         traits = replace(traits, chooses_by_rows=False, splits_many_rows=False, reads_in_place=False, mlp_parts=parts)
     traced = {node.op_type for node in model.graph if node.domain == DOMAIN}
-    is_adapted = bool(adapter_sums(model.graph))
-    for step in (*_passes(target, traits, traced, is_adapted=is_adapted), *_tidying()):
+    is_adapted, is_split = bool(adapter_sums(model.graph)), bool(split_layers(model.graph))
+    for step in (*_passes(target, traits, traced, is_adapted=is_adapted, is_split=is_split), *_tidying()):
         try:
             model = step(model).model
         except (ir.passes.InvariantError, PassError) as error:
@@ -78,8 +78,10 @@ def lower_portable(name: str, graph: Path, target: Target, *, layers: Layers = "
     return lower(model, target, name, traits, layers=layers)
 
 
-def _passes(target: Target, traits: Traits, traced: Collection[str], *, is_adapted: bool) -> Sequence[PassBase]:
-    """The passes of a graph that holds the operators `traced` of our own, and adapters or none."""
+def _passes(
+    target: Target, traits: Traits, traced: Collection[str], *, is_adapted: bool, is_split: bool
+) -> Sequence[PassBase]:
+    """The passes of a graph that holds the operators `traced` of our own, adapters or none, split layers or none."""
     if target == "tensorrt":
         spelled: Mapping[str, PassBase] = {
             ROTARY: SpellOutRotary(),
@@ -91,7 +93,8 @@ def _passes(target: Target, traits: Traits, traced: Collection[str], *, is_adapt
     if target == "cpu" and traits.chooses_by_rows:
         few = (FuseAttention("always", slices=True), WeightsFirst())
         many = (FuseAttention("never", slices=True), *((AddInProduct(turns=False),) if is_adapted else ()))
-        return *_of({ROTARY: FuseRotary()}, traced), WeightsInPlace(), ChooseByRows(few, many)
+        parts = (SeparateParts(),) if is_split else ()
+        return *_of({ROTARY: FuseRotary()}, traced), *parts, WeightsInPlace(), ChooseByRows(few, many)
     fused: Mapping[str, PassBase] = {
         ROTARY: FuseRotary(),
         ATTENTION: FuseAttention("always" if traits.always_masks else "choose", slices=target == "cpu"),

@@ -10,7 +10,7 @@ A short text is bandwidth bound: 16 tokens use every weight 16 times, so the tim
 at about half of the memory's bandwidth; a left operand it reads row by row, as it lies. From some two
 hundred rows on the usual way is the faster one (figures: bench/results). x^T costs nothing (transB), y^T is
 turned back by one Transpose, and between the two layers of an MLP not even that, for an elementwise
-function does not care, nor does a gate that multiplies one half of a layer's outputs by the other. An adapter's two
+function does not care, nor does a gate that multiplies the outputs of two layers. An adapter's two
 small products are turned round with the layer that they are added to.
 
 The leading 1 is there because onnxruntime (1.31) packs a constant right operand of two dimensions when a
@@ -77,11 +77,7 @@ class WeightsFirst(InPlacePass):
         for product in _products(model, FUSED_PRODUCT, weights_at=1):
             _turn_round(record, product)
         for node in [node for node in model.graph if node.op_type in ELEMENTWISE]:
-            split = input_of(node, 0).producer()
-            if split and split.op_type == "Split":
-                _turn_gate(record, split, node)
-            else:
-                _drop_transposes(record, node)
+            _drop_transposes(record, node)
         return PassResult(model, modified=True)
 
     def requires(self, model: ir.Model) -> None:
@@ -129,7 +125,7 @@ def _adapter_of(add: ir.Node, x: ir.Value) -> _Adapter | None:
 
 
 def _turn_round(record: Recorder, product: ir.Node) -> None:
-    """x W^T + b -> (W x^T)^T + b; where an elementwise function or a gate follows, or an adapter -> (W x^T + b^T)^T.
+    """x W^T + b -> (W x^T)^T + b; where an elementwise function follows, or an adapter, -> (W x^T + b^T)^T.
 
     A bias costs less as a row: onnxruntime's Add walks along the last axis, which has few entries before the turn.
     """
@@ -140,7 +136,7 @@ def _turn_round(record: Recorder, product: ir.Node) -> None:
     if (add := _bias_of(squeeze)) is not None:
         bias, adapter = input_of(add, 1), _adapter_of(add, x)
         nodes += [add, *(adapter.nodes if adapter else ())]
-        if adapter is None and not any(user.op_type in (*ELEMENTWISE, "Split") for user, _ in add.outputs[0].uses()):
+        if adapter is None and not any(user.op_type in (*ELEMENTWISE, "Mul") for user, _ in add.outputs[0].uses()):
             row = bias
         else:
             column = record.constant(f"{bias.name}_column", array_of(bias)[:, None])
@@ -160,41 +156,38 @@ def _bias_of(squeeze: ir.Node) -> ir.Node | None:
     return users[0]
 
 
-def _drop_transposes(record: Recorder, node: ir.Node) -> None:
-    """W f(turned back y)^T -> W f(y): what is turned twice is not turned. A layer and its adapter may take f."""
-    given = node.outputs[0]
-    squeeze = input_of(node, 0).producer()
-    transpose = squeeze and input_of(squeeze, 0).producer()
+def _drop_transposes(record: Recorder, function: ir.Node) -> None:
+    """W f(turned back y)^T -> W f(y): what is turned twice is not turned. A layer and its adapter may take f.
+
+    With a gate, W (f(turned back y) * turned back z)^T, z is not turned either.
+    """
+    users = [user for user, _ in function.outputs[0].uses()]
+    gate = users[0] if [user.op_type for user in users] == ["Mul"] else None
+    rows = [input_of(function, 0)]
+    if gate is not None:
+        rows += [value for value in gate.inputs if value is not None and value is not function.outputs[0]]
+    given = (gate or function).outputs[0]
     products = [user for user, _ in given.uses()]
     is_between = all(user.op_type == FUSED_PRODUCT and user.inputs[1] is given for user in products)
-    if not squeeze or not transpose or transpose.op_type != "Transpose" or not products or not is_between:
-        raise PreconditionError(f"{node.op_type} {node.name} does not stand between two linear layers")
-    turned = input_of(transpose, 0)
-    node.replace_input_with(0, turned)
-    given.shape = turned.shape
+    turns = [_turn_of(value) for value in rows]
+    if not products or not is_between or not all(turns):
+        raise PreconditionError(f"{function.op_type} {function.name} does not stand between two linear layers")
+    for value, (squeeze, transpose) in zip(rows, turns, strict=True):
+        value.replace_all_uses_with(input_of(transpose, 0))
+        record.graph.remove([squeeze, transpose], safe=True)
+    for value in (function.outputs[0], given):
+        value.shape = input_of(function, 0).shape
     for product in products:
         product.attributes["transB"] = ir.AttrInt64("transB", 0)
         if not input_of(product, 0).is_initializer():  # an adapter's (in, rank), whose product is (1, rank, R) now
             narrow = record.op(FUSED_PRODUCT, *product.inputs, domain=CONTRIB, transA=1)
             _replace(record, [product], record.op("Squeeze", narrow, record.integers(0)))
-    record.graph.remove([squeeze, transpose], safe=True)
 
 
-def _turn_gate(record: Recorder, split: ir.Node, function: ir.Node) -> None:
-    """W (f(a) * b)^T, with a | b split from what was turned back -> the same without a turn: a and b are rows."""
-    squeeze = input_of(split, 0).producer()
-    transpose = squeeze and input_of(squeeze, 0).producer()
-    gate = only_user(function.outputs[0], "Mul")
-    product = only_user(gate.outputs[0], FUSED_PRODUCT)
-    if not squeeze or not transpose or transpose.op_type != "Transpose" or len(split.outputs) != 2:
-        raise PreconditionError(
-            f"{function.op_type} {function.name} does not stand in a gate between two linear layers"
-        )
-    parts = record.ops("Split", input_of(transpose, 0), outputs=2, axis=1, num_outputs=2)  # (1, N / 2, R) each
-    for old, new in zip(split.outputs, parts, strict=True):
-        old.replace_all_uses_with(new)
-    record.graph.insert_before(function, record.take())
-    for value in (function.outputs[0], gate.outputs[0]):
-        value.shape = None
-    product.attributes["transB"] = ir.AttrInt64("transB", 0)
-    record.graph.remove([split, squeeze, transpose], safe=True)
+def _turn_of(rows: ir.Value) -> tuple[ir.Node, ...]:
+    """The Squeeze and the Transpose that turned a product back; empty where none did."""
+    squeeze = rows.producer()
+    transpose = (
+        squeeze.inputs[0].producer() if squeeze and squeeze.op_type == "Squeeze" and squeeze.inputs[0] else None
+    )
+    return (squeeze, transpose) if squeeze and transpose and transpose.op_type == "Transpose" else ()

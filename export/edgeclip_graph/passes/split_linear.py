@@ -1,7 +1,7 @@
 """One linear layer whose output is split at once (q, k and v; gate and up) as a product for each part.
 
-The split copies: 67 ms of 3310 for an image on two cores. The GEMMs are as fast apart, for their input has a
-thousand rows. What a bias of zeros adds is left out; the reference's keys have none.
+The split copies: 67 ms of 3310 for an image on two cores. The GEMMs are as fast apart. What a bias of zeros adds is
+left out; the reference's keys have none.
 """
 
 import onnx_ir as ir
@@ -21,7 +21,7 @@ class SeparateParts(InPlacePass):
     def call(self, model: ir.Model) -> PassResult:
         """Replace every layer that is split."""
         record = Recorder(model.graph)
-        for layer, split in _split_layers(model.graph):
+        for layer, split in split_layers(model.graph):
             outputs, start = [], 0
             for number, width in enumerate(map(width_of, split.outputs)):
                 outputs.append(_part(record, layer, f"_part_{number}", Columns(start, start + width)))
@@ -33,16 +33,17 @@ class SeparateParts(InPlacePass):
 
     def requires(self, model: ir.Model) -> None:
         """A layer is split."""
-        if not _split_layers(model.graph):
+        if not split_layers(model.graph):
             raise PreconditionError("no linear layer in the graph is split")
 
     def ensures(self, model: ir.Model) -> None:
         """No layer is split."""
-        if left := _split_layers(model.graph):
+        if left := split_layers(model.graph):
             raise PostconditionError(f"{len(left)} linear layers that are split left in the graph")
 
 
-def _split_layers(graph: ir.Graph) -> list[tuple[LinearLayer, ir.Node]]:
+def split_layers(graph: ir.Graph) -> list[tuple[LinearLayer, ir.Node]]:
+    """Every linear layer whose output is split at once, and the Split."""
     return [(layer, split) for layer in linear_layers(graph) if (split := split_of(layer)) is not None]
 
 
