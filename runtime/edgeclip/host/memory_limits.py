@@ -75,8 +75,10 @@ def _of_groups(root: Path) -> Iterator[MemoryLimit]:
 
 
 def _of_process(root: Path) -> Iterator[MemoryLimit]:
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
     held = held_bytes(root)
     limits: tuple[tuple[str, Counted, int], ...] = (
         ("`ulimit -v`", "address", resource.RLIMIT_AS),
