@@ -9,6 +9,7 @@ import pytest
 
 from edgeclip import BuildError, BundleError, Encoder, Manifest, UnprovedWarning
 from edgeclip.manifest import Precision
+from edgeclip.tables import describe_vectors
 from edgeclip_export import export_checkpoint
 from edgeclip_quant import narrow_without_data
 from edgeclip_quant.data_free import BlockNarrowing
@@ -71,11 +72,14 @@ def test_texts_are_near_the_reference_with_every_adapter(narrowed: Path) -> None
 def test_check_finds_what_was_recorded(narrowed: Path, capsys: Captured) -> None:
     status, out, err = run("check", narrowed, capsys=capsys)
     assert status == 0, err
-    recorded = {one.modality: one.worst_cosine for one in Manifest.read(narrowed).measured if one.space == "single"}
-    for line in (line.split() for line in out.splitlines() if line.startswith(("text", "image"))):
-        modality, _, before, here, _ = line
-        assert float(before) == pytest.approx(recorded[modality], abs=1e-6)
-        assert float(here) == pytest.approx(recorded[modality], abs=1e-4)  # other threads sum in another order
+    recorded = {
+        describe_vectors(one.modality, one.space): one.worst_cosine for one in Manifest.read(narrowed).measured
+    }
+    rows = [line.rsplit(maxsplit=4) for line in out.splitlines() if line.startswith(("text", "image"))]
+    assert {row[0] for row in rows} == set(recorded)
+    for vectors, _, before, here, _ in rows:
+        assert float(before) == pytest.approx(recorded[vectors], abs=1e-6)
+        assert float(here) == pytest.approx(recorded[vectors], abs=1e-4)  # other threads sum in another order
 
 
 def test_it_is_unproved_until_somebody_compares_it(narrowed: Path) -> None:
