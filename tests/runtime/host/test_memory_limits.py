@@ -76,7 +76,6 @@ def test_a_limit_of_the_shell_is_found_with_what_is_left(name: str, counted: str
     assert limit == 700 * MB and abs(rest) < 8 * MB
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 # What a process holds before and after 64 MB more, in a process that does nothing else.
 _HOLD = """
 import json
@@ -89,6 +88,7 @@ print(json.dumps({counted: after[counted] - before[counted] for counted in after
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_what_this_process_holds_grows_with_it() -> None:
     ended = subprocess.run([sys.executable, "-c", _HOLD], capture_output=True, text=True, check=True)
     grown = json.loads(ended.stdout)
