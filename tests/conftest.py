@@ -6,6 +6,7 @@ the lean wheel, Pillow and pytest alone; what needs more lies in tests/with_torc
 """
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +36,10 @@ _FIRST = (
     "quant/passes/test_float16",
     "with_torch/cli/test_bench",
 )
+
+# A shell without job control starts what follows `&` with Ctrl-C ignored, and every child inherits that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
