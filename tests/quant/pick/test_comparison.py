@@ -1,8 +1,6 @@
 """What is compared is what would be written, and what is picked is written as it was compared."""
 
-import gc
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +16,11 @@ from edgeclip_quant.pick.pareto import Comparison, pick
 from edgeclip_quant.recipes import COMPARED, INT4, INT8
 from tests.scenes.damage import reseal
 from tests.scenes.graph_feeds import GRAPHS, made_up
+from tests.scenes.pauses import no_pauses as no_pauses
 
 (DYNAMIC,) = (one for one in COMPARED if one.name == "int8-dynamic")
 # Of the golden bundle: the proof's answers are compressed a little differently from noise. Measured: 0.05 %.
 OTHER_BYTES = 0.005
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_pauses(bundle: Path) -> Iterator[None]:
-    """Nobody reads the times that are measured here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edgeclip.engine.paired_timing.PAUSE_S", 0.0)
-        gc.freeze()  # each candidate is cleared away, and what the tests have loaded need not be looked through
-        yield
-        gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,11 @@
 """`edgeclip quantize`: what is wrong is found before the work, recipes stand side by side, and one is taken."""
 
 import contextlib
-import gc
 import json
 import os
 import shutil
 import struct
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from edgeclip_quant.pick.pareto import front, pick
 from edgeclip_quant.recipes import COMPARED
 from tests.scenes.command import Captured, refusal, run
 from tests.scenes.compared import all_recipes, candidate, comparison
+from tests.scenes.pauses import no_pauses as no_pauses
 from tests.scenes.permissions import bound_by_permissions
 
 if sys.platform == "linux":
@@ -35,16 +34,6 @@ if sys.platform == "linux":
     import termios
 
 FEW = tuple(one for one in COMPARED if one.name in ("int8", "int8-dynamic", "int4"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_pauses(bundle: Path) -> Iterator[None]:
-    """Nobody reads the times that are measured here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edgeclip.engine.paired_timing.PAUSE_S", 0.0)
-        gc.freeze()  # each candidate is cleared away, and what the tests have loaded need not be looked through
-        yield
-        gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
