@@ -45,6 +45,10 @@ class Recorder:
             self._shared[key] = record()
         return self._shared[key]
 
+    def share(self, key: Hashable, value: ir.Value) -> None:
+        """Let `shared` give this value for the key from now on."""
+        self._shared[key] = value
+
     def take(self) -> Sequence[ir.Node]:
         """The nodes recorded since the last call."""
         nodes = tuple(self._tape.nodes)

@@ -4,15 +4,23 @@ onnxruntime's kernels know that they are causal, so there is no mask of tokens x
 GroupQueryAttention and 500 with the standard ops (16 heads, two of keys; measured on two x86 cores).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
 from edgeclip_graph.frame import LowerOperator, Recorder, heads_of, input_of
 from edgeclip_graph.operators import CAUSAL_ATTENTION, CONTRIB, FUSED_ATTENTION
 
+_TOTAL = "total length"
+
 
 class FuseCausalAttention(LowerOperator):
     """com.microsoft GroupQueryAttention without a cache: all rows of a batch are as long as the batch.
+
+    The kernel always writes the keys and values that a cache would hold; without these outputs it makes scores of
+    tokens x tokens. onnxruntime frees a value behind its last reader, and one without a reader at the end of the run:
+    17 MB a layer for 8,192 tokens of jina-embeddings-v4. So the next layer's attention reads the length from them.
 
     Its kernel for CUDA takes no fp32 (onnxruntime 1.31).
     """
@@ -23,8 +31,8 @@ class FuseCausalAttention(LowerOperator):
         """Record one node; the lengths are recorded once for all."""
         q, k, v = (input_of(node, index) for index in range(3))
         last = record.shared("last tokens", lambda: _last_tokens(record, q))
-        total = record.shared("total length", lambda: _total_length(record, q))
-        output, *_ = record.ops(
+        total = record.shared(_TOTAL, lambda: _total_length(record, q))
+        output, *cache = record.ops(
             "GroupQueryAttention",
             q,
             k,
@@ -39,6 +47,7 @@ class FuseCausalAttention(LowerOperator):
             kv_num_heads=_kv_heads_of(node),
             scale=1.0,
         )
+        record.share(_TOTAL, _cached_length(record, cache))
         return output
 
 
@@ -96,6 +105,12 @@ def _total_length(record: Recorder, x: ir.Value) -> ir.Value:
     """T, without a dimension."""
     length = record.op("Squeeze", record.op("Shape", x, start=1, end=2), record.integers(0))
     return record.op("Cast", length, to=ir.DataType.INT32)
+
+
+def _cached_length(record: Recorder, cache: Sequence[ir.Value]) -> ir.Value:
+    """T (1,), as the keys and the values (B, heads, T, D) of an attention have it."""
+    lengths = [record.op("Shape", value, start=2, end=3) for value in cache]
+    return record.op("Cast", record.op("Max", *lengths), to=ir.DataType.INT32)
 
 
 def _repeat(record: Recorder, x: ir.Value, heads: int, times: int) -> ir.Value:
