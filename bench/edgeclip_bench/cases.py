@@ -32,6 +32,9 @@ CASES = {
         module="latency.side_by_side", help="bundles of any family or version of edgeclip, in turns"
     ),
     "build-cost": Case(module="latency.build_cost", help="time and memory of an export or a quantisation"),
+    "memory-limit": Case(
+        module="latency.memory_limit", help="the smallest memory limit that answers; or a slow disk"
+    ),
     "image-folder": Case(module="latency.image_folder", help="what reading and decoding files adds to the graph"),
     "offline-texts": Case(module="latency.offline_texts", help="batches of one length against padded batches"),
     "plain-export": Case(module="rivals.plain_export", help="a bundle against a plain torch.onnx.export"),

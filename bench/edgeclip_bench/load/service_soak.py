@@ -205,12 +205,17 @@ def status(report: dict[str, Any]) -> int:
     return int(grows(report["at_rest"], report["in_traffic"]) or report["answers_500"] > 0)
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
+
+
 def soak(bundle: Path, *, seconds: float, clients: int, task: str | None = None) -> dict[str, Any]:
     """The JSON document of one service's run."""
     wanted = Wanted.of(bundle, task)
-    with socket.socket() as held:  # a free port
-        held.bind(("127.0.0.1", 0))
-        port = int(held.getsockname()[1])
+    port = free_port()
     flags = ("--port", str(port), "--token-ids", "--log-level", "error")
     command = (sys.executable, "-m", "edgeclip", "serve", str(bundle), *flags)
     with subprocess.Popen(command) as service:
