@@ -191,6 +191,20 @@ class OpenBundle:
                 matrices[index] = matrix
         return MultiVectors.of(matrices, dim=dim)
 
+    def run_items_both(self, items: Sequence[Item]) -> tuple[Vectors, MultiVectors]:
+        """The vectors (N, dim) and the multi vectors of items in their order, from one run of every graph.
+
+        Raises what `run_items` raises.
+        """
+        dim = self.manifest.need_multi().dim
+        vectors = np.empty((len(items), self.manifest.embedding_dim), np.float32)
+        matrices: list[Vectors] = [np.empty((0, dim), np.float32)] * len(items)
+        for indices, (single, multi) in self._runner.run_spaces(items, ("single", "multi")):
+            vectors[indices] = single
+            for index, matrix in zip(indices, multi, strict=True):
+                matrices[index] = matrix
+        return vectors, MultiVectors.of(matrices, dim=dim)
+
     def run_batch(self, items: Sequence[Item], *, space: Space = "single") -> Vectors | list[Item]:
         """Run items of one kind as one batch: their unit vectors, or the items of the next graph.
 

@@ -6,7 +6,6 @@ items -> batches of one kind -> graph -> outputs of each item -> the next graph'
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.engine.batch_policy import BatchPolicy
@@ -50,15 +49,35 @@ class Runner:
 
         They are (B, dim), or in the space "multi" (B, T, dim). Raises what `run_batch` raises.
         """
+        for indices, graph, outputs in self._run(items, batch_size):
+            yield indices, self._vectors(graph, outputs, len(indices), dim, space)
+
+    def run_spaces(
+        self, items: Sequence[Item], spaces: Sequence[Space], batch_size: int | None = None
+    ) -> Iterator[tuple[list[int], tuple[Vectors, ...]]]:
+        """Yield the full-width vectors of items in each of the spaces, from one run of every graph.
+
+        Raises what `run_batch` raises.
+        """
+        for indices, graph, outputs in self._run(items, batch_size):
+            yield (
+                indices,
+                tuple(
+                    self._vectors(graph, outputs, len(indices), self._manifest.dim(space), space) for space in spaces
+                ),
+            )
+
+    def _run(self, items: Sequence[Item], batch_size: int | None) -> Iterator[tuple[list[int], str, Outputs]]:
+        """Yield the outputs of the last graph of items, each batch with the indices of its items."""
         places, waiting = list(range(len(items))), list(items)
         while waiting:
             next_places: list[int] = []
             next_items: list[Item] = []
             for batch in self._policy.plan(waiting, batch_size):
-                found = self.run_batch([waiting[index] for index in batch], dim, space=space)
+                found = self._step([waiting[index] for index in batch])
                 indices = [places[index] for index in batch]
-                if isinstance(found, np.ndarray):
-                    yield indices, found
+                if isinstance(found, tuple):
+                    yield indices, *found
                 else:
                     next_places += indices
                     next_items += found
@@ -79,6 +98,11 @@ class Runner:
         export, WrongVectorsError for other vectors that hold NaN or whose length is not 1, DeviceError for inputs
         that the graph cannot take.
         """
+        found = self._step(items)
+        return self._vectors(*found, len(items), dim, space) if isinstance(found, tuple) else found
+
+    def _step(self, items: Sequence[Item]) -> tuple[str, Outputs] | list[Item]:
+        """Run items of one kind as one batch: the graph and its outputs where it was the last, or the next items."""
         kept = [self._kept.get(item.key) for item in items]
         waiting = [item for item, outputs in zip(items, kept, strict=True) if outputs is None]
         outputs: Outputs = {}
@@ -86,7 +110,7 @@ class Runner:
             first = waiting[0]
             outputs = self._run_graph(first.graph, self._family.feed(waiting), first.adapter)
             if self._family.follow(first, _row(outputs, 0)) is None:
-                return self._vectors(first.graph, outputs, len(items), dim, space)
+                return first.graph, outputs
         rows = iter(range(len(waiting)))
         return [
             self._follow(item, self._keep(item, _row(outputs, next(rows))) if known is None else known)
