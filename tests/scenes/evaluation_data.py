@@ -9,7 +9,8 @@ from PIL import Image
 from edgeclip.manifest import Manifest
 from edgeclip_bench.quality.datasets import Caption, ClassificationData, ImageTextData, StsData, TextRetrievalData
 from edgeclip_bench.quality.embeddings import Counts
-from edgeclip_bench.quality.evaluate import BundleIdentity, DataScores, Evaluation, Score
+from edgeclip_bench.quality.evaluate import BundleIdentity, Evaluation
+from edgeclip_bench.quality.scores import DataScores, Score
 from edgeclip_bench.quality.searches import Direction
 from tests.scenes.damage import reseal
 

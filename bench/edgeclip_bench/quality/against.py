@@ -6,7 +6,7 @@ inputs that went wrong: the worst are named, with what became of their ranks.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -19,9 +19,9 @@ from edgeclip.bundle.files import open_manifest
 from edgeclip.manifest import Modality
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip_bench.measure.closeness import Closeness, summarize_cosines
-from edgeclip_bench.quality.datasets import Data, ImageTextData, StsData, TextRetrievalData
+from edgeclip_bench.quality.datasets import Data, ImageTextData, PageData, StsData, TextRetrievalData, VectorData
+from edgeclip_bench.quality.embeddings import Embedder
 from edgeclip_bench.quality.evaluate import (
-    DataScores,
     Documented,
     Evaluation,
     Opening,
@@ -29,11 +29,15 @@ from edgeclip_bench.quality.evaluate import (
     choose_dims,
     evaluation_of,
     open_embedder,
+    page_options,
     score_data,
     warn_of_cut,
 )
 from edgeclip_bench.quality.metrics import NEVER
+from edgeclip_bench.quality.pages.scoring import check_options, judge_pages, score_pages
+from edgeclip_bench.quality.pages.search import FoundPages, PageOptions, search_pages
 from edgeclip_bench.quality.samples import Figure, Sample, Values, agree, judge
+from edgeclip_bench.quality.scores import DataScores
 from edgeclip_bench.quality.searches import Direction, Embedded, Search, class_prompts, embed, label_of, searches
 
 # How many of each modality's inputs, those with the lowest cosines, are named.
@@ -114,6 +118,8 @@ def compare(
     *,
     truncate_dims: Sequence[int] | None = None,
     task: str | None = None,
+    max_pixels: Sequence[int] = (),
+    pooled: Sequence[int] = (),
     **opening: Unpack[Opening],
 ) -> Comparison:
     """Evaluate both bundles on the same data, one after the other; arguments and errors are those of `evaluate`.
@@ -130,12 +136,17 @@ def compare(
     for manifest in manifests:
         check_data(data, task, manifest)
     dims = choose_dims(manifests[0], truncate_dims)
-    encoders, embedded = [], []
+    options = page_options(dims, max_pixels, pooled)
+    for manifest in manifests:
+        check_options(manifest, data, options)
+    encoders: list[Encoder] = []
+    embedded: list[list[Embedded | FoundPages]] = []
     for side in (bundle, other):
         with open_embedder(side, **opening) as embedder:
             encoders.append(embedder.encoder)
-            embedded.append([embed(embedder, one, task) for one in data])
-    pairs = [_pair(mine, its, dims, is_wanted(opening.get("progress"))) for mine, its in zip(*embedded, strict=True)]
+            embedded.append([_embed(embedder, one, task, options) for one in data])
+    is_shown = is_wanted(opening.get("progress"))
+    pairs = [_pair(mine, its, dims, is_shown=is_shown) for mine, its in zip(*embedded, strict=True)]
     found = Comparison(
         evaluation=evaluation_of(bundle, encoders[0], dims, tuple(pair.mine for pair in pairs)),
         reference=evaluation_of(other, encoders[1], dims, tuple(pair.its for pair in pairs)),
@@ -164,7 +175,54 @@ class _Pair:
     worst: list[WorstInput]
 
 
-def _pair(mine: Embedded, its: Embedded, dims: tuple[int, ...], is_shown: bool) -> _Pair:
+def _embed(embedder: Embedder, data: Data, task: str | None, options: PageOptions) -> Embedded | FoundPages:
+    if isinstance(data, PageData):
+        return search_pages(embedder, data, task, options)
+    return embed(embedder, data, task)
+
+
+def _pair(mine: Embedded | FoundPages, its: Embedded | FoundPages, dims: tuple[int, ...], *, is_shown: bool) -> _Pair:
+    if isinstance(mine, FoundPages) and isinstance(its, FoundPages):
+        return _pair_pages(mine, its, is_shown=is_shown)
+    if isinstance(mine, Embedded) and isinstance(its, Embedded):
+        return _pair_vectors(mine, its, dims, is_shown=is_shown)
+    raise AssertionError("both sides have the same data")
+
+
+def _pair_pages(mine: FoundPages, its: FoundPages, *, is_shown: bool) -> _Pair:
+    """Differences and agreement at every setting, and the cosines of single vectors; no input is named."""
+    label = label_of(mine.data)
+    differences, agreements = [], []
+    for setting, searched in mine.searches.items():
+        others, named = its.searches[setting], asdict(setting)
+        for one, other in zip(judge_pages(searched), judge_pages(others), strict=True):
+            differences.append(_difference(label, {**one.facts(setting.dim), **named}, one, other))
+        agreements += [
+            Agreement(data=label, **{**sample.facts(setting.dim), **named}, share=sample.figure())
+            for sample in agree(searched, others)
+        ]
+    cosines: dict[Modality, Values] = {
+        "text": row_cosines(mine.queries, its.queries),
+        "image": row_cosines(mine.pages, its.pages),
+    }
+    return _Pair(
+        mine=score_pages(mine, is_shown=is_shown),
+        its=score_pages(its),
+        differences=differences,
+        agreements=agreements,
+        closeness=_closeness(label, cosines),
+        worst=[],
+    )
+
+
+def _closeness(label: str, cosines: Mapping[Modality, Values]) -> list[DataCloseness]:
+    return [
+        DataCloseness(data=label, modality=modality, **asdict(summarize_cosines(found)))
+        for modality, found in cosines.items()
+    ]
+
+
+def _pair_vectors(mine: Embedded, its: Embedded, dims: tuple[int, ...], *, is_shown: bool) -> _Pair:
     label = label_of(mine.data)
     samples: list[tuple[int, Sample, Sample]] = []
     agreements = []
@@ -187,12 +245,9 @@ def _pair(mine: Embedded, its: Embedded, dims: tuple[int, ...], is_shown: bool) 
     return _Pair(
         mine=score_data(mine, ((dim, one) for dim, one, _ in samples)),
         its=score_data(its, ((dim, other) for dim, _, other in samples)),
-        differences=[_difference(label, *pair) for pair in samples],
+        differences=[_difference(label, one.facts(dim), one, other) for dim, one, other in samples],
         agreements=agreements,
-        closeness=[
-            DataCloseness(data=label, modality=modality, **asdict(summarize_cosines(found)))
-            for modality, found in cosines.items()
-        ],
+        closeness=_closeness(label, cosines),
         worst=[
             worst
             for modality, of_modality in cosines.items()
@@ -201,11 +256,11 @@ def _pair(mine: Embedded, its: Embedded, dims: tuple[int, ...], is_shown: bool) 
     )
 
 
-def _difference(label: str, dim: int, mine: Sample, its: Sample) -> Difference:
+def _difference(label: str, facts: Mapping[str, Any], mine: Sample, its: Sample) -> Difference:
     value, reference, interval = mine.figure(), its.figure(), mine.difference(its)
     return Difference(
         data=label,
-        **mine.facts(dim),
+        **facts,
         value=value,
         reference=reference,
         points=100 * (value - reference),
@@ -241,7 +296,7 @@ def _worst(
     return list(found.values())
 
 
-def _name(data: Data, row: int, is_item: bool) -> str:
+def _name(data: VectorData, row: int, is_item: bool) -> str:
     if isinstance(data, ImageTextData):
         return str(data.images[row]) if is_item else data.captions[row].text
     if isinstance(data, TextRetrievalData):

@@ -14,8 +14,9 @@ from edgeclip.bundle.files import open_manifest
 from edgeclip_bench.measure.report_table import Table
 from edgeclip_bench.quality.datasets import Data
 from edgeclip_bench.quality.evaluate import Documented, Evaluation, Opening, check_data, evaluate
+from edgeclip_bench.quality.percent import percent, with_interval
 from edgeclip_bench.quality.published import OF_MODELS, Direction, Published, model_of
-from edgeclip_bench.quality.report import WAYS, Report, make_report, percent, with_interval
+from edgeclip_bench.quality.report import WAYS, Report, make_report
 
 _METRIC = "recall@5"
 _BENCHMARKS = {"coco": "COCO", "flickr30k": "Flickr30k", "xm3600": "XM3600", "xtd10": "XTD10"}
@@ -35,12 +36,17 @@ def evaluate_beside(
     *,
     truncate_dims: Sequence[int] | None = None,
     task: str | None = None,
+    max_pixels: Sequence[int] = (),
+    pooled: Sequence[int] = (),
     **opening: Unpack[Opening],
 ) -> Beside:
     """Evaluate the bundles, one after the other, as `evaluate` does; without `truncate_dims` at full width alone."""
     for bundle in bundles:
         check_data(data, task, bundle.manifest if isinstance(bundle, Encoder) else open_manifest(Path(bundle)))
-    found = (evaluate(one, data, truncate_dims=truncate_dims or (), task=task, **opening) for one in bundles)
+    of_pages: dict[str, Sequence[int]] = {"max_pixels": max_pixels, "pooled": pooled}
+    found = (
+        evaluate(one, data, truncate_dims=truncate_dims or (), task=task, **of_pages, **opening) for one in bundles
+    )
     return Beside(evaluations=tuple(found))
 
 

@@ -2,7 +2,8 @@
 
 A vector is found again by what decided it and by nothing else: its *space* (bundle, code, versions, device:
 `edgeclip_bench.quality.spaces`) and the sha256 of its input. It is sealed with a checksum, so what a damaged file
-gives is computed again and never returned. Above the limit the vectors longest unused are dropped.
+gives is computed again and never returned. Above the limit the vectors longest unused are dropped. Multi vectors are
+kept too, under the same limit: a page of 768 tokens is 0.4 MB in float32, and half a minute of a small processor.
 
 The cache is a convenience: when it is damaged, locked, unwritable or the disk is full, one CacheWarning says so and
 the evaluation goes on without it. What is written is written at once, so a run that is killed keeps what it had.
@@ -42,7 +43,7 @@ class CacheWarning(UserWarning):
 
 
 class Entry(NamedTuple):
-    """A full-width vector (D,) float32, and whether its text was cut to the model's max_length."""
+    """A full-width vector (D,) float32, or multi vectors (T, D), and whether the text was cut to the max_length."""
 
     vector: NDArray[np.float32]
     is_cut: bool
@@ -50,10 +51,13 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """The facts that decide a vector besides its input, as JSON, and the width of the vectors."""
+    """The facts that decide a vector besides its input, as JSON, the width of the vectors, and whether each input
+    has several of them.
+    """
 
     facts: str
     dim: int
+    is_multi: bool = False
 
     @property
     def key(self) -> bytes:
@@ -153,8 +157,13 @@ def _seal(space: Space, key: bytes, entry: Entry) -> bytes:
 
 def _unseal(space: Space, key: bytes, value: object) -> Entry | None:
     """The entry that a value holds; None for one that is not as it was written."""
-    if not isinstance(value, bytes) or len(value) != 1 + 4 * space.dim + _SEAL_BYTES:
+    if not isinstance(value, bytes):
+        return None
+    rows, rest = divmod(len(value) - 1 - _SEAL_BYTES, 4 * space.dim)
+    if rest or rows < 1 or (rows > 1 and not space.is_multi):
         return None
     vector = np.frombuffer(value[1:-_SEAL_BYTES], dtype="<f4").astype(np.float32)
+    if space.is_multi:
+        vector = vector.reshape(rows, space.dim)
     entry = Entry(vector, value[:1] != b"\0")
     return entry if _seal(space, key, entry) == value else None

@@ -16,8 +16,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from edgeclip_bench.measure.plot_style import COLOURS, GRID, INK, PALE, drawable, plot_style, save_figure
 from edgeclip_bench.quality.against import Comparison
-from edgeclip_bench.quality.evaluate import DataScores, Evaluation, Score
+from edgeclip_bench.quality.evaluate import Evaluation
 from edgeclip_bench.quality.report import WAYS
+from edgeclip_bench.quality.scores import DataScores, Score
 from edgeclip_bench.quality.searches import Direction
 
 FORMATS = ("png", "svg")
@@ -137,7 +138,8 @@ def shown_ticks(dims: Sequence[int]) -> list[int]:
 def _lines(data: DataScores, direction: Direction | None) -> list[_Line]:
     """The first metric of a direction: its languages by name, overall last."""
     scores = [score for score in data.scores if score.direction == direction]
-    scores = [score for score in scores if score.metric == scores[0].metric]
+    first = scores[0]  # of pages: at the first max_pixels
+    scores = [one for one in scores if one.metric == first.metric and _is_plain(one, first.max_pixels)]
     names = sorted({score.language or "" for score in scores if not score.is_overall})
     lines = [
         _Line(label=name, scores=tuple(s for s in scores if not s.is_overall and s.language == name))
@@ -145,6 +147,11 @@ def _lines(data: DataScores, direction: Direction | None) -> list[_Line]:
     ]
     overall = tuple(score for score in scores if score.is_overall)
     return [*lines, _Line(label="overall" if names else overall[0].language or "overall", scores=overall)]
+
+
+def _is_plain(score: Score, max_pixels: int | None) -> bool:
+    """Whether a score is of single vectors, of which alone a part may be taken."""
+    return (score.space, score.max_pixels) == ("single", max_pixels)
 
 
 def _colours(lines: Sequence[_Line]) -> list[Any]:

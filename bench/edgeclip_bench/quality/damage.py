@@ -28,8 +28,9 @@ from edgeclip_bench.demo.dataset import CAPTIONS, IMAGES, write_dataset
 from edgeclip_bench.demo.layout import MATRYOSHKA_DIMS
 from edgeclip_bench.measure.documents import make_document, save
 from edgeclip_bench.quality.against import CheckpointWarning, Difference, compare
-from edgeclip_bench.quality.evaluate import DataScores, evaluate
+from edgeclip_bench.quality.evaluate import evaluate
 from edgeclip_bench.quality.layouts import open_data
+from edgeclip_bench.quality.scores import DataScores
 from edgeclip_export import export_checkpoint
 from edgeclip_export.checkpoint import WEIGHTS
 

@@ -7,7 +7,7 @@ their embeddings); images stay files, and a corpus is read again each time it is
 from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 
 class Texts(Sized, Iterable[str], Protocol):
@@ -56,6 +56,59 @@ class TextRetrievalData:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PageImage:
+    """The image of a page, as a file or as the bytes of one; `where` names its place in messages."""
+
+    where: str
+    source: Path | bytes
+
+
+class PageImages(Sized, Iterable[PageImage], Protocol):
+    """Images that can be iterated any number of times, each time in the same order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Pages:
+    """The pages that queries search: the documents' ids, and images, of which `documents` has each one's document.
+
+    In the form "beir" each document has one image. In the form "qa" it has one or more, all that have its file name.
+    """
+
+    form: Literal["beir", "qa"]
+    ids: tuple[str, ...]
+    images: PageImages
+    documents: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PageQueries:
+    """Queries of one language, the pages that they search, and grades as in `TextRetrievalData`."""
+
+    language: str | None
+    pages: Pages
+    query_ids: tuple[str, ...]
+    queries: tuple[str, ...]
+    grades: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PageData:
+    """Page retrieval: queries that search images of pages (ViDoRe, Jina-VDR), in one language or in several.
+
+    Languages may share their pages: then these are the same object. `is_whole` unless a part of the test was chosen.
+    """
+
+    name: str
+    parts: tuple[PageQueries, ...]
+    is_whole: bool = True
+
+    @property
+    def corpora(self) -> tuple[Pages, ...]:
+        """The different pages, in order."""
+        return tuple({id(part.pages): part.pages for part in self.parts}.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StsData:
     """Pairs of sentences and how alike people found them."""
 
@@ -77,4 +130,5 @@ class ClassificationData:
     templates: tuple[str, ...] = ("{}",)
 
 
-Data = ImageTextData | TextRetrievalData | StsData | ClassificationData
+VectorData = ImageTextData | TextRetrievalData | StsData | ClassificationData  # judged by single vectors alone
+Data = VectorData | PageData

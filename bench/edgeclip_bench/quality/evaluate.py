@@ -21,10 +21,21 @@ from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip_bench.measure.documents import versions
 from edgeclip_bench.measure.machine_facts import machine
 from edgeclip_bench.quality.cache import EmbeddingCache, default_folder
-from edgeclip_bench.quality.datasets import ClassificationData, Data, ImageTextData, StsData, TextRetrievalData
-from edgeclip_bench.quality.embeddings import Counts, Embedder
-from edgeclip_bench.quality.published import OF_MODELS, Published, published_for
-from edgeclip_bench.quality.samples import Figure, Sample, judge
+from edgeclip_bench.quality.datasets import (
+    ClassificationData,
+    Data,
+    ImageTextData,
+    PageData,
+    StsData,
+    TextRetrievalData,
+)
+from edgeclip_bench.quality.embeddings import Embedder
+from edgeclip_bench.quality.pages.averages import PageAverage, average_pages
+from edgeclip_bench.quality.pages.scoring import check_options, page_sizes, score_pages
+from edgeclip_bench.quality.pages.search import PageOptions, search_pages
+from edgeclip_bench.quality.published import OF_MODELS, Published, model_of, published_for
+from edgeclip_bench.quality.samples import Sample, judge
+from edgeclip_bench.quality.scores import DataScores, Score
 from edgeclip_bench.quality.searches import (
     Embedded,
     embed,
@@ -61,42 +72,6 @@ class BundleIdentity:
     files: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Score(Figure):
-    """One figure with its 95 % interval.
-
-    `kept` is the share of the full width's figure. Where the model's authors published one of the same kind,
-    `difference` is ours less theirs.
-    """
-
-    value: float
-    low: float
-    high: float
-    kept: float | None
-    published: float | None
-    published_source: str | None
-    difference: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataScores:
-    """The scores of one data set, and how its inputs were embedded.
-
-    `label` is its name, with its language where it has one. `task` is that of its queries, captions or pairs,
-    `item_task` that of its documents.
-    """
-
-    name: str
-    label: str
-    kind: str
-    sizes: Mapping[str, int]
-    languages: tuple[str, ...]
-    task: str | None
-    item_task: str | None
-    embedded: Counts
-    scores: tuple[Score, ...]
-
-
 class Opening(TypedDict, total=False):
     """How a bundle is opened for an evaluation.
 
@@ -128,6 +103,7 @@ class Evaluation(Documented):
     machine: Mapping[str, Any]
     dims: tuple[int, ...]
     data: tuple[DataScores, ...]
+    page_averages: tuple[PageAverage, ...] = ()
 
 
 def evaluate(
@@ -136,22 +112,26 @@ def evaluate(
     *,
     truncate_dims: Sequence[int] | None = None,
     task: str | None = None,
+    max_pixels: Sequence[int] = (),
+    pooled: Sequence[int] = (),
     **opening: Unpack[Opening],
 ) -> Evaluation:
     """Every metric of the bundle on each data set, at each of `truncate_dims` and at full width.
 
     Without `truncate_dims`, at those the model was trained for. `task` is that of captions and queries; for None see
-    `edgeclip_bench.quality.tasks`. Raises InputError for options and data that cannot be, and what Encoder.open
-    raises. Texts that were cut are counted in one TruncationWarning; a cache that fails is a CacheWarning.
+    `edgeclip_bench.quality.tasks`. Pages are searched at each of `max_pixels` (none: the model's own), and by multi
+    vectors too where the model has some, as they are and pooled by each factor of `pooled`. Raises InputError for
+    options and data that cannot be, and what Encoder.open raises. Texts that were cut are counted in one
+    TruncationWarning; a cache that fails is a CacheWarning.
     """
     with open_embedder(bundle, **opening) as embedder:
         manifest = embedder.encoder.manifest
         check_data(data, task, manifest)
         dims = choose_dims(manifest, truncate_dims)
-        # Mapped, not looped over: a loop's name would hold one set's vectors while the next one's are made.
-        embedded = map(partial(embed, embedder, task=task), data)
-        scored = map(partial(_judge, dims=dims, is_shown=is_wanted(opening.get("progress"))), embedded)
-        found = evaluation_of(bundle, embedder.encoder, dims, tuple(scored))
+        options = page_options(dims, max_pixels, pooled)
+        check_options(manifest, data, options)
+        judge_one = partial(_judge, embedder, task=task, options=options, is_shown=is_wanted(opening.get("progress")))
+        found = evaluation_of(bundle, embedder.encoder, dims, tuple(map(judge_one, data)))
     warn_of_cut(found)
     return found
 
@@ -197,6 +177,7 @@ def evaluation_of(
         machine=machine(),
         dims=dims,
         data=scored,
+        page_averages=average_pages(scored, model_of(manifest.family, manifest.embedding_dim)),
     )
 
 
@@ -260,7 +241,8 @@ def check_data(data: Sequence[Data], task: str | None, manifest: Manifest) -> No
     for one in data:
         if empty := [what for what, count in sizes_of(one).items() if not count]:
             raise InputError(f"{label_of(one)}: holds no {empty[0]}")
-        for modality in ("text", "image") if isinstance(one, ImageTextData | ClassificationData) else ("text",):
+        has_images = isinstance(one, ImageTextData | ClassificationData | PageData)
+        for modality in ("text", "image") if has_images else ("text",):
             if modality not in manifest.modalities:
                 raise InputError(
                     f"{label_of(one)}: holds {modality}s, and {manifest.source.name} takes "
@@ -282,19 +264,33 @@ def sizes_of(data: Data) -> dict[str, int]:
         sizes = {"documents": len(data.corpus), "queries": len(data.queries), "judged queries": judged}
         own = int(np.count_nonzero(own_documents(data) >= 0))
         return {**sizes, "queries that leave out the document of their own id": own} if own else sizes
+    if isinstance(data, PageData):
+        return page_sizes(data)
     if isinstance(data, StsData):
         return {"pairs": len(data.scores)}
     return {"images": len(data.images), "classes": len(data.classes), "templates": len(data.templates)}
 
 
-def _judge(embedded: Embedded, dims: tuple[int, ...], is_shown: bool) -> DataScores:
+def page_options(dims: tuple[int, ...], max_pixels: Sequence[int], pooled: Sequence[int]) -> PageOptions:
+    """The settings to search pages with: each once, and multi vectors also as they are."""
+    return PageOptions(
+        dims=dims, max_pixels=tuple(dict.fromkeys(max_pixels)) or (None,), pooled=tuple(sorted({1, *pooled}))
+    )
+
+
+def _judge(embedder: Embedder, data: Data, *, task: str | None, options: PageOptions, is_shown: bool) -> DataScores:
+    """Embed and judge one data set, whose vectors are given up with the return."""
+    if isinstance(data, PageData):
+        return score_pages(search_pages(embedder, data, task, options), is_shown=is_shown)
+    embedded = embed(embedder, data, task)
+
     def samples() -> Iterator[tuple[int, Sample]]:
-        for dim in dims:
+        for dim in options.dims:
             for sample in judge(embedded, dim, searches(embedded, dim)):
                 yield dim, sample
             bar.advance()
 
-    with ProgressBar(f"{label_of(embedded.data)}: judging, dims", len(dims), is_shown=is_shown) as bar:
+    with ProgressBar(f"{label_of(data)}: judging, dims", len(options.dims), is_shown=is_shown) as bar:
         return score_data(embedded, samples())
 
 

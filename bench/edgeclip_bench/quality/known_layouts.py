@@ -16,11 +16,14 @@ LAYOUTS = (
     "a .json of COCO's captions",
     "XTD10",
     "a BEIR or MTEB corpus.jsonl with queries and qrels",
+    "pages with queries and qrels (ViDoRe, Jina-VDR), in parquet or JSON lines",
+    "pages and their queries in one table, in parquet or JSON lines",
+    "a folder of such data sets of pages",
     "sentence pairs in .jsonl, .tsv or .csv",
     "a folder of images for each class",
 )
 PARQUET = (
-    "parquet is not read: write it as JSON lines beside it, with "
+    "parquet is read only as pages with queries: write it as JSON lines beside it, with "
     "pandas.read_parquet('x.parquet').to_json('x.jsonl', orient='records', lines=True)"
 )
 # How much of what was found a message lists.

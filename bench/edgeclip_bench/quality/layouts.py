@@ -27,6 +27,7 @@ from edgeclip_bench.quality.image_text_layouts import (
     read_xtd10,
 )
 from edgeclip_bench.quality.known_layouts import LISTED, PARQUET, not_understood
+from edgeclip_bench.quality.pages.reading import open_page_table, open_pages
 from edgeclip_bench.quality.records import (
     Record,
     list_folder,
@@ -98,6 +99,8 @@ def _name_of(path: Path) -> str:
 
 def _open_file(path: Path, selection: Selection) -> Found:
     suffix = plain_suffix(path)
+    if suffix in (".parquet", ".jsonl") and (pages := open_page_table(path, selection)):
+        return pages
     if suffix == ".json":
         return _open_json(path, selection)
     if suffix == ".jsonl":
@@ -141,6 +144,8 @@ def _open_pairs(path: Path, selection: Selection) -> Found:
 
 def _open_folder(folder: Path, selection: Selection) -> Found:
     """Files that describe a dataset go before folders of images, which may be theirs."""
+    if (pages := open_pages(folder, selection)) is not None:
+        return pages
     if (described := _open_described(folder, selection)) is not None:
         return described
     if holds_image(folder):

@@ -107,7 +107,7 @@ def top_k(
     found_scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
     for rows, columns, scores in _similarity_blocks(queries, items, without, block_bytes):
         scores[np.isnan(scores)] = -np.inf
-        here = _best_columns(scores, min(k, scores.shape[1]))
+        here = best_columns(scores, min(k, scores.shape[1]))
         here_scores = np.take_along_axis(scores, here, axis=1)
         # What was found before has lower indices and stands first, so a stable sort keeps the order of ties, and
         # k times NOTHING keeps out what has no score.
@@ -225,7 +225,7 @@ def _best_positive_scores(
     return best
 
 
-def _best_columns(scores: NDArray[np.float32], k: int) -> Indices:
+def best_columns(scores: NDArray[np.float32], k: int) -> Indices:
     """The columns of each row's k highest scores (R, k), best first, the lower column first on a tie."""
     worst = np.partition(scores, -k, axis=1)[:, -k, None]  # (R, 1): the k-th best score
     is_tie = scores == worst

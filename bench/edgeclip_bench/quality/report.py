@@ -11,8 +11,11 @@ from typing import TypeVar
 from edgeclip_bench.measure.documents import make_document, to_json
 from edgeclip_bench.measure.report_table import NONE, Columns, Table, make_table, render_table
 from edgeclip_bench.quality.against import Agreement, Comparison, DataCloseness, Difference, WorstInput
-from edgeclip_bench.quality.evaluate import BundleIdentity, DataScores, Documented, Evaluation, Score
+from edgeclip_bench.quality.evaluate import BundleIdentity, Documented, Evaluation
+from edgeclip_bench.quality.pages.report import collection_tables, task_tables
+from edgeclip_bench.quality.percent import percent, with_interval
 from edgeclip_bench.quality.published import AVERAGES, PUBLISHED_MODEL, kept_share_for, model_of
+from edgeclip_bench.quality.scores import DataScores, Score
 from edgeclip_bench.quality.searches import Direction
 
 Row = TypeVar("Row", Score, Difference)
@@ -21,6 +24,7 @@ WAYS: dict[Direction | None, str] = {
     "text_to_image": "text to image",
     "image_to_text": "image to text",
     "query_to_document": "queries to documents",
+    "query_to_page": "queries to pages",
     "image_to_class": "images to classes",
     None: "pairs of sentences",
 }
@@ -68,7 +72,8 @@ class Report:
 def make_report(found: Evaluation | Comparison) -> Report:
     """The report of an evaluation, or of a comparison with the bundle's own figures first."""
     if isinstance(found, Evaluation):
-        tables = [table for data in found.data for table in _score_tables(data, found.dims, found.bundle.family)]
+        tables = list(collection_tables(found.data, found.page_averages))
+        tables += [table for data in found.data for table in _score_tables(data, found.dims, found.bundle.family)]
         has_images = any(score.direction == "image_to_text" for data in found.data for score in data.scores)
         return Report(
             title=f"Quality of {found.bundle.name}",
@@ -135,6 +140,9 @@ def _describe(bundle: BundleIdentity) -> str:
 
 def _score_tables(data: DataScores, dims: Sequence[int], family: str) -> Iterator[Table]:
     """Yield for each direction a table of the languages at full width, where there are several, and one by dim."""
+    if data.scores[0].direction == "query_to_page":
+        yield from task_tables(data)
+        return
     known = [share for dim in dims if (share := kept_share_for(dim))]
     kept = tuple(f"published: {k.dim} keep at least {k.at_least:.0%} on {k.tasks} ({k.source})" for k in known)
     model = model_of(family, dims[-1])
@@ -242,16 +250,6 @@ def _rows(found: Iterable[Row], key: Callable[[Row], str]) -> dict[str, list[Row
 
 def _language(one: Score | Difference | Agreement) -> str:
     return "overall" if one.is_overall else str(one.language)
-
-
-def with_interval(value: float, low: float, high: float) -> str:
-    """A share and its interval in per cent."""
-    return f"{percent(value)} [{percent(low)}, {percent(high)}]"
-
-
-def percent(value: float | None, sign: str = "") -> str:
-    """A share in per cent, with two decimals, and "+" before it where `sign` says so; a dash for None."""
-    return NONE if value is None else f"{100 * value:{sign}.2f}"
 
 
 def _shorten(words: str) -> str:

@@ -7,11 +7,12 @@ over the languages: the captions of all languages at once would be an easier tas
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclip.manifest import Space
 from edgeclip_bench.quality.datasets import ImageTextData, StsData, TextRetrievalData
 from edgeclip_bench.quality.intervals import Interval, bootstrap_difference, bootstrap_mean, bootstrap_statistic
 from edgeclip_bench.quality.metrics import ndcg_at, recall_of_relevant_at, spearman, top_k_agreement
@@ -26,9 +27,27 @@ RELEVANT_AT = (10, 100)
 AGREEMENT_AT = 10
 
 
+class Searched(Protocol):
+    """The part of a search that names its samples: `languages` where its queries have several, else `language`."""
+
+    @property
+    def direction(self) -> Direction: ...  # noqa: D102
+    @property
+    def groups(self) -> Indices: ...  # noqa: D102
+    @property
+    def language(self) -> str | None: ...  # noqa: D102
+    @property
+    def languages(self) -> NDArray[np.str_] | None: ...  # noqa: D102
+    @property
+    def top(self) -> Indices: ...  # noqa: D102
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """The facts that name a figure, over `samples` queries; `language` is None for several and for an unnamed one."""
+    """The facts that name a figure, over `samples` queries; `language` is None for several and for an unnamed one.
+
+    `max_pixels` (None: the model's own) and the factor by which multi vectors were `pooled` are those of pages.
+    """
 
     metric: str
     direction: Direction | None
@@ -36,6 +55,9 @@ class Figure:
     is_overall: bool
     dim: int
     samples: int
+    space: Space = "single"
+    max_pixels: int | None = None
+    pooled: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -113,26 +135,26 @@ def judge(embedded: Embedded, dim: int, found: Sequence[Search]) -> Iterator[Sam
         for query, item, grade in data.grades:
             grades.setdefault(query, {})[item] = grade
         judged = [grades[int(row)] for row in found[0].rows]
-        yield from _samples(f"ndcg@{NDCG_AT}", found, [ndcg_at(one.top, judged, NDCG_AT) for one in found])
+        yield from samples_of(f"ndcg@{NDCG_AT}", found, [ndcg_at(one.top, judged, NDCG_AT) for one in found])
         for k in RELEVANT_AT:
-            yield from _samples(f"recall@{k}", found, [recall_of_relevant_at(one.top, judged, k) for one in found])
+            yield from samples_of(f"recall@{k}", found, [recall_of_relevant_at(one.top, judged, k) for one in found])
     else:
         metric, first_k = ("recall@", RECALL_AT) if isinstance(data, ImageTextData) else ("top-", TOP_CLASSES)
         for k in first_k:
-            yield from _samples(f"{metric}{k}", found, [(one.ranks < k).astype(np.float64) for one in found])
+            yield from samples_of(f"{metric}{k}", found, [(one.ranks < k).astype(np.float64) for one in found])
 
 
-def agree(found: Sequence[Search], others: Sequence[Search]) -> Iterator[Sample]:
+def agree(found: Sequence[Searched], others: Sequence[Searched]) -> Iterator[Sample]:
     """The share of what each query finds first that both find: of ten, and of one where it finds classes."""
     if not found:
         return
     k = 1 if found[0].direction == "image_to_class" else AGREEMENT_AT
     both = zip(found, others, strict=True)
     shares = [top_k_agreement(one.top[:, :k], other.top[:, :k]) for one, other in both]
-    yield from _samples(f"agreement@{k}", found, shares)
+    yield from samples_of(f"agreement@{k}", found, shares)
 
 
-def _samples(metric: str, found: Sequence[Search], values: Sequence[Values]) -> Iterator[Sample]:
+def samples_of(metric: str, found: Sequence[Searched], values: Sequence[Values]) -> Iterator[Sample]:
     """Yield the sample over all queries of each direction, and one for each language."""
     for direction in dict.fromkeys(search.direction for search in found):
         of_direction = [pair for pair in zip(found, values, strict=True) if pair[0].direction == direction]

@@ -14,20 +14,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.manifest import Manifest, Modality
-from edgeclip_bench.quality.datasets import ClassificationData, Data, ImageTextData, StsData, TextRetrievalData
+from edgeclip_bench.quality.datasets import (
+    ClassificationData,
+    Data,
+    ImageTextData,
+    PageData,
+    StsData,
+    TextRetrievalData,
+    VectorData,
+)
 from edgeclip_bench.quality.embeddings import Counts, Embedder, Vectors
 from edgeclip_bench.quality.languages import ENGLISH, codes_of, speaks_by_task
 from edgeclip_bench.quality.metrics import NEVER, Positives, class_vectors, first_hit_ranks, top_k, truncate
 from edgeclip_bench.quality.published import model_of
 from edgeclip_bench.quality.tasks import PAIR, QUERY, chooses_adapters, default_task, document_task
 
-Direction = Literal["text_to_image", "image_to_text", "query_to_document", "image_to_class"]
+Direction = Literal["text_to_image", "image_to_text", "query_to_document", "query_to_page", "image_to_class"]
 Indices = NDArray[np.int64]
 
 # What is kept of a search's results: BEIR's recall looks at 100 documents, all else at 10.
 _DOCUMENTS, _OTHERS = 100, 10
 # What `Embedded.queries` and `items` of a data set are.
-_INPUTS: dict[type[Data], tuple[str, str]] = {
+_INPUTS: dict[type[VectorData], tuple[str, str]] = {
     ImageTextData: ("captions", "images"),
     TextRetrievalData: ("queries", "documents"),
     StsData: ("first sentences", "second sentences"),
@@ -40,7 +48,9 @@ UNDETERMINED = "und"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tasks:
-    """The tasks of `Embedded.queries`, each with its own where tasks are `languages`, and of `Embedded.items`."""
+    """The tasks of `Embedded.queries`, each (of pages each part) with its own where tasks are `languages`, and of
+    `Embedded.items`.
+    """
 
     queries: str | None = None
     items: str | None = None
@@ -55,7 +65,7 @@ class Embedded:
     the images, the documents or the second sentences. `model` is that whose published figures are of its kind.
     """
 
-    data: Data
+    data: VectorData
     queries: Vectors
     items: Vectors
     counts: Counts
@@ -112,7 +122,7 @@ class Search:
         return top_k(queries, items, k, without=self.own)[0]
 
 
-def embed(embedder: Embedder, data: Data, task: str | None) -> Embedded:
+def embed(embedder: Embedder, data: VectorData, task: str | None) -> Embedded:
     """Embed all of a data set's inputs, with the tasks that `tasks_of` gives."""
     manifest = embedder.encoder.manifest
     name, tasks = label_of(data), tasks_of(data, task, manifest)
@@ -135,7 +145,7 @@ def embed(embedder: Embedder, data: Data, task: str | None) -> Embedded:
     )
 
 
-def _queries(embedder: Embedder, data: Data, tasks: Tasks, label: str) -> Vectors:
+def _queries(embedder: Embedder, data: VectorData, tasks: Tasks, label: str) -> Vectors:
     """Unit vectors of the queries; captions of each language have its own task where tasks are languages."""
     if isinstance(data, ImageTextData):
         queries: Sequence[str] = [caption.text for caption in data.captions]
@@ -158,6 +168,8 @@ def _languages(data: Data, task: str | None, manifest: Manifest) -> Tasks:
     benchmark = data.benchmark if isinstance(data, ImageTextData) else None
     if isinstance(data, ImageTextData):
         named: list[str | None] = [caption.language for caption in data.captions]
+    elif isinstance(data, PageData):
+        named = [part.language for part in data.parts]
     else:
         named = [ENGLISH if isinstance(data, ClassificationData) else data.language]
     codes = codes_of(named, task, manifest, label=label_of(data), benchmark=benchmark)
@@ -179,7 +191,7 @@ def tasks_of(data: Data, task: str | None, manifest: Manifest) -> Tasks:
         pair = task if task and chooses_adapters(manifest) else default_task(manifest, PAIR)
         return Tasks(queries=pair, items=pair)
     items = document_task(manifest, task, "image")
-    if isinstance(data, ImageTextData) or manifest.task_required:
+    if isinstance(data, ImageTextData | PageData) or manifest.task_required:
         return Tasks(queries=task or default_task(manifest, QUERY), items=items)
     return Tasks()
 
@@ -191,7 +203,7 @@ def class_prompts(data: ClassificationData) -> list[str]:
 
 def takes_task(data: Data, manifest: Manifest) -> bool:
     """Say whether a task that the user asks for is used for any of a data set's texts."""
-    if isinstance(data, ImageTextData | TextRetrievalData) or speaks_by_task(manifest):
+    if isinstance(data, ImageTextData | TextRetrievalData | PageData) or speaks_by_task(manifest):
         return True
     return manifest.task_required if isinstance(data, ClassificationData) else chooses_adapters(manifest)
 
@@ -201,6 +213,8 @@ def languages_of(data: Data) -> tuple[str, ...]:
     if isinstance(data, ImageTextData):
         found = dict.fromkeys(caption.language for caption in data.captions)
         return () if set(found) <= {None} else tuple(language or UNDETERMINED for language in found)
+    if isinstance(data, PageData):
+        return tuple(part.language for part in data.parts if part.language is not None)
     if isinstance(data, ClassificationData) or data.language is None:
         return ()
     return (data.language,)

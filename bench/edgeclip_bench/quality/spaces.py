@@ -6,17 +6,18 @@ from importlib.resources import files
 from edgeclip import Encoder, Manifest
 from edgeclip.engine.vector_facts import hash_packages, vector_facts
 from edgeclip.manifest import FIRST_GRAPH, Modality
+from edgeclip.manifest import Space as SpaceName
 from edgeclip_bench.quality.cache import Space
 
 # Read when this is imported, as the runtime's.
 _CODE = hash_packages([files("edgeclip_bench")])
 
 
-def space_of(encoder: Encoder, modality: Modality) -> Space:
+def space_of(encoder: Encoder, modality: Modality, space: SpaceName = "single") -> Space:
     """The space of the encoder's vectors of a modality: all that decides them besides the input and its task."""
-    facts = {"the modality": modality, "the evaluation's code": _CODE}
+    facts = {"the modality": modality, "the space": space, "the evaluation's code": _CODE}
     facts |= vector_facts(encoder, graphs_of(encoder.manifest, modality))
-    return Space(json.dumps(facts, sort_keys=True), encoder.manifest.embedding_dim)
+    return Space(json.dumps(facts, sort_keys=True), encoder.manifest.dim(space), is_multi=space == "multi")
 
 
 def graphs_of(manifest: Manifest, modality: Modality) -> list[str]:

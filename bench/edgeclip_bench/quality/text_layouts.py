@@ -101,7 +101,7 @@ def read_retrieval(folder: Path, selection: Selection) -> TextRetrievalData:
     for query in query_ids:
         as_text(texts[query], f"{query_files[0]}: query {query!r}", "its text")
     ids = tuple(documents)
-    graded = _place_grades(grades, query_ids, documents, judgements_file)
+    graded = place_grades(grades, query_ids, documents, judgements_file)
     return TextRetrievalData(
         name=selection.name,
         corpus_ids=ids,
@@ -112,7 +112,7 @@ def read_retrieval(folder: Path, selection: Selection) -> TextRetrievalData:
     )
 
 
-def _place_grades(
+def place_grades(
     grades: Mapping[tuple[str, str], int], query_ids: Sequence[str], documents: dict[str, int], file: Path
 ) -> tuple[tuple[int, int, int], ...]:
     """The grades by indices; documents that the corpus lacks get one past its end, are added, and warned of."""
@@ -226,10 +226,15 @@ def _read_unique(files: tuple[Path, ...], what: str) -> Iterator[tuple[str, Reco
 def _read_judgements(file: Path) -> Iterator[tuple[str, str, str, int]]:
     """The place, the query, the document and the grade of each judgement."""
     for record in read_records(file) if plain_suffix(file) == ".jsonl" else _read_grade_rows(file):
-        grade = record.number("score", "the score")
-        if not grade.is_integer():
-            raise record.error(f"the score is {grade}, wanted a whole number")
-        yield record.where, record.id("query-id"), record.id("corpus-id"), int(grade)
+        yield record.where, record.id("query-id"), record.id("corpus-id"), read_grade(record)
+
+
+def read_grade(record: Record) -> int:
+    """The grade that a judgement's score is; InputError unless it is a whole number."""
+    grade = record.number("score", "the score")
+    if not grade.is_integer():
+        raise record.error(f"the score is {grade}, wanted a whole number")
+    return int(grade)
 
 
 def _read_grade_rows(file: Path) -> Iterator[Record]:

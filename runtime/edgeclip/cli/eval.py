@@ -41,6 +41,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="evaluate at N dimensions besides all; may be repeated (those the model was trained for)",
     )
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        action="append",
+        default=[],
+        metavar="N",
+        help="scale pages down to N pixels; may be repeated: a search at each (the model's limit)",
+    )
+    parser.add_argument(
+        "--pooled",
+        type=int,
+        action="append",
+        default=[],
+        metavar="N",
+        help="search pages also by multi vectors of which 1 in N is kept; may be repeated",
+    )
     parser.add_argument("--task", metavar="T", help="prepend this task's instruction to queries and captions")
     parser.add_argument("--against", type=Path, metavar="OTHER", help="another bundle, to be held against")
     parser.add_argument(
@@ -87,6 +103,8 @@ def run(options: argparse.Namespace) -> None:
     settings: dict[str, Any] = {
         "truncate_dims": options.truncate_dims,
         "task": options.task,
+        "max_pixels": options.max_pixels,
+        "pooled": options.pooled,
         "device": options.device,
         "threads": options.threads,
         "cache": None if options.no_cache else options.cache or "default",

@@ -14,9 +14,10 @@ from edgeclip import BundleError, DeviceError, Encoder, InputError, TruncationWa
 from edgeclip_bench.quality.cache import CacheWarning
 from edgeclip_bench.quality.datasets import Caption, Data, ImageTextData
 from edgeclip_bench.quality.embeddings import Counts
-from edgeclip_bench.quality.evaluate import Evaluation, Score, evaluate, score_data
+from edgeclip_bench.quality.evaluate import Evaluation, evaluate, score_data
 from edgeclip_bench.quality.published import PUBLISHED, published_for
 from edgeclip_bench.quality.samples import judge
+from edgeclip_bench.quality.scores import Score
 from edgeclip_bench.quality.searches import Embedded, searches
 from tests.scenes.evaluation_data import PICTURES, classification, image_text, sts, text_retrieval
 

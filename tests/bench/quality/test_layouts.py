@@ -7,7 +7,9 @@ import sys
 import tracemalloc
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow.parquet import write_table
 
 from edgeclip.errors import InputError
 from edgeclip_bench.quality import records
@@ -138,11 +140,15 @@ def test_what_is_not_there_or_not_understood_says_what_was_found(tmp_path: Path)
     assert "known: holds 0/, 1/, 2/, 3/, 4/, 5/, 6/, 7/ and 1 more; understood" in refusal(tmp_path / "many")
 
 
-def test_parquet_is_said_to_be_unread(tmp_path: Path) -> None:
+def test_parquet_of_anything_but_pages_is_said_to_be_unread(tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
-    (tmp_path / "corpus" / "test-00000-of-00001.parquet").touch()
-    assert "holds corpus/; parquet is not read: write it as JSON lines" in refusal(tmp_path)
-    assert "parquet is not read" in refusal(tmp_path / "corpus" / "test-00000-of-00001.parquet")
+    file = tmp_path / "corpus" / "test-00000-of-00001.parquet"
+    write_table(pa.table({"id": ["a"], "text": ["words"]}), file)
+    wanted = "parquet is read only as pages with queries: write it as JSON lines"
+    assert f"holds corpus/; {wanted}" in refusal(tmp_path)
+    assert wanted in refusal(file)
+    file.write_bytes(b"PAR1")
+    assert refusal(file).startswith(f"{file}: cannot be read as parquet (")
 
 
 def test_two_datasets_in_one_folder_are_not_guessed_between(tmp_path: Path) -> None:

@@ -181,7 +181,8 @@ def test_metadata_parquet_is_named_with_what_to_do(tmp_path: Path, name: str) ->
     write_images(tmp_path, "a.png", "train/a.png")
     (tmp_path / name).write_bytes(b"PAR1")
     told = refusal(tmp_path)
-    assert told.startswith(f"{tmp_path / name}: parquet is not read: write it as JSON lines") and "to_json(" in told
+    wanted = "parquet is read only as pages with queries: write it as JSON lines"
+    assert told.startswith(f"{tmp_path / name}: {wanted}") and "to_json(" in told
 
 
 def test_the_message_and_the_document_list_every_layout(tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""Averages over the tasks of a collection: each task counts once, however many languages and queries it has.
+
+The figure of a task in several languages is their mean already (`pages.scoring`), so the average is that of the paper
+of Jina-VDR, over 43 tasks.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from edgeclip.manifest import Space
+from edgeclip_bench.quality.pages.published import METRIC, average_of, find_task, tasks_of
+from edgeclip_bench.quality.pages.search import Setting
+from edgeclip_bench.quality.scores import DataScores, Score
+
+AVERAGED = (METRIC, "ndcg@10")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageAverage:
+    """The average of a metric over `tasks` of the `all_tasks` of a collection (None: tasks of no known one).
+
+    `published` is the average of the figures published of the same tasks, `published_all` that of all of them.
+    """
+
+    collection: str | None
+    metric: str
+    space: Space
+    dim: int
+    max_pixels: int | None
+    pooled: int
+    tasks: int
+    all_tasks: int | None
+    value: float
+    published: float | None
+    published_all: float | None
+
+
+def average_pages(data: Sequence[DataScores], model: str | None) -> tuple[PageAverage, ...]:
+    """The averages at each setting of each collection that has two tasks or more among the data."""
+    by_collection: dict[str | None, list[DataScores]] = {}
+    for one in data:
+        if any(score.direction == "query_to_page" for score in one.scores):
+            task = find_task(one.name)
+            by_collection.setdefault(task.collection if task else None, []).append(one)
+    return tuple(
+        average
+        for collection, its_data in by_collection.items()
+        if len(its_data) > 1
+        for average in _averages(collection, its_data, model)
+    )
+
+
+def setting_of(score: Score) -> Setting:
+    """The setting of a score."""
+    return Setting(space=score.space, dim=score.dim, max_pixels=score.max_pixels, pooled=score.pooled)
+
+
+def _averages(collection: str | None, data: Sequence[DataScores], model: str | None) -> Iterator[PageAverage]:
+    overall = [score for one in data for score in one.scores if score.is_overall]
+    for setting in dict.fromkeys(map(setting_of, overall)):
+        for metric in AVERAGED:
+            scores = [one for one in overall if one.metric == metric and setting_of(one) == setting]
+            published = [one.published for one in scores if one.published is not None]
+            is_all = len(published) == len(scores)
+            yield PageAverage(
+                collection=collection,
+                metric=metric,
+                space=setting.space,
+                dim=setting.dim,
+                max_pixels=setting.max_pixels,
+                pooled=setting.pooled,
+                tasks=len(scores),
+                all_tasks=len(tasks_of(collection)) if collection else None,
+                value=sum(one.value for one in scores) / len(scores),
+                published=sum(published) / len(scores) if is_all else None,
+                published_all=average_of(collection, model, setting.space) if collection and is_all else None,
+            )

@@ -1,0 +1,209 @@
+"""Page retrieval from files to figures, on the golden jina-embeddings-v4 and as `edgeclip eval` reports it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytrec_eval
+from numpy.typing import NDArray
+
+from edgeclip import Encoder, MultiVectors
+from edgeclip_bench.quality.cache import EmbeddingCache
+from edgeclip_bench.quality.datasets import Data
+from edgeclip_bench.quality.evaluate import Evaluation, evaluate
+from edgeclip_bench.quality.layouts import open_data
+from edgeclip_bench.quality.pages.published import find_task, tasks_of
+from edgeclip_bench.quality.report import make_report, render_text
+from edgeclip_bench.quality.scores import Score
+from tests.scenes.page_files import corpus, draw_page, embedded, qrels, queries, write_parquet
+
+QUERY, PASSAGE = "retrieval.query", "retrieval.passage"
+SHARD = "test-00000-of-00001.parquet"
+SMALL = 3136
+PAGES = 9
+# Page 7 is page 3 again, so they tie.
+NUMBERS = (0, 1, 2, 3, 4, 5, 6, 3, 8)
+GRADES: Mapping[tuple[Any, Any], int] = {(0, 1): 1, (0, 2): 2, (1, 3): 1, (2, 4): 3, (2, 0): 1, (3, 7): 1}
+ROUNDING = 1e-9
+
+
+@pytest.fixture(scope="module")
+def opened(v4_bundle: Path) -> Iterator[Encoder]:
+    with Encoder.open(v4_bundle, device="cpu") as encoder:
+        yield encoder
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Data, ...]:
+    folder = tmp_path_factory.mktemp("sets") / "pages"
+    rows = [{"corpus-id": place, "image": embedded(number)} for place, number in enumerate(NUMBERS)]
+    write_parquet(folder / "corpus" / "test.parquet", rows, shards=2)
+    write_parquet(folder / "queries" / SHARD, queries(range(5)))
+    write_parquet(folder / "qrels" / SHARD, qrels(GRADES))
+    return open_data(folder)
+
+
+def by_pytrec_eval(scores: NDArray[np.float32], metric: str) -> float:
+    """The mean over the judged queries."""
+    wanted: dict[str, dict[str, int]] = {}
+    for (query, page), grade in GRADES.items():
+        wanted.setdefault(f"{query}", {})[f"{page}"] = grade
+    run = {
+        query: {f"{page}": float(score) for page, score in enumerate(scores[int(query)].tolist())} for query in wanted
+    }
+    name, _, k = metric.partition("@")
+    name = {"ndcg": "ndcg_cut"}.get(name, name)
+    found = pytrec_eval.RelevanceEvaluator(wanted, {f"{name}.{k}"}).evaluate(run)
+    return float(np.mean([figures[f"{name}_{k}"] for figures in found.values()]))
+
+
+def overall(found: Evaluation, **wanted: object) -> list[Score]:
+    return [
+        score
+        for score in found.data[0].scores
+        if score.is_overall and all(getattr(score, name) == value for name, value in wanted.items())
+    ]
+
+
+def test_every_figure_is_pytrec_evals_of_the_encoders_own_vectors(opened: Encoder, pages: tuple[Data, ...]) -> None:
+    """Both spaces, every dimension, both sizes of images, and pooled vectors; equal pages tie by their ids."""
+    found = evaluate(opened, pages, cache=None, max_pixels=[SMALL, 602_112], pooled=[2], progress=False)
+    texts = [f"what is on page {number}" for number in range(5)]
+    images = [draw_page(number) for number in NUMBERS]
+    many = opened.encode_text_multivector(texts, task=QUERY)
+    assert isinstance(many, MultiVectors)
+    settings = set()
+    for max_pixels in (SMALL, 602_112):
+        options: dict[str, Any] = {"task": PASSAGE, "max_pixels": max_pixels, "batch_size": 1}
+        of_pages = opened.encode_image_multivector(images, **options)
+        assert isinstance(of_pages, MultiVectors)
+        wanted: dict[tuple[str, int, int], NDArray[np.float32]] = {
+            ("multi", many.dim, 1): many.maxsim(of_pages),
+            ("multi", many.dim, 2): many.maxsim(of_pages.pooled(2)),
+        }
+        for dim in found.dims:
+            single = opened.encode_text(texts, task=QUERY, truncate_dim=dim).astype(np.float64)
+            its = opened.encode_image(images, truncate_dim=dim, **options).astype(np.float64)
+            wanted["single", dim, 1] = (single @ its.T).astype(np.float32)
+        for (space, dim, pooled), scores in wanted.items():
+            scores[:, 7] = scores[:, 3]
+            for score in overall(found, space=space, dim=dim, pooled=pooled, max_pixels=max_pixels):
+                settings.add((space, dim, pooled, max_pixels))
+                assert score.value == pytest.approx(by_pytrec_eval(scores, score.metric), abs=ROUNDING), score
+                assert score.low <= score.value <= score.high and score.samples == 4
+    assert len(settings) == 2 * (len(found.dims) + 2)
+    assert {score.metric for score in found.data[0].scores} == {
+        "ndcg@5",
+        "ndcg@10",
+        "recall@1",
+        "recall@5",
+        "recall@10",
+    }
+    assert found.data[0].embedded.repeated == 2  # page 7, at both sizes
+    assert (found.data[0].task, found.data[0].item_task) == (QUERY, PASSAGE)
+
+
+def test_both_spaces_come_from_one_run(opened: Encoder) -> None:
+    """The vectors are those of two runs, for texts and images of several lengths."""
+    items = [opened.prepare_image(draw_page(number), task=PASSAGE) for number in range(4)]
+    items += opened.prepare_texts(["a", "a much longer text", "b"], task=QUERY).items
+    single, multi = opened.run_items_both(items)
+    assert np.abs(single - opened.run_items(items)).max() < 1e-5
+    apart = opened.run_items_multi(items)
+    assert np.array_equal(multi.starts, apart.starts) and np.abs(multi.rows - apart.rows).max() < 1e-5
+
+
+def test_vectors_of_both_spaces_are_kept(opened: Encoder, pages: tuple[Data, ...], tmp_path: Path) -> None:
+    first = evaluate(opened, pages, cache=tmp_path, progress=False)
+    again = evaluate(opened, pages, cache=tmp_path, progress=False)
+    assert (first.data[0].embedded.computed, again.data[0].embedded.computed) == (4 + 8, 0)
+    assert [score.value for score in first.data[0].scores] == [score.value for score in again.data[0].scores]
+    smaller = evaluate(opened, pages, cache=tmp_path, max_pixels=[SMALL], progress=False)
+    assert (smaller.data[0].embedded.computed, smaller.data[0].embedded.cached) == (8, 4)
+
+
+def test_the_cache_of_multi_vectors_has_a_bound(tmp_path: Path) -> None:
+    """Pages that do not fit drop those unused for longest, and the size on the disk stays near the limit."""
+    from edgeclip_bench.quality.cache import Entry, Space
+
+    space = Space("facts", 128, is_multi=True)
+    page = np.random.default_rng(0).standard_normal((768, 128)).astype(np.float32)
+    limit = 4 * 10**6
+    with EmbeddingCache(tmp_path, limit_bytes=limit) as cache:
+        for number in range(60):
+            cache.write(space, {bytes([number]) * 32: Entry(page, is_cut=False)})
+        found = cache.read(space, [bytes([59]) * 32, bytes([0]) * 32])
+    assert list(found) == [bytes([59]) * 32] and np.array_equal(found[bytes([59]) * 32].vector, page)
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 2 * limit
+
+
+def write_task(folder: Path, languages: Sequence[str], start: int = 0) -> None:
+    for place, language in enumerate(languages):
+        part = folder / language
+        write_parquet(part / "corpus" / SHARD, corpus(range(start, start + 5)))
+        write_parquet(part / "queries" / SHARD, queries(range(start, start + 2 + place)))
+        write_parquet(
+            part / "qrels" / SHARD, qrels({(number, number): 1 for number in range(start, start + 2 + place)})
+        )
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("collections") / "jina-vdr"
+    write_task(folder / "tqa_beir", ["default"])
+    write_task(folder / "airbnb-synthetic-retrieval_beir", ["de", "jp"], 2)
+    return folder
+
+
+def test_languages_are_averaged_inside_a_task_and_then_tasks(opened: Encoder, collection: Path) -> None:
+    """A language counts the same whatever its number of queries, and a task whatever its number of languages."""
+    found = evaluate(opened, open_data(collection), truncate_dims=[], cache=None, progress=False)
+    of_task = {data.name: data for data in found.data}
+    airbnb = of_task["airbnb-synthetic-retrieval_beir"].scores
+    for metric in ("ndcg@5", "ndcg@10"):
+        for space in ("single", "multi"):
+            its = [score for score in airbnb if (score.metric, score.space) == (metric, space)]
+            spoken = {score.language: score.value for score in its if not score.is_overall}
+            assert spoken.keys() == {"de", "jp"}
+            (mean,) = (score.value for score in its if score.is_overall)
+            assert mean == pytest.approx(sum(spoken.values()) / 2, abs=ROUNDING)
+            (tqa,) = (
+                score.value for score in of_task["tqa_beir"].scores if (score.metric, score.space) == (metric, space)
+            )
+            (average,) = (one for one in found.page_averages if (one.metric, one.space) == (metric, space))
+            assert (average.collection, average.tasks, average.all_tasks) == ("Jina-VDR", 2, 43)
+            assert average.value == pytest.approx((mean + tqa) / 2, abs=ROUNDING)
+    text = render_text(make_report(found))
+    assert "Jina-VDR: average over 2 of 43 tasks, languages of a task first, per cent" in text
+
+
+def test_published_figures_are_known_of_tasks_and_languages() -> None:
+    task = find_task("airbnb-synthetic-retrieval_beir")
+    assert task is not None and task is find_task("JinaVDRAirbnbSyntheticRetrieval")
+    assert task.find("jina-embeddings-v4", "multi", "zh") == 0.6119
+    assert task.find("jina-embeddings-v4", "single") == 0.0818
+    assert find_task("vidore_v3_hr_mteb_format") is find_task("Vidore3HrOCRRetrieval")
+    assert find_task("my own pages") is None
+    assert [len(tasks_of(name)) for name in ("Jina-VDR", "ViDoRe v1", "ViDoRe v2", "ViDoRe v3")] == [43, 10, 4, 10]
+
+
+@pytest.mark.parametrize("name", ["Jina-VDR", "ViDoRe v1"])
+def test_averages_over_published_tasks_are_the_published_averages(name: str) -> None:
+    """The mean over languages, then over 43 or 10 tasks, gives what table 3 of the paper prints."""
+    from edgeclip_bench.quality.pages.published import average_of
+
+    for model, space in (
+        ("jina-clip-v2", "single"),
+        ("jina-embeddings-v4", "single"),
+        ("jina-embeddings-v4", "multi"),
+    ):
+        figures = [
+            task.find(model, space)
+            for task in {id(one): one for one in map(find_task, tasks_of(name)) if one}.values()
+        ]
+        assert None not in figures
+        assert np.mean([one for one in figures if one is not None]) == pytest.approx(
+            average_of(name, model, space), abs=1.1e-4
+        )
