@@ -1,8 +1,9 @@
-"""Bundles in turns, each in a process of its own: of several families, with a task, by several versions of the code.
+"""Bundles in turns, each in a process of its own: of several families, with a task, on a device, by another version.
 
-A contender is BUNDLE[@TASK][=PYTHON]: with PYTHON, as before/.venv/bin/python, it is opened by the edgeclip of that
-interpreter's installation. transformers:CHECKPOINT is transformers' own model, eager in torch, of the sizes in that
-config.json with random weights, and the mean of its last hidden states. Times are divided by the last contender's.
+A contender is BUNDLE[@TASK][%DEVICE][=PYTHON]: with PYTHON, as before/.venv/bin/python, it is opened by the edgeclip
+of that interpreter's installation; without DEVICE on the CPU. transformers:CHECKPOINT is transformers' own model,
+eager in torch, of the sizes in that config.json with random weights, and the mean of its last hidden states. Times
+are divided by the last contender's.
 
 All are open at once and take turns, so that other work of the machine meets all of them alike. What is timed is a
 call of `encode_text` or `encode_image`, whole, from an array of the image's size. Each contender's text has exactly
@@ -45,9 +46,9 @@ _EDGECLIP = """if True:
     import json, sys
     import numpy as np
     from edgeclip import Encoder
-    folder, task = sys.argv[1:]
+    folder, task, device = sys.argv[1:]
     options = {"task": task} if task else {}
-    encoder = Encoder.open(folder, device="cpu")
+    encoder = Encoder.open(folder, device=device)
     print(json.dumps(list(getattr(encoder, "modalities", ("text", "image")))), flush=True)
     for line in sys.stdin:
         what = json.loads(line)
@@ -88,12 +89,13 @@ class Contender:
     name: str
     folder: Path
     task: str | None = None
+    device: str = "cpu"
     python: str = sys.executable
     native: str | None = None
 
     @classmethod
     def parse(cls, words: str) -> Self:
-        """BUNDLE[@TASK][=PYTHON] or transformers:CHECKPOINT; InputError where there is no such folder."""
+        """BUNDLE[@TASK][%DEVICE][=PYTHON] or transformers:CHECKPOINT; InputError where there is no such folder."""
         if words.startswith(_TRANSFORMERS):
             from edgeclip_export.opening import open_checkpoint
 
@@ -103,19 +105,22 @@ class Contender:
             native = str(opened.checkpoint.config.get("model_type") or opened.family.name)
             return cls(name=f"{_TRANSFORMERS}{folder.name}", folder=folder, native=native)
         path, _, python = words.partition("=")
+        path, _, device = path.partition("%") if not Path(path).is_dir() else (path, "", "")
         path, _, task = path.partition("@") if not Path(path).is_dir() else (path, "", "")
         folder = Path(path)
         if not (folder / MANIFEST).is_file():
-            raise InputError(f"{words}: {folder} is no bundle; wanted BUNDLE[@TASK][=PYTHON]")
-        name = folder.absolute().name + (f"@{task}" if task else "")
-        return cls(name=name, folder=folder, task=task or None, python=python or sys.executable)
+            raise InputError(f"{words}: {folder} is no bundle; wanted BUNDLE[@TASK][%DEVICE][=PYTHON]")
+        name = "".join((folder.absolute().name, f"@{task}" if task else "", f"%{device}" if device else ""))
+        return cls(
+            name=name, folder=folder, task=task or None, device=device or "cpu", python=python or sys.executable
+        )
 
     @property
     def command(self) -> list[str]:
         """The command that runs it."""
         if self.native:
             return [self.python, "-c", _NATIVE, str(self.folder), self.native]
-        return [self.python, "-c", _EDGECLIP, str(self.folder), self.task or ""]
+        return [self.python, "-c", _EDGECLIP, str(self.folder), self.task or "", self.device]
 
     def text(self, tokens: int) -> str:
         """A text of so many tokens, the task's prompt included."""
@@ -172,7 +177,9 @@ def _run(contender: Contender) -> Iterator[_Running]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this case on the command line."""
-    parser.add_argument("contenders", nargs="+", metavar="CONTENDER", help="BUNDLE[@TASK][=PYTHON], transformers:DIR")
+    parser.add_argument(
+        "contenders", nargs="+", metavar="CONTENDER", help="BUNDLE[@TASK][%%DEVICE][=PYTHON], transformers:DIR"
+    )
     parser.add_argument("--tokens", metavar="N", default="16,512", help="lengths of the texts (16,512)")
     parser.add_argument("--image-px", metavar="N", type=int, default=0, help="side of the image (no image)")
     parser.add_argument("--seconds", metavar="S", type=float, default=30.0, help="for each case, about (30)")
@@ -225,7 +232,12 @@ def measure(
         BENCHMARK,
         {
             "contenders": [
-                {"name": one.name, "task": one.task, "is_other_installation": one.python != sys.executable}
+                {
+                    "name": one.name,
+                    "task": one.task,
+                    "device": one.device,
+                    "is_other_installation": one.python != sys.executable,
+                }
                 for one in contenders
             ],
             "others_share": round(share, 4),

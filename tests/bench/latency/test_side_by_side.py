@@ -77,5 +77,7 @@ def test_what_cannot_take_part_is_one_line(v3: Path, bundle: Path, tmp_path: Pat
     assert "the same name" in refusal("bench", "side-by-side", bundle, bundle, capsys=capsys)
     unknown = refusal("bench", "side-by-side", f"{v3}@x", *QUICK, capsys=capsys)
     assert "the tasks of the bundle are text-matching, " in unknown
+    absent = refusal("bench", "side-by-side", f"{bundle}%cuda", *QUICK, capsys=capsys)
+    assert absent == f"{bundle.name}%cuda: its process ended with status 1"
     dead = refusal("bench", "side-by-side", f"{bundle}=/bin/false", *QUICK, capsys=capsys)
     assert dead == f"{bundle.name}: its process ended with status 1"
