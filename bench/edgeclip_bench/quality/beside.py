@@ -14,6 +14,7 @@ from edgeclip.bundle.files import open_manifest
 from edgeclip_bench.measure.report_table import Table
 from edgeclip_bench.quality.datasets import Data
 from edgeclip_bench.quality.evaluate import Documented, Evaluation, Opening, check_data, evaluate
+from edgeclip_bench.quality.pages.report import beside_table
 from edgeclip_bench.quality.percent import percent, with_interval
 from edgeclip_bench.quality.published import OF_MODELS, Direction, Published, model_of
 from edgeclip_bench.quality.report import WAYS, Report, make_report
@@ -64,8 +65,11 @@ def report_beside(found: Beside) -> Report:
 
 
 def _tables(found: Beside) -> Iterator[Table]:
-    """Yield a table for each data set of images with captions, and each direction."""
+    """Yield a table for each data set of images with captions, and each direction; and one for each of pages."""
     for place, data in enumerate(found.evaluations[0].data):
+        if data.scores[0].direction == "query_to_page":
+            yield beside_table([(one.bundle.name, one.data[place]) for one in found.evaluations])
+            continue
         for direction in get_args(Direction):
             rows = []
             sources: dict[str, None] = {}

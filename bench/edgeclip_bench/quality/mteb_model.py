@@ -93,13 +93,13 @@ class BundleModel:
         Unit vectors, but of inputs with text and image the sum of the two: cosine takes no notice of length.
         InputError for audio and video.
         """
-        kind, role = task_metadata.type, prompt_type and str(prompt_type.value)
+        role = prompt_type and str(prompt_type.value)
         # mteb says 32 where nobody said anything. On the CPU the runtime's own plan is as fast (texts) and
         # spares the memory of 32 images at once.
         at_once = None if self.encoder.device == "cpu" else batch_size
         texts: list[str] = []
         images: list[NDArray[np.float32]] = []  # of each batch, or of each image
-        image_task = self._task(kind, role, "image")
+        image_task = self._task(task_metadata, role, "image")
         with ProgressBar("batches", len(inputs), is_shown=is_wanted(show_progress_bar)) as bar:
             for batch in inputs:
                 self.check_modalities(task_metadata.name, {"text", "image", "audio", "video"} & batch.keys())
@@ -111,7 +111,7 @@ class BundleModel:
         if images and not texts:
             return images if self._is_multi else np.concatenate(images)
         options: dict[str, Any] = {
-            "task": self._task(kind, role, "text"),
+            "task": self._task(task_metadata, role, "text"),
             "max_length": self._max_length,
             "batch_size": at_once,
             "progress": show_progress_bar,
@@ -122,12 +122,12 @@ class BundleModel:
         vectors = self.encoder.encode_text(texts, truncate_dim=self._truncate_dim, **options)
         return vectors + np.concatenate(images) if images else vectors
 
-    def _task(self, kind: str, role: str | None, modality: Modality) -> str | None:
+    def _task(self, task: "TaskMetadata", role: str | None, modality: Modality) -> str | None:
         """The task of an input: `role` is "query", "document" or None."""
         manifest = self.encoder.manifest
         if role == "query" and self._query_task in manifest.tasks_of(modality):
             return self._query_task
-        return mteb_task(manifest, kind, role, modality)
+        return mteb_task(manifest, task.type, role, modality, is_code=_is_code(task))
 
     def _encode_images(self, images: Any, task: str | None, at_once: int | None) -> list[NDArray[np.float32]]:
         """The matrices of images, or in one array (N, dim) their vectors."""
@@ -165,6 +165,13 @@ class BundleModel:
         from mteb.similarity_functions import pairwise_cos_sim
 
         return pairwise_cos_sim(embeddings1, embeddings2)
+
+
+def _is_code(task: "TaskMetadata") -> bool:
+    """Whether a task of mteb is about programs, by its domain or a language of it."""
+    from mteb.languages import PROGRAMMING_LANGS
+
+    return "Programming" in (task.domains or ()) or not set(PROGRAMMING_LANGS).isdisjoint(task.languages)
 
 
 def _maxsim(queries: Any, documents: Any) -> "Array":

@@ -12,7 +12,8 @@ from edgeclip_bench.measure.documents import make_document, to_json
 from edgeclip_bench.measure.report_table import NONE, Columns, Table, make_table, render_table
 from edgeclip_bench.quality.against import Agreement, Comparison, DataCloseness, Difference, WorstInput
 from edgeclip_bench.quality.evaluate import BundleIdentity, Documented, Evaluation
-from edgeclip_bench.quality.pages.report import collection_tables, task_tables
+from edgeclip_bench.quality.pages.averages import setting_of
+from edgeclip_bench.quality.pages.report import collection_tables, is_whole, setting_words, task_tables
 from edgeclip_bench.quality.percent import percent, with_interval
 from edgeclip_bench.quality.published import AVERAGES, PUBLISHED_MODEL, kept_share_for, model_of
 from edgeclip_bench.quality.scores import DataScores, Score
@@ -207,6 +208,9 @@ def _difference_tables(found: Comparison) -> Iterator[Table]:
     full = found.evaluation.dims[-1]
     for name in dict.fromkeys(one.data for one in found.differences):
         of_data = [one for one in found.differences if one.data == name]
+        if of_data[0].direction == "query_to_page":
+            yield from _page_difference_tables(name, of_data, [one for one in found.agreements if one.data == name])
+            continue
         for direction, languages, by_dim in _by_direction(of_data, full):
             agreements = [one for one in found.agreements if (one.data, one.direction) == (name, direction)]
             title, over = f"{name}, {WAYS[direction]}: difference", f", {_OVERALL[direction]}" if languages else ""
@@ -215,6 +219,29 @@ def _difference_tables(found: Comparison) -> Iterator[Table]:
                 yield _difference_table(f"{title} at {full} dimensions, in points", "language", languages, of_row)
             of_row = {str(one.dim): one for one in agreements if one.is_overall}
             yield _difference_table(f"{title}{over}, by truncate_dim, in points", "dim", by_dim, of_row)
+
+
+def _page_difference_tables(
+    name: str, differences: Sequence[Difference], agreements: Sequence[Agreement]
+) -> Iterator[Table]:
+    """Yield a table of all settings, and where pages have several languages one of these at each full width."""
+    title = f"{name}, {WAYS['query_to_page']}: difference"
+    settings = list(dict.fromkeys(map(setting_of, differences)))
+    rows = {
+        setting_words(setting): [one for one in differences if one.is_overall and setting_of(one) == setting]
+        for setting in settings
+    }
+    shares = {setting_words(setting_of(one)): one for one in agreements if one.is_overall}
+    yield _difference_table(f"{title}, in points", "vectors", rows, shares)
+    for setting in (one for one in settings if is_whole(one, settings)):
+        spoken = [one for one in differences if setting_of(one) == setting and not one.is_overall]
+        rows = {str(language): [] for language in dict.fromkeys(one.language for one in spoken)}
+        for one in spoken:
+            rows[str(one.language)].append(one)
+        shares = {str(one.language): one for one in agreements if setting_of(one) == setting}
+        if rows:
+            words = f"{title}, {setting_words(setting)}, in points"
+            yield _difference_table(words, "language", rows, shares)
 
 
 def _difference_table(

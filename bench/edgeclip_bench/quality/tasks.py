@@ -42,11 +42,18 @@ def document_task(manifest: Manifest, query_task: str | None, modality: Modality
     )
 
 
-def mteb_task(manifest: Manifest, kind: str, prompt_type: str | None, modality: Modality = "text") -> str | None:
+def mteb_task(
+    manifest: Manifest, kind: str, prompt_type: str | None, modality: Modality = "text", *, is_code: bool = False
+) -> str | None:
     """The task of an input in an mteb task of that type; `prompt_type` is "query", "document" or None.
 
-    A model that needs a task and lacks the type's own has that of pairs, which treats all inputs alike.
+    A model that needs a task and lacks the type's own has that of pairs, which treats all inputs alike. Where mteb's
+    task `is_code`, a model that has tasks of code uses them, whatever the type.
     """
+    if is_code:
+        is_passage = prompt_type == "document" and kind not in _OF_MTEB
+        if own := default_task(manifest, f"code.{'passage' if is_passage else 'query'}", modality):
+            return own
     if name := _OF_MTEB.get(kind):
         own = default_task(manifest, name, modality)
         return own or (default_task(manifest, PAIR, modality) if manifest.task_required else None)

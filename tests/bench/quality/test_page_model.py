@@ -115,6 +115,30 @@ def test_tasks_of_documents_and_of_mteb(opened: Encoder) -> None:
     assert mteb_task(manifest, "STS", None) == mteb_task(manifest, "Clustering", None, "image") == "text-matching"
     assert mteb_task(manifest, "Any2AnyRetrieval", "document", "image") == PASSAGE
     assert mteb_task(manifest, "DocumentUnderstanding", "document", "image") == QUERY  # as mteb's own wrapper has it
+    code = [mteb_task(manifest, "Retrieval", role, is_code=True) for role in ("query", "document", None)]
+    assert code == ["code.query", "code.passage", "code.query"]
+    assert mteb_task(manifest, "STS", None, is_code=True) == "code.query"
+
+
+@pytest.mark.parametrize("about", [{"domains": ["Programming"]}, {"eval_langs": ["python-Code"]}])
+def test_mteb_tasks_about_programs_use_the_adapter_of_code(
+    mteb: ModuleType, v4_bundle: Path, opened: Encoder, about: dict[str, list[str]]
+) -> None:
+    from torch.utils.data import DataLoader
+
+    task = make_task(mteb, "Retrieval", about=about)
+    model = BundleModel(v4_bundle, device="cpu")
+    with model.encoder:
+        for role, name in (("query", "code.query"), ("document", "code.passage")):
+            found = model.encode(
+                DataLoader([{"text": text} for text in QUERIES], batch_size=4),
+                task_metadata=task.metadata,
+                hf_split="test",
+                hf_subset="default",
+                prompt_type=mteb.types.PromptType(role),
+            )
+            assert isinstance(found, np.ndarray)
+            assert difference(found, opened.encode_text(QUERIES, task=name)) < SAME
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +151,13 @@ def mteb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
         yield pytest.importorskip("mteb")
 
 
-def make_task(mteb: ModuleType, kind: str, ranked: dict[str, list[str]] | None = None) -> Any:
-    """Pages that are searched by texts; with `ranked` only those of each query."""
+def make_task(
+    mteb: ModuleType,
+    kind: str,
+    ranked: dict[str, list[str]] | None = None,
+    about: dict[str, list[str]] | None = None,
+) -> Any:
+    """Pages that are searched by texts; with `ranked` only those of each query, with `about` of these languages."""
     from datasets import Dataset
     from mteb.abstasks import AbsTaskRetrieval
 
@@ -147,9 +176,9 @@ def make_task(mteb: ModuleType, kind: str, ranked: dict[str, list[str]] | None =
             category="t2i",
             modalities=["text", "image"],
             eval_splits=["test"],
-            eval_langs=["eng-Latn"],
             main_score="ndcg_at_10",
             dataset={"path": "none", "revision": "none"},
+            **{"eval_langs": ["eng-Latn"], **(about or {})},
         )
         dataset: Any = {"default": {"test": found}}  # noqa: RUF012 - as mteb has it
         data_loaded = True

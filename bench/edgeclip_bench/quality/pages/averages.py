@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from edgeclip.manifest import Space
 from edgeclip_bench.quality.pages.published import METRIC, average_of, find_task, tasks_of
 from edgeclip_bench.quality.pages.search import Setting
-from edgeclip_bench.quality.scores import DataScores, Score
+from edgeclip_bench.quality.samples import Figure
+from edgeclip_bench.quality.scores import DataScores
 
 AVERAGED = (METRIC, "ndcg@10")
 
@@ -50,9 +51,9 @@ def average_pages(data: Sequence[DataScores], model: str | None) -> tuple[PageAv
     )
 
 
-def setting_of(score: Score) -> Setting:
-    """The setting of a score."""
-    return Setting(space=score.space, dim=score.dim, max_pixels=score.max_pixels, pooled=score.pooled)
+def setting_of(figure: Figure) -> Setting:
+    """The setting of a figure."""
+    return Setting(space=figure.space, dim=figure.dim, max_pixels=figure.max_pixels, pooled=figure.pooled)
 
 
 def _averages(collection: str | None, data: Sequence[DataScores], model: str | None) -> Iterator[PageAverage]:

@@ -4,6 +4,7 @@ The Hub's repositories have each piece as a config: a folder of shards (`english
 or a pattern of files in the head of README.md. A piece without a language is shared by those that have one.
 """
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,8 +23,8 @@ Splits = dict[str | None, list[Path]]
 
 NEEDED: tuple[Role, ...] = ("corpus", "queries", "qrels")
 _ROLE = re.compile(r"(?:(?P<language>.+)-)?(?P<role>corpus|queries|qrels)")
-_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
-_SPLITS = ("train", "test", "val", "valid", "validation", "dev")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]{16})?$")
+SPLITS = ("train", "test", "val", "valid", "validation", "dev")
 # Configs of one language are called by its code, or in ViDoRe v3 by its English name; "default" is no language.
 _NAMES = "arabic bengali chinese english french german hindi italian japanese korean portuguese russian spanish"
 _CODE = re.compile(r"[a-z]{2}([-_][A-Za-z]{2,4})?|[a-z]{3}[-_][A-Z][a-z]{3}")
@@ -112,6 +113,8 @@ def _files_by_name(folder: Path, language: str | None) -> Iterator[tuple[str | N
         if path.is_dir():
             if named := _role_of(path.name):
                 yield from _files_of_role(path, named[0] or language, named[1])
+            elif path.name in SPLITS and os.access(path, os.R_OK | os.X_OK):  # one that is shut may be of images
+                yield from ((language, "table", path.name, file) for file in _tables_in(path))
             elif path.name == "data" or (language is None and is_language(path.name)):
                 yield from _files_by_name(path, language if path.name == "data" else path.name)
         elif plain_suffix(path) in SUFFIXES:
@@ -119,7 +122,7 @@ def _files_by_name(folder: Path, language: str | None) -> Iterator[tuple[str | N
             if named := _role_of(stem):
                 yield named[0] or language, named[1], None, path
             else:
-                yield language, "table", stem, path
+                yield language, "table", stem if stem in SPLITS else None, path
 
 
 def _files_of_role(
@@ -128,12 +131,15 @@ def _files_of_role(
     """The files in the folder of a piece: shards of splits, folders of splits (as the Hub converts), or shards."""
     for path in list_folder(folder):
         if path.is_dir():
-            its_files = [file for file in list_folder(path) if plain_suffix(file) in SUFFIXES]
-            yield from ((language, role, path.name, file) for file in its_files)
+            yield from ((language, role, path.name, file) for file in _tables_in(path))
         elif plain_suffix(path) in SUFFIXES:
             stem = _SHARD.sub("", plain_stem(path))
-            is_split = stem in _SPLITS or (role == "qrels" and stem != role and not stem.isdecimal())
+            is_split = stem in SPLITS or (role == "qrels" and stem != role and not stem.isdecimal())
             yield language, role, stem if is_split else None, path
+
+
+def _tables_in(folder: Path) -> list[Path]:
+    return [path for path in list_folder(folder) if plain_suffix(path) in SUFFIXES]
 
 
 def _files_of_readme(folder: Path) -> Iterator[tuple[str | None, Role, str | None, Path]]:

@@ -6,7 +6,7 @@ held; images are read again each time they are wanted.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from edgeclip.errors import InputError
 from edgeclip_bench.quality.datasets import PageData, PageImage, PageQueries, Pages
 from edgeclip_bench.quality.image_files import ImageFinder
 from edgeclip_bench.quality.pages.pieces import NEEDED, Pieces, Role, Splits, find_pieces, is_language
-from edgeclip_bench.quality.pages.tables import Table
+from edgeclip_bench.quality.pages.tables import SUFFIXES, Table
 from edgeclip_bench.quality.records import Record, as_text, list_folder, plain_suffix
 from edgeclip_bench.quality.selection import Selection, choose_split
 from edgeclip_bench.quality.text_layouts import place_grades, read_grade
 
-_IMAGE = ("image", "image_path", "image_file", "file_name", "image_filename", "path")
+_IMAGE = ("image", "image_path", "image_file")
 _FILE_NAME = ("image_filename", "file_name")
 _DOCUMENT_ID = ("corpus-id", "corpus_id", "_id", "id")
 _QUERY_ID = ("query-id", "query_id", "_id", "id")
@@ -56,8 +56,7 @@ def open_pages(folder: Path, selection: Selection) -> tuple[PageData, ...] | Non
         name = selection.name if selection.is_named else _name_of(folder)
         return (read(replace(selection, name=name)),)
     inner = [path for path in list_folder(folder) if path.is_dir() and not is_language(path.name)]
-    entered = [path for path in inner if os.access(path, os.R_OK | os.X_OK)]
-    tasks = [(path, its) for path in entered if (its := _reader(path)) is not None]
+    tasks = [(path, its) for path in inner if _may_be_task(path) and (its := _reader(path)) is not None]
     return tuple(its(replace(selection, name=_name_of(path))) for path, its in tasks) or None
 
 
@@ -74,6 +73,14 @@ def _name_of(folder: Path) -> str:
     """The name of a task: that of its folder, of a repository in the Hub's cache the part behind the owner's."""
     name = Path(os.path.abspath(folder)).name
     return name.rpartition("--")[2] if name.startswith("datasets--") else name
+
+
+def _may_be_task(folder: Path) -> bool:
+    """Whether a folder holds folders or tables at all. One of a million images is not sorted to find that out."""
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return False
+    with os.scandir(folder) as entries:
+        return any(entry.is_dir() or plain_suffix(Path(entry.name)) in SUFFIXES for entry in entries)
 
 
 def _reader(folder: Path) -> Callable[[Selection], PageData] | None:
@@ -102,7 +109,12 @@ def _files(pieces: Pieces, role: Role) -> list[Path]:
 
 def _has_pages(pieces: Pieces) -> bool:
     """Whether the corpus, where there is one, has images: judged by its first file."""
-    return any(_columns_of(file).intersection(_IMAGE) for file in _files(pieces, "corpus")[:1])
+    return any(_image_columns(_columns_of(file)) for file in _files(pieces, "corpus")[:1])
+
+
+def _image_columns(columns: Collection[str]) -> tuple[str, ...]:
+    """The columns that may have images. A file name beside a text may be that of the text."""
+    return tuple(name for name in (*_IMAGE, *(() if "text" in columns else _FILE_NAME)) if name in columns)
 
 
 def _page_tables(pieces: Pieces) -> Pieces | None:
@@ -172,7 +184,7 @@ def _read_pieces(pieces: Pieces, selection: Selection) -> PageData:
 
 def _read_corpus(files: Sequence[Path], folder: Path, selection: Selection) -> Pages:
     table = Table.open(files)
-    key, image = table.need("the pages' ids", *_DOCUMENT_ID), table.need("the images", *_IMAGE)
+    key, image = table.need("the pages' ids", *_DOCUMENT_ID), _image_columns(table.columns)[0]
     finder = _finder(table, folder, selection)
     ids: dict[str, None] = {}
     for record in _checked(table, [key], image, finder):
@@ -253,8 +265,7 @@ def _read_tables(pieces: Pieces, selection: Selection) -> PageData:
     for language in languages:
         split, files = _choose(pieces.find(language, "table"), selection.split, pieces.folder)
         parts.append(_read_table(Table.open(files), language, pieces.folder, selection))
-    is_test = split is None or split.split("-")[-1] in ("test", "default")
-    return PageData(name=selection.name, parts=tuple(parts), is_whole=selection.limit is None and is_test)
+    return PageData(name=selection.name, parts=tuple(parts), is_whole=selection.limit is None and split in _TEST)
 
 
 def _read_table(table: Table, language: str | None, folder: Path, selection: Selection) -> PageQueries:

@@ -25,7 +25,7 @@ def task_tables(data: DataScores) -> Iterator[Table]:
     }
     over = f", mean over {len(data.languages)} languages" if len(data.languages) > 1 else ""
     title = f"{data.label}, queries to pages: {overall[0].samples} queries{over}, per cent"
-    columns = [("vectors", [_words(setting) for setting in rows])]
+    columns = [("vectors", [setting_words(setting) for setting in rows])]
     for metric in metrics:
         of_metric = [scores[metric] for scores in rows.values()]
         columns.append((metric, [with_interval(one.value, one.low, one.high) for one in of_metric]))
@@ -34,7 +34,7 @@ def task_tables(data: DataScores) -> Iterator[Table]:
             columns.append(("kept", [NONE if one.kept is None else f"{one.kept:.1%}" for one in of_metric]))
     yield _table(title, columns, overall)
     if spoken := [score for score in data.scores if not score.is_overall and score.language is not None]:
-        for setting in (setting for setting in rows if _is_whole(setting, list(rows))):
+        for setting in (setting for setting in rows if is_whole(setting, list(rows))):
             yield _language_table(data, setting, [one for one in spoken if setting_of(one) == setting])
 
 
@@ -49,7 +49,7 @@ def collection_tables(data: Sequence[DataScores], averages: Sequence[PageAverage
             for one in its
             if one.published_all is not None and one.metric == METRIC
         ]
-        columns = [("vectors", [_words(setting) for setting in dict.fromkeys(map(_setting, its))])]
+        columns = [("vectors", [setting_words(setting) for setting in dict.fromkeys(map(_setting, its))])]
         for metric in AVERAGED:
             of_metric = [average for average in its if average.metric == metric]
             columns.append((metric, [percent(one.value) for one in of_metric]))
@@ -65,18 +65,38 @@ def collection_tables(data: Sequence[DataScores], averages: Sequence[PageAverage
         )
 
 
+def beside_table(sides: Sequence[tuple[str, DataScores]]) -> Table:
+    """The main figure of several bundles on one data set, at every setting of full width, not pooled."""
+    rows = []
+    scores: list[Score] = []
+    for name, data in sides:
+        overall = [score for score in data.scores if score.is_overall and score.metric == METRIC]
+        settings = list(map(setting_of, overall))
+        for score, setting in zip(overall, settings, strict=True):
+            if is_whole(setting, settings):
+                here = with_interval(score.value, score.low, score.high)
+                rows.append((name, setting_words(setting), here, percent(score.published)))
+                scores.append(score)
+    return Table(
+        title=f"{sides[0][1].label}, queries to pages: {METRIC}, per cent",
+        header=("bundle", "vectors", "here", "published"),
+        rows=tuple(rows),
+        notes=_notes(scores),
+    )
+
+
 def _setting(average: PageAverage) -> Setting:
     return Setting(space=average.space, dim=average.dim, max_pixels=average.max_pixels, pooled=average.pooled)
 
 
-def _words(setting: Setting) -> str:
+def setting_words(setting: Setting) -> str:
     """A setting as the rows of tables are called: "single 512", "multi 128, pooled by 2, 401408 pixels"."""
     pooled = f", pooled by {setting.pooled}" if setting.pooled > 1 else ""
     pixels = f", {setting.max_pixels} pixels" if setting.max_pixels is not None else ""
     return f"{setting.space} {setting.dim}{pooled}{pixels}"
 
 
-def _is_whole(setting: Setting, settings: Sequence[Setting]) -> bool:
+def is_whole(setting: Setting, settings: Sequence[Setting]) -> bool:
     """Whether a setting has the full width of its space, not pooled."""
     return setting.pooled == 1 and setting.dim == max(one.dim for one in settings if one.space == setting.space)
 
@@ -90,7 +110,7 @@ def _language_table(data: DataScores, setting: Setting, scores: Sequence[Score])
             columns.append(("samples", [str(one.samples) for one in of_metric]))
         columns.append((metric, [with_interval(one.value, one.low, one.high) for one in of_metric]))
         columns += _published_columns(of_metric) if metric == METRIC else []
-    return _table(f"{data.label}, queries to pages: languages, {_words(setting)}, per cent", columns, scores)
+    return _table(f"{data.label}, queries to pages: languages, {setting_words(setting)}, per cent", columns, scores)
 
 
 def _published_columns(scores: Sequence[Score]) -> list[tuple[str, list[str]]]:
@@ -107,5 +127,9 @@ def _table(title: str, columns: Sequence[tuple[str, list[str]]], scores: Sequenc
         title=title,
         header=tuple(name for name, _ in columns),
         rows=tuple(zip(*(cells for _, cells in columns), strict=True)),
-        notes=_PUBLISHED if any(score.published is not None for score in scores) else (),
+        notes=_notes(scores),
     )
+
+
+def _notes(scores: Sequence[Score]) -> tuple[str, ...]:
+    return _PUBLISHED if any(score.published is not None for score in scores) else ()

@@ -1,5 +1,6 @@
 """Page retrieval from files to figures, on the golden jina-embeddings-v4 and as `edgeclip eval` reports it."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,23 @@ import pytest
 import pytrec_eval
 from numpy.typing import NDArray
 
-from edgeclip import Encoder, MultiVectors
-from edgeclip_bench.quality.cache import EmbeddingCache
-from edgeclip_bench.quality.datasets import Data
+from edgeclip import Encoder, InputError, MultiVectors
+from edgeclip_bench.quality.against import compare
+from edgeclip_bench.quality.beside import evaluate_beside, report_beside
+from edgeclip_bench.quality.cache import EmbeddingCache, Entry, Space
+from edgeclip_bench.quality.datasets import Data, PageData, PageQueries, Pages
+from edgeclip_bench.quality.embeddings import Counts
 from edgeclip_bench.quality.evaluate import Evaluation, evaluate
 from edgeclip_bench.quality.layouts import open_data
-from edgeclip_bench.quality.pages.published import find_task, tasks_of
+from edgeclip_bench.quality.pages.published import MAX_PIXELS, average_of, find_task, tasks_of
+from edgeclip_bench.quality.pages.scoring import score_pages
+from edgeclip_bench.quality.pages.search import FoundPages, PageSearch, Setting
 from edgeclip_bench.quality.report import make_report, render_text
 from edgeclip_bench.quality.scores import Score
+from edgeclip_bench.quality.searches import Tasks
+from tests.scenes.command import Captured, run
+from tests.scenes.evaluation_data import sts
+from tests.scenes.page_bundle import make_page_bundle
 from tests.scenes.page_files import corpus, draw_page, embedded, qrels, queries, write_parquet
 
 QUERY, PASSAGE = "retrieval.query", "retrieval.passage"
@@ -126,8 +136,6 @@ def test_vectors_of_both_spaces_are_kept(opened: Encoder, pages: tuple[Data, ...
 
 def test_the_cache_of_multi_vectors_has_a_bound(tmp_path: Path) -> None:
     """Pages that do not fit drop those unused for longest, and the size on the disk stays near the limit."""
-    from edgeclip_bench.quality.cache import Entry, Space
-
     space = Space("facts", 128, is_multi=True)
     page = np.random.default_rng(0).standard_normal((768, 128)).astype(np.float32)
     limit = 4 * 10**6
@@ -192,8 +200,6 @@ def test_published_figures_are_known_of_tasks_and_languages() -> None:
 @pytest.mark.parametrize("name", ["Jina-VDR", "ViDoRe v1"])
 def test_averages_over_published_tasks_are_the_published_averages(name: str) -> None:
     """The mean over languages, then over 43 or 10 tasks, gives what table 3 of the paper prints."""
-    from edgeclip_bench.quality.pages.published import average_of
-
     for model, space in (
         ("jina-clip-v2", "single"),
         ("jina-embeddings-v4", "single"),
@@ -207,3 +213,149 @@ def test_averages_over_published_tasks_are_the_published_averages(name: str) -> 
         assert np.mean([one for one in figures if one is not None]) == pytest.approx(
             average_of(name, model, space), abs=1.1e-4
         )
+
+
+# Beside other bundles, and on the command line
+
+
+def test_two_bundles_are_compared_query_by_query(opened: Encoder, pages: tuple[Data, ...]) -> None:
+    """A bundle beside itself: no difference at any setting, full agreement, cosines of 1."""
+    found = compare(opened, opened, pages, cache=None, pooled=[2], progress=False)
+    assert {(one.space, one.pooled) for one in found.differences} == {("single", 1), ("multi", 1), ("multi", 2)}
+    assert all(one.points == 0 and one.low <= 0 <= one.high for one in found.differences)
+    assert {one.share for one in found.agreements} == {1.0}
+    assert {one.modality: round(one.worst, 5) for one in found.closeness} == {"text": 1.0, "image": 1.0}
+    text = render_text(make_report(found))
+    assert "pages, queries to pages: difference, in points" in text
+    assert "multi 16, pooled by 2 +0.00 [" in " ".join(text.split())
+
+
+def test_bundles_of_several_models_stand_in_one_table(v4_bundle: Path, bundle: Path, pages: tuple[Data, ...]) -> None:
+    """One has single vectors alone, and takes images of one size."""
+    found = evaluate_beside([v4_bundle, bundle], pages, cache=None, device="cpu", progress=False)
+    table = report_beside(found).tables[0]
+    assert table.title == "pages, queries to pages: ndcg@5, per cent"
+    assert [row[:2] for row in table.rows] == [
+        (str(v4_bundle), "single 64"),
+        (str(v4_bundle), "multi 16"),
+        (str(bundle), f"single {found.evaluations[1].dims[-1]}"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_page_bundle(tmp_path_factory.mktemp("bundles") / "small")
+
+
+@pytest.mark.filterwarnings("ignore::edgeclip.UnprovedWarning")
+def test_the_command_reports_and_writes(small: Path, collection: Path, tmp_path: Path, capsys: Captured) -> None:
+    out = tmp_path / "out"
+    sizes = ["--max-pixels", SMALL, "--max-pixels", 602_112]
+    options = ["--no-cache", "--pooled", 2, *sizes, "--out", out]
+    status, text, _ = run("eval", small, collection, *options, capsys=capsys)
+    assert status == 0
+    for words in (
+        "tqa_beir: page retrieval, form beir, 5 pages, 2 queries, 2 judged queries",
+        "queries to pages: 5 queries, mean over 2 languages, per cent",
+        "\nmulti 16, pooled by 2, 3136 pixels ",
+        "languages, single 64, 602112 pixels, per cent",
+    ):
+        assert words in text
+    assert sorted(path.name for path in out.iterdir()) == ["curve.png", "curve.svg", "report.json", "report.md"]
+    document = json.loads((out / "report.json").read_text())
+    scores = document["data"][1]["scores"]
+    assert {(one["space"], one["max_pixels"], one["pooled"]) for one in scores} == {
+        (space, pixels, pooled)
+        for pixels in (SMALL, 602_112)
+        for space, pooled in (("single", 1), ("multi", 1), ("multi", 2))
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_pixels": [3]}, "max_pixels is 3, wanted an int from 784 on"),
+        ({"pooled": [0]}, "--pooled is 0, wanted an int of 1 or more"),
+        ({"truncate_dims": [7]}, "truncate_dim is 7, wanted one that the model was trained for"),
+    ],
+)
+def test_options_that_cannot_be(
+    opened: Encoder, pages: tuple[Data, ...], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        evaluate(opened, pages, cache=None, **options)
+
+
+def test_options_that_a_model_or_data_do_not_have(opened: Encoder, bundle: Path, pages: tuple[Data, ...]) -> None:
+    with pytest.raises(InputError, match="makes all images one size"):
+        evaluate(bundle, pages, cache=None, max_pixels=[SMALL], device="cpu")
+    with pytest.raises(InputError, match="no multi vectors"):
+        evaluate(bundle, pages, cache=None, pooled=[2], device="cpu")
+    with pytest.raises(InputError, match="--pooled 2 is for pages with queries"):
+        evaluate(opened, [sts()], cache=None, pooled=[2])
+
+
+# Published figures
+
+
+def searched(name: str, grades: Sequence[tuple[int, int, int]], *, is_whole: bool = True) -> FoundPages:
+    """Searches of three queries by jina-embeddings-v4 at its full and a smaller width, at two sizes of pages."""
+    pages = Pages(form="beir", ids=("a", "b", "c"), images=[], documents=(0, 1, 2))
+    part = PageQueries(
+        language=None, pages=pages, query_ids=("x", "y", "z"), queries=("x", "y", "z"), grades=tuple(grades)
+    )
+    by_query: list[dict[int, int]] = [{}, {}, {}]
+    for query, page, grade in grades:
+        by_query[query][page] = grade
+    search = PageSearch(
+        language=None, groups=np.arange(3), top=np.tile([0, 1, 2, *[-1] * 7], (3, 1)), grades=by_query
+    )
+    settings = [
+        Setting(space=space, dim=dim, max_pixels=pixels)
+        for pixels in (None, MAX_PIXELS)
+        for space, dim in (("single", 128), ("single", 2048), ("multi", 128))
+    ]
+    empty = np.empty((0, 2048), np.float32)
+    return FoundPages(
+        data=PageData(name=name, parts=(part,), is_whole=is_whole),
+        tasks=Tasks(),
+        counts=Counts(),
+        model="jina-embeddings-v4",
+        has_max_pixels=True,
+        searches={setting: [search] for setting in settings},
+        queries=empty,
+        pages=empty,
+    )
+
+
+SINGLE_ANSWERS = ((0, 0, 1), (1, 1, 1), (2, 2, 1))
+
+
+def test_what_is_comparable_stands_beside_its_published_figure() -> None:
+    """nDCG@5 at full width has one; a difference is given where the pages have the published size alone."""
+    scores = score_pages(searched("tqa_beir", SINGLE_ANSWERS)).scores
+    known = {(score.space, score.max_pixels): score for score in scores if score.published is not None}
+    assert {key: score.published for key, score in known.items()} == {
+        ("single", None): 0.6544,
+        ("multi", None): 0.6846,
+        ("single", MAX_PIXELS): 0.6544,
+        ("multi", MAX_PIXELS): 0.6846,
+    }
+    assert {(score.metric, score.dim) for score in known.values()} == {("ndcg@5", 2048), ("ndcg@5", 128)}
+    assert known["single", None].difference is None
+    same = known["single", MAX_PIXELS]
+    assert same.difference == pytest.approx(same.value - 0.6544)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        searched("tqa_beir", [*SINGLE_ANSWERS, (0, 1, 1)]),  # two right pages for one query
+        searched("tqa_beir", SINGLE_ANSWERS, is_whole=False),
+        searched("my pages", SINGLE_ANSWERS),
+        searched("biomedical_lectures_v2", SINGLE_ANSWERS),
+        searched("airbnb-synthetic-retrieval", SINGLE_ANSWERS),  # published over ten languages
+    ],
+)
+def test_what_is_not_comparable_has_none(found: FoundPages) -> None:
+    assert all(score.published is None for score in score_pages(found).scores)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from edgeclip.errors import MissingExtraError
-from edgeclip_bench.quality.datasets import PageData, PageQueries
+from edgeclip_bench.quality.datasets import PageData, PageQueries, TextRetrievalData
 from edgeclip_bench.quality.layouts import open_data
 from tests.scenes.layout_files import refusal, write_images, write_lines
 from tests.scenes.page_files import (
@@ -107,7 +107,13 @@ def write_json(folder: Path) -> None:
     write_lines(folder / "qrels" / "test.tsv", ["query-id\tcorpus-id\tscore", *rows])
 
 
-LAYOUTS = (write_v1, write_converted, write_vdr, write_v3, write_described, write_cached, write_json)
+def write_hashed(folder: Path) -> None:
+    """Shards as older versions of `datasets` called them, in data/."""
+    for name, rows in (("corpus", corpus(range(6))), ("queries", queries(range(3))), ("qrels", qrels(GRADES))):
+        write_parquet(folder / "data" / name / "test-00000-of-00001-0123456789abcdef.parquet", rows)
+
+
+LAYOUTS = (write_v1, write_converted, write_vdr, write_v3, write_described, write_cached, write_json, write_hashed)
 
 
 @pytest.mark.parametrize("write", LAYOUTS)
@@ -179,6 +185,34 @@ def test_one_table_is_read_as_the_leaderboard_reads_it(tmp_path: Path) -> None:
 def test_the_name_of_an_image_is_its_documents_where_no_column_says_it(tmp_path: Path) -> None:
     write_parquet(tmp_path / "test.parquet", [{"query": "a", "image": embedded(3)}])
     assert read(tmp_path).parts[0].pages.ids == ("3.png",)
+
+
+@pytest.mark.parametrize("name", ["0000.parquet", "default/test/0000.parquet", "train-00000-of-00001.parquet"])
+def test_one_table_lies_under_many_names(tmp_path: Path, name: str) -> None:
+    write_parquet(tmp_path / name, [{"query": "a", "image": embedded(1), "image_filename": "a"}])
+    data = read(tmp_path)
+    assert data.parts[0].queries == ("a",) and data.is_whole == (not name.startswith("train"))
+
+
+def test_one_table_for_each_language(tmp_path: Path) -> None:
+    for language in ("ar", "de"):
+        rows = [{"query": language, "image": embedded(1), "image_filename": "a"}]
+        write_parquet(tmp_path / language / "test.parquet", rows, shards=1)
+    assert [(part.language, part.queries) for part in read(tmp_path).parts] == [("ar", ("ar",)), ("de", ("de",))]
+    assert [part.language for part in read(tmp_path, languages=["de"]).parts] == ["de"]
+
+
+def test_a_file_name_beside_a_text_is_no_image(tmp_path: Path) -> None:
+    """A corpus of texts is read as one, whatever else its lines say; without a text, a file name is an image's."""
+    write_jsonl(tmp_path / "texts" / "corpus.jsonl", [{"_id": "1", "text": "words", "file_name": "a.txt"}])
+    write_images(tmp_path / "pages", "a.png")
+    write_jsonl(tmp_path / "pages" / "corpus.jsonl", [{"_id": "1", "file_name": "a.png"}])
+    for folder in (tmp_path / "texts", tmp_path / "pages"):
+        write_jsonl(folder / "queries.jsonl", queries(["q"], key="_id", text="text"))
+        write_jsonl(folder / "qrels.jsonl", qrels({("q", "1"): 1}))
+    (texts,), (pages,) = open_data(tmp_path / "texts"), open_data(tmp_path / "pages")
+    assert isinstance(texts, TextRetrievalData) and isinstance(pages, PageData)
+    assert [page.source for page in pages.parts[0].pages.images] == [tmp_path / "pages" / "a.png"]
 
 
 def test_a_collection_is_several_tasks(tmp_path: Path) -> None:
