@@ -57,10 +57,14 @@ class TextRetrievalData:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageImage:
-    """The image of a page, as a file or as the bytes of one; `where` names its place in messages."""
+    """The image of a page, as a file or as the bytes of one, and the text beside it where that is searched too.
+
+    `where` names its place in messages.
+    """
 
     where: str
     source: Path | bytes
+    text: str = ""
 
 
 class PageImages(Sized, Iterable[PageImage], Protocol):

@@ -127,28 +127,44 @@ class Embedder:
         count: int,
         *,
         task: str | None = None,
+        text_task: str | None = None,
         max_pixels: int | None = None,
         label: str = "pages",
     ) -> Iterator[Found]:
         """Yield each page's unit vector, and its multi vectors where the model has some, as they are computed.
 
-        Nothing is held here but the pages of a block. InputError names a page that cannot be read.
+        A page with a text, which has `text_task`, has the sum of both vectors, normalised, and the multi vectors of
+        both, as in mteb. Nothing is held here but the pages of a block. InputError names a page that cannot be read.
         """
         adapter = find_task(self.encoder.manifest, task, "image").adapter
+        words = find_task(self.encoder.manifest, text_task, "text")
 
         def compute(block: list[PageImage]) -> list[tuple[Entry, ...]]:
             items = [
                 self.encoder.prepare_image(page.source, task=task, max_pixels=max_pixels, label=page.where)
                 for page in block
             ]
-            return self._encode(items, with_multi=self.has_multi)
+            found = self._encode(items, with_multi=self.has_multi)
+            written = [place for place, page in enumerate(block) if page.text]
+            if written:
+                prepared = self.encoder.prepare_texts([block[place].text for place in written], task=text_task)
+                its = self._encode(prepared.items, prepared.cut, with_multi=self.has_multi)
+                for place, entries in zip(written, its, strict=True):
+                    found[place] = _join_entries(found[place], entries)
+            return found
+
+        def digest(page: PageImage, row: int) -> bytes:
+            image = _hash_image(page.source, adapter, max_pixels)
+            if not page.text:
+                return image
+            return hashlib.sha256(image + f"{words.adapter or ''}\0{words.prompt}{page.text}".encode()).digest()
 
         way: _Way[PageImage] = _Way(
             modality="image",
             spaces=self._spaces("image", with_multi=self.has_multi),
             block=_PAGES_AT_ONCE,
             at_once=1,
-            digest=lambda page, row: _hash_image(page.source, adapter, max_pixels),
+            digest=digest,
             compute=compute,
         )
         return self._stream(way, pages, count, label)
@@ -248,6 +264,14 @@ class Embedder:
             for place, space in enumerate(way.spaces):
                 self._cache.write(space, {key: each[place] for key, each in entries.items()})
             yield entries, Counts(computed=len(entries))
+
+
+def _join_entries(image: tuple[Entry, ...], text: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    """The entries of an image and the text beside it as one."""
+    single = image[0].vector + text[0].vector
+    joined = [single / max(float(np.linalg.norm(single)), 1e-12)]
+    joined += [np.concatenate((one.vector, other.vector)) for one, other in zip(image[1:], text[1:], strict=True)]
+    return tuple(Entry(vector, is_cut=text[0].is_cut) for vector in joined)
 
 
 def graph_files(manifest: Manifest, graph: str) -> list[FileFacts]:

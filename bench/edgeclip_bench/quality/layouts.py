@@ -14,7 +14,7 @@ from edgeclip.errors import InputError
 from edgeclip.inputs.image_folder import holds_image
 from edgeclip_bench.quality.caption_tables import caption_tables, is_caption_table, read_caption_table
 from edgeclip_bench.quality.class_folders import is_class_folders, read_class_folders
-from edgeclip_bench.quality.datasets import Data, ImageTextData
+from edgeclip_bench.quality.datasets import Data, ImageTextData, PageData
 from edgeclip_bench.quality.image_text_layouts import (
     choose_coco,
     is_coco,
@@ -54,13 +54,15 @@ def open_data(
     languages: Sequence[str] | None = None,
     name: str | None = None,
     limit: int | None = None,
+    with_text: bool = False,
 ) -> tuple[Data, ...]:
     """Read the data sets of a file or a folder: mostly one, several where languages or parts are kept apart.
 
     `images` is the folder of the image files, where they do not lie with the captions. `split` is test unless given
     (see `selection.choose_split`). `limit` keeps the first images with their captions, the first queries, the first
-    pairs of each language, or an even share of each class. Raises InputError, naming file and line, for whatever is
-    missing, damaged or contradictory, and for an option that the layout cannot follow.
+    pairs of each language, or an even share of each class. `with_text` reads the texts beside pages. Raises
+    InputError, naming file and line, for whatever is missing, damaged or contradictory, and for an option that the
+    layout cannot follow.
     """
     selection = Selection(
         name=name or _name_of(path),
@@ -69,11 +71,15 @@ def open_data(
         split=split,
         languages=None if languages is None else tuple(languages),
         limit=limit,
+        with_text=with_text,
     )
     try:
         if path.is_dir() or path.is_file():
             found = _open_folder(path, selection) if path.is_dir() else _open_file(path, selection)
-            return found if isinstance(found, tuple) else (found,)
+            opened = found if isinstance(found, tuple) else (found,)
+            if with_text and not all(isinstance(one, PageData) for one in opened):
+                raise InputError(f"{path}: --with-text is for pages with queries")
+            return opened
     except OSError as error:  # of a file in a folder that may be listed and not entered
         raise InputError(f"{error.filename or path}: cannot be read ({error.strerror})") from error
     raise InputError(f"{path}: no such file or folder")

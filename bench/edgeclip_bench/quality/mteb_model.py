@@ -28,7 +28,7 @@ from edgeclip.inputs.tokenization import check_max_length
 from edgeclip.manifest import Modality
 from edgeclip.progress import ProgressBar, is_wanted
 from edgeclip.tables import format_table
-from edgeclip_bench.quality.tasks import chooses_adapters, mteb_task
+from edgeclip_bench.quality.tasks import CODE, chooses_adapters, mteb_task
 
 if TYPE_CHECKING:
     from mteb import AbsTask, TaskMetadata
@@ -127,7 +127,8 @@ class BundleModel:
         manifest = self.encoder.manifest
         if role == "query" and self._query_task in manifest.tasks_of(modality):
             return self._query_task
-        return mteb_task(manifest, task.type, role, modality, is_code=_is_code(task))
+        is_code = CODE in manifest.tasks and _is_code(task)
+        return mteb_task(manifest, task.type, role, modality, is_code=is_code)
 
     def _encode_images(self, images: Any, task: str | None, at_once: int | None) -> list[NDArray[np.float32]]:
         """The matrices of images, or in one array (N, dim) their vectors."""

@@ -16,7 +16,8 @@ _OPTIONS = {"languages": "language"}
 class Selection:
     """The selection that `open_data` was asked for; an option is None where it was not given.
 
-    `is_named`: the name is not taken from the path. `on_missing` gets the reason where an image is left out for it.
+    `is_named`: the name is not taken from the path. `with_text`: pages have the texts beside them. `on_missing` gets
+    the reason where an image is left out for it.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Selection:
     split: str | None = None
     languages: tuple[str, ...] | None = None
     limit: int | None = None
+    with_text: bool = False
     on_missing: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from edgeclip.manifest import Manifest, Modality
 
 QUERY, DOCUMENT, PAIR, CLASS = "retrieval.query", "retrieval.passage", "text-matching", "classification"
+CODE, CODE_DOCUMENT = "code.query", "code.passage"
 # By mteb's types of tasks; retrieval has queries and documents.
 _OF_MTEB: Mapping[str, str] = {
     "STS": PAIR,
@@ -52,7 +53,7 @@ def mteb_task(
     """
     if is_code:
         is_passage = prompt_type == "document" and kind not in _OF_MTEB
-        if own := default_task(manifest, f"code.{'passage' if is_passage else 'query'}", modality):
+        if own := default_task(manifest, CODE_DOCUMENT if is_passage else CODE, modality):
             return own
     if name := _OF_MTEB.get(kind):
         own = default_task(manifest, name, modality)

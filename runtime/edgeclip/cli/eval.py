@@ -57,6 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="search pages also by multi vectors of which 1 in N is kept; may be repeated",
     )
+    parser.add_argument(
+        "--with-text", action="store_true", help="find pages by the text beside them too, as mteb does"
+    )
     parser.add_argument("--task", metavar="T", help="prepend this task's instruction to queries and captions")
     parser.add_argument("--against", type=Path, metavar="OTHER", help="another bundle, to be held against")
     parser.add_argument(
@@ -79,6 +82,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
+# The arguments that say which data are read.
+_SELECTION = ("images", "split", "languages", "name", "limit", "with_text")
+
+
 @late_warnings()
 def run(options: argparse.Namespace) -> None:
     """Evaluate or compare; the report on stdout, and in the folder of --out."""
@@ -96,7 +103,7 @@ def run(options: argparse.Namespace) -> None:
     if options.out:
         with needs_extra("bench"):
             from edgeclip_bench.quality.curves import save_curves
-    selection = {name: getattr(options, name) for name in ("images", "split", "languages", "name", "limit")}
+    selection = {name: getattr(options, name) for name in _SELECTION}
     data = [one for path in options.data for one in open_data(path, **selection)]
     if options.out:
         _make_folder(options.out)

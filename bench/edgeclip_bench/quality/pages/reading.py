@@ -25,25 +25,30 @@ _FILE_NAME = ("image_filename", "file_name")
 _DOCUMENT_ID = ("corpus-id", "corpus_id", "_id", "id")
 _QUERY_ID = ("query-id", "query_id", "_id", "id")
 _QUERY = ("query", "text", "question")
+_PAGE_TEXT = ("text", "text_description", "markdown")
 _LANGUAGE = ("language", "lang")
 _TEST = (None, "test")
 
 
 @dataclass(frozen=True, slots=True)
 class PageTable:
-    """The images in a column of a table, read again at each iteration."""
+    """The images in a column of a table, and the texts in another, read again at each iteration."""
 
     table: Table
     column: str
     finder: ImageFinder
     count: int
+    text: str | None = None
 
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[PageImage]:
-        for record in self.table.page_rows([self.column]):
-            yield PageImage(where=record.where, source=_source(record, self.column, self.finder))
+        for record in self.table.page_rows([self.column, *([self.text] if self.text else [])]):
+            text = ""
+            if self.text and record.get(self.text) is not None:
+                text = record.text(self.text, may_be_empty=True)
+            yield PageImage(where=record.where, source=_source(record, self.column, self.finder), text=text)
 
 
 def open_pages(folder: Path, selection: Selection) -> tuple[PageData, ...] | None:
@@ -195,7 +200,7 @@ def _read_corpus(files: Sequence[Path], folder: Path, selection: Selection) -> P
     return Pages(
         form="beir",
         ids=tuple(ids),
-        images=PageTable(table, image, finder, len(ids)),
+        images=PageTable(table, image, finder, len(ids), _text_column(table, selection)),
         documents=tuple(range(len(ids))),
     )
 
@@ -290,7 +295,7 @@ def _read_table(table: Table, language: str | None, folder: Path, selection: Sel
         pages=Pages(
             form="qa",
             ids=tuple(places),
-            images=PageTable(table, "image", finder, len(documents)),
+            images=PageTable(table, "image", finder, len(documents), _text_column(table, selection)),
             documents=tuple(documents),
         ),
         query_ids=queries,
@@ -300,6 +305,11 @@ def _read_table(table: Table, language: str | None, folder: Path, selection: Sel
 
 
 # Images
+
+
+def _text_column(table: Table, selection: Selection) -> str | None:
+    """The column of texts beside the images, if these are asked for."""
+    return table.need("the texts beside the pages", *_PAGE_TEXT) if selection.with_text else None
 
 
 def _finder(table: Table, folder: Path, selection: Selection) -> ImageFinder:

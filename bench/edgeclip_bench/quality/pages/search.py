@@ -89,6 +89,7 @@ def search_pages(embedder: Embedder, data: PageData, task: str | None, options: 
                 corpus.images,
                 len(corpus.images),
                 task=its,
+                text_task=tasks.languages[places[0]] if tasks.languages else tasks.queries,
                 max_pixels=max_pixels,
                 label=f"{label}: pages" + (f" at {max_pixels} pixels" if max_pixels else ""),
             )

@@ -15,17 +15,18 @@ from edgeclip_bench.quality.against import compare
 from edgeclip_bench.quality.beside import evaluate_beside, report_beside
 from edgeclip_bench.quality.cache import EmbeddingCache, Entry, Space
 from edgeclip_bench.quality.datasets import Data, PageData, PageQueries, Pages
-from edgeclip_bench.quality.embeddings import Counts
+from edgeclip_bench.quality.embeddings import Counts, Embedder
 from edgeclip_bench.quality.evaluate import Evaluation, evaluate
 from edgeclip_bench.quality.layouts import open_data
 from edgeclip_bench.quality.pages.published import MAX_PIXELS, average_of, find_task, tasks_of
 from edgeclip_bench.quality.pages.scoring import score_pages
-from edgeclip_bench.quality.pages.search import FoundPages, PageSearch, Setting
+from edgeclip_bench.quality.pages.search import FoundPages, PageOptions, PageSearch, Setting, rank, search_pages
 from edgeclip_bench.quality.report import make_report, render_text
 from edgeclip_bench.quality.scores import Score
 from edgeclip_bench.quality.searches import Tasks
 from tests.scenes.command import Captured, run
 from tests.scenes.evaluation_data import sts
+from tests.scenes.layout_files import write_lines
 from tests.scenes.page_bundle import make_page_bundle
 from tests.scenes.page_files import corpus, draw_page, embedded, qrels, queries, write_parquet
 
@@ -213,6 +214,43 @@ def test_averages_over_published_tasks_are_the_published_averages(name: str) -> 
         assert np.mean([one for one in figures if one is not None]) == pytest.approx(
             average_of(name, model, space), abs=1.1e-4
         )
+
+
+def test_texts_beside_pages_are_joined_as_mteb_joins_them(opened: Encoder, tmp_path: Path) -> None:
+    """Single vectors are summed, multi vectors put together; a page without a text is its image."""
+    texts = ["the first page", "", "a third page with words", None]
+    rows = [{"id": place, "image": embedded(place), "text": text} for place, text in enumerate(texts)]
+    write_parquet(tmp_path / "english-corpus" / SHARD, rows)
+    write_parquet(tmp_path / "english-queries" / SHARD, queries(range(3), key="id", text="text"))
+    write_parquet(tmp_path / "english-qrels" / SHARD, qrels({(0, 1): 1, (1, 2): 1, (2, 0): 2}))
+    (data,) = open_data(tmp_path, with_text=True)
+    assert isinstance(data, PageData)
+    with EmbeddingCache(None) as cache:
+        found = search_pages(Embedder(opened, cache), data, None, PageOptions(dims=(64,)))
+    asked = [f"what is on page {number}" for number in range(3)]
+    single, multi = opened.encode_text(asked, task=QUERY), opened.encode_text_multivector(asked, task=QUERY)
+    pages, matrices = [], []
+    for place, text in enumerate(texts):
+        vector = opened.encode_image(draw_page(place), task=PASSAGE)
+        matrix = opened.encode_image_multivector(draw_page(place), task=PASSAGE)
+        assert isinstance(matrix, np.ndarray)
+        if text:
+            vector = vector + opened.encode_text(text, task=QUERY)
+            matrix = np.concatenate((opened.encode_text_multivector(text, task=QUERY), matrix))
+        pages.append(vector / np.linalg.norm(vector))
+        matrices.append(matrix)
+    assert np.abs(found.pages - np.array(pages)).max() < 1e-5
+    assert isinstance(multi, MultiVectors)
+    ids = ("0", "1", "2", "3")
+    wanted = {"single": single @ np.array(pages).T, "multi": multi.maxsim(MultiVectors.of(matrices))}
+    for setting, (search,) in found.searches.items():
+        assert np.array_equal(search.top[:, :4], rank(wanted[setting.space], ids, 4))
+    plain = open_data(tmp_path)
+    with pytest.raises(InputError, match="--with-text is for pages with queries"):
+        open_data(
+            write_lines(tmp_path / "sts.jsonl", [{"sentence1": "a", "sentence2": "b", "score": 1}]), with_text=True
+        )
+    assert isinstance(plain[0], PageData) and {page.text for page in plain[0].parts[0].pages.images} == {""}
 
 
 # Beside other bundles, and on the command line
