@@ -76,7 +76,8 @@ def open_page_table(file: Path, selection: Selection) -> PageData | None:
 
 def _name_of(folder: Path) -> str:
     """The name of a task: that of its folder, of a repository in the Hub's cache the part behind the owner's."""
-    name = Path(os.path.abspath(folder)).name
+    path = Path(os.path.abspath(folder))
+    name = path.parents[1].name if path.parent.name == "snapshots" else path.name
     return name.rpartition("--")[2] if name.startswith("datasets--") else name
 
 

@@ -52,7 +52,7 @@ def collection_tables(data: Sequence[DataScores], averages: Sequence[PageAverage
         columns = [("vectors", [setting_words(setting) for setting in dict.fromkeys(map(_setting, its))])]
         for metric in AVERAGED:
             of_metric = [average for average in its if average.metric == metric]
-            columns.append((metric, [percent(one.value) for one in of_metric]))
+            columns.append((metric, [with_interval(one.value, one.low, one.high) for one in of_metric]))
             if metric == METRIC and any(one.published is not None for one in of_metric):
                 columns.append(("published", [percent(one.published) for one in of_metric]))
         rows = tuple(zip(*(cells for _, cells in columns), strict=True))

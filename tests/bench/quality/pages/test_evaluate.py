@@ -184,6 +184,7 @@ def test_languages_are_averaged_inside_a_task_and_then_tasks(opened: Encoder, co
             (average,) = (one for one in found.page_averages if (one.metric, one.space) == (metric, space))
             assert (average.collection, average.tasks, average.all_tasks) == ("Jina-VDR", 2, 43)
             assert average.value == pytest.approx((mean + tqa) / 2, abs=ROUNDING)
+            assert 0 < average.low < average.value < average.high
     text = render_text(make_report(found))
     assert "Jina-VDR: average over 2 of 43 tasks, languages of a task first, per cent" in text
 

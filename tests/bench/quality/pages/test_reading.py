@@ -126,6 +126,8 @@ def test_every_layout_holds_the_same(tmp_path: Path, write: Callable[[Path], Non
     assert part.language == ("english" if write is write_v3 else None)
     assert part.pages.form == "beir" and contents(part) == WANTED
     assert contents(part) == WANTED  # read again
+    if write is write_cached:
+        assert read(tmp_path / name / "snapshots" / "abc").name == "tqa_beir"
 
 
 def test_jina_vdr_in_several_languages(tmp_path: Path) -> None:
