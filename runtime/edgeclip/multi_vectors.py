@@ -19,8 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from edgeclip.errors import InputError
 
 # Rows of one matrix product: 512 x 8192 products are 16 MB, which is the most that `maxsim` holds beside its result.
-# Fewer documents are compared with more queries at once, because BLAS is slow at small products: 500 queries of 20 tokens
-# and a page of 768 took 0.4 s in parts of 512 rows and take 0.05 s so (two busy cores, November 2026).
+# Fewer documents are compared with more queries at once, because BLAS is slow at small products: 500 queries of 20
+# tokens and a page of 768 took 0.4 s in parts of 512 rows and take 0.05 s so (two busy cores, November 2026).
 _QUERY_ROWS, _DOCUMENT_ROWS = 512, 8192
 _SHORTEST = 1e-12
 
