@@ -29,6 +29,14 @@ _SPELLED = """
     yo:yor_Latn zh:zho_Hans zh-cn:zho_Hans zh-hans:zho_Hans zh-hant:zho_Hant zh-tw:zho_Hant zu:zul_Latn
 """
 _CODES = dict(pair.split(":") for pair in _SPELLED.split())
+_KNOWN = frozenset((*_CODES, *(code.lower().replace("_", "-") for code in _CODES.values())))
+
+
+def is_code(name: str) -> bool:
+    """Whether a name is the code of a language: "de", "pt-BR", "deu_Latn"; "my_pages" is not Burmese."""
+    spoken, _, place = name.replace("_", "-").partition("-")
+    is_place = len(place) == 2 and place.isupper()
+    return name.replace("_", "-").lower() in _KNOWN or (spoken in _CODES and is_place)
 
 
 def speaks_by_task(manifest: Manifest) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from edgeclip.errors import InputError
 from edgeclip.host.installation import needs_extra
+from edgeclip_bench.quality.languages import is_code
 from edgeclip_bench.quality.pages.tables import SUFFIXES
 from edgeclip_bench.quality.records import list_folder, plain_stem, plain_suffix
 
@@ -27,7 +28,6 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]{16})?$")
 SPLITS = ("train", "test", "val", "valid", "validation", "dev")
 # Configs of one language are called by its code, or in ViDoRe v3 by its English name; "default" is no language.
 _NAMES = "arabic bengali chinese english french german hindi italian japanese korean portuguese russian spanish"
-_CODE = re.compile(r"[a-z]{2}([-_][A-Za-z]{2,4})?|[a-z]{3}[-_][A-Z][a-z]{3}")
 _DEFAULT = "default"
 _HEAD_BYTES = 1 << 20
 
@@ -93,7 +93,7 @@ def snapshot_of(folder: Path) -> Path:
 
 def is_language(name: str) -> bool:
     """Whether a folder of this name holds the part of a data set in one language."""
-    return name == _DEFAULT or name in _NAMES.split() or _CODE.fullmatch(name) is not None
+    return name == _DEFAULT or name in _NAMES.split() or is_code(name)
 
 
 def _plain(language: str | None) -> str | None:

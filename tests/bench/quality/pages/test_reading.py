@@ -221,8 +221,10 @@ def test_a_collection_is_several_tasks(tmp_path: Path) -> None:
     write_v1(tmp_path / "tqa_beir")
     write_vdr(tmp_path / "docvqa_beir")
     write_images(tmp_path / "pictures", "a.png")
+    write_v1(tmp_path / "ai")  # two letters, and no language
+    write_v1(tmp_path / "my_pages")
     found = open_data(tmp_path)
-    assert [one.name for one in found] == ["docvqa_beir", "tqa_beir"]
+    assert [one.name for one in found] == ["ai", "docvqa_beir", "my_pages", "tqa_beir"]
 
 
 def test_images_may_lie_beside_their_table_or_elsewhere(tmp_path: Path) -> None:
