@@ -80,7 +80,7 @@ def _print_advice(manifest: Manifest) -> None:
         advice, products = advise_here(), probe_products()
     except MissingExtraError:
         return
-    print(f"\nthis machine should run {advice.choice}:\n  {advice.why};\n  {advice.int4}")
+    print(";\n  ".join((f"\nthis machine should run {advice.choice}:\n  {advice.why}", *advice.exceptions)))
     if is_guarded(manifest, products):
         print("  the integer products of this bundle are guarded against overflow here, which costs time")
 

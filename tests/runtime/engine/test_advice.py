@@ -45,6 +45,12 @@ def test_where_4_bits_are_slowest_it_is_said(features: frozenset[str]) -> None:
     assert "no int4" not in str(advise(NO_VNNI, "x86_64", features))
 
 
+def test_openvino_is_named_where_it_was_timed() -> None:
+    assert "1.05 to 1.08 times as fast through OpenVINO" in str(advise(VNNI, "x86_64", AVX))
+    others = (NO_VNNI, "x86_64", AVX), (OLD, "x86_64", AVX), (VNNI, "aarch64", AVX)
+    assert not any("OpenVINO" in str(advise(*one)) for one in others)
+
+
 def test_here() -> None:
     assert advise_here().bundle in ("fp32", "int8", "int8 of 7 bits")
     assert all(feature == feature.lower() for feature in visible_features())
