@@ -27,7 +27,7 @@ from edgeclip_bench.quality.image_text_layouts import (
     read_xtd10,
 )
 from edgeclip_bench.quality.known_layouts import LISTED, PARQUET, not_understood
-from edgeclip_bench.quality.pages.reading import open_page_table, open_pages
+from edgeclip_bench.quality.pages.reading import captions_of, open_page_table, open_pages
 from edgeclip_bench.quality.records import (
     Record,
     list_folder,
@@ -88,9 +88,12 @@ def open_data(
 def open_captions(folder: Path, on_missing: Callable[[str], None] | None = None) -> ImageTextData | None:
     """The images and captions of a folder where a file says which texts describe which images, else None.
 
-    With `on_missing`, an image that is not there is left out with its captions, and the reason is passed to it.
+    With `on_missing`, an image that is not there is left out with its captions, and the reason is passed to it. The
+    queries of pages in image files are their captions.
     """
     selection = Selection(name=_name_of(folder), on_missing=on_missing)
+    if pages := open_pages(folder, selection):
+        return captions_of(folder, pages)
     while (found := _open_described(folder, selection)) is None:
         if (inner := _data_folder(folder)) is None or holds_image(folder):
             return None

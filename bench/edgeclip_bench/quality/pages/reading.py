@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeclip.errors import InputError
-from edgeclip_bench.quality.datasets import PageData, PageImage, PageQueries, Pages
+from edgeclip_bench.quality.datasets import Caption, ImageTextData, PageData, PageImage, PageQueries, Pages
 from edgeclip_bench.quality.image_files import ImageFinder
 from edgeclip_bench.quality.pages.pieces import NEEDED, Pieces, Role, Splits, find_pieces, is_language
 from edgeclip_bench.quality.pages.tables import SUFFIXES, Table
@@ -72,6 +72,33 @@ def open_page_table(file: Path, selection: Selection) -> PageData | None:
     pieces = Pieces(file.parent)
     pieces.add(None, "table", None, file)
     return _read_tables(pieces, selection)
+
+
+def captions_of(folder: Path, data: Sequence[PageData]) -> ImageTextData:
+    """Pages as images, and each query as the caption of the page with its highest grade.
+
+    InputError for pages that are no files, and for several tasks.
+    """
+    if len(data) > 1:
+        raise InputError(f"{folder}: holds {', '.join(one.name for one in data)}; name the folder of one")
+    images: list[Path] = []
+    captions: list[Caption] = []
+    for pages in data[0].corpora:
+        rows = {document: len(images) + row for row, document in reversed(list(enumerate(pages.documents)))}
+        for page in pages.images:
+            if isinstance(page.source, bytes):
+                raise InputError(f"{page.where}: wanted an image file beside JSON lines, found one inside of parquet")
+            images.append(page.source)
+        for part in (part for part in data[0].parts if part.pages is pages):
+            best: dict[int, tuple[int, int]] = {}  # of each query its highest grade, and that page
+            for query, document, grade in part.grades:
+                if document in rows and grade > best.get(query, (0, 0))[0]:
+                    best[query] = grade, rows[document]
+            captions += [
+                Caption(text=part.queries[query], image=row, language=part.language)
+                for query, (_, row) in best.items()
+            ]
+    return ImageTextData(name=data[0].name, images=tuple(images), captions=tuple(captions))
 
 
 def _name_of(folder: Path) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from edgeclip.errors import MissingExtraError
+from edgeclip.errors import InputError, MissingExtraError
 from edgeclip_bench.quality.datasets import PageData, PageQueries, TextRetrievalData
-from edgeclip_bench.quality.layouts import open_data
+from edgeclip_bench.quality.layouts import open_captions, open_data
 from tests.scenes.layout_files import refusal, write_images, write_lines
 from tests.scenes.page_files import (
     corpus,
@@ -360,3 +360,20 @@ def test_a_readme_that_is_no_yaml_is_named(tmp_path: Path) -> None:
     assert refusal(tmp_path).startswith(f"{tmp_path}/README.md: its head is no YAML that says configs (")
     write_lines(tmp_path / "README.md", [json.dumps("no head")])
     assert contents(read(tmp_path).parts[0]) == WANTED
+
+
+def test_queries_are_the_captions_of_their_best_pages(tmp_path: Path) -> None:
+    """As `quantize --calibrate` takes them; pages without a query stay images."""
+    write_json(tmp_path / "set")
+    found = open_captions(tmp_path / "set")
+    assert found is not None
+    assert [path.read_bytes() for path in found.images] == PAGES
+    assert [(caption.text, caption.image) for caption in found.captions] == [
+        ("what is on page 0", 2),  # grades 1 and 2
+        ("what is on page 2", 4),
+    ]
+    write_v1(tmp_path / "parquet")
+    with pytest.raises(
+        InputError, match=r"row 1: wanted an image file beside JSON lines, found one inside of parquet"
+    ):
+        open_captions(tmp_path / "parquet")
