@@ -41,25 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="evaluate at N dimensions besides all; may be repeated (those the model was trained for)",
     )
-    parser.add_argument(
-        "--max-pixels",
-        type=int,
-        action="append",
-        default=[],
-        metavar="N",
-        help="scale pages down to N pixels; may be repeated: a search at each (the model's limit)",
-    )
-    parser.add_argument(
-        "--pooled",
-        type=int,
-        action="append",
-        default=[],
-        metavar="N",
-        help="search pages also by multi vectors of which 1 in N is kept; may be repeated",
-    )
-    parser.add_argument(
-        "--with-text", action="store_true", help="find pages by the text beside them too, as mteb does"
-    )
+    _add_page_arguments(parser)
     parser.add_argument("--task", metavar="T", help="prepend this task's instruction to queries and captions")
     parser.add_argument("--against", type=Path, metavar="OTHER", help="another bundle, to be held against")
     parser.add_argument(
@@ -80,6 +62,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cache.add_argument("--no-cache", action="store_true", help="keep no embeddings")
     add_device(parser)
     add_json(parser)
+
+
+def _add_page_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        action="append",
+        default=[],
+        metavar="N",
+        help="scale pages down to N pixels; may be repeated: a search at each (the model's limit)",
+    )
+    parser.add_argument(
+        "--pooled",
+        type=int,
+        action="append",
+        default=[],
+        metavar="N",
+        help="search pages also by multi vectors of which 1 in N is kept; may be repeated",
+    )
+    parser.add_argument(
+        "--with-text", action="store_true", help="find pages by the text beside them too, as mteb does"
+    )
 
 
 # The arguments that say which data are read.
