@@ -27,6 +27,7 @@ class Feeder:
         self.folder, self.manifest, self._fed = folder, manifest, fed or {}
         self.family = open_family(manifest, self._tokenizer)
         self._adapters: dict[str, Arrays] = {}
+        self._opened: TextTokenizer | None = None
 
     def feed(self, items: Sequence[Item]) -> Arrays:
         """One batch of items that are alike. Without an adapter, the arrays of a graph's adapters are zeros.
@@ -37,8 +38,10 @@ class Feeder:
         return {**self.family.feed(items), **self._adapter_arrays(first.graph, first.adapter)}
 
     def _tokenizer(self) -> TextTokenizer:
-        facts = self.manifest.need_text()
-        return TextTokenizer(self.folder / facts.file, facts)
+        if self._opened is None:
+            facts = self.manifest.need_text()
+            self._opened = TextTokenizer(self.folder / facts.file, facts)
+        return self._opened
 
     def _adapter_arrays(self, graph: str, adapter: str | None) -> Arrays:
         if adapter is not None:
