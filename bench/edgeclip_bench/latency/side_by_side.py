@@ -1,9 +1,12 @@
 """Bundles in turns, each in a process of its own: of several families, with a task, on a device, by another version.
 
 A contender is BUNDLE[@TASK][%DEVICE][=PYTHON]: with PYTHON, as before/.venv/bin/python, it is opened by the edgeclip
-of that interpreter's installation; without DEVICE on the CPU. transformers:CHECKPOINT is transformers' own model,
-eager in torch, of the sizes in that config.json with random weights, and the mean of its last hidden states. Times
-are divided by the last contender's.
+of that interpreter's installation; without DEVICE on the CPU. Times are divided by the last contender's.
+
+    transformers:CHECKPOINT        transformers' own model, eager in torch, of the sizes in that config.json with
+                                   random weights, and the mean of its last hidden states
+    llama.cpp:CHECKPOINT=PYTHON    llama.cpp's decoder of those sizes in Q4_K_M, of an interpreter that has
+                                   llama-cpp-python and gguf; CHECKPOINT.Q4_K_M.gguf is written the first time
 
 All are open at once and take turns, so that other work of the machine meets all of them alike. What is timed is a
 call of `encode_text` or `encode_image`, whole, from an array of the image's size. Each contender's text has exactly
@@ -38,7 +41,9 @@ from edgeclip_bench.measure.resident_memory import anonymous_bytes, peak_bytes, 
 from edgeclip_bench.rivals.run import latency_rows
 
 BENCHMARK = "edgeclip_bench.latency.side_by_side"
-_TRANSFORMERS = "transformers:"
+_TRANSFORMERS, _LLAMA = "transformers:", "llama.cpp:"
+_WANTED = "BUNDLE[@TASK][%DEVICE][=PYTHON], transformers:CHECKPOINT or llama.cpp:CHECKPOINT=PYTHON"
+_LLAMA_PROGRAM = Path(__file__).parents[1] / "rivals" / "llama_program.py"
 _MOST_ROUNDS, _LEAST_ROUNDS = 200, 5
 
 # Both programs answer every line of stdin with one of stdout. They use nothing that an earlier version did not have.
@@ -95,7 +100,7 @@ class Contender:
 
     @classmethod
     def parse(cls, words: str) -> Self:
-        """BUNDLE[@TASK][%DEVICE][=PYTHON] or transformers:CHECKPOINT; InputError where there is no such folder."""
+        """One of the forms above; InputError where there is no such folder."""
         if words.startswith(_TRANSFORMERS):
             from edgeclip_export.opening import open_checkpoint
 
@@ -104,12 +109,17 @@ class Contender:
             # transformers' name of the model; the official layouts name none.
             native = str(opened.checkpoint.config.get("model_type") or opened.family.name)
             return cls(name=f"{_TRANSFORMERS}{folder.name}", folder=folder, native=native)
-        path, _, python = words.partition("=")
+        path, _, python = words.removeprefix(_LLAMA).partition("=")
+        if words.startswith(_LLAMA):
+            folder = Path(path)
+            if not (folder / "config.json").is_file() or not python:
+                raise InputError(f"{words}: wanted llama.cpp:CHECKPOINT=PYTHON, a folder with config.json")
+            return cls(name=f"{_LLAMA}{folder.name}", folder=folder, python=python, native=_LLAMA)
         path, _, device = path.partition("%") if not Path(path).is_dir() else (path, "", "")
         path, _, task = path.partition("@") if not Path(path).is_dir() else (path, "", "")
         folder = Path(path)
         if not (folder / MANIFEST).is_file():
-            raise InputError(f"{words}: {folder} is no bundle; wanted BUNDLE[@TASK][%DEVICE][=PYTHON]")
+            raise InputError(f"{words}: {folder} is no bundle; wanted {_WANTED}")
         name = "".join((folder.absolute().name, f"@{task}" if task else "", f"%{device}" if device else ""))
         return cls(
             name=name, folder=folder, task=task or None, device=device or "cpu", python=python or sys.executable
@@ -118,12 +128,17 @@ class Contender:
     @property
     def command(self) -> list[str]:
         """The command that runs it."""
+        if self.native == _LLAMA:
+            written = self.folder.with_name(f"{self.folder.name}.Q4_K_M.gguf")
+            return [self.python, str(_LLAMA_PROGRAM), str(self.folder / "config.json"), str(written)]
         if self.native:
             return [self.python, "-c", _NATIVE, str(self.folder), self.native]
         return [self.python, "-c", _EDGECLIP, str(self.folder), self.task or "", self.device]
 
     def text(self, tokens: int) -> str:
-        """A text of so many tokens, the task's prompt included."""
+        """A text of so many tokens, the task's prompt included; for llama.cpp the ids themselves."""
+        if self.native == _LLAMA:
+            return " ".join(str(100 + index) for index in range(tokens))
         tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         tokenizer.no_truncation()
         tokenizer.no_padding()

@@ -79,5 +79,9 @@ def test_what_cannot_take_part_is_one_line(v3: Path, bundle: Path, tmp_path: Pat
     assert "the tasks of the bundle are text-matching, " in unknown
     absent = refusal("bench", "side-by-side", f"{bundle}%cuda", *QUICK, capsys=capsys)
     assert absent == f"{bundle.name}%cuda: its process ended with status 1"
+    assert "a folder with config.json" in refusal("bench", "side-by-side", f"llama.cpp:{tmp_path}=x", capsys=capsys)
+    assert "wanted llama.cpp:" in refusal("bench", "side-by-side", f"llama.cpp:{OFFICIAL}", capsys=capsys)
+    ended = refusal("bench", "side-by-side", f"llama.cpp:{OFFICIAL}=/bin/false", bundle, *QUICK, capsys=capsys)
+    assert ended == f"llama.cpp:{OFFICIAL.name}: its process ended with status 1"
     dead = refusal("bench", "side-by-side", f"{bundle}=/bin/false", *QUICK, capsys=capsys)
     assert dead == f"{bundle.name}: its process ended with status 1"
