@@ -80,10 +80,15 @@ def _takes_more_bits(layer: int, layers: int) -> bool:
     return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
+# Kept, or the callback would be freed while llama.cpp calls it.
+_silence = llama_cpp.llama_log_callback(lambda *_: None)
+
+
 class Decoder:
     """llama.cpp in its embedding mode with mean pooling, on as many threads as there are processors."""
 
     def __init__(self, path: Path) -> None:
+        llama_cpp.llama_log_set(_silence, None)
         llama_cpp.llama_backend_init()
         model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
         options = llama_cpp.llama_context_default_params()
