@@ -7,9 +7,9 @@ Each derived constant remembers the constant it was made of, and its form says h
 say how the first one is made again of what a graph's file holds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +19,64 @@ from onnx_ir.passes import PreconditionError
 from edgeclip_graph.frame import store
 
 _ORIGIN = "edgeclip.origin"
+_WRITTEN_AT_ONCE = 64  # rows of an array that lies in memory by columns; all of them at once take twice as long
+
+# Gives the rows of a matrix, some at a time.
+Pieces = Callable[[], Iterator[NDArray[Any]]]
+
+
+def lazy(name: str, dtype: ir.DataType, shape: Sequence[int], compute: Callable[[], NDArray[Any]]) -> ir.LazyTensor:
+    """A constant that `compute` gives whenever it is read. The array may lie in memory by rows or by columns: it is
+    put in order only where it is written to a file.
+    """
+    return ir.LazyTensor(lambda: _Numbers(compute(), name=name), dtype=dtype, shape=ir.Shape(shape), name=name)
+
+
+class _Numbers(ir.Tensor[Any]):
+    """An array that may lie in memory by columns."""
+
+    def tofile(self, file: BinaryIO) -> None:
+        """Write it by rows."""
+        array = self.numpy()
+        if array.ndim < 2 or array.flags.c_contiguous:
+            super().tofile(file)
+            return
+        for start in range(0, len(array), _WRITTEN_AT_ONCE):
+            file.write(np.ascontiguousarray(array[start : start + _WRITTEN_AT_ONCE]).data)
+
+
+class InPieces(ir.LazyTensor):
+    """A matrix that is computed some rows at a time, whenever it is read: as a whole it is never in memory while it
+    is written.
+    """
+
+    def __init__(self, name: str, dtype: ir.DataType, shape: Sequence[int], pieces: Pieces) -> None:
+        super().__init__(self._whole, dtype=dtype, shape=ir.Shape(shape), name=name)
+        self.pieces = pieces
+
+    def tofile(self, file: BinaryIO) -> None:
+        """Write piece after piece."""
+        for piece in self.pieces():
+            file.write(np.ascontiguousarray(piece).data)
+
+    def _whole(self) -> ir.TensorProtocol:
+        whole = np.empty(self.shape.numpy(), self.dtype.numpy())
+        start = 0
+        for piece in self.pieces():
+            whole[start : start + len(piece)] = piece
+            start += len(piece)
+        return ir.tensor(whole, name=self.name)
+
+
+def pieces_of(tensor: ir.TensorProtocol, numbers: int) -> Iterator[NDArray[Any]]:
+    """The rows of a matrix, in pieces of so many numbers, unless it has pieces of its own."""
+    if isinstance(tensor, InPieces):
+        yield from tensor.pieces()
+        return
+    array = tensor.numpy()
+    step = max(1, numbers // array.shape[1])
+    for start in range(0, len(array), step):
+        yield array[start : start + step]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +161,7 @@ def derive(graph: ir.Graph, name: str, source: ir.Value, form: Form) -> ir.Value
     if stored is None:
         raise PreconditionError(f"{source.name} holds no constant")
 
-    def compute() -> ir.TensorProtocol:
-        return ir.tensor(np.ascontiguousarray(form.apply(stored.numpy())), name=name)
-
-    shape = ir.Shape(form.shape(stored.shape.numpy()))
-    tensor = ir.LazyTensor(compute, dtype=stored.dtype, shape=shape, name=name)
+    tensor = lazy(name, stored.dtype, form.shape(stored.shape.numpy()), lambda: form.apply(stored.numpy()))
     earlier = origin_of(source)
     if earlier is not None and isinstance(form, Turned) and isinstance(earlier.form, Columns | Rows):
         tensor.meta[_ORIGIN] = Origin(earlier.source, TurnedPart(earlier.form))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError, common
 
 from edgeclip_graph.frame import Recorder, array_of, input_of, store
-from edgeclip_graph.lazy import Columns, Origin, Rows, Turned, TurnedPart, origin_of
+from edgeclip_graph.lazy import Columns, Origin, Rows, Turned, TurnedPart, lazy, origin_of
 from edgeclip_graph.shared_data import PointToData
 from edgeclip_graph.traits import Traits, stored_traits
 
@@ -178,13 +178,13 @@ def _fold(graph: ir.Graph, node: ir.Node) -> None:
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     op_type, name = node.op_type, str(output.name)
 
-    def compute() -> ir.TensorProtocol:
+    def compute() -> NDArray[Any]:
         arrays = [tensor.numpy() for tensor in tensors if tensor is not None]
-        return ir.tensor(np.ascontiguousarray(_evaluate(op_type, arrays, attributes)), name=name)
+        return _evaluate(op_type, arrays, attributes)
 
     if inputs[0].dtype is None or output.shape is None:
         raise PreconditionError(f"{name} has no type or shape")
-    tensor = ir.LazyTensor(compute, dtype=inputs[0].dtype, shape=output.shape, name=name)
+    tensor = lazy(name, inputs[0].dtype, output.shape.numpy(), compute)
     output.name = None
     output.replace_all_uses_with(store(graph, tensor))
     graph.remove(node, safe=True)

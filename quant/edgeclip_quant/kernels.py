@@ -25,7 +25,8 @@ one thread without VNNI, 16 rows of 1024 to 4096: 0.62 with AVX-512, 0.48 with A
 and 0.63. With VNNI, 7 bits take as long as 8.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+import itertools
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,6 +36,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
 
 from edgeclip_graph.frame import array_of, constant, store
+from edgeclip_graph.lazy import lazy
 from edgeclip_graph.linear import LinearLayer, linear_layers, split_of, width_of
 from edgeclip_graph.operators import CONTRIB
 from edgeclip_quant.passes.smoothing import fold_into_norm, is_fed_by_norm
@@ -63,6 +65,7 @@ _ZERO = 128  # of the unsigned input
 # The least value of x Phi(x) is -0.16997, at -0.7518.
 GELU_LOWEST = 0.17
 _SMALLEST_ROW = 1e-12
+_NUMBERS_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +100,13 @@ def quantize_columns(weight: Array, *, in_pairs: bool = False) -> tuple[NDArray[
     reach = _largest_pairs(weight) if in_pairs else np.abs(weight).max(axis=0)
     scales = (reach / LEVELS).astype(np.float32)
     scales[scales < _SMALLEST_SCALE] = 1.0  # which is not exact, so that a weight could become more than 127 of it
-    return np.rint(weight / scales).astype(np.int8), scales
+    levels = np.empty(weight.shape, np.int8)
+    step = max(1, _NUMBERS_AT_ONCE // len(weight))
+    for start in range(0, weight.shape[1], step):  # as much as stays in a processor's cache
+        some = slice(start, start + step)
+        wide = weight[:, some] / scales[some]
+        levels[:, some] = np.rint(wide, out=wide)
+    return levels, scales
 
 
 def _largest_pairs(weight: Array) -> Array:
@@ -185,17 +194,13 @@ def replace_layer(graph: ir.Graph, layer: LinearLayer, plan: Plan, *, separates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rounded:
-    """An input as integers: (levels - zero) step, times its row's largest if there is one, less the shift.
-
-    `in_pairs` is for the weights that it is multiplied with (`quantize_columns`).
-    """
+    """An input as integers: (levels - zero) step, times its row's largest if there is one, less the shift."""
 
     levels: ir.Value
     step: ir.Value
     zero: ir.Value
     largest: ir.Value | None
     shift: float
-    in_pairs: bool
 
 
 class _Replacing:
@@ -225,24 +230,27 @@ class _Replacing:
         removed, replaced = list(layer.nodes), [layer.output]
         if plan.kernel == "int8 blocks" or plan.kernel == "int4 blocks":
             bits = 8 if plan.kernel == "int8 blocks" else 4
-            outputs = [matmul_blocks(graph, tape, x, weight, layer.bias_value, name, bits)]
+            outputs = [matmul_blocks(graph, tape, x, weight, layer.shape, layer.bias_value, name, bits)]
         elif plan.kernel == "int8 per call":
-            levels, scales = store_columns(graph, name, weight)
+            levels, scales = _Columns(weight, layer.shape, [layer.shape[1]]).store(graph, 0, name)
             outputs = [tape.op("DynamicQuantizeMatMul", [x, levels, scales, None, layer.bias_value], domain=CONTRIB)]
         else:
             rounded = self._round(tape, x, plan, name)
             bias = None if layer.add is None else layer.bias
             split = split_of(layer) if self._separates else None
             if split is None:
-                outputs = [_multiply(graph, tape, rounded, weight, bias, name)]
+                widths, names = [layer.shape[1]], [name]
             else:
                 removed, replaced = [split, *removed], list(split.outputs)
-                outputs, start = [], 0
-                for number, width in enumerate(map(width_of, replaced)):
-                    columns = slice(start, start + width)
-                    part, some = _part(weight, columns), None if bias is None else bias[columns]
-                    outputs.append(_multiply(graph, tape, rounded, part, some, f"{name}_{number}"))
-                    start += width
+                widths = list(map(width_of, replaced))
+                names = [f"{name}_{number}" for number in range(len(widths))]
+            columns = _Columns(weight, layer.shape, widths, in_pairs=has_pairs(plan.kernel))
+            outputs = [
+                _multiply(
+                    graph, tape, rounded, columns, number, None if bias is None else bias[columns.of(number)], one
+                )
+                for number, one in enumerate(names)
+            ]
         graph.opset_imports.setdefault(CONTRIB, 1)
         ir.convenience.replace_nodes_and_values(graph, removed[0], removed, tape.nodes, replaced, outputs)
 
@@ -254,32 +262,59 @@ class _Replacing:
         return self._rounded[key]
 
 
-def store_columns(
-    graph: ir.Graph, name: str, weight: Callable[[], Array], *, in_pairs: bool = False
-) -> tuple[ir.Value, ir.Value]:
-    """The levels and scales of `quantize_columns` as constants; the levels are computed when they are read."""
-    first = weight()
-    scales = quantize_columns(first, in_pairs=in_pairs)[1]
+class _Columns:
+    """A weight of one product or of several, by columns, in integers: computed when one of them is first read.
 
-    def levels() -> ir.TensorProtocol:
-        return ir.tensor(np.rint(weight() / scales).astype(np.int8), name=f"{name}_int8")
+    It is read and rounded once: scales stay, and levels until each product has read its own.
+    """
 
-    lazy = ir.LazyTensor(levels, dtype=ir.DataType.INT8, shape=ir.Shape(first.shape), name=f"{name}_int8")
-    return store(graph, lazy), constant(graph, f"{name}_scales", scales)
+    def __init__(
+        self, weight: Callable[[], Array], shape: tuple[int, int], widths: Sequence[int], *, in_pairs: bool = False
+    ) -> None:
+        self._weight, self._inputs, self._in_pairs = weight, shape[0], in_pairs
+        ends = list(itertools.accumulate(widths))
+        self._parts = [slice(end - width, end) for width, end in zip(widths, ends, strict=True)]
+        self._levels: NDArray[np.int8] | None = None
+        self._unread: set[int] = set()
+        self._scales: Array | None = None
 
+    def of(self, number: int) -> slice:
+        """The columns of one product."""
+        return self._parts[number]
 
-def _part(weight: Callable[[], Array], columns: slice) -> Callable[[], Array]:
-    return lambda: weight()[:, columns]
+    def store(self, graph: ir.Graph, number: int, name: str) -> tuple[ir.Value, ir.Value]:
+        """The levels and the scales of one product as constants; levels first: files are written in that order."""
+        part = self._parts[number]
+        width = part.stop - part.start
+        levels = lazy(f"{name}_int8", ir.DataType.INT8, (self._inputs, width), lambda: self.levels(number))
+        scales = lazy(f"{name}_scales", ir.DataType.FLOAT, (width,), lambda: self.scales(number))
+        return store(graph, levels), store(graph, scales)
+
+    def levels(self, number: int) -> NDArray[np.int8]:
+        """The levels of one product (in, width)."""
+        if self._levels is None:
+            self._levels, self._scales = quantize_columns(self._weight(), in_pairs=self._in_pairs)
+            self._unread = set(range(len(self._parts)))
+        found = self._levels[:, self._parts[number]]
+        self._unread.discard(number)
+        if not self._unread:
+            self._levels = None
+        return found
+
+    def scales(self, number: int) -> Array:
+        """The scales of one product (width,)."""
+        if self._scales is None:
+            self._scales = quantize_columns(self._weight(), in_pairs=self._in_pairs)[1]
+        return self._scales[self._parts[number]]
 
 
 def _round(graph: ir.Graph, tape: ir.tape.Tape, x: ir.Value, plan: Plan, name: str) -> _Rounded:
     """Static: x / step. Per row: x / r in steps of 1/127, r = max|x|; shifted: (x + c) / r in 1/255, r of x + c."""
     zero = constant(graph, "int8_zero", np.array(_ZERO, np.uint8))
-    in_pairs = has_pairs(plan.kernel)
     if plan.kernel in STATIC:
         step = constant(graph, f"{name}_step", np.array(max(plan.largest, _SMALLEST_ROW) / LEVELS, np.float32))
         levels = tape.op("QuantizeLinear", [x, step, zero])
-        return _Rounded(levels=levels, step=step, zero=zero, largest=None, shift=0.0, in_pairs=in_pairs)
+        return _Rounded(levels=levels, step=step, zero=zero, largest=None, shift=0.0)
     last = constant(graph, "int8_last_axis", np.array([-1], np.int64))
     if plan.shift:
         step = constant(graph, "uint8_step", np.array(1 / _ALL_LEVELS, np.float32))
@@ -291,19 +326,20 @@ def _round(graph: ir.Graph, tape: ir.tape.Tape, x: ir.Value, plan: Plan, name: s
         # A row of zeros becomes 0 / 0, whatever integers that gives, and those times its largest, which is 0.
         largest = tape.op("ReduceMax", [tape.op("Abs", [x]), last], {"keepdims": 1})
     levels = tape.op("QuantizeLinear", [tape.op("Div", [x, largest]), step, zero])
-    return _Rounded(levels=levels, step=step, zero=zero, largest=largest, shift=plan.shift, in_pairs=in_pairs)
+    return _Rounded(levels=levels, step=step, zero=zero, largest=largest, shift=plan.shift)
 
 
 def _multiply(
     graph: ir.Graph,
     tape: ir.tape.Tape,
     rounded: _Rounded,
-    weight: Callable[[], Array],
+    columns: _Columns,
+    number: int,
     bias: Array | None,
     name: str,
 ) -> ir.Value:
-    """The product with a weight (in, out) and a bias (out,), from which the shift is subtracted."""
-    levels, scales = store_columns(graph, name, weight, in_pairs=rounded.in_pairs)
+    """One product with a weight (in, out) and a bias (out,), from which the shift is subtracted."""
+    levels, scales = columns.store(graph, number, name)
     if rounded.shift:
         sums = array_of(levels).astype(np.float64).sum(axis=0) * array_of(scales)
         bias = ((0 if bias is None else bias) - rounded.shift * sums).astype(np.float32)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import PreconditionError
 
 from edgeclip_graph.frame import array_of, input_of, store
+from edgeclip_graph.lazy import InPieces, lazy
 from edgeclip_graph.linear import width_of
 
 Array = NDArray[Any]
@@ -30,20 +31,23 @@ Edit = Callable[[Array], Array]
 RMS_NORM, ATTENTIONS = "RMSNormalization", ("MultiHeadAttention", "GroupQueryAttention")
 # What moves or chooses rows, and leaves the channels of each as they are: where the last axis stays the last.
 _MOVING = ("Reshape", "Gather", "Slice", "Squeeze", "Unsqueeze")
+_ALL = slice(None)
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """An input of a node: a constant, or an input of the graph. `columns` are those of its last axis that count."""
+    """An input of a node: a constant, or an input of the graph, perhaps cut. `rows` and `columns` of it count."""
 
     node: ir.Node
     index: int
-    columns: slice = field(default_factory=lambda: slice(None))
+    columns: slice = field(default_factory=lambda: _ALL)
+    rows: slice = field(default_factory=lambda: _ALL)
 
     @property
     def value(self) -> ir.Value:
         """The constant or the graph's input."""
-        return input_of(self.node, self.index)
+        value = input_of(self.node, self.index)
+        return value if (cut := _cut_of(value)) is None else input_of(cut, 0)
 
     @property
     def is_constant(self) -> bool:
@@ -57,11 +61,17 @@ class Edits:
 
     constants: dict[tuple[ir.Node, int], list[Edit]] = field(default_factory=dict)
     fed: dict[str, list[Edit]] = field(default_factory=dict)
+    _added: set[tuple[str, str, str, Edit]] = field(default_factory=set)
 
     def add(self, use: Use, edit: Edit) -> None:
-        """Apply `edit` to the used columns, after what was added before."""
-        if use.columns != slice(None):
-            edit = _within(use.columns, edit)
+        """Apply `edit` to what is used, after what was added before; once to an array that several nodes take."""
+        if not use.is_constant:
+            key = (str(use.value.name), str(use.rows), str(use.columns), edit)
+            if key in self._added:
+                return
+            self._added.add(key)
+        if (use.rows, use.columns) != (_ALL, _ALL):
+            edit = _within(use.rows, use.columns, edit)
         if use.is_constant:
             self.constants.setdefault((use.node, use.index), []).append(edit)
         else:
@@ -82,8 +92,7 @@ class Edits:
                 raise PreconditionError(f"{value.name} holds no constant")
             is_shared = len(list(value.uses())) > 1
             name = f"{value.name}_{number}" if is_shared else str(value.name)
-            compute = _computing(value.const_value, edits, name)
-            tensor = ir.LazyTensor(compute, dtype=value.dtype, shape=ir.Shape(value.shape.numpy()), name=name)
+            tensor = _edited(value.const_value, edits, name)
             if is_shared:
                 node.replace_input_with(index, store(graph, tensor))
             else:
@@ -161,8 +170,8 @@ def find_residual(graph: ir.Graph) -> Residual:
                     waiting.append(one)
         elif node.op_type == "Where":
             waiting += [input_of(node, 1), input_of(node, 2)]
-        elif node.op_type == "MatMul" and _is_weight(input_of(node, 1)):
-            writers.append(Use(node, 1))
+        elif node.op_type == "MatMul" and (use := _weight_of(node)) is not None:
+            writers.append(use)
         elif _adds_product(node):
             writers.append(Use(node, 1))
             waiting.append(input_of(node, 2))
@@ -194,8 +203,8 @@ def read_by(value: ir.Value, width: int) -> Reading:
         passed: list[ir.Value] = []
         is_other = one.is_graph_output()
         for node, index in one.uses():
-            if node.op_type == "MatMul" and index == 0 and _is_weight(input_of(node, 1)):
-                taken.append(Use(node, 1))
+            if node.op_type == "MatMul" and index == 0 and (use := _weight_of(node)) is not None:
+                taken.append(use)
             elif _passes(node, index, width):
                 passed.append(node.outputs[0])
             else:
@@ -269,8 +278,8 @@ def _written_by(value: ir.Value) -> Iterator[Use]:
                     found.append(Use(node, index, columns))
                 else:
                     waiting.append(other)
-        elif node.op_type == "MatMul" and _is_weight(input_of(node, 1)):
-            found.append(Use(node, 1, columns))
+        elif node.op_type == "MatMul" and (use := _weight_of(node, columns)) is not None:
+            found.append(use)
         elif _adds_product(node):
             found.append(Use(node, 1, columns))
             waiting.append(input_of(node, 2))
@@ -287,6 +296,27 @@ def _count(use: Use) -> int:
 
 def _is_weight(value: ir.Value) -> bool:
     return len(value.shape or ()) == 2 and (value.is_initializer() or value.is_graph_input())
+
+
+def _weight_of(node: ir.Node, columns: slice = _ALL) -> Use | None:
+    """The weight that a product multiplies with, a constant or an adapter's, whole or cut; None for anything else."""
+    value = input_of(node, 1)
+    if _is_weight(value):
+        return Use(node, 1, columns)
+    if (cut := _cut_of(value)) is None or columns != _ALL:
+        return None
+    start, stop, axis = (int(array_of(input_of(cut, index))[0]) for index in (1, 2, 3))
+    some = slice(start, stop)
+    return Use(node, 1, rows=some) if axis == 0 else Use(node, 1, columns=some)
+
+
+def _cut_of(value: ir.Value) -> ir.Node | None:
+    """The Slice along one axis that gives a part of an adapter's array."""
+    node = value.producer()
+    if node is None or node.op_type != "Slice" or len(node.inputs) != 4 or not input_of(node, 0).is_graph_input():
+        return None
+    is_constant = all(input_of(node, index).is_initializer() for index in (1, 2, 3))
+    return node if is_constant and len(input_of(node, 0).shape or ()) == 2 else None
 
 
 def _adds_product(node: ir.Node) -> bool:
@@ -333,20 +363,24 @@ def _repeating(heads: int, kv_heads: int) -> Edit:
     return repeat
 
 
-def _within(columns: slice, edit: Edit) -> Edit:
+def _within(rows: slice, columns: slice, edit: Edit) -> Edit:
     def apply(array: Array) -> Array:
-        changed = array.copy()
-        changed[..., columns] = edit(array[..., columns])
+        changed = array.copy(order="K")
+        some = (rows, columns) if array.ndim == 2 else columns
+        changed[some] = edit(array[some])
         return changed
 
     return apply
 
 
-def _computing(source: ir.TensorProtocol, edits: Sequence[Edit], name: str) -> Callable[[], ir.TensorProtocol]:
-    def compute() -> ir.TensorProtocol:
-        array = source.numpy()
+def _edited(source: ir.TensorProtocol, edits: Sequence[Edit], name: str) -> ir.TensorProtocol:
+    """A constant that is edited when it is read. What comes in pieces is a table: each row is edited alone."""
+
+    def edit_all(array: Array) -> Array:
         for edit in edits:
             array = edit(array)
-        return ir.tensor(np.ascontiguousarray(array, dtype=np.float32), name=name)
+        return array
 
-    return compute
+    if isinstance(source, InPieces):
+        return InPieces(name, source.dtype, source.shape.numpy(), lambda: map(edit_all, source.pieces()))
+    return lazy(name, source.dtype, source.shape.numpy(), lambda: edit_all(source.numpy()))

@@ -44,33 +44,53 @@ Array = NDArray[Any]
 _BLOCK = 64
 _SEED = 0
 _SMALLEST = 1e-12
+_NUMBERS_AT_ONCE = 1 << 17  # as many as stay in a processor's cache
+# Multiplications of a product up to which OpenBLAS uses one thread. Two take four times the processor's time where
+# other work keeps one of them waiting.
+_ONE_THREAD = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Turn:
-    """R of `width` channels: signs, then A (x) B. `turn` gives x R, `back` x R^T, along the last axis."""
+    """R of `width` channels: signs, then A (x) B; A None is no more than B, block by block.
+
+    An array may have several times as many channels; each part is turned in itself.
+    """
 
     width: int
-    signs: NDArray[np.float32]
-    a: NDArray[np.float32]
+    signs: NDArray[np.float32] | None
+    a: NDArray[np.float32] | None
     b: NDArray[np.float32]
 
     def turn(self, array: Array) -> Array:
-        """x R."""
-        parts = (array * self.signs).reshape(*array.shape[:-1], len(self.a), len(self.b))
-        turned: Array = (self.a.T @ (parts @ self.b)).reshape(array.shape)
-        return turned
+        """x R of every row of an array (..., width)."""
+        flat = array.reshape(-1, array.shape[-1])
+        turned = np.empty(flat.shape, np.float32)
+        step = max(1, _NUMBERS_AT_ONCE // flat.shape[1])
+        for start in range(0, len(flat), step):
+            some = slice(start, start + step)
+            turned[some] = self._turn(np.ascontiguousarray(flat[some])).reshape(-1, flat.shape[1])
+        return turned.reshape(array.shape)
 
     def back(self, array: Array) -> Array:
-        """x R^T."""
-        parts = array.reshape(*array.shape[:-1], len(self.a), len(self.b))
-        turned: Array = (self.a @ (parts @ self.b.T)).reshape(array.shape) * self.signs
-        return turned
+        """x R^T of every row of an array (..., width)."""
+        parts = array.reshape(-1, self.width // len(self.b), len(self.b)) @ self.b.T
+        turned = (parts if self.a is None else self.a @ parts).reshape(array.shape)
+        return turned if self.signs is None else turned * self.signs
 
     def rows(self, array: Array) -> Array:
         """R^T W for a weight (times * width, out), for each of its parts."""
-        parts = array.reshape(-1, self.width, array.shape[-1]).swapaxes(1, 2)
-        return np.ascontiguousarray(self.turn(parts).swapaxes(1, 2)).reshape(array.shape)
+        return self.turn(array.T).T
+
+    def _turn(self, rows: Array) -> Array:
+        if self.signs is not None:
+            rows = (rows.reshape(-1, self.width) * self.signs).reshape(rows.shape)
+        size, blocks = len(self.b), rows.shape[1] // len(self.b)
+        count = self.width // size
+        if self.a is None:
+            count = max(one for one in range(1, blocks + 1) if blocks % one == 0 and one * size**2 <= _ONE_THREAD)
+        turned: Array = rows.reshape(-1, count, size) @ self.b
+        return turned if self.a is None else self.a.T @ turned
 
 
 @cache
@@ -90,9 +110,10 @@ def orthogonal(size: int) -> NDArray[np.float32]:
 def make_turn(width: int, *, blocks: bool = False) -> Turn:
     """R for channels of this width; with `blocks` each block of channels is turned in itself."""
     size = max(one for one in range(1, _BLOCK + 1) if width % one == 0)
-    whole = orthogonal(width // size) if not blocks else np.eye(width // size, dtype=np.float32)
+    if blocks:
+        return Turn(size, None, None, orthogonal(size))
     signs = np.random.default_rng(_SEED).choice(np.array([-1, 1], np.float32), width)
-    return Turn(width, signs if not blocks else np.ones(width, np.float32), whole, orthogonal(size))
+    return Turn(width, signs, orthogonal(width // size), orthogonal(size))
 
 
 class Rotate(InPlacePass):
@@ -114,9 +135,9 @@ class Rotate(InPlacePass):
         turn = make_turn(residual.width)
         readings = [(norm, read_by(norm.outputs[0], residual.width)) for norm in residual.norms]
         for norm, reading in readings:
-            gains = array_of(input_of(norm, 1))
+            scale = _scaling_rows(array_of(input_of(norm, 1)))
             for use in reading.weights:
-                edits.add(use, _scaling_rows(gains))
+                edits.add(use, scale)
         for between in (*find_values(graph), *find_products(graph)):
             _even(edits, between)
         for between in find_values(graph):
@@ -163,8 +184,9 @@ def _even(edits: Edits, between: Between) -> None:
     """Divide what writes each channel, and multiply what reads it, so that both are of one size."""
     writer = next(use for use in between.writers if use.is_constant and use.node.op_type == "MatMul")
     reader = next(use for use in between.readers if use.is_constant)
-    written = np.linalg.norm(edits.edited(writer).astype(np.float64), axis=0)
-    by_row = np.square(edits.edited(reader).astype(np.float64)).sum(axis=1)
+    columns, rows = edits.edited(writer), edits.edited(reader)
+    written = np.sqrt(np.einsum("ij,ij->j", columns, columns).astype(np.float64))
+    by_row = np.einsum("ij,ij->i", rows, rows).astype(np.float64)
     # A channel that several rows read counts as the largest of them.
     places = between.spread(np.arange(len(written), dtype=np.float64)).astype(int)
     read = np.zeros(len(written))
@@ -173,11 +195,15 @@ def _even(edits: Edits, between: Between) -> None:
     is_used = (written > _SMALLEST) & (read > _SMALLEST)
     sizes = np.where(is_used, sizes / np.exp(np.log(sizes[is_used]).mean()) if is_used.any() else 1.0, 1.0)
     factors = sizes.astype(np.float32)
+
+    def divide(array: Array) -> Array:
+        return array / factors
+
+    scale = _scaling_rows(between.spread(factors))
     for use in between.writers:
-        edits.add(use, lambda array: array / factors)
-    spread = between.spread(factors)
+        edits.add(use, divide)
     for use in between.readers:
-        edits.add(use, _scaling_rows(spread))
+        edits.add(use, scale)
 
 
 def _turn_heads(edits: Edits, between: Between) -> None:
@@ -187,25 +213,17 @@ def _turn_heads(edits: Edits, between: Between) -> None:
     kv_heads = attention.attributes.get_int("kv_num_heads", heads)
     writer = between.writers[0]
     start, stop, _ = writer.columns.indices(width_of(writer.value))
-    head = Turn(1, np.ones(1, np.float32), np.ones((1, 1), np.float32), orthogonal((stop - start) // kv_heads))
-    size = len(head.b)
-
-    def turn(array: Array) -> Array:
-        return (array.reshape(-1, size) @ head.b).reshape(array.shape)
-
-    def rows(array: Array) -> Array:
-        parts = array.reshape(-1, size, array.shape[-1])
-        return (head.b.T @ parts).reshape(array.shape)
-
+    size = (stop - start) // kv_heads
+    head = Turn(size, None, None, orthogonal(size))
     for use in between.writers:
-        edits.add(use, turn)
+        edits.add(use, head.turn)
     for use in between.readers:
-        edits.add(use, rows)
+        edits.add(use, head.rows)
 
 
 def _turn_product(graph: ir.Graph, edits: Edits, between: Between) -> None:
     """Turn a product as it is computed, block by block."""
-    channels = len(array_of(next(use.value for use in between.readers if use.is_constant)))
+    channels = width_of(between.x)
     turn = make_turn(channels, blocks=True)
     size = len(turn.b)
     if size == 1:
@@ -224,12 +242,16 @@ def _turn_product(graph: ir.Graph, edits: Edits, between: Between) -> None:
 
 def _online(record: Recorder, value: ir.Value, turn: Turn) -> ir.Value:
     """x R, computed."""
+    assert turn.signs is not None
+    assert turn.a is not None
     signed = record.op("Mul", value, record.constant(f"turn_signs_{turn.width}", turn.signs))
     return _kron(record, signed, len(value.shape or ()), turn.a.T, turn.b, "turn")
 
 
 def _online_back(record: Recorder, value: ir.Value, turn: Turn, gains: Array, name: str) -> ir.Value:
     """(x R^T) w, computed."""
+    assert turn.signs is not None
+    assert turn.a is not None
     plain = _kron(record, value, len(value.shape or ()), turn.a, turn.b.T, "turn_back")
     return record.op("Mul", plain, record.constant(f"{name}_signed", (turn.signs * gains).astype(np.float32)))
 
@@ -265,7 +287,7 @@ def _scaling_rows(factors: Array) -> Edit:
     """Multiply the rows of a weight; of one with several parts, each part's."""
 
     def scale(array: Array) -> Array:
-        parts = array.reshape(-1, len(factors), array.shape[-1])
-        return (parts * factors[:, None]).reshape(array.shape).astype(np.float32)
+        scaled: Array = array * np.tile(factors, len(array) // len(factors))[:, None]
+        return scaled
 
     return scale

@@ -3,31 +3,30 @@
 Only the rows of a text's tokens are widened: by Gather, Cast and Mul, or by GatherBlockQuantized.
 """
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
 
-from edgeclip_graph.frame import array_of, constant, input_of
+from edgeclip_graph.frame import input_of, store
+from edgeclip_graph.lazy import InPieces, lazy, pieces_of
 from edgeclip_graph.linear import width_of
 from edgeclip_graph.operators import CONTRIB
-from edgeclip_quant.passes.weight_blocks import gather_blocks
+from edgeclip_quant.passes.weight_blocks import quantize_table, table_block
 
+Array = NDArray[np.float32]
 HALF_TABLE = 16
-_NUMBERS_AT_ONCE = 1 << 24
+_NUMBERS_AT_ONCE = 1 << 22  # of a large table, which is more than a gigabyte
 
 
-def quantize_rows(table: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def quantize_rows(table: Array) -> tuple[NDArray[np.int8], Array]:
     """(rows, width) -> int8 of the same shape and a scale per row (rows, 1); symmetric, round to nearest."""
-    levels = np.empty(table.shape, np.int8)
-    scales = np.empty((len(table), 1), np.float32)
-    step = max(1, _NUMBERS_AT_ONCE // table.shape[1])
-    for start in range(0, len(table), step):  # a large table is more than a gigabyte, and so is each temporary of it
-        some = slice(start, start + step)
-        scales[some] = np.abs(table[some]).max(axis=1, keepdims=True) / 127.0
-        scales[some][scales[some] == 0] = 1.0
-        levels[some] = np.rint(table[some] / scales[some])
-    return levels, scales
+    scales = np.abs(table).max(axis=1, keepdims=True) / np.float32(127.0)
+    scales[scales == 0] = 1.0
+    return np.rint(table / scales).astype(np.int8), scales
 
 
 def token_tables(graph: ir.Graph) -> list[ir.Node]:
@@ -69,17 +68,58 @@ class NarrowTable(InPlacePass):
 
 def _replace(graph: ir.Graph, gather: ir.Node, bits: int) -> None:
     table, ids = input_of(gather, 0), input_of(gather, 1)
-    array, name = array_of(table), str(table.name)
+    name, source = str(table.name), table.const_value
+    if source is None:
+        raise PreconditionError(f"{name} holds no constant")
     tape = ir.tape.Tape()
+    count, width = source.shape.numpy()
     if bits == HALF_TABLE:
-        half = constant(graph, f"{name}_half", array.astype(np.float16))
+
+        def halves() -> Iterator[NDArray[Any]]:
+            return (piece.astype(np.float16) for piece in pieces_of(source, _NUMBERS_AT_ONCE))
+
+        half = store(graph, InPieces(f"{name}_half", ir.DataType.FLOAT16, (count, width), halves))
         wide = tape.op("Cast", [tape.op("Gather", [half, ids], {"axis": 0})], {"to": ir.DataType.FLOAT})
     elif bits == 4:
-        wide = gather_blocks(graph, tape, array, ids, name)
+        block = table_block(width)
+        rows = _Rows(source, quantize_table)
+        packed = store(graph, InPieces(f"{name}_int4", ir.DataType.UINT8, (count, width // 2), rows.pieces))
+        shape = (count, -(-width // block))
+        scales = store(graph, lazy(f"{name}_block_scales", ir.DataType.FLOAT, shape, rows.scales))
+        attributes = {"bits": 4, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
+        wide = tape.op("GatherBlockQuantized", [packed, ids, scales], attributes, domain=CONTRIB)
         graph.opset_imports.setdefault(CONTRIB, 1)
     else:
-        rows, scales = quantize_rows(array)
-        values = [constant(graph, f"{name}_int8", rows), constant(graph, f"{name}_scales", scales)]
+        rows = _Rows(source, quantize_rows)
+        values = [
+            store(graph, InPieces(f"{name}_int8", ir.DataType.INT8, (count, width), rows.pieces)),
+            store(graph, lazy(f"{name}_scales", ir.DataType.FLOAT, (count, 1), rows.scales)),
+        ]
         narrow, scale = (tape.op("Gather", [value, ids], {"axis": 0}) for value in values)
         wide = tape.op("Mul", [tape.op("Cast", [narrow], {"to": ir.DataType.FLOAT}), scale])
     ir.convenience.replace_nodes_and_values(graph, gather, [gather], tape.nodes, [gather.outputs[0]], [wide])
+
+
+class _Rows:
+    """The rows of a table in few bits, computed when they are read, and their scales, which are remembered then."""
+
+    def __init__(self, table: ir.TensorProtocol, narrow: Callable[[Array], tuple[NDArray[Any], Array]]) -> None:
+        self._table, self._narrow = table, narrow
+        self._scales: Array | None = None
+
+    def pieces(self) -> Iterator[NDArray[Any]]:
+        """The rows, some at a time."""
+        scales = []
+        for piece in pieces_of(self._table, _NUMBERS_AT_ONCE):
+            levels, some = self._narrow(piece)
+            scales.append(some)
+            yield levels
+        self._scales = np.concatenate(scales)
+
+    def scales(self) -> Array:
+        """The scales of all rows."""
+        if self._scales is None:
+            for _ in self.pieces():
+                pass
+        assert self._scales is not None
+        return self._scales

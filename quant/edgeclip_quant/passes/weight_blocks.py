@@ -12,7 +12,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeclip_graph.frame import constant, store
+from edgeclip_graph.frame import store
+from edgeclip_graph.lazy import lazy
 from edgeclip_graph.operators import CONTRIB
 
 Array = NDArray[np.float32]
@@ -22,9 +23,9 @@ BLOCK = 128
 TABLE_BLOCK = 64
 _LEAST_BLOCK = 16  # of GatherBlockQuantized
 _INT8_INPUT = 4  # accuracy_level
-_NUMBERS_AT_ONCE = 1 << 24
+_NUMBERS_AT_ONCE = 1 << 17  # as many as stay in a processor's cache with what is tried
 # Shares of the largest weight that a scale may reach to, tried in 4 bits.
-_REACHES = np.linspace(1.0, 0.6, 11)
+_REACHES = np.linspace(1.0, 0.6, 6, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,25 +37,27 @@ class Blocks:
 
 
 def quantize_blocks(rows: Array, bits: int, block: int) -> Blocks:
-    """(rows, width) in blocks along the width, symmetric about 2^(bits-1); a last block is filled up with zeros.
-
-    Some rows at a time: trying scales takes several times the memory of what is tried.
-    """
+    """(rows, width) in blocks along the width, symmetric about 2^(bits-1); a last block is filled up with zeros."""
+    count, width = len(rows), -(-rows.shape[1] // block)
+    packed = np.empty((count, width, block * bits // 8), np.uint8)
+    scales = np.empty((count, width), np.float32)
     step = max(1, _NUMBERS_AT_ONCE // rows.shape[1])
-    parts = [_quantize(rows[start : start + step], bits, block) for start in range(0, len(rows), step)]
-    return Blocks(
-        packed=np.concatenate([part.packed for part in parts]), scales=np.concatenate([part.scales for part in parts])
-    )
+    for start in range(0, count, step):
+        some = slice(start, start + step)
+        blocks = _divide(rows[some], block)
+        scales[some] = _scales(blocks, bits)
+        packed[some] = _pack(blocks, scales[some], bits)
+    return Blocks(packed=packed, scales=scales)
 
 
-def _quantize(rows: Array, bits: int, block: int) -> Blocks:
-    blocks = _divide(rows, block)
+def _scales(blocks: Array, bits: int) -> Array:
+    """The scales of blocks (rows, blocks, block)."""
     middle = 1 << (bits - 1)
     # The value farthest from zero goes to the end of the range that has one step more.
-    far = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2)[..., None], axis=2)[..., 0]
-    widest = np.where(far == 0, 1.0, far / -middle).astype(np.float32)
-    scales = widest if bits == 8 else _least_error(blocks, widest, middle)
-    return Blocks(packed=_pack(blocks, scales, bits), scales=scales)
+    low, high = blocks.min(axis=2), blocks.max(axis=2)
+    far = np.where(-low > high, low, high)
+    widest = np.where(far == 0, np.float32(1.0), far / np.float32(-middle))
+    return widest if bits == 8 else _least_error(blocks, widest, middle)
 
 
 def widen_blocks(blocks: Blocks, bits: int, width: int) -> Array:
@@ -84,44 +87,57 @@ def matmul_blocks(
     tape: ir.tape.Tape,
     x: ir.Value,
     weight: Callable[[], Array],
+    shape: tuple[int, int],
     bias: ir.Value | None,
     name: str,
     bits: int,
 ) -> ir.Value:
-    """Compute x W + b with a weight (in, out) in blocks, which are packed when they are read."""
-    first = weight()
-    inputs, outputs = first.shape
-    scales = quantize_blocks(first.T, bits, BLOCK).scales
+    """Compute x W + b with a weight of this shape (in, out) in blocks, which are computed when they are read."""
+    inputs, outputs = shape
+    blocks = -(-inputs // BLOCK)
+    remembered: list[Array] = []
 
-    def pack() -> ir.TensorProtocol:
-        return ir.tensor(_pack(_divide(weight().T, BLOCK), scales, bits), name=packed_name)
+    def quantize() -> NDArray[np.uint8]:
+        found = quantize_blocks(weight().T, bits, BLOCK)
+        remembered[:] = [found.scales]
+        return found.packed
 
-    packed_name = f"{name}_int{bits}_blocks"
-    shape = ir.Shape((*scales.shape, BLOCK * bits // 8))
-    packed = store(graph, ir.LazyTensor(pack, dtype=ir.DataType.UINT8, shape=shape, name=packed_name))
+    def scales() -> Array:
+        if not remembered:
+            quantize()
+        return remembered[0]
+
+    # In this order, in which they are written, a weight is read and rounded once.
+    packed = lazy(f"{name}_int{bits}_blocks", ir.DataType.UINT8, (outputs, blocks, BLOCK * bits // 8), quantize)
+    stored = (
+        store(graph, packed),
+        store(graph, lazy(f"{name}_block_scales", ir.DataType.FLOAT, (outputs, blocks), scales)),
+    )
     return tape.op(
         "MatMulNBits",
-        [x, packed, constant(graph, f"{name}_block_scales", scales), None, None, bias],
+        [x, *stored, None, None, bias],
         {"K": inputs, "N": outputs, "bits": bits, "block_size": BLOCK, "accuracy_level": _INT8_INPUT},
         domain=CONTRIB,
     )
 
 
-def gather_blocks(graph: ir.Graph, tape: ir.tape.Tape, table: Array, ids: ir.Value, name: str) -> ir.Value:
-    """Gather the rows `ids` of a table (rows, an even width) kept in 4 bits; only those are widened."""
-    block = min(TABLE_BLOCK, max(_LEAST_BLOCK, 1 << (table.shape[1].bit_length() - 1)))
-    blocks = quantize_blocks(table, 4, block)
-    # The operator gives as many columns as are packed, those that fill up the last block too.
-    rows = np.ascontiguousarray(blocks.packed.reshape(len(table), -1)[:, : table.shape[1] // 2])
-    packed = constant(graph, f"{name}_int4", rows)
-    scales = constant(graph, f"{name}_block_scales", blocks.scales)
-    attributes = {"bits": 4, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
-    return tape.op("GatherBlockQuantized", [packed, ids, scales], attributes, domain=CONTRIB)
+def table_block(width: int) -> int:
+    """The columns of a table of this width that share a scale."""
+    return min(TABLE_BLOCK, max(_LEAST_BLOCK, 1 << (width.bit_length() - 1)))
+
+
+def quantize_table(rows: Array) -> tuple[NDArray[np.uint8], Array]:
+    """Rows of a table (rows, an even width) in 4 bits, two in a byte, and their scales (rows, blocks)."""
+    blocks = quantize_blocks(rows, 4, table_block(rows.shape[1]))
+    # GatherBlockQuantized gives as many columns as are packed, those that fill up the last block too.
+    return blocks.packed.reshape(len(rows), -1)[:, : rows.shape[1] // 2], blocks.scales
 
 
 def _divide(rows: Array, block: int) -> Array:
     """(rows, width) -> (rows, blocks, block)."""
     count, width = rows.shape
+    if width % block == 0:
+        return np.ascontiguousarray(rows).reshape(count, -1, block)
     padded = np.zeros((count, -(-width // block) * block), np.float32)
     padded[:, :width] = rows
     return padded.reshape(count, -1, block)
@@ -138,10 +154,17 @@ def _levels(blocks: Array, scales: Array, middle: int) -> Array:
 
 
 def _least_error(blocks: Array, widest: Array, middle: int) -> Array:
-    best, least = widest, np.full(widest.shape, np.inf, np.float32)
+    """Of the scales tried, and the best of each one's levels, that with the least squared error.
+
+    Levels l of a block b are best at the scale (b l) / (l l), which leaves b b - (b l)^2 / (l l).
+    """
+    best, gain = widest, np.full(widest.shape, -1.0, np.float32)
+    levels = np.empty_like(blocks)
     for reach in _REACHES:
-        scales = (widest * reach).astype(np.float32)
-        wide = (_levels(blocks, scales, middle) - middle) * scales[..., None]
-        error = np.square(wide - blocks).sum(axis=2)
-        best, least = np.where(error < least, scales, best), np.minimum(error, least)
-    return best
+        np.multiply(blocks, (1 / (widest * reach))[..., None], out=levels)
+        np.clip(np.rint(levels, out=levels), -middle, middle - 1, out=levels)
+        along, square = (np.einsum("rbk,rbk->rb", levels, other) for other in (blocks, levels))
+        gained = np.square(along) / np.maximum(square, 1)
+        best = np.where(gained > gain, along / np.maximum(square, 1), best)
+        gain = np.maximum(gained, gain)
+    return np.where(best == 0, np.float32(1.0), best)

@@ -1,11 +1,15 @@
 """Turning channels is orthogonal, and refused where the residual stream is read by something else."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx_ir.passes import PreconditionError
 
-from edgeclip_quant.passes.channels import find_residual
+from edgeclip_graph.frame import constant, store
+from edgeclip_graph.lazy import InPieces
+from edgeclip_quant.passes.channels import Edits, Use, find_residual
 from edgeclip_quant.passes.rotation import Rotate, can_rotate, make_turn, orthogonal
 
 # The widths of the full model and of the golden one: residual streams, heads, products.
@@ -37,6 +41,23 @@ def test_a_block_turns_its_own_channels_alone() -> None:
     turned = make_turn(11008, blocks=True).turn(np.eye(11008, dtype=np.float32)[100])
     assert set(np.flatnonzero(turned)) <= set(range(64, 128))
     assert np.abs(turned).max() == pytest.approx(1 / 8)
+
+
+def test_a_table_that_comes_in_pieces_is_turned_as_its_rows_are(tmp_path: Path) -> None:
+    table = np.random.default_rng(0).normal(size=(9, 64)).astype(np.float32)
+    turn = make_turn(64)
+    pieces = InPieces("table", ir.DataType.FLOAT, table.shape, lambda: iter((table[:4], table[4:])))
+    graph = ir.Graph([], [], nodes=[], name="table")
+    gather = ir.node("Gather", [store(graph, pieces), constant(graph, "ids", np.array([0]))])
+    edits = Edits()
+    edits.add(Use(gather, 0), turn.turn)
+    edits.apply(graph)
+    found = graph.initializers["table"].const_value
+    assert isinstance(found, InPieces)
+    np.testing.assert_array_equal(found.numpy(), turn.turn(table))
+    with (tmp_path / "written").open("wb") as file:
+        found.tofile(file)
+    assert (tmp_path / "written").read_bytes() == turn.turn(table).tobytes()
 
 
 STREAM = """

@@ -5,13 +5,14 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+from edgeclip_graph.frame import constant
 from edgeclip_quant.kernels import Plan, replace_layer
 from edgeclip_quant.passes import weight_blocks as blocks
+from edgeclip_quant.passes.token_table import NarrowTable
 from edgeclip_quant.passes.weight_blocks import (
     BLOCK,
     TABLE_BLOCK,
     blocks_product,
-    gather_blocks,
     quantize_blocks,
     widen_blocks,
 )
@@ -30,7 +31,7 @@ def gaussian(*shape: int, seed: int = 0) -> Array:
 
 
 def test_4_bits_are_packed_two_in_a_byte_the_low_first() -> None:
-    found = quantize_blocks(np.array([[-8, 7, 1, 0, 2, -2, 0, 0]], np.float32), 4, 4)
+    found = quantize_blocks(np.array([[-8, 7, 1, 0, 2, -1.75, 0, 0]], np.float32), 4, 4)
     assert found.scales.tolist() == [[1.0, 2 / -8]]  # the farthest from zero is level 0, whatever its sign
     assert found.packed.tolist() == [[[0x0 | 0xF << 4, 0x9 | 0x8 << 4], [0x0 | 0xF << 4, 0x8 | 0x8 << 4]]]
     np.testing.assert_array_equal(widen_blocks(found, 4, 8), [[-8, 7, 1, 0, 2, -1.75, 0, 0]])
@@ -118,13 +119,15 @@ def test_rows_of_a_table_are_gathered_as_they_were_packed(width: int) -> None:
     """A width that does not fill its last block is not made wider by it."""
     table = gaussian(11, width)
     ids = ir.Value(name="x", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["batch", "sequence"]))
-    graph = ir.Graph([ids], [], nodes=[], opset_imports={"": 23, "com.microsoft": 1}, name="table")
+    graph = ir.Graph([ids], [], nodes=[], opset_imports={"": 23}, name="table")
     tape = ir.tape.Tape()
-    rows = gather_blocks(graph, tape, table, ids, "tokens")
+    rows = tape.op("Gather", [constant(graph, "tokens", table), ids], {"axis": 0})
     rows.name, rows.dtype = "y", ir.DataType.FLOAT
     graph.extend(tape.nodes)
     graph.outputs.append(rows)
-    (attribute,) = (node.attributes["block_size"].as_int() for node in tape.nodes)
+    NarrowTable(4)(ir.Model(graph, ir_version=10))
+    graph.initializers.pop("tokens")
+    (attribute,) = (node.attributes["block_size"].as_int() for node in graph)
     asked = np.random.default_rng(1).integers(0, 11, (2, 3))
     (found,) = run_graph(graph, asked)
     assert found.shape == (2, 3, width)
