@@ -32,7 +32,7 @@ from edgeclip.manifest import (
     Space,
     Target,
 )
-from edgeclip_export.adapters import Changes, adapter_feed, change, write_adapter
+from edgeclip_export.adapters import Change, Feed, adapter_feed, write_adapter
 from edgeclip_export.checkpoint import TOKENIZER
 from edgeclip_export.families.family import Arrays, Case, GraphPlan, ModelPlan, Progress
 from edgeclip_export.pieces import run_in_pieces
@@ -71,7 +71,7 @@ def write_bundle(
     """
     for note in model.notes:
         warnings.warn(CheckpointWarning(note), stacklevel=2)
-    needed = _needed_bytes(model, 32.0 if narrow is None else narrow.bits_per_weight)
+    needed = _needed_bytes(model, narrow)
     progress(f"needs {needed / 1e9:.2f} GB on disk", 0, 1)
     with staged(out, needed_bytes=needed) as stage:
         if model.tokenizer is not None:
@@ -113,7 +113,7 @@ class _Built:
     """
 
     graphs: dict[str, GraphFacts] = field(default_factory=dict)
-    changes: dict[str, Changes] = field(default_factory=dict)
+    changes: dict[str, Change] = field(default_factory=dict)
     measured: list[Measurement] = field(default_factory=list)
     vectors: dict[str, NDArray[Any]] = field(default_factory=dict)
 
@@ -126,43 +126,78 @@ def _build_graphs(model: ModelPlan, target: Target, narrow: Narrow | None, stage
     for plan in model.graphs:
         cases = plan.cases(wanted)
         adapters = {name: adapter_feed(name, model.adapters, plan) for name in {case.adapter for case in cases}}
-        feeds = [{**case.feed, **adapters[case.adapter]} for case in cases]
+        feeds: list[Feed] = [{**case.feed, **adapters[case.adapter]} for case in cases]
         progress(f"asking the {plan.name} tower", 0, 1)
         wanted[plan.name] = list(answer(plan, feeds, progress))
         gc.collect()
-        built.graphs[plan.name], changes = _write_graph(plan, target, narrow, stage, progress)
-        gc.collect()
-        if narrow is not None:  # it is judged by what it gives in a bundle, after a graph that was narrowed too
-            adapters = {name: change(arrays, changes) for name, arrays in adapters.items()}
-            feeds = [{**case.feed, **adapters[case.adapter]} for case in plan.cases(found)]
-        built.changes[plan.name] = changes
-        found[plan.name] = _run(plan, stage, feeds, progress)
+        progress(f"tracing the {plan.name} tower", 0, 1)
+        traced = trace(plan)
+        is_followed = not any(plan.outputs.values())
+        for attempt in range(1 if narrow is None or is_followed else narrow.attempts):
+            written = _write_graph(plan, traced, target, narrow, attempt, stage, progress)
+            gc.collect()
+            if narrow is not None:  # it is judged by what it gives in a bundle, after a graph that was narrowed too
+                changed = {name: adapter_feed(name, model.adapters, plan, written.change) for name in adapters}
+                feeds = [{**case.feed, **changed[case.adapter]} for case in plan.cases(found)]
+            found[plan.name] = _run(plan, stage, feeds, progress)
+            measured = _compare(plan, cases, wanted[plan.name], found[plan.name], stage, is_exact=narrow is None)
+            objections = () if narrow is None else narrow.objections(measured)
+            if not objections:
+                break
+        if narrow is not None and objections:
+            raise BuildError(
+                f"as {narrow.name}, {'; '.join(objections)}; export fp32, then edgeclip quantize with data of yours "
+                "(--calibrate), or with another budget"
+            )
+        built.graphs[plan.name], built.changes[plan.name] = written.facts, written.change
+        built.measured.extend(measured)
         for output, space in plan.outputs.items():
-            one, other = ([rows[output] for rows in answers[plan.name]] for answers in (wanted, found))
-            if narrow is None:
-                _check(plan, output, one, other)
             if space is not None:
-                built.measured.extend(_measure(plan, space, cases, one, other, stage))
-                built.vectors.update(_vectors(space, cases, one))
-    if narrow is not None:
-        _check_loss(narrow, built.measured)
+                built.vectors.update(_vectors(space, cases, [rows[output] for rows in wanted[plan.name]]))
     return built
 
 
+def _compare(
+    plan: GraphPlan,
+    cases: Sequence[Case],
+    wanted: Sequence[Arrays],
+    found: Sequence[Arrays],
+    stage: Path,
+    *,
+    is_exact: bool,
+) -> list[Measurement]:
+    """How near each output of vectors came to the torch tower's; BuildError where it `is_exact` and one is not."""
+    measured: list[Measurement] = []
+    for output, space in plan.outputs.items():
+        one, other = ([rows[output] for rows in answers] for answers in (wanted, found))
+        if is_exact:
+            _check(plan, output, one, other)
+        if space is not None:
+            measured.extend(_measure(plan, space, cases, one, other, stage))
+    return measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Written:
+    """One graph that was written: its facts, and what becomes of an adapter's arrays."""
+
+    facts: GraphFacts
+    change: Change
+
+
 def _write_graph(
-    plan: GraphPlan, target: Target, narrow: Narrow | None, stage: Path, progress: Progress
-) -> tuple[GraphFacts, Changes]:
-    """Trace, lower and write one graph, narrowed or with its other forms over the same weights, which are read as
-    they are written. Returns its facts, and what becomes of adapters' arrays.
+    plan: GraphPlan,
+    traced: ir.Model,
+    target: Target,
+    narrow: Narrow | None,
+    attempt: int,
+    stage: Path,
+    progress: Progress,
+) -> _Written:
+    """Lower and write one graph, narrowed or with its other forms over the same weights, which are read as they are
+    written. The trace stays as it is.
     """
-    progress(f"tracing the {plan.name} tower", 0, 1)
-    traced = trace(plan)
-    portable = traced.clone()
-    if narrow is None:
-        narrowed = NarrowedTrace(model=lower(traced, target, plan.name, plan.traits), kernels={})
-    else:
-        plain = lower(traced, target, plan.name, plan.traits, layers="divided")
-        narrowed = _narrow(narrow, plain, plan, progress)
+    narrowed = _lower(plan, traced.clone(), target, narrow, attempt, progress)
     model = narrowed.model
 
     def report(_: object, info: ir.external_data.CallbackInfo) -> None:
@@ -171,40 +206,34 @@ def _write_graph(
     file = f"{plan.name}.onnx"
     ir.save(model, stage / file, external_data=f"{file}_data", callback=report)
     if narrow is None:
-        save_portable(portable, model, stage / file, plan.traits)
+        save_portable(traced.clone(), model, stage / file, plan.traits)
     if target == "cuda" and has_choice(model):
         save_unmasked(model, stage / file)
     own = [value for value in model.graph.inputs if value.name not in plan.adapter_inputs]
     facts = GraphFacts(
         file=file,
-        precision="fp32" if narrow is None else narrow.precision,
+        precision=narrowed.precision,
         parameters=_count_parameters(plan),
         operators=count_operators(model),
         kernels=narrowed.kernels,
         inputs=_describe(own),
         outputs=_describe(model.graph.outputs),
     )
-    return facts, narrowed.adapters
+    return _Written(facts=facts, change=narrowed.change_adapter)
 
 
-def _narrow(narrow: Narrow, model: ir.Model, plan: GraphPlan, progress: Progress) -> NarrowedTrace:
-    progress(f"narrowing the {plan.name} graph", 0, 1)
+def _lower(
+    plan: GraphPlan, model: ir.Model, target: Target, narrow: Narrow | None, attempt: int, progress: Progress
+) -> NarrowedTrace:
+    if narrow is None:
+        lowered = lower(model, target, plan.name, plan.traits)
+        return NarrowedTrace(model=lowered, precision="fp32", kernels={}, change_adapter=lambda name, array: array)
+    progress(f"narrowing the {plan.name} graph", attempt, narrow.attempts)
+    plain = lower(model, target, plan.name, plan.traits, layers="divided")
     try:
-        return narrow(model)
+        return narrow(plain, plan.name, is_followed=not any(plan.outputs.values()), attempt=attempt)
     except (InvariantError, PassError) as error:
         raise BuildError(f"the {plan.name} graph cannot be narrowed ({error.__cause__ or error})") from error
-
-
-def _check_loss(narrow: Narrow, measured: Sequence[Measurement]) -> None:
-    """BuildError for graphs that were narrowed and lost more of a single vector than they may."""
-    singles = (one for one in measured if one.space == "single")
-    worst = min(singles, key=lambda one: one.worst_cosine)
-    if not worst.worst_cosine >= narrow.least_cosine:  # NaN fails too
-        raise BuildError(
-            f"as {narrow.precision}, the {worst.modality} vectors have a worst cosine of "
-            f"{worst.worst_cosine:.4f} to the checkpoint, wanted {narrow.least_cosine:g}; export fp32, then edgeclip "
-            "quantize with data of yours (--calibrate)"
-        )
 
 
 def _describe(values: Sequence[ir.Value]) -> tuple[ArrayFacts, ...]:
@@ -218,7 +247,7 @@ def _describe(values: Sequence[ir.Value]) -> tuple[ArrayFacts, ...]:
     return tuple(facts)
 
 
-def _run(plan: GraphPlan, stage: Path, feeds: Sequence[Arrays], progress: Progress) -> list[Arrays]:
+def _run(plan: GraphPlan, stage: Path, feeds: Sequence[Feed], progress: Progress) -> list[Arrays]:
     """What the written graph, run on the CPU, gives for each feed, by the names of its outputs."""
     try:
         return run_in_pieces(stage / f"{plan.name}.onnx", feeds, f"proving the {plan.name} graph", progress)
@@ -285,8 +314,11 @@ def _count_parameters(plan: GraphPlan) -> int:
         return sum(parameter.numel() for parameter in plan.build().parameters())
 
 
-def _needed_bytes(model: ModelPlan, bits_per_weight: float) -> int:
-    """The disk that a bundle needs: matrices and tables with so many bits, rows and adapters in fp32."""
-    weights = [weight.shape for plan in model.graphs for weight in plan.weights.values()]
-    bits = sum(math.prod(shape) * (bits_per_weight if len(shape) > 1 else 32) for shape in weights)
+def _needed_bytes(model: ModelPlan, narrow: Narrow | None) -> int:
+    """The disk that a bundle needs: matrices and tables in the bits of their graph, rows and adapters in fp32."""
+    bits = 0.0
+    for plan in model.graphs:
+        is_followed = not any(plan.outputs.values())
+        of_matrix = 32 if narrow is None else narrow.bits_per_weight(is_followed=is_followed)
+        bits += sum(math.prod(one.shape) * (of_matrix if len(one.shape) > 1 else 32) for one in plan.weights.values())
     return math.ceil(bits / 8) + sum(adapter.size_bytes for adapter in model.adapters.values()) + _SPARE_BYTES

@@ -28,7 +28,7 @@ def export(
         raise BuildError(f"unknown target {target!r}; targets are {', '.join(TARGETS)}")
     if narrow is not None and target != "cpu":
         raise BuildError(
-            f"{narrow.precision} is exported at once for cpu alone; export fp32 for {target}, then edgeclip quantize"
+            f"{narrow.name} is exported at once for cpu alone; export fp32 for {target}, then edgeclip quantize"
         )
     if out.exists():  # said before a download, and again where it matters
         raise BuildError(f"{out}: exists already; remove it or choose another name")
@@ -47,7 +47,9 @@ def export(
         weights_sha256=opened.checkpoint.hash_weights(),
         license=(known and known.license) or _card_license(folder / CARD),
     )
-    with opened.family.open(opened.checkpoint, task) as model:
+    from edgeclip_export.threads import one_thread  # torch, which no earlier step needs
+
+    with one_thread(), opened.family.open(opened.checkpoint, task) as model:
         progress(f"found {model.layout}", 0, 1)
         return write_bundle(model, opened.family.name, source, out, target, narrow, progress)
 

@@ -5,23 +5,28 @@ pieces take is kept. The nodes are the same as in one session; only what onnxrun
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeclip.engine.ort import start_session
+from edgeclip.engine.ort import DEFAULTS, start_session
+from edgeclip_export.adapters import Feed, Later
 from edgeclip_export.families.family import Arrays, Progress
 
 # The bytes of weights that a piece has at most, unless one node has more. A session keeps a second copy of some.
-MOST_BYTES = 512 << 20
+MOST_BYTES = 192 << 20
 
-_State = dict[str, NDArray[Any]]
+# Threads that wait do not spin: between the pieces they would wait for long.
+_PLAN = replace(DEFAULTS, entries=(("session.intra_op.allow_spinning", "0"),))
+
+_State = dict[str, NDArray[Any] | Later]
 
 
 def run_in_pieces(
-    path: Path, feeds: Sequence[Arrays], what: str, progress: Progress, *, most_bytes: int = MOST_BYTES
+    path: Path, feeds: Sequence[Feed], what: str, progress: Progress, *, most_bytes: int = MOST_BYTES
 ) -> list[Arrays]:
     """What the graph gives for each feed, by the names of its outputs. Raises what onnxruntime raises.
 
@@ -35,7 +40,7 @@ def run_in_pieces(
         found: list[Arrays] = []
         for done, feed in enumerate(feeds):
             progress(what, done, len(feeds))
-            found.append(dict(zip(wanted, session.run(wanted, dict(feed)), strict=True)))
+            found.append(dict(zip(wanted, session.run(wanted, _read(feed)), strict=True)))
         return found
     states: list[_State] = [dict(feed) for feed in feeds]
     for number, piece in enumerate(pieces):
@@ -44,7 +49,7 @@ def run_in_pieces(
         _run_piece(path, graph, nodes[piece.start : piece.stop], later, states)
         kept = {str(value.name) for value in later}
         states = [{name: array for name, array in state.items() if name in kept} for state in states]
-    return [{name: state[name] for name in wanted} for state in states]
+    return [_read({name: state[name] for name in wanted}) for state in states]
 
 
 def _cut(nodes: Sequence[ir.Node], most_bytes: int) -> Iterator[range]:
@@ -57,6 +62,10 @@ def _cut(nodes: Sequence[ir.Node], most_bytes: int) -> Iterator[range]:
             start, size = index, 0
         size += own
     yield range(start, len(nodes))
+
+
+def _read(feed: Feed) -> dict[str, NDArray[Any]]:
+    return {name: array.read() if isinstance(array, Later) else array for name, array in feed.items()}
 
 
 def _bytes(value: ir.Value) -> int:
@@ -73,13 +82,13 @@ def _run_piece(
     outputs = sorted(str(value.name) for value in made & later)
     piece = ir.convenience.extract(graph, list(inputs), outputs)
     for value in piece.inputs:
-        array = states[0][str(value.name)]
+        (array,) = _read({"": states[0][str(value.name)]}).values()
         value.dtype, value.shape = ir.DataType.from_numpy(array.dtype), ir.Shape([None] * array.ndim)
     file = path.with_name(f"{path.stem}.piece.onnx")
     try:
         ir.save(ir.Model(piece, ir_version=10), file)
-        session = start_session(file)
+        session = start_session(file, plan=_PLAN)
     finally:
         file.unlink(missing_ok=True)
     for state in states:
-        state.update(zip(outputs, session.run(outputs, {name: state[name] for name in inputs}), strict=True))
+        state.update(zip(outputs, session.run(outputs, _read({name: state[name] for name in inputs})), strict=True))

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgeclip.errors import BuildError
-from edgeclip_export.families.family import Arrays, GraphPlan, Progress
+from edgeclip_export.adapters import Feed, Later
+from edgeclip_export.families.family import GraphPlan, Progress
 
 
-def answer(plan: GraphPlan, feeds: Sequence[Arrays], progress: Progress) -> list[dict[str, NDArray[Any]]]:
+def answer(plan: GraphPlan, feeds: Sequence[Feed], progress: Progress) -> list[dict[str, NDArray[Any]]]:
     """The tower's outputs by name for each feed, a mapping of the graph's inputs.
 
     BuildError for an answer that is not finite, and for weights that are not those of the tower.
@@ -30,14 +31,16 @@ def answer(plan: GraphPlan, feeds: Sequence[Arrays], progress: Progress) -> list
         nonlocal done
         done += 1
         progress(f"reading the {plan.name} tower", done, len(plan.weights))
-        return plan.weights[name].read()
+        weight = plan.weights[name]
+        # Rows of bf16 that meet fp32 become fp32, which is exact.
+        return weight.read() if weight.table is None else weight.table.mapped()
 
     names = {id(module): name for name, module in tower.named_modules()}
     layers = tower.layers()
     in_layers = tuple(f"{names[id(layer)]}." for layer in layers)
     _load(tower, [name for name in plan.weights if not name.startswith(in_layers)], read)
     with torch.inference_mode():
-        inputs = [[torch.from_numpy(feed[name]) for name in plan.examples] for feed in feeds]
+        inputs = [[_tensor(feed[name]) for name in plan.examples] for feed in feeds]
         states = [tower.begin(*tensors) for tensors in inputs]
         for layer in layers:
             prefix = f"{names[id(layer)]}."
@@ -52,6 +55,11 @@ def answer(plan: GraphPlan, feeds: Sequence[Arrays], progress: Progress) -> list
             "not usable"
         )
     return answers
+
+
+def _tensor(array: NDArray[Any] | Later) -> Any:
+    """An input as a tower takes it; what is read later goes to functions of torch alone."""
+    return array if isinstance(array, Later) else torch.from_numpy(array)
 
 
 def _load(tower: nn.Module, names: Sequence[str], read: Callable[[str], Tensor]) -> None:

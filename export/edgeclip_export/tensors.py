@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ from torch import Tensor
 
 from edgeclip.errors import BuildError
 from edgeclip_export.checkpoint import INDEX, Checkpoint, list_names, read_shards
+from edgeclip_export.towers.weights import Table
 
 _DTYPES = {"F16", "BF16", "F32"}
-_SUMMED_AT_ONCE = 1 << 22  # numbers
+_AT_ONCE = 1 << 22  # numbers
+_READ_OF_MAPPING = 64 << 20  # bytes; opening a file with the adapters of jina-embeddings-v4 takes milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class Tensors:
 
     files: Mapping[Path, Any]
     places: Mapping[str, Path]
+    _mapped: dict[Path, tuple[Any, int]] = field(default_factory=dict)
 
     def check(self, name: str, shape: Sequence[int]) -> None:
         """BuildError for a tensor of another shape than config.json wants, or neither F16, BF16 nor F32."""
@@ -35,13 +38,42 @@ class Tensors:
 
     def read(self, name: str) -> Tensor:
         """A fresh copy as fp32; BuildError for one that is not finite."""
+        return self._widen(name, self._map(name))
+
+    def table(self, name: str) -> Table:
+        """A large table, which is read when it is asked for."""
+
+        def pieces() -> Iterator[Tensor]:
+            rows, width = self._map(name).shape
+            step = max(1, _AT_ONCE // width)
+            for start in range(0, rows, step):
+                yield self._widen(name, self._map(name)[start : start + step])
+
+        return Table(mapped=lambda: self._map(name), pieces=pieces)
+
+    def _map(self, name: str) -> Tensor:
+        """The tensor as it is stored, mapped from the file.
+
+        What was read of a mapping stays in memory as long as the mapping is there: it is replaced after some reading.
+        """
         path = self.places[name]
-        with safe_open(path, framework="pt") as file:  # a mapping of its own, so that no page stays when it ends
-            tensor: Tensor = file.get_tensor(name).to(torch.float32, copy=True)
-        # A sum is not finite when one term is not, and costs no mask of the tensor's size; torch copies what it sums.
-        sums = (part.sum(dtype=torch.float64) for part in torch.split(tensor.flatten(), _SUMMED_AT_ONCE))
-        if not all(torch.isfinite(total) for total in sums):
-            raise BuildError(f"{path}: {name} holds NaN or infinity")
+        file, left = self._mapped.get(path) or (safe_open(path, framework="pt"), _READ_OF_MAPPING)
+        tensor: Tensor = file.get_tensor(name)
+        left -= tensor.nbytes
+        if left > 0:
+            self._mapped[path] = file, left
+        else:
+            self._mapped.pop(path, None)
+        return tensor
+
+    def _widen(self, name: str, stored: Tensor) -> Tensor:
+        tensor = stored.to(torch.float32, copy=True)
+        # A sum is not finite when one term is not, and costs no mask of the tensor's size. In fp32 the sum of finite
+        # numbers may not be finite either; that in fp64 takes ten times as long, and torch copies what it sums.
+        if not torch.isfinite(tensor.sum()):
+            sums = (part.sum(dtype=torch.float64) for part in torch.split(tensor.flatten(), _AT_ONCE))
+            if not all(torch.isfinite(total) for total in sums):
+                raise BuildError(f"{self.places[name]}: {name} holds NaN or infinity")
         return tensor
 
 

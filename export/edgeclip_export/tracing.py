@@ -24,6 +24,7 @@ from edgeclip.errors import BuildError
 from edgeclip_export.families.family import GraphPlan
 from edgeclip_export.towers.tower import Tower
 from edgeclip_export.towers.weights import LazyWeight
+from edgeclip_graph.lazy import InPieces, lazy
 
 OPSET = 23
 
@@ -80,10 +81,9 @@ def _export(plan: GraphPlan, tower: Tower[Any], examples: tuple[torch.Tensor, ..
 
 
 def _tensor(name: str, weight: LazyWeight) -> ir.LazyTensor:
-    def compute() -> ir.TensorProtocol:
-        return ir.tensor(weight.read().numpy(), name=name)
-
-    return ir.LazyTensor(compute, dtype=ir.DataType.FLOAT, shape=ir.Shape(weight.shape), name=name)
+    if (table := weight.table) is not None:
+        return InPieces(name, ir.DataType.FLOAT, weight.shape, lambda: (piece.numpy() for piece in table.pieces()))
+    return lazy(name, ir.DataType.FLOAT, weight.shape, lambda: weight.read().numpy())
 
 
 def _first_cause(error: BaseException) -> BaseException:

@@ -4,14 +4,14 @@ Quantising without data needs nothing but the trace and its weights, so it can b
 each weight is narrowed when it is written, and no fp32 graph is ever on the disk.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeclip.manifest import Precision
+from edgeclip.manifest import Measurement, Precision
 
 Array = NDArray[Any]
 
@@ -20,29 +20,35 @@ Array = NDArray[Any]
 class NarrowedTrace:
     """A graph that is ready to be written: new weights are computed when they are read, one at a time.
 
-    `kernels` says how many linear layers have which kernel. `adapters` gives what becomes of an adapter's array, by
-    the name of the graph's input; an array without an entry stays as it is.
+    `kernels` says how many linear layers have which kernel. `change_adapter` makes an adapter's array, which is given
+    by the name of the graph's input, into the one that this graph takes.
     """
 
     model: ir.Model
+    precision: Precision
     kernels: Mapping[str, int]
-    adapters: Mapping[str, Callable[[Array], Array]] = field(default_factory=dict)
+    change_adapter: Callable[[str, Array], Array]
 
 
 class Narrow(Protocol):
     """Rewrites a graph for the CPU to fewer bits, without data."""
 
     @property
-    def precision(self) -> Precision:
-        """The precision of what it gives."""
+    def name(self) -> Precision:
+        """The precision that was asked for; a graph may have another."""
 
     @property
-    def bits_per_weight(self) -> float:
+    def attempts(self) -> int:
+        """How many attempts there are, each finer than the one before."""
+
+    def bits_per_weight(self, *, is_followed: bool) -> float:
         """The bits that a weight of a large matrix takes, scales included: what a bundle needs on disk."""
 
-    @property
-    def least_cosine(self) -> float:
-        """The least cosine of a single vector to the checkpoint's, on the self-test, for a bundle to be written."""
+    def __call__(self, model: ir.Model, name: str, *, is_followed: bool, attempt: int) -> NarrowedTrace:
+        """Rewrite the graph of that name, whose linear layers are MatMul and Add, and which may be changed.
 
-    def __call__(self, model: ir.Model) -> NarrowedTrace:
-        """Rewrite a graph whose linear layers are MatMul and Add, which may be changed."""
+        `is_followed`: another graph takes what it gives. `attempt` counts from 0.
+        """
+
+    def objections(self, measured: Sequence[Measurement]) -> Sequence[str]:
+        """What is wrong with vectors that were measured so, a sentence each; none where a bundle may be written."""

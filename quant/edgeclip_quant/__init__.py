@@ -61,16 +61,13 @@ def quantize_bundle(
     with _named_extras():
         from edgeclip_quant.budget import DEFAULT_BUDGETS, with_tokens
         from edgeclip_quant.quantize import Order, check_cpu, find_cpu, is_followed, quantize
-        from edgeclip_quant.recipes import DEFAULT_RECIPES, for_cpu
+        from edgeclip_quant.recipes import DEFAULT_RECIPES, for_cpu, precision_of
 
     manifest = Manifest.read(bundle)
     check_cpu(Path(bundle), manifest, None if cpu == "vnni" else cpu)
     kind = find_cpu(cpu)
     calibration, proof = calibration_and_proof(Path(bundle), samples)
-    # What a graph loses that another follows, that one enlarges; and 4-bit blocks are slower than fp32 for patches.
-    precisions: dict[str, Precision] = {
-        name: "int8" if to == "int4" and is_followed(manifest, name) else to for name in manifest.graphs
-    }
+    precisions = {name: precision_of(to, is_followed=is_followed(manifest, name)) for name in manifest.graphs}
     order = Order(
         to=precisions,
         recipes={

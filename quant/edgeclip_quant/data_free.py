@@ -1,59 +1,91 @@
 """Narrowing a graph while a checkpoint is exported: no data, no fp32 bundle, one weight in memory at a time.
 
-Every linear layer becomes blocks of 8 or 4 bits, whose scales follow from the weights alone and whose inputs have a
-scale for each block of a row, so that an outlier spoils its own block only. The token table has a scale for each row
-(8 bits) or block (4 bits).
+Channels are turned and kernels chosen as `edgeclip quantize` does it, with what needs no data: the first kernel of
+the recipe for each layer, no scale that calibration fixes, nothing smoothed. The export holds the graph against the
+checkpoint's own towers, and asks for a finer attempt where it lost too much.
 """
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
-from onnx_ir.passes import common
 
-from edgeclip.manifest import Precision
-from edgeclip_graph.linear import linear_layers
+from edgeclip.manifest import Measurement, Precision
+from edgeclip_graph.linear import LinearLayer, linear_layers
 from edgeclip_graph.narrowing import Narrow, NarrowedTrace
-from edgeclip_quant.budget import DEFAULT_BUDGETS
-from edgeclip_quant.kernels import Kernel, Plan, ReplaceLayers
-from edgeclip_quant.passes.token_table import NarrowTable, token_tables
-from edgeclip_quant.passes.weight_blocks import BLOCK
+from edgeclip_quant.budget import DEFAULT_BUDGETS, TOKEN_COSINES, Budget, judge
+from edgeclip_quant.kernels import STATIC, Kernel, Plan
+from edgeclip_quant.passes.channels import edit_fed
+from edgeclip_quant.passes.integer_layers import narrow_model, turn_channels
+from edgeclip_quant.passes.token_table import HALF_TABLE
+from edgeclip_quant.pick.kernel_plan import attention_weights, kernels_of
+from edgeclip_quant.recipes import DEFAULT_RECIPES, Recipe, precision_of
 
-_SCALE_BITS = 32
+_TABLES = (4, 8, HALF_TABLE)
+# Of a weight: its scale's share, and some layers that keep more bits.
+_MORE_BITS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BlockNarrowing:
-    """Every linear layer by one kernel of blocks, and the table in as many bits."""
+class DataFree:
+    """Graphs by a recipe without data, and the budget that their vectors are judged by."""
 
-    precision: Precision
-    kernel: Kernel
-    bits: int
-    least_cosine: float
+    recipe: Recipe
+    budget: Budget
 
     @property
-    def bits_per_weight(self) -> float:
-        """The bits of a level, and the block's share of its scale."""
-        return self.bits + _SCALE_BITS / BLOCK
+    def name(self) -> Precision:
+        """The precision that was asked for."""
+        return self.recipe.precision
 
-    def __call__(self, model: ir.Model) -> NarrowedTrace:
-        """Replace the layers and the table; what no node reads any more is removed."""
-        plans = {layer.name: Plan(kernel=self.kernel) for layer in linear_layers(model.graph)}
-        table = (NarrowTable(self.bits),) if token_tables(model.graph) else ()
-        tidying = common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass(), common.NameFixPass()
-        for step in (ReplaceLayers(plans, separates=False), *table, *tidying, common.TopologicalSortPass()):
-            model = step(model).model
-        return NarrowedTrace(model=model, kernels=dict(Counter(plan.kernel for plan in plans.values())))
+    @property
+    def attempts(self) -> int:
+        """How often a graph may be written, each time with finer kernels."""
+        return len(_TABLES)
+
+    def bits_per_weight(self, *, is_followed: bool) -> float:
+        """The bits that a weight of a large matrix takes on the disk."""
+        return _MORE_BITS + (8 if self._recipe(is_followed=is_followed).precision == "int8" else 4)
+
+    def __call__(self, model: ir.Model, name: str, *, is_followed: bool, attempt: int) -> NarrowedTrace:
+        """Turn channels where that can be done, then replace the layers and the table."""
+        recipe = self._recipe(is_followed=is_followed)
+        model, fed = turn_channels(model)
+        kernels = choose_kernels(linear_layers(model.graph), recipe, attempt)
+        table_bits = _TABLES[min(_TABLES.index(recipe.table_bits) + attempt, len(_TABLES) - 1)]
+        plans = {layer: Plan(kernel=kernel) for layer, kernel in kernels.items()}
+        return NarrowedTrace(
+            model=narrow_model(model, plans, table_bits, name),
+            precision=recipe.precision,
+            kernels=dict(Counter(kernels.values())),
+            change_adapter=lambda name, array: edit_fed({name: array}, fed)[name],
+        )
+
+    def objections(self, measured: Sequence[Measurement]) -> list[str]:
+        """The bounds that vectors break."""
+        return judge(self.budget, measured, 0)
+
+    def _recipe(self, *, is_followed: bool) -> Recipe:
+        return DEFAULT_RECIPES[precision_of(self.name, is_followed=True)] if is_followed else self.recipe
 
 
-def _narrowing(precision: Precision, kernel: Kernel, bits: int) -> BlockNarrowing:
-    least = DEFAULT_BUDGETS[precision].cosine
-    assert least is not None
-    return BlockNarrowing(precision=precision, kernel=kernel, bits=bits, least_cosine=least)
+def choose_kernels(layers: Sequence[LinearLayer], recipe: Recipe, attempt: int) -> dict[str, Kernel]:
+    """Each layer's kernel: the first that needs no data; from attempt to attempt a later one where causal attention
+    reads what a layer gives, and one attempt later elsewhere.
+    """
+    weights = attention_weights(layers)
+    chosen: dict[str, Kernel] = {}
+    for name, kernels in kernels_of(layers, recipe).items():
+        choices = [*(one for one in kernels if one not in STATIC), "fp32"]
+        step = attempt if weights[name] > 1 else max(0, attempt - 1)
+        chosen[name] = choices[min(step, len(choices) - 1)]
+    return chosen
 
 
-NARROWINGS: Mapping[Precision, Narrow] = {
-    "int8": _narrowing("int8", "int8 blocks", 8),
-    "int4": _narrowing("int4", "int4 blocks", 4),
-}
+def _narrowing(to: Precision) -> DataFree:
+    budget = replace(DEFAULT_BUDGETS[to], recall_points=None, token_cosine=TOKEN_COSINES[to])
+    return DataFree(recipe=DEFAULT_RECIPES[to], budget=budget)
+
+
+NARROWINGS: Mapping[Precision, Narrow] = {to: _narrowing(to) for to in DEFAULT_RECIPES}

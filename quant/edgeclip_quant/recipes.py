@@ -138,6 +138,13 @@ COMPARED = (
 )
 
 
+def precision_of(to: Precision, *, is_followed: bool) -> Precision:
+    """The precision of one graph of a bundle. A graph that another follows keeps 8 bits: the other enlarges what it
+    loses, and 4-bit blocks are slower than fp32 for patches.
+    """
+    return "int8" if to == "int4" and is_followed else to
+
+
 def for_cpu(recipe: Recipe, cpu: Cpu) -> Recipe:
     """The recipe for a kind of processor: without VNNI, weights of 8 bits become weights of 7, which cannot overflow.
 

@@ -63,7 +63,7 @@ def adapter(task: str) -> Adapter:
 
 def arrays(task: str) -> list[Tensor]:
     """The adapter of a task as the decoder takes it."""
-    return [torch.from_numpy(array) for array in pack_adapter(CONFIG.decoder, adapter(task)).values()]
+    return [torch.from_numpy(read()) for read in pack_adapter(CONFIG.decoder, adapter(task)).values()]
 
 
 def load(tower: Tower, weights: Weights) -> Tower:

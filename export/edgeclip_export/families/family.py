@@ -91,12 +91,14 @@ class GraphPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterPlan:
-    """One adapter: the graph that takes it, its rank, its size, and the function that reads its arrays (fp32)."""
+    """One adapter: the graph that takes it, its rank, its size, and functions that read its arrays (fp32) one by one,
+    by the names of the graph's inputs.
+    """
 
     graph: str
     rank: int
     size_bytes: int
-    read: Callable[[], Arrays]
+    arrays: Mapping[str, Callable[[], NDArray[Any]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,8 @@ Each fold leaves the tower's answer what it was, in exact arithmetic:
 """
 
 import math
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -28,18 +29,24 @@ from edgeclip_export.towers.decoder_layout import (
     linear_sizes,
 )
 from edgeclip_export.towers.lora import Adapter, read_linear
-from edgeclip_export.towers.weights import LazyWeight, Read, Weights
+from edgeclip_export.towers.weights import LazyWeight, Read, Table, Weights
 
 
-def fold_decoder(config: DecoderConfig, read: Read, adapter: Adapter | None) -> Weights:
-    """The weights of a `DecoderTower`; `adapter` is merged into them. `read` gives a tensor by its official name."""
+def fold_decoder(
+    config: DecoderConfig, read: Read, adapter: Adapter | None, table: Callable[[str], Table] | None = None
+) -> Weights:
+    """The weights of a `DecoderTower`; `adapter` is merged into them.
+
+    `read` gives a tensor by its official name, `table` the one of tokens without reading it.
+    """
 
     def base(layer: str) -> Tensor:
         return read(f"{layer}.weight")
 
     def linear(name: str, source: str, inputs: int, outputs: int, *, scale: float, bias: bool) -> Weights:
         def weight() -> Tensor:
-            return read_linear(source, base, adapter).mul_(scale).T.contiguous()
+            found = read_linear(source, base, adapter)
+            return (found if scale == 1.0 else found.mul_(scale)).T
 
         weights = {f"{name}.weight": LazyWeight((inputs, outputs), weight)}
         if bias:
@@ -48,7 +55,11 @@ def fold_decoder(config: DecoderConfig, read: Read, adapter: Adapter | None) -> 
 
     turns = cache(lambda: frequencies(config))  # once, as in `xlmr_fold`
     weights: dict[str, LazyWeight] = {
-        "tokens": LazyWeight((config.vocab_size, config.width), lambda: read(f"{TABLE}.weight")),
+        "tokens": LazyWeight(
+            (config.vocab_size, config.width),
+            lambda: read(f"{TABLE}.weight"),
+            None if table is None else table(f"{TABLE}.weight"),
+        ),
         "frequencies": LazyWeight((config.head_width // 2,), lambda: turns().clone()),
         **_norm("norm", config.width, NORM, read),
         **linear("projector", PROJECTOR, config.width, config.multi_dim, scale=1.0, bias=True),
@@ -64,19 +75,25 @@ def fold_decoder(config: DecoderConfig, read: Read, adapter: Adapter | None) -> 
     return weights
 
 
-def pack_adapter(config: DecoderConfig, adapter: Adapter) -> dict[str, NDArray[np.float32]]:
-    """One adapter as the arrays that the tower takes (`edgeclip_export.towers.decoder_layout.adapter_shapes`)."""
-    arrays: dict[str, Tensor] = {}
+def pack_adapter(config: DecoderConfig, adapter: Adapter) -> dict[str, Callable[[], NDArray[np.float32]]]:
+    """Functions that read the arrays that the tower takes (`decoder_layout.adapter_shapes`)."""
+
+    def first(sources: Sequence[str]) -> NDArray[np.float32]:
+        return torch.cat([adapter.factors(source)[0].T for source in sources], dim=1).contiguous().numpy()
+
+    def second(source: str, scale: float) -> NDArray[np.float32]:
+        return (adapter.scale * scale * adapter.factors(source)[1].T).contiguous().numpy()
+
+    arrays: dict[str, Callable[[], NDArray[np.float32]]] = {}
     for layer in range(config.layers):
         for group, names in SHARED_INPUTS.items():
-            factors = [adapter.factors(f"{LAYERS}{layer}.{LINEARS[name]}") for name in names]
-            arrays[f"lora_{layer}_{group}_a"] = torch.cat([a.T for a, _ in factors], dim=1)
-            for name, (_, b) in zip(names, factors, strict=True):
-                scale = adapter.scale * (query_scale(config) if name == "q" else 1.0)
-                arrays[f"lora_{layer}_{name}_b"] = scale * b.T
-    a, b = adapter.factors(PROJECTOR)
-    arrays |= {"lora_projector_a": a.T, "lora_projector_b": adapter.scale * b.T}
-    return {name: array.contiguous().numpy() for name, array in arrays.items()}
+            sources = [f"{LAYERS}{layer}.{LINEARS[name]}" for name in names]
+            arrays[f"lora_{layer}_{group}_a"] = partial(first, sources)
+            for name, source in zip(names, sources, strict=True):
+                scale = query_scale(config) if name == "q" else 1.0
+                arrays[f"lora_{layer}_{name}_b"] = partial(second, source, scale)
+    arrays |= {"lora_projector_a": partial(first, [PROJECTOR]), "lora_projector_b": partial(second, PROJECTOR, 1.0)}
+    return arrays
 
 
 def frequencies(config: DecoderConfig) -> Tensor:

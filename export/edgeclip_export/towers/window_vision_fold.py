@@ -55,9 +55,9 @@ def _fold_block(config: WindowVisionConfig, source: str, block: str, read: Read)
     return {
         f"{block}norm1.weight": LazyWeight((width,), lambda: read(f"{source}norm1.weight")),
         f"{block}norm2.weight": LazyWeight((width,), lambda: read(f"{source}norm2.weight")),
-        f"{block}qkv.weight": LazyWeight((width, 3 * width), lambda: qkv("weight").T.contiguous()),
+        f"{block}qkv.weight": LazyWeight((width, 3 * width), lambda: qkv("weight").T),
         f"{block}qkv.bias": LazyWeight((3 * width,), lambda: qkv("bias")),
-        f"{block}gate_up.weight": LazyWeight((width, 2 * mlp), lambda: gate_up("weight").T.contiguous()),
+        f"{block}gate_up.weight": LazyWeight((width, 2 * mlp), lambda: gate_up("weight").T),
         f"{block}gate_up.bias": LazyWeight((2 * mlp,), lambda: gate_up("bias")),
         **_linear(f"{block}out", width, width, f"{source}attn.proj", read),
         **_linear(f"{block}down", mlp, width, f"{source}mlp.down_proj", read),
@@ -84,6 +84,6 @@ def frequencies(config: WindowVisionConfig) -> Tensor:
 
 def _linear(name: str, inputs: int, outputs: int, source: str, read: Read) -> Weights:
     return {
-        f"{name}.weight": LazyWeight((inputs, outputs), lambda: read(f"{source}.weight").T.contiguous()),
+        f"{name}.weight": LazyWeight((inputs, outputs), lambda: read(f"{source}.weight").T),
         f"{name}.bias": LazyWeight((outputs,), lambda: read(f"{source}.bias")),
     }

@@ -9,7 +9,8 @@ Each fold leaves the tower's answer what it was, in exact arithmetic:
 """
 
 import math
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -68,23 +69,37 @@ def fold_xlmr(config: XlmrConfig, prefix: str, read: Read, base: Read, adapter: 
     return weights
 
 
-def pack_adapter(config: XlmrConfig, prefix: str, adapter: Adapter) -> dict[str, NDArray[np.float32]]:
-    """One adapter as the arrays that the tower takes (`edgeclip_export.towers.xlmr_layout.adapter_shapes`)."""
+def pack_adapter(config: XlmrConfig, prefix: str, adapter: Adapter) -> dict[str, Callable[[], NDArray[np.float32]]]:
+    """Functions that read the arrays that the tower takes (`xlmr_layout.adapter_shapes`)."""
     scale = adapter.scale
-    a, b = adapter.factors(f"{prefix}{TOKEN_TABLE}")
-    type_a, type_b = adapter.factors(f"{prefix}{TYPE_TABLE}")
-    arrays = {
-        "lora_tokens_a": torch.cat((a, torch.ones(len(a), 1)), dim=1),  # (V, r + 1)
-        "lora_tokens_b": torch.cat((scale * b, scale * (type_a @ type_b))),  # (r + 1, W)
-    }
+
+    def tokens_a() -> Tensor:
+        a, _ = adapter.factors(f"{prefix}{TOKEN_TABLE}")
+        return torch.cat((a, torch.ones(len(a), 1)), dim=1)  # (V, r + 1)
+
+    def tokens_b() -> Tensor:
+        _, b = adapter.factors(f"{prefix}{TOKEN_TABLE}")
+        type_a, type_b = adapter.factors(f"{prefix}{TYPE_TABLE}")
+        return torch.cat((scale * b, scale * (type_a @ type_b)))  # (r + 1, W)
+
+    def layer_a(source: str) -> Tensor:
+        return adapter.factors(source)[0].T  # (in, r)
+
+    def layer_b(source: str, name: str) -> Tensor:
+        _, b = adapter.factors(source)
+        return scale * (_scale_queries(config, b) if name == "qkv" else b).T  # (r, out)
+
+    arrays: dict[str, Callable[[], Tensor]] = {"lora_tokens_a": tokens_a, "lora_tokens_b": tokens_b}
     for layer in range(config.layers):
         for name, official in LINEARS.items():
-            a, b = adapter.factors(f"{prefix}encoder.layers.{layer}.{official}")
-            if name == "qkv":
-                b = _scale_queries(config, b)
-            arrays[f"lora_{layer}_{name}_a"] = a.T  # (in, r)
-            arrays[f"lora_{layer}_{name}_b"] = scale * b.T  # (r, out)
-    return {name: array.contiguous().numpy() for name, array in arrays.items()}
+            source = f"{prefix}encoder.layers.{layer}.{official}"
+            arrays[f"lora_{layer}_{name}_a"] = partial(layer_a, source)
+            arrays[f"lora_{layer}_{name}_b"] = partial(layer_b, source, name)
+
+    def read(compute: Callable[[], Tensor]) -> NDArray[np.float32]:
+        return compute().contiguous().numpy()
+
+    return {name: partial(read, compute) for name, compute in arrays.items()}
 
 
 def _scale_queries(config: XlmrConfig, rows: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from edgeclip_graph.linear import LinearLayer, linear_layer
 from edgeclip_graph.operators import CONTRIB
 
 _SILU = "QuickGelu"
+_PART = "_part_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,11 @@ class _Mlp:
     def width(self) -> int:
         """The number of middle columns."""
         return self.down.layer.shape[0]
+
+
+def whole_weight(name: str) -> str:
+    """The name of the weight that a part of this name was cut of; that name itself for a whole one."""
+    return name.rpartition(_PART)[0] or name
 
 
 class DivideMlp(InPlacePass):
@@ -164,7 +170,7 @@ def _columns_of(record: Recorder, adapted: _Adapted, columns: Columns, number: i
 def _part(record: Recorder, matrix: ir.Value, form: Columns | Rows, number: int) -> ir.Value:
     """A part of a constant, or of an adapter's array, which is cut when the graph runs."""
     if matrix.const_value is not None:
-        return derive(record.graph, f"{matrix.name}_part_{number}", matrix, form)
+        return derive(record.graph, f"{matrix.name}{_PART}{number}", matrix, form)
     axis = 0 if isinstance(form, Rows) else 1
     return record.op("Slice", matrix, *map(record.integers, (form.start, form.stop, axis)))
 

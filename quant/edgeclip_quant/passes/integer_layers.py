@@ -26,7 +26,7 @@ from edgeclip_quant.kernels import Plan, ReplaceLayers
 from edgeclip_quant.passes.channels import Edit, edit_fed
 from edgeclip_quant.passes.rotation import Rotate, can_rotate
 from edgeclip_quant.passes.token_table import HALF_TABLE, NarrowTable, token_tables
-from edgeclip_quant.pick.kernel_plan import attention_weights, plan_layer, raise_worst, sensitive_layers
+from edgeclip_quant.pick.kernel_plan import attention_weights, kernels_of, plan_layer, raise_worst
 from edgeclip_quant.recipes import Recipe
 
 Plans = Mapping[str, Sequence[Plan]]
@@ -88,6 +88,25 @@ def plain_graph(name: str, source: Path) -> ir.Model:
     return lower_portable(name, source, "cpu", layers="plain")
 
 
+def turn_channels(model: ir.Model) -> tuple[ir.Model, Mapping[str, Sequence[Edit]]]:
+    """Turn a graph's channels where that can be done; and what must become of an adapter's arrays (`Rotate.fed`)."""
+    if not can_rotate(model):
+        return model, {}
+    rotate = Rotate()
+    return common.TopologicalSortPass()(rotate(model).model).model, rotate.fed
+
+
+def narrow_model(model: ir.Model, plans: Mapping[str, Plan], table_bits: int, name: str) -> ir.Model:
+    """Replace the layers as planned, and the token table, in place; what no node reads any more is removed."""
+    # An image has a thousand rows, so copies count; a short text has few, so operators do.
+    separates = name == FIRST_GRAPH["image"]
+    table = (NarrowTable(table_bits),) if token_tables(model.graph) else ()
+    tidying = common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass(), common.NameFixPass()
+    for step in (ReplaceLayers(plans, separates=separates), *table, *tidying, common.TopologicalSortPass()):
+        model = step(model).model
+    return model
+
+
 def prepare(
     name: str,
     model: ir.Model,
@@ -102,12 +121,8 @@ def prepare(
 
     The turned graph must answer some samples as the graph at `original` does; PostconditionError where it does not.
     """
-    fed: Mapping[str, Sequence[Edit]] = {}
-    if can_rotate(model):
-        rotate = Rotate()
-        model = common.TopologicalSortPass()(rotate(model).model).model
-        before, fed = samples, rotate.fed
-        samples = [edit_fed(sample, fed) for sample in samples]
+    model, fed = turn_channels(model)
+    before, samples = samples, [edit_fed(sample, fed) for sample in samples]
 
     def report(what: str, done: int, total: int) -> None:
         progress(f"{what}, {name}", done, total)
@@ -133,14 +148,13 @@ def narrow_to_integers(
     """
     layers = linear_layers(source.model.graph)
     trying = f"trying the {source.name} graph"
-    sensitive = sensitive_layers(layers) if recipe.finer_kernels else set()
-    finer = replace(recipe, kernels=recipe.finer_kernels)
+    kernels_by_layer = kernels_of(layers, recipe)
     weights, table_bits = attention_weights(layers), recipe.table_bits
     attends_causally = max(weights.values()) > 1
     plans: dict[str, Sequence[Plan]] = {}
     for done, layer in enumerate(layers):
         progress(f"planning the {source.name} graph", done, len(layers))
-        ours = finer if layer.name in sensitive else recipe
+        ours = replace(recipe, kernels=kernels_by_layer[layer.name])
         plans[layer.name] = plan_layer(layer, source.seen[layer.name], ours, may_fix=may_fix)
     for done, share in enumerate(itertools.chain(_ROUNDS, itertools.repeat(1.0)), 1):
         operators = _write(source, out, plans, table_bits, progress)
@@ -169,15 +183,8 @@ def narrow_to_integers(
 
 def _write(source: Prepared, out: Path, plans: Plans, table_bits: int, progress: Progress) -> dict[str, int]:
     progress(f"writing the {source.name} graph", 0, 1)
-    copy = source.model.clone()
-    # An image has a thousand rows, so copies count; a short text has few, so operators do.
-    separates = source.name == FIRST_GRAPH["image"]
-    table = (NarrowTable(table_bits),) if source.has_table else ()
     first = {name: left[0] for name, left in plans.items()}
-    tidying = common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass(), common.NameFixPass()
-    for step in (ReplaceLayers(first, separates=separates), *table, *tidying):
-        copy = step(copy).model
-    common.TopologicalSortPass()(copy)
+    copy = narrow_model(source.model.clone(), first, table_bits, source.name)
     ir.save(copy, out, external_data=f"{out.name}_data")
     return count_operators(copy)
 

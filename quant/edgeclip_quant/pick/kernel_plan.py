@@ -14,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeclip_graph.linear import LinearLayer
+from edgeclip_graph.passes.mlp_parts import whole_weight
 from edgeclip_quant.inputs.layer_inputs import Observation
 from edgeclip_quant.kernels import PER_ROW, STATIC, Kernel, Plan, lowest, product
 from edgeclip_quant.passes.smoothing import is_fed_by_norm, levelling_factors, smoothing_factors, stems_from_norm
@@ -43,10 +44,8 @@ def plan_layer(layer: LinearLayer, seen: Observation, recipe: Recipe, *, may_fix
     that are like the inputs to come, not for made-up ones. For the same reason a fixed scale is never smoothed: a
     channel would be cut off where samples did not happen to fill it (on the trained small model, made-up samples and
     pictures of another kind, that took the worst cosine from 0.9988 to 0.97).
-
-    What reads pixels stays fp32: it is a thousandth of the work, and pixels are no small deviations around zero.
     """
-    if reads_pixels(layer.x):
+    if not recipe.kernels:
         return [Plan(kernel="fp32")]
     trial = _trial(layer, seen)
     worth = (_WORTH_FREE if is_fed_by_norm(layer.x) else _WORTH_PAID) if may_fix else _WORTH_MADE_UP
@@ -67,6 +66,19 @@ def plan_layer(layer: LinearLayer, seen: Observation, recipe: Recipe, *, may_fix
     return [*plans, Plan(kernel="fp32")]
 
 
+def kernels_of(layers: Sequence[LinearLayer], recipe: Recipe) -> dict[str, tuple[Kernel, ...]]:
+    """The kernels that a recipe has for each layer, the fastest first, and fp32 behind them.
+
+    What reads pixels stays fp32: it is a thousandth of the work, and pixels are no small deviations around zero.
+    """
+    sensitive = sensitive_layers(layers) if recipe.finer_kernels else set()
+    found: dict[str, tuple[Kernel, ...]] = {}
+    for layer in layers:
+        kernels = recipe.finer_kernels if layer.name in sensitive else recipe.kernels
+        found[layer.name] = () if reads_pixels(layer.x) else kernels
+    return found
+
+
 def sensitive_layers(layers: Sequence[LinearLayer]) -> set[str]:
     """The layers of a decoder that keep 8 bits where others have 4: those whose output causal attention reads, and
     the first and the last of the others.
@@ -74,8 +86,10 @@ def sensitive_layers(layers: Sequence[LinearLayer]) -> set[str]:
     None in a graph without causal attention.
     """
     read = {layer.name for layer in layers if _feeds_causal_attention(layer.output)}
-    others = [layer.name for layer in layers if layer.name not in read] if read else []
-    return {*read, *others[:1], *others[-2:]}  # the last is a projector behind the last MLP
+    others = {layer.name: whole_weight(layer.name) for layer in layers if layer.name not in read} if read else {}
+    weights = list(dict.fromkeys(others.values()))
+    ends = {*weights[:1], *weights[-2:]}  # the last is a projector behind the last MLP
+    return {*read, *(name for name, weight in others.items() if weight in ends)}
 
 
 def attention_weights(layers: Sequence[LinearLayer]) -> dict[str, float]:

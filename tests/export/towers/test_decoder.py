@@ -177,7 +177,7 @@ def test_another_prompt_is_seen(tower: DecoderTower) -> None:
 def test_an_adapter_is_packed_in_the_order_and_shapes_of_the_layout() -> None:
     packed = pack_adapter(golden.CONFIG.decoder, golden.adapter("code"))
     wanted = adapter_shapes(golden.CONFIG.decoder, rank=4)
-    assert [(name, array.shape) for name, array in packed.items()] == list(wanted.items())
+    assert [(name, read().shape) for name, read in packed.items()] == list(wanted.items())
 
 
 def image_inputs(image: int) -> list[Tensor]:

@@ -121,7 +121,7 @@ def _plan_adapters(config: TextConfig, weights: Weights, shapes: Shapes) -> Mapp
     def plan(name: str) -> AdapterPlan:
         adapter = weights.adapters[name]
         return AdapterPlan(
-            graph=_GRAPH, rank=weights.rank, size_bytes=size, read=lambda: pack_adapter(config, PREFIX, adapter)
+            graph=_GRAPH, rank=weights.rank, size_bytes=size, arrays=pack_adapter(config, PREFIX, adapter)
         )
 
     return {name: plan(name) for name in config.tasks}

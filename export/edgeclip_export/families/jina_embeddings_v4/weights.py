@@ -1,6 +1,6 @@
 """A jina-embeddings-v4 checkpoint's weights and adapters under their official names, held strictly against them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,19 +19,20 @@ from edgeclip_export.saved_names import check_tensors, name_officially
 from edgeclip_export.tensors import open_files, open_tensors
 from edgeclip_export.towers.decoder_layout import PROJECTOR
 from edgeclip_export.towers.lora import Adapter
-from edgeclip_export.towers.weights import Read
+from edgeclip_export.towers.weights import Read, Table
 
 _ANCHORS = (f"{PROJECTOR}.weight",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """Tensors by official name, each as fresh fp32, and the adapters by the names of their tasks.
+    """Tensors by official name, each as fresh fp32, a table that is not read yet, and the adapters by their tasks.
 
     `notes` are what was undone, a sentence each.
     """
 
     read: Read
+    table: Callable[[str], Table]
     adapters: dict[str, Adapter]
     notes: tuple[str, ...]
 
@@ -61,6 +62,7 @@ def open_weights(
 
         yield Weights(
             read=lambda name: base.read(names.saved[name]),
+            table=lambda name: base.table(names.saved[name]),
             adapters={task: adapter(task) for task in config.adapters},
             notes=names.notes(where),
         )
