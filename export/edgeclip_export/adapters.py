@@ -18,8 +18,8 @@ Array = NDArray[Any]
 Feed = Mapping[str, "Array | Later"]
 # Makes an adapter's array, by the name of the graph's input, into the one that a graph takes.
 Change = Callable[[str, Array], Array]
-# Arrays of an adapter that stay in memory: those of a few layers. All of jina-embeddings-v4's are 240 MB for a task.
-_KEPT = 32
+# Arrays of an adapter that stay in memory: those of one layer. All of jina-embeddings-v4's are 240 MB for a task.
+_KEPT = 12
 
 
 class Later:

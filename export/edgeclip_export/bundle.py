@@ -141,7 +141,7 @@ def _build_graphs(model: ModelPlan, target: Target, narrow: Narrow | None, stage
                 feeds = [{**case.feed, **changed[case.adapter]} for case in plan.cases(found)]
             found[plan.name] = _run(plan, stage, feeds, progress)
             measured = _compare(plan, cases, wanted[plan.name], found[plan.name], stage, is_exact=narrow is None)
-            objections = () if narrow is None else narrow.objections(measured)
+            objections = () if narrow is None else narrow.objections(measured, written.facts.kernels)
             if not objections:
                 break
         if narrow is not None and objections:

@@ -50,5 +50,5 @@ class Narrow(Protocol):
         `is_followed`: another graph takes what it gives. `attempt` counts from 0.
         """
 
-    def objections(self, measured: Sequence[Measurement]) -> Sequence[str]:
-        """What is wrong with vectors that were measured so, a sentence each; none where a bundle may be written."""
+    def objections(self, measured: Sequence[Measurement], kernels: Mapping[str, int]) -> Sequence[str]:
+        """What is wrong with vectors of a graph with these kernels, a sentence each; none where it may be written."""
