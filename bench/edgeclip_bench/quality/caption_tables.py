@@ -21,6 +21,7 @@ from edgeclip_bench.quality.image_text_layouts import Item, gather
 from edgeclip_bench.quality.records import (
     Record,
     as_text,
+    find_delimiter,
     list_folder,
     plain_suffix,
     read_lines,
@@ -127,7 +128,7 @@ def _read(file: Path) -> Iterator[Record]:
 
 def _split_header(line: str) -> tuple[str, list[str]]:
     """The delimiter of a header line, and the names of its columns."""
-    delimiter = next((one for one in "|\t;," if one in line), ",")
+    delimiter = find_delimiter(line)
     return delimiter, [column.strip().strip('"') for column in line.split(delimiter)]
 
 

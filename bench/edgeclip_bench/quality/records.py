@@ -139,6 +139,11 @@ def read_head(path: Path, size_bytes: int) -> bytes:
         return file.read(size_bytes)
 
 
+def find_delimiter(header: str) -> str:
+    """The character between the columns of a table, by its first line: a bar, a tab, a semicolon or a comma."""
+    return next((one for one in "|\t;," if one in header), ",")
+
+
 def list_folder(folder: Path) -> list[Path]:
     """The entries of a folder by name, without hidden and system files (`edgeclip.inputs.image_folder`)."""
     try:

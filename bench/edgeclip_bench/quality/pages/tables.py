@@ -4,7 +4,6 @@ Parquet needs pyarrow, which is loaded when such a file is opened. A file is map
 and only the columns that are asked for, so of a corpus of gigabytes of images a row group is in memory.
 """
 
-import csv
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeclip.errors import InputError
 from edgeclip.host.installation import needs_extra
-from edgeclip_bench.quality.records import Record, plain_suffix, read_lines, read_records, read_table
+from edgeclip_bench.quality.records import Record, find_delimiter, plain_suffix, read_lines, read_records, read_table
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -27,7 +26,10 @@ _PAGE_ROWS, _ROWS = 4, 4096
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table in one file or in several (shards), in the order of their names; `columns` are those of the first."""
+    """One table in one file or in several (shards), in the order of their names.
+
+    `columns` are those of the first, in lower case, as those of each row are.
+    """
 
     files: tuple[Path, ...]
     columns: tuple[str, ...]
@@ -70,30 +72,33 @@ def _columns(file: Path) -> tuple[str, ...]:
     """The names of a file's columns; none of a file that is empty."""
     if plain_suffix(file) == ".parquet":
         with _open_parquet(file) as opened:
-            return tuple(opened.schema_arrow.names)
+            return tuple(name.lower() for name in opened.schema_arrow.names)
     if plain_suffix(file) == ".jsonl":
         found: dict[str, None] = {}
         for record in islice(read_records(file), 100):  # a field may be left out where it is null
-            found |= dict.fromkeys(record.fields)
+            found |= dict.fromkeys(map(str.lower, record.fields))
         return tuple(found)
-    _, line = next(read_lines(file), ("", ""))
-    return tuple(next(iter(csv.reader([line], delimiter=_delimiter(file))), ()))
+    _, header = next(_rows_of_text(file), ("", []))
+    return tuple(map(str.lower, header))
 
 
 def _text_rows(file: Path) -> Iterator[Record]:
     if plain_suffix(file) == ".jsonl":
-        yield from read_records(file)
+        for record in read_records(file):
+            yield Record(record.where, {name.lower(): value for name, value in record.fields.items()})
         return
-    rows = read_table(file, delimiter=_delimiter(file))
-    _, header = next(rows, ("", []))
+    rows = _rows_of_text(file)
+    header = [name.lower() for name in next(rows, ("", []))[1]]
     for where, row in rows:
         if len(row) != len(header):
             raise InputError(f"{where}: {len(row)} columns, wanted {', '.join(header)}")
         yield Record(where, dict(zip(header, row, strict=True)))
 
 
-def _delimiter(file: Path) -> str:
-    return "\t" if plain_suffix(file) == ".tsv" else ","
+def _rows_of_text(file: Path) -> Iterator[tuple[str, list[str]]]:
+    """The rows of a table between tabs or the like, its header first."""
+    _, line = next(read_lines(file), ("", ""))
+    return read_table(file, delimiter=find_delimiter(line))
 
 
 @contextmanager
@@ -112,15 +117,16 @@ def _open_parquet(file: Path) -> Iterator["ParquetFile"]:
 
 def _parquet_rows(file: Path, columns: Sequence[str], at_once: int) -> Iterator[Record]:
     with _open_parquet(file) as opened:
-        there = []
+        there, spelled = [], {name.lower(): name for name in opened.schema_arrow.names}
         for name in columns:  # of "image.path" without such a field the column as it is
             column, _, inner = name.partition(".")
-            if column not in opened.schema_arrow.names:
+            if column not in spelled:
                 raise InputError(f"{file}: lacks the column {column!r} that the files before it have")
-            there.append(name if inner and opened.schema_arrow.field(column).type.num_fields else column)
+            has_fields = inner and opened.schema_arrow.field(spelled[column]).type.num_fields
+            there.append(f"{spelled[column]}.{inner}" if has_fields else spelled[column])
         number = 0
         for batch in opened.iter_batches(batch_size=at_once, columns=there):
             rows: list[dict[str, Any]] = batch.to_pylist()
             for fields in rows:
                 number += 1
-                yield Record(f"{file}, row {number}", fields)
+                yield Record(f"{file}, row {number}", {name.lower(): value for name, value in fields.items()})
