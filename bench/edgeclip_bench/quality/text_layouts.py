@@ -8,7 +8,7 @@ import csv
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,21 +81,12 @@ def read_retrieval(folder: Path, selection: Selection) -> TextRetrievalData:
     if not documents:
         raise InputError(f"{files[0]}: holds no document")
     texts = {key: record.text("text", may_be_empty=True) for key, record in _read_unique(query_files, "query")}
-    grades: dict[tuple[str, str], int] = {}
-    changed = 0
+    judgements = []
     for where, query, document, grade in _read_judgements(judgements_file):
         if query not in texts:
             raise InputError(f"{where}: query {query!r} is not in {query_files[0].name}")
-        changed += grades.get((query, document), grade) != grade
-        grades[query, document] = grade
-    if not grades:
-        raise InputError(f"{judgements_file}: holds no judgement")
-    if changed:
-        warnings.warn(
-            f"{judgements_file}: {changed} judgements contradict an earlier one of the same pair; the last counts, "
-            "as in BEIR",
-            stacklevel=2,
-        )
+        judgements.append((query, document, grade))
+    grades = last_grades(judgements, judgements_file)
     judged = {query for query, _ in grades}
     query_ids = tuple(query for query in texts if query in judged)[: selection.limit]
     for query in query_ids:
@@ -110,6 +101,23 @@ def read_retrieval(folder: Path, selection: Selection) -> TextRetrievalData:
         queries=tuple(texts[query] for query in query_ids),
         grades=graded,
     )
+
+
+def last_grades(judgements: Iterable[tuple[str, str, int]], file: Path) -> dict[tuple[str, str], int]:
+    """The grade of each judged pair (query, document), of several the last, with a warning; InputError for none."""
+    grades: dict[tuple[str, str], int] = {}
+    changed = 0
+    for query, document, grade in judgements:
+        changed += grades.get((query, document), grade) != grade
+        grades[query, document] = grade
+    if not grades:
+        raise InputError(f"{file}: holds no judgement")
+    if changed:
+        warnings.warn(
+            f"{file}: {changed} judgements contradict an earlier one of the same pair; the last counts, as in BEIR",
+            stacklevel=3,
+        )
+    return grades
 
 
 def place_grades(
@@ -240,12 +248,12 @@ def read_grade(record: Record) -> int:
 def _read_grade_rows(file: Path) -> Iterator[Record]:
     rows = read_table(file, delimiter="\t")
     where, header = next(rows, (f"{file}:1", []))
-    if header != _GRADES_HEADER:
+    if [name.lower() for name in header] != _GRADES_HEADER:
         raise InputError(f"{where}: wanted the header {', '.join(_GRADES_HEADER)} between tabs, found {header}")
     for where, row in rows:
         if len(row) != len(header):
             raise InputError(f"{where}: {len(row)} columns, wanted {', '.join(header)}")
-        yield Record(where, dict(zip(header, row, strict=True)))
+        yield Record(where, dict(zip(_GRADES_HEADER, row, strict=True)))
 
 
 def _read_pair_rows(file: Path) -> Iterator[Record]:

@@ -6,7 +6,7 @@ or a pattern of files in the head of README.md. A piece without a language is sh
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ Splits = dict[str | None, list[Path]]
 
 NEEDED: tuple[Role, ...] = ("corpus", "queries", "qrels")
 _ROLE = re.compile(r"(?:(?P<language>.+)-)?(?P<role>corpus|queries|qrels)")
-_SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]{16})?$")
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})(-[0-9a-f]{16})?$")
 SPLITS = ("train", "test", "val", "valid", "validation", "dev")
 # Configs of one language are called by its code, or in ViDoRe v3 by its English name; "default" is no language.
 _NAMES = "arabic bengali chinese english french german hindi italian japanese korean portuguese russian spanish"
@@ -51,10 +51,8 @@ class Pieces:
         """The files of a piece: the language's own, else those for all languages; InputError for neither."""
         if (found := self.files.get((language, role)) or self.files.get((None, role))) is None:
             there = " and ".join(dict.fromkeys(its for _, its in self.files if its in NEEDED))
-            of_language = f" of language {language!r}" if language else ""
-            raise InputError(
-                f"{self.folder}: has {there}, but no {role}{of_language} ({role}.jsonl, or files in {role}/)"
-            )
+            lacks = f"has no {role} of language {language!r}" if language else f"has {there}, but no {role}"
+            raise InputError(f"{self.folder}: {lacks} ({role}.jsonl, or files in {role}/)")
         return found
 
     def add(self, language: str | None, role: Role, split: str | None, file: Path) -> None:
@@ -94,6 +92,18 @@ def snapshot_of(folder: Path) -> Path:
 def is_language(name: str) -> bool:
     """Whether a folder of this name holds the part of a data set in one language."""
     return name == _DEFAULT or name in _NAMES.split() or is_code(name)
+
+
+def check_shards(files: Sequence[Path]) -> None:
+    """InputError for files of which one says that there are more, as where a download was not finished."""
+    there: dict[tuple[str, int], set[int]] = {}
+    for file in files:
+        if found := _SHARD.search(plain_stem(file)):
+            first = str(file.with_name(plain_stem(file)[: found.start()]))
+            there.setdefault((first, int(found[2])), set()).add(int(found[1]))
+    for (first, total), numbers in there.items():
+        if len(numbers) < total:
+            raise InputError(f"{first}-*: {len(numbers)} of {total} files are there; download the rest")
 
 
 def _plain(language: str | None) -> str | None:

@@ -14,11 +14,19 @@ from typing import Any
 from edgeclip.errors import InputError
 from edgeclip_bench.quality.datasets import Caption, ImageTextData, PageData, PageImage, PageQueries, Pages
 from edgeclip_bench.quality.image_files import ImageFinder
-from edgeclip_bench.quality.pages.pieces import NEEDED, Pieces, Role, Splits, find_pieces, is_language
+from edgeclip_bench.quality.pages.pieces import (
+    NEEDED,
+    Pieces,
+    Role,
+    Splits,
+    check_shards,
+    find_pieces,
+    is_language,
+)
 from edgeclip_bench.quality.pages.tables import SUFFIXES, Table
 from edgeclip_bench.quality.records import Record, as_text, list_folder, plain_suffix
 from edgeclip_bench.quality.selection import Selection, choose_split
-from edgeclip_bench.quality.text_layouts import place_grades, read_grade
+from edgeclip_bench.quality.text_layouts import last_grades, place_grades, read_grade
 
 _IMAGE = ("image", "image_path", "image_file")
 _FILE_NAME = ("image_filename", "file_name")
@@ -181,9 +189,10 @@ def _choose(
 ) -> tuple[str | None, list[Path]]:
     """The split of a piece and its files; one that `follows` the judgements may have a single split of any name."""
     named = [split for split in splits if split is not None]
-    if not named:
-        return None, splits[None]
-    split = named[0] if follows and len(named) == 1 else choose_split(named, asked, folder)
+    split = None
+    if named:
+        split = named[0] if follows and len(named) == 1 else choose_split(named, asked, folder)
+    check_shards(splits[split])
     return split, splits[split]
 
 
@@ -194,8 +203,8 @@ def _read_pieces(pieces: Pieces, selection: Selection) -> PageData:
     for role in NEEDED:
         if not pieces.languages(role):
             pieces.find(None, role)  # says which is missing
-    languages: list[str | None] = [one for one in pieces.languages("queries") if one is not None]
-    languages = languages or [None]
+    named = dict.fromkeys(language for role in ("queries", *NEEDED) for language in pieces.languages(role))
+    languages: list[str | None] = [one for one in named if one is not None] or [None]
     if languages != [None]:
         selection.check_languages(languages, pieces.folder)
         languages = [one for one in languages if selection.wants(one)]
@@ -240,7 +249,7 @@ def _read_queries(
     key, text = table.need("the queries' ids", *_QUERY_ID), table.need("the queries", *_QUERY)
     spoken = table.find(*_LANGUAGE) if language is None else None
     grades = _read_grades(judgements)
-    judged = {query for query, _ in grades}
+    judged = dict.fromkeys(query for query, _ in grades)
     known: set[str] = set()
     by_language: dict[str | None, dict[str, str]] = {}
     for record in table.rows([key, text, spoken] if spoken else [key, text]):
@@ -273,15 +282,11 @@ def _read_queries(
 
 
 def _read_grades(table: Table) -> Mapping[tuple[str, str], int]:
-    """The grade of each judged pair, as its score says; of two scores of a pair the last counts."""
     query, document = table.need("the queries' ids", *_QUERY_ID[:2]), table.need("the pages' ids", *_DOCUMENT_ID[:2])
-    grades = {
-        (record.id(query), record.id(document)): read_grade(record)
-        for record in table.rows([query, document, table.need("the grades", "score")])
-    }
-    if not grades:
-        raise InputError(f"{table.files[0]}: holds no judgement")
-    return grades
+    rows = table.rows([query, document, table.need("the grades", "score")])
+    return last_grades(
+        ((record.id(query), record.id(document), read_grade(record)) for record in rows), table.files[0]
+    )
 
 
 # The form "qa"
@@ -342,11 +347,9 @@ def _text_column(table: Table, selection: Selection) -> str | None:
 
 def _finder(table: Table, folder: Path, selection: Selection) -> ImageFinder:
     """The images lie with the table, with the data set, or where the user says."""
-    return ImageFinder(
-        base=selection.images or table.files[0].parent,
-        folders=("images", "pages"),
-        beside=(folder, folder / "images"),
-    )
+    base = selection.images or table.files[0].parent
+    beside = () if base == folder else (folder / "images", folder)
+    return ImageFinder(base=base, folders=("images", "pages"), beside=beside)
 
 
 def _checked(

@@ -312,7 +312,9 @@ def test_what_is_damaged_is_named(tmp_path: Path, damage: Callable[[Path], None]
 def test_an_image_that_is_not_there_is_named_when_the_data_are_opened(tmp_path: Path) -> None:
     write_json(tmp_path)
     (tmp_path / "images" / "4.png").unlink()
-    assert refusal(tmp_path).startswith(f"{tmp_path}/corpus.jsonl:5: image 'images/4.png' is not in {tmp_path}")
+    assert refusal(tmp_path) == (
+        f"{tmp_path}/corpus.jsonl:5: image 'images/4.png' is not in {tmp_path}, nor there in images, pages"
+    )
 
 
 def test_a_row_without_an_image_is_named(tmp_path: Path) -> None:
@@ -329,6 +331,53 @@ def test_texts_alone_are_no_pages(tmp_path: Path) -> None:
     write_parquet(tmp_path / "queries" / SHARD, queries(["q"]))
     write_parquet(tmp_path / "qrels" / SHARD, qrels({("q", "a"): 1}))
     assert refusal(tmp_path).endswith("its corpus has no images; texts alone are read from JSON lines, corpus.jsonl")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_columns_may_be_in_capitals_and_lie_between_several_characters(tmp_path: Path, delimiter: str) -> None:
+    """As in tables of captions; parquet and JSON lines too."""
+    write_json(tmp_path)
+    (tmp_path / "qrels" / "test.tsv").unlink()
+    rows = [delimiter.join(map(str, (query, page, grade))) for (query, page), grade in GRADES.items()]
+    header = delimiter.join(("Query-ID", "Corpus-ID", "Score"))
+    write_lines(tmp_path / "qrels" / "test.csv", [header, *rows])
+    (tmp_path / "queries.jsonl").unlink()
+    write_parquet(tmp_path / "queries" / SHARD, queries(range(3), key="ID", text="Query"))
+    lines = (tmp_path / "corpus.jsonl").read_text()
+    (tmp_path / "corpus.jsonl").write_text(lines.replace('"image"', '"Image"'))
+    assert contents(read(tmp_path).parts[0]) == WANTED
+
+
+def test_one_table_may_have_columns_in_capitals(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "test.parquet", [{"Query": "a", "Image": embedded(3)}])
+    assert contents(read(tmp_path).parts[0])[:3] == (("3.png",), [PAGES[3]], ("a",))
+
+
+def test_a_download_that_was_not_finished_is_named(tmp_path: Path) -> None:
+    """Fewer pages are easier to search; a split that is not read may lack files."""
+    write_v1(tmp_path)
+    write_parquet(tmp_path / "qrels" / "train.parquet", qrels({(1, 1): 1}), shards=2)
+    (tmp_path / "qrels" / "train-00000-of-00002.parquet").unlink()
+    assert contents(read(tmp_path).parts[0]) == WANTED
+    (tmp_path / "corpus" / "test-00001-of-00003.parquet").unlink()
+    assert refusal(tmp_path) == f"{tmp_path}/corpus/test-*: 2 of 3 files are there; download the rest"
+
+
+@pytest.mark.parametrize("lost", ["queries", "qrels", "corpus"])
+def test_a_language_that_lacks_a_piece_is_named(tmp_path: Path, lost: str) -> None:
+    """It is not left out of the mean over the languages."""
+    write_v1(tmp_path / "de")
+    without(tmp_path / "jp", lost)
+    message = f"{tmp_path}: has no {lost} of language 'jp' ({lost}.jsonl, or files in {lost}/)"
+    assert refusal(tmp_path) == message
+    assert [part.language for part in read(tmp_path, languages=["de"]).parts] == ["de"]
+
+
+def test_a_judgement_that_contradicts_an_earlier_one_is_warned_of(tmp_path: Path) -> None:
+    write_v1(tmp_path)
+    write_parquet(tmp_path / "qrels" / SHARD, [*qrels({(0, 1): 1, (0, 2): 1}), *qrels({(0, 1): 3})])
+    with pytest.warns(UserWarning, match="1 judgements contradict an earlier one of the same pair; the last counts"):
+        assert read(tmp_path).parts[0].grades == ((0, 1, 3), (0, 2, 1))
 
 
 def test_pyarrow_is_asked_for_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
