@@ -55,8 +55,8 @@ def average_pages(data: Sequence[DataScores], model: str | None) -> tuple[PageAv
     )
 
 
-def setting_of(figure: Figure) -> Setting:
-    """The setting of a figure."""
+def setting_of(figure: Figure | PageAverage) -> Setting:
+    """The setting that a figure or an average was measured at."""
     return Setting(space=figure.space, dim=figure.dim, max_pixels=figure.max_pixels, pooled=figure.pooled)
 
 

@@ -1,7 +1,7 @@
 """Read data sets of pages: ViDoRe v1, v2 and v3 and Jina-VDR as the Hub has them, or the same as JSON lines.
 
 The form "beir" has three tables: queries, a corpus of pages, and graded judgements (qrels). The form "qa" has one, of
-pages and the query of each, if it has one. The two give different figures (`pages.scores`). Ids and texts are
+pages and the query of each, if it has one. The two give different figures (`pages.search.merge`). Ids and texts are
 held; images are read again each time they are wanted.
 """
 

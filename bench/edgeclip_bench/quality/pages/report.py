@@ -49,7 +49,7 @@ def collection_tables(data: Sequence[DataScores], averages: Sequence[PageAverage
             for one in its
             if one.published_all is not None and one.metric == METRIC
         ]
-        columns = [("vectors", [setting_words(setting) for setting in dict.fromkeys(map(_setting, its))])]
+        columns = [("vectors", [setting_words(setting) for setting in dict.fromkeys(map(setting_of, its))])]
         for metric in AVERAGED:
             of_metric = [average for average in its if average.metric == metric]
             columns.append((metric, [with_interval(one.value, one.low, one.high) for one in of_metric]))
@@ -83,10 +83,6 @@ def beside_table(sides: Sequence[tuple[str, DataScores]]) -> Table:
         rows=tuple(rows),
         notes=_notes(scores),
     )
-
-
-def _setting(average: PageAverage) -> Setting:
-    return Setting(space=average.space, dim=average.dim, max_pixels=average.max_pixels, pooled=average.pooled)
 
 
 def setting_words(setting: Setting) -> str:
