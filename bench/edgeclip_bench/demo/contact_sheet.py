@@ -55,7 +55,7 @@ def draw_contact_sheet(searches: Sequence[Search], *, title: str, note: str) -> 
 def _draw_label(pen: ImageDraw.ImageDraw, search: Search, top: int) -> None:
     pen.text((2 * _GAP_PX, top), search.asked, fill=_INK, font=ImageFont.load_default(18))
     font = ImageFont.load_default(14)
-    for line, text in enumerate(_wrap(search.label, font, _LABEL_PX - 3 * _GAP_PX)):
+    for line, text in enumerate(wrap(search.label, font, _LABEL_PX - 3 * _GAP_PX)):
         pen.text((2 * _GAP_PX, top + 30 + line * _LINE_PX), text, fill=_INK, font=font)
 
 
@@ -68,7 +68,7 @@ def _draw_hit(sheet: Image.Image, pen: ImageDraw.ImageDraw, hit: Hit, left: int,
     pen.text((left, top + _THUMB_PX + 6), words, fill=colour, font=font)
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> list[str]:
+def wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> list[str]:
     """The words on as few lines of `width_px` as they need."""
     lines = [""]
     for word in text.split():

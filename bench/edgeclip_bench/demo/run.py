@@ -107,19 +107,22 @@ def run_demo(
     if images < 1 or images % FAMILY:
         raise InputError(f"{images} images: wanted whole families of {FAMILY}, so {FAMILY}, {2 * FAMILY}, ...")
     seconds: dict[str, float] = {}
-    timed = functools.partial(_timed, seconds)
+    timed = functools.partial(stage_timer, seconds)
     bundle, pictures, others = folder / BUNDLE, folder / PICTURES, folder / CALIBRATION
-    with timed("export"), _bar("export") as shown:
+    with timed("export"), progress_bar("export") as shown:
         manifest = export_checkpoint(CHECKPOINT, bundle, progress=shown.show)
-    with timed(f"draw {images} pictures, and {_CALIBRATION_IMAGES} others"), _bar("drawing pictures") as shown:
+    with (
+        timed(f"draw {images} pictures, and {_CALIBRATION_IMAGES} others"),
+        progress_bar("drawing pictures") as shown,
+    ):
         scenes = write_dataset(pictures, images=images, family=FAMILY, seed=seed, progress=shown.show)
         write_dataset(
             others, split="validation", images=_CALIBRATION_IMAGES, family=1, seed=seed, progress=shown.show
         )
     (data,) = open_data(pictures)
     assert isinstance(data, ImageTextData)
-    with timed("quantise to int8, calibrated on the others"), _bar("quantise") as shown:
-        smaller, refusal = _quantise(bundle, folder / INT8, read_samples(others, bundle, manifest), budget, shown)
+    with timed("quantise to int8, calibrated on the others"), progress_bar("quantise") as shown:
+        smaller, refusal = quantise(bundle, folder / INT8, read_samples(others, bundle, manifest), budget, shown)
     # What recall has embedded, the search need not embed again.
     with contextlib.ExitStack() as stack:
         cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeclip-demo-vectors-")))
@@ -151,18 +154,19 @@ def run_demo(
 
 
 @contextlib.contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+def stage_timer(seconds: dict[str, float], stage: str) -> Iterator[None]:
     """Note under the stage's name how long it takes."""
     started = time.perf_counter()
     yield
     seconds[stage] = time.perf_counter() - started
 
 
-def _bar(stage: str) -> ProgressBar:
+def progress_bar(stage: str) -> ProgressBar:
+    """A bar for the progress of a stage."""
     return ProgressBar(stage, 1, is_shown=is_wanted(None))
 
 
-def _quantise(
+def quantise(
     bundle: Path, out: Path, samples: Samples, budget: Budget | None, shown: ProgressBar
 ) -> tuple[Manifest | None, BuildError | None]:
     """Make the int8 bundle; where it loses more than the budget allows, the error that says so instead."""

@@ -9,8 +9,6 @@ holds what a continuation needs. A processor without bfloat16 takes 1.7 times as
 
 import argparse
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -34,11 +32,10 @@ from edgeclip_bench.demo.loss import matryoshka_loss
 from edgeclip_bench.demo.scenes import Split, draw_scenes
 from edgeclip_bench.demo.tokenizer import train_tokenizer
 from edgeclip_bench.demo.towers import LOGIT_SCALE, RawTowers
+from edgeclip_bench.demo.training_state import LOG, STATE, machine_facts, make_folder, rate, resume, save
 from edgeclip_export.checkpoint import CONFIG, PREPROCESSOR, TOKENIZER, WEIGHTS, hash_file
 from edgeclip_export.families.jina_clip.config import parse_config
 
-LOG = "training.json"
-STATE = "training.pt"
 _SAVE_EVERY = 50
 _MAX_SCALE = 100.0  # as CLIP's
 
@@ -66,10 +63,7 @@ class Recipe:
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
-        done = step / self.steps
-        return self.learning_rate * min(
-            1.0, (done + 1 / self.steps) / self.warmup, (1 - done) / (1 - self.decay_from)
-        )
+        return rate(step, self.steps, peak=self.learning_rate, warmup=self.warmup, decay_from=self.decay_from)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,12 +98,7 @@ def draw_batch(
 
 def train(out: Path, recipe: Recipe) -> None:
     """Train, or continue training; BuildError for a folder with a finished checkpoint or another recipe's run."""
-    if (out / WEIGHTS).exists():
-        raise BuildError(f"{out}: holds a trained checkpoint already; choose another name")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BuildError(f"{out}: cannot be made ({error.strerror})") from error
+    make_folder(out, WEIGHTS)
     try:
         _train(out, recipe)
     except OSError as error:
@@ -126,7 +115,7 @@ def _train(out: Path, recipe: Recipe) -> None:
         torch.optim.Muon(towers.matrices(), weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(towers.others(), betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    log = _resume(out / STATE, recipe, towers, optimizers)
+    log = resume(out / STATE, asdict(recipe), towers, optimizers)
     started = time.monotonic() - log["seconds"]
     with tqdm(total=recipe.steps, initial=len(log["loss"]), unit="step", disable=None) as bar:
         for step in range(len(log["loss"]), recipe.steps):
@@ -134,7 +123,7 @@ def _train(out: Path, recipe: Recipe) -> None:
             log["loss"].append(round(loss, 4))
             log["seconds"] = round(time.monotonic() - started, 1)
             if (step + 1) % _SAVE_EVERY == 0:
-                _save(out / STATE, recipe, towers, optimizers, log)
+                save(out / STATE, asdict(recipe), towers, optimizers, log)
             bar.set_postfix_str(f"loss {loss:.3f}")
             bar.update()
     weights = {name: tensor.detach().half().contiguous() for name, tensor in towers.tensors.items()}
@@ -147,15 +136,9 @@ def _train(out: Path, recipe: Recipe) -> None:
     _write_json(out / PREPROCESSOR, preprocessor_config())
     stage = out / f"{WEIGHTS}.tmp"
     save_file(weights, stage, metadata={"format": "pt"})
-    machine = {
-        "processor": torch.cpu.get_capabilities().get("cpu_name") or platform.machine(),
-        "bfloat16": towers.has_bfloat16,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
     _write_json(
         out / LOG,
-        {"weights_sha256": hash_file(stage), "recipe": asdict(recipe), "machine": machine, **log},
+        {"weights_sha256": hash_file(stage), "recipe": asdict(recipe), "machine": machine_facts(towers), **log},
     )
     stage.replace(out / WEIGHTS)
     (out / STATE).unlink(missing_ok=True)
@@ -197,46 +180,6 @@ def validate(
             for k in (1, 5):
                 recall[f"{direction} recall@{k} at {dim}"] = round((better < k).float().mean().item(), 4)
     return recall
-
-
-def _resume(
-    path: Path, recipe: Recipe, towers: RawTowers, optimizers: Sequence[torch.optim.Optimizer]
-) -> dict[str, Any]:
-    """Restore the state of an interrupted run; return its log, an empty one where there is nothing to continue."""
-    if not path.exists():
-        return {"seconds": 0.0, "loss": []}
-    try:
-        state = torch.load(path, weights_only=True)
-    except Exception as error:  # zip's, pickle's, torch's own: whatever a damaged file gives
-        raise BuildError(
-            f"{path}: no whole training state ({type(error).__name__}); remove it to begin anew"
-        ) from error
-    if state["recipe"] != asdict(recipe):
-        raise BuildError(f"{path}: was begun with {state['recipe']}; remove it, or go on with the same")
-    towers.load(state["tensors"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    log: dict[str, Any] = state["log"]
-    print(f"going on from step {len(log['loss'])} of {recipe.steps}", file=sys.stderr)
-    return log
-
-
-def _save(
-    path: Path,
-    recipe: Recipe,
-    towers: RawTowers,
-    optimizers: Sequence[torch.optim.Optimizer],
-    log: dict[str, Any],
-) -> None:
-    stage = path.with_name(f"{path.name}.tmp")
-    state = {
-        "recipe": asdict(recipe),
-        "tensors": {name: tensor.detach() for name, tensor in towers.tensors.items()},
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        "log": log,
-    }
-    torch.save(state, stage)
-    os.replace(stage, path)
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:

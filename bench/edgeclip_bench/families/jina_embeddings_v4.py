@@ -15,12 +15,12 @@ from edgeclip_export.families.jina_embeddings_v4.config import parse_config
 _INDEX = "model.safetensors.index.json"
 _SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 _FIRST_SHARD = 2 / 3  # of the numbers: the official shards have 5.0 and 2.5 GB
-_RANK = 32
+RANK = 32
 
 
 def full_config() -> Config:
     """The official config.json's values."""
-    return _config(text={}, vision={}, first_special=151_643, multi_dim=128, dims=(128, 256, 512, 1024, 2048))
+    return config_document(text={}, vision={}, first_special=151_643, multi_dim=128, dims=(128, 256, 512, 1024, 2048))
 
 
 def tiny_config() -> Config:
@@ -30,7 +30,7 @@ def tiny_config() -> Config:
         "intermediate_size": 96,
         "num_attention_heads": 4,
         "num_hidden_layers": 2,
-        "rope_scaling": _rope((2, 3, 3)),
+        "rope_scaling": rope_scaling((2, 3, 3)),
         "vocab_size": 2000,
     }
     vision = {
@@ -41,11 +41,19 @@ def tiny_config() -> Config:
         "num_heads": 4,
         "out_hidden_size": 64,
     }
-    return _config(text=text, vision=vision, first_special=1900, multi_dim=16, dims=(16, 32, 64))
+    return config_document(text=text, vision=vision, first_special=1900, multi_dim=16, dims=(16, 32, 64))
 
 
-def _config(*, text: Config, vision: Config, first_special: int, multi_dim: int, dims: tuple[int, ...]) -> Config:
-    """The official values but for these; the ids of special tokens follow each other from `first_special`."""
+def config_document(
+    *,
+    text: Config,
+    vision: Config,
+    first_special: int,
+    multi_dim: int,
+    dims: tuple[int, ...],
+    adapters: tuple[str, ...] = ("retrieval", "text-matching", "code"),
+) -> Config:
+    """config.json's official values but for these; ids of special tokens follow each other from `first_special`."""
     ids = {token: first_special + index for index, token in enumerate(SPECIALS)}
     text = {**_TEXT, "bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|im_end|>"], **text}
     return {
@@ -64,7 +72,7 @@ def _config(*, text: Config, vision: Config, first_special: int, multi_dim: int,
         "vision_token_id": ids["<|vision_pad|>"],
         "multi_vector_projector_dim": multi_dim,
         "single_vector_pool_strategy": "mean",
-        "task_names": ["retrieval", "text-matching", "code"],
+        "task_names": list(adapters),
         "matryoshka_dims": list(dims),
         "truncate_dim": None,
         "text_config": {"model_type": "qwen2_5_vl_text", **text},
@@ -72,13 +80,15 @@ def _config(*, text: Config, vision: Config, first_special: int, multi_dim: int,
     }
 
 
-def _rope(sections: tuple[int, int, int]) -> Config:
+def rope_scaling(sections: tuple[int, int, int]) -> Config:
+    """The setting of M-RoPE: the frequencies that turn with time, height and width."""
     return {"mrope_section": list(sections), "rope_type": "default", "type": "default"}
 
 
-def _files(config: Config) -> dict[str, Shapes]:
+def file_shapes(config: Config, *, rank: int = RANK) -> dict[str, Shapes]:
+    """The tensors of both shards and of the adapters' file, by the files' names."""
     parsed = parse_config(config)
-    adapters = adapter_tensor_shapes(parsed.decoder, parsed.adapters, _RANK)
+    adapters = adapter_tensor_shapes(parsed.decoder, parsed.adapters, rank)
     return {**dict(zip(_SHARDS, _shards(config), strict=True)), FILE: adapters}
 
 
@@ -94,13 +104,18 @@ def _shards(config: Config) -> tuple[Shapes, Shapes]:
     return first, {name: shape for name, shape in shapes.items() if name not in first}
 
 
-def _write_others(out: Path, config: Config) -> None:
+def write_index(out: Path, config: Config) -> None:
+    """Write the index of the shards."""
     shards = dict(zip(_SHARDS, _shards(config), strict=True))
     total = 2 * sum(prod(shape) for shapes in shards.values() for shape in shapes.values())
     places = {name: shard for shard, shapes in shards.items() for name in shapes}
     write_json(out / _INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
-    write_json(out / SETTINGS, _ADAPTERS)
-    write_json(out / "preprocessor_config.json", _PREPROCESSOR)
+
+
+def _write_others(out: Path, config: Config) -> None:
+    write_index(out, config)
+    write_json(out / SETTINGS, ADAPTERS)
+    write_json(out / "preprocessor_config.json", PREPROCESSOR)
     write_tokenizer(out, config["text_config"]["bos_token_id"])
 
 
@@ -116,7 +131,7 @@ _TEXT: Config = {
     "num_hidden_layers": 36,
     "num_key_value_heads": 2,
     "rms_norm_eps": 1e-06,
-    "rope_scaling": _rope((16, 24, 24)),
+    "rope_scaling": rope_scaling((16, 24, 24)),
     "rope_theta": 1_000_000.0,
     "sliding_window": None,
     "tie_word_embeddings": True,
@@ -145,7 +160,7 @@ _VISION: Config = {
     "torch_dtype": "bfloat16",
     "window_size": 112,
 }
-_ADAPTERS: Config = {
+ADAPTERS: Config = {
     "base_model_name_or_path": "jinaai/jina-embeddings-v4",
     "bias": "none",
     "exclude_modules": ".*visual.*",
@@ -157,7 +172,7 @@ _ADAPTERS: Config = {
     "lora_dropout": 0.1,
     "modules_to_save": None,
     "peft_type": "LORA",
-    "r": _RANK,
+    "r": RANK,
     "target_modules": (
         "(.*(model).*(down_proj|gate_proj|up_proj|k_proj|q_proj|v_proj|o_proj).*$|"
         ".*(single_vector_projector|multi_vector_projector).*$)"
@@ -166,7 +181,7 @@ _ADAPTERS: Config = {
     "use_dora": False,
     "use_rslora": False,
 }
-_PREPROCESSOR: Config = {
+PREPROCESSOR: Config = {
     "do_convert_rgb": True,
     "do_normalize": True,
     "do_rescale": True,
@@ -186,5 +201,5 @@ _PREPROCESSOR: Config = {
 }
 
 LAYOUT = Layout(
-    full_config=full_config, tiny_config=tiny_config, dtype="bfloat16", files=_files, write_others=_write_others
+    full_config=full_config, tiny_config=tiny_config, dtype="bfloat16", files=file_shapes, write_others=_write_others
 )

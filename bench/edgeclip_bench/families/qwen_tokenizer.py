@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import pre_tokenizers
@@ -31,9 +31,17 @@ _SPACE = "Ġ"  # how byte-level BPE writes a space
 
 
 def write_tokenizer(out: Path, pieces: int) -> None:
-    """Write tokenizer.json, vocab.json, merges.txt and tokenizer_config.json of so many pieces and the specials."""
+    """Write a tokenizer of so many made-up pieces (`write_pieces`)."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = list(itertools.islice(_merges(), pieces - len(alphabet)))
+    write_pieces(out, alphabet, list(itertools.islice(_merges(), pieces - len(alphabet))))
+
+
+def write_pieces(out: Path, alphabet: Sequence[str], merges: Sequence[tuple[str, str]]) -> None:
+    """Write tokenizer.json, vocab.json, merges.txt and tokenizer_config.json.
+
+    Its pieces are the alphabet, what the merges make of it, and the special tokens.
+    """
+    pieces = len(alphabet) + len(merges)
     vocabulary = [*alphabet, *(first + second for first, second in merges)]
     places = {piece: index for index, piece in enumerate(vocabulary)}
     lines = ["#version: 0.2", *(f"{first} {second}" for first, second in merges)]
