@@ -6,11 +6,12 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo train-demo test test-full-size lint bench clean
+.PHONY: help demo train-demo train-pages test test-full-size lint bench clean
 
 help:
 	@echo "make demo             the whole way on a small trained model: export, int8, search, recall, timings"
 	@echo "make train-demo       that model again, into demo-checkpoint; an interrupted run goes on"
+	@echo "make train-pages      the small document model again, into pages-checkpoint; an interrupted run goes on"
 	@echo "make test             the tests"
 	@echo "make test-full-size   865 M random parameters: export, memory, parity (10 GB of disk, minutes)"
 	@echo "make lint             ruff, ruff format, mypy"
@@ -29,6 +30,9 @@ demo: $(READY)
 
 train-demo: $(READY)
 	$(BIN)/edgeclip bench train-demo demo-checkpoint
+
+train-pages: $(READY)
+	$(BIN)/edgeclip bench train-pages pages-checkpoint
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder

@@ -48,6 +48,8 @@ CASES = {
     "damage": Case(module="quality.damage", help="what an evaluation sees of exports broken on purpose"),
     "random-checkpoint": Case(module="families.random_checkpoint", help="write a checkpoint of random weights"),
     "train-demo": Case(module="demo.train", help="train the small model that ships with the package"),
+    "train-pages": Case(module="demo.pages.train", help="train the small document model that ships with the package"),
+    "draw-pages": Case(module="demo.pages.dataset", help="write drawn pages with questions in every language"),
     "draw-scenes": Case(module="demo.dataset", help="write drawn pictures with captions in every language"),
     "draw-samples": Case(module="demo.samples", help="draw the sample pictures of the service's page"),
 }
