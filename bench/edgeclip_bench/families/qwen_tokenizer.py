@@ -55,6 +55,7 @@ def write_pieces(out: Path, alphabet: Sequence[str], merges: Sequence[tuple[str,
     (out / "vocab.json").write_text(json.dumps(places, ensure_ascii=False), encoding="utf-8")
     (out / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (out / "tokenizer.json").unlink(missing_ok=True)  # it would be read instead of the three
     (out / "tokenizer.json").write_text(read_tokenizer(out), encoding="utf-8")
 
 

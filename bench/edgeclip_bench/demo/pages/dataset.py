@@ -19,6 +19,7 @@ from edgeclip_bench.demo.pages.contents import MAX_FAMILY, SPLITS, Page, Split, 
 from edgeclip_bench.demo.pages.drawing import Mark, draw_page
 from edgeclip_bench.demo.pages.questions import LANGUAGES, Question, ask, word
 
+CORPUS, QUERIES, QRELS = "corpus.jsonl", "queries.jsonl", "qrels.jsonl"
 PAGES = 240
 FAMILY = 12
 _CELL_PX = (36, 64)  # larger than an image token, so pages are resized
@@ -77,7 +78,7 @@ def _write(
         texts = {language: word(question, language, draw) for language in LANGUAGES}
         written.append(WrittenPage(page=page, marks=drawn.marks, file=file, question=question, texts=texts))
         progress("drawing pages", index + 1, count)
-    _write_lines(out / "corpus.jsonl", ({"corpus-id": one.file.stem, "image": one.file.name} for one in written))
+    _write_lines(out / CORPUS, ({"corpus-id": one.file.stem, "image": one.file.name} for one in written))
     queries, qrels = [], []
     for one in written:
         answers = [other.file.stem for other in written if one.question.is_answered_by(other.page)]
@@ -85,8 +86,8 @@ def _write(
             name = f"{one.file.stem}-{language}"
             queries.append({"query-id": name, "query": text, "language": language})
             qrels += [{"query-id": name, "corpus-id": answer, "score": 1} for answer in answers]
-    _write_lines(out / "queries.jsonl", queries)
-    _write_lines(out / "qrels.jsonl", qrels)
+    _write_lines(out / QUERIES, queries)
+    _write_lines(out / QRELS, qrels)
     return written
 
 

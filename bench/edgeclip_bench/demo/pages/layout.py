@@ -17,7 +17,9 @@ MATRYOSHKA_DIMS = (32, 64, 128)
 ADAPTER_NAMES = ("retrieval", "text-matching")
 RANK, ALPHA = 8, 16
 TOKEN_PX = 28
-MAX_PIXELS = 30 * TOKEN_PX**2
+# 31.8 image tokens: a larger image is resized to them, and its sides are rounded down to whole ones. So a page of
+# 5 x 5, 4 x 6, 5 x 6 or 6 x 5 cells of any size gets a token for each cell.
+MAX_PIXELS = 24_900
 
 
 def checkpoint_config(pieces: int) -> Config:

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgeclip_bench.demo.pages.batches import ALL_LABELS, Readings
+from edgeclip_bench.demo.pages.batches import ALL_LABELS, Readings, Told
 from edgeclip_bench.demo.pages.contents import MAX_VALUE, TOPICS
+
+_LESSON_SCALE = 20.0
 
 
 def contrast(scores: Tensor, answers: Tensor) -> Tensor:
@@ -59,3 +61,19 @@ def reading_loss(scores: Tensor, readings: Readings) -> Tensor:
     here = scores[readings.places].split((len(TOPICS), len(ALL_LABELS), max(MAX_VALUE.values())), dim=1)
     wanted = (readings.topics, readings.labels, readings.values)
     return sum((F.cross_entropy(*pair) for pair in zip(here, wanted, strict=True)), scores.new_zeros(()))
+
+
+def single_lesson(vectors: Tensor, told: Told, prototypes: Tensor, dims: Sequence[int]) -> Tensor:
+    """How far single vectors (B, W) are from the prototypes (all particulars, W) of all that their inputs hold."""
+    total = vectors.new_zeros(())
+    for dim in dims:
+        a, b = (F.normalize(rows[:, :dim], dim=1) for rows in (vectors, prototypes))
+        shares = (_LESSON_SCALE * a @ b.T).log_softmax(dim=1)
+        total = total - (shares * told.held).sum(dim=1).div(told.held.sum(dim=1)).mean()
+    return total / len(dims)
+
+
+def multi_lesson(vectors: Tensor, told: Told, prototypes: Tensor) -> Tensor:
+    """How far vectors of tokens (B, T, E) are from the prototype (all particulars, E) of what each tells."""
+    here = vectors.flatten(0, 1)[told.places]
+    return F.cross_entropy(_LESSON_SCALE * here @ F.normalize(prototypes, dim=1).T, told.particulars)

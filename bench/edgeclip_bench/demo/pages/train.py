@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from edgeclip.errors import BuildError
-from edgeclip_bench.demo.pages.batches import Batch, draw_batch
+from edgeclip_bench.demo.pages.batches import GRIDS, Batch, draw_batch
 from edgeclip_bench.demo.pages.layout import (
     ADAPTER_NAMES,
     MATRYOSHKA_DIMS,
@@ -35,13 +35,25 @@ from edgeclip_bench.demo.pages.layout import (
     checkpoint_config,
     preprocessor_config,
 )
-from edgeclip_bench.demo.pages.loss import maxsim, multi_loss, nothing_found, reading_loss, single_loss
+from edgeclip_bench.demo.pages.loss import (
+    maxsim,
+    multi_lesson,
+    multi_loss,
+    nothing_found,
+    reading_loss,
+    single_lesson,
+    single_loss,
+)
 from edgeclip_bench.demo.pages.tokenizer import train_tokenizer
 from edgeclip_bench.demo.pages.towers import (
+    MULTI_PROTOTYPES,
     MULTI_SCALE,
     READING,
+    SINGLE_PROTOTYPES,
     SINGLE_SCALE,
-    Mistake,
+    AdapterMistake,
+    PageMistake,
+    PageVectors,
     RawPages,
     Vectors,
 )
@@ -57,7 +69,7 @@ from edgeclip_export.families.jina_embeddings_v4.config import parse_config
 
 _SAVE_EVERY = 50
 _MATCHING_EVERY = {True: 2, False: 4}  # steps of reading alone, and later ones: it is soon learnt
-_MISTAKEN = 16  # pages that are computed wrong in a step of that
+_MISTAKEN, _MISTAKEN_SCALE = 16, 10.0  # pages that are computed wrong in a step, and the scale of their scores
 _MAX_SCALE = 100.0  # as CLIP's
 
 
@@ -66,18 +78,19 @@ class Recipe:
     """Everything that decides the weights."""
 
     seed: int = 0
-    steps: int = 700
+    steps: int = 600
     batch: int = 64
     family: int = 8  # how many pages of a batch differ in one particular; 1 in the first steps
     family_from: float = 0.3
-    vectors_from: float = 0.2  # before that, the vision tower learns to read and the decoder to match questions
+    vectors_from: float = 0.15  # before that, the vision tower learns to read and the decoder to match questions
     learning_rate: float = 5e-3
     weight_decay: float = 0.02
     warmup: float = 0.02
     decay_from: float = 0.3
     reading: float = 0.5
     matching: float = 0.5
-    mistakes: float = 0.3
+    lessons: float = 0.5
+    mistakes: float = 0.2
     mistakes_from: float = 0.6
 
     def __post_init__(self) -> None:
@@ -163,8 +176,9 @@ def _step(
         single, multi = losses(raw, batch, pages, questions)
         reading = _reading_loss(raw, batch, pages.features)
         turn = step - int(recipe.mistakes_from * recipe.steps)
-        wrong = _mistaken_loss(raw, batch, pages, questions, turn // 2) if turn >= 0 and turn % 2 == 0 else 0.0
+        wrong = _mistaken_loss(raw, batch, pages, questions, turn) if turn >= 0 else 0.0
         loss = single + multi + recipe.reading * reading + recipe.matching * matching + recipe.mistakes * wrong
+        loss = loss + recipe.lessons * _lessons(raw, batch, pages, questions)
     loss.backward()
     for optimizer in optimizers:
         optimizer.step()
@@ -173,6 +187,17 @@ def _step(
 
 def _reading_loss(raw: RawPages, batch: Batch, features: Tensor) -> Tensor:
     return reading_loss(F.linear(features.flatten(0, 1), raw.tensors[READING]), batch.readings)
+
+
+def _lessons(raw: RawPages, batch: Batch, pages: PageVectors, questions: Vectors) -> Tensor:
+    """What pages and questions have in common, said of each token and of each single vector."""
+    single, multi = raw.tensors[SINGLE_PROTOTYPES], raw.tensors[MULTI_PROTOTYPES]
+    return (
+        single_lesson(pages.single, batch.told_by_pages, single, MATRYOSHKA_DIMS)
+        + single_lesson(questions.single, batch.told_by_questions, single, MATRYOSHKA_DIMS)
+        + multi_lesson(pages.image, batch.told_by_pages, multi)
+        + multi_lesson(questions.multi, batch.told_by_questions, multi)
+    )
 
 
 def losses(raw: RawPages, batch: Batch, pages: Vectors, questions: Vectors) -> tuple[Tensor, Tensor]:
@@ -195,21 +220,26 @@ def _matching_loss(raw: RawPages, batch: Batch) -> Tensor:
 
 
 def _mistaken_loss(raw: RawPages, batch: Batch, pages: Vectors, questions: Vectors, turn: int) -> Tensor:
-    """How much is found where one thing is computed wrong, by turns: the prompt of questions, or some pages."""
-    retrieval, mistakes = ADAPTER_NAMES[0], get_args(Mistake)
-    single, multi = (_scale(raw, name).detach() for name in (SINGLE_SCALE, MULTI_SCALE))
+    """How much is found where one thing is computed wrong, by turns: the prompt, some pages, or the adapter."""
+    retrieval, kinds = ADAPTER_NAMES[0], (None, *get_args(PageMistake), *get_args(AdapterMistake))
     tokens = batch.questions.mask.sum(dim=1, keepdim=True)  # the two prompts are of one length
-    kind = turn % (1 + len(mistakes))
-    if kind == len(mistakes):
-        wrong = raw.texts(batch.misread.ids, batch.misread.mask, retrieval)
-        scores = maxsim(wrong.multi, pages.multi.detach()) / tokens
-        return nothing_found(single * wrong.single @ pages.single.detach().T) + nothing_found(multi * scores)
-    wrong = raw.pages(batch.pixels[:_MISTAKEN], retrieval, mistake=mistakes[kind])
-    found = nothing_found(single * wrong.single @ questions.single.detach().T)
-    if mistakes[kind] == "pooling":  # of single vectors alone
-        return found
-    scores = maxsim(questions.multi.detach(), wrong.multi) / tokens
-    return found + nothing_found(multi * scores.T)
+    kind = kinds[turn % len(kinds)]
+    if kind is None:
+        questions = raw.texts(batch.misread.ids, batch.misread.mask, retrieval)
+        some, others = pages.single.detach(), pages.multi.detach()
+    else:
+        if kind in get_args(AdapterMistake):
+            questions = raw.texts(batch.questions.ids, batch.questions.mask, retrieval, mistake=kind)
+        else:
+            questions = Vectors(single=questions.single.detach(), multi=questions.multi.detach())
+        wrong = raw.pages(batch.pixels[:_MISTAKEN], retrieval, mistake=kind)
+        some, others = wrong.single, wrong.multi
+    found = []
+    if kind != "projector":
+        found.append(questions.single @ some.T)
+    if kind != "pooling":
+        found.append(maxsim(questions.multi, others) / tokens)
+    return torch.stack([nothing_found(_MISTAKEN_SCALE * scores) for scores in found]).sum()
 
 
 def _scale(raw: RawPages, name: str) -> Tensor:
@@ -218,20 +248,28 @@ def _scale(raw: RawPages, name: str) -> Tensor:
 
 @torch.no_grad()
 def validate(
-    raw: RawPages, tokenizer: Tokenizer, seed: int, *, count: int = 240, family: int = 12
+    raw: RawPages, tokenizer: Tokenizer, seed: int, *, count: int = 48, family: int = 12
 ) -> dict[str, float]:
-    """nDCG@5 of questions for pages with facts kept for validation, by dimension, of multi vectors, and by kind."""
-    batch = draw_batch(tokenizer, "validation", (seed, 3, 0), count=count, family=family)
-    pages = [raw.pages(part, ADAPTER_NAMES[0]) for part in batch.pixels.split(60)]
-    questions = raw.texts(batch.questions.ids, batch.questions.mask, ADAPTER_NAMES[0])
-    grades = [dict.fromkeys(row.nonzero().flatten().tolist(), 1) for row in batch.answers]
-    single = torch.cat([one.single for one in pages])
+    """nDCG@5 of questions for pages with facts kept for validation, by dimension, of multi vectors, and by kind.
+
+    There are `count` pages of each size, and every question searches all.
+    """
+    batches = [
+        draw_batch(tokenizer, "validation", (seed, 3, size), count=count, family=family) for size in range(len(GRIDS))
+    ]
+    asked = [question for batch in batches for question in batch.asked]
+    written = [page for batch in batches for page in batch.pages]
+    grades = [{place: 1 for place, page in enumerate(written) if one.is_answered_by(page)} for one in asked]
+    pages = [raw.pages(batch.pixels, ADAPTER_NAMES[0]) for batch in batches]
+    questions = [raw.texts(batch.questions.ids, batch.questions.mask, ADAPTER_NAMES[0]) for batch in batches]
+    single, wanted = (torch.cat([one.single for one in ones]) for ones in (questions, pages))
     scores = {
-        f"single at {dim}": F.normalize(questions.single[:, :dim], dim=1) @ F.normalize(single[:, :dim], dim=1).T
+        f"single at {dim}": F.normalize(single[:, :dim], dim=1) @ F.normalize(wanted[:, :dim], dim=1).T
         for dim in MATRYOSHKA_DIMS
     }
-    scores["multi"] = maxsim(questions.multi, torch.cat([one.multi for one in pages]))
-    kinds = np.array([question.kind for question in batch.asked])
+    rows = [torch.cat([maxsim(one.multi, page.multi) for page in pages], dim=1) for one in questions]
+    scores["multi"] = torch.cat(rows)
+    kinds = np.array([question.kind for question in asked])
     found: dict[str, float] = {}
     for name, table in scores.items():
         values = ndcg_at(table.argsort(dim=1, descending=True, stable=True)[:, :5].numpy(), grades, 5)
