@@ -46,7 +46,7 @@ CASES = {
     "gpu-graphs": Case(module="gpu.graphs", help="latency and parity of the graphs on a GPU, PyTorch beside them"),
     "mteb": Case(module="quality.mteb_model", help="mteb's tasks on a bundle", extra="mteb"),
     "damage": Case(module="quality.damage", help="what an evaluation sees of exports broken on purpose"),
-    "page-damage": Case(module="quality.page_damage", help="what page retrieval loses when computed wrong on purpose"),
+    "page-damage": Case(module="quality.page_damage", help="what page retrieval loses by mistakes on purpose"),
     "random-checkpoint": Case(module="families.random_checkpoint", help="write a checkpoint of random weights"),
     "train-demo": Case(module="demo.train", help="train the small model that ships with the package"),
     "train-pages": Case(module="demo.pages.train", help="train the small document model that ships with the package"),

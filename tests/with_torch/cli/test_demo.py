@@ -13,6 +13,7 @@ from edgeclip.tables import format_bytes
 from edgeclip_bench.demo.captions import LANGUAGES
 from edgeclip_bench.demo.contact_sheet import RIGHT
 from edgeclip_bench.demo.layout import MATRYOSHKA_DIMS
+from edgeclip_bench.demo.pages.questions import LANGUAGES as PAGES_IN
 from edgeclip_bench.demo.report import render_demo
 from edgeclip_bench.demo.run import LANGUAGES as ASKED
 from edgeclip_bench.demo.run import run_demo
@@ -111,3 +112,28 @@ def test_a_sheet_that_cannot_be_written_is_said_before_the_work(tmp_path: Path, 
     assert refusal("demo", "--sheet", tmp_path, capsys=capsys) == f"--sheet {tmp_path}: is a folder"
     missing = tmp_path / "missing" / "sheet.png"
     assert refusal("demo", "--sheet", missing, capsys=capsys).startswith(f"--sheet {missing}: ")
+
+
+def test_pages_go_the_whole_way(tmp_path: Path, capsys: Captured) -> None:
+    keep, sheet = tmp_path / "demo", tmp_path / "pages.png"
+    status, out, err = run("demo", "--pages", "--images", "48", "--keep", keep, "--sheet", sheet, capsys=capsys)
+    assert status == 0, err
+    assert "48 pages with facts that training never combined" in out and "384 questions in 8 languages" in out
+    settings = out[out.index("\nndcg@5, all languages") + 1 :].split("\n\n")[0].splitlines()[1:]
+    figures = {row.rsplit(maxsplit=2)[0].strip(): [float(one) for one in row.split()[-2:]] for row in settings}
+    assert list(figures) == [
+        *(f"single {dim}" for dim in (128, 64, 32)),
+        *(f"multi 64{pooled}" for pooled in ("", ", pooled by 2", ", pooled by 4")),
+    ]
+    assert all(0.7 < fp32 <= 1 and abs(fp32 - int8) < _ALIKE for fp32, int8 in figures.values())
+    assert [row.split()[0] for row in out.split("\nndcg@5 by")[1].split("\n\n")[0].splitlines()[1:]] == list(PAGES_IN)
+    assert int(re.findall(r"asked for on (\d+)%", out)[0]) > 80
+    assert f"try `edgeclip eval {keep}/int8 {keep}/pages --against {keep}/bundle`" in err
+    with Image.open(sheet) as picture:
+        assert picture.width > 700 and picture.height > 800
+    for bundle in ("bundle", "int8"):
+        assert run("check", keep / bundle, capsys=capsys)[0] == 0
+
+
+def test_pages_that_are_no_whole_families_are_said_before_the_work(capsys: Captured) -> None:
+    assert "wanted whole families of 12" in refusal("demo", "--pages", "--images", "20", capsys=capsys)

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from edgeclip import Manifest
@@ -21,11 +20,14 @@ def test_heat_is_where_the_products_are(v4_bundle: Path) -> None:
     page[first + 3, 0] = 1  # the second row, the second column
     page[first + 4, 1] = 0.5
     page[0, 0] = 9  # no image token
-    question = np.eye(4, dtype=np.float32)[:2]
+    question = np.eye(4, dtype=np.float32)
     heat = heat_of(question, page, manifest, (2 * facts.token_px, 3 * facts.token_px))
     assert heat.shape == (3, 2)
     assert np.unravel_index(heat.argmax(), heat.shape) == (1, 1)
-    assert heat[1, 1] == 1 and heat[2, 0] == pytest.approx(0.5) and (heat == 0).sum() == 4
+    # Two tokens of the question are like one image token each, and two like all.
+    assert heat[1, 1] == 1 and 0.9 < heat[2, 0] < 1
+    others = np.delete(heat.ravel(), [3, 4])
+    assert others.max() < 0.4 and np.ptp(others) < 1e-6
 
 
 def test_a_picture_shows_every_finding(tmp_path: Path) -> None:
@@ -39,8 +41,8 @@ def test_a_picture_shows_every_finding(tmp_path: Path) -> None:
     two = draw_findings([finding, replace(finding, is_right=False)], title="Title", note="Note")
     assert two.width == one.width and two.height > one.height + 200
     pixels = np.asarray(one).astype(int)
-    frame = np.array(bytes.fromhex(RIGHT.removeprefix("#")), np.uint8)
-    assert (pixels == list(bytes.fromhex(RIGHT.removeprefix("#")))).all(axis=2).sum() > 500, frame
+    frame = list(bytes.fromhex(RIGHT.removeprefix("#")))
+    assert (pixels == frame).all(axis=2).sum() > 500
     red = pixels[..., 0] - pixels[..., 2] > 100
     rows, columns = np.nonzero(red)
     assert rows.min() > 150 and columns.min() > 300  # the lower right of the second picture
