@@ -3,6 +3,7 @@
 Inputs are made up: the meaning of a text or picture costs no time; its length and size do.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,7 @@ def check_plan(plan: Plan, manifest: Manifest) -> None:
 
 
 def make_text(tokens: int, count: Callable[[str], int]) -> str:
-    """A text of so many tokens by `count`, with the special ones; InputError where the common words make none."""
+    """A text of so many tokens by `count`, with the special ones; InputError where no words or letters make one."""
     empty = count("")
     if tokens < empty:
         raise InputError(f"--tokens {tokens}: special tokens and the prompt of the task alone are {empty}")
@@ -138,6 +139,11 @@ def make_text(tokens: int, count: Callable[[str], int]) -> str:
         text = " ".join(words[place % len(words)] for place in range(tokens - empty)) if words else ""
         if count(text) == tokens:
             return text
+    text = ""  # of a tokenizer of made-up pieces, which knows no word
+    for letter in itertools.islice(itertools.cycle("the sea and sand "), 8 * tokens):
+        if count(text) == tokens:
+            return text
+        text += letter
     raise InputError(f"no text of {tokens} tokens could be made up for this tokenizer; try another --tokens")
 
 

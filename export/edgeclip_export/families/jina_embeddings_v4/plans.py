@@ -37,7 +37,7 @@ from edgeclip_export.towers.window_vision_fold import fold_window_vision
 from edgeclip_graph.traits import Traits
 
 # The last text of others is long for a choice that this graph does not have: it would take half of an export's time.
-_TEXTS = (*TEXTS[:-1], " ".join(f"{number} sheep" for number in range(1, 13)))
+_TEXTS = (*TEXTS[:-1], " ".join(f"{number} sheep" for number in range(1, 25)))
 # A text of 8,192 tokens takes 1.6 GB above the loaded graph where the MLP is one part.
 _MLP_PARTS = 2
 
