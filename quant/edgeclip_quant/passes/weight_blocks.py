@@ -25,7 +25,7 @@ _LEAST_BLOCK = 16  # of GatherBlockQuantized
 _INT8_INPUT = 4  # accuracy_level
 _NUMBERS_AT_ONCE = 1 << 17  # as many as stay in a processor's cache with what is tried
 # Shares of the largest weight that a scale may reach to, tried in 4 bits.
-_REACHES = np.linspace(1.0, 0.6, 6, dtype=np.float32)
+_REACHES = np.linspace(1.0, 0.6, 11)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,17 +154,10 @@ def _levels(blocks: Array, scales: Array, middle: int) -> Array:
 
 
 def _least_error(blocks: Array, widest: Array, middle: int) -> Array:
-    """Of the scales tried, and the best of each one's levels, that with the least squared error.
-
-    Levels l of a block b are best at the scale (b l) / (l l), which leaves b b - (b l)^2 / (l l).
-    """
-    best, gain = widest, np.full(widest.shape, -1.0, np.float32)
-    levels = np.empty_like(blocks)
+    best, least = widest, np.full(widest.shape, np.inf, np.float32)
     for reach in _REACHES:
-        np.multiply(blocks, (1 / (widest * reach))[..., None], out=levels)
-        np.clip(np.rint(levels, out=levels), -middle, middle - 1, out=levels)
-        along, square = (np.einsum("rbk,rbk->rb", levels, other) for other in (blocks, levels))
-        gained = np.square(along) / np.maximum(square, 1)
-        best = np.where(gained > gain, along / np.maximum(square, 1), best)
-        gain = np.maximum(gained, gain)
-    return np.where(best == 0, np.float32(1.0), best)
+        scales = (widest * reach).astype(np.float32)
+        wide = (_levels(blocks, scales, middle) - middle) * scales[..., None]
+        error = np.square(wide - blocks).sum(axis=2)
+        best, least = np.where(error < least, scales, best), np.minimum(error, least)
+    return best

@@ -31,7 +31,7 @@ def gaussian(*shape: int, seed: int = 0) -> Array:
 
 
 def test_4_bits_are_packed_two_in_a_byte_the_low_first() -> None:
-    found = quantize_blocks(np.array([[-8, 7, 1, 0, 2, -1.75, 0, 0]], np.float32), 4, 4)
+    found = quantize_blocks(np.array([[-8, 7, 1, 0, 2, -2, 0, 0]], np.float32), 4, 4)
     assert found.scales.tolist() == [[1.0, 2 / -8]]  # the farthest from zero is level 0, whatever its sign
     assert found.packed.tolist() == [[[0x0 | 0xF << 4, 0x9 | 0x8 << 4], [0x0 | 0xF << 4, 0x8 | 0x8 << 4]]]
     np.testing.assert_array_equal(widen_blocks(found, 4, 8), [[-8, 7, 1, 0, 2, -1.75, 0, 0]])
