@@ -39,9 +39,9 @@ _CALIBRATION_PAGES = 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hottest:
-    """Of the pages that were found and are answers, on how many the hottest image token holds what was asked for.
+    """How often the heat map is right: on `right` of `pages` answers the hottest token holds what was asked for.
 
-    `by_chance` is the share of image tokens that do.
+    `by_chance` is the share of all image tokens that hold it.
     """
 
     pages: int

@@ -52,7 +52,7 @@ class Vectors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageVectors(Vectors):
-    """Of pages, also the vision tower's features (B, M, W), and the multi vectors of image tokens (B, M, E)."""
+    """Vectors of pages, with the vision tower's features (B, M, W) and the image tokens' multi vectors (B, M, E)."""
 
     features: Tensor
     image: Tensor
