@@ -19,6 +19,7 @@ from edgeclip.bundle.selftest import ANSWERS
 from edgeclip.bundle.staging import file_facts, staged
 from edgeclip.engine.ort import first_line
 from edgeclip.errors import BuildError, CheckpointWarning
+from edgeclip.host.malloc_bounds import trim
 from edgeclip.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -75,6 +76,7 @@ def write_bundle(
     for note in model.notes:
         warnings.warn(CheckpointWarning(note), stacklevel=2)
     needed = _needed_bytes(model, narrow)
+    _give_back()
     progress(f"needs {needed / 1e9:.2f} GB on disk", 0, 1)
     with staged(out, needed_bytes=needed) as stage:
         if model.tokenizer is not None:
@@ -132,17 +134,19 @@ def _build_graphs(model: ModelPlan, target: Target, narrow: Narrow | None, stage
         feeds: list[Feed] = [{**case.feed, **adapters[case.adapter]} for case in cases]
         progress(f"asking the {plan.name} tower", 0, 1)
         wanted[plan.name] = list(answer(plan, feeds, progress))
-        gc.collect()
+        _give_back()
         progress(f"tracing the {plan.name} tower", 0, 1)
         traced = trace(plan)
+        _give_back()
         is_followed = not any(plan.outputs.values())
         for attempt in range(1 if narrow is None or is_followed else narrow.attempts):
             written = _write_graph(plan, traced, target, narrow, attempt, stage, progress)
-            gc.collect()
+            _give_back()
             if narrow is not None:  # it is judged by what it gives in a bundle, after a graph that was narrowed too
                 changed = {name: adapter_feed(name, model.adapters, plan, written.change) for name in adapters}
                 feeds = [{**case.feed, **changed[case.adapter]} for case in plan.cases(found)]
             found[plan.name] = _run(plan, stage, feeds, progress)
+            _give_back()
             measured = _compare(plan, cases, wanted[plan.name], found[plan.name], stage, is_exact=narrow is None)
             objections = () if narrow is None else narrow.objections(measured, written.facts.kernels)
             if not objections:
@@ -158,6 +162,12 @@ def _build_graphs(model: ModelPlan, target: Target, narrow: Narrow | None, stage
             if space is not None:
                 built.vectors.update(_vectors(space, cases, [rows[output] for rows in wanted[plan.name]]))
     return built
+
+
+def _give_back() -> None:
+    """Give the system the memory of a step that is done: much of it lies in cycles, and in pages that malloc keeps."""
+    gc.collect()
+    trim()
 
 
 def _compare(

@@ -33,9 +33,9 @@ _SHOWN_CHARACTERS = 200
 
 def trace(plan: GraphPlan) -> ir.Model:
     """Trace a plan's tower; the graph's weights are computed whenever they are read."""
-    with FakeTensorMode() as fake, _quiet():
+    with FakeTensorMode(), _quiet():
         tower = plan.build().eval().requires_grad_(False)
-        examples = tuple(fake.from_tensor(example) for example in plan.examples.values())
+        examples = tuple(torch.empty(example.shape, dtype=example.dtype) for example in plan.examples.values())
         program = _export(plan, tower, examples)
         assert program is not None
         weights = [value for name, value in program.model.graph.initializers.items() if name in plan.weights]

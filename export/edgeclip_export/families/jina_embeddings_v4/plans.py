@@ -77,6 +77,8 @@ def open_model(checkpoint: Checkpoint, task: str | None) -> Iterator[ModelPlan]:
         pictures=[prepare_picture(picture, image) for picture in pictures],
         picture_tasks=[list(tasks)[-1 - index % len(tasks)] for index in range(len(pictures))],
     )
+    facts = text_facts(folder, parsed, config.tokens, config.max_tokens)
+    del parsed  # 100 MB, and an export goes on for minutes
     with open_weights(checkpoint, config, settings) as weights:
         adapter = None if merged is None else weights.adapters[merged]
         rank = settings.rank if merged is None else 0
@@ -89,7 +91,7 @@ def open_model(checkpoint: Checkpoint, task: str | None) -> Iterator[ModelPlan]:
                 single=SingleSpace(dim=config.decoder.width, matryoshka_dims=config.matryoshka_dims, is_strict=True),
                 multi=MultiSpace(dim=config.decoder.multi_dim),
             ),
-            text=text_facts(folder, parsed, config.tokens, config.max_tokens),
+            text=facts,
             image=image,
             tokenizer=tokenizer,
             tasks=tasks,
@@ -168,7 +170,7 @@ def _plan_text(
         "image_features": torch.zeros(2, 4, decoder.width),
         "image_places": torch.zeros(2, 3, dtype=torch.int64),
         "pool_mask": torch.zeros(2, 3),
-        **{name: torch.zeros(shape) for name, shape in shapes.items()},
+        **{name: torch.zeros(()).expand(shape) for name, shape in shapes.items()},  # 145 MB if they were stored
     }
 
     def cases(answers: Answers) -> list[Case]:
