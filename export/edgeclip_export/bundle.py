@@ -165,7 +165,7 @@ def _build_graphs(model: ModelPlan, target: Target, narrow: Narrow | None, stage
 
 
 def _give_back() -> None:
-    """Give the system the memory of a step that is done: much of it lies in cycles, and in pages that malloc keeps."""
+    """Give back the memory of a step that is done: much of it lies in cycles, and in pages that malloc keeps."""
     gc.collect()
     trim()
 
