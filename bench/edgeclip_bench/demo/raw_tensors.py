@@ -1,5 +1,6 @@
 """A small model's trainable tensors, and what any training of one needs of them."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+_MAX_SCALE = 100.0  # as CLIP's
 
 Initial = Callable[[str, tuple[int, ...], torch.Generator], Tensor]
 
@@ -40,6 +43,22 @@ class RawTensors:
     def read(self, name: str) -> Tensor:
         """A copy of a tensor that gradients flow through: folds write into what they read."""
         return self.tensors[name].clone()
+
+    def scale(self, name: str) -> Tensor:
+        """The scale of a loss's scores, of which the tensor holds the logarithm; 100 at most."""
+        return self.tensors[name].exp().clamp(max=_MAX_SCALE)
+
+
+def initial_scale() -> Tensor:
+    """The logarithm of a loss's scale before training, as CLIP's."""
+    return torch.tensor(math.log(1 / 0.07))
+
+
+def initial_weight(name: str, noise: Tensor, *, gain: float, is_table: bool) -> Tensor:
+    """A norm that does nothing, a bias of 0, a table of tokens, or a layer that keeps the variance times `gain`^2."""
+    if noise.ndim == 1:
+        return torch.ones_like(noise) if name.endswith(".weight") else torch.zeros_like(noise)
+    return noise * 0.5 if is_table else noise * gain / math.sqrt(math.prod(noise.shape[1:]))
 
 
 class attention_in_float32(TorchFunctionMode):  # noqa: N801 - used as a function

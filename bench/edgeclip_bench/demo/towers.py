@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from edgeclip_bench.demo.layout import preprocessor_config
-from edgeclip_bench.demo.raw_tensors import RawTensors, attention_in_float32
+from edgeclip_bench.demo.raw_tensors import RawTensors, attention_in_float32, initial_scale, initial_weight
 from edgeclip_export.families.jina_clip.config import JinaClipConfig
 from edgeclip_export.families.jina_clip.fold import fold_text, fold_vision, text_tower
 from edgeclip_export.families.jina_clip.tensors import tensor_shapes
@@ -49,16 +49,12 @@ def _initial(name: str, shape: tuple[int, ...], draw: torch.Generator) -> Tensor
     """Activations of about unit variance, residual branches that start small, an adapter that is not zero."""
     noise = torch.randn(shape, generator=draw)
     if name == LOGIT_SCALE:
-        return torch.tensor(math.log(1 / 0.07))
+        return initial_scale()
     if name.endswith("lora_A"):
         return noise / math.sqrt(shape[-1])
     if name.endswith("lora_B"):
         return noise * _ADAPTER
     if name.endswith(("cls_token", "pos_embed")):
         return noise * 0.02
-    if len(shape) == 1:
-        return torch.ones(shape) if name.endswith(".weight") else torch.zeros(shape)
-    if "embeddings" in name:
-        return noise * 0.5
     gain = 0.3 if name.endswith(("attn.proj.weight", "mlp.w3.weight")) else 1.0
-    return noise * gain / math.sqrt(math.prod(shape[1:]))
+    return initial_weight(name, noise, gain=gain, is_table="embeddings" in name)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from edgeclip.manifest import Manifest, Target
 from edgeclip_bench.demo import CHECKPOINT
 from edgeclip_bench.demo.captions import LANGUAGES
 from edgeclip_bench.demo.layout import WIDTH
-from edgeclip_bench.demo.train import LOG, Recipe
+from edgeclip_bench.demo.train import Recipe
+from edgeclip_bench.demo.training import LOG
 from edgeclip_bench.quality import damage
 from edgeclip_bench.quality.against import compare
 from edgeclip_bench.quality.damage import BUNDLES, DAMAGES, DIMS, FAINT, RIGHT, Judgement, judge_damages, overall
@@ -54,7 +56,7 @@ def test_the_weights_are_those_of_the_log_and_small() -> None:
     log = json.loads((CHECKPOINT / LOG).read_text(encoding="utf-8"))
     assert log["weights_sha256"] == hash_file(CHECKPOINT / WEIGHTS)
     assert (CHECKPOINT / WEIGHTS).stat().st_size <= MAX_WEIGHT_BYTES
-    assert log["recipe"] == {name: getattr(Recipe(), name) for name in Recipe.__slots__}
+    assert log["recipe"] == asdict(Recipe())
     assert len(log["loss"]) == Recipe().steps
 
 

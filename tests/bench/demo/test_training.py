@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,15 @@ from torch import Tensor
 
 from edgeclip import Encoder
 from edgeclip.errors import BuildError
-from edgeclip_bench.demo import layout, tokenizer, train
+from edgeclip_bench.demo import layout, tokenizer, train, training
 from edgeclip_bench.demo.captions import LANGUAGES, captions
 from edgeclip_bench.demo.drawing import draw_picture
 from edgeclip_bench.demo.layout import MATRYOSHKA_DIMS, checkpoint_config
 from edgeclip_bench.demo.loss import matryoshka_loss
 from edgeclip_bench.demo.scenes import Split, draw_scenes
 from edgeclip_bench.demo.towers import LOGIT_SCALE, RawTowers
-from edgeclip_bench.demo.train import Batch, Recipe, draw_batch, validate
+from edgeclip_bench.demo.train import Batch, Recipe, draw_batch, step_losses, validate
+from edgeclip_bench.demo.training import LOG, STATE, make_optimizers, take_step
 from edgeclip_export import export_checkpoint
 from edgeclip_export.checkpoint import hash_file
 from edgeclip_export.families.jina_clip.config import parse_config
@@ -51,7 +53,7 @@ def is_quick() -> Iterator[None]:
         patch.setattr(layout, "VISION_LAYERS", 2)
         patch.setattr(tokenizer, "_CAPTIONS_PER_LANGUAGE", 100)
         patch.setattr(train, "validate", validate_few)
-        patch.setattr(train, "_SAVE_EVERY", 2)
+        patch.setattr(training, "_SAVE_EVERY", 2)
         yield
 
 
@@ -115,15 +117,15 @@ def towers(trained: Path) -> RawTowers:
 def learnt(plain: Tokenizer) -> tuple[RawTowers, list[float]]:
     """Towers after twelve steps on one batch, and the losses on the way."""
     fresh = RawTowers(parse_config(checkpoint_config(plain.get_vocab_size())), seed=0)
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(fresh.matrices(), adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(fresh.others()),
-    ]
+    optimizers = make_optimizers(fresh, weight_decay=0.01)
     recipe = Recipe(steps=100, batch=8, warmup=0.01, learning_rate=3e-3)
     batch = draw_batch(plain, "train", (0,), count=8, family=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "draw_batch", lambda *arguments, **options: batch)
-        return fresh, [train._step(fresh, optimizers, plain, recipe, step) for step in range(12)]
+        return fresh, [
+            take_step(optimizers, recipe.rate(step), partial(step_losses, fresh, plain, recipe, step))["loss"]
+            for step in range(12)
+        ]
 
 
 @pytest.fixture
@@ -145,7 +147,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 def log_of(folder: Path) -> dict[str, Any]:
-    log: dict[str, Any] = json.loads((folder / train.LOG).read_text())
+    log: dict[str, Any] = json.loads((folder / LOG).read_text())
     return log
 
 
@@ -257,7 +259,7 @@ def test_a_batch_can_be_learnt_by_heart(learnt: tuple[RawTowers, list[float]]) -
 
 
 def test_a_run_leaves_a_checkpoint_and_its_log(trained: Path) -> None:
-    assert {path.name for path in trained.iterdir()} == {*FILES, train.LOG}
+    assert {path.name for path in trained.iterdir()} == {*FILES, LOG}
     log = log_of(trained)
     assert log["weights_sha256"] == hash_file(trained / "model.safetensors")
     assert Recipe(**log["recipe"]) == RECIPE
@@ -323,7 +325,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
         interrupt(step)
         with pytest.raises(KeyboardInterrupt):
             train.train(tmp_path, RECIPE)
-        assert [path.name for path in tmp_path.iterdir()] == ([train.STATE] if step > 1 else [])
+        assert [path.name for path in tmp_path.iterdir()] == ([STATE] if step > 1 else [])
     capsys.readouterr()
     train.train(tmp_path, RECIPE)
     assert capsys.readouterr().err == "going on from step 4 of 6\n"
@@ -332,28 +334,28 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     found, wanted = log_of(tmp_path), log_of(trained)
     assert found.pop("seconds") >= 0 and wanted.pop("seconds") >= 0
     assert found == wanted
-    assert {path.name for path in tmp_path.iterdir()} == {*FILES, train.LOG}
+    assert {path.name for path in tmp_path.iterdir()} == {*FILES, LOG}
 
 
 def test_another_recipe_does_not_go_on(tmp_path: Path, interrupt: Callable[[int], None]) -> None:
     interrupt(2)
     with pytest.raises(KeyboardInterrupt):
         train.train(tmp_path, RECIPE)
-    state = (tmp_path / train.STATE).read_bytes()
+    state = (tmp_path / STATE).read_bytes()
     with pytest.raises(BuildError) as caught:
         train.train(tmp_path, Recipe(steps=6, batch=4, family=2, family_from=0.5))
     message = str(caught.value)
-    assert message.startswith(f"{tmp_path / train.STATE}: was begun with ") and "\n" not in message
+    assert message.startswith(f"{tmp_path / STATE}: was begun with ") and "\n" not in message
     assert "'batch': 8" in message
-    assert (tmp_path / train.STATE).read_bytes() == state
+    assert (tmp_path / STATE).read_bytes() == state
 
 
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:
-    (tmp_path / train.STATE).write_bytes(b"no state")
+    (tmp_path / STATE).write_bytes(b"no state")
     with pytest.raises(BuildError) as caught:
         train.train(tmp_path, RECIPE)
     message = str(caught.value)
-    assert message.startswith(f"{tmp_path / train.STATE}: ") and message.endswith("; remove it to begin anew")
+    assert message.startswith(f"{tmp_path / STATE}: ") and message.endswith("; remove it to begin anew")
     assert "\n" not in message
 
 

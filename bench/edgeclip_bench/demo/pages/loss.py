@@ -3,32 +3,21 @@
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from edgeclip_bench.demo.loss import contrast, cut
 from edgeclip_bench.demo.pages.batches import ALL_LABELS, Readings, Told
 from edgeclip_bench.demo.pages.contents import MAX_VALUE, TOPICS
 
 _LESSON_SCALE = 20.0
 
 
-def contrast(scores: Tensor, answers: Tensor) -> Tensor:
-    """InfoNCE in both directions of scores (B, B), own on the diagonal (arXiv:2103.00020).
-
-    `answers` (B, B) is True where a page answers a question: such a page is no negative.
-    """
-    own = torch.arange(len(scores))
-    others = answers & ~torch.eye(len(scores), dtype=torch.bool)
-    logits = scores.masked_fill(others, -torch.inf)
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
-
-
 def single_loss(first: Tensor, second: Tensor, answers: Tensor, scale: Tensor, dims: Sequence[int]) -> Tensor:
     """The mean of `contrast` over the dimensions: cut, then normalised, as a user does (arXiv:2205.13147)."""
     total = first.new_zeros(())
     for dim in dims:
-        a, b = (F.normalize(vectors[:, :dim], dim=1) for vectors in (first, second))
+        a, b = cut(dim, first, second)
         total = total + contrast(scale * a @ b.T, answers)
     return total / len(dims)
 
@@ -67,7 +56,7 @@ def single_lesson(vectors: Tensor, told: Told, prototypes: Tensor, dims: Sequenc
     """How far single vectors (B, W) are from the prototypes (all particulars, W) of all that their inputs hold."""
     total = vectors.new_zeros(())
     for dim in dims:
-        a, b = (F.normalize(rows[:, :dim], dim=1) for rows in (vectors, prototypes))
+        a, b = cut(dim, vectors, prototypes)
         shares = (_LESSON_SCALE * a @ b.T).log_softmax(dim=1)
         total = total - (shares * told.held).sum(dim=1).div(told.held.sum(dim=1)).mean()
     return total / len(dims)

@@ -15,7 +15,7 @@ from edgeclip.inputs.patches import Grid, group_windows, patch_positions
 from edgeclip_bench.demo.pages.batches import ALL_LABELS, PARTICULARS
 from edgeclip_bench.demo.pages.contents import MAX_VALUE, TOPICS
 from edgeclip_bench.demo.pages.layout import ALPHA, RANK, preprocessor_config
-from edgeclip_bench.demo.raw_tensors import RawTensors
+from edgeclip_bench.demo.raw_tensors import RawTensors, initial_scale, initial_weight
 from edgeclip_export.families.jina_embeddings_v4.adapters import adapter_tensor, adapter_tensor_shapes
 from edgeclip_export.families.jina_embeddings_v4.config import JinaEmbeddingsV4Config
 from edgeclip_export.families.jina_embeddings_v4.preprocessor import patch_facts
@@ -155,7 +155,7 @@ def _initial(name: str, shape: tuple[int, ...], draw: torch.Generator) -> Tensor
     """
     noise = torch.randn(shape, generator=draw)
     if name in (SINGLE_SCALE, MULTI_SCALE):
-        return torch.tensor(math.log(1 / 0.07))
+        return initial_scale()
     if name in (READING, SINGLE_PROTOTYPES, MULTI_PROTOTYPES):
         return noise * 0.02
     if "lora_A" in name:
@@ -164,8 +164,4 @@ def _initial(name: str, shape: tuple[int, ...], draw: torch.Generator) -> Tensor
     if "lora_B" in name:
         gain = 0.3 if "o_proj" in name or "down_proj" in name else 1.0
         return noise * gain * RANK / ALPHA / math.sqrt(RANK)
-    if len(shape) == 1:
-        return torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
-    if "embed_tokens" in name:
-        return noise * 0.5
-    return noise * gain / math.sqrt(math.prod(shape[1:]))
+    return initial_weight(name, noise, gain=gain, is_table="embed_tokens" in name)

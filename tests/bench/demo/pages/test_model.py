@@ -12,7 +12,7 @@ from edgeclip_bench.demo.pages.layout import MATRYOSHKA_DIMS
 from edgeclip_bench.demo.pages.questions import LANGUAGES
 from edgeclip_bench.demo.pages.run import PASSAGE, QUERY
 from edgeclip_bench.demo.pages.train import Recipe
-from edgeclip_bench.demo.training_state import LOG
+from edgeclip_bench.demo.training import LOG
 from edgeclip_bench.quality.evaluate import evaluate
 from edgeclip_bench.quality.layouts import open_data
 from edgeclip_bench.quality.page_damage import DAMAGES, RIGHT, PageNdcg, judge_page_damages, judge_pages

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ from torch import Tensor
 
 from edgeclip import Encoder, MultiVectors
 from edgeclip.errors import BuildError
+from edgeclip_bench.demo import training
+from edgeclip_bench.demo.loss import contrast
 from edgeclip_bench.demo.pages import layout, tokenizer, train
 from edgeclip_bench.demo.pages.batches import GRIDS, PARTICULARS, draw_batch, tokenize
 from edgeclip_bench.demo.pages.contents import TOPICS
 from edgeclip_bench.demo.pages.layout import ADAPTER_NAMES, MATRYOSHKA_DIMS
-from edgeclip_bench.demo.pages.loss import contrast, maxsim, nothing_found, reading_loss
+from edgeclip_bench.demo.pages.loss import maxsim, nothing_found, reading_loss
 from edgeclip_bench.demo.pages.questions import LANGUAGES, word
 from edgeclip_bench.demo.pages.towers import READING, RawPages
-from edgeclip_bench.demo.pages.train import Recipe, losses, validate
-from edgeclip_bench.demo.training_state import LOG, STATE
+from edgeclip_bench.demo.pages.train import Recipe, losses, step_losses, validate
+from edgeclip_bench.demo.training import LOG, STATE, make_optimizers, take_step
 from edgeclip_export import export_checkpoint
 from edgeclip_export.checkpoint import hash_file
 from edgeclip_export.families.jina_embeddings_v4.config import PROMPTS, parse_config
@@ -41,7 +44,7 @@ def is_quick() -> Iterator[None]:
         patch.setattr(layout, "VISION_LAYERS", 4)  # the last of the blocks that see the whole image is the fourth
         patch.setattr(tokenizer, "_QUESTIONS_PER_LANGUAGE", 100)
         patch.setattr(train, "validate", validate_few)
-        patch.setattr(train, "_SAVE_EVERY", 2)
+        patch.setattr(training, "_SAVE_EVERY", 2)
         yield
 
 
@@ -219,12 +222,12 @@ def test_a_batch_can_be_learnt_by_heart(trained: Path, plain: Tokenizer, monkeyp
     raw = open_raw(trained, plain)
     batch = draw_batch(plain, "train", (0, 0), count=8, family=1)
     monkeypatch.setattr(train, "draw_batch", lambda *arguments, **options: batch)
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(raw.matrices(), adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(raw.others()),
-    ]
+    optimizers = make_optimizers(raw, weight_decay=0.01)
     recipe = Recipe(steps=100, batch=8, warmup=0.01, vectors_from=0.0, mistakes_from=1.0)
-    found = [train._step(raw, optimizers, plain, recipe, step) for step in range(16)]
+    found = [
+        tuple(take_step(optimizers, recipe.rate(step), partial(step_losses, raw, plain, recipe, step)).values())
+        for step in range(16)
+    ]
     for first, last in zip(found[0], found[-1], strict=True):
         assert last < 0.75 * first, found
     assert found[-1][0] < 1.5
