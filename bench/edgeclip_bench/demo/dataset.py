@@ -1,10 +1,10 @@
 """Write scenes as files: pictures and a captions.jsonl in every language, as `edgeclip eval` reads them."""
 
 import argparse
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from PIL import Image
@@ -12,7 +12,8 @@ from PIL import Image
 from edgeclip.errors import BuildError
 from edgeclip_bench.demo.captions import LANGUAGES, caption
 from edgeclip_bench.demo.drawing import draw_picture
-from edgeclip_bench.demo.scenes import MAX_FAMILY, SPLITS, Scene, Split, draw_scenes
+from edgeclip_bench.demo.families import SPLITS, Split
+from edgeclip_bench.demo.scenes import MAX_FAMILY, Scene, draw_scenes
 
 CAPTIONS = "captions.jsonl"
 IMAGES = 500
@@ -36,15 +37,28 @@ def write_dataset(
     Pictures are larger than the model's input and seldom square, so resizing and cropping count. The same arguments
     give the same files. BuildError for arguments that cannot be, and an `out` that exists or cannot be written.
     """
-    if images < 1 or not 1 <= family <= MAX_FAMILY or images % family:
-        raise BuildError(f"{images} images are no whole families of {family}, of which one has at most {MAX_FAMILY}")
+    with new_data_set(out, count=images, family=family, most=MAX_FAMILY, seed=seed, what="images"):
+        return _write(out, split, images, family, seed, progress)
+
+
+@contextlib.contextmanager
+def new_data_set(out: Path, *, count: int, family: int, most: int, seed: int, what: str) -> Iterator[None]:
+    """Make the folder `out` for `count` drawn pictures or pages, in families of which one has at most `most`."""
+    if count < 1 or not 1 <= family <= most or count % family:
+        raise BuildError(f"{count} {what} are no whole families of {family}, of which one has at most {most}")
     if seed < 0:
         raise BuildError(f"seed is {seed}, wanted one from 0")
     try:
         out.mkdir(parents=True)
-        return _write(out, split, images, family, seed, progress)
+        yield
     except OSError as error:
         raise BuildError(f"{out}: cannot be written ({error.strerror or error})") from error
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    """Write a new file of JSON lines."""
+    with path.open("x", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _write(
@@ -53,27 +67,32 @@ def _write(
     draw = np.random.default_rng((seed, 0, SPLITS.index(split)))
     source = draw_scenes(split, draw, family=family)
     scenes = [next(source) for _ in range(images)]
-    with (out / CAPTIONS).open("x", encoding="utf-8") as lines:
-        for index, scene in enumerate(scenes):
-            name = f"{index:05}.png"
-            side = int(draw.integers(_SHORT_SIDE_PX[0], _SHORT_SIDE_PX[1] + 1))
-            long = round(side * float(draw.uniform(1, _MAX_ASPECT)))
-            width, height = (long, side) if draw.random() < 0.7 else (side, long)
-            pixels = draw_picture(scene, draw, side_px=side, width_px=width, height_px=height)
-            Image.fromarray(pixels).save(out / name, compress_level=1)
-            captions = {language: [caption(scene, language, draw)] for language in LANGUAGES}
-            lines.write(json.dumps({"image": name, "captions": captions}, ensure_ascii=False) + "\n")
-            progress("drawing pictures", index + 1, images)
+    rows = []
+    for index, scene in enumerate(scenes):
+        name = f"{index:05}.png"
+        side = int(draw.integers(_SHORT_SIDE_PX[0], _SHORT_SIDE_PX[1] + 1))
+        long = round(side * float(draw.uniform(1, _MAX_ASPECT)))
+        width, height = (long, side) if draw.random() < 0.7 else (side, long)
+        pixels = draw_picture(scene, draw, side_px=side, width_px=width, height_px=height)
+        Image.fromarray(pixels).save(out / name, compress_level=1)
+        rows.append({"image": name, "captions": {lang: [caption(scene, lang, draw)] for lang in LANGUAGES}})
+        progress("drawing pictures", index + 1, images)
+    write_lines(out / CAPTIONS, rows)
     return scenes
+
+
+def add_drawing_arguments(parser: argparse.ArgumentParser, what: str, *, count: int, family: int) -> None:
+    """Declare the arguments of a case that writes `count` drawn pictures or pages."""
+    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="which combinations (test)")
+    parser.add_argument(f"--{what}", type=int, default=count, help=f"how many ({count})")
+    parser.add_argument("--family", type=int, default=family, help=f"how many differ in one attribute ({family})")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (0)")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this case on the command line."""
-    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
-    parser.add_argument("--split", choices=get_args(Split), default="test", help="which combinations (test)")
-    parser.add_argument("--images", type=int, default=IMAGES, help=f"how many ({IMAGES})")
-    parser.add_argument("--family", type=int, default=FAMILY, help=f"how many differ in one attribute ({FAMILY})")
-    parser.add_argument("--seed", type=int, default=0, help="of the scenes (0)")
+    add_drawing_arguments(parser, "images", count=IMAGES, family=FAMILY)
 
 
 def run(options: argparse.Namespace) -> int:

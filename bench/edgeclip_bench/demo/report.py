@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 
-from edgeclip.manifest import MODALITIES, PROOF_DATA, Modality
-from edgeclip.tables import format_bytes, format_table
-from edgeclip_bench.demo.run import LANGUAGES, Demo, Smaller
+from edgeclip.manifest import Modality
+from edgeclip.tables import format_table
+from edgeclip_bench.demo.run import LANGUAGES, Demo
+from edgeclip_bench.demo.stages import Smaller, costs_table, introduction, seconds_table
 from edgeclip_bench.quality.evaluate import Evaluation
 from edgeclip_bench.quality.searches import Direction
 
@@ -15,41 +16,21 @@ _EMBEDDED: dict[Modality, str] = {"text": "captions", "image": "pictures"}
 
 def render_demo(found: Demo) -> str:
     """Every table, with a line before each that needs one; without int8's columns where there is no such bundle."""
-    evaluations = [found.evaluation, *([found.int8.comparison.evaluation] if found.int8 else [])]
-    parts = [_what(found)]
-    if found.int8:
-        parts.append(_costs(found, found.int8))
-    parts += [_by_language(evaluations), _by_dim(evaluations)]
-    if found.int8:
-        parts.append(_moved(found.int8))
-    return "\n\n".join((*parts, _questions(found), _seconds(found)))
-
-
-def _what(found: Demo) -> str:
-    manifest, evaluation = found.manifest, found.evaluation
-    (data,) = evaluation.data
-    parameters = sum(graph.parameters for graph in manifest.graphs.values())
-    return (
-        f"A small model of jina-clip-v2's kind, trained on drawn scenes: {parameters:,} parameters, "
-        f"running on {evaluation.device}.\n"
+    figures = found.figures
+    (data,) = figures.evaluation.data
+    what = (
+        f"{introduction(figures, 'jina-clip-v2', 'scenes')}\n"
         f"{data.sizes['images']} pictures of combinations that training never showed, in families that differ in one "
         f"attribute,\nand {data.sizes['captions']} captions in {len(data.languages)} languages."
     )
-
-
-def _costs(found: Demo, int8: Smaller) -> str:
-    """Size, closeness on the demo's own inputs, and the ratio of times that quantising measured."""
-    rows = [("bundle", format_bytes(found.manifest.weight_bytes), format_bytes(int8.manifest.weight_bytes))]
-    worst = {one.modality: (one.samples, one.worst) for one in int8.comparison.closeness}
-    for modality in MODALITIES:
-        samples, cosine = worst[modality]
-        rows.append((f"worst cosine to fp32, {samples} {_EMBEDDED[modality]}", "1", f"{cosine:.4f}"))
-    for modality in MODALITIES:
-        proof = int8.manifest.measurement(modality, "single", "fp32 bundle", PROOF_DATA)
-        assert proof is not None
-        assert proof.latency_ratio is not None, "a bundle for the CPU is timed"
-        rows.append((f"time of {proof.latency_input}, as a share of fp32's", "1", f"{proof.latency_ratio:.2f}"))
-    return format_table(("what int8 saves and costs", "fp32", "int8"), rows)
+    tables = [_by_language(figures.evaluations), _by_dim(figures.evaluations)]
+    if figures.int8:
+        closeness = [
+            (f"worst cosine to fp32, {one.samples} {_EMBEDDED[one.modality]}", "1", f"{one.worst:.4f}")
+            for one in figures.int8.comparison.closeness
+        ]
+        tables = [costs_table(figures, figures.int8, closeness), *tables, _moved(figures.int8)]
+    return "\n\n".join((what, *tables, _questions(found), seconds_table(figures)))
 
 
 def _by_language(evaluations: Sequence[Evaluation]) -> str:
@@ -92,7 +73,7 @@ def _moved(int8: Smaller) -> str:
 
 def _questions(found: Demo) -> str:
     """The table of queries; its texts stand in the last column, because they are long or run from right to left."""
-    header = ("asked in", "place", "int8", "ms", "int8") if found.int8 else ("asked in", "place", "ms")
+    header = ("asked in", "place", "int8", "ms", "int8") if found.figures.int8 else ("asked in", "place", "ms")
     rows = [
         (
             LANGUAGES[one.language],
@@ -105,8 +86,3 @@ def _questions(found: Demo) -> str:
     asked = (f"{line}  {one.text}" for line, one in zip(lines, found.questions, strict=True))
     said = "The place at which what was meant was found, and the time to embed the text and search all pictures:"
     return "\n".join((said, first, *asked))
-
-
-def _seconds(found: Demo) -> str:
-    rows = [(stage, f"{seconds:.1f}") for stage, seconds in found.seconds.items()]
-    return format_table(("where the time went", "seconds"), [*rows, ("all", f"{sum(found.seconds.values()):.1f}")])

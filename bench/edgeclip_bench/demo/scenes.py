@@ -7,11 +7,11 @@ a vector has to hold every attribute to find its own picture.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from edgeclip.errors import BuildError
+from edgeclip_bench.demo.families import Split, any_of, draw_families, other_than, split_of_cells
 
 Shape = Literal["circle", "square", "triangle", "star", "cross", "heart", "ring", "crescent"]
 Colour = Literal["red", "orange", "yellow", "green", "blue", "purple", "black", "white"]
@@ -19,7 +19,6 @@ Size = Literal["small", "large"]
 Texture = Literal["plain", "striped", "dotted"]
 Relation = Literal["left_of", "right_of", "above", "below"]
 Background = Literal["grey", "pink", "brown", "turquoise"]
-Split = Literal["train", "validation", "test"]
 
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 COLOURS: tuple[Colour, ...] = get_args(Colour)
@@ -27,12 +26,9 @@ SIZES: tuple[Size, ...] = get_args(Size)
 TEXTURES: tuple[Texture, ...] = get_args(Texture)
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
 BACKGROUNDS: tuple[Background, ...] = get_args(Background)
-SPLITS: tuple[Split, ...] = get_args(Split)
 MAX_COUNT = 3
 # 44 scenes differ from a given one in one attribute; at least 25 of them are in its own split.
 MAX_FAMILY = 20
-
-_T = TypeVar("_T")
 
 _OPPOSITE: dict[Relation, Relation] = {
     "left_of": "right_of",
@@ -88,13 +84,9 @@ def split_of(scene: Scene) -> Split:
     Latin square: every shape is trained in every colour, and every colour and every shape on every side.
     """
     sides = ((scene.first, scene.relation), (scene.second, _OPPOSITE[scene.relation]))
-    splits = {_split_of_combination(group.shape, group.colour, side) for group, side in sides}
-    return "test" if "test" in splits else "validation" if "validation" in splits else "train"
-
-
-def _split_of_combination(shape: Shape, colour: Colour, side: Relation) -> Split:
-    cell = (SHAPES.index(shape) + COLOURS.index(colour) + 2 * RELATIONS.index(side)) % 8
-    return "test" if cell == 0 else "validation" if cell == 3 else "train"
+    return split_of_cells(
+        SHAPES.index(group.shape) + COLOURS.index(group.colour) + 2 * RELATIONS.index(side) for group, side in sides
+    )
 
 
 def draw_scenes(split: Split, draw: np.random.Generator, *, family: int) -> Iterator[Scene]:
@@ -102,59 +94,37 @@ def draw_scenes(split: Split, draw: np.random.Generator, *, family: int) -> Iter
 
     The first of a family is drawn at random; each other one differs from it in one attribute.
     """
-    if not 1 <= family <= MAX_FAMILY:
-        raise BuildError(f"a family of {family}: wanted 1 to {MAX_FAMILY}")
-    seen: set[Scene] = set()
-
-    def is_new(scene: Scene) -> bool:
-        if split_of(scene) != split or scene.canonical() in seen:
-            return False
-        seen.add(scene.canonical())
-        return True
-
-    while True:
-        first = _draw_scene(draw)
-        if not is_new(first):
-            continue
-        yield first
-        found = 1
-        while found < family:
-            member = change_one(first, draw)
-            if is_new(member):
-                yield member
-                found += 1
+    return draw_families(
+        lambda: _draw_scene(draw),
+        lambda scene: change_one(scene, draw),
+        lambda scene: scene.canonical() if split_of(scene) == split else None,
+        size=family,
+        most=MAX_FAMILY,
+    )
 
 
 def change_one(scene: Scene, draw: np.random.Generator) -> Scene:
     """The same scene with one attribute changed."""
     what = int(draw.integers(12))
     if what == 10:
-        return replace(scene, relation=_other(RELATIONS, scene.relation, draw))
+        return replace(scene, relation=other_than(scene.relation, RELATIONS, draw))
     if what == 11:
-        return replace(scene, background=_other(BACKGROUNDS, scene.background, draw))
+        return replace(scene, background=other_than(scene.background, BACKGROUNDS, draw))
     is_first = what < 5
     group = scene.first if is_first else scene.second
     name, values = list(_ATTRIBUTES.items())[what % 5]
-    group = replace(group, **{name: _other(values, getattr(group, name), draw)})
+    group = replace(group, **{name: other_than(getattr(group, name), values, draw)})
     return replace(scene, first=group) if is_first else replace(scene, second=group)
 
 
 def _draw_scene(draw: np.random.Generator) -> Scene:
     return Scene(
         first=_draw_group(draw),
-        relation=_any(RELATIONS, draw),
+        relation=any_of(RELATIONS, draw),
         second=_draw_group(draw),
-        background=_any(BACKGROUNDS, draw),
+        background=any_of(BACKGROUNDS, draw),
     )
 
 
 def _draw_group(draw: np.random.Generator) -> Group:
-    return Group(**{name: _any(values, draw) for name, values in _ATTRIBUTES.items()})
-
-
-def _any(values: Sequence[_T], draw: np.random.Generator) -> _T:
-    return values[int(draw.integers(len(values)))]
-
-
-def _other(values: Sequence[_T], value: _T, draw: np.random.Generator) -> _T:
-    return _any([other for other in values if other != value], draw)
+    return Group(**{name: any_of(values, draw) for name, values in _ATTRIBUTES.items()})

@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from edgeclip_bench.demo.captions import LANGUAGES, caption
 from edgeclip_bench.demo.drawing import draw_picture
+from edgeclip_bench.demo.families import Split
 from edgeclip_bench.demo.layout import IMAGE_SIZE_PX, MATRYOSHKA_DIMS, checkpoint_config, preprocessor_config
 from edgeclip_bench.demo.loss import cut, matryoshka_loss
-from edgeclip_bench.demo.scenes import Split, draw_scenes
+from edgeclip_bench.demo.scenes import draw_scenes
 from edgeclip_bench.demo.tokenizer import train_tokenizer
 from edgeclip_bench.demo.towers import LOGIT_SCALE, RawTowers
 from edgeclip_bench.demo.training import (

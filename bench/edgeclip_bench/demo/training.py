@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def run_steps(out: Path, recipe: Schedule, raw: RawTensors, losses: Losses) -> d
     started = time.monotonic() - log["seconds"]
     with tqdm(total=recipe.steps, initial=len(log["loss"]), unit="step", disable=None) as bar:
         for step in range(len(log["loss"]), recipe.steps):
-            found = take_step(optimizers, recipe.rate(step), lambda step=step: losses(step))
+            found = take_step(optimizers, recipe.rate(step), partial(losses, step))
             rounded = [round(loss, 4) for loss in found.values()]
             log["loss"].append(rounded if len(rounded) > 1 else rounded[0])
             log["seconds"] = round(time.monotonic() - started, 1)

@@ -16,8 +16,9 @@ from edgeclip_bench.latency.build_cost import describe, measure_build
 from edgeclip_bench.measure.documents import make_document, save
 from edgeclip_bench.measure.report_table import render_tables
 from edgeclip_bench.rivals import plain_export
+from edgeclip_bench.rivals.recipes import PLAIN
 from edgeclip_bench.rivals.report import rival_tables
-from edgeclip_bench.rivals.run import FAMILY
+from edgeclip_bench.rivals.run import FAMILY, open_bundles, run_rivals
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +39,8 @@ def run(options: argparse.Namespace) -> int:
         _build(options.results / "export_full_size.json", "export", checkpoint, bundle)
         _build(options.results / "quantize_full_size.json", "quantize", bundle, work / "int8", "--to", "int8")
         if Manifest.read(bundle).family == FAMILY:
-            report = plain_export.compare(checkpoint, bundle, plain=work / "plain", rounds=1)
+            entries = open_bundles(checkpoint, [bundle])
+            report = run_rivals([PLAIN], checkpoint, entries, work / "plain", shapes=plain_export.SHAPES)
             print(render_tables(list(rival_tables(report))))
             save(report, options.results / "cpu_full_size.json")
     return 0

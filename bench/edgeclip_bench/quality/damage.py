@@ -160,19 +160,45 @@ def overall(found: DataScores, *, metric: str = "recall@5", dim: int | None = No
     }
 
 
+def add_damage_arguments(parser: argparse.ArgumentParser, what: str, count: int) -> None:
+    """Declare the arguments of a case that judges damages on `count` pictures or pages."""
+    parser.add_argument("out", type=Path, metavar="OUT.json")
+    parser.add_argument(f"--{what}", type=int, default=count, help=f"how many test {what} ({count})")
+    parser.add_argument("--seed", type=int, default=0, help=f"of the {what} (0)")
+
+
+def save_damages(
+    options: argparse.Namespace, benchmark: str, what: str, metric: str, judge: Callable[[Path], dict[str, Any]]
+) -> int:
+    """Judge every damage in a temporary folder, print the figures of each, and write the document."""
+    if not options.out.parent.is_dir():
+        options.usage_error(f"{options.out}: there is no folder {options.out.parent}")
+    with tempfile.TemporaryDirectory(prefix="edgeclip-damage-") as folder:
+        figures = judge(Path(folder))
+    for name, values in figures.items():
+        print(name, values, file=sys.stderr)
+    facts = {what: getattr(options, what), "seed": options.seed}
+    save(make_document(benchmark, {**facts, metric: figures}), options.out)
+    return 0
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this case on the command line."""
-    parser.add_argument("out", type=Path, metavar="OUT.json")
-    parser.add_argument("--images", type=int, default=IMAGES, help=f"how many test pictures ({IMAGES})")
-    parser.add_argument("--seed", type=int, default=0, help="of the pictures (0)")
+    add_damage_arguments(parser, "images", IMAGES)
 
 
 def run(options: argparse.Namespace) -> int:
     """Judge every damage and write the figures."""
-    if not options.out.parent.is_dir():
-        options.usage_error(f"{options.out}: there is no folder {options.out.parent}")
-    with tempfile.TemporaryDirectory(prefix="edgeclip-damage-") as folder:
-        found = judge_damages(Path(folder), images=options.images, seed=options.seed)
+    return save_damages(
+        options,
+        __name__,
+        "images",
+        "recall",
+        lambda folder: _figures(judge_damages(folder, images=options.images, seed=options.seed)),
+    )
+
+
+def _figures(found: dict[str, Judgement]) -> dict[str, Any]:
     figures: dict[str, Any] = {
         name: {
             **{metric: overall(one.scores, metric=metric) for metric in METRICS},
@@ -193,7 +219,4 @@ def run(options: argparse.Namespace) -> int:
         figures[f"cut to {dim} dimensions"] = {
             metric: overall(found[RIGHT].scores, metric=metric, dim=dim) for metric in METRICS
         }
-    for name, recall in figures.items():
-        print(name, recall, file=sys.stderr)
-    save(make_document(__name__, {"images": options.images, "seed": options.seed, "recall": figures}), options.out)
-    return 0
+    return figures

@@ -5,8 +5,6 @@ run with one thing wrong at a time; all are judged by the same questions for the
 """
 
 import argparse
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -27,11 +25,10 @@ from edgeclip.inputs.patches import Grid
 from edgeclip.manifest import PatchFacts
 from edgeclip_bench.demo.pages import CHECKPOINT
 from edgeclip_bench.demo.pages.dataset import PAGES, WrittenPage, write_pages
-from edgeclip_bench.measure.documents import make_document, save
+from edgeclip_bench.quality.damage import RIGHT, add_damage_arguments, save_damages
 from edgeclip_bench.quality.metrics import ndcg_at, top_k
 from edgeclip_export import export_checkpoint
 
-RIGHT = "as it should be"
 _QUERY, _PASSAGE = "retrieval.query", "retrieval.passage"
 _Array = NDArray[Any]
 
@@ -160,21 +157,16 @@ def judge_pages(encoder: Encoder, written: Sequence[WrittenPage], *, task: str =
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this case on the command line."""
-    parser.add_argument("out", type=Path, metavar="OUT.json")
-    parser.add_argument("--pages", type=int, default=PAGES, help=f"how many test pages ({PAGES})")
-    parser.add_argument("--seed", type=int, default=0, help="of the pages (0)")
+    add_damage_arguments(parser, "pages", PAGES)
 
 
 def run(options: argparse.Namespace) -> int:
     """Judge every damage and write the figures."""
-    if not options.out.parent.is_dir():
-        options.usage_error(f"{options.out}: there is no folder {options.out.parent}")
-    with tempfile.TemporaryDirectory(prefix="edgeclip-damage-") as folder:
-        written = write_pages(Path(folder) / "pages", pages=options.pages, seed=options.seed)
-        export_checkpoint(CHECKPOINT, Path(folder) / "bundle")
-        found = judge_page_damages(Path(folder) / "bundle", written)
-    figures = {name: {"single": round(one.single, 4), "multi": round(one.multi, 4)} for name, one in found.items()}
-    for name, values in figures.items():
-        print(name, values, file=sys.stderr)
-    save(make_document(__name__, {"pages": options.pages, "seed": options.seed, "ndcg@5": figures}), options.out)
-    return 0
+
+    def judge(folder: Path) -> dict[str, Any]:
+        written = write_pages(folder / "pages", pages=options.pages, seed=options.seed)
+        export_checkpoint(CHECKPOINT, folder / "bundle")
+        found = judge_page_damages(folder / "bundle", written)
+        return {name: {"single": round(one.single, 4), "multi": round(one.multi, 4)} for name, one in found.items()}
+
+    return save_damages(options, __name__, "pages", "ndcg@5", judge)

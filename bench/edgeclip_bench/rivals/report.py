@@ -41,6 +41,11 @@ def rival_tables(document: Document) -> Iterator[Table]:
         yield Table(title="rivals that were left out", header=("", "graph", "why"), rows=missing)
     if twins := document["twins"]:
         yield make_table("rivals with the very files of another", twins, _TWINS)
+    for name, found in document.get("longest_text", {}).items():
+        rows = ((name, format_bytes(found["peak_above_loaded_bytes"])),)
+        yield Table(
+            title=f"memory while a text of {found['tokens']} tokens is computed", header=("", "more"), rows=rows
+        )
 
 
 def _case(document: Document, case: str, standings: Mapping[str, Document]) -> Table:

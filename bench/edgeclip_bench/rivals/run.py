@@ -54,6 +54,7 @@ SHORT_TOKENS, LONG_TOKENS = 16, 512
 FAMILY = "jina_clip"
 # Calibration draws with seed 0.
 _SEED = 1
+_TOKEN = 7  # any id but those of special tokens
 
 Times = NDArray[np.float64]  # (rounds,) in milliseconds
 Row = dict[str, Any]
@@ -91,12 +92,18 @@ class Entry:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this case on the command line."""
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("bundle", type=Path, help="its fp32 bundle for the CPU")
+    add_common_arguments(parser)
     parser.add_argument("smaller", type=Path, nargs="*", help="quantised bundles of it, distinguished by their names")
     parser.add_argument("--rivals", default="all", help=f"comma-separated, of {', '.join(RIVALS)} (all)")
     parser.add_argument("--work", type=Path, help="keep the rivals' graphs in this folder, or take them from it")
     parser.add_argument("--prepare", action="store_true", help="prepare the rivals' graphs in --work, and stop")
+    parser.set_defaults(shapes=SHAPES)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `edgeclip bench plain-export` takes as well."""
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("bundle", type=Path, help="its fp32 bundle for the CPU")
     parser.add_argument("--rounds", type=int, default=1, help="multiplies the rounds of every case (1)")
     parser.add_argument("--texts", type=int, default=64, help="texts that the cosines are of (64)")
     parser.add_argument("--images", type=int, default=16, help="images that the cosines are of (16)")
@@ -117,8 +124,8 @@ def run(options: argparse.Namespace) -> int:
     if options.prepare:
         prepare_all(names, options.checkpoint, entries[0], options.work)
         return 0
-    counts = {"texts": options.texts, "images": options.images}
-    report = run_rivals(names, options.checkpoint, entries, options.work, rounds=options.rounds, **counts)
+    counts = {"rounds": options.rounds, "texts": options.texts, "images": options.images}
+    report = run_rivals(names, options.checkpoint, entries, options.work, shapes=options.shapes, **counts)
     print(render_tables(list(rival_tables(report))))
     save(report, options.out)
     return 0
@@ -157,6 +164,7 @@ def run_rivals(
         for graph in graphs:
             batches = made_up_batches(entries[0].folder, facts, graph, texts=texts, images=images, seed=_SEED)
             found.append(measure(graph, entries, made, folder, batches, rounds, count, shapes))
+        longest = weigh_longest_text(entries[0], count) if "text" in graphs else {}
         share = others_share(spent, read_spent(), os.cpu_count() or 1)
     parts = {part: [row for of_graph in found for row in of_graph[part]] for part in found[0]}
     return make_document(
@@ -170,6 +178,7 @@ def run_rivals(
             "samples": {"name": PROOF_DATA, "text": texts, "image": images, "seed": _SEED},
             **parts,
             "left_out": [*left_out, *parts["left_out"]],
+            "longest_text": longest,
         },
     )
 
@@ -369,6 +378,16 @@ def _weigh(
             except LeftOut as error:
                 left_out.append(_leave_out(contender.name, contender.graph, str(error)))
     return residents, left_out
+
+
+def weigh_longest_text(entry: Entry, threads: int) -> dict[str, Row]:
+    """The memory that one text of the most tokens takes, by the bundle's name; nothing where it takes no texts."""
+    if not entry.manifest.text:
+        return {}
+    tokens = entry.manifest.text.max_length
+    ids = np.full((1, tokens), _TOKEN, dtype=np.int64)
+    resident = measure_resident(bundle_contender(entry, "text"), ids, threads)
+    return {entry.name: {"tokens": tokens, **asdict(resident)}}
 
 
 def _leave_out(rival: str, graph: str, why: str) -> Row:

@@ -15,6 +15,7 @@ from edgeclip.host.installation import needs_extra
 if TYPE_CHECKING:
     from edgeclip_bench.demo.pages.run import PagesDemo
     from edgeclip_bench.demo.run import Demo
+    from edgeclip_bench.demo.stages import Figures
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +54,7 @@ def run(options: argparse.Namespace) -> None:
         from edgeclip_bench.demo.pages import run as pages
         from edgeclip_bench.demo.pages.report import render_pages_demo
         from edgeclip_bench.demo.report import render_demo
+        from edgeclip_bench.demo.stages import BUNDLE, INT8
     count = {} if options.images is None else {"pages" if options.pages else "images": options.images}
     found: Demo | PagesDemo
     with _folder(options.keep) as folder:
@@ -67,12 +69,12 @@ def run(options: argparse.Namespace) -> None:
     sys.stdout.flush()  # what follows is on stderr, and comes after it
     print(f"\n{sheet}: what the questions found, as pictures", file=sys.stderr)
     if options.keep:
-        against = f"{options.keep / scenes.INT8} {options.keep / data} --against {options.keep / scenes.BUNDLE}"
+        against = f"{options.keep / INT8} {options.keep / data} --against {options.keep / BUNDLE}"
         print(f"{options.keep}: bundles and {data}; try `edgeclip eval {against}`", file=sys.stderr)
-    check_int8(found)
+    check_int8(found.figures)
 
 
-def check_int8(found: "Demo | PagesDemo") -> None:
+def check_int8(found: "Figures") -> None:
     """BuildError where quantising refused: what could be shown was shown, but not the whole way was gone."""
     if found.refusal is not None:
         raise BuildError(

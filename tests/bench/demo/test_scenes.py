@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edgeclip.errors import BuildError
+from edgeclip_bench.demo.families import SPLITS, Split
 from edgeclip_bench.demo.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -18,14 +19,12 @@ from edgeclip_bench.demo.scenes import (
     RELATIONS,
     SHAPES,
     SIZES,
-    SPLITS,
     TEXTURES,
     Colour,
     Group,
     Relation,
     Scene,
     Shape,
-    Split,
     change_one,
     draw_scenes,
     split_of,

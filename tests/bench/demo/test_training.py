@@ -21,9 +21,10 @@ from edgeclip.errors import BuildError
 from edgeclip_bench.demo import layout, tokenizer, train, training
 from edgeclip_bench.demo.captions import LANGUAGES, captions
 from edgeclip_bench.demo.drawing import draw_picture
+from edgeclip_bench.demo.families import Split
 from edgeclip_bench.demo.layout import MATRYOSHKA_DIMS, checkpoint_config
 from edgeclip_bench.demo.loss import matryoshka_loss
-from edgeclip_bench.demo.scenes import Split, draw_scenes
+from edgeclip_bench.demo.scenes import draw_scenes
 from edgeclip_bench.demo.towers import LOGIT_SCALE, RawTowers
 from edgeclip_bench.demo.train import Batch, Recipe, draw_batch, step_losses, validate
 from edgeclip_bench.demo.training import LOG, STATE, make_optimizers, take_step

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from edgeclip import Encoder, Manifest
+from edgeclip.engine.devices import usable_cpus
 from edgeclip_bench.families.jina_clip import full_config
 from edgeclip_bench.families.random_checkpoint import write_checkpoint
 from edgeclip_bench.latency.build_cost import BuildCost, measure_build
-from edgeclip_bench.rivals.plain_export import weigh_text
 from edgeclip_bench.rivals.plain_towers import load_plain_text
-from edgeclip_bench.rivals.run import Entry
+from edgeclip_bench.rivals.run import Entry, weigh_longest_text
 from edgeclip_graph.census import count_operators
 from edgeclip_quant import quantize_bundle
 from tests.export.families.jina_clip.test_parity import largest_difference
@@ -78,8 +78,9 @@ def test_texts_equal_the_plain_tower(checkpoint: Path, exported: tuple[Path, Bui
 
 def test_one_text_of_8192_tokens_stays_within_its_memory(exported: tuple[Path, BuildCost]) -> None:
     bundle, _ = exported
-    memory = weigh_text(Entry(name="bundle", folder=bundle, manifest=Manifest.read(bundle)), 8192)
-    assert memory.peak_above_loaded_bytes <= LONG_TEXT_BYTES
+    entry = Entry(name="bundle", folder=bundle, manifest=Manifest.read(bundle))
+    (memory,) = weigh_longest_text(entry, usable_cpus()).values()
+    assert memory["tokens"] == 8192 and memory["peak_above_loaded_bytes"] <= LONG_TEXT_BYTES
 
 
 def test_int8_keeps_its_bounds(exported: tuple[Path, BuildCost]) -> None:

@@ -16,7 +16,7 @@ SAME = 5e-6
 def test_a_bundle_and_the_plain_export_take_turns(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
-    monkeypatch.setattr(plain_export, "_SHAPES", ((1, 8, 2), (4, 16, 2)))
+    monkeypatch.setattr(plain_export, "SHAPES", ((1, 8, 2), (4, 16, 2)))
     out = tmp_path / "plain.json"
     assert bench("plain-export", CHECKPOINT, bundle, "--plain", tmp_path / "plain", "--out", out) == 0
     found = json.loads(out.read_text(encoding="utf-8"))
@@ -28,4 +28,4 @@ def test_a_bundle_and_the_plain_export_take_turns(
     assert list(dict.fromkeys(one["case"] for one in found["latencies"])) == cases
     (longest,) = found["longest_text"].values()
     assert longest["tokens"] == 8192 and longest["peak_above_loaded_bytes"] > 0
-    assert "a text of 8192 tokens takes" in capsys.readouterr().out
+    assert "while a text of 8192 tokens is computed" in capsys.readouterr().out

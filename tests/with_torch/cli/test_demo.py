@@ -93,13 +93,13 @@ def test_int8_that_breaks_its_budget_is_one_line_after_fp32s_tables(
     """By its size: for a cosine, layers would go back to fp32 until it is kept. What calibrates is no matter here."""
     monkeypatch.setattr("edgeclip_bench.demo.run._CALIBRATION_IMAGES", 8)
     found = run_demo(tmp_path / "demo", images=20, budget=Budget(cosine=None, recall_points=None, size_mb=1))
-    assert found.int8 is None
+    assert found.figures.int8 is None
     assert not (tmp_path / "demo" / "int8").exists()
     out = render_demo(found)
     assert "int8" not in out.replace("quantise to int8", "")
     assert [len(row) for row in table_of(out, "recall@5 at 128 dims").values()] == [2] * (len(LANGUAGES) + 1)
     with pytest.raises(BuildError, match=r"^there is no int8 bundle, .* has 3\.\d MB, wanted 1 at most") as told:
-        check_int8(found)
+        check_int8(found.figures)
     assert "\n" not in str(told.value)
 
 

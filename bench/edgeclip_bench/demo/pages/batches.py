@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from edgeclip_bench.demo.families import Split
 from edgeclip_bench.demo.pages.contents import (
     KINDS,
     LABELS,
@@ -15,7 +16,6 @@ from edgeclip_bench.demo.pages.contents import (
     TOPICS,
     Fact,
     Page,
-    Split,
     draw_pages,
 )
 from edgeclip_bench.demo.pages.drawing import Drawn, draw_page

@@ -4,18 +4,17 @@ The form is that of ViDoRe and Jina-VDR, with JSON lines instead of parquet and 
 """
 
 import argparse
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from PIL import Image
 
-from edgeclip.errors import BuildError
+from edgeclip_bench.demo.dataset import add_drawing_arguments, new_data_set, write_lines
+from edgeclip_bench.demo.families import SPLITS, Split
 from edgeclip_bench.demo.pages.batches import GRIDS
-from edgeclip_bench.demo.pages.contents import MAX_FAMILY, SPLITS, Page, Split, draw_pages
+from edgeclip_bench.demo.pages.contents import MAX_FAMILY, Page, draw_pages
 from edgeclip_bench.demo.pages.drawing import Mark, draw_page
 from edgeclip_bench.demo.pages.questions import LANGUAGES, Question, ask, word
 
@@ -51,15 +50,9 @@ def write_pages(
     arguments give the same files. BuildError for arguments that cannot be, and an `out` that exists or cannot be
     written.
     """
-    if pages < 1 or not 1 <= family <= MAX_FAMILY or pages % family:
-        raise BuildError(f"{pages} pages are no whole families of {family}, of which one has at most {MAX_FAMILY}")
-    if seed < 0:
-        raise BuildError(f"seed is {seed}, wanted one from 0")
-    try:
-        (out / "images").mkdir(parents=True)
+    with new_data_set(out, count=pages, family=family, most=MAX_FAMILY, seed=seed, what="pages"):
+        (out / "images").mkdir()
         return _write(out, split, pages, family, seed, progress)
-    except OSError as error:
-        raise BuildError(f"{out}: cannot be written ({error.strerror or error})") from error
 
 
 def _write(
@@ -78,7 +71,7 @@ def _write(
         texts = {language: word(question, language, draw) for language in LANGUAGES}
         written.append(WrittenPage(page=page, marks=drawn.marks, file=file, question=question, texts=texts))
         progress("drawing pages", index + 1, count)
-    _write_lines(out / CORPUS, ({"corpus-id": one.file.stem, "image": one.file.name} for one in written))
+    write_lines(out / CORPUS, ({"corpus-id": one.file.stem, "image": one.file.name} for one in written))
     queries, qrels = [], []
     for one in written:
         answers = [other.file.stem for other in written if one.question.is_answered_by(other.page)]
@@ -86,23 +79,14 @@ def _write(
             name = f"{one.file.stem}-{language}"
             queries.append({"query-id": name, "query": text, "language": language})
             qrels += [{"query-id": name, "corpus-id": answer, "score": 1} for answer in answers]
-    _write_lines(out / QUERIES, queries)
-    _write_lines(out / QRELS, qrels)
+    write_lines(out / QUERIES, queries)
+    write_lines(out / QRELS, qrels)
     return written
-
-
-def _write_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    with path.open("x", encoding="utf-8") as lines:
-        lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this case on the command line."""
-    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
-    parser.add_argument("--split", choices=get_args(Split), default="test", help="which facts (test)")
-    parser.add_argument("--pages", type=int, default=PAGES, help=f"how many ({PAGES})")
-    parser.add_argument("--family", type=int, default=FAMILY, help=f"how many differ in one particular ({FAMILY})")
-    parser.add_argument("--seed", type=int, default=0, help="of the pages (0)")
+    add_drawing_arguments(parser, "pages", count=PAGES, family=FAMILY)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from edgeclip.manifest import MODALITIES, PROOF_DATA
-from edgeclip.tables import format_bytes, format_table
+from edgeclip.manifest import Space
+from edgeclip.tables import format_table
 from edgeclip_bench.demo.pages.run import PagesDemo
-from edgeclip_bench.demo.run import Smaller
+from edgeclip_bench.demo.stages import Figures, costs_table, introduction, proofs, seconds_table
 from edgeclip_bench.quality.evaluate import Evaluation
 from edgeclip_bench.quality.pages.averages import setting_of
 from edgeclip_bench.quality.pages.report import setting_words
@@ -13,66 +13,46 @@ from edgeclip_bench.quality.pages.search import Setting
 from edgeclip_bench.quality.scores import Score
 
 _METRIC = "ndcg@5"
+_WHAT: dict[Space, str] = {"single": "vector", "multi": "token"}
 
 
 def render_pages_demo(found: PagesDemo) -> str:
     """Every table, with a line before each that needs one; without int8's columns where there is no such bundle."""
-    evaluations = [found.evaluation, *([found.int8.comparison.evaluation] if found.int8 else [])]
-    parts = [_what(found)]
-    if found.int8:
-        parts.append(_costs(found, found.int8))
-    parts += [_by_setting(evaluations), _by_language(evaluations), _heat(found), _seconds(found)]
-    return "\n\n".join(parts)
-
-
-def _what(found: PagesDemo) -> str:
-    manifest, evaluation = found.manifest, found.evaluation
-    (data,) = evaluation.data
-    parameters = sum(graph.parameters for graph in manifest.graphs.values())
-    return (
-        f"A small model of jina-embeddings-v4's kind, trained on drawn pages: {parameters:,} parameters, "
-        f"running on {evaluation.device}.\n"
+    figures = found.figures
+    (data,) = figures.evaluation.data
+    what = (
+        f"{introduction(figures, 'jina-embeddings-v4', 'pages')}\n"
         f"{data.sizes['pages']} pages with facts that training never combined, in families that differ in one "
         f"particular,\nand {data.sizes['queries']} questions in {len(data.languages)} languages."
     )
+    tables = [_by_setting(figures), _by_language(figures)]
+    if figures.int8:
+        closeness = [
+            (f"worst {_WHAT[one.space]}'s cosine to fp32, {one.modality}s", "1", f"{one.worst_cosine:.4f}")
+            for one in proofs(figures.int8.manifest)
+        ]
+        tables.insert(0, costs_table(figures, figures.int8, closeness))
+    return "\n\n".join((what, *tables, _heat(found), seconds_table(figures)))
 
 
-def _costs(found: PagesDemo, int8: Smaller) -> str:
-    """Size, and what quantising proved: the worst vectors and tokens, and the ratio of times."""
-    rows = [("bundle", format_bytes(found.manifest.weight_bytes), format_bytes(int8.manifest.weight_bytes))]
-    for space in ("single", "multi"):
-        for modality in MODALITIES:
-            proof = int8.manifest.measurement(modality, space, "fp32 bundle", PROOF_DATA)
-            if proof is not None:
-                what = "vector" if space == "single" else "token"
-                rows.append((f"worst {what}'s cosine to fp32, {modality}s", "1", f"{proof.worst_cosine:.4f}"))
-                if proof.latency_ratio is not None:
-                    share = f"time of {proof.latency_input}, as a share of fp32's"
-                    rows.append((share, "1", f"{proof.latency_ratio:.2f}"))
-    return format_table(("what int8 saves and costs", "fp32", "int8"), rows)
-
-
-def _by_setting(evaluations: Sequence[Evaluation]) -> str:
+def _by_setting(found: Figures) -> str:
     rows = [
-        (setting_words(setting), *(f"{value:.3f}" for value in _values(evaluations, setting, None)))
-        for setting in _settings(evaluations[0])
+        (setting_words(setting), *_values(found.evaluations, setting, None))
+        for setting in _settings(found.evaluation)
     ]
-    return format_table((f"{_METRIC}, all languages", *_columns(evaluations)), rows)
+    return format_table((f"{_METRIC}, all languages", *found.precisions), rows)
 
 
-def _by_language(evaluations: Sequence[Evaluation]) -> str:
+def _by_language(found: Figures) -> str:
     """At full width, of single and of multi vectors."""
-    (data,) = evaluations[0].data
-    shown = [setting for setting in _settings(evaluations[0]) if setting.pooled == 1]
+    (data,) = found.evaluation.data
+    shown = [setting for setting in _settings(found.evaluation) if setting.pooled == 1]
     whole = [next(one for one in shown if one.space == space) for space in ("single", "multi")]
     rows = [
-        (
-            language,
-            *(f"{value:.3f}" for setting in whole for value in _values(evaluations, setting, language)),
-        )
+        (language, *(value for setting in whole for value in _values(found.evaluations, setting, language)))
         for language in data.languages
     ]
-    header = [f"{setting.space}{suffix}" for setting in whole for suffix in ("", " int8")[: len(evaluations)]]
+    header = [f"{setting.space}{suffix}" for setting in whole for suffix in ("", " int8")[: len(found.precisions)]]
     return format_table((f"{_METRIC} by the question's language", *header), rows)
 
 
@@ -83,19 +63,15 @@ def _settings(evaluation: Evaluation) -> list[Setting]:
     return sorted(found, key=lambda setting: (setting.space != "single", -setting.dim, setting.pooled))
 
 
-def _values(evaluations: Sequence[Evaluation], setting: Setting, language: str | None) -> Iterator[float]:
+def _values(evaluations: Sequence[Evaluation], setting: Setting, language: str | None) -> Iterator[str]:
     for evaluation in evaluations:
         (data,) = evaluation.data
-        yield next(one.value for one in data.scores if _is(one, setting, language))
+        yield f"{next(one.value for one in data.scores if _is(one, setting, language)):.3f}"
 
 
 def _is(score: Score, setting: Setting, language: str | None) -> bool:
     is_asked = score.is_overall if language is None else score.language == language and not score.is_overall
     return score.metric == _METRIC and setting_of(score) == setting and is_asked
-
-
-def _columns(evaluations: Sequence[Evaluation]) -> Sequence[str]:
-    return ("fp32", "int8")[: len(evaluations)]
 
 
 def _heat(found: PagesDemo) -> str:
@@ -107,8 +83,3 @@ def _heat(found: PagesDemo) -> str:
         f"heading or a fact that was\nasked for on {hottest.right / hottest.pages:.0%}; "
         f"{hottest.by_chance:.0%} of all image tokens do."
     )
-
-
-def _seconds(found: PagesDemo) -> str:
-    rows = [(stage, f"{seconds:.1f}") for stage, seconds in found.seconds.items()]
-    return format_table(("where the time went", "seconds"), [*rows, ("all", f"{sum(found.seconds.values()):.1f}")])

@@ -1,12 +1,5 @@
-"""`edgeclip demo --pages`: export, int8, nDCG of pages that training never showed, and a picture of what was found.
+"""`edgeclip demo --pages`: export, int8, nDCG of pages that training never showed, a picture of what was found."""
 
-Every step is what a user does with the real model: the checkpoint has jina-embeddings-v4's layout, pages are files,
-int8 comes from `edgeclip quantize --calibrate` and the quality from `edgeclip eval --against`.
-"""
-
-import functools
-import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgeclip import Encoder, Manifest, MultiVectors
-from edgeclip.errors import BuildError, InputError
-from edgeclip_bench.demo.dataset import CAPTIONS
+from edgeclip import Encoder, MultiVectors
+from edgeclip_bench.demo.dataset import CAPTIONS, write_lines
 from edgeclip_bench.demo.pages import CHECKPOINT
 from edgeclip_bench.demo.pages.dataset import CORPUS, FAMILY, PAGES, QRELS, QUERIES, WrittenPage, write_pages
 from edgeclip_bench.demo.pages.heat_map import Finding, Heat, draw_findings, heat_of
-from edgeclip_bench.demo.run import BUNDLE, CALIBRATION, INT8, Smaller, progress_bar, quantise, stage_timer
-from edgeclip_bench.quality.against import compare
-from edgeclip_bench.quality.calibration_folder import read_samples
-from edgeclip_bench.quality.evaluate import Evaluation, evaluate
-from edgeclip_bench.quality.layouts import open_data
-from edgeclip_export import export_checkpoint
+from edgeclip_bench.demo.stages import Figures, Progress, check_families, compare_bundles, stage
 from edgeclip_quant.budget import Budget
 
 TEST, SHEET = "pages", "found.png"
@@ -51,19 +38,11 @@ class Hottest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PagesDemo:
-    """The demo's results, and how long each stage took in seconds.
+    """The demo's results."""
 
-    `manifest` and `evaluation` are of fp32. `int8` is None where quantisation refused to write a bundle that lost
-    more than its budget: then `refusal` says why.
-    """
-
-    manifest: Manifest
-    evaluation: Evaluation
-    int8: Smaller | None
-    refusal: BuildError | None
+    figures: Figures
     hottest: Hottest
     sheet: Path
-    seconds: dict[str, float]
 
 
 def run_pages_demo(
@@ -79,62 +58,45 @@ def run_pages_demo(
     There are `pages` pages with facts that are on no page of training; int8 is calibrated on others. `budget` None is
     int8's own. Raises InputError for `pages` that are no whole families.
     """
-    if pages < 1 or pages % FAMILY:
-        raise InputError(f"{pages} pages: wanted whole families of {FAMILY}, so {FAMILY}, {2 * FAMILY}, ...")
-    seconds: dict[str, float] = {}
-    stage = functools.partial(stage_timer, seconds)
-    bundle, int8, calibration = folder / BUNDLE, folder / INT8, folder / CALIBRATION
-    with stage("export"), progress_bar("export") as shown:
-        manifest = export_checkpoint(CHECKPOINT, bundle, progress=shown.show)
-    with stage(f"draw {pages} pages, and {_CALIBRATION_PAGES} others"), progress_bar("drawing pages") as shown:
-        written = write_pages(folder / TEST, pages=pages, seed=seed, progress=shown.show)
-        write_calibration(calibration, seed)
-    with stage("quantise to int8, calibrated on the others"), progress_bar("quantise") as shown:
-        smaller, refusal = quantise(bundle, int8, read_samples(calibration, bundle, manifest), budget, shown)
-    data = open_data(folder / TEST)
-    compared: Smaller | None = None
-    with (
-        tempfile.TemporaryDirectory(prefix="edgeclip-demo-vectors-") as cache,
-        stage(f"nDCG over {pages} pages, of each bundle"),
-        Encoder.open(bundle, threads=threads) as whole,
-    ):
-        if smaller:
-            with Encoder.open(int8, threads=threads) as small:
-                comparison = compare(small, whole, data, pooled=POOLED, cache=Path(cache))
-            evaluation, compared = comparison.reference, Smaller(manifest=smaller, comparison=comparison)
-        else:
-            evaluation = evaluate(whole, data, pooled=POOLED, cache=Path(cache))
-    with stage("search"), Encoder.open(int8 if smaller else bundle, threads=threads) as encoder:
-        found = encoder.encode_image_multivector([one.file for one in written], task=PASSAGE)
-        vectors = MultiVectors.of(found, dim=manifest.need_multi().dim)
-        findings = find(encoder, written, vectors, range(pages), "en")
-        pictured = []
-        for place, language in enumerate(LANGUAGES):
-            index = (2 * place + 1) * pages // (2 * len(LANGUAGES))
-            pictured += find(encoder, written, vectors, [index], language)
+    check_families(pages, FAMILY, "pages")
+
+    def draw(test: Path, others: Path, progress: Progress) -> list[WrittenPage]:
+        written = write_pages(test, pages=pages, seed=seed, progress=progress)
+        write_calibration(others, seed)
+        return written
+
+    with compare_bundles(
+        folder,
+        CHECKPOINT,
+        draw,
+        inputs=TEST,
+        drawing=f"{pages} pages, and {_CALIBRATION_PAGES} others",
+        evaluating=f"nDCG over {pages} pages",
+        threads=threads,
+        budget=budget,
+        pooled=POOLED,
+    ) as found:
+        written, encoder = found.drawn, found.encoders[-1]
+        with stage(found.figures.seconds, "search"):
+            files = [one.file for one in written]
+            vectors = MultiVectors.of(encoder.encode_image_multivector(files, task=PASSAGE))
+            findings = find(encoder, written, vectors, range(pages), "en")
+            pictured = []
+            for place, language in enumerate(LANGUAGES):
+                index = (2 * place + 1) * pages // (2 * len(LANGUAGES))
+                pictured += find(encoder, written, vectors, [index], language)
     sheet = folder / SHEET
-    with stage("draw what was found"):
+    with stage(found.figures.seconds, "draw what was found"):
         note = "the page found first, framed if it answers; red is where its image tokens match the question's"
-        title = f"edgeclip: question to page, {'int8' if smaller else 'fp32'}"
+        title = f"edgeclip: question to page, {found.figures.precisions[-1]}"
         draw_findings(pictured, title=title, note=note).save(sheet)
-    return PagesDemo(
-        manifest=manifest,
-        evaluation=evaluation,
-        int8=compared,
-        refusal=refusal,
-        hottest=_judge_heat(findings),
-        sheet=sheet,
-        seconds=seconds,
-    )
+    return PagesDemo(figures=found.figures, hottest=_judge_heat(findings), sheet=sheet)
 
 
 def write_calibration(folder: Path, seed: int) -> None:
     """Write other pages with their questions as captions, as `edgeclip quantize --calibrate` reads them."""
     written = write_pages(folder, split="validation", pages=_CALIBRATION_PAGES, seed=seed)
-    with (folder / CAPTIONS).open("x", encoding="utf-8") as lines:
-        for one in written:
-            captions = {"image": one.file.name, "captions": one.texts}
-            lines.write(json.dumps(captions, ensure_ascii=False) + "\n")
+    write_lines(folder / CAPTIONS, ({"image": one.file.name, "captions": one.texts} for one in written))
     for name in (CORPUS, QUERIES, QRELS):  # else the folder would be two data sets
         (folder / name).unlink()
 

@@ -7,16 +7,15 @@ import numpy as np
 import pytest
 
 from edgeclip.errors import BuildError
+from edgeclip_bench.demo.families import SPLITS, Split
 from edgeclip_bench.demo.pages.contents import (
     KINDS,
     LABELS,
     LANGUAGES,
     MAX_FAMILY,
     MAX_VALUE,
-    SPLITS,
     TOPICS,
     Page,
-    Split,
     draw_pages,
     split_of,
 )
