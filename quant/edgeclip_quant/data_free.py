@@ -19,7 +19,7 @@ from edgeclip_quant.kernels import STATIC, Kernel, Plan
 from edgeclip_quant.passes.channels import edit_fed
 from edgeclip_quant.passes.integer_layers import narrow_model, turn_channels
 from edgeclip_quant.passes.token_table import HALF_TABLE
-from edgeclip_quant.pick.kernel_plan import attention_weights, kernels_of
+from edgeclip_quant.pick.kernel_plan import attention_weights, decoder_blocks, kernels_of, table_bits_of
 from edgeclip_quant.recipes import DEFAULT_RECIPES, Recipe, precision_of
 
 _TABLES = (4, 8, HALF_TABLE)
@@ -55,8 +55,9 @@ class DataFree:
         """Turn channels where that can be done, then replace the layers and the table."""
         recipe = self._recipe(is_followed=is_followed)
         model, fed = turn_channels(model)
-        kernels = choose_kernels(linear_layers(model.graph), recipe, attempt)
-        table_bits = _TABLES[min(_TABLES.index(recipe.table_bits) + attempt, len(_TABLES) - 1)]
+        layers = linear_layers(model.graph)
+        kernels = choose_kernels(layers, recipe, attempt)
+        table_bits = _TABLES[min(_TABLES.index(table_bits_of(layers, recipe)) + attempt, len(_TABLES) - 1)]
         plans = {layer: Plan(kernel=kernel) for layer, kernel in kernels.items()}
         return NarrowedTrace(
             model=narrow_model(model, plans, table_bits, name),
@@ -78,11 +79,13 @@ class DataFree:
 
 def choose_kernels(layers: Sequence[LinearLayer], recipe: Recipe, attempt: int) -> dict[str, Kernel]:
     """Each layer's kernel: the first that needs no data; from attempt to attempt a later one where causal attention
-    reads what a layer gives, and one attempt later elsewhere.
+    reads what a layer gives, and one attempt later elsewhere. Sensitive are a decoder's first block, then its first
+    half, then all of it.
     """
-    weights = attention_weights(layers)
+    weights, count = attention_weights(layers), 1 + max(decoder_blocks(layers).values(), default=0)
+    sensitive_blocks = (1, -(-count // 2), count)[attempt]
     chosen: dict[str, Kernel] = {}
-    for name, kernels in kernels_of(layers, recipe).items():
+    for name, kernels in kernels_of(layers, recipe, sensitive_blocks).items():
         choices = [*(one for one in kernels if one not in STATIC), "fp32"]
         step = attempt if weights[name] > 1 else max(0, attempt - 1)
         chosen[name] = choices[min(step, len(choices) - 1)]

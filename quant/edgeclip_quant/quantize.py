@@ -84,15 +84,15 @@ def quantize(bundle: Path, out: Path, order: Order, progress: Progress) -> Manif
     with staged(out, needed_bytes=2 * manifest.weight_bytes) as stage:
         for copied in copied_files(manifest):
             shutil.copyfile(bundle / copied, stage / copied)
-        # What one graph loses, the next may enlarge: where they together lose too much, each may lose less.
-        is_chain = any(len(manifest.way(modality)) > 1 for modality in manifest.modalities)
-        for share in _SHARES if is_chain else _SHARES[:1]:
+        # The proof is on other inputs than the calibration, and what one graph loses, the next may enlarge. Where
+        # that is too much, each graph may lose less.
+        for share in _SHARES:
             narrowed = {name: narrow(name, feeder, stage, order, progress, share) for name in manifest.graphs}
             _write_adapters(bundle, manifest, narrowed, stage)
             kernels = {name: one.kernels for name, one in narrowed.items()}
             measured = prove(feeder, stage, order.proof, progress, precisions=order.to, kernels=kernels)
             broken = _broken(order, measured, stage)
-            if not broken:
+            if not broken or not _may_be_finer(order, stage):
                 break
         if broken:
             raise _over_budget(order, broken, narrowed)
@@ -285,7 +285,17 @@ def _broken(order: Order, measured: Sequence[Measurement], stage: Path) -> list[
     """The bounds that the bundle breaks; where a user's own data were given, only they decide."""
     data = order.proof.name if order.proof else PROOF_DATA
     of_source = [one for one in measured if one.against == "fp32 bundle" and one.data == data]
-    return judge(order.budget, of_source, sum(path.stat().st_size for path in stage.iterdir()))
+    return judge(order.budget, of_source, _bytes_in(stage))
+
+
+def _may_be_finer(order: Order, stage: Path) -> bool:
+    """Whether graphs for the CPU may lose less, and become larger."""
+    room = order.budget.size_mb
+    return bool(order.recipes) and (room is None or _bytes_in(stage) <= room * 1e6)
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def _over_budget(order: Order, broken: Sequence[str], narrowed: Mapping[str, Narrowed]) -> BuildError:

@@ -29,7 +29,7 @@ class Recipe:
     A layer takes the first of `kernels` whose error is at most `max_error`, fp32 when none is. `smooths` lets outlier
     channels move into the weights where that helps, `static_anywhere` lets inputs have a fixed scale that no norm
     bounds. `finer_kernels` are for the sensitive layers of a decoder (`pick.kernel_plan.sensitive_layers`).
-    `table_bits` is for the token table. `describes` is the recipe's description in a report.
+    `table_bits` is for the token table; a decoder's has 8 at least. `describes` is its description in a report.
     """
 
     name: str

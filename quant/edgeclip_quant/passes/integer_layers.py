@@ -26,7 +26,7 @@ from edgeclip_quant.kernels import Plan, ReplaceLayers
 from edgeclip_quant.passes.channels import Edit, edit_fed
 from edgeclip_quant.passes.rotation import Rotate, can_rotate
 from edgeclip_quant.passes.token_table import HALF_TABLE, NarrowTable, token_tables
-from edgeclip_quant.pick.kernel_plan import attention_weights, kernels_of, plan_layer, raise_worst
+from edgeclip_quant.pick.kernel_plan import attention_weights, kernels_of, plan_layer, raise_worst, table_bits_of
 from edgeclip_quant.recipes import Recipe
 
 Plans = Mapping[str, Sequence[Plan]]
@@ -39,7 +39,7 @@ _USED_UP = 0.8
 # checkpoint 3e-6 of multi vectors and 9e-6 of image features.
 TURNED = 2e-5
 _COMPARED = 4  # samples
-# After so many rounds an 8-bit token table becomes one of 16 bits.
+# From this round on the token table has twice the bits each time, up to 16.
 _TABLE_ROUND = 2
 
 
@@ -149,8 +149,7 @@ def narrow_to_integers(
     layers = linear_layers(source.model.graph)
     trying = f"trying the {source.name} graph"
     kernels_by_layer = kernels_of(layers, recipe)
-    weights, table_bits = attention_weights(layers), recipe.table_bits
-    attends_causally = max(weights.values()) > 1
+    weights, table_bits = attention_weights(layers), table_bits_of(layers, recipe)
     plans: dict[str, Sequence[Plan]] = {}
     for done, layer in enumerate(layers):
         progress(f"planning the {source.name} graph", done, len(layers))
@@ -163,16 +162,12 @@ def narrow_to_integers(
             source, answers(open_run(out, kernels), source.samples, trying, progress), cosine, token_cosine
         ):
             break
-        # On the golden jina-embeddings-v4, 4 bits of the table alone take the worst token to 0.37, 8 bits to 0.994.
-        if table_bits == 4 and attends_causally:
-            table_bits = 8
-            continue
         further = raise_worst(plans, share, weights)
         if further == plans:
             break
         plans = further
-        if done >= _TABLE_ROUND and table_bits == 8:
-            table_bits = HALF_TABLE
+        if done >= _TABLE_ROUND:
+            table_bits = min(2 * table_bits, HALF_TABLE)
     return Narrowed(
         kernels=kernels,
         errors={layer: left[0].error for layer, left in plans.items()},

@@ -82,18 +82,20 @@ def _replace(graph: ir.Graph, gather: ir.Node, bits: int) -> None:
         wide = tape.op("Cast", [tape.op("Gather", [half, ids], {"axis": 0})], {"to": ir.DataType.FLOAT})
     elif bits == 4:
         block = table_block(width)
+        blocks = -(-width // block)
         rows = _Rows(source, quantize_table)
         packed = store(graph, InPieces(f"{name}_int4", ir.DataType.UINT8, (count, width // 2), rows.pieces))
-        shape = (count, -(-width // block))
-        scales = store(graph, lazy(f"{name}_block_scales", ir.DataType.FLOAT, shape, rows.scales))
+        scales = lazy(f"{name}_block_scales", ir.DataType.FLOAT, (count, blocks), lambda: rows.rest(0))
+        zeros = lazy(f"{name}_block_zeros", ir.DataType.UINT8, (count, -(-blocks // 2)), lambda: rows.rest(1))
+        constants = [store(graph, one) for one in (scales, zeros)]
         attributes = {"bits": 4, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
-        wide = tape.op("GatherBlockQuantized", [packed, ids, scales], attributes, domain=CONTRIB)
+        wide = tape.op("GatherBlockQuantized", [packed, ids, *constants], attributes, domain=CONTRIB)
         graph.opset_imports.setdefault(CONTRIB, 1)
     else:
         rows = _Rows(source, quantize_rows)
         values = [
             store(graph, InPieces(f"{name}_int8", ir.DataType.INT8, (count, width), rows.pieces)),
-            store(graph, lazy(f"{name}_scales", ir.DataType.FLOAT, (count, 1), rows.scales)),
+            store(graph, lazy(f"{name}_scales", ir.DataType.FLOAT, (count, 1), lambda: rows.rest(0))),
         ]
         narrow, scale = (tape.op("Gather", [value, ids], {"axis": 0}) for value in values)
         wide = tape.op("Mul", [tape.op("Cast", [narrow], {"to": ir.DataType.FLOAT}), scale])
@@ -101,25 +103,24 @@ def _replace(graph: ir.Graph, gather: ir.Node, bits: int) -> None:
 
 
 class _Rows:
-    """The rows of a table in few bits, computed when they are read, and their scales, which are remembered then."""
+    """The rows of a table in few bits, computed when they are read, and what else they need, which is remembered."""
 
-    def __init__(self, table: ir.TensorProtocol, narrow: Callable[[Array], tuple[NDArray[Any], Array]]) -> None:
+    def __init__(self, table: ir.TensorProtocol, narrow: Callable[[Array], tuple[NDArray[Any], ...]]) -> None:
         self._table, self._narrow = table, narrow
-        self._scales: Array | None = None
+        self._rest: list[NDArray[Any]] = []
 
     def pieces(self) -> Iterator[NDArray[Any]]:
         """The rows, some at a time."""
-        scales = []
+        rests = []
         for piece in pieces_of(self._table, _NUMBERS_AT_ONCE):
-            levels, some = self._narrow(piece)
-            scales.append(some)
+            levels, *rest = self._narrow(piece)
+            rests.append(rest)
             yield levels
-        self._scales = np.concatenate(scales)
+        self._rest = [np.concatenate(some) for some in zip(*rests, strict=True)]
 
-    def scales(self) -> Array:
-        """The scales of all rows."""
-        if self._scales is None:
+    def rest(self, number: int) -> NDArray[Any]:
+        """The scales of all rows, or their zero points."""
+        if not self._rest:
             for _ in self.pieces():
                 pass
-        assert self._scales is not None
-        return self._scales
+        return self._rest[number]

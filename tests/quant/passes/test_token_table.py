@@ -12,8 +12,11 @@ from tests.scenes.layer_graphs import run_graph
 
 Array = NDArray[np.float32]
 
-# Half a step of 127 for the largest value of a row, and of 8.
-LOST = {8: 0.5 / 127, 4: 1 / 8}
+# Of the largest value of a row: half a step of 127; and in 4 bits what it is cut by where that leaves all others a
+# smaller error, measured 0.126.
+LOST = {8: 0.5 / 127, 4: 0.13}
+# Of a row's length.
+ERROR = {8: 0.01, 4: 0.13}
 
 
 def lookup(*tables: Array) -> ir.Graph:
@@ -41,6 +44,8 @@ def test_a_row_has_its_own_scale(bits: int) -> None:
     (found,) = run_graph(graph, ids)
     lost = np.abs(found - table[ids]) / np.maximum(np.abs(table[ids]).max(axis=-1, keepdims=True), 1e-9)
     assert LOST[bits] / 4 < lost.max() <= LOST[bits] * 1.0001
+    errors = np.linalg.norm(found - table[ids], axis=-1) / np.maximum(np.linalg.norm(table[ids], axis=-1), 1e-9)
+    assert ERROR[bits] / 4 < errors.max() < ERROR[bits]
     assert (found[0, 0] == 0).all()
     names = {str(value.name): value for node in graph for value in node.inputs if value and value.is_initializer()}
     stored = sum(value.const_value.nbytes for value in names.values() if value.const_value is not None)

@@ -1,4 +1,4 @@
-"""Blocks of weights are packed as onnxruntime unpacks them, and their scales are the best of those tried."""
+"""Blocks of weights are packed as onnxruntime unpacks them, and their levels are the best of those tried."""
 
 import numpy as np
 import onnx_ir as ir
@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from edgeclip_graph.frame import constant
 from edgeclip_quant.kernels import Plan, replace_layer
-from edgeclip_quant.passes import weight_blocks as blocks
 from edgeclip_quant.passes.token_table import NarrowTable
 from edgeclip_quant.passes.weight_blocks import (
     BLOCK,
@@ -31,15 +30,18 @@ def gaussian(*shape: int, seed: int = 0) -> Array:
 
 
 def test_4_bits_are_packed_two_in_a_byte_the_low_first() -> None:
-    found = quantize_blocks(np.array([[-8, 7, 1, 0, 2, -2, 0, 0]], np.float32), 4, 4)
-    assert found.scales.tolist() == [[1.0, 2 / -8]]  # the farthest from zero is level 0, whatever its sign
-    assert found.packed.tolist() == [[[0x0 | 0xF << 4, 0x9 | 0x8 << 4], [0x0 | 0xF << 4, 0x8 | 0x8 << 4]]]
-    np.testing.assert_array_equal(widen_blocks(found, 4, 8), [[-8, 7, 1, 0, 2, -1.75, 0, 0]])
+    rows = np.array([[-8, 7, 1, 0, -5, 2.5, 0.5, 0]], np.float32)
+    found = quantize_blocks(rows, 4, 4)
+    assert found.scales.tolist() == [[1.0, 0.5]]
+    assert found.zeros.tolist() == [[8, 10]]  # where the range from the least to the greatest has 0
+    assert found.packed.tolist() == [[[0x0 | 0xF << 4, 0x9 | 0x8 << 4], [0x0 | 0xF << 4, 0xB | 0xA << 4]]]
+    np.testing.assert_array_equal(widen_blocks(found, 4, 8), rows)
 
 
 def test_8_bits_are_packed_one_in_a_byte() -> None:
     found = quantize_blocks(np.array([[-128, 127, 1, 0], [0, 0, 64, 32]], np.float32), 8, 4)
-    assert found.scales.tolist() == [[1.0], [-0.5]]
+    assert found.scales.tolist() == [[1.0], [-0.5]]  # the farthest from zero is level 0, whatever its sign
+    assert (found.zeros == 128).all()
     assert found.packed.tolist() == [[[0, 255, 129, 128]], [[128, 128, 0, 64]]]
 
 
@@ -53,14 +55,16 @@ def test_a_last_block_is_filled_up_and_cut_off_again(width: int, bits: int) -> N
     assert found.scales.shape == (5, count) and found.scales.dtype == np.float32
     wide = widen_blocks(found, bits, width)
     assert wide.shape == rows.shape
-    # Half a step, and at the end of the range that has one step less, a whole one.
-    steps = np.repeat(np.abs(found.scales), BLOCK, axis=1)[:, :width]
-    reach = ((1 << (bits - 1)) - 1.5) * steps
-    is_inside = np.abs(rows) <= reach
-    assert (np.abs(wide - rows)[is_inside] <= 0.5001 * steps[is_inside]).all()
-    assert is_inside.mean() > 0.8
+    # Half a step within the levels; beyond them, where 4 bits may cut, the last level.
+    steps, zeros = (
+        np.repeat(one, BLOCK, axis=1)[:, :width] for one in (found.scales, found.zeros.astype(np.float32))
+    )
+    levels = np.clip(np.rint(rows / steps), -zeros, (1 << bits) - 1 - zeros)
+    np.testing.assert_allclose(wide, levels * steps, rtol=1e-6)
+    is_inside = (rows / steps > -zeros - 0.5) & (rows / steps < (1 << bits) - 0.5 - zeros)
+    assert is_inside.mean() > 0.9
     if bits == 8:
-        assert (np.abs(wide - rows) <= 1.0001 * steps).all()
+        assert (np.abs(wide - rows) <= 1.0001 * np.abs(steps)).all()
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -77,28 +81,31 @@ def test_an_outlier_spoils_its_own_block_only() -> None:
     spoiled[0, 3] = 1000
     before, after = (widen_blocks(quantize_blocks(one, 4, BLOCK), 4, 2 * BLOCK) for one in (rows, spoiled))
     np.testing.assert_array_equal(before[0, BLOCK:], after[0, BLOCK:])
-    assert np.abs(after[0, :BLOCK]).sum() == 1000  # all else is rounded to zero
+    assert np.abs(after[0, :BLOCK]).sum() == pytest.approx(1000)  # all else is rounded to zero
+
+
+def symmetric_error(cut: Array, reach: float) -> Array:
+    """The squared error of blocks (rows, blocks, block) in 4 bits about 0, whose last level is `reach` times the
+    largest weight.
+    """
+    far = np.take_along_axis(cut, np.abs(cut).argmax(axis=2)[..., None], axis=2)
+    scales = far / -8 * reach
+    error: Array = np.square(np.clip(np.rint(cut / scales), -8, 7) * scales - cut).sum(axis=2)
+    return error
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_no_scale_is_worse_than_the_widest(seed: int) -> None:
-    """Nor than any other that is tried; Gaussian blocks of 128 lose an eighth of their error (0.87 to 0.89)."""
-    rows = np.concatenate((gaussian(60, 256, seed=seed), 0.1 * gaussian(20, 256, seed=seed + 9) ** 3))
-    cut = rows.reshape(80, 2, BLOCK)
-    far = np.take_along_axis(cut, np.abs(cut).argmax(axis=2)[..., None], axis=2)[..., 0]
-    widest = (far / -8).astype(np.float32)
-
-    def errors(scales: Array) -> Array:
-        levels = np.clip(np.rint(cut / scales[..., None]), -8, 7)
-        error: Array = np.square(levels * scales[..., None] - cut).sum(axis=2)
-        return error
-
-    found = quantize_blocks(rows, 4, BLOCK)
-    best = errors(found.scales)
-    for reach in blocks._REACHES:
-        assert (best <= errors((widest * reach).astype(np.float32)) * 1.0001).all()
-    assert best[:60].sum() < 0.9 * errors(widest)[:60].sum()
-    np.testing.assert_allclose(np.square(widen_blocks(found, 4, 256) - rows).sum(), best.sum(), rtol=1e-4)
+def test_levels_lose_less_than_any_about_zero(seed: int) -> None:
+    """Than the best of eleven scales for each block: by 0.03 of Gaussian weights' squared error and by 0.25 of what
+    has long tails. A scale that holds the largest weight loses a sixth more.
+    """
+    gauss, tails = gaussian(200, 2, BLOCK, seed=seed), 0.1 * gaussian(200, 2, BLOCK, seed=seed + 9) ** 3
+    for cut, least in ((gauss, 0.98), (tails, 0.85)):
+        rows = cut.reshape(200, 2 * BLOCK)
+        found = np.square(widen_blocks(quantize_blocks(rows, 4, BLOCK), 4, 2 * BLOCK) - rows).sum()
+        tried = np.min([symmetric_error(cut, reach) for reach in np.linspace(1, 0.6, 11)], axis=0)
+        assert found < least * tried.sum()
+        assert found < 0.9 * symmetric_error(cut, 1.0).sum()
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -135,4 +142,5 @@ def test_rows_of_a_table_are_gathered_as_they_were_packed(width: int) -> None:
     np.testing.assert_allclose(found, stored[asked], atol=SAME)
     assert np.linalg.norm(stored - table) < 0.12 * np.linalg.norm(table)
     size = sum(value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None)
-    assert size <= 11 * (width // 2 + 4 * -(-width // attribute))
+    blocks = -(-width // attribute)
+    assert size <= 11 * (width // 2 + 4 * blocks + -(-blocks // 2))

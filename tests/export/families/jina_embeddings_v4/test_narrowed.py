@@ -6,9 +6,12 @@ The recipe is that of `edgeclip quantize`: channels are turned, and each kernel 
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edgeclip import BuildError, BundleError, Encoder, Manifest, UnprovedWarning
 from edgeclip.manifest import Precision
@@ -24,10 +27,15 @@ from tests.scenes.command import Captured, run
 from tests.scenes.v4_golden import CHECKPOINT, TASKS
 from tests.scenes.v4_outliers import write_outliers
 
-# Least cosine of a single vector to the reference's, of 64 dimensions. Measured: 0.9996 and 0.973.
-NEAR = {"int8": 0.999, "int4": 0.96}
-# The same of outlier-bearing checkpoints, single vectors and any token's, in int8.
-SINGLE, TOKEN = 0.998, 0.98
+# Least cosine of a single vector to the reference's, of 64 dimensions. Measured: 0.9996 and 0.993.
+NEAR = {"int8": 0.999, "int4": 0.98}
+# The same of outlier-bearing checkpoints, single vectors and any token's. Measured in int4: 0.993 to 0.997 and 0.950
+# to 0.970 on the self-test.
+SINGLE: Mapping[Precision, float] = {"int8": 0.998, "int4": 0.98}
+TOKEN: Mapping[Precision, float] = {"int8": 0.98, "int4": 0.9}
+# Any token's of other texts. Measured: 0.969 and 0.911.
+OTHER_TOKEN: Mapping[Precision, float] = {"int8": 0.96, "int4": 0.9}
+OTHER_TEXTS = ["total revenue in 2023?", "ein rotes Fahrrad", "seven " * 40]
 _KILLED = """
 import os, signal, sys
 from edgeclip_export import export_checkpoint
@@ -57,9 +65,9 @@ def test_every_layer_has_few_bits_and_nothing_else_is_there(narrowed: Path) -> N
     assert (manifest.graphs["vision"].precision, manifest.graphs["vision"].kernels) == ("int8", vision)
     if manifest.graphs["text"].precision == "int8":
         assert found == {"int8 per row": layers}
-    else:  # so small a model loses much: only what attention reads may keep fp32
-        attended = 3 * golden.CONFIG.decoder.layers
-        assert sum(found.values()) == layers and found.get("fp32", 0) <= attended
+    else:  # 8 bits: q, k and v, the first block's o and its gate, up and down of two parts each, and the projector
+        of_8_bits = 3 * golden.CONFIG.decoder.layers + 7 + 1
+        assert found == {"int8 per row": of_8_bits, "int4 blocks": layers - of_8_bits}
     assert "FusedMatMul" not in str(manifest.graphs)
     assert not list(narrowed.glob("*.portable.onnx"))
     assert manifest.proof is None
@@ -127,23 +135,38 @@ def test_killed_it_leaves_nothing_that_opens(tmp_path: Path, moment: str) -> Non
             Encoder.open(path)
 
 
-@pytest.mark.parametrize("kind", ["channels", "massive", "both"])
+@pytest.fixture(scope="module", params=["channels", "massive", "both"])
+def outlying(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An outlier-bearing checkpoint, and its fp32 bundle."""
+    kind, folder = request.param, tmp_path_factory.mktemp("outlying")
+    checkpoint = write_outliers(folder / "checkpoint", channels=kind != "massive", massive=kind != "channels")
+    export_checkpoint(checkpoint, folder / "fp32")
+    return checkpoint, folder / "fp32"
+
+
+@pytest.mark.parametrize("to", ["int8", "int4"])
 @pytest.mark.filterwarnings("ignore::edgeclip.UnprovedWarning")
-def test_outliers_cost_nothing(kind: str, tmp_path: Path) -> None:
-    """Of the checkpoint's own towers, and of its fp32 bundle's vectors of other texts and pictures."""
-    checkpoint = write_outliers(tmp_path / "checkpoint", channels=kind != "massive", massive=kind != "channels")
-    export_checkpoint(checkpoint, tmp_path / "fp32")
-    manifest = export_checkpoint(checkpoint, tmp_path / "int8", narrow=narrow_without_data("int8"))
+def test_outliers_cost_nothing(to: Precision, outlying: tuple[Path, Path], tmp_path: Path) -> None:
+    """Of the checkpoint's own towers, and of its fp32 bundle's vectors of other texts."""
+    checkpoint, fp32 = outlying
+    manifest = export_checkpoint(checkpoint, tmp_path / to, narrow=narrow_without_data(to))
     worst = {
         space: min(one.worst_cosine for one in manifest.measured if one.space == space)
         for space in ("single", "multi")
     }
-    assert worst["single"] >= SINGLE and worst["multi"] >= TOKEN
-    texts = ["total revenue in 2023?", "ein rotes Fahrrad", "seven " * 40]
-    with Encoder.open(tmp_path / "fp32", device="cpu") as before, Encoder.open(tmp_path / "int8") as after:
+    assert worst["single"] >= SINGLE[to] and worst["multi"] >= TOKEN[to]
+    assert manifest.graphs["text"].kernels.get("int4 blocks", 0) == (14 if to == "int4" else 0)
+    with Encoder.open(fp32, device="cpu") as before, Encoder.open(tmp_path / to, device="cpu") as after:
         for task in before.tasks:
-            wanted, found = (one.encode_text(texts, task=task) for one in (before, after))
-            assert (wanted * found).sum(axis=1).min() >= SINGLE, task
+            wanted, found = (one.encode_text(OTHER_TEXTS, task=task) for one in (before, after))
+            assert (wanted * found).sum(axis=1).min() >= SINGLE[to], task
+            rows, others = (tokens_of(one, task) for one in (before, after))
+            assert (rows * others).sum(axis=1).min() >= OTHER_TOKEN[to], task
+
+
+def tokens_of(encoder: Encoder, task: str) -> NDArray[np.float32]:
+    """The vectors of all tokens of texts that calibrate nothing."""
+    return np.concatenate(list(encoder.encode_text_multivector(OTHER_TEXTS, task=task)))
 
 
 def test_a_rounding_that_loses_too_much_is_refused(tmp_path: Path) -> None:
