@@ -37,6 +37,7 @@ SHARED = (
     "engine.providers",
     "errors",
     "host.installation",
+    "host.malloc_bounds",
     "host.processor",
     "manifest",
 )

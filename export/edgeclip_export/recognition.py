@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from edgeclip.errors import BuildError
+from edgeclip.manifest import describe_pointer
 from edgeclip_export.checkpoint import list_names
 from edgeclip_export.families.family import Forms
 
@@ -50,16 +51,7 @@ _OTHER_TOKENIZERS = {
     "vocab.txt": "vocab.txt is the vocabulary of a BERT model; make tokenizer.json of it with "
     "transformers.BertTokenizerFast.from_pretrained(FOLDER).save_pretrained(FOLDER), or copy it from the base model",
 }
-# Files that stand for others, by their first bytes.
-_POINTERS = (
-    (rb"version https://git-lfs\.github\.com/spec/", "a Git LFS pointer instead of the file", "run `git lfs pull`"),
-    (rb"/annex/objects/", "a git-annex pointer instead of the file", "run `git annex get .`"),
-    (
-        rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml|!--)",  # a safetensors file may begin with < too
-        "a web page instead of the file",
-        "fetch it again, from /resolve/ instead of /blob/ if by hand",
-    ),
-)
+_WEB_PAGE = rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml|!--)"  # a safetensors file may begin with < too
 
 
 def recognise(names: Collection[str], models: str) -> str | None:
@@ -99,9 +91,12 @@ def check_content(path: Path) -> None:
         raise BuildError(f"{path}: cannot be read ({error.strerror}); give this user the right to") from error
     if not head:
         raise BuildError(f"{path}: is empty; fetch or copy it again")
-    for pattern, what, advice in _POINTERS:
-        if re.match(pattern, head):
-            raise BuildError(f"{path}: {what}; {advice}")
+    if what := describe_pointer(head):
+        raise BuildError(f"{path}: {what}")
+    if re.match(_WEB_PAGE, head):
+        raise BuildError(
+            f"{path}: a web page instead of the file; fetch it again, from /resolve/ instead of /blob/ if by hand"
+        )
 
 
 def _describe_other_weights(names: Collection[str]) -> str | None:

@@ -175,8 +175,11 @@ def test_a_folder_that_is_a_link_to_nothing_is_called_one(tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (LFS, "a Git LFS pointer instead of the file; run `git lfs pull`"),
-        (b"/annex/objects/SHA256E-s1730688642--4d7a21.safetensors\n", "a git-annex pointer instead of the file"),
+        (LFS, "a pointer of Git LFS; fetch the file with `git lfs pull`"),
+        (
+            b"/annex/objects/SHA256E-s1730688642--4d7a21.safetensors\n",
+            "a pointer of git-annex; fetch the file with `git annex get`",
+        ),
         (b"<!doctype html><html>", "a web page instead of the file; fetch it again"),
         (b"\xef\xbb\xbf\n<HTML>", "a web page instead of the file; fetch it again"),
         (b"", "is empty; fetch or copy it again"),

@@ -4,7 +4,7 @@
 their embeddings); images stay files, and a corpus is read again each time it is iterated.
 """
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -136,3 +136,15 @@ class ClassificationData:
 
 VectorData = ImageTextData | TextRetrievalData | StsData | ClassificationData  # judged by single vectors alone
 Data = VectorData | PageData
+
+
+def count_judged(*parts: Sequence[tuple[int, int, int]]) -> dict[str, int]:
+    """The number of judged queries in the grades of all parts, and of those without an answer, if there are any.
+
+    Such a query has an nDCG of 0, which counts in the mean, as in trec_eval and mteb.
+    """
+    judged = [{query for query, _, _ in grades} for grades in parts]
+    answered = [{query for query, _, grade in grades if grade > 0} for grades in parts]
+    counts = {"judged queries": sum(map(len, judged))}
+    missing = counts["judged queries"] - sum(map(len, answered))
+    return {**counts, "of them without an answer, which count as 0": missing} if missing else counts

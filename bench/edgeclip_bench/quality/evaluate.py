@@ -28,6 +28,7 @@ from edgeclip_bench.quality.datasets import (
     PageData,
     StsData,
     TextRetrievalData,
+    count_judged,
 )
 from edgeclip_bench.quality.embeddings import Embedder
 from edgeclip_bench.quality.pages.averages import PageAverage, average_pages
@@ -260,8 +261,7 @@ def sizes_of(data: Data) -> dict[str, int]:
     if isinstance(data, ImageTextData):
         return {"images": len(data.images), "captions": len(data.captions)}
     if isinstance(data, TextRetrievalData):
-        judged = len({query for query, _, _ in data.grades})
-        sizes = {"documents": len(data.corpus), "queries": len(data.queries), "judged queries": judged}
+        sizes = {"documents": len(data.corpus), "queries": len(data.queries), **count_judged(data.grades)}
         own = int(np.count_nonzero(own_documents(data) >= 0))
         return {**sizes, "queries that leave out the document of their own id": own} if own else sizes
     if isinstance(data, PageData):

@@ -1,8 +1,10 @@
 """The layouts of evaluation data that are read, and the message for a path that has none of them."""
 
+from itertools import islice
 from pathlib import Path
 
 from edgeclip.errors import InputError
+from edgeclip_bench.quality.records import check_pointer
 
 # Every layout, as the message and docs/evaluating.md list them.
 LAYOUTS = (
@@ -28,10 +30,16 @@ PARQUET = (
 )
 # How much of what was found a message lists.
 LISTED = 8
+_LOOKED_AT = 1000
 
 
 def not_understood(path: Path, found: str) -> InputError:
-    """The error for a file or folder of no known layout: what it has instead, and every layout that is read."""
+    """The error for a file or folder of no known layout: what it has instead, and every layout that is read.
+
+    Raises InputError where a file of it was not fetched.
+    """
+    for file in islice((one for one in (path, *path.glob("**/*")) if one.is_file()), _LOOKED_AT):
+        check_pointer(file)  # the reason why nothing is known
     is_parquet = path.suffix == ".parquet" or (path.is_dir() and next(path.glob("**/*.parquet"), None) is not None)
     hint = f"; {PARQUET}" if is_parquet else ""
     return InputError(f"{path}: no layout that is known: {found}{hint}; understood are: {'; '.join(LAYOUTS)}")

@@ -18,6 +18,7 @@ from typing import Any, Self, cast
 
 from edgeclip.errors import InputError
 from edgeclip.inputs.image_folder import is_system_name
+from edgeclip.manifest import POINTER_BYTES, describe_pointer
 
 # A line of a file that holds none would fill the memory, and gzip makes such a file of a few megabytes.
 LONGEST_LINE_BYTES = 64 << 20
@@ -94,6 +95,7 @@ def plain_stem(path: Path) -> str:
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
     """Each line without its end, after `file:number` for messages; InputError where it cannot be read."""
+    check_pointer(path)
     with _open(path) as file:
         number = 0
         while line := file.readline(LONGEST_LINE_BYTES + 1):
@@ -128,6 +130,7 @@ def read_table(path: Path, *, delimiter: str, quoting: int = csv.QUOTE_MINIMAL) 
 
 def read_json(path: Path) -> Any:
     """The JSON value that the file is, as a whole."""
+    check_pointer(path)
     with _open(path) as file:
         data = file.read()
     return _parse_json(_decode(data, str(path), "utf-8-sig"), str(path))
@@ -137,6 +140,17 @@ def read_head(path: Path, size_bytes: int) -> bytes:
     """The file's first bytes, to see what it is."""
     with _open(path) as file:
         return file.read(size_bytes)
+
+
+def check_pointer(path: Path) -> None:
+    """InputError for a file that stands for one which was not fetched (Git LFS, git-annex)."""
+    try:
+        with path.open("rb") as file:
+            found = describe_pointer(file.read(POINTER_BYTES))
+    except OSError:
+        return  # for the reader to say
+    if found:
+        raise InputError(f"{path}: {found}")
 
 
 def find_delimiter(header: str) -> str:

@@ -112,6 +112,8 @@ def last_grades(judgements: Iterable[tuple[str, str, int]], file: Path) -> dict[
         grades[query, document] = grade
     if not grades:
         raise InputError(f"{file}: holds no judgement")
+    if max(grades.values()) <= 0:
+        raise InputError(f"{file}: no grade is above 0, so no query has an answer and every nDCG would be 0")
     if changed:
         warnings.warn(
             f"{file}: {changed} judgements contradict an earlier one of the same pair; the last counts, as in BEIR",

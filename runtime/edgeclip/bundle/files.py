@@ -13,10 +13,9 @@ from typing import IO
 
 from edgeclip.errors import BundleError
 from edgeclip.families import find_family
-from edgeclip.manifest import FIRST_GRAPH, FileFacts, Manifest, dangling_target
+from edgeclip.manifest import FIRST_GRAPH, POINTER_BYTES, FileFacts, Manifest, dangling_target, describe_pointer
 
 _BLOCK_BYTES = 1 << 20
-_POINTERS, _POINTER_BYTES = (b"version https://git-lfs", b"/annex/objects/"), 1024
 _FETCH = "fetch what it stands for (git annex get, dvc pull, git lfs pull), or copy the bundle with cp -rL"
 
 
@@ -54,17 +53,18 @@ def open_manifest(folder: Path) -> Manifest:
         if size != file.size_bytes:
             raise BundleError(
                 f"{folder}: {file.name} has {size} bytes, the manifest says {file.size_bytes}; "
-                + (_FETCH if _is_pointer(folder / file.name, size) else "export or copy the bundle again")
+                + (_FETCH if _is_pointer(folder / file.name) else "export or copy the bundle again")
             )
         if not os.access(folder / file.name, os.R_OK):  # onnxruntime says of weights "SystemError : 13"
             raise BundleError(f"{folder}: {file.name} cannot be read; give this user the right to")
     return manifest
 
 
-def _is_pointer(path: Path, size_bytes: int) -> bool:
+def _is_pointer(path: Path) -> bool:
     """Whether the file stands for one that git-lfs or git-annex has not fetched."""
     try:
-        return size_bytes < _POINTER_BYTES and path.read_bytes().startswith(_POINTERS)
+        with path.open("rb") as file:
+            return describe_pointer(file.read(POINTER_BYTES)) is not None
     except OSError:
         return False
 

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable
 
 from edgeclip.host.installation import install_command
+from edgeclip.manifest import describe_pointer
 
 HEAD_BYTES = 256
 
@@ -45,7 +46,6 @@ _NO_IMAGE = (  # what people pass most among the rest
     (rb"8BPS", "a Photoshop document; save it as PNG"),
     (rb"\0\x05\x16\x07\0", "an AppleDouble file, which holds a Mac's notes on the file of that name; remove it"),
     (rb".{4}ftyp", "a video; save one of its frames as an image"),
-    (rb"version https://git-lfs", "a pointer of Git LFS; fetch the file with `git lfs pull`"),
     (rb"(\xef\xbb\xbf)?\s*<", "markup (SVG, HTML or XML); render an SVG to PNG, repeat a failed download"),
 )
 RAW_PHOTO = "a camera's raw file, of which only a thumbnail can be read; develop it to JPEG"
@@ -107,7 +107,9 @@ def what_to_do(head: bytes) -> str | None:
     kind = image_kind(head)
     if kind in NEEDED:
         return f"{NEEDED[kind][0]}, which needs {what_it_needs(kind)}, or convert it to JPEG"
-    return next((found for pattern, found in _NO_IMAGE if re.match(pattern, head, re.DOTALL)), None)
+    return describe_pointer(head) or next(
+        (found for pattern, found in _NO_IMAGE if re.match(pattern, head, re.DOTALL)), None
+    )
 
 
 def what_it_needs(kind: str) -> str:

@@ -26,14 +26,15 @@ from edgeclip.manifest.facts import (
     Target,
     TaskFacts,
     TextFacts,
-    dangling_target,
 )
 from edgeclip.manifest.image_facts import ImageFacts, Interpolation, PatchFacts, ResizeMode
+from edgeclip.manifest.unfetched import POINTER_BYTES, dangling_target, describe_pointer
 
 __all__ = [
     "FIRST_GRAPH",
     "MANIFEST_NAME",
     "MODALITIES",
+    "POINTER_BYTES",
     "PROOF_DATA",
     "SCHEMA_VERSION",
     "SELFTEST_DATA",
@@ -61,4 +62,5 @@ __all__ = [
     "TaskFacts",
     "TextFacts",
     "dangling_target",
+    "describe_pointer",
 ]

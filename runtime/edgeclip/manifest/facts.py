@@ -23,6 +23,7 @@ from typing import Literal, Self
 from edgeclip.errors import BundleError, InputError
 from edgeclip.manifest.image_facts import ImageFacts, PatchFacts
 from edgeclip.manifest.parse import json_kind, parse
+from edgeclip.manifest.unfetched import POINTER_BYTES, dangling_target, describe_pointer
 
 SCHEMA_VERSION = 3
 MANIFEST_NAME = "manifest.json"
@@ -415,12 +416,9 @@ class Manifest:
             raise BundleError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
         except ValueError as error:  # a path with a NUL in it
             raise BundleError(f"{str(folder)!r}: no path ({error})") from error
+        if found := describe_pointer(text.encode()[:POINTER_BYTES]):
+            raise BundleError(f"{path}: {found}")
         try:
             return cls.from_json(text)
         except BundleError as error:
             raise BundleError(f"{folder}: {error}") from error
-
-
-def dangling_target(path: Path) -> str | None:
-    """For a link to what is not there its words, else None."""
-    return f"{os.readlink(path)}, which is not there" if path.is_symlink() and not path.exists() else None

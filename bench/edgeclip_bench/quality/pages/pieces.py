@@ -76,9 +76,12 @@ def find_pieces(folder: Path) -> Pieces:
 
 
 def snapshot_of(folder: Path) -> Path:
-    """The files of a repository in the Hub's cache, of its main revision; any other folder itself."""
+    """The files of a repository in the Hub's cache, of its main revision; any other folder itself.
+
+    The repository's folder may be a link of any name.
+    """
     snapshots = folder / "snapshots"
-    if not (folder.name.startswith("datasets--") and snapshots.is_dir()):
+    if not (snapshots.is_dir() and repository_of(folder)):
         return folder
     main = folder / "refs" / "main"
     if main.is_file() and (found := snapshots / main.read_text(encoding="utf-8").strip()).is_dir():
@@ -87,6 +90,15 @@ def snapshot_of(folder: Path) -> Path:
     if len(revisions) != 1:
         raise InputError(f"{snapshots}: holds {len(revisions)} revisions and none is main; name the folder of one")
     return revisions[0]
+
+
+def repository_of(folder: Path) -> str | None:
+    """The repository whose folder in the Hub's cache this is, or a revision of it, or a link to either; else None."""
+    for path in map(Path, (os.path.abspath(folder), os.path.realpath(folder))):
+        name = path.parents[1].name if path.parent.name == "snapshots" else path.name
+        if name.startswith("datasets--"):
+            return name.rpartition("--")[2]
+    return None
 
 
 def is_language(name: str) -> bool:

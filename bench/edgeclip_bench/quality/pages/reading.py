@@ -6,6 +6,7 @@ held; images are read again each time they are wanted.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +23,12 @@ from edgeclip_bench.quality.pages.pieces import (
     check_shards,
     find_pieces,
     is_language,
+    repository_of,
 )
 from edgeclip_bench.quality.pages.tables import SUFFIXES, Table
 from edgeclip_bench.quality.records import Record, as_text, list_folder, plain_suffix
 from edgeclip_bench.quality.selection import Selection, choose_split
-from edgeclip_bench.quality.text_layouts import last_grades, place_grades, read_grade
+from edgeclip_bench.quality.text_layouts import is_retrieval, last_grades, place_grades, read_grade
 
 _IMAGE = ("image", "image_path", "image_file")
 _FILE_NAME = ("image_filename", "file_name")
@@ -70,6 +72,12 @@ def open_pages(folder: Path, selection: Selection) -> tuple[PageData, ...] | Non
         return (read(replace(selection, name=name)),)
     inner = [path for path in list_folder(folder) if path.is_dir() and not is_language(path.name)]
     tasks = [(path, its) for path in inner if _may_be_task(path) and (its := _reader(path)) is not None]
+    taken = {path for path, _ in tasks}
+    if tasks and (texts := [path.name for path in inner if path not in taken and is_retrieval(path)]):
+        warnings.warn(
+            f"{folder}: left out {', '.join(texts)}, which has texts and no images of pages; evaluate it by itself",
+            stacklevel=2,
+        )
     return tuple(its(replace(selection, name=_name_of(path))) for path, its in tasks) or None
 
 
@@ -111,9 +119,7 @@ def captions_of(folder: Path, data: Sequence[PageData]) -> ImageTextData:
 
 def _name_of(folder: Path) -> str:
     """The name of a task: that of its folder, of a repository in the Hub's cache the part behind the owner's."""
-    path = Path(os.path.abspath(folder))
-    name = path.parents[1].name if path.parent.name == "snapshots" else path.name
-    return name.rpartition("--")[2] if name.startswith("datasets--") else name
+    return repository_of(folder) or Path(os.path.abspath(folder)).name
 
 
 def _may_be_task(folder: Path) -> bool:

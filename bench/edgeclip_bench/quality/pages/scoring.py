@@ -13,7 +13,7 @@ from edgeclip.errors import InputError
 from edgeclip.inputs.patches import check_max_pixels
 from edgeclip.manifest import Manifest, PatchFacts
 from edgeclip.progress import ProgressBar
-from edgeclip_bench.quality.datasets import PageData
+from edgeclip_bench.quality.datasets import PageData, count_judged
 from edgeclip_bench.quality.metrics import ndcg_at, recall_of_relevant_at
 from edgeclip_bench.quality.pages.published import MAX_PIXELS, METRIC, SOURCE, find_task
 from edgeclip_bench.quality.pages.search import FoundPages, PageOptions, PageSearch, Setting
@@ -48,7 +48,7 @@ def page_sizes(data: PageData) -> dict[str, int]:
     return {
         "pages": sum(len(pages.ids) for pages in data.corpora),
         "queries": sum(len(part.queries) for part in data.parts),
-        "judged queries": sum(len({query for query, _, _ in part.grades}) for part in data.parts),
+        **count_judged(*(part.grades for part in data.parts)),
     }
 
 

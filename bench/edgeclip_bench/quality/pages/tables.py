@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from edgeclip.errors import InputError
 from edgeclip.host.installation import needs_extra
-from edgeclip_bench.quality.records import Record, find_delimiter, plain_suffix, read_lines, read_records, read_table
+from edgeclip_bench.quality.records import (
+    Record,
+    check_pointer,
+    find_delimiter,
+    plain_suffix,
+    read_lines,
+    read_records,
+    read_table,
+)
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -103,6 +111,7 @@ def _rows_of_text(file: Path) -> Iterator[tuple[str, list[str]]]:
 
 @contextmanager
 def _open_parquet(file: Path) -> Iterator["ParquetFile"]:
+    check_pointer(file)
     with needs_extra("bench"):
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile

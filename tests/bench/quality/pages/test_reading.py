@@ -12,6 +12,7 @@ import pytest
 from edgeclip.errors import InputError, MissingExtraError
 from edgeclip_bench.quality.datasets import PageData, PageQueries, TextRetrievalData
 from edgeclip_bench.quality.layouts import open_captions, open_data
+from edgeclip_bench.quality.pages.scoring import page_sizes
 from tests.scenes.layout_files import refusal, write_images, write_lines
 from tests.scenes.page_files import (
     corpus,
@@ -25,6 +26,7 @@ from tests.scenes.page_files import (
 
 GRADES: Mapping[tuple[Any, Any], int] = {(0, 1): 1, (0, 2): 2, (2, 4): 3, (2, 0): 0}
 SHARD = "test-00000-of-00001.parquet"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 
 
 def read(path: Path, **options: Any) -> PageData:
@@ -227,6 +229,46 @@ def test_a_collection_is_several_tasks(tmp_path: Path) -> None:
     assert [one.name for one in found] == ["ai", "docvqa_beir", "my_pages", "tqa_beir"]
 
 
+def test_a_folder_of_texts_in_a_collection_is_named(tmp_path: Path) -> None:
+    write_v1(tmp_path / "tqa_beir")
+    write_jsonl(tmp_path / "nfcorpus" / "corpus.jsonl", [{"_id": "a", "text": "words"}])
+    write_jsonl(tmp_path / "nfcorpus" / "queries.jsonl", [{"_id": "q", "text": "which"}])
+    write_jsonl(tmp_path / "nfcorpus" / "qrels.jsonl", qrels({("q", "a"): 1}))
+    with pytest.warns(UserWarning, match="left out nfcorpus, which has texts and no images of pages"):
+        assert [one.name for one in open_data(tmp_path)] == ["tqa_beir"]
+    assert isinstance(open_data(tmp_path / "nfcorpus")[0], TextRetrievalData)
+
+
+@pytest.mark.parametrize("linked", ["", "snapshots/abc"])
+def test_a_link_into_the_hubs_cache_is_what_it_points_at(tmp_path: Path, linked: str) -> None:
+    cached = tmp_path / "hub" / "datasets--jinaai--tqa_beir"
+    write_cached(cached)
+    (tmp_path / "pages").symlink_to(cached / linked)
+    assert read(tmp_path / "pages").name == "tqa_beir" and contents(read(tmp_path / "pages").parts[0]) == WANTED
+    (tmp_path / "collection").mkdir()
+    (tmp_path / "collection" / "one").symlink_to(cached / linked)
+    assert [one.name for one in open_data(tmp_path / "collection")] == ["tqa_beir"]
+
+
+@pytest.mark.parametrize("name", ["pages.parquet", "pages.jsonl", "captions.jsonl", "sts-test.csv", "a.json"])
+def test_a_file_that_was_not_fetched_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(LFS_POINTER)
+    for path in (tmp_path, tmp_path / name):
+        assert refusal(path) == f"{tmp_path / name}: a pointer of Git LFS; fetch the file with `git lfs pull`"
+
+
+def test_queries_without_an_answer_are_counted(tmp_path: Path) -> None:
+    """They count as 0, as pytrec_eval has it."""
+    write_v1(tmp_path)
+    write_parquet(tmp_path / "qrels" / SHARD, qrels({(0, 1): 1, (1, 2): 0, (2, 3): 2}))
+    assert page_sizes(read(tmp_path)) == {
+        "pages": 6,
+        "queries": 3,
+        "judged queries": 3,
+        "of them without an answer, which count as 0": 1,
+    }
+
+
 def test_images_may_lie_beside_their_table_or_elsewhere(tmp_path: Path) -> None:
     """A parquet file may name its images, and --images say where they are."""
     write_images(tmp_path / "elsewhere", "a.png", "b.png")
@@ -285,7 +327,15 @@ def damage_ids(folder: Path) -> None:
 
 
 def damage_shard(folder: Path) -> None:
-    (folder / "corpus" / "test-00001-of-00003.parquet").write_bytes(b"version https://git-lfs")
+    (folder / "corpus" / "test-00001-of-00003.parquet").write_bytes(b"PAR1")
+
+
+def damage_pointer(folder: Path) -> None:
+    (folder / "queries" / SHARD).write_bytes(LFS_POINTER)
+
+
+def damage_answers(folder: Path) -> None:
+    write_parquet(folder / "qrels" / SHARD, qrels({(0, 1): 0, (2, 3): -1}))
 
 
 def damage_columns(folder: Path) -> None:
@@ -300,6 +350,8 @@ def damage_columns(folder: Path) -> None:
         (damage_grade, f"qrels/{SHARD}", ", row 1: the score is 0.5, wanted a whole number"),
         (damage_ids, "corpus/test.parquet", ", row 1: page '5' is there twice"),
         (damage_shard, "corpus/test-00001-of-00003.parquet", ": cannot be read as parquet ("),
+        (damage_pointer, f"queries/{SHARD}", ": a pointer of Git LFS; fetch the file with `git lfs pull`"),
+        (damage_answers, f"qrels/{SHARD}", ": no grade is above 0, so no query has an answer"),
         (damage_columns, f"queries/{SHARD}", ": no column for the queries (query or text or question); there are: "),
     ],
 )
