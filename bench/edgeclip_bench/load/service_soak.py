@@ -1,9 +1,9 @@
 """The service under honest and hostile clients for minutes: no answer of 500, and memory that stays flat.
 
 The service is started in a process of its own; a model that needs a task is asked with its first one where --task
-names none. Each client draws at random what it does: short and bulk texts, token ids, images, images of 49
-megapixels, broken images, bodies of 60 MB, JSON that grows when it is parsed, requests that are dropped before the
-answer, bytes that are no HTTP, heads that never end.
+names none. Together the clients do everything once, then each draws at random what it does: short and bulk texts,
+token ids, images, images of 49 megapixels, broken images, bodies of 60 MB, JSON that grows when it is parsed,
+requests that are dropped before the answer, bytes that are no HTTP, heads that never end.
 
 Resident memory is sampled each second. Whenever all clients rest for a second, the lowest sample is kept too: that is
 the memory that stays, while a sample in between holds a decoded image or none by chance. Both series are judged.
@@ -43,7 +43,8 @@ _TIMEOUT_S = 120.0
 _PICTURES = (((64, 48), "PNG"), ((300, 700), "JPEG"), ((900, 600), "WEBP"))
 _LARGE_PX = 7000
 _LARGE_BODY_BYTES = 60_000_000
-_RESTS = 100  # in a run
+_RESTS = 100  # in a long run
+_LEAST_TRAFFIC_S = 2.0  # between two of them
 _REST_S = 1.0
 # A tick of the clock that took longer is no sign of traffic: this process was stopped, or the machine slept.
 _LONGEST_TICK = 3
@@ -258,9 +259,10 @@ async def _torment(
         async def client(seed: int) -> None:
             nonlocal busy
             mischief, draw = Mischief(session, port, seed, wanted), np.random.default_rng((1, seed))
-            while ran_s < seconds:
+            first = list(mischief.acts)[seed::clients]  # so that every act is done, however slow the machine is
+            while first or ran_s < seconds:
                 await may_act.wait()
-                name = str(draw.choice(list(mischief.acts)))
+                name = first.pop() if first else str(draw.choice(list(mischief.acts)))
                 busy += 1
                 try:
                     outcome = await mischief.acts[name]()
@@ -283,7 +285,7 @@ async def _torment(
 
         async def rest() -> None:
             while ran_s < seconds:
-                await asyncio.sleep(seconds / _RESTS - min(_REST_S, seconds / 600))
+                await asyncio.sleep(max(_LEAST_TRAFFIC_S, seconds / _RESTS - _REST_S))
                 may_act.clear()
                 while busy:
                     await asyncio.sleep(0.02)

@@ -23,6 +23,8 @@ ACTS = {
     "send_json_that_grows": {"400", "413"},
     "send_no_http": {"400"},
 }
+# What the service may say besides, where the machine has other work.
+TOO_BUSY = {"408", "429", "504"}
 
 
 def test_every_act_has_its_answer(bundle: Path, tmp_path: Path) -> None:
@@ -31,9 +33,9 @@ def test_every_act_has_its_answer(bundle: Path, tmp_path: Path) -> None:
     report = json.loads(out.read_text(encoding="utf-8"))
     assert report["answers_500"] == 0
     assert ended == status(report)  # so short a time may well end in the warm-up
-    assert len(report["outcomes"]) >= len(ACTS)
     for act, answers in ACTS.items():
-        assert set(report["outcomes"].get(act, {})) & answers == set(report["outcomes"].get(act, {})), act
+        found = set(report["outcomes"][act])
+        assert found & answers and found <= answers | TOO_BUSY, (act, found)
     # A tenth of what an idle machine takes: both are watched, however busy it is.
     assert len(report["in_traffic"]["samples"]) > 5 and report["at_rest"]["samples"]
     assert report["exit_status"] == 0
