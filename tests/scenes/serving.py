@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 
 from edgeclip import Encoder
 from edgeclip.families.family import Item
 from edgeclip.manifest import Space
 from edgeclip.serve.app import create_app
+from edgeclip.serve.http.server import Server
 from edgeclip.serve.run import configure, listen
 from edgeclip.serve.settings import Settings
 
@@ -29,20 +29,19 @@ def serving(bundle: Path, encoder: Encoder, *, fetch: Any = None, port: int = 0,
 
 
 @contextlib.contextmanager
-def running(config: uvicorn.Config, *, port: int = 0) -> Iterator[str]:
-    """The base URL of a server with this configuration."""
-    server = uvicorn.Server(config)
+def running(server: Server, *, port: int = 0) -> Iterator[str]:
+    """The base URL of a server, which runs until the block ends."""
     with contextlib.closing(listen("127.0.0.1", port)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
             deadline = time.monotonic() + _STARTS_WITHIN_S
-            while not server.started:
+            while not server.is_started:
                 assert thread.is_alive() and time.monotonic() < deadline
                 time.sleep(0.01)
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
-            server.should_exit = True
+            server.end()
             thread.join()
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from edgeclip import Encoder
 from edgeclip.serve.app import create_app
@@ -116,19 +115,19 @@ def test_metrics_may_have_a_port_of_their_own(bundle: Path, encoder: Encoder) ->
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     settings = Settings(bundle=bundle, metrics_port=port)
-    server = uvicorn.Server(configure(settings, create_app(settings, encoder)))
+    server = configure(settings, create_app(settings, encoder))
     with listen("127.0.0.1", 0) as main, listen("127.0.0.1", port) as metrics:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [main, metrics]})
+        thread = threading.Thread(target=server.run, args=([main, metrics],))
         thread.start()
         try:
-            wait_for(lambda: server.started)
+            wait_for(lambda: server.is_started)
             found = {
                 (name, path): httpx.get(f"http://127.0.0.1:{listener.getsockname()[1]}{path}").status_code
                 for name, listener in (("main", main), ("metrics", metrics))
                 for path in ("/metrics", "/health/live", "/v1/models", "/")
             }
         finally:
-            server.should_exit = True
+            server.end()
             thread.join()
     right = {("main", "/health/live"), ("main", "/v1/models"), ("main", "/"), ("metrics", "/metrics")}
     assert {asked for asked, status in found.items() if status == 200} == right

@@ -1,4 +1,4 @@
-"""The service as one ASGI application: makes its parts, starts and ends them, and puts them together.
+"""The service as one application: makes its parts, starts and ends them, and puts them together.
 
 The routes are in `edgeclip.serve.endpoints` and `edgeclip.serve.pages`, the shell round all of them in
 `edgeclip.serve.http.middleware`.
@@ -19,7 +19,9 @@ from edgeclip.manifest import FIRST_GRAPH, Manifest, PatchFacts
 from edgeclip.serve.endpoints import Endpoints
 from edgeclip.serve.http.access_log import AccessLog
 from edgeclip.serve.http.api_keys import KeyRing
-from edgeclip.serve.http.middleware import Application, Shell
+from edgeclip.serve.http.middleware import Shell
+from edgeclip.serve.http.open_files import OutOfFiles
+from edgeclip.serve.http.server import Application
 from edgeclip.serve.images.decode_queue import PictureDecoder
 from edgeclip.serve.images.decoder import PictureLimits
 from edgeclip.serve.images.fetch import FetchPolicy
@@ -48,7 +50,7 @@ _CLOSE_S = 5.0
 
 
 def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = None) -> Application:
-    """The service as an ASGI application. Its lifespan starts and ends the lanes; the caller closes the encoder.
+    """The service. Its lifespan starts and ends the lanes; the caller closes the encoder.
 
     `settings.api_keys` are all the keys: a file of keys must have been read before. `fetch` gets an image's URL in
     place of `edgeclip.serve.images.fetch.fetch`, which follows the settings.
@@ -67,14 +69,12 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
     endpoints = Endpoints(
         settings, model=model, manifest=manifest, service=parts.service, readiness=parts.readiness, metrics=metrics
     )
+    files = OutOfFiles()
     answer = Shell(
-        Router(
-            [*endpoints.routes(), *page_routes()],
-            lifespan=partial(_lifespan, parts, settings, metrics),
-            redirect_slashes=False,
-        ),
+        Router([*endpoints.routes(), *page_routes()], redirect_slashes=False),
         metrics=metrics,
         keys=KeyRing(settings.api_keys),
+        files=files,
         root_path=settings.root_path,
         metrics_port=settings.metrics_port,
         has_ids=settings.request_id,
@@ -83,7 +83,9 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
         else None,
         allow_origins=_allow_origins(settings.cors_origins) if settings.cors_origins else None,
     )
-    return Application(answer, metrics.refused)
+    return Application(
+        answer=answer, lifespan=partial(_lifespan, parts, settings, metrics, files), refused=metrics.refused
+    )
 
 
 def lane_policy(device: str, manifest: Manifest, settings: Settings) -> BatchPolicy:
@@ -168,7 +170,8 @@ def _largest_image_cost(manifest: Manifest, settings: Settings) -> int:
 
 
 @contextlib.asynccontextmanager
-async def _lifespan(parts: _Parts, settings: Settings, metrics: Metrics, _: object) -> AsyncIterator[None]:
+async def _lifespan(parts: _Parts, settings: Settings, metrics: Metrics, files: OutOfFiles) -> AsyncIterator[None]:
+    files.watch(asyncio.get_running_loop())
     for graph, lane in parts.lanes.items():
         await lane.start()
         metrics.watch_depth(graph, lambda lane=lane: lane.depth)  # type: ignore[misc]

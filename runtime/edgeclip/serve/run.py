@@ -1,4 +1,4 @@
-"""Starting and ending the service: the encoder, the socket, uvicorn.
+"""Starting and ending the service: the encoder, the sockets, signals, lines of the log.
 
 SIGTERM and Ctrl-C close the socket, finish what was accepted (`shutdown_timeout_s` at most) and end with status 0.
 """
@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from edgeclip.bundle.files import verify_hash
 from edgeclip.encoder import Encoder
@@ -20,15 +20,11 @@ from edgeclip.host.installation import install_command
 from edgeclip.host.malloc_bounds import bound_memory
 from edgeclip.serve.http.access_log import LOGGER as ACCESS_LOGGER
 from edgeclip.serve.http.api_keys import read_keys
-from edgeclip.serve.http.connections import Bounds, bounded_protocol
+from edgeclip.serve.http.connections import Bounds
 from edgeclip.serve.http.open_files import ConnectionRoom, raise_limit, room_for_connections
+from edgeclip.serve.http.server import Application, Server
 from edgeclip.serve.packing_first import packed_first
 from edgeclip.serve.settings import Settings
-
-if TYPE_CHECKING:
-    from uvicorn import Config, Server
-
-    from edgeclip.serve.http.middleware import Application
 
 _log = logging.getLogger("edgeclip.serve")
 # Longer than clients and proxies keep a connection, so they close it and not we, under a request.
@@ -42,8 +38,6 @@ def serve(settings: Settings) -> None:
     MissingExtraError without the packages.
     """
     try:
-        import uvicorn
-
         from edgeclip.serve.app import create_app
     except ImportError as error:
         raise _missing(error) from error
@@ -71,20 +65,17 @@ def serve(settings: Settings) -> None:
         if not settings.is_loopback and not settings.api_keys:
             _log.warning("anybody who reaches this address may use the service: no API keys are set")
         room = room_for_connections(settings, encoder.manifest)
-        server = uvicorn.Server(configure(settings, app, room))
+        server = configure(settings, app, room)
         with signals.left_to(server):
-            server.run(sockets=listeners)
+            server.run(listeners)
         _log.info("ended")
 
 
-def configure(settings: Settings, app: "Application", room: ConnectionRoom | None = None) -> "Config":
-    """uvicorn's configuration: no access log (paths may hold inputs), no server header, no websockets.
+def configure(settings: Settings, app: Application, room: ConnectionRoom | None = None) -> Server:
+    """The server of an application that `create_app` has made, as the settings want it.
 
-    `app` is create_app's: connections that are refused before there is a request are counted there. Without `room`
-    the settings alone say how many connections are taken.
+    Without `room` the settings alone say how many connections are taken.
     """
-    import uvicorn
-
     room = room or ConnectionRoom(served=settings.max_connections)
     bounds = Bounds(
         max_connections=room.served,
@@ -94,23 +85,7 @@ def configure(settings: Settings, app: "Application", room: ConnectionRoom | Non
         idle_s=_KEEP_ALIVE_S,
         allow_origin=_sole_origin(settings.cors_origins),
     )
-    server = uvicorn.Config(app, http="httptools", log_config=None)
-    server.load()
-    logging.getLogger("uvicorn.access").disabled = True  # whatever handlers an application has set
-    return uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,  # nobody asks for the client's address
-        server_header=False,
-        http=bounded_protocol(server.http_protocol_class, bounds, app.refused),
-        ws="none",
-        lifespan="on",
-        # `bounds` close an idle connection before; uvicorn does not see a head until it is whole.
-        timeout_keep_alive=int(_KEEP_ALIVE_S + settings.head_timeout_s) + 60,
-        timeout_graceful_shutdown=int(settings.shutdown_timeout_s) or 1,
-        backlog=room.queued,
-    )
+    return Server(app, bounds, backlog=room.queued, shutdown_s=settings.shutdown_timeout_s)
 
 
 def _sole_origin(origins: tuple[str, ...]) -> str | None:
@@ -156,8 +131,8 @@ class _Signals:
     """SIGINT, SIGTERM and Windows' SIGBREAK, from the start to the end: none is lost, and none prints a traceback.
 
     Before there is a server they end the start: KeyboardInterrupt, or SystemExit with status 0, for a supervisor.
-    The server has handlers of its own, and raises every signal that it got once more when it is done: these are
-    ignored. One that comes later ends the process at once.
+    The server is asked to end; the second Ctrl-C does not wait for answers. One that comes when the server has ended
+    ends the process at once.
     """
 
     def __init__(self) -> None:
@@ -173,7 +148,7 @@ class _Signals:
             signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def left_to(self, server: "Server") -> Iterator[None]:
+    def left_to(self, server: Server) -> Iterator[None]:
         """Leave signals to the server while the block runs."""
         self._server = server
         yield
@@ -182,7 +157,9 @@ class _Signals:
     def _handle(self, number: int, _: object) -> None:
         if self._is_over:
             os._exit(128 + number)
-        if self._server is not None and self._server.should_exit:
+        if self._server is not None:
+            if number == signal.SIGINT or not self._server.is_ending:
+                self._server.end()
             return
         if number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -191,12 +168,11 @@ class _Signals:
 
 @contextlib.contextmanager
 def _logging(level: str) -> Iterator[None]:
-    """Write this service's lines and uvicorn's warnings to stderr until the block ends."""
+    """Write this service's lines to stderr until the block ends."""
     words, lines = logging.StreamHandler(sys.stderr), logging.StreamHandler(sys.stderr)
     words.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     chosen = {  # of each logger its least level and its handler; a line of the access log has its own time
         "edgeclip.serve": (level, words),
-        "uvicorn.error": (level if level == "debug" else "warning", words),
         ACCESS_LOGGER: ("info", lines),
     }
     before = {name: logging.getLogger(name).level for name in chosen}

@@ -9,14 +9,12 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from edgeclip import Encoder
 from edgeclip.serve.http import connections, framing, quiet_connections, unread_answers
-from edgeclip.serve.http.write_gathering import Gathered
 from tests.scenes.raw_http import GET, connect, drip, refusal, rest_of, talk
 from tests.scenes.serving import Troubled, depth, serving, until_ready, wait_for
 
@@ -68,39 +66,6 @@ def test_a_slow_body_that_nobody_waits_for_is_cut(url: str) -> None:
 def test_a_slow_body_is_408(url: str) -> None:
     head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
     assert refusal(drip(url, head, b" ", most_s=BODY_S + 3)) == (408, "request_timeout")
-
-
-def test_a_small_answer_is_sent_at_once(url: str) -> None:
-    """Head and body: each alone would wake the client. Joining a large body to its head would copy it."""
-
-    class Sent(asyncio.Transport):
-        def __init__(self) -> None:
-            self.sent: list[bytes] = []
-
-        def write(self, data: Any) -> None:
-            self.sent.append(data)
-
-        def is_closing(self) -> bool:
-            return False
-
-    async def send(*parts: bytes, flushes: bool) -> list[bytes]:
-        transport = Sent()
-        gathered = Gathered(transport, asyncio.get_running_loop())
-        for part in parts:
-            gathered.write(part)
-        assert transport.sent == []
-        if flushes:
-            gathered.flush()
-        else:
-            await asyncio.sleep(0)
-        return transport.sent
-
-    large = b"b" * (1 << 20)
-    for flushes in (True, False):
-        assert asyncio.run(send(b"head", b"body", flushes=flushes)) == [b"headbody"]
-        assert asyncio.run(send(b"head", large, flushes=flushes)) == [b"head", large]
-    answer = httpx.get(f"{url}/docs/swagger-ui-bundle.js")
-    assert len(answer.content) == int(answer.headers["content-length"]) > 1 << 20
 
 
 def test_a_request_in_small_pieces_is_a_request(url: str) -> None:
@@ -291,7 +256,7 @@ def test_a_client_that_closes_its_half_has_left(bundle: Path) -> None:
 
 
 def test_a_connection_that_is_over_is_held_no_more(url: str) -> None:
-    """Also one that its client resets: uvicorn's timer for idle connections would hold it until it is up."""
+    """Also one that its client resets."""
 
     def alive() -> int:
         gc.collect()

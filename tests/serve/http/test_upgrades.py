@@ -1,23 +1,18 @@
-"""Clients that ask for another protocol are answered in HTTP/1.1, with any of uvicorn's servers behind."""
+"""Clients that ask for another protocol are answered in HTTP/1.1."""
 
 import json
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from edgeclip import Encoder
-from edgeclip.serve.http import connections
-from tests.scenes.raw_http import GET, PATIENCE_S, drip, refusal, talk
-from tests.scenes.serving import running, serving, until_ready
+from tests.scenes.raw_http import GET, refusal, talk
+from tests.scenes.serving import serving, until_ready
 
-HEAD_S = BODY_S = 0.4
 UPGRADE = b"Connection: Upgrade, HTTP2-Settings, close\r\nUpgrade: %b\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"
 
 
@@ -87,35 +82,3 @@ def test_java_at_its_defaults_is_answered(url: str, tmp_path: Path) -> None:
 def test_http_2_without_asking_is_refused_in_words(url: str) -> None:
     found = talk(url, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9))
     assert refusal(found) == (400, "invalid_http") and b"neither TLS nor HTTP/2 is spoken" in found
-
-
-@pytest.mark.parametrize("kind", ["httptools", "h11"])
-def test_the_server_behind_is_any_of_uvicorns(kind: Any) -> None:
-    """Nothing but asyncio's Protocol and Transport is used of it."""
-
-    async def answer(scope: Any, receive: Any, send: Any) -> None:
-        body = b""
-        while (message := await receive())["type"] == "http.request":
-            body += message["body"]
-            if not message["more_body"]:
-                break
-        await send(
-            {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]}
-        )
-        await send({"type": "http.response.body", "body": body})
-
-    plain = uvicorn.Config(answer, http=kind, log_config=None)
-    plain.load()
-    bounds = connections.Bounds(max_connections=9, max_refused=9, head_s=HEAD_S, body_s=BODY_S, idle_s=0.3)
-    protocol = connections.bounded_protocol(plain.http_protocol_class, bounds, lambda status, code: None)
-    config = uvicorn.Config(answer, http=protocol, log_config=None, lifespan="off", ws="none")
-    with running(config) as url:
-        post = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
-        last = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n" + UPGRADE % b"h2c" + b"\r\n"
-        found = talk(url, post * 3 + last + b"2\r\nde\r\n0\r\n\r\n")
-        assert [part.rpartition(b"\r\n")[2] for part in found.split(b"HTTP/1.1 ")[1:]] == [b"abc"] * 3 + [b"de"]
-        assert refusal(drip(url, b"GET /", b"x", most_s=HEAD_S + 2)) == (408, "request_timeout")
-        assert httpx.post(url, content=b"x" * 10**6).content == b"x" * 10**6
-        began = time.monotonic()
-        assert talk(url, post).endswith(b"abc")  # and closed when nothing else came
-        assert 0.3 <= time.monotonic() - began < PATIENCE_S

@@ -1,7 +1,4 @@
-"""A protocol between the socket and the HTTP server that bounds what a client may do to a connection.
-
-An HTTP server waits for the head of a request as long as the client likes; an answer that nobody reads is held for
-ever, and so is a connection that sends a byte now and then. Here
+"""The server's end of a connection: requests are read, the application answers them, and a client is bounded in both.
 
     a head has `head_s` and `framing.MAX_HEAD_BYTES`, and so have trailers and whatever else is not the body
     a body has `body_s`, also one that nobody waits for any more because its request was refused
@@ -13,31 +10,36 @@ ever, and so is a connection that sends a byte now and then. Here
 Refusals before there is a request have OpenAI's shape too. A client that closes its half of the connection counts as
 gone, as for nginx: a FIN does not say whether the client still reads.
 
-The server behind is any asyncio protocol, and gets one request after the other, each in the plain form that
-`edgeclip.serve.http.framing` gives it. Only asyncio's Protocol and Transport are used of it.
+Requests of one connection are answered one after the other. One timer looks at all connections from time to time,
+because a timer for each of them would be set three times in every request.
 """
 
 import asyncio
+import contextlib
+import logging
+import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
-from edgeclip.serve.errors import ApiError
-from edgeclip.serve.http.framing import AnswerReader, Head, Place, RequestReader
+from edgeclip.serve.errors import ApiError, ending, log_bug
+from edgeclip.serve.http.exchange import Answer, Exchange
+from edgeclip.serve.http.framing import Head, Place, RequestReader
 from edgeclip.serve.http.quiet_connections import QuietConnections
 from edgeclip.serve.http.refusals import encode, too_many_connections, too_slow
 from edgeclip.serve.http.unread_answers import UnreadAnswer
-from edgeclip.serve.http.write_gathering import Gathered
 
 _MAX_PIPELINED = 16
-# The most bytes of requests that wait for the answer before them; beyond it nothing is read.
+# The most bytes of requests that the application has not received; beyond it nothing is read.
 _MAX_WAITING_BYTES = 256 << 10
 # Seconds for which bytes are read and thrown away after a refusal: closing at once would reset the connection
 # under the answer.
 _LINGER_S = 1.0
+# Between two looks at the connections' times: at most so many seconds, and this part of the shortest time.
+_MOST_LOOK_S, _LOOK_PART = 1.0, 1 / 8
 
-Refused = Callable[[int, str], None]
+_log = logging.getLogger("edgeclip.serve")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,105 +58,99 @@ class Bounds:
     allow_origin: str | None = None
 
 
-def bounded_protocol(
-    inner: Callable[..., asyncio.Protocol], bounds: Bounds, refused: Refused
-) -> type[asyncio.Protocol]:
-    """A protocol class whose instances stand before one of `inner` each, made with the same arguments.
+class Listener:
+    """All connections of one ASGI application. `connect` makes the protocol of a new one.
 
     `refused` is called with the status and code of each refusal that is no request.
     """
-    place = _Listener(inner=inner, bounds=bounds, refused=refused)
 
-    class BoundedProtocol(_Connection):
-        listener = place
+    def __init__(self, answer: Answer, bounds: Bounds, refused: Callable[[int, str], None]) -> None:
+        self.answer, self.bounds, self.refused = answer, bounds, refused
+        self.loop = asyncio.get_running_loop()
+        self.connections: set[_Connection] = set()
+        self.tasks: set[asyncio.Task[None]] = set()  # of requests whose application has not returned
+        self.quiet: QuietConnections[_Connection] = QuietConnections()
+        self.counted = 0  # of the connections, those that count in the bound
+        self.is_ending = self._is_cut = False
+        self._is_over = asyncio.Event()
+        self._look_s = min(_MOST_LOOK_S, _LOOK_PART * min(bounds.head_s, bounds.body_s, bounds.idle_s))
+        self._look: asyncio.TimerHandle | None = None
 
-    return BoundedProtocol
+    def connect(self) -> asyncio.Protocol:
+        """The protocol of a new connection."""
+        return _Connection(self)
 
+    def add(self, connection: "_Connection") -> None:
+        """Look after a connection from now on."""
+        self.connections.add(connection)
+        if self._look is None:
+            self._look = self.loop.call_later(self._look_s, self._look_at_all)
 
-@dataclass(slots=True, kw_only=True)
-class _Listener:
-    """The state that all connections share."""
+    def _look_at_all(self) -> None:
+        now_s = self.loop.time()
+        for connection in [one for one in self.connections if one.until_s <= now_s]:
+            connection.time_is_up()
+        self._look = self.loop.call_later(self._look_s, self._look_at_all) if self.connections else None
 
-    inner: Callable[..., asyncio.Protocol]
-    bounds: Bounds
-    refused: Refused
-    open: int = 0
-    quiet: "QuietConnections[_Connection]" = field(default_factory=QuietConnections)
+    async def end(self, within_s: float) -> None:
+        """Close connections when their answers are sent; after `within_s`, or `cut`, cancel what is not answered."""
+        self.is_ending = True
+        for connection in list(self.connections):
+            connection.close_when_answered()
+        if not self._is_cut:
+            await self._until_over(within_s)
+        for task in self.tasks:
+            task.cancel()
+        await self._until_over(_LINGER_S)
+        for connection in list(self.connections):
+            connection.abort()
 
+    async def _until_over(self, within_s: float) -> None:
+        self._is_over.clear()
+        self.note_end()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._is_over.wait(), within_s)
 
-@dataclass(slots=True)
-class _Request:
-    """A request that is not yet read and answered whole; `parts` are held back while an earlier one is answered."""
+    def note_end(self) -> None:
+        """Note that a connection or a task has ended."""
+        if self.is_ending and not (self.connections or self.tasks):
+            self._is_over.set()
 
-    method: bytes
-    is_last: bool
-    is_started: bool
-    is_whole: bool = False
-    is_answered: bool = False
-    parts: list[bytes] = field(default_factory=list)
-
-
-class _InnerTransport:
-    """Stands for the transport of the inner protocol."""
-
-    def __init__(self, connection: "_Connection", transport: asyncio.Transport) -> None:
-        self._connection, self._transport = connection, transport
-        self.write = connection.answer
-        self.get_extra_info = transport.get_extra_info
-
-    def writelines(self, parts: list[bytes]) -> None:
-        self.write(b"".join(parts))
-
-    def pause_reading(self) -> None:
-        self._connection.let_inner_read(False)
-
-    def resume_reading(self) -> None:
-        self._connection.let_inner_read(True)
-
-    def is_closing(self) -> bool:
-        return self._connection.is_closed_for_inner or self._transport.is_closing()
-
-    def close(self) -> None:
-        self._connection.close_for_inner()
-
-    abort = close
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
+    def cut(self) -> None:
+        """Let `end` wait no longer."""
+        self._is_cut = True
+        self._is_over.set()
 
 
 class _Connection(asyncio.Protocol):
-    """One connection. A timer runs in a head, in a body and while there is no request."""
+    """One connection. Its client has until `until_s` for the head, the body or the next request."""
 
-    listener: _Listener
-
-    def __init__(self, **given: Any) -> None:
-        self._inner = self.listener.inner(**given)
-        self._bounds = self.listener.bounds
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, listener: Listener) -> None:
+        self._listener, self._bounds, self._loop = listener, listener.bounds, listener.loop
         self._reader = RequestReader(
-            on_place=self._set_timer_for, on_head=self._take_head, on_data=self._take_data, on_end=self._take_end
+            on_place=self._set_time_for, on_head=self._take_head, on_data=self._take_data, on_end=self._take_end
         )
-        self._answers = AnswerReader()
-        self._requests: deque[_Request] = deque()
+        self._requests: deque[Exchange] = deque()  # the first one is being answered
         self._waiting_bytes = 0
         self._is_deaf = False  # whatever else comes is thrown away
         self._closes_at_last = False  # after the answers that are due
-        self._is_inner_cut = False  # it knows that the client has left
-        self.is_closed_for_inner = False  # what it writes is thrown away
-        self._may_inner_read = self.is_reading = True
+        self._is_lingering = False
+        self.is_reading, self.is_full = True, False
+        self._drained: asyncio.Future[None] | None = None
         self._is_counted = True  # among the open ones
-        self._timer: asyncio.TimerHandle | None = None
+        self.until_s = math.inf
 
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._transport, self._out = transport, Gathered(transport, self._loop)
+        self._transport, listener = transport, self._listener
         self._unread = UnreadAnswer(transport, self._loop)
-        self.listener.open += 1
-        self._inner.connection_made(_InnerTransport(self, transport))  # type: ignore[arg-type]
-        beyond = self.listener.open - self._bounds.max_connections
-        if beyond > 0 and (silent := self.listener.quiet.longest(self._loop.time())) is not None:
+        ends = {"client": transport.get_extra_info("peername"), "server": transport.get_extra_info("sockname")}
+        self.addresses = {name: tuple(address[:2]) if address else None for name, address in ends.items()}
+        listener.add(self)
+        listener.counted += 1
+        beyond = listener.counted - self._bounds.max_connections
+        if beyond > 0 and (silent := listener.quiet.longest(self._loop.time())) is not None:
             silent.give_way()
             beyond -= 1
         if beyond > self._bounds.max_refused:
@@ -163,25 +159,24 @@ class _Connection(asyncio.Protocol):
         elif beyond > 0:
             self._refuse(too_many_connections())
         else:
-            self._set_timer(self._bounds.head_s)
+            self._set_time(self._bounds.head_s)
             self._note_silence()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._count_out()
-        self.listener.quiet.forget(self)
+        self._listener.connections.discard(self)
+        self._listener.quiet.forget(self)
         self._is_deaf = True
-        self._requests.clear()
-        self._set_timer(None)
+        self._cut_answer()
+        self.resume_writing()
         self._unread.stop()
-        if not self._is_inner_cut:
-            self._cut_inner()
         # Else a connection would live until the next collection of garbage, and with it its last request.
         self._reader.close()
-        self._answers.close()
-        del self._inner, self._reader, self._answers
+        del self._reader
+        self._listener.note_end()
 
     def data_received(self, data: bytes) -> None:
-        """Pass bytes on. Bytes that are no HTTP make no line in the log, which any scanner could fill."""
+        """Read. Bytes that are no HTTP make no line in the log, which any scanner could fill."""
         if self._is_deaf:
             return
         try:
@@ -193,11 +188,13 @@ class _Connection(asyncio.Protocol):
             self._note_silence()
 
     def pause_writing(self) -> None:
-        self._inner.pause_writing()
+        self.is_full = True
         self._unread.watch()
 
     def resume_writing(self) -> None:
-        self._inner.resume_writing()
+        self.is_full = False
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
         if not self._transport.is_closing():
             self._unread.stop()
 
@@ -206,82 +203,94 @@ class _Connection(asyncio.Protocol):
     def _take_head(self, head: Head) -> None:
         if len(self._requests) > _MAX_PIPELINED:
             raise ApiError(400, f"more than {_MAX_PIPELINED} pipelined requests", code="too_many_requests")
-        self._requests.append(_Request(head.method, head.is_last, is_started=not self._requests))
-        self._take_data(head.data)
+        self._requests.append(Exchange(head, self))
+        self._waiting_bytes += head.size
+        if len(self._requests) == 1:
+            self._answer_first()
 
     def _take_data(self, data: bytes) -> None:
         request = self._requests[-1]
-        if not request.is_started:
-            request.parts.append(data)
+        if not request.is_answered:
             self._waiting_bytes += len(data)
+            request.feed(data)
             self._choose_reading()
-        elif not self.is_closed_for_inner:
-            self._inner.data_received(data)
 
     def _take_end(self) -> None:
         request = self._requests[-1]
-        request.is_whole = True
-        if request.is_last:
+        request.end()
+        if request.head.is_last:
             self._become_deaf()
         self._finish_first()
 
-    # What the inner protocol calls, through its transport.
+    # What an exchange calls.
 
-    def answer(self, data: bytes) -> None:
-        """Send some of the answer to the first request."""
-        if self.is_closed_for_inner:
-            return
-        self._out.write(data)
-        if self._requests and self._answers.completes(data, self._requests[0].method):
-            self._out.flush()
-            self._requests[0].is_answered = True
-            self._finish_first()
+    def write(self, data: bytes) -> None:
+        """Send some bytes of the first request's answer, if the client is still there."""
+        if not self._transport.is_closing():
+            self._transport.write(data)
 
-    def let_inner_read(self, may_read: bool) -> None:
-        """Read no more from the socket than the inner protocol can hold."""
-        self._may_inner_read = may_read
+    async def drained(self) -> None:
+        """Wait until the client has read of what was written, or is gone."""
+        self._drained = self._loop.create_future()
+        await self._drained
+
+    def took(self, count: int) -> None:
+        """Note that the application has received so many bytes of a body."""
+        self._waiting_bytes -= count
         self._choose_reading()
 
-    def close_for_inner(self) -> None:
-        """Close as soon as the answer is sent; a client that still sends its request must be able to read it."""
-        if self.is_closed_for_inner:
-            return
-        self.is_closed_for_inner = True
-        if self._requests and self._requests[0].is_answered and not self._requests[0].is_whole:
-            self._linger()
-        else:
-            self._close()
+    def closes_after(self, exchange: Exchange) -> bool:
+        """Whether the connection closes after this answer, whatever the request says."""
+        return self._listener.is_ending or (self._closes_at_last and exchange is self._requests[-1])
+
+    def finish(self) -> None:
+        """Note that the first request is answered."""
+        self._waiting_bytes -= self._requests[0].drop()
+        self._finish_first()
 
     # One request after the other.
+
+    def _answer_first(self) -> None:
+        exchange = self._requests[0]
+        self._waiting_bytes -= exchange.head.size
+        task = self._loop.create_task(self._listener.answer(exchange.scope(), exchange.receive, exchange.send))
+        self._listener.tasks.add(task)
+        task.add_done_callback(partial(self._end_task, exchange))
+
+    def _end_task(self, exchange: Exchange, task: "asyncio.Task[None]") -> None:
+        """Note that the application has returned. An answer without an end is cut off."""
+        self._listener.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log_bug(_log, "a request failed", error)
+        if not (exchange.is_answered or exchange.is_gone):
+            if exchange.is_begun:
+                self._close()
+            elif task.cancelled():
+                self._refuse(ending())
+            else:
+                self._refuse(ApiError(500, "the service failed; its log says where", code="internal_error"))
+        self._listener.note_end()
 
     def _finish_first(self) -> None:
         """Go on with the next request when the first is read and answered."""
         first = self._requests[0]
-        if not (first.is_whole and first.is_answered):
+        if not first.is_answered:
             return
-        self._requests.popleft()
-        if self._requests:
-            self._loop.call_soon(self._start_next)  # the inner protocol is still about to end the answer
-        elif self._closes_at_last or first.is_last:
-            self._close()
-        elif self._reader.place == "between" and not self._is_deaf:
-            self._set_timer(self._bounds.idle_s)
+        if first.closes:
+            # A client that still sends its request must be able to read the answer.
+            self._close() if first.is_whole else self._linger()
+        elif first.is_whole:
+            self._requests.popleft()
+            if self._requests:
+                self._answer_first()
+                if not self._requests[0].is_whole:
+                    self._set_time(self._bounds.body_s)  # it may have waited unread
+            elif self._reader.place == "between" and not self._is_deaf:
+                self._set_time(self._bounds.idle_s)
             self._note_silence()
 
-    def _start_next(self) -> None:
-        if not self._requests or self._transport.is_closing():
-            return
-        request = self._requests[0]
-        parts, request.parts, request.is_started = request.parts, [], True
-        self._waiting_bytes -= sum(map(len, parts))
-        if not request.is_whole:
-            self._set_timer(self._bounds.body_s)  # it may have waited unread
-        self._inner.data_received(b"".join(parts))
-        self._choose_reading()
-        self._note_silence()
-
     def _choose_reading(self) -> None:
-        is_reading = self._is_deaf or (self._may_inner_read and self._waiting_bytes <= _MAX_WAITING_BYTES)
+        is_reading = self._is_deaf or self._waiting_bytes <= _MAX_WAITING_BYTES
         if is_reading is self.is_reading or self._transport.is_closing():
             return
         self.is_reading = is_reading
@@ -292,23 +301,26 @@ class _Connection(asyncio.Protocol):
 
     # Time.
 
-    def _set_timer_for(self, place: Place) -> None:
+    def _set_time_for(self, place: Place) -> None:
         if self._is_deaf:
             return
         if place == "between":
-            self._set_timer(None if self._requests else self._bounds.idle_s)
+            self._set_time(math.inf if self._requests else self._bounds.idle_s)
         else:
-            self._set_timer(self._bounds.head_s if place == "head" else self._bounds.body_s)
+            self._set_time(self._bounds.head_s if place == "head" else self._bounds.body_s)
 
-    def _set_timer(self, seconds: float | None, then: Callable[[], None] | None = None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None if seconds is None else self._loop.call_later(seconds, then or self._time_is_up)
+    def _set_time(self, seconds: float) -> None:
+        self.until_s = self._loop.time() + seconds
 
-    def _time_is_up(self) -> None:
+    def time_is_up(self) -> None:
+        """Give up a client that has not sent what it owed until `until_s`."""
+        self.until_s = math.inf
+        if self._is_lingering:
+            self._transport.abort()
+            return
         place, reader = self._reader.place, self._reader
         if len(self._requests) > (place == "body"):
-            self._set_timer_for(place)  # the client may wait for the answer before
+            self._set_time_for(place)  # the client may wait for the answer before
         elif place == "body":
             self._give_up(too_slow("request", self._bounds.body_s))
         elif place == "head" and reader.idle_bytes:
@@ -320,7 +332,7 @@ class _Connection(asyncio.Protocol):
 
     def _note_silence(self) -> None:
         """Note whether the client has something to send now."""
-        quiet, place = self.listener.quiet, self._reader.place
+        quiet, place = self._listener.quiet, self._reader.place
         if self._is_deaf or len(self._requests) > (place == "body"):
             quiet.forget(self)
         elif place == "between":
@@ -332,20 +344,28 @@ class _Connection(asyncio.Protocol):
         """Close to make room for another connection; a client that is sending a request gets an answer saying why."""
         self._count_out()
         if self._reader.place != "between" and not (self._requests and self._requests[0].is_answered):
-            is_begun = self._answers.is_begun
-            self._requests.clear()
-            self._cut_inner()
+            is_begun = bool(self._requests) and self._requests[0].is_begun
+            self._cut_answer()
             if not is_begun:
-                error = too_many_connections()
-                self.listener.refused(error.status, error.code or "")
-                self._out.write(encode(error, self._bounds.allow_origin))
+                self._say(too_many_connections())
         self._close()
 
     def _count_out(self) -> None:
-        self.listener.open -= self._is_counted
+        self._listener.counted -= self._is_counted
         self._is_counted = False
 
     # The end.
+
+    def close_when_answered(self) -> None:
+        """Close after the answer to the first request, or at once where there is none."""
+        if not self._requests:
+            self._close()
+        elif self._requests[0].is_answered:
+            self._linger()
+
+    def abort(self) -> None:
+        """Close now, whatever is not sent."""
+        self._transport.abort()
 
     def _give_up(self, error: ApiError) -> None:
         """Take nothing more from a client; say why, unless an answer to an earlier request is due first."""
@@ -356,41 +376,44 @@ class _Connection(asyncio.Protocol):
         if not is_in_body and self._requests:
             self._become_deaf()
             self._closes_at_last = True
-        elif is_in_body and (self._requests[0].is_answered or self._answers.is_begun):
+        elif is_in_body and self._requests[0].is_begun:
+            self._cut_answer()
             self._close()
         else:
             self._refuse(error)
 
     def _become_deaf(self) -> None:
         self._is_deaf = True
-        self.listener.quiet.forget(self)
-        self._set_timer(None)
+        self._listener.quiet.forget(self)
+        self.until_s = math.inf
         self._choose_reading()
 
     def _refuse(self, error: ApiError) -> None:
-        if self._requests:
-            self._requests.clear()
-            self._cut_inner()
-        self.listener.refused(error.status, error.code or "")
-        self._out.write(encode(error, self._bounds.allow_origin))
+        self._cut_answer()
+        self._say(error)
         self._linger()
+
+    def _say(self, error: ApiError) -> None:
+        self._listener.refused(error.status, error.code or "")
+        self.write(encode(error, self._bounds.allow_origin))
 
     def _linger(self) -> None:
         """Send the rest of the answer, and read for a while before closing."""
         self._become_deaf()
-        self._out.flush()
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        self._set_timer(_LINGER_S, self._transport.abort)
+        if not self._transport.is_closing():
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+            self._is_lingering = True
+            self._set_time(_LINGER_S)
 
     def _close(self) -> None:
         self._become_deaf()
-        self._out.flush()
         self._transport.close()
         if self._transport.get_write_buffer_size() and not self._unread.is_watched:
             self._unread.watch()
 
-    def _cut_inner(self) -> None:
-        self._is_inner_cut = self.is_closed_for_inner = True
-        # None also where it was reset: else uvicorn's timer for idle connections goes on, and holds all of this.
-        self._inner.connection_lost(None)
+    def _cut_answer(self) -> None:
+        """Let the application know that its answer is not wanted; requests that wait for it are dropped."""
+        if self._requests:
+            self._requests[0].leave()
+        self._requests.clear()

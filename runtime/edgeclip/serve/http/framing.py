@@ -1,10 +1,11 @@
-"""Find where a request begins and ends, and where its answer does. No sockets: bytes in, events out.
+"""Find where a request begins and ends. No sockets: bytes in, events out.
 
-A request is read by httptools and written anew, in one plain form, for the server behind: what it gets is framed by
-what was understood here, so both cannot disagree about where a request ends (request smuggling). The plain form has
+httptools is the only parser of a request, and what it found is what the application gets, so nothing behind can see
+another request in the same bytes (request smuggling). A request has here
 
     a path and query only, also where the client sent an absolute address
-    one `transfer-encoding: chunked` or one `content-length`, and chunks without extensions and trailers
+    the bytes of its body, without the sizes of chunks, their extensions and trailers
+    no header lines about the connection
     no `Upgrade`: h2c and websockets are not spoken here, and such a request is answered as if it had not asked
 
 What is no HTTP/1.0 or HTTP/1.1, or is framed ambiguously, is ApiError 400; a head that is too large is 431.
@@ -17,13 +18,21 @@ from typing import TYPE_CHECKING, Literal
 from edgeclip.serve.errors import ApiError
 
 if TYPE_CHECKING:
-    from httptools import HttpRequestParser, HttpResponseParser
+    from httptools import HttpRequestParser
 
 MAX_HEAD_BYTES = 32 << 10  # as much as nginx takes
 _VERSIONS = ("1.0", "1.1")
-# Lines about this connection, not about the request; what they mean is written anew where it is needed.
-_OF_THE_CONNECTION = frozenset(
-    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade", b"http2-settings")
+# Lines that say how the request is sent, or something about the connection. The application needs none of them.
+_LEFT_OUT = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+        b"expect",
+    )
 )
 
 Place = Literal["between", "head", "body"]
@@ -31,11 +40,19 @@ Place = Literal["between", "head", "body"]
 
 @dataclass(slots=True, kw_only=True)
 class Head:
-    """A request's head in its plain form; `is_last` when its client sends no other request after it."""
+    """A request's head; names of `headers` are lower case. `is_last` when its client sends no other request after it.
 
-    method: bytes
-    data: bytes
+    `wants_continue` when its client waits for 100 Continue before it sends the body. `size` is in bytes.
+    """
+
+    method: str
+    path: bytes
+    query: bytes
+    version: str
+    headers: list[tuple[bytes, bytes]]
     is_last: bool
+    wants_continue: bool
+    size: int
 
 
 class RequestReader:
@@ -43,7 +60,7 @@ class RequestReader:
 
     `place` is where the reading stands: between requests, in a head or in a body. `idle_bytes` counts what came since
     the place changed or some of a body came; trailers and the sizes of chunks count in it. `on_data` gets pieces of
-    the body, framed like the head says.
+    the body.
     """
 
     def __init__(
@@ -58,7 +75,14 @@ class RequestReader:
         self.place: Place = "between"
         self.idle_bytes = 0
         self._parser = _request_parser(self)
+        self._is_refed = False  # while a parser gets the framing of a request whose head was read already
         self._clear()
+
+    def _clear(self) -> None:
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._head_bytes = self._length = self._body_left = 0
+        self._is_chunked = self._is_last = self._wants_continue = False
 
     def feed(self, data: bytes) -> None:
         """Read some bytes; ApiError 400 or 431, after which there is nothing to be read any more."""
@@ -74,9 +98,7 @@ class RequestReader:
         try:
             while (behind := self._read(data)) is not None:
                 data = data[behind:]
-                head = self._upgrade_head
-                self._parser = _request_parser(self)
-                self._parser.feed_data(head)
+                self._go_on_without_upgrade()
         except httptools.HttpParserError as error:
             reason = error.__context__
             if reason is None or isinstance(reason, httptools.HttpParserError):
@@ -108,14 +130,24 @@ class RequestReader:
             return behind
         return None
 
+    def _go_on_without_upgrade(self) -> None:
+        """Let a new parser find the end of this request: the old one takes all that follows for another protocol."""
+        self._parser = _request_parser(self)
+        self._is_refed = True
+        framing = b"transfer-encoding: chunked" if self._is_chunked else b"content-length: %d" % self._length
+        closing = b"connection: close\r\n" if self._is_last else b""
+        self._parser.feed_data(b"POST / HTTP/1.1\r\n%b%b\r\n\r\n" % (closing, framing))
+        self._is_refed = False
+
     def close(self) -> None:
         """Let go of the parser, which holds this reader."""
         del self._parser
 
     def on_message_begin(self) -> None:
         """A request begins. httptools calls this and the following methods."""
-        self._clear()
-        self._enter("head")
+        if not self._is_refed:
+            self._clear()
+            self._enter("head")
 
     def on_url(self, url: bytes) -> None:
         """A part of the request's target."""
@@ -126,112 +158,64 @@ class RequestReader:
         if self.place != "head":
             return
         self._head_bytes += len(name) + len(value)
-        lower = name.lower()
-        if lower == b"transfer-encoding":
-            self._coding = value.strip().lower()
-        elif lower == b"content-length":
-            self._length = int(value)  # httptools has checked it, and that there is one
-            self._lines += (name, b": ", value, b"\r\n")
-        elif lower == b"expect":
-            self._expect = value
-        elif lower not in _OF_THE_CONNECTION:
-            self._lines += (name, b": ", value, b"\r\n")
+        name = name.lower()
+        if name not in _LEFT_OUT:
+            self._headers.append((name, value))
+            if name == b"content-length":
+                self._length = int(value)  # httptools has checked it, and that there is one
+        elif name == b"transfer-encoding":
+            # Other codings are unknown here. HTTP/1.0 has none, so a proxy of its time would read another request.
+            if value.strip().lower() != b"chunked" or self._parser.get_http_version() == "1.0":
+                raise _no_http()
+            self._is_chunked = True
+        elif name == b"expect":
+            self._wants_continue = value.lower() == b"100-continue"
 
     def on_headers_complete(self) -> None:
         """The head is whole."""
-        if self._head_bytes + len(self._url) > MAX_HEAD_BYTES:
+        if self._is_refed:
+            return
+        size = self._head_bytes + len(self._url)
+        if size > MAX_HEAD_BYTES:
             raise _head_too_large()
         method, version = self._parser.get_method(), self._parser.get_http_version()
         if method == b"CONNECT" or version not in _VERSIONS:
             raise _no_http()
-        is_last = not self._parser.should_keep_alive() or version == "1.0"
-        head = self._plain_head(method, version, is_last)
-        if self._parser.should_upgrade():
-            self._upgrade_head = head
-            return
-        self._on_head(Head(method=method, data=head, is_last=is_last))
+        self._is_last = not self._parser.should_keep_alive() or version == "1.0"
+        path, query = _path_and_query(self._url)
+        self._on_head(
+            Head(
+                method=method.decode(),
+                path=path,
+                query=query,
+                version=version,
+                headers=self._headers,
+                is_last=self._is_last,
+                wants_continue=self._wants_continue and version != "1.0",
+                size=size,
+            )
+        )
         self._enter("body")
         self._body_left = self._length
 
     def on_body(self, body: bytes) -> None:
         """A part of the body."""
         self.idle_bytes = 0
-        if self._coding:
-            body = b"%x\r\n%b\r\n" % (len(body), body)
-        else:
+        if not self._is_chunked:
             self._body_left -= len(body)
         self._on_data(body)
 
     def on_message_complete(self) -> None:
         """The request is whole."""
-        if self._upgrade_head:
-            return
-        if self._coding:
-            self._on_data(b"0\r\n\r\n")
+        if self._parser.should_upgrade():
+            return  # `_go_on_without_upgrade` is next
         self._on_end()
         self._enter("between")
-
-    def _clear(self) -> None:
-        self._url, self._coding, self._expect = b"", b"", b""
-        self._length = self._body_left = 0  # bytes
-        self._lines: list[bytes] = []
-        self._head_bytes: int = 0
-        self._upgrade_head = b""
 
     def _enter(self, place: Place) -> None:
         if place != self.place:
             self.place, self.idle_bytes = place, 0
             self._on_place(place)
-
-    def _plain_head(self, method: bytes, version: str, is_last: bool) -> bytes:
-        parts = [method, b" ", _plain_target(self._url), b" HTTP/", version.encode(), b"\r\n", *self._lines]
-        if self._coding:
-            # Other codings are unknown here. HTTP/1.0 has none, so a proxy of its time would read another request.
-            if self._coding != b"chunked" or version == "1.0":
-                raise _no_http()
-            parts.append(b"transfer-encoding: chunked\r\n")
-        if self._expect and version != "1.0":
-            parts += (b"expect: ", self._expect, b"\r\n")
-        if is_last:
-            parts.append(b"connection: close\r\n")
-        parts.append(b"\r\n")
-        return b"".join(parts)
-
-
-class AnswerReader:
-    """Follows what is sent to a client, to know where an answer begins and ends."""
-
-    def __init__(self) -> None:
-        self._parser = _response_parser(self)
-        self._is_final = self._is_complete = False
-
-    @property
-    def is_begun(self) -> bool:
-        """Whether some of the final answer (not 100 Continue) was sent, and not all of it."""
-        return self._is_final
-
-    def completes(self, data: bytes, method: bytes) -> bool:
-        """Whether `data`, which is sent next in the answer to a request of this method, ends the answer."""
-        self._parser.feed_data(data)
-        if self._is_final and method == b"HEAD" and not self._is_complete:
-            self._parser = _response_parser(self)  # which would wait for the body that is described
-            self._is_complete = True
-        if not self._is_complete:
-            return False
-        self._is_final = self._is_complete = False
-        return True
-
-    def close(self) -> None:
-        """Let go of the parser, which holds this reader."""
-        del self._parser
-
-    def on_headers_complete(self) -> None:
-        """The head is whole. httptools calls this and the following method."""
-        self._is_final = self._parser.get_status_code() >= 200
-
-    def on_message_complete(self) -> None:
-        """An answer is whole: an interim one or the final one."""
-        self._is_complete = self._is_final
 
 
 def _request_parser(events: RequestReader) -> "HttpRequestParser":
@@ -240,21 +224,14 @@ def _request_parser(events: RequestReader) -> "HttpRequestParser":
     return httptools.HttpRequestParser(events)
 
 
-def _response_parser(events: AnswerReader) -> "HttpResponseParser":
-    import httptools
-
-    return httptools.HttpResponseParser(events)
-
-
-def _plain_target(url: bytes) -> bytes:
-    """The path and query of a request's target."""
+def _path_and_query(url: bytes) -> tuple[bytes, bytes]:
     if url.startswith(b"/") and b"#" not in url:
-        return url
+        path, _, query = url.partition(b"?")
+        return path, query
     import httptools
 
     parsed = httptools.parse_url(url)
-    path = parsed.path or b"/"
-    return path if parsed.query is None else path + b"?" + parsed.query
+    return parsed.path or b"/", parsed.query or b""
 
 
 def _no_http() -> ApiError:

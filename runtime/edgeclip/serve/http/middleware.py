@@ -6,12 +6,13 @@ An error becomes an answer in the API's shape: a bug 500, a request that is cut 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from edgeclip.serve.errors import ApiError, ending, log_bug, out_of_files
 from edgeclip.serve.http.access_log import AccessLog, request_id
 from edgeclip.serve.http.api_keys import KeyRing
+from edgeclip.serve.http.exchange import Message, Receive, Scope, Send
 from edgeclip.serve.http.open_files import OutOfFiles, is_out_of_files
 from edgeclip.serve.http.paths import route_path
 from edgeclip.serve.metrics import Metrics
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from edgeclip.serve.http.streamed_answer import StreamedAnswer
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 _log = logging.getLogger("edgeclip.serve")
 # The content security policy of pages that bring none of their own, and of answers that are no pages.
@@ -40,24 +36,6 @@ _OF_PAGES = [(b"referrer-policy", b"no-referrer"), (b"x-frame-options", b"DENY")
 CLIENT_GONE = 499
 # Every other method has one label together.
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
-
-
-class Application:
-    """An ASGI application; `refused` counts the status and code of connections refused before there is a request."""
-
-    def __init__(self, answer: Any, refused: Callable[[int, str], None]) -> None:
-        self._answer, self.refused = answer, refused
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or live through one lifespan."""
-
-        async def until_cancelled() -> Message:
-            try:
-                return await receive()
-            except asyncio.CancelledError:  # a second Ctrl-C: what is open is closed as after the first
-                return {"type": "lifespan.shutdown"}
-
-        await self._answer(scope, until_cancelled if scope["type"] == "lifespan" else receive, send)
 
 
 class Endpoint:
@@ -83,6 +61,7 @@ class Shell:
         *,
         metrics: Metrics,
         keys: KeyRing,
+        files: OutOfFiles,
         root_path: str = "",
         metrics_port: int | None = None,
         has_ids: bool = False,
@@ -94,16 +73,12 @@ class Shell:
         self._app, self._metrics, self._keys, self._root_path = app, metrics, keys, root_path
         self._metrics_port = metrics_port
         self._access_log, self._has_ids = access_log, has_ids or access_log is not None
-        self._out_of_files = OutOfFiles()
+        self._out_of_files = files
         self._in_progress = 0
         metrics.in_progress.set_function(lambda: self._in_progress)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or hand on what is none."""
-        if scope["type"] != "http":
-            self._out_of_files.watch(asyncio.get_running_loop())
-            await self._app(scope, receive, send)
-            return
+        """Answer one request."""
         started, bytes_out = time.perf_counter(), 0
         scope["edgeclip.path"] = scope["path"]  # as it was sent: what is relative in a page depends on its last slash
         scope["path"] = route_path(scope["path"], self._root_path)

@@ -1,7 +1,9 @@
 """Whole HTTP answers in OpenAI's shape to connections that have sent no request, or none yet."""
 
 import json
+import time
 from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 
 from edgeclip.serve.errors import ApiError
@@ -17,13 +19,22 @@ def too_many_connections() -> ApiError:
     return ApiError(503, "too many connections; try again later", code="too_many_connections")
 
 
+def date_line() -> bytes:
+    """The line of an answer's head that says when it was made."""
+    return _date_line(int(time.time()))
+
+
+@lru_cache(1)
+def _date_line(second: int) -> bytes:
+    return f"date: {formatdate(second, usegmt=True)}\r\n".encode()
+
+
 def encode(error: ApiError, allow_origin: str | None) -> bytes:
     """The bytes of a refusal, after which the connection is closed; pages of `allow_origin` may read it."""
     body = json.dumps(error.body()).encode()
     allowed = f"access-control-allow-origin: {allow_origin}\r\n" if allow_origin else ""
     head = (
-        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
-        f"date: {formatdate(usegmt=True)}\r\n"
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n{date_line().decode()}"
         f"{allowed}content-type: application/json\r\n"
         f"content-length: {len(body)}\r\n"
         "connection: close\r\n\r\n"

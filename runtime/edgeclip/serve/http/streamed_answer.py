@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgeclip.serve.http.middleware import Receive, Scope, Send
+    from edgeclip.serve.http.exchange import Receive, Scope, Send
 
 
 class StreamedAnswer:
