@@ -21,6 +21,7 @@ from edgeclip.serve.http.access_log import AccessLog
 from edgeclip.serve.http.api_keys import KeyRing
 from edgeclip.serve.http.middleware import Shell
 from edgeclip.serve.http.open_files import OutOfFiles
+from edgeclip.serve.http.pending_bytes import PendingBytes
 from edgeclip.serve.http.server import Application
 from edgeclip.serve.images.decode_queue import PictureDecoder
 from edgeclip.serve.images.decoder import PictureLimits
@@ -55,8 +56,6 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
     `settings.api_keys` are all the keys: a file of keys must have been read before. `fetch` gets an image's URL in
     place of `edgeclip.serve.images.fetch.fetch`, which follows the settings.
     """
-    from starlette.routing import Router
-
     manifest = encoder.whole_manifest  # by which clients know the bundle
     model = settings.model_name or manifest.source.name.rpartition("/")[2]
     metrics = Metrics(
@@ -66,12 +65,19 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
         precisions={name: graph.precision for name, graph in encoder.manifest.graphs.items()},
     )
     parts = _make_parts(settings, encoder, metrics, fetch)
+    pending = PendingBytes(settings.max_pending_bytes, metrics)
     endpoints = Endpoints(
-        settings, model=model, manifest=manifest, service=parts.service, readiness=parts.readiness, metrics=metrics
+        settings,
+        model=model,
+        manifest=manifest,
+        service=parts.service,
+        readiness=parts.readiness,
+        metrics=metrics,
+        pending=pending,
     )
     files = OutOfFiles()
     answer = Shell(
-        Router([*endpoints.routes(), *page_routes()], redirect_slashes=False),
+        [*endpoints.routes(), *page_routes()],
         metrics=metrics,
         keys=KeyRing(settings.api_keys),
         files=files,
@@ -84,7 +90,7 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
         allow_origins=_allow_origins(settings.cors_origins) if settings.cors_origins else None,
     )
     return Application(
-        answer=answer, lifespan=partial(_lifespan, parts, settings, metrics, files), refused=metrics.refused
+        answer=answer, lifespan=partial(_lifespan, parts, settings, metrics, files, pending), refused=metrics.refused
     )
 
 
@@ -170,18 +176,24 @@ def _largest_image_cost(manifest: Manifest, settings: Settings) -> int:
 
 
 @contextlib.asynccontextmanager
-async def _lifespan(parts: _Parts, settings: Settings, metrics: Metrics, files: OutOfFiles) -> AsyncIterator[None]:
+async def _lifespan(
+    parts: _Parts, settings: Settings, metrics: Metrics, files: OutOfFiles, pending: PendingBytes
+) -> AsyncIterator[None]:
     files.watch(asyncio.get_running_loop())
     for graph, lane in parts.lanes.items():
         await lane.start()
         metrics.watch_depth(graph, lambda lane=lane: lane.depth)  # type: ignore[misc]
     parts.readiness.renew()
-    trimming = asyncio.create_task(keep_trimmed())
+    watching = [
+        asyncio.create_task(keep_trimmed()),
+        asyncio.create_task(pending.end_late(settings.request_timeout_s)),
+    ]
     try:
         yield
     finally:
-        trimming.cancel()
-        await asyncio.gather(trimming, return_exceptions=True)
+        for task in watching:
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
         await parts.readiness.close()
         within_s = min(_CLOSE_S, settings.shutdown_timeout_s)
         await asyncio.gather(*(lane.close(within_s=within_s) for lane in parts.lanes.values()))

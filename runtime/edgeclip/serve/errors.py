@@ -50,6 +50,11 @@ def retry_later(message: str, seconds: float) -> ApiError:
     return ApiError(429, message, code="queue_full", headers={"Retry-After": str(wait)})
 
 
+def not_served(message: str, model: str) -> ApiError:
+    """404 for another model than the one that is served."""
+    return ApiError(404, f"{message}; {model} is", param="model", code="model_not_found")
+
+
 def not_trusted(seconds: float) -> ApiError:
     """503 while vectors may be wrong: none is given out until the self-test passes; it is tried every `seconds`."""
     message = "a graph failed in a way that makes its vectors doubtful; none is given out until the self-test passes"

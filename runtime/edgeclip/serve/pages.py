@@ -2,15 +2,14 @@
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from edgeclip.serve.http.middleware import PAGE_POLICY
 from edgeclip.serve.swagger_page import ASSETS, START_SCRIPT, docs_page, read_asset
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.responses import Response
-    from starlette.routing import Route
 
 _WEB = Path(__file__).with_name("web")
 _WEB_TYPES = {
@@ -24,26 +23,22 @@ _WEB_TYPES = {
 _DOCS_POLICY = PAGE_POLICY + "; style-src 'self' 'unsafe-inline'"  # Swagger sets styles as it draws
 
 
-def page_routes() -> "list[Route]":
+def page_routes() -> list[Route]:
     """The routes of the pages and their files."""
-    from starlette.exceptions import HTTPException
-    from starlette.responses import Response
-    from starlette.routing import Route
-
     pages = _read_pages(_WEB)
 
-    async def page(request: "Request") -> "Response":
+    async def page(request: Request) -> Response:
         name = request.path_params.get("name", "index.html")
         if name not in pages:
             raise HTTPException(404)
         data, kind = pages[name]
         return Response(data, media_type=kind, headers={"Cache-Control": "no-cache"})
 
-    async def docs(request: "Request") -> "Response":
+    async def docs(request: Request) -> Response:
         document = docs_page(is_folder=request.scope["edgeclip.path"].endswith("/"))
         return Response(document, media_type="text/html", headers={"Content-Security-Policy": _DOCS_POLICY})
 
-    async def docs_asset(request: "Request") -> "Response":
+    async def docs_asset(request: Request) -> Response:
         name = request.path_params["name"]
         if name == "start.js":
             return Response(START_SCRIPT, media_type="text/javascript")

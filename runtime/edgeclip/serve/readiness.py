@@ -46,7 +46,7 @@ class Lane(Protocol):
         """Whether a batch has run too long."""
 
     async def submit(
-        self, items: list[Item], *, space: Space, timeout_s: float, hand_on: HandOn, is_handed_on: bool
+        self, items: list[Item], *, space: Space, timeout_s: float, hand_on: HandOn | None, is_handed_on: bool
     ) -> LaneAnswer:
         """The graph's answer to items, in a space."""
 
@@ -240,7 +240,7 @@ class _LaneAsk:
         return vectors
 
     async def _submit(
-        self, space: Space, graph: str, items: list[Item], *, hand_on: HandOn, is_handed_on: bool
+        self, space: Space, graph: str, items: list[Item], *, hand_on: HandOn | None, is_handed_on: bool
     ) -> LaneAnswer:
         return await self._lanes[graph].submit(
             items, space=space, timeout_s=self._timeout_s, hand_on=hand_on, is_handed_on=is_handed_on

@@ -22,7 +22,7 @@ from edgeclip.engine.unit_vectors import Vectors, find_fault
 from edgeclip.errors import InputError, WrongVectorsError
 from edgeclip.families.family import Item, Prepared
 from edgeclip.inputs.tokenization import check_max_length, is_quick, slices
-from edgeclip.manifest import Space
+from edgeclip.manifest import FIRST_GRAPH, Space
 from edgeclip.serve.api.request import EmbeddingRequest, RequestLimits, TextItem, TokenItem, modality_of
 from edgeclip.serve.api.response import encode_answer, shorten, write_multi_answer
 from edgeclip.serve.api.served_model import ServedModel
@@ -61,7 +61,9 @@ _Result = TypeVar("_Result")
 class Lane(Protocol):
     """A graph's queue: `edgeclip.serve.queue.lanes.Lane`."""
 
-    async def submit(self, items: list[Item], *, space: Space, hand_on: HandOn, is_handed_on: bool) -> LaneAnswer:
+    async def submit(
+        self, items: list[Item], *, space: Space, hand_on: HandOn | None, is_handed_on: bool
+    ) -> LaneAnswer:
         """The graph's answer to items, in a space."""
 
 
@@ -114,6 +116,8 @@ class EmbeddingService:
         self._settings, self._metrics = settings, metrics
         self._family, self._lanes = encoder.family, lanes
         manifest = encoder.manifest
+        # The graphs that another one follows.
+        self._handing_on = {FIRST_GRAPH[one] for one in manifest.modalities if len(manifest.way(one)) > 1}
         by_file = {graph.file: metrics.graphs[name] for name, graph in manifest.graphs.items()}
         self._pace = ImagePace([by_file[graph.file] for graph in manifest.way("image")] if manifest.image else [])
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="edgeclip-serve")
@@ -158,32 +162,35 @@ class EmbeddingService:
         Bytes that are fetched and those of multi vectors count in `room`.
         """
         try:
-            async with asyncio.timeout(self._settings.request_timeout_s):
-                vectors, tokens, cut = await self._embed(request, stages, room)
-                if isinstance(vectors, list):
-                    return self._write_multi(vectors, request, model, tokens, cut)
-                with stages.measure("encode"):
-                    return await self._aside(
-                        lambda: encode_answer(
-                            _cut(vectors, request),
-                            formats=request.formats,
-                            is_keyed=request.is_keyed,
-                            cut=cut,
-                            model=model,
-                            tokens=tokens,
-                        ),
-                        is_long=len(vectors) * request.dim * len(request.formats) > _NUMBERS_AT_ONCE,
-                    )
+            vectors, tokens, cut = await self._embed(request, stages, room)
+            if isinstance(vectors, list):
+                return self._write_multi(vectors, request, model, tokens, cut)
+            stages.enter("encode")
+            written = await self._aside(
+                lambda: encode_answer(
+                    _cut(vectors, request),
+                    formats=request.formats,
+                    is_keyed=request.is_keyed,
+                    cut=cut,
+                    model=model,
+                    tokens=tokens,
+                ),
+                is_long=len(vectors) * request.dim * len(request.formats) > _NUMBERS_AT_ONCE,
+            )
+            stages.leave("encode")
+            return written
         except WrongVectorsError as error:
             self._distrust(str(error))
             raise not_trusted(self._settings.ready_s) from error
-        except TimeoutError as error:
-            has_images = any(modality_of(item) == "image" for item in request.items)
-            each_s = self._pace.each_s if has_images else None
-            pace = f", and an image takes {each_s:.2g} s at present" if each_s else ""
-            limit_s = self._settings.request_timeout_s
-            message = f"the answer was not ready within {limit_s:.0f} s{pace}; send fewer inputs at once"
-            raise ApiError(504, message, code="timeout") from error
+
+    def too_late(self, request: EmbeddingRequest) -> ApiError:
+        """504 for a request whose time is up."""
+        has_images = any(modality_of(item) == "image" for item in request.items)
+        each_s = self._pace.each_s if has_images else None
+        pace = f", and an image takes {each_s:.2g} s at present" if each_s else ""
+        limit_s = self._settings.request_timeout_s
+        message = f"the answer was not ready within {limit_s:.0f} s{pace}; send fewer inputs at once"
+        return ApiError(504, message, code="timeout")
 
     async def _embed(self, request: EmbeddingRequest, stages: Stages, room: ByteRoom) -> tuple[Rows, int, set[int]]:
         """The vectors of a request, their tokens, and which inputs were cut."""
@@ -211,8 +218,9 @@ class EmbeddingService:
         given = [(index, request.items[index]) for index in indices]
         texts = {index: item.text for index, item in given if isinstance(item, TextItem)}
         ids = {index: item.ids for index, item in given if isinstance(item, TokenItem)}
-        with stages.measure("tokenize"):
-            prepared = await self._tokenize(texts, task) if texts else _NONE
+        stages.enter("tokenize")
+        prepared = await self._tokenize(texts, task) if texts else _NONE
+        stages.leave("tokenize")
         items, cut = prepared.items, [list(texts)[place] for place in prepared.cut]
         if ids:
             framed = self._frame(ids, task)
@@ -298,8 +306,9 @@ class EmbeddingService:
                 self._check_time(load)
                 return picture
 
-            with stages.measure("images"):
-                pictures = await all_or_none([open_one(item, index) for index, item in given.items()])
+            stages.enter("images")
+            pictures = await all_or_none([open_one(item, index) for index, item in given.items()])
+            stages.leave("images")
             sizes = [(picture.width, picture.height) for picture in pictures]
             items = [picture.item for picture in pictures]
             del pictures  # what `items` holds is let go one by one
@@ -351,15 +360,26 @@ class EmbeddingService:
         asyncio.get_running_loop().call_soon(count)
 
     async def _run(self, items: list[Item], space: Space, stages: Stages) -> Rows:
-        return await run_through(partial(self._submit, stages, space), items)
+        return await run_through(
+            partial(self._submit, stages, space), items, hands_on=items[0].graph in self._handing_on
+        )
 
     async def _submit(
-        self, stages: Stages, space: Space, graph: str, items: list[Item], *, hand_on: HandOn, is_handed_on: bool
+        self,
+        stages: Stages,
+        space: Space,
+        graph: str,
+        items: list[Item],
+        *,
+        hand_on: HandOn | None,
+        is_handed_on: bool,
     ) -> LaneAnswer:
         try:
-            with stages.measure(graph):
-                lane = self._lanes[graph]
-                return await lane.submit(items, space=space, hand_on=hand_on, is_handed_on=is_handed_on)
+            stages.enter(graph)
+            lane = self._lanes[graph]
+            answer = await lane.submit(items, space=space, hand_on=hand_on, is_handed_on=is_handed_on)
+            stages.leave(graph)
+            return answer
         except QueueFull as error:
             raise retry_later(f"the {graph} queue is full; try again later", error.retry_after_s) from error
         except LaneFailed as error:

@@ -220,6 +220,19 @@ def test_an_early_answer_does_not_end_the_connection(url: str, echo: Echo) -> No
         assert rest_of(client).startswith(b"HTTP/1.1 204 ")
 
 
+def test_a_body_that_nobody_wants_does_not_stop_the_connection(url: str, echo: Echo) -> None:
+    """More than is read before the answer waits in the socket then."""
+    post = b"POST /held HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\n" + bytes(3_000_000)
+    with connect(url) as client:
+        sending = threading.Thread(target=client.sendall, args=(post + get("empty"),))
+        sending.start()
+        wait_for(lambda: echo.scopes)
+        time.sleep(0.2)
+        echo.may_end.set()
+        assert rest_of(client).count(b"HTTP/1.1 204 ") == 2
+        sending.join()
+
+
 def test_a_client_that_does_not_read_holds_up_the_application(url: str, echo: Echo) -> None:
     """The answer is never whole in memory; and the application hears no error when the client goes away."""
     with connect(url) as client:

@@ -108,7 +108,6 @@ class Requests:
         self.pieces: list[bytes] = []
         self.bodies: list[bytes] = []
         self.reader = RequestReader(
-            on_place=lambda place: None,
             on_head=self.heads.append,
             on_data=self.pieces.append,
             on_end=self.end,
@@ -169,7 +168,7 @@ def test_a_body_is_handed_on_without_a_copy() -> None:
     first, last = b"x" * 100_000, b"y" * 100_000
     taken: list[bytes] = []
     found.reader = RequestReader(
-        on_place=lambda place: None, on_head=found.heads.append, on_data=taken.append, on_end=found.end
+        on_head=found.heads.append, on_data=taken.append, on_end=found.end
     )
     found.reader.feed(b"POST /" + LINE + b"Content-Length: 200003\r\n\r\nabc")
     found.reader.feed(first)

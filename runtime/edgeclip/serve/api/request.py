@@ -95,12 +95,13 @@ class TokenItem:
 
 
 Item = TextItem | TokenItem | ImageItem | UrlItem
+_IMAGES = (ImageItem, UrlItem)
 _ONE_OF_THEM: Mapping[Modality, str] = {"text": "a text", "image": "an image"}
 
 
 def modality_of(item: Item) -> Modality:
     """The modality of an item."""
-    return "image" if isinstance(item, ImageItem | UrlItem) else "text"
+    return "image" if isinstance(item, _IMAGES) else "text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

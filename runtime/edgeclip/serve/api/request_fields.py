@@ -263,10 +263,12 @@ def read_input(body: RequestBody) -> Any:
 
 def one_answer(asked: Mapping[str, _Answer], default: _Answer) -> _Answer:
     """The answer that all fields of one question agree on, `default` without any; ApiError 400 where they differ."""
+    if not asked:
+        return default
     answers = list(asked.values())
     if any(answer != answers[0] for answer in answers[1:]):
         raise invalid(next(iter(asked)), f"{' and '.join(asked)} contradict each other; send one of them")
-    return answers[0] if answers else default
+    return answers[0]
 
 
 def invalid(where: str, message: str) -> ApiError:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from edgeclip.engine.unit_vectors import shorten as cut
@@ -55,8 +56,6 @@ def encode_answer(
 
     Items in `cut` are marked as truncated. With `is_keyed` an embedding is an object with one entry a format.
     """
-    import orjson
-
     marked = set(cut)
     rows = []
     for index, vector in enumerate(vectors):
@@ -101,14 +100,10 @@ def write_multi_answer(
 
 def _encode_matrix(matrix: NDArray[np.float32], form: Format) -> bytes:
     """The JSON of vectors (T, D), without the brackets of their list."""
-    import orjson
-
     return orjson.dumps([encode_vector(row, form) for row in matrix], option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
 
 
 def _tail(model: str, tokens: int) -> bytes:
     """The end of an answer: its model and its usage."""
-    import orjson
-
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return b"]," + orjson.dumps({"model": model, "usage": usage})[1:]

@@ -11,13 +11,13 @@ Refusals before there is a request have OpenAI's shape too. A client that closes
 gone, as for nginx: a FIN does not say whether the client still reads.
 
 Requests of one connection are answered one after the other. One timer looks at all connections from time to time,
-because a timer for each of them would be set three times in every request.
+because a timer of each would be set three times in every request.
 """
 
 import asyncio
 import contextlib
 import logging
-import math
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,9 +87,9 @@ class Listener:
             self._look = self.loop.call_later(self._look_s, self._look_at_all)
 
     def _look_at_all(self) -> None:
-        now_s = self.loop.time()
-        for connection in [one for one in self.connections if one.until_s <= now_s]:
-            connection.time_is_up()
+        now_s = time.monotonic()
+        for connection in list(self.connections):
+            connection.look(now_s)
         self._look = self.loop.call_later(self._look_s, self._look_at_all) if self.connections else None
 
     async def end(self, within_s: float) -> None:
@@ -123,22 +123,21 @@ class Listener:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection. Its client has until `until_s` for the head, the body or the next request."""
+    """One connection. Its client has so long for the head, the body or the next request."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener, self._bounds, self._loop = listener, listener.bounds, listener.loop
-        self._reader = RequestReader(
-            on_place=self._set_time_for, on_head=self._take_head, on_data=self._take_data, on_end=self._take_end
-        )
+        self._reader = RequestReader(on_head=self._take_head, on_data=self._take_data, on_end=self._take_end)
         self._requests: deque[Exchange] = deque()  # the first one is being answered
         self._waiting_bytes = 0
         self._is_deaf = False  # whatever else comes is thrown away
         self._closes_at_last = False  # after the answers that are due
-        self._is_lingering = False
+        self._lingers_until_s: float | None = None
+        self._rests_s = listener.bounds.head_s  # how long it may rest; longer once it has asked for something
+        self._due_s = 0.0  # when the client was last waited for by the server
         self.is_reading, self.is_full = True, False
         self._drained: asyncio.Future[None] | None = None
         self._is_counted = True  # among the open ones
-        self.until_s = math.inf
 
     # What asyncio calls.
 
@@ -150,7 +149,7 @@ class _Connection(asyncio.Protocol):
         listener.add(self)
         listener.counted += 1
         beyond = listener.counted - self._bounds.max_connections
-        if beyond > 0 and (silent := listener.quiet.longest(self._loop.time())) is not None:
+        if beyond > 0 and (silent := listener.quiet.longest(time.monotonic())) is not None:
             silent.give_way()
             beyond -= 1
         if beyond > self._bounds.max_refused:
@@ -159,7 +158,6 @@ class _Connection(asyncio.Protocol):
         elif beyond > 0:
             self._refuse(too_many_connections())
         else:
-            self._set_time(self._bounds.head_s)
             self._note_silence()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -203,10 +201,12 @@ class _Connection(asyncio.Protocol):
     def _take_head(self, head: Head) -> None:
         if len(self._requests) > _MAX_PIPELINED:
             raise ApiError(400, f"more than {_MAX_PIPELINED} pipelined requests", code="too_many_requests")
+        self._rests_s = self._bounds.idle_s
         self._requests.append(Exchange(head, self))
-        self._waiting_bytes += head.size
         if len(self._requests) == 1:
             self._answer_first()
+        else:
+            self._waiting_bytes += head.size
 
     def _take_data(self, data: bytes) -> None:
         request = self._requests[-1]
@@ -245,14 +245,13 @@ class _Connection(asyncio.Protocol):
 
     def finish(self) -> None:
         """Note that the first request is answered."""
-        self._waiting_bytes -= self._requests[0].drop()
+        self.took(self._requests[0].drop())
         self._finish_first()
 
     # One request after the other.
 
     def _answer_first(self) -> None:
         exchange = self._requests[0]
-        self._waiting_bytes -= exchange.head.size
         task = self._loop.create_task(self._listener.answer(exchange.scope(), exchange.receive, exchange.send))
         self._listener.tasks.add(task)
         task.add_done_callback(partial(self._end_task, exchange))
@@ -282,11 +281,8 @@ class _Connection(asyncio.Protocol):
         elif first.is_whole:
             self._requests.popleft()
             if self._requests:
+                self.took(self._requests[0].head.size)
                 self._answer_first()
-                if not self._requests[0].is_whole:
-                    self._set_time(self._bounds.body_s)  # it may have waited unread
-            elif self._reader.place == "between" and not self._is_deaf:
-                self._set_time(self._bounds.idle_s)
             self._note_silence()
 
     def _choose_reading(self) -> None:
@@ -301,29 +297,23 @@ class _Connection(asyncio.Protocol):
 
     # Time.
 
-    def _set_time_for(self, place: Place) -> None:
-        if self._is_deaf:
-            return
-        if place == "between":
-            self._set_time(math.inf if self._requests else self._bounds.idle_s)
-        else:
-            self._set_time(self._bounds.head_s if place == "head" else self._bounds.body_s)
+    def look(self, now_s: float) -> None:
+        """Give up a client that has not sent in its time what it owes."""
+        place = self._reader.place
+        if self._lingers_until_s is not None:
+            if now_s > self._lingers_until_s:
+                self._transport.abort()
+        elif len(self._requests) > (place == "body"):
+            self._due_s = now_s  # the client may wait for an answer before it sends more
+        elif not self._is_deaf:
+            seconds = {"between": self._rests_s, "head": self._bounds.head_s, "body": self._bounds.body_s}[place]
+            if now_s - max(self._reader.since_s, self._due_s) > seconds:
+                self._time_is_up(place)
 
-    def _set_time(self, seconds: float) -> None:
-        self.until_s = self._loop.time() + seconds
-
-    def time_is_up(self) -> None:
-        """Give up a client that has not sent what it owed until `until_s`."""
-        self.until_s = math.inf
-        if self._is_lingering:
-            self._transport.abort()
-            return
-        place, reader = self._reader.place, self._reader
-        if len(self._requests) > (place == "body"):
-            self._set_time_for(place)  # the client may wait for the answer before
-        elif place == "body":
+    def _time_is_up(self, place: Place) -> None:
+        if place == "body":
             self._give_up(too_slow("request", self._bounds.body_s))
-        elif place == "head" and reader.idle_bytes:
+        elif place == "head" and self._reader.idle_bytes:
             self._give_up(too_slow("head of the request", self._bounds.head_s))
         else:
             self._close()
@@ -338,7 +328,7 @@ class _Connection(asyncio.Protocol):
         elif place == "between":
             quiet.rests(self)
         else:
-            quiet.sends(self, self._loop.time())
+            quiet.sends(self, time.monotonic())
 
     def give_way(self) -> None:
         """Close to make room for another connection; a client that is sending a request gets an answer saying why."""
@@ -385,7 +375,6 @@ class _Connection(asyncio.Protocol):
     def _become_deaf(self) -> None:
         self._is_deaf = True
         self._listener.quiet.forget(self)
-        self.until_s = math.inf
         self._choose_reading()
 
     def _refuse(self, error: ApiError) -> None:
@@ -403,8 +392,7 @@ class _Connection(asyncio.Protocol):
         if not self._transport.is_closing():
             if self._transport.can_write_eof():
                 self._transport.write_eof()
-            self._is_lingering = True
-            self._set_time(_LINGER_S)
+            self._lingers_until_s = time.monotonic() + _LINGER_S
 
     def _close(self) -> None:
         self._become_deaf()

@@ -20,6 +20,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Answer = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
 
+# The place in a scope of a function that takes another one, which is called when the client goes away.
+WHEN_GONE = "edgeclip.when_gone"
 _JOINED_BYTES = 64 << 10
 _WITHOUT_BODY = (204, 304)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -51,7 +53,7 @@ class Exchange:
     """A request that is not yet read and answered whole. `receive` and `send` are ASGI's."""
 
     __slots__ = (
-        "_carrier", "_has_length", "_is_chunked", "_is_given", "_left", "_parts", "_pending", "_waiters",
+        "_carrier", "_has_length", "_is_chunked", "_is_given", "_left", "_parts", "_pending", "_say_gone", "_waiters",
         "closes", "head", "is_answered", "is_begun", "is_gone", "is_whole",
     )  # fmt: skip
 
@@ -60,6 +62,7 @@ class Exchange:
         self._parts: list[bytes] = []  # of the body, not yet received
         self._waiters: list[asyncio.Future[None]] = []
         self._pending = b""  # the head of the answer
+        self._say_gone: Callable[[], None] | None = None
         self._left = 0  # bytes of the answer's body, of those that its head announced
         self._has_length = self._is_chunked = False
         self._is_given = False  # whether the application has received all of the body
@@ -83,6 +86,7 @@ class Exchange:
             "query_string": head.query,
             "root_path": "",
             "headers": head.headers,
+            WHEN_GONE: self._when_gone,
             **self._carrier.addresses,
         }
 
@@ -102,6 +106,8 @@ class Exchange:
         """Note that the client has gone, or gets no answer of the application any more."""
         self.is_gone = True
         self._wake()
+        if self._say_gone is not None:
+            self._say_gone()
 
     def drop(self) -> int:
         """Forget what waits of the body, and return how many bytes that was."""
@@ -115,6 +121,11 @@ class Exchange:
                 waiter.set_result(None)
 
     # What the application calls.
+
+    def _when_gone(self, say: Callable[[], None]) -> None:
+        self._say_gone = say
+        if self.is_gone:
+            say()
 
     async def receive(self) -> Message:
         """The next of the body; once it was given, http.disconnect when the client has gone or the answer is sent."""

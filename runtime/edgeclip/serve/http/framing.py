@@ -11,6 +11,7 @@ another request in the same bytes (request smuggling). A request has here
 What is no HTTP/1.0 or HTTP/1.1, or is framed ambiguously, is ApiError 400; a head that is too large is 431.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -56,23 +57,26 @@ class Head:
 
 
 class RequestReader:
-    """Cuts what a client sends into requests, and calls `on_place`, `on_head`, `on_data` and `on_end`.
+    """Cuts what a client sends into requests, and calls `on_head`, `on_data` and `on_end`.
 
-    `place` is where the reading stands: between requests, in a head or in a body. `idle_bytes` counts what came since
-    the place changed or some of a body came; trailers and the sizes of chunks count in it. `on_data` gets pieces of
-    the body.
+    `place` is where the reading stands since `since_s`: between requests, in a head or in a body. `idle_bytes` counts
+    what came since then or since some of a body came; trailers and the sizes of chunks count in it. `on_data` gets
+    pieces of the body.
     """
 
     def __init__(
         self,
         *,
-        on_place: Callable[[Place], None],
         on_head: Callable[[Head], None],
         on_data: Callable[[bytes], None],
         on_end: Callable[[], None],
     ) -> None:
-        self._on_place, self._on_head, self._on_data, self._on_end = on_place, on_head, on_data, on_end
+        import httptools
+
+        self._on_head, self._on_data, self._on_end = on_head, on_data, on_end
+        self._errors = httptools.HttpParserError, httptools.HttpParserUpgrade
         self.place: Place = "between"
+        self.since_s = time.monotonic()
         self.idle_bytes = 0
         self._parser = _request_parser(self)
         self._is_refed = False  # while a parser gets the framing of a request whose head was read already
@@ -86,8 +90,7 @@ class RequestReader:
 
     def feed(self, data: bytes) -> None:
         """Read some bytes; ApiError 400 or 431, after which there is nothing to be read any more."""
-        import httptools
-
+        wrong, _ = self._errors
         if self._body_left:
             data = self._pass_body(data)
             if not data:
@@ -99,9 +102,9 @@ class RequestReader:
             while (behind := self._read(data)) is not None:
                 data = data[behind:]
                 self._go_on_without_upgrade()
-        except httptools.HttpParserError as error:
+        except wrong as error:
             reason = error.__context__
-            if reason is None or isinstance(reason, httptools.HttpParserError):
+            if reason is None or isinstance(reason, wrong):
                 raise _no_http() from None
             raise reason from None
         if self.idle_bytes > MAX_HEAD_BYTES:
@@ -121,11 +124,10 @@ class RequestReader:
 
     def _read(self, data: bytes) -> int | None:
         """Read all, or until behind the head of a request that asks for an upgrade: httptools would skip its body."""
-        import httptools
-
+        _, upgrades = self._errors
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
+        except upgrades as upgrade:
             behind: int = upgrade.args[0]
             return behind
         return None
@@ -214,8 +216,7 @@ class RequestReader:
 
     def _enter(self, place: Place) -> None:
         if place != self.place:
-            self.place, self.idle_bytes = place, 0
-            self._on_place(place)
+            self.place, self.idle_bytes, self.since_s = place, 0, time.monotonic()
 
 
 def _request_parser(events: RequestReader) -> "HttpRequestParser":

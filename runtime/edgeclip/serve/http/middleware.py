@@ -6,8 +6,14 @@ An error becomes an answer in the API's shape: a bug 500, a request that is cut 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, Router
 
 from edgeclip.serve.errors import ApiError, ending, log_bug, out_of_files
 from edgeclip.serve.http.access_log import AccessLog, request_id
@@ -17,19 +23,14 @@ from edgeclip.serve.http.open_files import OutOfFiles, is_out_of_files
 from edgeclip.serve.http.paths import route_path
 from edgeclip.serve.metrics import Metrics
 
-if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.responses import Response
-
-    from edgeclip.serve.http.streamed_answer import StreamedAnswer
-
 _log = logging.getLogger("edgeclip.serve")
 # The content security policy of pages that bring none of their own, and of answers that are no pages.
 PAGE_POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'none'"
 )
-_DATA_POLICY = b"default-src 'none'; frame-ancestors 'none'"
+_DATA_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+_PAGE_POLICY = (b"content-security-policy", PAGE_POLICY.encode())
 _OF_ALL = (b"x-content-type-options", b"nosniff")
 _OF_PAGES = [(b"referrer-policy", b"no-referrer"), (b"x-frame-options", b"DENY")]
 # nginx's status for a client that went away; no client sees it.
@@ -38,26 +39,12 @@ CLIENT_GONE = 499
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
-class Endpoint:
-    """A route's function as an ASGI application, without Starlette's handling of errors, which the shell does."""
-
-    def __init__(self, answer: Callable[["Request"], Awaitable["Response | StreamedAnswer"]]) -> None:
-        self._answer = answer
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        from starlette.requests import Request
-
-        response = await self._answer(Request(scope, receive))
-        await response(scope, receive, send)
-
-
 class Shell:
     """Keys, security headers, metrics and a log line round every request; and every error in the API's shape."""
 
     def __init__(
         self,
-        app: Any,
+        routes: Sequence[Route],
         *,
         metrics: Metrics,
         keys: KeyRing,
@@ -70,7 +57,10 @@ class Shell:
     ) -> None:
         # Within the shell, so that a preflight has its log line too; round the guard, so that a page reads refusals.
         self._answer = allow_origins(self._guard) if allow_origins else self._guard
-        self._app, self._metrics, self._keys, self._root_path = app, metrics, keys, root_path
+        self._router = Router(routes, redirect_slashes=False)
+        # Looked up by their path; the router tries the pattern of one route after the other.
+        self._fixed = {route.path: route for route in routes if "{" not in route.path}
+        self._metrics, self._keys, self._root_path = metrics, keys, root_path
         self._metrics_port = metrics_port
         self._access_log, self._has_ids = access_log, has_ids or access_log is not None
         self._out_of_files = files
@@ -103,24 +93,30 @@ class Shell:
         finally:
             self._in_progress -= 1
             seconds, status = time.perf_counter() - started, scope["edgeclip.status"] or CLIENT_GONE
-            self._record(scope, status, seconds)
-            if self._access_log is not None:
-                self._access_log.write(scope, status=status, seconds=seconds, bytes_out=bytes_out)
+            # When the answer is on its way: uvloop sends it at the end of the loop's turn.
+            asyncio.get_running_loop().call_soon(partial(self._record, scope, status, seconds, bytes_out))
 
     async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request if its path and its key allow it; an error becomes an answer."""
-        from starlette.exceptions import HTTPException
-
         try:
             if self._metrics_port and (scope["path"] == "/metrics") != (scope["server"][1] == self._metrics_port):
                 raise HTTPException(404)
-            if scope["path"].startswith("/v1/") and not self._keys.opens(_header(scope, b"authorization")):
+            if (
+                self._keys.is_needed
+                and scope["path"].startswith("/v1/")
+                and not self._keys.opens(_header(scope, b"authorization"))
+            ):
                 raise ApiError(
                     401, 'a valid API key is needed: "Authorization: Bearer KEY"', code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )  # fmt: skip
+            route = self._fixed.get(scope["path"])
+            if route is not None and route.methods is not None and scope["method"] in route.methods:
+                scope["route"] = route
+                await route.app(scope, receive, send)
+                return
             scope["app"] = self  # a route refuses a method by an exception then, and not by an answer of its own
-            await self._app(scope, receive, send)
+            await self._router(scope, receive, send)
         except (Exception, asyncio.CancelledError) as error:
             if is_out_of_files(error):
                 self._out_of_files.say()
@@ -129,7 +125,9 @@ class Shell:
             if not scope["edgeclip.status"]:
                 await answer(scope, receive, send)
 
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, status: int, seconds: float, bytes_out: int) -> None:
+        if self._access_log is not None:
+            self._access_log.write(scope, status=status, seconds=seconds, bytes_out=bytes_out)
         route = getattr(scope.get("route"), "path", "unknown")
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._metrics.requests.labels(route, method, str(status)).inc()
@@ -143,22 +141,21 @@ class Shell:
 
 def _secure(headers: list[tuple[bytes, bytes]]) -> None:
     """Add the security headers of an answer with these."""
-    kind = next((value for name, value in headers if name == b"content-type"), b"")
-    policy = _DATA_POLICY
-    if not kind.startswith(b"application/json"):
+    is_data, has_policy = False, False
+    for name, value in headers:
+        if name == b"content-type":
+            is_data = value.startswith(b"application/json")
+        elif name == b"content-security-policy":
+            has_policy = True
+    if not is_data:
         headers.extend(_OF_PAGES)
-        policy = PAGE_POLICY.encode()
     headers.append(_OF_ALL)
-    if not any(name == b"content-security-policy" for name, _ in headers):
-        headers.append((b"content-security-policy", policy))
+    if not has_policy:
+        headers.append(_DATA_POLICY if is_data else _PAGE_POLICY)
 
 
-def _answer_to(error: BaseException, scope: Scope) -> "Response":
+def _answer_to(error: BaseException, scope: Scope) -> Response:
     """The answer to a request that ended in an error, in the API's shape."""
-    from starlette.exceptions import HTTPException
-    from starlette.requests import ClientDisconnect
-    from starlette.responses import JSONResponse, Response
-
     identity = scope["edgeclip.request_id"]
     if isinstance(error, ClientDisconnect):
         return Response(status_code=CLIENT_GONE)

@@ -1,23 +1,21 @@
-"""Read a request: its body within limits, as JSON, and whether its client is still there."""
+"""Read a request: its body within limits, as JSON."""
 
 import asyncio
 import re
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Mapping
+
+import orjson
+from starlette.requests import ClientDisconnect
 
 from edgeclip.serve.api.request import EmbeddingRequest, RequestLimits, parse_request, token_ids_refused
 from edgeclip.serve.errors import ApiError
 from edgeclip.serve.http.body_faults import explain
+from edgeclip.serve.http.exchange import Receive
 from edgeclip.serve.http.json_tokens import holds_more
 from edgeclip.serve.http.pending_bytes import Room
 from edgeclip.serve.settings import Settings
 
-if TYPE_CHECKING:
-    from starlette.requests import Request
-
-_Answer = TypeVar("_Answer")
-# Seconds before the connection is watched: a task that watches would delay the answer to a short text.
-_UNWATCHED_S = 0.1
+_JSON = b"application/json"
 # A longer body is parsed in a thread: a text of this many bytes takes the event loop 0.1 ms.
 _BYTES_AT_ONCE = 64 << 10
 # The most brackets, braces, colons and commas of a request beside its items, and in each of them.
@@ -25,32 +23,29 @@ _TOKEN_IDS = re.compile(rb'"(inputs?)"\s*:\s*\[[\s\[]*[0-9]')
 _VALUES_BESIDE, _VALUES_OF_AN_ITEM = 1024, 8
 
 
-async def read_body(request: "Request", settings: Settings, room: Room) -> bytearray:
+async def read_body(headers: Mapping[bytes, bytes], receive: Receive, settings: Settings, room: Room) -> bytearray:
     """The body; one that is too large is refused by its header before it is read, or as soon as it is too large.
 
     ClientDisconnect when its client goes away, or takes longer than `edgeclip.serve.http.connections` waits for a
     body.
     """
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+    kind = headers.get(b"content-type", _JSON)
+    if kind != _JSON and not _is_json(kind):
         raise ApiError(
             415, "the body must be JSON: send Content-Type: application/json", code="unsupported_media_type"
         )
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise ApiError(415, "compressed bodies are not taken", code="unsupported_encoding")
     too_large = f"the body has more than {settings.max_body_bytes} bytes; send several requests"
-    stated = request.headers.get("content-length", "")
-    if stated.isdecimal() and int(stated[:20]) > settings.max_body_bytes:
+    if int(headers.get(b"content-length", 0)) > settings.max_body_bytes:
         raise ApiError(413, too_large, code="body_too_large")
     # One block that grows where it lies: a list of a thousand chunks would be joined into a copy, and whatever is
     # allocated meanwhile would lie above the chunks and keep the C library from giving their memory back.
     body = bytearray()
     values = 0
     while True:
-        message = await request.receive()
+        message = await receive()
         if message["type"] == "http.disconnect":
-            from starlette.requests import ClientDisconnect
-
             raise ClientDisconnect
         chunk = message.get("body", b"")
         if len(body) + len(chunk) > settings.max_body_bytes:
@@ -75,6 +70,11 @@ async def read_body(request: "Request", settings: Settings, room: Room) -> bytea
     return body
 
 
+def _is_json(kind: bytes) -> bool:
+    kind = kind.partition(b";")[0].strip().lower()
+    return kind == _JSON or (kind.startswith(b"application/") and kind.endswith(b"+json"))
+
+
 async def parse_aside(body: bytes | bytearray, limits: RequestLimits) -> EmbeddingRequest:
     """`parse`, in a thread where the body is long."""
     if len(body) <= _BYTES_AT_ONCE:
@@ -84,8 +84,6 @@ async def parse_aside(body: bytes | bytearray, limits: RequestLimits) -> Embeddi
 
 def parse(body: bytes | bytearray, limits: RequestLimits) -> EmbeddingRequest:
     """The normal form of a body; ApiError 400 for what is no JSON, or no request."""
-    import orjson
-
     try:
         return parse_request(orjson.loads(body), limits)
     except orjson.JSONDecodeError as error:
@@ -95,38 +93,3 @@ def parse(body: bytes | bytearray, limits: RequestLimits) -> EmbeddingRequest:
         # would lie among a document's million objects, and Python's allocator could give none of their memory back.
         raise error.with_traceback(None) from None
     raise refusal
-
-
-async def while_connected(request: "Request", work: Awaitable[_Answer]) -> _Answer:
-    """The result of `work`, which is cancelled when the client goes away: ClientDisconnect then.
-
-    It runs in the calling task. Work that is done at once is not watched, because a second task would delay it.
-    """
-    caller, watch = asyncio.current_task(), None
-    assert caller is not None
-    is_gone = False
-
-    async def until_gone() -> None:
-        nonlocal is_gone
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        is_gone = True
-        caller.cancel()
-
-    def begin() -> None:
-        nonlocal watch
-        watch = asyncio.ensure_future(until_gone())
-
-    timer = asyncio.get_running_loop().call_later(_UNWATCHED_S, begin)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if is_gone and not caller.uncancel():  # else the service ends, too
-            from starlette.requests import ClientDisconnect
-
-            raise ClientDisconnect from None
-        raise
-    finally:
-        timer.cancel()
-        if watch is not None:
-            watch.cancel()

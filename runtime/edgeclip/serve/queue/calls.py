@@ -56,6 +56,8 @@ class LaneCall:
             following = self.hand_on(index, found)
         elif self.space == "multi":
             self.answer.matrices[index] = np.array(found)  # a copy, or it would hold the whole batch's
+        elif len(self.items) == 1:
+            self.answer.vectors = found[None]
         else:
             if self.answer.vectors is None:
                 self.answer.vectors = np.empty((len(self.items), len(found)), np.float32)

@@ -28,16 +28,21 @@ class Submit(Protocol):
     """Submits items of one graph to its lane: `edgeclip.serve.queue.lanes.Lane.submit`."""
 
     def __call__(
-        self, graph: str, items: list[Item], /, *, hand_on: HandOn, is_handed_on: bool
+        self, graph: str, items: list[Item], /, *, hand_on: HandOn | None, is_handed_on: bool
     ) -> Awaitable[LaneAnswer]:
         """The lane's answer."""
 
 
-async def run_through(submit: Submit, items: list[Item], *, is_handed_on: bool = False) -> Rows:
+async def run_through(
+    submit: Submit, items: list[Item], *, is_handed_on: bool = False, hands_on: bool = True
+) -> Rows:
     """The vectors of items of one graph, in their order; raises what `submit` raises.
 
-    `items` is emptied: each is let go when it is computed. The first error of any graph ends what still waits.
+    `items` is emptied: each is let go when it is computed. The first error of any graph ends what still waits. With
+    `hands_on` False no graph follows this one, and nothing is made ready for it.
     """
+    if not hands_on:
+        return _join(len(items), await submit(items[0].graph, items, hand_on=None, is_handed_on=is_handed_on), {})
     following: dict[int, asyncio.Task[Rows]] = {}
     failure: BaseException | None = None
     try:

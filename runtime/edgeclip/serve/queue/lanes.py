@@ -305,14 +305,13 @@ class Lane:
             if not is_lowered:  # not before: that batch may have loaded the graph, whose threads serve all texts
                 is_lowered = True
                 lower_this_thread(worker.niceness)
-            with self._lock:
-                self._ahead_bytes += sum(
-                    _size_ahead(found) for _, outcome in outcomes for found in _items_of(outcome)
-                )
-            # Before the loop is called, which wants the interpreter; finished work is let go.
-            batch = self._take(worker)
+            if ahead_bytes := sum(_size_ahead(found) for _, outcome in outcomes for found in _items_of(outcome)):
+                with self._lock:
+                    self._ahead_bytes += ahead_bytes
+            # Before the next batch is taken, which happens while the loop's thread wakes. Finished work is let go.
             self._tell(partial(self._finish, outcomes, began_s, compute_s, cost))
             del outcomes
+            batch = self._take(worker)
         self._tell(self._end)
 
     def _end(self) -> None:
@@ -378,7 +377,8 @@ class Lane:
                 if not request.missing:
                     request.settle()
         waits_s = [began_s - request.since_s for part, _ in outcomes for request, _ in part]
-        self._loop.call_soon(self._note, waits_s, compute_s, cost)
+        # In the turn after the next one: at the end of the next one uvloop sends the answer that is written there.
+        self._loop.call_soon(self._loop.call_soon, self._note, waits_s, compute_s, cost)
 
     def _leave_after(self, following: "asyncio.Future[Any] | None", size: int) -> None:
         """Forget the bytes of an item that was handed on when it is needed no more; at once where it was not."""
