@@ -72,9 +72,9 @@ class Kind(NamedTuple):
     is_handed_on: bool = False
 
 
-def kind_of(item: Item, space: Space = "single") -> Kind:
+def kind_of(item: Item, space: Space = "single", *, is_handed_on: bool = False) -> Kind:
     """The kind of an item whose vectors are wanted in a space."""
-    return Kind(max(1, item.tokens), item.graph, item.adapter, item.alike, space)
+    return Kind(max(1, item.tokens), item.graph, item.adapter, item.alike, space, is_handed_on)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,7 +67,7 @@ class Lane(Protocol):
         """The graph's answer to items, in a space."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Embedded:
     """Some of a request's items: their vectors, tokens, and which of them were cut."""
 

@@ -167,9 +167,7 @@ def test_a_body_is_handed_on_without_a_copy() -> None:
     found = Requests()
     first, last = b"x" * 100_000, b"y" * 100_000
     taken: list[bytes] = []
-    found.reader = RequestReader(
-        on_head=found.heads.append, on_data=taken.append, on_end=found.end
-    )
+    found.reader = RequestReader(on_head=found.heads.append, on_data=taken.append, on_end=found.end)
     found.reader.feed(b"POST /" + LINE + b"Content-Length: 200003\r\n\r\nabc")
     found.reader.feed(first)
     found.reader.feed(last)

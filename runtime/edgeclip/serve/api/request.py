@@ -25,6 +25,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from edgeclip.families.tasks import are_languages, list_tasks
 from edgeclip.manifest import Modality, Space
 from edgeclip.serve.api.image_strings import (
@@ -104,8 +106,7 @@ def modality_of(item: Item) -> Modality:
     return "image" if isinstance(item, _IMAGES) else "text"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmbeddingRequest:
+class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The normal form of a request. With `is_keyed` each embedding of the answer is an object of its formats."""
 
     items: tuple[Item, ...]
@@ -128,8 +129,10 @@ def parse_request(document: object, limits: RequestLimits) -> EmbeddingRequest:
     space = read_space(body, limits.model)
     task = read_task(body, limits.model)
     items = _items(body, limits)
-    _check_task(body, task, items, limits.model)
-    _check_kinds(body, items)
+    if task is not None or limits.model.is_task_required:
+        _check_task(body, task, items, limits.model)
+    if body.modality is not None or body.input_type is not None:
+        _check_kinds(body, items)
     return EmbeddingRequest(
         items=items,
         model=body.model,
@@ -151,7 +154,7 @@ def _items(body: RequestBody, limits: RequestLimits) -> tuple[Item, ...]:
         raise invalid("input", f"found {kind_of(found)}, wanted a text, an object or a list of them")
     if not found:
         raise invalid("input", "it is empty, wanted at least one text or image")
-    if _is_id(found[0]):
+    if type(found[0]) is int:
         return (_check_modality(_tokens(found, "input", limits), "input", limits.model),)
     if len(found) > limits.max_items:
         raise ApiError(
@@ -160,11 +163,19 @@ def _items(body: RequestBody, limits: RequestLimits) -> tuple[Item, ...]:
             param="input",
             code="array_above_max_length",
         )
-    items = tuple(_item(item, f"input[{index}]", limits) for index, item in enumerate(found))
-    # Characters as they were sent; `edgeclip.serve.api.text_length` counts them again as the tokenizer sees them.
-    if sum(len(item.text) for item in items if isinstance(item, TextItem)) > limits.max_request_chars:
+    items: list[Item] = []
+    characters = images = 0
+    for index, value in enumerate(found):
+        where = f"input[{index}]"
+        item = _check_modality(_read_item(value, where, limits), where, limits.model)
+        items.append(item)
+        if isinstance(item, TextItem):
+            # As they were sent; `edgeclip.serve.api.text_length` counts them again as the tokenizer sees them.
+            characters += len(item.text)
+        elif isinstance(item, _IMAGES):
+            images += 1
+    if characters > limits.max_request_chars:
         raise too_long_together(limits.max_request_chars)
-    images = sum(modality_of(item) == "image" for item in items)
     if images > limits.max_images:
         raise ApiError(
             400,
@@ -172,11 +183,7 @@ def _items(body: RequestBody, limits: RequestLimits) -> tuple[Item, ...]:
             param="input",
             code="array_above_max_length",
         )
-    return items
-
-
-def _item(item: object, where: str, limits: RequestLimits) -> Item:
-    return _check_modality(_read_item(item, where, limits), where, limits.model)
+    return tuple(items)
 
 
 def _read_item(item: object, where: str, limits: RequestLimits) -> Item:

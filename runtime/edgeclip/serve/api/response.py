@@ -34,9 +34,9 @@ def shorten(vectors: NDArray[np.float32], dim: int, *, is_normalized: bool) -> N
 
 
 def encode_vector(vector: NDArray[np.float32], form: Format) -> Any:
-    """One vector (D,) as JSON takes it: a str for base64, else an array."""
+    """One vector (D,), whose numbers lie side by side, as JSON takes it: a str for base64, else an array."""
     if form == "float":
-        return np.ascontiguousarray(vector)
+        return vector
     if form == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     bits = np.packbits(vector > 0)
@@ -59,8 +59,13 @@ def encode_answer(
     marked = set(cut)
     rows = []
     for index, vector in enumerate(vectors):
-        encoded = {form: encode_vector(vector, form) for form in formats}
-        row = {"object": "embedding", "index": index, "embedding": encoded if is_keyed else encoded[formats[0]]}
+        row = {
+            "object": "embedding",
+            "index": index,
+            "embedding": {form: encode_vector(vector, form) for form in formats}
+            if is_keyed
+            else encode_vector(vector, formats[0]),
+        }
         if index in marked:
             row["truncated"] = True
         rows.append(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY))

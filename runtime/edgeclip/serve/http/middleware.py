@@ -7,7 +7,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -93,8 +92,9 @@ class Shell:
         finally:
             self._in_progress -= 1
             seconds, status = time.perf_counter() - started, scope["edgeclip.status"] or CLIENT_GONE
-            # When the answer is on its way: uvloop sends it at the end of the loop's turn.
-            asyncio.get_running_loop().call_soon(partial(self._record, scope, status, seconds, bytes_out))
+            self._record(scope, status, seconds)
+            if self._access_log is not None:
+                self._access_log.write(scope, status=status, seconds=seconds, bytes_out=bytes_out)
 
     async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request if its path and its key allow it; an error becomes an answer."""
@@ -125,9 +125,7 @@ class Shell:
             if not scope["edgeclip.status"]:
                 await answer(scope, receive, send)
 
-    def _record(self, scope: Scope, status: int, seconds: float, bytes_out: int) -> None:
-        if self._access_log is not None:
-            self._access_log.write(scope, status=status, seconds=seconds, bytes_out=bytes_out)
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._metrics.requests.labels(route, method, str(status)).inc()

@@ -104,20 +104,9 @@ class FairQueue:
         The request whose turn it is decides the kind; other requests' items of that kind fill the batch, by turns.
         Only items are taken that cost more than `above`, no more than `up_to`, and that `may` allows.
         """
-        offers = [
-            (waiting.rank(kind), kind)
-            for waiting in self._waiting.values()
-            if (kind := waiting.cheapest(above, up_to, may)) is not None
-        ]
-        if not offers:
+        kind, turns = self._turns(above, up_to, may)
+        if kind is None:
             return []
-        _, kind = min(offers)
-        turns = [
-            (waiting.rank(kind), waiting)
-            for waiting in self._waiting.values()
-            if kind in waiting.by_kind and (may is None or may(waiting.arrival, kind))
-        ]
-        heapq.heapify(turns)
         sharers, size = len(self._waiting), self._rows(kind)
         taken: list[tuple[int, int]] = []
         while turns and len(taken) < size:
@@ -139,6 +128,29 @@ class FairQueue:
         self._cost -= kind.cost * len(taken)
         self._now += kind.cost * len(taken) / sharers
         return taken
+
+    def _turns(
+        self, above: int, up_to: int | None, may: May | None
+    ) -> "tuple[Kind | None, list[tuple[tuple[float, int, int], _Waiting]]]":
+        """The kind of the next batch, and the requests that have such items, as a heap by rank."""
+        if len(self._waiting) == 1:  # most of the time, and a rank compares nothing
+            (waiting,) = self._waiting.values()
+            return waiting.cheapest(above, up_to, may), [((0.0, 0, 0), waiting)]
+        offers = [
+            (waiting.rank(kind), kind)
+            for waiting in self._waiting.values()
+            if (kind := waiting.cheapest(above, up_to, may)) is not None
+        ]
+        if not offers:
+            return None, []
+        _, kind = min(offers)
+        turns = [
+            (waiting.rank(kind), waiting)
+            for waiting in self._waiting.values()
+            if kind in waiting.by_kind and (may is None or may(waiting.arrival, kind))
+        ]
+        heapq.heapify(turns)
+        return kind, turns
 
 
 def _cost(kind: Kind) -> int:

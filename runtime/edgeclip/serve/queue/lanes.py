@@ -244,7 +244,7 @@ class Lane:
         """
         if not 1 <= len(items) <= self._limits.max_queued:
             raise InputError(f"found {len(items)} inputs, wanted 1 to {self._limits.max_queued} at once")
-        kinds = [kind_of(item, space)._replace(is_handed_on=is_handed_on) for item in items]
+        kinds = [kind_of(item, space, is_handed_on=is_handed_on) for item in items]
         with self._lock:
             if not self._is_open:
                 raise LaneFailed("the service is shutting down")
@@ -280,8 +280,7 @@ class Lane:
         for worker in self._workers:
             if worker.is_idle and any(map(worker.takes, kinds)):
                 worker.is_idle = False
-                # When the loop has nothing else to do: a thread that wakes before waits for the interpreter.
-                self._loop.call_soon(worker.wake.put, None)
+                worker.wake.put(None)  # it takes longer to wake than the loop's thread to have nothing else to do
 
     def _room_after_s(self, excess: int) -> float:
         """The seconds until `excess` items of the queue are computed, if they are as long as the others."""
@@ -377,8 +376,7 @@ class Lane:
                 if not request.missing:
                     request.settle()
         waits_s = [began_s - request.since_s for part, _ in outcomes for request, _ in part]
-        # In the turn after the next one: at the end of the next one uvloop sends the answer that is written there.
-        self._loop.call_soon(self._loop.call_soon, self._note, waits_s, compute_s, cost)
+        self._loop.call_soon(self._note, waits_s, compute_s, cost)
 
     def _leave_after(self, following: "asyncio.Future[Any] | None", size: int) -> None:
         """Forget the bytes of an item that was handed on when it is needed no more; at once where it was not."""
