@@ -22,7 +22,7 @@ from edgeclip.manifest import FIRST_GRAPH, ImageFacts, Manifest, PatchFacts
 PROCESS_BYTES, HOT_FILE_BYTES = 36_000_000, 26_000_000
 # The same, as `ulimit -d` and `ulimit -v` count it: with stacks, heaps and libraries that are not in memory.
 PROCESS_DATA, PROCESS_ADDRESSES = 118_000_000, 218_000_000
-# What uvicorn, starlette, Pillow and their threads add to it.
+# What the service's server, starlette, Pillow and their threads add to it.
 SERVICE_BYTES, SERVICE_ADDRESSES = 50_000_000, 500_000_000
 # The heaps that malloc reserves for the threads that load a graph and tokenise: data, and addresses.
 HEAP_DATA, HEAP_ADDRESSES = 40_000_000, 300_000_000

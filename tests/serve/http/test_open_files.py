@@ -39,7 +39,7 @@ ASKED = [
     b"GET /docs/swagger-ui.css HTTP/1.1\r\nHost: x\r\n\r\n",
     b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY,
 ]
-# uvicorn takes uvloop where it is there, and asyncio's own loop else: they accept differently.
+# The server takes uvloop where it is there, and asyncio's own loop else: they accept differently.
 START = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[1])))
