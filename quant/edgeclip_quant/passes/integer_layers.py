@@ -82,10 +82,11 @@ def plain_graph(name: str, source: Path) -> ir.Model:
 
     The fp32 graph for the CPU reads its text weights in place, in two forms chosen by the number of rows, because
     reading 1.2 GB is what a short text costs there, and multiplies by parts of an image's layers separately. Integer
-    weights are a quarter of that and have kernels of their own, and one input is rounded once. Raises PassError or
+    weights are a quarter of that and have kernels of their own, and one input is rounded once. A decoder's MLP is in
+    parts, as an export has it, so that a long text takes less memory. Raises PassError or
     InvariantError of onnx_ir, or BuildError, for a graph that is not as an export has it.
     """
-    return lower_portable(name, source, "cpu", layers="plain")
+    return lower_portable(name, source, "cpu", layers="divided")
 
 
 def turn_channels(model: ir.Model) -> tuple[ir.Model, Mapping[str, Sequence[Edit]]]:
