@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import Unigram
 
 from edgeclip.errors import BundleError, InputError
+from edgeclip.host.malloc_bounds import trim
 from edgeclip.host.out_of_memory import is_out_of_memory, naming_out_of_memory
 from edgeclip.manifest import TextFacts
 
@@ -82,6 +83,7 @@ class TextTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._facts = facts
+        trim()  # 40 MB of what was parsed; once the weights lie above them, malloc keeps them
 
     def encode(self, texts: Sequence[str], max_length: int | None, *, keeps_closing: bool = True) -> TokenizedTexts:
         """The ids of each text, at most `max_length` of them.
