@@ -7,6 +7,9 @@ of that interpreter's installation; without DEVICE on the CPU. Times are divided
                                    random weights, and the mean of its last hidden states
     llama.cpp:CHECKPOINT=PYTHON    llama.cpp's decoder of those sizes in Q4_K_M, of an interpreter that has
                                    llama-cpp-python and gguf; CHECKPOINT.Q4_K_M.gguf is written the first time
+    openvino:BUNDLE=PYTHON         the text graph of a jina-embeddings-v4 bundle for tensorrt in OpenVINO, weights and
+                                   activations in int8 by NNCF, of an interpreter that has both; BUNDLE.nncf is
+                                   written the first time
 
 All are open at once and take turns, so that other work of the machine meets all of them alike. What is timed is a
 call of `encode_text` or `encode_image`, whole, from an array of the image's size. Each contender's text has exactly
@@ -41,9 +44,24 @@ from edgeclip_bench.measure.resident_memory import anonymous_bytes, peak_bytes, 
 from edgeclip_bench.rivals.run import latency_rows
 
 BENCHMARK = "edgeclip_bench.latency.side_by_side"
-_TRANSFORMERS, _LLAMA = "transformers:", "llama.cpp:"
-_WANTED = "BUNDLE[@TASK][%DEVICE][=PYTHON], transformers:CHECKPOINT or llama.cpp:CHECKPOINT=PYTHON"
-_LLAMA_PROGRAM = Path(__file__).parents[1] / "rivals" / "llama_program.py"
+_TRANSFORMERS = "transformers:"
+_WANTED = "BUNDLE[@TASK][%DEVICE][=PYTHON], transformers:CHECKPOINT, llama.cpp:... or openvino:...=PYTHON"
+_PROGRAMS = Path(__file__).parents[1] / "rivals"
+
+
+@dataclass(frozen=True, slots=True)
+class _Rival:
+    """A program that takes texts as ids: its file, what it reads of a folder, and the suffix of what it writes."""
+
+    program: str
+    reads: str
+    writes: str
+
+
+_RIVALS = {
+    "llama.cpp:": _Rival("llama_program.py", "config.json", ".Q4_K_M.gguf"),
+    "openvino:": _Rival("openvino_program.py", "text.onnx", ".nncf"),
+}
 _MOST_ROUNDS, _LEAST_ROUNDS = 200, 5
 
 # Both programs answer every line of stdin with one of stdout. They use nothing that an earlier version did not have.
@@ -109,12 +127,13 @@ class Contender:
             # transformers' name of the model; the official layouts name none.
             native = str(opened.checkpoint.config.get("model_type") or opened.family.name)
             return cls(name=f"{_TRANSFORMERS}{folder.name}", folder=folder, native=native)
-        path, _, python = words.removeprefix(_LLAMA).partition("=")
-        if words.startswith(_LLAMA):
-            folder = Path(path)
-            if not (folder / "config.json").is_file() or not python:
-                raise InputError(f"{words}: wanted llama.cpp:CHECKPOINT=PYTHON, a folder with config.json")
-            return cls(name=f"{_LLAMA}{folder.name}", folder=folder, python=python, native=_LLAMA)
+        rival = next((name for name in _RIVALS if words.startswith(name)), "")
+        path, _, python = words.removeprefix(rival).partition("=")
+        if rival:
+            folder, reads = Path(path), _RIVALS[rival].reads
+            if not (folder / reads).is_file() or not python:
+                raise InputError(f"{words}: wanted {rival}FOLDER=PYTHON, a folder with {reads}")
+            return cls(name=f"{rival}{folder.name}", folder=folder, python=python, native=rival)
         path, _, device = path.partition("%") if not Path(path).is_dir() else (path, "", "")
         path, _, task = path.partition("@") if not Path(path).is_dir() else (path, "", "")
         folder = Path(path)
@@ -128,16 +147,16 @@ class Contender:
     @property
     def command(self) -> list[str]:
         """The command that runs it."""
-        if self.native == _LLAMA:
-            written = self.folder.with_name(f"{self.folder.name}.Q4_K_M.gguf")
-            return [self.python, str(_LLAMA_PROGRAM), str(self.folder / "config.json"), str(written)]
+        if rival := _RIVALS.get(self.native or ""):
+            written = self.folder.with_name(f"{self.folder.name}{rival.writes}")
+            return [self.python, str(_PROGRAMS / rival.program), str(self.folder / rival.reads), str(written)]
         if self.native:
             return [self.python, "-c", _NATIVE, str(self.folder), self.native]
         return [self.python, "-c", _EDGECLIP, str(self.folder), self.task or "", self.device]
 
     def text(self, tokens: int) -> str:
-        """A text of so many tokens, the task's prompt included; for llama.cpp the ids themselves."""
-        if self.native == _LLAMA:
+        """A text of so many tokens, the task's prompt included; for another runtime's program the ids themselves."""
+        if self.native in _RIVALS:
             return " ".join(str(100 + index) for index in range(tokens))
         tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         tokenizer.no_truncation()

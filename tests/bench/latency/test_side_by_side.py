@@ -83,5 +83,6 @@ def test_what_cannot_take_part_is_one_line(v3: Path, bundle: Path, tmp_path: Pat
     assert "wanted llama.cpp:" in refusal("bench", "side-by-side", f"llama.cpp:{OFFICIAL}", capsys=capsys)
     ended = refusal("bench", "side-by-side", f"llama.cpp:{OFFICIAL}=/bin/false", bundle, *QUICK, capsys=capsys)
     assert ended == f"llama.cpp:{OFFICIAL.name}: its process ended with status 1"
+    assert "a folder with text.onnx" in refusal("bench", "side-by-side", f"openvino:{tmp_path}=x", capsys=capsys)
     dead = refusal("bench", "side-by-side", f"{bundle}=/bin/false", *QUICK, capsys=capsys)
     assert dead == f"{bundle.name}: its process ended with status 1"
