@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def _has_hub_shape(name: str) -> bool:
 
 def _fetch(repo_id: str, wanted: str) -> Path:
     import httpx2
-    from huggingface_hub import HfApi, constants, hf_hub_download, is_offline_mode
+    from huggingface_hub import HfApi, constants, is_offline_mode
     from huggingface_hub.errors import HfHubHTTPError
 
     cached, absent = _look_in_cache(repo_id, wanted)
@@ -118,6 +119,17 @@ def _fetch(repo_id: str, wanted: str) -> Path:
         why = recognise(offered, MODELS) or describe_absence(missing_files(offered, Needs()), offered)
         raise _refusal(repo_id, wanted, why)
     commit = api.resolve_revision(repo_id, revision=wanted).resolved  # writes down the branch for offline use
+    _download(repo_id, wanted, commit, offered)
+    fetched, absent = _look_in_cache(repo_id, commit)
+    if fetched is None:
+        raise ValueError(f"what it sent as commit {commit} is of another and lacks {', '.join(absent)}")
+    return fetched
+
+
+def _download(repo_id: str, wanted: str, commit: str, offered: Collection[str]) -> None:
+    """Fetch the files of a commit that its family needs, of all that are offered, into the cache."""
+    from huggingface_hub import hf_hub_download
+
     with warnings.catch_warnings():
         # huggingface_hub warns that the disk is too small, and then fills it.
         warnings.filterwarnings("error", message="Not enough free disk space")
@@ -138,10 +150,6 @@ def _fetch(repo_id: str, wanted: str) -> Path:
                     )
                 for shard in shards:
                     hf_hub_download(repo_id, shard, revision=commit)
-    fetched, absent = _look_in_cache(repo_id, commit)
-    if fetched is None:
-        raise ValueError(f"what it sent as commit {commit} is of another and lacks {', '.join(absent)}")
-    return fetched
 
 
 def _look_in_cache(repo_id: str, revision: str) -> tuple[Path | None, list[str]]:

@@ -3,7 +3,7 @@
 A bundle's graph is lowered for one target, and weights may lie in its data in forms that suit that target. The
 portable form beside it holds the structure of the trace (about a megabyte) and names the weights in the same data.
 Where a weight lies there in another form, nodes say how it is made again: Squeeze and Transpose of what was turned,
-Concat of parts. So whoever rewrites a bundle's graph starts from the trace and lowers it by the same passes.
+Concat of parts. So code that rewrites a bundle's graph starts from the trace and lowers it by the same passes.
 """
 
 import json

@@ -197,7 +197,9 @@ def narrow(name: str, feeder: Feeder, stage: Path, order: Order, progress: Progr
     try:
         if manifest.target == "cpu":
             prepared = prepare(name, plain_graph(name, source), feeds, stage, progress, original=source)
-            kept = order.budget.cosine if order.kept is None or share < 1 else order.kept[name]
+            # Recipes are compared by single vectors alone: what tokens lose is for each graph to keep here.
+            was_compared = order.kept is not None and order.budget.token_cosine is None
+            kept = order.kept[name] if order.kept and was_compared and share == 1 else order.budget.cosine
             cosine, token_cosine = (
                 None if least is None else part_of(manifest, name, least, share)
                 for least in (kept, order.budget.token_cosine)

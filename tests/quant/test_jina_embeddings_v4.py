@@ -11,12 +11,15 @@ from edgeclip import Encoder, Manifest
 from edgeclip.bundle.selftest import repeat_proof, run_selftest
 from edgeclip_export import export_checkpoint
 from edgeclip_graph.linear import linear_layers
-from edgeclip_quant import quantize_bundle
+from edgeclip_quant import calibration_and_proof, quantize_automatically, quantize_bundle
 from edgeclip_quant.budget import Budget
 from edgeclip_quant.passes.channels import find_products, find_residual, find_values
 from edgeclip_quant.passes.integer_layers import plain_graph
+from edgeclip_quant.pick.comparison import compare_recipes
 from edgeclip_quant.pick.kernel_plan import attention_weights
 from edgeclip_quant.proof.retrieval import RANKING
+from edgeclip_quant.quantize import find_cpu
+from edgeclip_quant.recipes import usable_recipes
 from tests.scenes.graph_feeds import feeds, made_up
 from tests.scenes.refusal import refusal
 from tests.scenes.v4_golden import CHECKPOINT, CONFIG
@@ -172,3 +175,15 @@ def test_int4_keeps_patches_and_sensitive_layers_in_8_bits(kind: str, source: Pa
 
 def quiet(*_: object) -> None:
     """Nobody looks at the progress."""
+
+
+def test_recipes_that_are_compared_keep_tokens_as_int8_does(source: Path, narrow: Path, tmp_path: Path) -> None:
+    """Compared by single vectors, written with the bound on tokens: the same layers are integers as by --to int8."""
+    calibration, _ = calibration_and_proof(source, None)
+    recipes = [one for one in usable_recipes(is_made_up=True, cpu=find_cpu("vnni")) if one.name == "int8"]
+    found = compare_recipes(source, calibration, None, lambda *_: None, is_made_up=True, cosine=0.99, recipes=recipes)
+    written = quantize_automatically(source, tmp_path / "auto", cpu="vnni", comparison=found)
+    assert worst(written)["multi"] >= TOKEN
+    assert {name: facts.kernels for name, facts in written.graphs.items()} == {
+        name: facts.kernels for name, facts in Manifest.read(narrow).graphs.items()
+    }

@@ -56,12 +56,12 @@ class Figures:
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        """Of fp32, and of int8 where there is such a bundle."""
+        """The evaluations that there are: that of fp32, and that of int8 where there is such a bundle."""
         return [self.evaluation, *([self.int8.comparison.evaluation] if self.int8 else [])]
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """Of `evaluations`."""
+        """The precisions of the bundles in `evaluations`, in their order."""
         return ("fp32", "int8") if self.int8 else ("fp32",)
 
 

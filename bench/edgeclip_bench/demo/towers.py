@@ -23,7 +23,7 @@ _ADAPTER = 0.1
 
 
 class RawTowers(RawTensors):
-    """Both towers on trainable tensors of the official layout."""
+    """The two towers on trainable tensors of the official layout."""
 
     def __init__(self, config: JinaClipConfig, seed: int) -> None:
         super().__init__(tensor_shapes(config), _initial, seed)

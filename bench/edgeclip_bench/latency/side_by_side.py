@@ -187,7 +187,7 @@ class _Running:
         return self._answer()
 
     def memory(self) -> dict[str, int]:
-        """Its memory now, and the highest since it began."""
+        """The process's memory now, and its peak since it began."""
         process = self._process.pid
         return {
             "resident_bytes": resident_bytes(process),

@@ -110,8 +110,7 @@ def soak(
         callers = [threading.Thread(target=call_until_the_end, args=(client,)) for client in range(clients)]
         for caller in callers:
             caller.start()
-        kind, _, index = encoder.device.partition(":")
-        card = int(index) if kind in ("cuda", "tensorrt") else None
+        card = _card_of(encoder.device)
         while any(caller.is_alive() for caller in callers):
             ran_s = time.monotonic() - started
             resident.append((ran_s, resident_bytes()))
@@ -135,6 +134,12 @@ def soak(
             "gpu_memory": judge_memory(gpu) if gpu else None,
         },
     )
+
+
+def _card_of(device: str) -> int | None:
+    """The index of the graphics card that a device is, None for the CPU."""
+    kind, _, index = device.partition(":")
+    return int(index) if kind in ("cuda", "tensorrt") else None
 
 
 def make_files(count: int, largest_px: int, seed: int) -> Iterator[bytes]:

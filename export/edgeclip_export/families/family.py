@@ -136,7 +136,7 @@ class Family(Protocol):
 
     @property
     def repositories(self) -> Mapping[str, Repository]:
-        """Its repositories on the Hub that are known, by their ids."""
+        """The family's repositories on the Hub that are known, by their ids."""
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """Whether a parsed config.json is of this family."""

@@ -58,11 +58,7 @@ def compare_recipes(
     made_up = proof_samples(feeder)
     proof = proof or made_up
     files = graph_files(bundle, manifest)
-    source: dict[Modality, NDArray[np.float32]] = {}
-    for modality in manifest.modalities:
-        with Graphs(feeder, files) as graphs:
-            what = f"asking the source for {modality} vectors"
-            source[modality] = graphs.vectors(proof.of(modality), ("single",), what, progress)["single"]
+    source = _ask_source(feeder, proof, progress)
     candidates: list[Candidate] = []
     for modality in manifest.modalities:
         name = FIRST_GRAPH[modality]
@@ -96,6 +92,16 @@ def compare_recipes(
         other_bytes=_other_bytes(manifest, made_up),
         is_made_up=is_made_up,
     )
+
+
+def _ask_source(feeder: Feeder, proof: Samples, progress: Progress) -> Vectors:
+    """The fp32 bundle's single vectors of the proof."""
+    source: dict[Modality, NDArray[np.float32]] = {}
+    for modality in feeder.manifest.modalities:
+        with Graphs(feeder, graph_files(feeder.folder, feeder.manifest)) as graphs:
+            what = f"asking the source for {modality} vectors"
+            source[modality] = graphs.vectors(proof.of(modality), ("single",), what, progress)["single"]
+    return source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

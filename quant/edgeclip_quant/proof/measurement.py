@@ -107,31 +107,43 @@ def prove(
         for space in of_checkpoint[modality]
     ]
     for one, before, after in zip(sets, wanted, found[1:], strict=True):
-        is_made_up = one is made_up
-        changes: dict[Space, Mapping[Modality, RetrievalChange | None]] = {
-            "single": retrieval_changes(single(before), single(after), one.pairs)
-        }
-        if "multi" in spaces:
-            changes["multi"] = page_changes(multi(before), multi(after))
-        measured += [
-            measure(
-                modality,
-                space,
-                against="fp32 bundle",
-                data=one.name,
-                wanted=joined(before[modality][space]),
-                found=joined(after[modality][space]),
-                weight_bytes=sizes[modality][1],
-                source_bytes=sizes[modality][0] if is_made_up else None,
-                timing=timings.get(modality) if is_made_up else None,
-                retrieval=changes[space].get(modality),
-            )
-            for modality in manifest.modalities
-            for space in spaces
-        ]
-        if is_made_up:
-            save_proof(stage / PROOF, made_up, before)
+        measured += _measure_samples(one, before, after, sizes, timings if one is made_up else None)
+    save_proof(stage / PROOF, made_up, wanted[0])
     return measured
+
+
+def _measure_samples(
+    samples: Samples,
+    before: Answers,
+    after: Answers,
+    sizes: Mapping[Modality, tuple[int, int]],
+    timings: Mapping[Modality, Timing] | None,
+) -> list[Measurement]:
+    """What samples show, from the answers of the source and of the smaller bundle, of each modality and space.
+
+    `sizes` are the bytes of both. `timings` None: sizes and times are not compared on these samples.
+    """
+    changes: dict[Space, Mapping[Modality, RetrievalChange | None]] = {
+        "single": retrieval_changes(single(before), single(after), samples.pairs)
+    }
+    if any("multi" in spaces for spaces in before.values()):
+        changes["multi"] = page_changes(multi(before), multi(after))
+    return [
+        measure(
+            modality,
+            space,
+            against="fp32 bundle",
+            data=samples.name,
+            wanted=joined(before[modality][space]),
+            found=joined(after[modality][space]),
+            weight_bytes=sizes[modality][1],
+            source_bytes=None if timings is None else sizes[modality][0],
+            timing=None if timings is None else timings.get(modality),
+            retrieval=changes[space].get(modality),
+        )
+        for modality in before
+        for space in before[modality]
+    ]
 
 
 def single(answers: Answers) -> Vectors:

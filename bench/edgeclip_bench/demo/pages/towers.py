@@ -59,7 +59,7 @@ class PageVectors(Vectors):
 
 
 class RawPages(RawTensors):
-    """Both towers on trainable tensors of the official layout, adapters included."""
+    """The two towers on trainable tensors of the official layout, adapters included."""
 
     def __init__(self, config: JinaEmbeddingsV4Config, tokenizer: Tokenizer, seed: int) -> None:
         adapters = adapter_tensor_shapes(config.decoder, config.adapters, RANK)

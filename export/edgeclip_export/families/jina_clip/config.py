@@ -87,7 +87,7 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class JinaClipConfig:
-    """Both towers, and the lengths that their embeddings were trained to be cut to."""
+    """The two towers, and the lengths that their embeddings were trained to be cut to."""
 
     text: TextConfig | BertTextConfig
     vision: VisionConfig

@@ -30,7 +30,7 @@ class JinaClip:
         return config.get("model_type") == "jina_clip"
 
     def check(self, config: Mapping[str, Any], where: str) -> None:
-        """Both versions can be exported."""
+        """Accept every configuration: versions 1 and 2 can be exported."""
 
     def needs(self, config: Mapping[str, Any]) -> Needs:
         """The image processor's settings; since transformers 5 they stand in the processor's file."""

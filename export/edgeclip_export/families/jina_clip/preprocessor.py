@@ -87,22 +87,10 @@ def image_facts(document: Mapping[str, Any], config: Config, file: str = PREPROC
             raise BuildError(f"{file}: {name} is {value!r}, wanted three numbers")
         return float(value[0]), float(value[1]), float(value[2])
 
-    mode = document.get("resize_mode")
     side = one_of({name: partial(_side, file, name) for name in ("size", "crop_size")})
     if side != config.vision.image_size:
         raise BuildError(f"{file}: size is {side!r}, the vision tower wants {config.vision.image_size}")
-    edges = document.get("size")
-    if isinstance(edges, Mapping):
-        for edge, implied in (("shortest_edge", "shortest"), ("longest_edge", "longest")):
-            if edges.get(edge) is not None:
-                if mode not in (None, implied):
-                    raise BuildError(f"{file}: size has {edge} and resize_mode is {mode!r}; wanted one of the two")
-                mode = implied
-        # To transformers these two mean a squashed image, to jina-clip's own processor they mean nothing more.
-        if mode is None and not str(document.get("image_processor_type")).startswith("JinaCLIP"):
-            raise BuildError(
-                f"{file}: size is {edges!r} and resize_mode is missing; add it, jina-clip-v2 has 'shortest'"
-            )
+    mode = _resize_mode(document, file)
     for name in _STEPS:
         if document.get(name) is False:
             raise BuildError(f"{file}: {name} is False; only True is supported")
@@ -125,6 +113,23 @@ def image_facts(document: Mapping[str, Any], config: Config, file: str = PREPROC
         mean=channels("mean", "image_mean"),
         std=std,
     )
+
+
+def _resize_mode(document: Mapping[str, Any], file: str) -> Any:
+    """The resize mode that the settings name, or that the edges in `size` imply; None where neither says one."""
+    mode, edges = document.get("resize_mode"), document.get("size")
+    if isinstance(edges, Mapping):
+        for edge, implied in (("shortest_edge", "shortest"), ("longest_edge", "longest")):
+            if edges.get(edge) is not None:
+                if mode not in (None, implied):
+                    raise BuildError(f"{file}: size has {edge} and resize_mode is {mode!r}; wanted one of the two")
+                mode = implied
+        # To transformers these two mean a squashed image, to jina-clip's own processor they mean nothing more.
+        if mode is None and not str(document.get("image_processor_type")).startswith("JinaCLIP"):
+            raise BuildError(
+                f"{file}: size is {edges!r} and resize_mode is missing; add it, jina-clip-v2 has 'shortest'"
+            )
+    return mode
 
 
 def _side(file: str, name: str, value: Any) -> int:

@@ -43,7 +43,7 @@ class SpecialTokens:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class JinaEmbeddingsV4Config:
-    """Both towers, the special tokens, the adapters' names, and the dimensions that a vector may be cut to."""
+    """The two towers, the special tokens, the adapters' names, and the dimensions that a vector may be cut to."""
 
     decoder: DecoderConfig
     vision: WindowVisionConfig

@@ -108,7 +108,7 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NllbClipConfig:
-    """Both towers, the token that closes a text, and what the file says of preprocessing images."""
+    """The two towers, the token that closes a text, and what the file says of preprocessing images."""
 
     text: TextConfig
     vision: VisionConfig

@@ -29,7 +29,7 @@ class Stream(Memory, Protocol):
 
     @property
     def handle(self) -> int:
-        """Its address, for onnxruntime."""
+        """The address of the stream, for onnxruntime."""
 
 
 class Run(Protocol):
