@@ -130,7 +130,7 @@ def check_plan(plan: Plan, manifest: Manifest) -> None:
 
 
 def make_text(tokens: int, count: Callable[[str], int]) -> str:
-    """A text of so many tokens by `count`, with the special ones; InputError where no words or characters make one."""
+    """A text of so many tokens by `count`, with the special ones; InputError where no characters make one."""
     empty = count("")
     if tokens < empty:
         raise InputError(f"--tokens {tokens}: special tokens and the prompt of the task alone are {empty}")
