@@ -110,7 +110,8 @@ class _Worker:
     above: int = 0
     up_to: int | None = None
     patience_s: float
-    wake: SimpleQueue[None] = field(default_factory=SimpleQueue)  # in C, where a Condition wakes by Python
+    # A batch, or None to look into the queue. In C, where a Condition wakes by Python.
+    wake: "SimpleQueue[_Batch | None]" = field(default_factory=SimpleQueue)
     is_idle: bool = False
     running_since_s: float | None = None
 
@@ -261,8 +262,13 @@ class Lane:
                 missing=len(items),
             )
             self._requests[number] = request
-            self._queue.add(number, kinds)
-            self._wake(kinds)
+            idle = self._idle_for(kinds[0]) if len(items) == 1 and not self._queue.depth else None
+            if idle is not None:  # a lone text: nobody waits who would have to be asked
+                idle.is_idle, idle.running_since_s = False, request.since_s
+                idle.wake.put([(request, 0)])
+            else:
+                self._queue.add(number, kinds)
+                self._wake(kinds)
         try:
             if timeout_s is None:
                 return await request.future
@@ -274,6 +280,15 @@ class Lane:
             with self._lock:
                 self._queue.remove(number)
                 del self._requests[number]
+
+    def _idle_for(self, kind: Kind) -> _Worker | None:
+        """An idle worker that takes this kind now. The caller holds the lock."""
+        if self._ahead_bytes >= self._limits.most_ahead_bytes:
+            return None
+        for worker in self._workers:
+            if worker.is_idle and worker.takes(kind):
+                return worker
+        return None
 
     def _wake(self, kinds: Sequence[Kind]) -> None:
         """Wake the idle workers that take some of these kinds. The caller holds the lock."""
@@ -294,8 +309,7 @@ class Lane:
         batch = self._take(worker)
         while batch is not None:
             if not batch:
-                worker.wake.get()
-                batch = self._take(worker)
+                batch = worker.wake.get() or self._take(worker)
                 continue
             began_s = time.monotonic()
             outcomes = self._compute(batch)
