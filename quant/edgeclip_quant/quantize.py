@@ -85,8 +85,9 @@ def quantize(bundle: Path, out: Path, order: Order, progress: Progress) -> Manif
         for copied in copied_files(manifest):
             shutil.copyfile(bundle / copied, stage / copied)
         # The proof is on other inputs than the calibration, and what one graph loses, the next may enlarge. Where
-        # that is too much, each graph may lose less.
-        for share in _SHARES:
+        # that is too much, each may lose less, but for graphs that stand alone and are to be as their recipes say.
+        is_chain = any(len(manifest.way(modality)) > 1 for modality in manifest.modalities)
+        for share in _SHARES if is_chain or order.kept is None else _SHARES[:1]:
             narrowed = {name: narrow(name, feeder, stage, order, progress, share) for name in manifest.graphs}
             _write_adapters(bundle, manifest, narrowed, stage)
             kernels = {name: one.kernels for name, one in narrowed.items()}
