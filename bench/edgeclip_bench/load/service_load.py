@@ -301,6 +301,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--starts", nargs="+", default=(), metavar="URL", help="other starts of the same service, for the overhead"
     )
+    parser.add_argument("--turns", type=int, default=OVERHEAD_TURNS, help="of the overhead's measurement (100)")
     parser.add_argument("--texts-only", action="store_true", help="send no images")
     parser.add_argument("--task", metavar="T", help="of texts and images (the first of a model that needs one)")
     parser.add_argument("--image-px", type=int, nargs=2, default=IMAGE_PX, metavar=("W", "H"), help="(640 480)")
@@ -311,7 +312,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure, print a table on stderr and JSON on stdout or into a file."""
     urls = (options.url, *options.starts)
-    overhead = measure_overhead(urls, options.bundle, key=options.key, task=options.task) if options.bundle else []
+    overhead = (
+        measure_overhead(urls, options.bundle, key=options.key, task=options.task, turns=options.turns)
+        if options.bundle
+        else []
+    )
     rows = asyncio.run(
         measure_load(
             options.url,

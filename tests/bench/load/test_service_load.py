@@ -184,13 +184,14 @@ def test_a_real_service_of_a_model_that_needs_a_task(
     out = tmp_path / "load.json"
     options = ["--seconds", 0.3, "--concurrency", 2, "--image-px", 112, 84, "--out", out]
     with Encoder.open(v4_bundle, device="cpu") as encoder, serving(v4_bundle, encoder) as url:
-        options += ["--bundle", v4_bundle] if has_images else ["--texts-only", "--task", "code.query"]
+        options += ["--bundle", v4_bundle, "--turns", 4] if has_images else ["--texts-only", "--task", "code.query"]
         assert bench("service-load", url, *options) == 0
         assert bench("service-load", url, "--task", "separation") == 1
         assert bench("service-load", f"{url}/nowhere", "--seconds", 0.1) == 1
     report = json.loads(out.read_text())
     assert [one["refused"] for one in report["rows"]] == [{}] * (4 if has_images else 1)
-    assert len(report["overhead"]) == 2 * has_images
+    samples = [one["services"][0]["samples"] for one in report["overhead"]]
+    assert samples == ([4, 4] if has_images else [])
     assert "no edgeclip service answers there" in capsys.readouterr().err
 
 
