@@ -27,7 +27,7 @@ from edgeclip.engine.paired_timing import take_turns
 from edgeclip.inputs.square import normalize_pixels
 from edgeclip.manifest import Manifest
 from edgeclip.tables import format_table
-from edgeclip_bench.measure.closeness import summarize_cosines
+from edgeclip_bench.measure.cosines import summarize_cosines
 from edgeclip_bench.measure.documents import add_out, make_document, save
 from edgeclip_bench.measure.percentiles import summarize
 from edgeclip_bench.measure.report_table import NONE

@@ -18,7 +18,7 @@ from edgeclip.bundle.closeness import row_cosines
 from edgeclip.bundle.files import open_manifest
 from edgeclip.manifest import Modality
 from edgeclip.progress import ProgressBar, is_wanted
-from edgeclip_bench.measure.closeness import Closeness, summarize_cosines
+from edgeclip_bench.measure.cosines import CosineSummary, summarize_cosines
 from edgeclip_bench.quality.datasets import Data, ImageTextData, PageData, StsData, TextRetrievalData, VectorData
 from edgeclip_bench.quality.embeddings import Embedder
 from edgeclip_bench.quality.evaluate import (
@@ -69,7 +69,7 @@ class Agreement(Figure):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DataCloseness(Closeness):
+class DataCloseness(CosineSummary):
     """The cosines between both bundles' full-width vectors of each input of a modality."""
 
     data: str

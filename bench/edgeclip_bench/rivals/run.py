@@ -31,7 +31,7 @@ from edgeclip.engine.devices import usable_cpus
 from edgeclip.errors import InputError
 from edgeclip.manifest import FIRST_GRAPH, PROOF_DATA, ImageFacts, Modality
 from edgeclip.progress import ProgressBar, is_wanted
-from edgeclip_bench.measure.closeness import summarize_cosines
+from edgeclip_bench.measure.cosines import summarize_cosines
 from edgeclip_bench.measure.documents import add_out, make_document, save
 from edgeclip_bench.measure.other_processes import others_share, read_spent
 from edgeclip_bench.measure.percentiles import summarize

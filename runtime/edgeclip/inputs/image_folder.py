@@ -113,14 +113,6 @@ def holds_image(folder: Path) -> bool:
     return next(_walk(ImageFolder(folder=str(folder)), is_recursive=False), None) is not None
 
 
-def is_image_file(path: Path) -> bool:
-    """Whether the file is an image by the rule of this module; False for a path that is no file or cannot be read."""
-    try:
-        return path.is_file() and _kind_of(path, path.name) is not None
-    except OSError:
-        return False
-
-
 def is_system_name(name: str) -> bool:
     """Whether a file or folder of this name is hidden, or was left there by a system."""
     return name.startswith(".") or name.lower() in _SYSTEM_NAMES

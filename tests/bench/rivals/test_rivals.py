@@ -19,7 +19,7 @@ from edgeclip.bundle.closeness import row_cosines
 from edgeclip.manifest import Target
 from edgeclip_bench.families.jina_clip import tiny_config
 from edgeclip_bench.families.random_checkpoint import write_checkpoint
-from edgeclip_bench.measure.closeness import summarize_cosines
+from edgeclip_bench.measure.cosines import summarize_cosines
 from edgeclip_bench.measure.documents import installed
 from edgeclip_bench.rivals.contenders import Contender, feed, measure_resident, open_run
 from edgeclip_bench.rivals.recipes import (

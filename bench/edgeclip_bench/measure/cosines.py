@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Closeness:
+class CosineSummary:
     """The least, the first percentile and the mean of `samples` cosines."""
 
     samples: int
@@ -16,9 +16,9 @@ class Closeness:
     mean: float
 
 
-def summarize_cosines(cosines: NDArray[np.float64]) -> Closeness:
-    """The closeness that these cosines show."""
-    return Closeness(
+def summarize_cosines(cosines: NDArray[np.float64]) -> CosineSummary:
+    """What these cosines show."""
+    return CosineSummary(
         samples=len(cosines),
         worst=float(cosines.min()),
         first_percentile=float(np.percentile(cosines, 1)),
