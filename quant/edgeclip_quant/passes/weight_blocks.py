@@ -94,7 +94,7 @@ def matmul_blocks(
 
     def quantize() -> NDArray[np.uint8]:
         found = quantize_blocks(weight().T, bits, BLOCK)
-        remembered[:] = [replace(found, packed=found.packed[:0])]
+        remembered[:] = [replace(found, packed=np.empty(0, np.uint8))]  # a part of it would keep all of it in memory
         return found.packed
 
     def rest() -> Blocks:
