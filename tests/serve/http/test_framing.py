@@ -138,7 +138,9 @@ def test_a_request_is_read_in_whatever_pieces_it_comes(name: str, pieces: int) -
     assert requests.reader.place == "between"
     last = requests.heads[1]
     assert (last.is_last, last.wants_continue) == (name in LAST, name == "Expect")
-    assert last.version == ("1.0" if name == "1.0" else "1.1") and 0 < last.size < len(sent)
+    assert last.version == ("1.0" if name == "1.0" else "1.1") and 0 < last.size < len(sent) + 32 * sent.count(
+        b"\r\n"
+    )
 
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.product(TAKEN, TAKEN)))
@@ -182,3 +184,11 @@ def test_a_head_is_bounded_however_it_comes() -> None:
             with pytest.raises(ApiError) as caught:
                 found.feed(line + b"\r\n\r\n", step)
             assert caught.value.status == 431 and not found.heads
+
+
+def test_a_head_of_many_lines_is_bounded_by_what_they_are_in_memory() -> None:
+    found = Requests()
+    with pytest.raises(ApiError) as caught:
+        found.reader.feed(b"GET /" + LINE + b"A:\r\n" * 2000 + b"\r\n")
+    assert caught.value.status == 431 and not found.heads
+    Requests().reader.feed(b"GET /" + LINE + b"A: b\r\n" * 500 + b"\r\n")

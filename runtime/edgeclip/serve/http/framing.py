@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from httptools import HttpRequestParser
 
 MAX_HEAD_BYTES = 32 << 10  # as much as nginx takes
+# Each line of a head counts as so many bytes more, as in HTTP/2 (RFC 9113, 6.5.2): it is three objects.
+_LINE_BYTES = 32
 _VERSIONS = ("1.0", "1.1")
 # Lines that say how the request is sent, or something about the connection. The application needs none of them.
 _LEFT_OUT = frozenset(
@@ -43,7 +45,8 @@ Place = Literal["between", "head", "body"]
 class Head:
     """A request's head; names of `headers` are lower case. `is_last` when its client sends no other request after it.
 
-    `wants_continue` when its client waits for 100 Continue before it sends the body. `size` is in bytes.
+    `wants_continue` when its client waits for 100 Continue before it sends the body. `size` is in bytes, with
+    _LINE_BYTES for each line.
     """
 
     method: str
@@ -159,7 +162,7 @@ class RequestReader:
         """One line of the head; trailers are left out."""
         if self.place != "head":
             return
-        self._head_bytes += len(name) + len(value)
+        self._head_bytes += len(name) + len(value) + _LINE_BYTES
         name = name.lower()
         if name not in _LEFT_OUT:
             self._headers.append((name, value))
