@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import os
 import threading
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -19,6 +21,7 @@ from tests.scenes.serving import running, wait_for
 
 HEAD_S, IDLE_S = 0.4, 0.3
 LARGE = b"b" * (1 << 20)
+HUGE_PIECES = 32
 POST = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
 PIECES = [b"one", b"", b"two", LARGE]
 
@@ -69,6 +72,22 @@ class Echo:
         await self._start(send, [], 204)
         await send({"type": "http.response.body"})
 
+    async def filled(self, receive: Receive, send: Send) -> None:
+        await self._start(send, [], 204)
+        await send({"type": "http.response.body", "body": b"what no client expects"})
+
+    async def huge(self, receive: Receive, send: Send) -> None:
+        """More than the kernel takes, in one message."""
+        await self._start(send, [(b"content-length", b"%d" % (HUGE_PIECES << 20))])
+        await send({"type": "http.response.body", "body": LARGE * HUGE_PIECES})
+
+    async def begun(self, receive: Receive, send: Send) -> None:
+        await self._start(send, [])
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        while not self.may_end.is_set():
+            await asyncio.sleep(0.01)
+        await send({"type": "http.response.body"})
+
     async def unknown(self, receive: Receive, send: Send) -> None:
         await self._start(send, [(b"content-length", b"0")], 499)
         await send({"type": "http.response.body"})
@@ -112,8 +131,8 @@ async def no_lifespan() -> AsyncIterator[None]:
     yield
 
 
-def make_server(echo: Echo, *, shutdown_s: float = 5) -> Server:
-    bounds = Bounds(max_connections=9, max_refused=9, head_s=HEAD_S, body_s=0.4, idle_s=IDLE_S)
+def make_server(echo: Echo, *, shutdown_s: float = 5, idle_s: float = IDLE_S) -> Server:
+    bounds = Bounds(max_connections=9, max_refused=9, head_s=HEAD_S, body_s=0.4, idle_s=idle_s)
     app = Application(
         answer=echo.__call__, lifespan=no_lifespan, refused=lambda *refusal: echo.refusals.append(refusal)
     )
@@ -189,6 +208,7 @@ def test_http_1_0_gets_no_chunks(url: str) -> None:
         ("early", "HEAD", b"HTTP/1.1 413 Request Entity Too Large", b"content-length: 2"),
         ("pieces", "HEAD", b"HTTP/1.1 200 OK", None),
         ("empty", "GET", b"HTTP/1.1 204 No Content", None),
+        ("filled", "GET", b"HTTP/1.1 204 No Content", None),
         ("unknown", "GET", b"HTTP/1.1 499 ", b"content-length: 0"),
     ],
 )
@@ -220,6 +240,22 @@ def test_an_early_answer_does_not_end_the_connection(url: str, echo: Echo) -> No
         assert rest_of(client).startswith(b"HTTP/1.1 204 ")
 
 
+def test_an_early_answer_to_a_client_that_waits_for_100_is_the_last(url: str) -> None:
+    """It may leave the body out, and then nobody knows where its next request begins."""
+    post = b"POST /early HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n"
+    lines, body = head_and_body(talk(url, post))
+    assert lines[0].startswith(b"HTTP/1.1 413 ") and b"connection: close" in lines and body == b"no"
+
+
+def test_a_refused_client_that_waits_for_100_is_no_bug(
+    url: str, echo: Echo, caplog: pytest.LogCaptureFixture
+) -> None:
+    post = b"POST /waiting HTTP/1.1\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n"
+    assert refusal(talk(url, post)) == (400, "invalid_http")
+    wait_for(lambda: echo.received)
+    assert echo.received == [{"type": "http.disconnect"}] and caplog.records == []
+
+
 def test_a_body_that_nobody_wants_does_not_stop_the_connection(url: str, echo: Echo) -> None:
     """More than is read before the answer waits in the socket then."""
     post = b"POST /held HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\n" + bytes(3_000_000)
@@ -245,6 +281,33 @@ def test_a_client_that_does_not_read_holds_up_the_application(url: str, echo: Ec
             assert client.recv(1 << 20)
         wait_for(lambda: echo.sent_pieces > sent)
     wait_for(lambda: echo.sent_pieces == 1000)
+
+
+def test_a_refusal_does_not_cut_the_answer_before_it(url: str) -> None:
+    """Its client may read slowly."""
+    with connect(url) as client:
+        client.sendall(get("huge", more=""))
+        assert client.recv(9) == b"HTTP/1.1 "
+        client.sendall(b"\0")
+        time.sleep(2)
+        found = rest_of(client)
+    assert found.count(LARGE) == HUGE_PIECES and b"HTTP/1.1 400 " in found
+
+
+def test_a_connection_whose_answer_is_not_sent_does_not_give_way(echo: Echo) -> None:
+    """It would stay open until its client has read, beyond the bound and for as many as there are."""
+    with running(make_server(echo, idle_s=60)) as url, contextlib.ExitStack() as opened:
+        clients = [opened.enter_context(connect(url)) for _ in range(9)]
+        for client in clients:
+            client.sendall(get("huge", more=""))
+            assert client.recv(9) == b"HTTP/1.1 "
+        assert refusal(talk(url, b"")) == (503, "too_many_connections")
+        left = HUGE_PIECES << 20
+        while left > 0:
+            left -= len(clients[4].recv(1 << 20))
+        wait_for(lambda: talk(url, get("empty")).startswith(b"HTTP/1.1 204 "))
+        clients[4].settimeout(1)
+        assert len(rest_of(clients[4])) < 1000
 
 
 @pytest.mark.parametrize("body", [b"", b"abc"])
@@ -287,6 +350,20 @@ def test_the_end_waits_for_answers_and_for_no_more(echo: Echo) -> None:
     assert len(echo.scopes) == 1
 
 
+def test_the_end_does_not_wait_for_a_connection_whose_answer_had_begun(echo: Echo) -> None:
+    """Its head could not say that the connection closes."""
+    server = make_server(echo, shutdown_s=60, idle_s=60)
+    began = time.monotonic()
+    with running(server) as url, connect(url) as client:
+        client.sendall(get("begun", more=""))
+        assert client.recv(1000)
+        server.end()
+        time.sleep(0.1)
+        echo.may_end.set()
+        assert rest_of(client).endswith(b"0\r\n\r\n")
+    assert time.monotonic() - began < PATIENCE_S
+
+
 @pytest.mark.parametrize("shutdown_s", [0.3, 60])
 def test_the_end_cuts_off_what_takes_too_long(echo: Echo, shutdown_s: float) -> None:
     """By itself, or when it is asked twice."""
@@ -324,15 +401,36 @@ class Sent:
     def finish(self) -> None: ...
 
 
+HEAD = Head(
+    method="GET", path=b"/", query=b"", version="1.1", headers=[], is_last=False, wants_continue=False, size=1
+)
+
+
+def test_a_body_in_tiny_parts_is_held_as_its_bytes() -> None:
+    """An object for every two bytes would be thirty times as much."""
+    exchange = Exchange(HEAD, Sent())
+    body = os.urandom(100_000)
+    tracemalloc.start()
+    try:
+        for start in range(0, len(body), 2):
+            exchange.feed(body[start : start + 2])
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    exchange.end()
+    assert held < 3 * len(body)
+    assert asyncio.run(_received(exchange)) == {"type": "http.request", "body": body, "more_body": False}
+
+
+async def _received(exchange: Exchange) -> Message:
+    return await exchange.receive()
+
+
 @pytest.mark.parametrize("body", [b"body", LARGE])
 def test_a_small_answer_is_one_packet_and_a_large_one_is_not_copied(body: bytes) -> None:
-    head = Head(
-        method="GET", path=b"/", query=b"", version="1.1", headers=[], is_last=False, wants_continue=False, size=1
-    )
-
     async def send() -> list[bytes]:
         sent = Sent()
-        exchange = Exchange(head, sent)
+        exchange = Exchange(HEAD, sent)
         length = (b"content-length", b"%d" % len(body))
         await exchange.send({"type": "http.response.start", "status": 200, "headers": [length]})
         assert sent.parts == []

@@ -193,7 +193,7 @@ class _Connection(asyncio.Protocol):
         self.is_full = False
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
-        if not self._transport.is_closing():
+        if not self._transport.is_closing() and self._lingers_until_s is None:
             self._unread.stop()
 
     # What the reader of requests calls.
@@ -207,6 +207,7 @@ class _Connection(asyncio.Protocol):
             self._answer_first()
         else:
             self._waiting_bytes += head.size
+            self._choose_reading()
 
     def _take_data(self, data: bytes) -> None:
         request = self._requests[-1]
@@ -283,6 +284,8 @@ class _Connection(asyncio.Protocol):
             if self._requests:
                 self.took(self._requests[0].head.size)
                 self._answer_first()
+            elif self._listener.is_ending:  # since the answer began
+                self._close()
             self._note_silence()
 
     def _choose_reading(self) -> None:
@@ -301,7 +304,9 @@ class _Connection(asyncio.Protocol):
         """Give up a client that has not sent in its time what it owes."""
         place = self._reader.place
         if self._lingers_until_s is not None:
-            if now_s > self._lingers_until_s:
+            if self._transport.get_write_buffer_size():
+                self._lingers_until_s = now_s + _LINGER_S  # an answer before may still be on its way
+            elif now_s > self._lingers_until_s:
                 self._transport.abort()
         elif len(self._requests) > (place == "body"):
             self._due_s = now_s  # the client may wait for an answer before it sends more
@@ -329,6 +334,11 @@ class _Connection(asyncio.Protocol):
             quiet.rests(self)
         else:
             quiet.sends(self, time.monotonic())
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it is the client's turn: everything that it sends is read, and every answer is sent."""
+        return self.is_reading and not self._transport.get_write_buffer_size()
 
     def give_way(self) -> None:
         """Close to make room for another connection; a client that is sending a request gets an answer saying why."""
@@ -393,10 +403,14 @@ class _Connection(asyncio.Protocol):
             if self._transport.can_write_eof():
                 self._transport.write_eof()
             self._lingers_until_s = time.monotonic() + _LINGER_S
+            self._watch_unsent()
 
     def _close(self) -> None:
         self._become_deaf()
         self._transport.close()
+        self._watch_unsent()
+
+    def _watch_unsent(self) -> None:
         if self._transport.get_write_buffer_size() and not self._unread.is_watched:
             self._unread.watch()
 

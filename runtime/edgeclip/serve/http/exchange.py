@@ -23,6 +23,8 @@ Answer = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
 # The place in a scope of a function that takes another one, which is called when the client goes away.
 WHEN_GONE = "edgeclip.when_gone"
 _JOINED_BYTES = 64 << 10
+# Parts of a body that are smaller are joined while they wait: an object for every two bytes is 30 times their size.
+_SMALL_PART = 1 << 10
 _WITHOUT_BODY = (204, 304)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -53,18 +55,18 @@ class Exchange:
     """A request that is not yet read and answered whole. `receive` and `send` are ASGI's."""
 
     __slots__ = (
-        "_carrier", "_has_length", "_is_chunked", "_is_given", "_left", "_parts", "_pending", "_say_gone", "_waiters",
-        "closes", "head", "is_answered", "is_begun", "is_gone", "is_whole",
+        "_carrier", "_has_body", "_has_length", "_is_chunked", "_is_given", "_left", "_parts", "_pending",
+        "_say_gone", "_waiters", "closes", "head", "is_answered", "is_begun", "is_gone", "is_whole",
     )  # fmt: skip
 
     def __init__(self, head: Head, carrier: Carrier) -> None:
         self.head, self._carrier = head, carrier
-        self._parts: list[bytes] = []  # of the body, not yet received
+        self._parts: list[bytes | bytearray] = []  # of the body, not yet received
         self._waiters: list[asyncio.Future[None]] = []
         self._pending = b""  # the head of the answer
         self._say_gone: Callable[[], None] | None = None
         self._left = 0  # bytes of the answer's body, of those that its head announced
-        self._has_length = self._is_chunked = False
+        self._has_body, self._has_length, self._is_chunked = True, False, False
         self._is_given = False  # whether the application has received all of the body
         self.is_whole = False  # the request
         self.is_begun = self.is_answered = False  # the final answer; 100 Continue is none
@@ -94,7 +96,13 @@ class Exchange:
 
     def feed(self, data: bytes) -> None:
         """Take some of the request's body."""
-        self._parts.append(data)
+        last = self._parts[-1] if self._parts else None
+        if last is None or len(data) >= _SMALL_PART:
+            self._parts.append(data)
+        elif isinstance(last, bytearray):
+            last += data
+        else:
+            self._parts.append(bytearray(data))
         self._wake()
 
     def end(self) -> None:
@@ -129,7 +137,7 @@ class Exchange:
 
     async def receive(self) -> Message:
         """The next of the body; once it was given, http.disconnect when the client has gone or the answer is sent."""
-        if self.head.wants_continue and not (self.is_whole or self.is_begun or self._parts):
+        if self.head.wants_continue and not (self.is_whole or self.is_begun or self.is_gone or self._parts):
             self.head.wants_continue = False
             self._carrier.write(_CONTINUE)
         while True:
@@ -141,7 +149,7 @@ class Exchange:
             self._waiters.append(waiter)
             await waiter
         parts, self._parts, self._is_given = self._parts, [], self.is_whole
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        body = b"".join(parts)  # which copies nothing where there is one
         self._carrier.took(len(body))
         return {"type": "http.request", "body": body, "more_body": not self._is_given}
 
@@ -171,21 +179,24 @@ class Exchange:
                 continue
             parts += (name, b": ", value, b"\r\n")
         if self.head.method == "HEAD" or status in _WITHOUT_BODY:
-            self._left = 0
+            self._has_body, self._left = False, 0
         elif not self._has_length:
             if self.head.version == "1.0":
                 self.closes = True  # which ends the body
             else:
                 self._is_chunked = True
                 parts.append(b"transfer-encoding: chunked\r\n")
-        if self._carrier.closes_after(self):
+        # A client that still waits for 100 Continue may leave the body out, so what it sends next is the body or the
+        # next request: nobody can tell (RFC 9110, 10.1.1).
+        waits = self.head.wants_continue and not self.is_whole
+        if waits or self._carrier.closes_after(self):
             self.closes = True
         parts.append(b"connection: close\r\n\r\n" if self.closes else b"\r\n")
         self._pending = b"".join(parts)
 
     def _send_body(self, body: bytes, *, is_end: bool) -> None:
         parts, self._pending = [self._pending], b""
-        if self.head.method != "HEAD" and body:
+        if self._has_body and body:
             if self._has_length:
                 self._left -= len(body)
                 parts.append(body)

@@ -2,7 +2,7 @@
 
 A connection without a request costs its client nothing, so a handful of clients could hold all there are. First goes
 the one that has rested longest between requests; then one whose client began a request and has sent nothing of it for
-STILL_S. A connection whose answer is due never goes.
+STILL_S. A connection whose answer is due or not yet sent never goes.
 """
 
 from typing import Generic, Protocol, TypeVar
@@ -11,9 +11,14 @@ STILL_S = 1.0
 
 
 class Silenceable(Protocol):
-    """A connection, which may have stopped reading by itself: then its client's silence says nothing."""
+    """A connection, which may have stopped reading by itself: then its client's silence says nothing.
 
-    is_reading: bool
+    One that has something to send is not silent: closing it would take until the client has read that.
+    """
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it is the client's turn."""
 
 
 _Connection = TypeVar("_Connection", bound=Silenceable)
@@ -43,11 +48,12 @@ class QuietConnections(Generic[_Connection]):
 
     def longest(self, now_s: float) -> _Connection | None:
         """The connection that is to be closed for another; None where there is none."""
-        if self._resting:
-            return next(iter(self._resting))
+        for connection in self._resting:
+            if connection.is_silent:
+                return connection
         for connection, since_s in self._sending.items():
             if now_s - since_s <= STILL_S:
                 return None
-            if connection.is_reading:
+            if connection.is_silent:
                 return connection
         return None
