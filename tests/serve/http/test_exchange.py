@@ -2,19 +2,16 @@
 
 import asyncio
 import contextlib
-import os
 import threading
 import time
-import tracemalloc
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
 
 import httpx
 import pytest
 
+from edgeclip.serve.http import server
 from edgeclip.serve.http.connections import Bounds
-from edgeclip.serve.http.exchange import Exchange, Message, Receive, Scope, Send
-from edgeclip.serve.http.framing import Head
+from edgeclip.serve.http.exchange import Message, Receive, Scope, Send
 from edgeclip.serve.http.server import Application, Server
 from tests.scenes.raw_http import PATIENCE_S, connect, drip, refusal, rest_of, talk
 from tests.scenes.serving import running, wait_for
@@ -120,6 +117,10 @@ class Echo:
 
     async def silent(self, receive: Receive, send: Send) -> None:
         pass
+
+    async def blocking(self, receive: Receive, send: Send) -> None:
+        """No answer, and meanwhile nobody hears that the client has gone."""
+        time.sleep(0.2)
 
     @staticmethod
     async def _start(send: Send, headers: list[tuple[bytes, bytes]], status: int = 200) -> None:
@@ -326,6 +327,20 @@ def test_a_request_that_nobody_answers_is_500(url: str, echo: Echo, path: str) -
     assert refusal(found) == (500, "internal_error") and echo.refusals == [(500, "internal_error")]
 
 
+@pytest.mark.parametrize("makes_loop", [server._loop_factory, lambda: None], ids=["uvloop", "asyncio"])
+def test_a_refusal_to_a_client_that_has_gone_is_no_bug(
+    echo: Echo, makes_loop: object, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server, "_loop_factory", makes_loop)
+    with running(make_server(echo)) as url:
+        with connect(url) as client:
+            client.sendall(get("blocking", more=""))
+            wait_for(lambda: echo.scopes)
+        wait_for(lambda: echo.refusals)
+        assert talk(url, get("empty")).startswith(b"HTTP/1.1 204 ")
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize("path", ["short", "long"])
 def test_a_length_that_is_not_held_is_no_answer(url: str, path: str) -> None:
     """Whatever a client would take for the rest of it is none of it."""
@@ -335,11 +350,11 @@ def test_a_length_that_is_not_held_is_no_answer(url: str, path: str) -> None:
 
 def test_the_end_waits_for_answers_and_for_no_more(echo: Echo) -> None:
     """A connection that rests is closed at once, an answer that is due is sent, and its connection is closed."""
-    server = make_server(echo, shutdown_s=20)
-    with running(server) as url, connect(url) as client, connect(url) as resting:
+    served = make_server(echo, shutdown_s=20)
+    with running(served) as url, connect(url) as client, connect(url) as resting:
         client.sendall(get("held", more=""))
         wait_for(lambda: echo.scopes)
-        server.end()
+        served.end()
         assert resting.recv(1) == b""
         with pytest.raises(ConnectionRefusedError):
             connect(url)
@@ -352,12 +367,12 @@ def test_the_end_waits_for_answers_and_for_no_more(echo: Echo) -> None:
 
 def test_the_end_does_not_wait_for_a_connection_whose_answer_had_begun(echo: Echo) -> None:
     """Its head could not say that the connection closes."""
-    server = make_server(echo, shutdown_s=60, idle_s=60)
+    served = make_server(echo, shutdown_s=60, idle_s=60)
     began = time.monotonic()
-    with running(server) as url, connect(url) as client:
+    with running(served) as url, connect(url) as client:
         client.sendall(get("begun", more=""))
         assert client.recv(1000)
-        server.end()
+        served.end()
         time.sleep(0.1)
         echo.may_end.set()
         assert rest_of(client).endswith(b"0\r\n\r\n")
@@ -367,76 +382,13 @@ def test_the_end_does_not_wait_for_a_connection_whose_answer_had_begun(echo: Ech
 @pytest.mark.parametrize("shutdown_s", [0.3, 60])
 def test_the_end_cuts_off_what_takes_too_long(echo: Echo, shutdown_s: float) -> None:
     """By itself, or when it is asked twice."""
-    server = make_server(echo, shutdown_s=shutdown_s)
+    served = make_server(echo, shutdown_s=shutdown_s)
     began = time.monotonic()
-    with running(server) as url, connect(url) as client:
+    with running(served) as url, connect(url) as client:
         client.sendall(get("held", more=""))
         wait_for(lambda: echo.scopes)
-        server.end()
+        served.end()
         if shutdown_s == 60:
-            server.end()
+            served.end()
         assert refusal(rest_of(client)) == (503, "shutting_down")
     assert time.monotonic() - began < PATIENCE_S
-
-
-class Sent:
-    """A connection that notes what it would send."""
-
-    is_full = False
-
-    def __init__(self) -> None:
-        self.addresses: dict[str, Any] = {}
-        self.parts: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        self.parts.append(data)
-
-    async def drained(self) -> None: ...
-
-    def took(self, count: int) -> None: ...
-
-    def closes_after(self, exchange: Exchange) -> bool:
-        return False
-
-    def finish(self) -> None: ...
-
-
-HEAD = Head(
-    method="GET", path=b"/", query=b"", version="1.1", headers=[], is_last=False, wants_continue=False, size=1
-)
-
-
-def test_a_body_in_tiny_parts_is_held_as_its_bytes() -> None:
-    """An object for every two bytes would be thirty times as much."""
-    exchange = Exchange(HEAD, Sent())
-    body = os.urandom(100_000)
-    tracemalloc.start()
-    try:
-        for start in range(0, len(body), 2):
-            exchange.feed(body[start : start + 2])
-        held, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    exchange.end()
-    assert held < 3 * len(body)
-    assert asyncio.run(_received(exchange)) == {"type": "http.request", "body": body, "more_body": False}
-
-
-async def _received(exchange: Exchange) -> Message:
-    return await exchange.receive()
-
-
-@pytest.mark.parametrize("body", [b"body", LARGE])
-def test_a_small_answer_is_one_packet_and_a_large_one_is_not_copied(body: bytes) -> None:
-    async def send() -> list[bytes]:
-        sent = Sent()
-        exchange = Exchange(HEAD, sent)
-        length = (b"content-length", b"%d" % len(body))
-        await exchange.send({"type": "http.response.start", "status": 200, "headers": [length]})
-        assert sent.parts == []
-        await exchange.send({"type": "http.response.body", "body": body})
-        return sent.parts
-
-    *before, last = asyncio.run(send())
-    assert (last is body) is (body is LARGE) and len(before) == (body is LARGE)
-    assert last.endswith(body)

@@ -401,7 +401,8 @@ class _Connection(asyncio.Protocol):
         self._become_deaf()
         if not self._transport.is_closing():
             if self._transport.can_write_eof():
-                self._transport.write_eof()
+                with contextlib.suppress(OSError):  # of a client that has gone meanwhile
+                    self._transport.write_eof()
             self._lingers_until_s = time.monotonic() + _LINGER_S
             self._watch_unsent()
 
