@@ -16,7 +16,7 @@ from edgeclip.serve.http.server import Application, Server
 from tests.scenes.raw_http import PATIENCE_S, connect, drip, refusal, rest_of, talk
 from tests.scenes.serving import running, wait_for
 
-HEAD_S, IDLE_S = 0.4, 0.3
+HEAD_S, BODY_S, IDLE_S = 0.4, 0.4, 0.3
 LARGE = b"b" * (1 << 20)
 HUGE_PIECES = 32
 POST = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
@@ -133,7 +133,7 @@ async def no_lifespan() -> AsyncIterator[None]:
 
 
 def make_server(echo: Echo, *, shutdown_s: float = 5, idle_s: float = IDLE_S) -> Server:
-    bounds = Bounds(max_connections=9, max_refused=9, head_s=HEAD_S, body_s=0.4, idle_s=idle_s)
+    bounds = Bounds(max_connections=9, max_refused=9, head_s=HEAD_S, body_s=BODY_S, idle_s=idle_s)
     app = Application(
         answer=echo.__call__, lifespan=no_lifespan, refused=lambda *refusal: echo.refusals.append(refusal)
     )
@@ -264,7 +264,7 @@ def test_a_body_that_nobody_wants_does_not_stop_the_connection(url: str, echo: E
         sending = threading.Thread(target=client.sendall, args=(post + get("empty"),))
         sending.start()
         wait_for(lambda: echo.scopes)
-        time.sleep(0.2)
+        time.sleep(2 * BODY_S)  # in which the client may not send, so it is not late
         echo.may_end.set()
         assert rest_of(client).count(b"HTTP/1.1 204 ") == 2
         sending.join()

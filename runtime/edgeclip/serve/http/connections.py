@@ -308,8 +308,8 @@ class _Connection(asyncio.Protocol):
                 self._lingers_until_s = now_s + _LINGER_S  # an answer before may still be on its way
             elif now_s > self._lingers_until_s:
                 self._transport.abort()
-        elif len(self._requests) > (place == "body"):
-            self._due_s = now_s  # the client may wait for an answer before it sends more
+        elif len(self._requests) > (place == "body") or not self.is_reading:
+            self._due_s = now_s  # the client may wait for an answer before it sends more, or cannot send
         elif not self._is_deaf:
             seconds = {"between": self._rests_s, "head": self._bounds.head_s, "body": self._bounds.body_s}[place]
             if now_s - max(self._reader.since_s, self._due_s) > seconds:
