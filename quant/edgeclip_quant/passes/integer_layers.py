@@ -39,7 +39,7 @@ _USED_UP = 0.8
 # checkpoint 3e-6 of multi vectors and 9e-6 of image features.
 TURNED = 2e-5
 _COMPARED = 4  # samples
-# From this round on the token table has twice the bits each time, up to 16.
+# From this round on, or when no layer can be finer, the token table has twice the bits each time, up to 16.
 _TABLE_ROUND = 2
 
 
@@ -163,12 +163,12 @@ def narrow_to_integers(
             source, answers(open_run(out, kernels), source.samples, trying, progress), cosine, token_cosine
         ):
             break
-        further = raise_worst(plans, share, weights)
-        if further == plans:
+        further, bits = raise_worst(plans, share, weights), table_bits
+        if source.has_table and (done >= _TABLE_ROUND or further == plans):
+            bits = min(2 * bits, HALF_TABLE)
+        if (further, bits) == (plans, table_bits):
             break
-        plans = further
-        if done >= _TABLE_ROUND:
-            table_bits = min(2 * table_bits, HALF_TABLE)
+        plans, table_bits = further, bits
     return Narrowed(
         kernels=kernels,
         errors={layer: left[0].error for layer, left in plans.items()},
