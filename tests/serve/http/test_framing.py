@@ -2,6 +2,7 @@
 
 import itertools
 
+import httptools  # noqa: F401 - the reader needs it, and imports it late
 import pytest
 
 from edgeclip.serve.errors import ApiError
