@@ -16,6 +16,7 @@ from edgeclip.encoder import Encoder
 from edgeclip.engine.batch_policy import BatchPolicy
 from edgeclip.inputs.patches import check_max_pixels
 from edgeclip.manifest import FIRST_GRAPH, Manifest, PatchFacts
+from edgeclip.serve.embeddings import Embeddings
 from edgeclip.serve.endpoints import Endpoints
 from edgeclip.serve.http.access_log import AccessLog
 from edgeclip.serve.http.api_keys import KeyRing
@@ -66,14 +67,18 @@ def create_app(settings: Settings, encoder: Encoder, *, fetch: Fetch | None = No
     )
     parts = _make_parts(settings, encoder, metrics, fetch)
     pending = PendingBytes(settings.max_pending_bytes, metrics)
+    service, readiness = parts.service, parts.readiness
+    embeddings = Embeddings(
+        settings, model=model, manifest=manifest, service=service, readiness=readiness, pending=pending
+    )
     endpoints = Endpoints(
         settings,
         model=model,
         manifest=manifest,
-        service=parts.service,
-        readiness=parts.readiness,
+        service=service,
+        readiness=readiness,
         metrics=metrics,
-        pending=pending,
+        embeddings=embeddings,
     )
     files = OutOfFiles()
     answer = Shell(

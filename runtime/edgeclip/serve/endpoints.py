@@ -15,7 +15,6 @@ from edgeclip.serve.api.answers import Health, Model, Models
 from edgeclip.serve.api.openapi import describe
 from edgeclip.serve.embeddings import Embeddings
 from edgeclip.serve.errors import ApiError, not_served
-from edgeclip.serve.http.pending_bytes import PendingBytes
 from edgeclip.serve.metrics import KeptText, Metrics
 from edgeclip.serve.readiness import Readiness
 from edgeclip.serve.service import EmbeddingService
@@ -34,12 +33,10 @@ class Endpoints:
         service: EmbeddingService,
         readiness: Readiness,
         metrics: Metrics,
-        pending: PendingBytes,
+        embeddings: Embeddings,
     ) -> None:
         self._model, self._service, self._readiness, self._metrics = model, service, readiness, metrics
-        self._embeddings = Embeddings(
-            settings, model=model, manifest=manifest, service=service, readiness=readiness, pending=pending
-        )
+        self._embeddings = embeddings
         self._metrics_text = KeptText(metrics.render, keep_s=settings.metrics_s)
         entry = Model.of(model, manifest.source, service.model)
         document = describe(

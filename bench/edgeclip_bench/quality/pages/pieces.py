@@ -171,8 +171,10 @@ def _files_of_readme(folder: Path) -> Iterator[tuple[str | None, Role, str | Non
         language, role = _role_of(name) or (name if is_language(name) else None, "table")
         for split, pattern in _patterns(config.get("data_files")):
             try:
+                if Path(pattern).anchor:
+                    raise ValueError("a path from the root")
                 found = sorted(folder.glob(pattern)) if ".." not in pattern else []
-            except (ValueError, NotImplementedError) as error:  # no pattern, or a path from the root
+            except ValueError as error:  # no pattern
                 raise InputError(f"{folder / 'README.md'}: config {name!r} names {pattern!r} ({error})") from error
             yield from ((language, role, split, file) for file in found if plain_suffix(file) in SUFFIXES)
 
