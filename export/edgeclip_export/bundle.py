@@ -55,6 +55,7 @@ PARITY = 5e-6
 TOKEN_PARITY = 2e-5
 # What a bundle needs on disk besides its fp32 weights: the graphs, a tokenizer of 17 MB, the rest.
 _SPARE_BYTES = 64 << 20
+_TRIMMED_AFTER = 32  # tensors, a decoder's block or two; malloc keeps what computing them left
 
 
 def write_bundle(
@@ -215,6 +216,8 @@ def _write_graph(
 
     def report(_: object, info: ir.external_data.CallbackInfo) -> None:
         progress(f"writing the {plan.name} graph", info.index + 1, info.total)
+        if info.index % _TRIMMED_AFTER == 0:
+            trim()
 
     file = f"{plan.name}.onnx"
     ir.save(model, stage / file, external_data=f"{file}_data", callback=report)
