@@ -7,6 +7,7 @@ and three are needed at once. onnxruntime computes a sum's terms one after the o
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
@@ -18,6 +19,7 @@ from edgeclip_graph.operators import CONTRIB
 
 _SILU = "QuickGelu"
 _PART = "_part_"
+_BLOCK = 128  # weights that have a scale in common where a narrow graph has them in blocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +71,9 @@ class DivideMlp(InPlacePass):
     def call(self, model: ir.Model) -> PassResult:
         """Divide every MLP."""
         for mlp in _mlps(model.graph):
-            self._widest = max(self._widest, -(-mlp.width // self._parts))
-            _divide(model.graph, mlp, self._parts)
+            parts = _bounds(mlp.width, self._parts)
+            self._widest = max(self._widest, *(stop - start for start, stop in parts))
+            _divide(model.graph, mlp, parts)
         return PassResult(model, modified=True)
 
     def requires(self, model: ir.Model) -> None:
@@ -123,11 +126,16 @@ def _adapted(value: ir.Value | None) -> _Adapted | None:
     return None if layer is None or layer.add is not None else _Adapted(layer=layer, adapter=None, nodes=(node,))
 
 
-def _divide(graph: ir.Graph, mlp: _Mlp, parts: int) -> None:
+def _bounds(width: int, parts: int) -> list[tuple[int, int]]:
+    """The first column of each part, and the one behind its last: whole blocks, where there are enough of them."""
+    step = _BLOCK if width % _BLOCK == 0 and width // _BLOCK >= parts else 1
+    return list(itertools.pairwise(width // step * part // parts * step for part in range(parts + 1)))
+
+
+def _divide(graph: ir.Graph, mlp: _Mlp, parts: Sequence[tuple[int, int]]) -> None:
     record = Recorder(graph)
-    bounds = [mlp.width * part // parts for part in range(parts + 1)]
-    total: ir.Value | None = None
-    for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
+    terms: list[ir.Value] = []
+    for number, (start, stop) in enumerate(parts):
         columns, rows = Columns(start, stop), Rows(start, stop)
         gate = _columns_of(record, mlp.gate, columns, number)
         silu = record.op(_SILU, gate, domain=CONTRIB, alpha=mlp.silu.attributes["alpha"].as_float())
@@ -138,8 +146,9 @@ def _divide(graph: ir.Graph, mlp: _Mlp, parts: int) -> None:
             a = _part(record, input_of(_narrow_of(adapter)[-1], 1), rows, number)
             wide = record.op("MatMul", record.op("MatMul", middle, a), input_of(adapter, 1))
             part = record.op("Add", part, wide)
-        total = part if total is None else record.op("Add", total, part)
-    assert total is not None
+        terms.append(part)
+    # onnxruntime computes that input of a node first whose own node stands later: the sum so far, and then one part.
+    total = reduce(partial(record.op, "Add"), terms)
     down = mlp.down.nodes[::-1]
     narrow = _narrow_of(mlp.down.adapter) if mlp.down.adapter else ()
     removed = [*down, *narrow, mlp.product, mlp.silu, *mlp.gate.nodes[::-1], *mlp.up.nodes[::-1]]

@@ -1,5 +1,6 @@
 """A gated MLP in parts gives what it gave, with adapters and without, and is whole again in the portable form."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,20 @@ def test_the_answer_is_the_same(has_adapter: bool, parts: int, in_place: bool) -
         model = WeightsInPlace()(model).model
         assert not linear_layers(model.graph)
     assert np.abs(answer(model, has_adapter=has_adapter) - wanted).max() <= SAME * np.abs(wanted).max()
+
+
+def test_each_part_is_added_before_another_is_begun(tmp_path: Path) -> None:
+    """No more than two parts' results are in memory at a time, in the order that onnxruntime runs the nodes in."""
+    parts = 5
+    model = WeightsInPlace()(DivideMlp(parts)(mlp(has_adapter=False)).model).model
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options, ["CPUExecutionProvider"])
+    session.run(None, {"x": X})
+    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    ran = [one["args"]["op_name"] for one in events if one["name"].endswith("_kernel_time")]
+    order = [name for name in ran if name in ("QuickGelu", "Add")]
+    assert order == ["QuickGelu", *["QuickGelu", "Add"] * (parts - 1), "Add"]
 
 
 @pytest.mark.parametrize("in_place", [True, False], ids=["in place", "packed"])

@@ -103,10 +103,10 @@ def test_both_graphs_take_26_gb() -> None:
 
 
 def test_all_but_the_first_block_has_4_bits() -> None:
-    """And q, k and v 8 bits but for the last of eight blocks; gate, up and down are of two parts each."""
+    """And q, k and v 8 bits but for the last of eight blocks; gate, up and down are of four parts each."""
     two, three, eight = (narrowed(1, blocks).kernels for blocks in (2, 3, 8))
-    assert {kernel: three[kernel] - two[kernel] for kernel in three} == {"int4 blocks": 1 + 3 * 2, "int8 per row": 3}
-    assert eight["int4 blocks"] - two["int4 blocks"] == 6 * (1 + 3 * 2) + 3
+    assert {kernel: three[kernel] - two[kernel] for kernel in three} == {"int4 blocks": 1 + 3 * 4, "int8 per row": 3}
+    assert eight["int4 blocks"] - two["int4 blocks"] == 6 * (1 + 3 * 4) + 3
 
 
 def test_the_size_by_shapes_is_that_of_the_file(tmp_path_factory: pytest.TempPathFactory) -> None:
