@@ -89,11 +89,10 @@ class Step:
 
 
 class Graphs:
-    """A bundle's graphs in one folder, each opened when it is first run, until the end of a `with`.
+    """A bundle's graphs in one folder, each opened when it is first run in a `with`, and closed at its end.
 
     `files` are those of the graphs, by graph, that need not lie in the bundle's own folder. A graph whose precision
-    is fp16 is emulated. `kernels` are those of the graphs' layers, by graph, where they are known. `used` are the
-    names of the graphs that were run.
+    is fp16 is emulated. `kernels` are those of the graphs' layers, by graph, where they are known.
     """
 
     def __init__(
@@ -115,11 +114,6 @@ class Graphs:
     def __exit__(self, *_: object) -> None:
         self._runs.clear()
         self._stack.close()
-
-    @property
-    def used(self) -> tuple[str, ...]:
-        """The names of the graphs that were run, in their order."""
-        return tuple(self._runs)
 
     def run(self, graph: str, feed: Arrays) -> Mapping[str, NDArray[Any]]:
         """The outputs of one graph."""

@@ -1,11 +1,12 @@
 """Quantise a bundle: narrow every graph, compare it with what it was, and write it only if it kept enough.
 
-What a graph is narrowed to depends on its target (`WAYS`). One graph is in memory at a time.
+What a graph is narrowed to depends on its target (`WAYS`). The weights of one graph are in memory at a time.
 """
 
 import gc
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,9 +42,9 @@ from edgeclip_quant.inputs.made_up import Samples, padded_pair
 from edgeclip_quant.inputs.value_ranges import measure_ranges
 from edgeclip_quant.passes.channels import edit_fed
 from edgeclip_quant.passes.float16 import narrow_to_half
-from edgeclip_quant.passes.integer_layers import Narrowed, narrow_to_integers, plain_graph, prepare
+from edgeclip_quant.passes.integer_layers import IntegerNarrowing, Narrowed, plain_graph, prepare
 from edgeclip_quant.passes.qdq import MAX_ERROR, quantize_for_tensorrt
-from edgeclip_quant.proof.measurement import PROOF, graph_files, prove
+from edgeclip_quant.proof.measurement import PROOF, add_times, ask_source, graph_files, prove
 from edgeclip_quant.recipes import Cpu, CpuChoice, Recipe
 
 WAYS: Mapping[Precision, tuple[Target, ...]] = {
@@ -87,16 +88,19 @@ def quantize(bundle: Path, out: Path, order: Order, progress: Progress) -> Manif
         # The proof is on other inputs than the calibration, and what one graph loses, the next may enlarge. Where
         # that is too much, each may lose less, but for graphs that stand alone and are to be as their recipes say.
         is_chain = any(len(manifest.way(modality)) > 1 for modality in manifest.modalities)
+        graphs = {name: open_graph(name, feeder, stage, order, progress) for name in manifest.graphs}
+        source = ask_source(feeder, order.proof, progress)
         for share in _SHARES if is_chain or order.kept is None else _SHARES[:1]:
-            narrowed = {name: narrow(name, feeder, stage, order, progress, share) for name in manifest.graphs}
+            narrowed = {name: _write(name, graph, feeder, stage, order, share) for name, graph in graphs.items()}
             _write_adapters(bundle, manifest, narrowed, stage)
             kernels = {name: one.kernels for name, one in narrowed.items()}
-            measured = prove(feeder, stage, order.proof, progress, precisions=order.to, kernels=kernels)
+            measured = prove(feeder, stage, source, progress, precisions=order.to, kernels=kernels)
             broken = _broken(order, measured, stage)
             if not broken or not _may_be_finer(order, stage):
                 break
         if broken:
             raise _over_budget(order, broken, narrowed)
+        measured = add_times(measured, feeder, stage, progress, kernels)
         smaller = replace(
             manifest,
             graphs={name: _facts(facts, order.to[name], narrowed[name]) for name, facts in manifest.graphs.items()},
@@ -187,37 +191,52 @@ def check_source(bundle: Path, manifest: Manifest, progress: Progress) -> None:
             )
 
 
-def narrow(name: str, feeder: Feeder, stage: Path, order: Order, progress: Progress, share: float = 1.0) -> Narrowed:
-    """Write one graph to `stage`; it may lose that share of its part of the budget.
+def open_graph(
+    name: str, feeder: Feeder, stage: Path, order: Order, progress: Progress
+) -> IntegerNarrowing | Callable[[], Narrowed]:
+    """What writes one graph to `stage`: for the CPU as finely as is asked, for a GPU in one form.
 
     BuildError for a graph that is not as an export leaves it.
     """
-    bundle, manifest = feeder.folder, feeder.manifest
-    source, out = (folder / manifest.graphs[name].file for folder in (bundle, stage))
+    manifest = feeder.manifest
+    source, out = (folder / manifest.graphs[name].file for folder in (feeder.folder, stage))
     feeds = feeds_of(name, feeder, order.calibration)
-    try:
-        if manifest.target == "cpu":
-            prepared = prepare(name, plain_graph(name, source), feeds, stage, progress, original=source)
-            # Recipes are compared by single vectors alone: what tokens lose is for each graph to keep here.
-            was_compared = order.kept is not None and order.budget.token_cosine is None
-            kept = order.kept[name] if order.kept and was_compared and share == 1 else order.budget.cosine
-            cosine, token_cosine = (
-                None if least is None else part_of(manifest, name, least, share)
-                for least in (kept, order.budget.token_cosine)
-            )
-            may_fix = not order.is_made_up
-            return narrow_to_integers(
-                prepared,
-                out,
-                order.recipes[name],
-                cosine,
-                progress,
-                may_fix=may_fix,
-                token_cosine=token_cosine,
-            )
+    if manifest.target != "cpu":
         if name == FIRST_GRAPH["text"]:
             feeds = [*feeds, padded_pair(feeder, order.calibration.text)]
-        return _narrow_for_gpu(name, source, out, order.to[name], feeds, progress)
+        return lambda: _narrow_for_gpu(name, source, out, order.to[name], feeds, progress)
+    with _as_exported(feeder.folder, name):
+        prepared = prepare(name, plain_graph(name, source), feeds, stage, progress, original=source)
+        return IntegerNarrowing(prepared, order.recipes[name], progress, may_fix=not order.is_made_up)
+
+
+def _write(
+    name: str,
+    graph: IntegerNarrowing | Callable[[], Narrowed],
+    feeder: Feeder,
+    stage: Path,
+    order: Order,
+    share: float,
+) -> Narrowed:
+    """Write one graph to `stage`; it may lose that share of its part of the budget."""
+    manifest, budget = feeder.manifest, order.budget
+    with _as_exported(feeder.folder, name):
+        if not isinstance(graph, IntegerNarrowing):
+            return graph()
+        # Recipes are compared by single vectors alone: what tokens lose is for each graph to keep here.
+        was_compared = order.kept is not None and budget.token_cosine is None
+        kept = order.kept[name] if order.kept and was_compared and share == 1 else budget.cosine
+        cosine, token_cosine = (
+            None if least is None else part_of(manifest, name, least, share) for least in (kept, budget.token_cosine)
+        )
+        return graph.write(stage / manifest.graphs[name].file, cosine, token_cosine)
+
+
+@contextmanager
+def _as_exported(bundle: Path, name: str) -> Iterator[None]:
+    """BuildError where a graph is not as an export leaves it."""
+    try:
+        yield
     except (InvariantError, PassError) as error:
         raise BuildError(f"{bundle}: the {name} graph cannot be quantised ({error.__cause__ or error})") from error
     finally:

@@ -92,14 +92,9 @@ def test_the_source_is_not_touched_and_progress_is_told(bundle: Path, tmp_path: 
     stages = list(dict.fromkeys(what for what, _, _ in said))
     assert stages == [
         "hashing",
-        *(
-            what.format(graph)
-            for graph in GRAPHS
-            for what in ("calibrating, {}", "planning the {} graph", "writing the {} graph", "trying the {} graph")
-        ),
-        *(
-            what.format(modality)
-            for modality in MODALITIES
-            for what in ("asking the source for {} vectors", "proving {} vectors", "timing {} vectors")
-        ),
+        *(what.format(graph) for graph in GRAPHS for what in ("calibrating, {}", "planning the {} graph")),
+        *(f"asking the source for {modality} vectors" for modality in MODALITIES),
+        *(what.format(graph) for graph in GRAPHS for what in ("writing the {} graph", "trying the {} graph")),
+        *(f"proving {modality} vectors" for modality in MODALITIES),
+        *(f"timing {modality} vectors" for modality in MODALITIES),
     ]

@@ -29,8 +29,6 @@ from edgeclip_quant.passes.token_table import HALF_TABLE, NarrowTable, token_tab
 from edgeclip_quant.pick.kernel_plan import attention_weights, kernels_of, plan_layer, raise_worst, table_bits_of
 from edgeclip_quant.recipes import Recipe
 
-Plans = Mapping[str, Sequence[Plan]]
-
 # Shares of the layers that move on when a graph is not good enough yet, round by round; then all, until it is fp32.
 _ROUNDS = (0.125, 0.25, 0.5)
 # Of what a cosine may lack of 1, so much may be used up here; the proof is on other samples.
@@ -134,55 +132,75 @@ def prepare(
     return Prepared(name=name, model=model, samples=samples, seen=seen, wanted=wanted, others=others, fed=fed)
 
 
-def narrow_to_integers(
-    source: Prepared,
-    out: Path,
-    recipe: Recipe,
-    cosine: float | None,
-    progress: Progress,
-    *,
-    may_fix: bool,
-    token_cosine: float | None = None,
-) -> Narrowed:
-    """Write the graph by `recipe` to `out`; `cosine` is the least that is accepted of a vector, `token_cosine` of a
-    token's, None any. `may_fix` as in `plan_layer`.
-    """
-    layers = linear_layers(source.model.graph)
-    trying = f"trying the {source.name} graph"
-    kernels_by_layer = kernels_of(layers, recipe)
-    weights, table_bits = attention_weights(layers), table_bits_of(layers, recipe)
-    plans: dict[str, Sequence[Plan]] = {}
-    for done, layer in enumerate(layers):
-        progress(f"planning the {source.name} graph", done, len(layers))
-        ours = replace(recipe, kernels=kernels_by_layer[layer.name])
-        plans[layer.name] = plan_layer(layer, source.seen[layer.name], ours, may_fix=may_fix)
-    for done, share in enumerate(itertools.chain(_ROUNDS, itertools.repeat(1.0)), 1):
-        operators = _write(source, out, plans, table_bits, progress)
-        kernels: dict[str, int] = dict(Counter(left[0].kernel for left in plans.values()))
-        if cosine is None or _is_kept(
-            source, answers(open_run(out, kernels), source.samples, trying, progress), cosine, token_cosine
-        ):
-            break
-        further, bits = raise_worst(plans, share, weights), table_bits
-        if source.has_table and (done >= _TABLE_ROUND or further == plans):
+class IntegerNarrowing:
+    """A graph narrowed by a recipe. Each `write` goes on from the kernels that the one before ended with."""
+
+    def __init__(self, source: Prepared, recipe: Recipe, progress: Progress, *, may_fix: bool) -> None:
+        """Choose the first kernel of each layer; `may_fix` as in `plan_layer`."""
+        layers = linear_layers(source.model.graph)
+        kernels_by_layer = kernels_of(layers, recipe)
+        plans: dict[str, Sequence[Plan]] = {}
+        for done, layer in enumerate(layers):
+            progress(f"planning the {source.name} graph", done, len(layers))
+            ours = replace(recipe, kernels=kernels_by_layer[layer.name])
+            plans[layer.name] = plan_layer(layer, source.seen[layer.name], ours, may_fix=may_fix)
+        self._source, self._progress = replace(source, seen={}), progress
+        self._plans, self._table_bits = plans, table_bits_of(layers, recipe)
+        self._weights = attention_weights(layers)
+        self._shares = itertools.chain(_ROUNDS, itertools.repeat(1.0))
+        self._rounds = 0
+        self._operators: dict[str, int] | None = None
+        self._answers: list[NDArray[np.float32]] | None = None
+
+    def write(self, out: Path, cosine: float | None, token_cosine: float | None = None) -> Narrowed:
+        """Write the graph to `out`, the same for every call; `cosine` is the least that is accepted of a vector,
+        `token_cosine` of a token's, None any.
+        """
+        while True:
+            if self._operators is None:
+                self._operators, self._answers = self._save(out), None
+            if cosine is None or self._is_kept(out, cosine, token_cosine) or not self._move():
+                return Narrowed(
+                    kernels=self._kernels(),
+                    errors={layer: left[0].error for layer, left in self._plans.items()},
+                    operators=self._operators,
+                    fed=self._source.fed,
+                )
+            self._operators = None
+
+    def _kernels(self) -> dict[str, int]:
+        return dict(Counter(left[0].kernel for left in self._plans.values()))
+
+    def _save(self, out: Path) -> dict[str, int]:
+        source = self._source
+        self._progress(f"writing the {source.name} graph", 0, 1)
+        first = {name: left[0] for name, left in self._plans.items()}
+        copy = narrow_model(source.model.clone(), first, self._table_bits, source.name)
+        ir.save(copy, out, external_data=f"{out.name}_data")
+        return count_operators(copy)
+
+    def _is_kept(self, out: Path, cosine: float, token_cosine: float | None) -> bool:
+        """Whether every output is as near as is wanted; one of three dimensions has a row for each token."""
+        source = self._source
+        if self._answers is None:
+            run, what = open_run(out, self._kernels()), f"trying the {source.name} graph"
+            self._answers = answers(run, source.samples, what, self._progress)
+        asked = zip(source.model.graph.outputs, self._answers, (source.wanted, *source.others), strict=True)
+        for value, rows, wanted in asked:
+            least = cosine if len(value.shape or ()) == 2 else token_cosine
+            if least is not None and not _worst(rows, wanted) >= 1 - _USED_UP * (1 - least):
+                return False
+        return True
+
+    def _move(self) -> bool:
+        """Move the worst layers, or the table, on to what loses less; whether there is any that does."""
+        self._rounds += 1
+        further, bits = raise_worst(self._plans, next(self._shares), self._weights), self._table_bits
+        if self._source.has_table and (self._rounds >= _TABLE_ROUND or further == self._plans):
             bits = min(2 * bits, HALF_TABLE)
-        if (further, bits) == (plans, table_bits):
-            break
-        plans, table_bits = further, bits
-    return Narrowed(
-        kernels=kernels,
-        errors={layer: left[0].error for layer, left in plans.items()},
-        operators=operators,
-        fed=source.fed,
-    )
-
-
-def _write(source: Prepared, out: Path, plans: Plans, table_bits: int, progress: Progress) -> dict[str, int]:
-    progress(f"writing the {source.name} graph", 0, 1)
-    first = {name: left[0] for name, left in plans.items()}
-    copy = narrow_model(source.model.clone(), first, table_bits, source.name)
-    ir.save(copy, out, external_data=f"{out.name}_data")
-    return count_operators(copy)
+        is_finer = (further, bits) != (self._plans, self._table_bits)
+        self._plans, self._table_bits = further, bits
+        return is_finer
 
 
 def _check_turned(
@@ -194,17 +212,6 @@ def _check_turned(
         difference = float(np.abs(rows[: len(wanted)] - wanted).max() / np.abs(wanted).max())
         if not difference <= TURNED:
             raise PostconditionError(f"turning channels changed an answer by {difference:.1e}, allowed {TURNED:.0e}")
-
-
-def _is_kept(
-    source: Prepared, found: Sequence[NDArray[np.float32]], cosine: float, token_cosine: float | None
-) -> bool:
-    """Whether every output is as near as is wanted; one of three dimensions has a row for each token."""
-    for value, rows, wanted in zip(source.model.graph.outputs, found, (source.wanted, *source.others), strict=True):
-        least = cosine if len(value.shape or ()) == 2 else token_cosine
-        if least is not None and not _worst(rows, wanted) >= 1 - _USED_UP * (1 - least):
-            return False
-    return True
 
 
 def _worst(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:

@@ -15,7 +15,7 @@ from edgeclip.manifest import FIRST_GRAPH, Manifest, Modality, RetrievalChange, 
 from edgeclip_quant.graph_runner import Graphs, Progress
 from edgeclip_quant.inputs.feeder import Feeder
 from edgeclip_quant.inputs.made_up import Samples
-from edgeclip_quant.passes.integer_layers import Prepared, narrow_to_integers, plain_graph, prepare
+from edgeclip_quant.passes.integer_layers import IntegerNarrowing, Prepared, plain_graph, prepare
 from edgeclip_quant.pick.pareto import Candidate, Comparison
 from edgeclip_quant.proof.measurement import PROOF, bytes_of, graph_files, measure, proof_samples, save_proof
 from edgeclip_quant.proof.retrieval import Vectors, retrieval_changes
@@ -119,19 +119,20 @@ class _Trial:
 
 
 def _try(trial: _Trial, recipe: Recipe, cosine: float | None) -> Candidate:
-    found = _make(trial, recipe, None)
-    is_usable = recipe.objection(is_made_up=trial.is_made_up) is None
-    if cosine is None or not is_usable or found.measured.worst_cosine >= cosine:
-        return found
-    return _make(trial, recipe, cosine)
-
-
-def _make(trial: _Trial, recipe: Recipe, kept: float | None) -> Candidate:
     def tell(what: str, done: int, total: int) -> None:
         trial.progress(f"{recipe.name}: {what}", done, total)
 
+    graph = IntegerNarrowing(trial.prepared, recipe, tell, may_fix=not trial.is_made_up)
+    found = _make(trial, recipe, graph, None, tell)
+    is_usable = recipe.objection(is_made_up=trial.is_made_up) is None
+    if cosine is None or not is_usable or found.measured.worst_cosine >= cosine:
+        return found
+    return _make(trial, recipe, graph, cosine, tell)
+
+
+def _make(trial: _Trial, recipe: Recipe, graph: IntegerNarrowing, kept: float | None, tell: Progress) -> Candidate:
     modality, name, feeder = trial.modality, trial.prepared.name, trial.feeder
-    narrowed = narrow_to_integers(trial.prepared, trial.out, recipe, kept, tell, may_fix=not trial.is_made_up)
+    narrowed = graph.write(trial.out, kept)
     files = graph_files(feeder.folder, feeder.manifest)
     narrow_files = {**files, name: trial.out}
     ours = Feeder(feeder.folder, feeder.manifest, narrowed.fed)

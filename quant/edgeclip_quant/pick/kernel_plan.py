@@ -35,6 +35,8 @@ _FOR_ATTENTION = 4.0
 _LATE = 8
 # What a slower kernel's error must be of a faster one's, for a layer to move to it where its graph loses too much.
 _WORTH_MOVING = 0.9
+# Of the largest error, one that counts beside it: what a fifth of it adds to a loss is a 25th.
+_COUNTS = 0.2
 # What a static scale's error may be of a row's own: 1.1 where rows are alike, 1.4 on the products inside SwiGLU,
 # which have long tails and most of a graph's error.
 _SLACK = 1.25
@@ -157,9 +159,12 @@ def reads_pixels(x: ir.Value) -> bool:
 def raise_worst(
     plans: Mapping[str, Sequence[Plan]], share: float, weights: Mapping[str, float] | None = None
 ) -> dict[str, Sequence[Plan]]:
-    """Move `share` of the layers, those with the largest errors times their weights, on to a plan that loses less."""
-    ranked = sorted(plans, key=lambda name: -plans[name][0].error * (weights or {}).get(name, 1.0))
-    raised = set(ranked[: max(1, round(share * len(ranked)))])
+    """Move at most `share` of the layers, those with the largest errors times their weights, on to a plan that loses
+    less; no layer whose error is small beside the largest.
+    """
+    errors = {name: left[0].error * (weights or {}).get(name, 1.0) for name, left in plans.items()}
+    ranked = sorted(errors, key=lambda name: -errors[name])[: max(1, round(share * len(errors)))]
+    raised = {name for name in ranked if errors[name] >= _COUNTS * errors[ranked[0]]}
     return {name: _finer(left) if name in raised else left for name, left in plans.items()}
 
 

@@ -9,7 +9,7 @@ bundle takes texts alone, the made-up texts are documents and queries, and a que
 
 import gc
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,35 @@ _TILE_PX = 16
 Answers = Mapping[Modality, Mapping[Space, Sequence[NDArray[np.float32]]]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SourceAnswers:
+    """What a narrowed bundle is held against: the self-test with the checkpoint's answers, and samples, the made-up
+    ones first, with the source's.
+    """
+
+    own_test: Samples
+    of_checkpoint: Mapping[Modality, Mapping[Space, NDArray[np.float32]]]
+    sets: Sequence[Samples]
+    wanted: Sequence[Answers]
+
+
+def ask_source(feeder: Feeder, own: Samples | None, progress: Progress) -> SourceAnswers:
+    """Run the source's graphs on the made-up inputs and on `own`, where given.
+
+    The graphs of one modality are in memory at a time. Raises BuildError for a graph that cannot run, BundleError for
+    a self-test that cannot be read.
+    """
+    own_test, of_checkpoint = read_selftest(feeder)
+    sets = [proof_samples(feeder)] if own is None else [proof_samples(feeder), own]
+    files = graph_files(feeder.folder, feeder.manifest)
+    wanted = _answer(feeder, sets, Graphs(feeder, files), "asking the source for", progress)
+    return SourceAnswers(own_test=own_test, of_checkpoint=of_checkpoint, sets=sets, wanted=wanted)
+
+
 def prove(
     feeder: Feeder,
     stage: Path,
-    own: Samples | None,
+    source: SourceAnswers,
     progress: Progress,
     *,
     precisions: Mapping[str, Precision],
@@ -65,51 +90,83 @@ def prove(
 
     `precisions` and `kernels` are those of the graphs in `stage`, as in `Graphs`.
 
-    Returns an entry for each modality and space for the self-test, then for the made-up inputs, then for `own` where
-    given. Nothing is judged. The graphs of one modality are in memory at a time. fp16 is emulated (`emulation`); only
-    what was made for the CPU is timed, because elsewhere its time means nothing. Raises BuildError for a graph that
-    cannot run, BundleError for a self-test that cannot be read.
+    Returns an entry for each modality and space for the self-test, then for the made-up inputs, then for a user's own
+    where given. Nothing is judged, and nothing timed (`add_times`). The graphs of one modality are in memory at a
+    time. fp16 is emulated (`emulation`). Raises BuildError for a graph that cannot run.
     """
     manifest = feeder.manifest
-    own_test, of_checkpoint = read_selftest(feeder)
-    made_up = proof_samples(feeder)
-    sets = [made_up] if own is None else [made_up, own]
-    wanted: list[dict[Modality, Mapping[Space, Sequence[NDArray[np.float32]]]]] = [{} for _ in sets]
-    found: list[dict[Modality, Mapping[Space, Sequence[NDArray[np.float32]]]]] = [{} for _ in (own_test, *sets)]
-    timings: dict[Modality, Timing] = {}
-    sizes: dict[Modality, tuple[int, int]] = {}
-    spaces = manifest.space_names
+    files, narrow_files = graph_files(feeder.folder, manifest), graph_files(stage, manifest)
     ours = Feeder(stage, manifest)  # whose adapters may be others
-    for modality in manifest.modalities:
-        files, narrow_files = graph_files(feeder.folder, manifest), graph_files(stage, manifest)
-        with Graphs(feeder, files) as source, Graphs(ours, narrow_files, precisions, kernels) as narrowed:
-            what = f"asking the source for {modality} vectors", f"proving {modality} vectors"
-            for answers, one in zip(wanted, sets, strict=True):
-                answers[modality] = source.matrices(one.of(modality), spaces, what[0], progress)
-            for answers, one in zip(found, (own_test, *sets), strict=True):
-                answers[modality] = narrowed.matrices(one.of(modality), spaces, what[1], progress)
-            if manifest.target == "cpu":
-                progress(f"timing {modality} vectors", 0, 1)
-                timings[modality] = time_modality(modality, feeder, source, narrowed, made_up)
-            sizes[modality] = bytes_of(files, source.used), bytes_of(narrow_files, source.used)
-        gc.collect()
+    sets = (source.own_test, *source.sets)
+    of_test, *found = _answer(ours, sets, Graphs(ours, narrow_files, precisions, kernels), "proving", progress)
+    graphs = {modality: manifest.graphs_of(modality) for modality in manifest.modalities}
+    sizes = {modality: (bytes_of(files, some), bytes_of(narrow_files, some)) for modality, some in graphs.items()}
     measured = [
         measure(
             modality,
             space,
             against="fp32 checkpoint",
-            data=own_test.name,
-            wanted=of_checkpoint[modality][space],
-            found=joined(found[0][modality][space]),
+            data=source.own_test.name,
+            wanted=source.of_checkpoint[modality][space],
+            found=joined(of_test[modality][space]),
             weight_bytes=sizes[modality][1],
         )
         for modality in manifest.modalities
-        for space in of_checkpoint[modality]
+        for space in source.of_checkpoint[modality]
     ]
-    for one, before, after in zip(sets, wanted, found[1:], strict=True):
-        measured += _measure_samples(one, before, after, sizes, timings if one is made_up else None)
-    save_proof(stage / PROOF, made_up, wanted[0])
+    for one, before, after in zip(source.sets, source.wanted, found, strict=True):
+        measured += _measure_samples(one, before, after, sizes, is_sized=one is source.sets[0])
+    save_proof(stage / PROOF, source.sets[0], source.wanted[0])
     return measured
+
+
+def add_times(
+    measured: Sequence[Measurement],
+    feeder: Feeder,
+    stage: Path,
+    progress: Progress,
+    kernels: Mapping[str, Mapping[str, int]],
+) -> list[Measurement]:
+    """The figures of the made-up inputs with the time of the graphs in `stage` beside the source's.
+
+    Only what was made for the CPU is timed: elsewhere its time means nothing.
+    """
+    manifest = feeder.manifest
+    if manifest.target != "cpu":
+        return list(measured)
+    made_up, ours = proof_samples(feeder), Feeder(stage, manifest)
+    files, narrow_files = graph_files(feeder.folder, manifest), graph_files(stage, manifest)
+    timings: dict[Modality, Timing] = {}
+    for modality in manifest.modalities:
+        progress(f"timing {modality} vectors", 0, 1)
+        with Graphs(feeder, files) as source, Graphs(ours, narrow_files, kernels=kernels) as narrowed:
+            timings[modality] = time_modality(modality, feeder, source, narrowed, made_up)
+        gc.collect()
+    return [one if one.size_ratio is None else _timed(one, timings[one.modality]) for one in measured]
+
+
+def _timed(measured: Measurement, timing: Timing) -> Measurement:
+    return replace(
+        measured,
+        latency_ratio=timing.ratio,
+        latency_input=timing.input,
+        latency_samples=timing.samples,
+        machine=timing.machine,
+    )
+
+
+def _answer(
+    feeder: Feeder, sets: Sequence[Samples], graphs: Graphs, what: str, progress: Progress
+) -> list[dict[Modality, Mapping[Space, Sequence[NDArray[np.float32]]]]]:
+    """The answers to each of the sets, one modality after the other."""
+    found: list[dict[Modality, Mapping[Space, Sequence[NDArray[np.float32]]]]] = [{} for _ in sets]
+    for modality in feeder.manifest.modalities:
+        with graphs:
+            for answers, one in zip(found, sets, strict=True):
+                said = f"{what} {modality} vectors"
+                answers[modality] = graphs.matrices(one.of(modality), feeder.manifest.space_names, said, progress)
+        gc.collect()
+    return found
 
 
 def _measure_samples(
@@ -117,11 +174,12 @@ def _measure_samples(
     before: Answers,
     after: Answers,
     sizes: Mapping[Modality, tuple[int, int]],
-    timings: Mapping[Modality, Timing] | None,
+    *,
+    is_sized: bool,
 ) -> list[Measurement]:
     """What samples show, from the answers of the source and of the smaller bundle, of each modality and space.
 
-    `sizes` are the bytes of both. `timings` None: sizes and times are not compared on these samples.
+    `sizes` are the bytes of both, which are compared where it `is_sized`.
     """
     changes: dict[Space, Mapping[Modality, RetrievalChange | None]] = {
         "single": retrieval_changes(single(before), single(after), samples.pairs)
@@ -137,8 +195,7 @@ def _measure_samples(
             wanted=joined(before[modality][space]),
             found=joined(after[modality][space]),
             weight_bytes=sizes[modality][1],
-            source_bytes=None if timings is None else sizes[modality][0],
-            timing=None if timings is None else timings.get(modality),
+            source_bytes=sizes[modality][0] if is_sized else None,
             retrieval=changes[space].get(modality),
         )
         for modality in before
@@ -189,7 +246,7 @@ def measure(
 
     Cosines are of the vectors as they are, whatever their lengths; a row of zeros or NaN makes the worst one NaN.
     """
-    return Measurement(
+    measured = Measurement(
         modality=modality,
         space=space,
         against=against,
@@ -197,12 +254,9 @@ def measure(
         **asdict(compare_vectors(found, wanted)),
         weight_bytes=weight_bytes,
         size_ratio=weight_bytes / source_bytes if source_bytes else None,
-        latency_ratio=timing.ratio if timing else None,
-        latency_input=timing.input if timing else None,
-        latency_samples=timing.samples if timing else None,
-        machine=timing.machine if timing else None,
         retrieval=retrieval,
     )
+    return measured if timing is None else _timed(measured, timing)
 
 
 def proof_samples(feeder: Feeder) -> Samples:

@@ -16,9 +16,9 @@ from edgeclip_quant.budget import DEFAULT_BUDGETS
 from edgeclip_quant.graph_runner import answer
 from edgeclip_quant.inputs.made_up import Samples
 from edgeclip_quant.passes.integer_layers import (
+    IntegerNarrowing,
     Narrowed,
     Prepared,
-    narrow_to_integers,
     plain_graph,
     prepare,
 )
@@ -69,8 +69,8 @@ def narrowed(
 ) -> tuple[Narrowed, Counter[str]]:
     """The tower written to `out`, and what was said on the way."""
     said: Counter[str] = Counter()
-    found = narrow_to_integers(tower, out, recipe, cosine, lambda what, *_: said.update([what]), may_fix=may_fix)
-    return found, said
+    graph = IntegerNarrowing(tower, recipe, lambda what, *_: said.update([what]), may_fix=may_fix)
+    return graph.write(out, cosine), said
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -135,6 +135,22 @@ def test_the_worst_layers_move_on_until_the_tower_is_good_enough(
         assert min(moved, default=math.inf) >= max(coarse, default=0)
     assert wide == sorted(wide) and wide[0] == 0 < wide[1]
     assert rounds == sorted(rounds) and rounds[0] == 1 < rounds[1]
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_that_must_lose_less_goes_on_where_it_was(
+    towers: dict[str, Prepared], name: str, tmp_path: Path
+) -> None:
+    """It becomes what it had become at once; nothing is planned again, and what was run is not run again."""
+    tower, recipe = towers[name], replace(COARSE, table_bits=8)
+    once, said_once = narrowed(tower, tmp_path / "once.onnx", recipe, 0.999)
+    said: Counter[str] = Counter()
+    graph = IntegerNarrowing(tower, recipe, lambda what, *_: said.update([what]), may_fix=False)
+    for cosine in (0.5, 0.99, 0.999):
+        found = graph.write(tmp_path / "out.onnx", cosine)
+    assert found == once and said == said_once
+    files = {path.suffix: path.read_bytes() for path in tmp_path.glob("once.*")}
+    assert files[".onnx_data"] == (tmp_path / "out.onnx_data").read_bytes() and len(files) == 2
 
 
 @pytest.mark.parametrize("name", GRAPHS)

@@ -18,7 +18,7 @@ from edgeclip.manifest import MODALITIES
 from edgeclip_quant.graph_runner import Graphs, answer, open_run
 from edgeclip_quant.inputs.made_up import Samples
 from edgeclip_quant.proof import measurement as proof
-from edgeclip_quant.proof.measurement import graph_files, measure, proof_samples, prove, read_selftest
+from edgeclip_quant.proof.measurement import ask_source, graph_files, measure, proof_samples, prove, read_selftest
 from edgeclip_quant.proof.timing import Timing, time_modality, time_ratio
 from tests.scenes.graph_feeds import GRAPHS, feeds, open_feeder
 
@@ -80,6 +80,17 @@ def test_both_take_turns_in_going_first() -> None:
     calls: list[str] = []
     time_ratio(lambda: calls.append("s"), lambda: calls.append("n"), rounds=3)
     assert "".join(calls) == "nnss" + "ssnn" + "nnss"  # the first of two does not count
+
+
+def test_runs_of_seconds_are_few_and_stand_alone() -> None:
+    """After the first pair none is run for nothing, and three pairs are enough."""
+    calls: list[str] = []
+
+    def work(name: str) -> Any:
+        return lambda: (calls.append(name), time.sleep(1.01))
+
+    assert time_ratio(work("s"), work("n"), seconds=0)[1] == 3
+    assert "".join(calls) == "nnss" + "sn" + "ns"
 
 
 def test_a_modality_is_timed_on_16_tokens_or_an_image(bundle: Path) -> None:
@@ -173,7 +184,8 @@ def test_what_a_user_gives_is_measured_and_not_stored(bundle: Path, int8_bundle:
         pairs=tuple(index // 2 for index in range(12)),
     )
     stage = shutil.copytree(int8_bundle, tmp_path / "stage")
-    measured = prove(feeder, stage, own, lambda *_: None, precisions=dict.fromkeys(GRAPHS, "int8"))
+    source = ask_source(feeder, own, lambda *_: None)
+    measured = prove(feeder, stage, source, lambda *_: None, precisions=dict.fromkeys(GRAPHS, "int8"))
     assert (stage / "proof.npz").read_bytes() == (int8_bundle / "proof.npz").read_bytes()
     of_user = measured[-2:]
     assert [(one.modality, one.data, one.samples) for one in of_user] == [
