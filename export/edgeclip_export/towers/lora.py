@@ -8,7 +8,7 @@ from torch import Tensor
 from edgeclip_export.towers.weights import Read
 from edgeclip_export.towers.xlmr_layout import PARAMETRIZED, LoraSizes
 
-_ROWS_AT_ONCE = 16384  # of the token table: A B of the whole would be another gigabyte
+_ROWS_AT_ONCE = 64  # as many as stay in a processor's cache
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ def read_linear(name: str, base: Read, adapter: Adapter | None) -> Tensor:
     weight = base(name)
     if adapter is not None:
         a, b = adapter.factors(name)
-        weight.add_(adapter.scale * (b @ a))
+        _add_product(weight, b, a, adapter.scale)
     return weight
 
 
@@ -45,7 +45,14 @@ def read_table(name: str, base: Read, adapter: Adapter | None) -> Tensor:
     table = base(name)
     if adapter is not None:
         a, b = adapter.factors(name)
-        for start in range(0, len(table), _ROWS_AT_ONCE):
-            rows = slice(start, start + _ROWS_AT_ONCE)
-            table[rows] += adapter.scale * (a[rows] @ b)
+        _add_product(table, a, b, adapter.scale)
     return table
+
+
+def _add_product(matrix: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
+    """Add scale * left @ right to a matrix, some rows at a time: as a whole it takes four times as long and twice as
+    much memory.
+    """
+    for start in range(0, len(matrix), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        matrix[rows] += (left[rows] @ right).mul_(scale)

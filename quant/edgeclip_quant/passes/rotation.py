@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
 
 from edgeclip_graph.frame import Recorder, array_of, constant, input_of
+from edgeclip_graph.lazy import by_rows
 from edgeclip_graph.linear import width_of
 from edgeclip_quant.passes.channels import (
     RMS_NORM,
@@ -69,7 +70,7 @@ class Turn:
         step = max(1, _NUMBERS_AT_ONCE // flat.shape[1])
         for start in range(0, len(flat), step):
             some = slice(start, start + step)
-            turned[some] = self._turn(np.ascontiguousarray(flat[some])).reshape(-1, flat.shape[1])
+            turned[some] = self._turn(by_rows(flat[some])).reshape(-1, flat.shape[1])
         return turned.reshape(array.shape)
 
     def back(self, array: Array) -> Array:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeclip_graph.frame import store
-from edgeclip_graph.lazy import lazy
+from edgeclip_graph.lazy import by_rows, lazy
 from edgeclip_graph.operators import CONTRIB
 
 Array = NDArray[np.float32]
@@ -142,7 +142,7 @@ def _divide(rows: Array, block: int) -> Array:
     """(rows, width) -> (rows, blocks, block)."""
     count, width = rows.shape
     if width % block == 0:
-        return np.ascontiguousarray(rows).reshape(count, -1, block)
+        return by_rows(rows).reshape(count, -1, block)
     padded = np.zeros((count, -(-width // block) * block), np.float32)
     padded[:, :width] = rows
     return padded.reshape(count, -1, block)
