@@ -90,8 +90,12 @@ def quantize(bundle: Path, out: Path, order: Order, progress: Progress) -> Manif
         is_chain = any(len(manifest.way(modality)) > 1 for modality in manifest.modalities)
         graphs = {name: open_graph(name, feeder, stage, order, progress) for name in manifest.graphs}
         source = ask_source(feeder, order.proof, progress)
+        before: Mapping[str, Narrowed] = {}
         for share in _SHARES if is_chain or order.kept is None else _SHARES[:1]:
             narrowed = {name: _write(name, graph, feeder, stage, order, share) for name, graph in graphs.items()}
+            if narrowed == before:  # what was proved
+                continue
+            before = narrowed
             _write_adapters(bundle, manifest, narrowed, stage)
             kernels = {name: one.kernels for name, one in narrowed.items()}
             measured = prove(feeder, stage, source, progress, precisions=order.to, kernels=kernels)

@@ -100,8 +100,9 @@ class Graphs:
                 since=self._files,
             )
         )
-        if graph == FIRST_GRAPH["text"]:
-            # Mapped weights (`edgeclip_graph.passes.gemm`) let the first text wait for the disk; this reads all.
+        if graph == FIRST_GRAPH["text"] and self.tokenizer is None:
+            # Mapped weights (`edgeclip_graph.passes.gemm`) let the first text wait for the disk. While the tokenizer
+            # is still parsed, this reads them all; later the text itself is no slower.
             session.run(_small_feed(self._manifest.graphs[graph]))
         return session
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 # onnxruntime prints an error that it then raises; only what it raises is reported.
 _FATAL_ONLY = 4
 # onnxruntime's own choice of everything, on the CPU.
-DEFAULTS = Plan(providers=(("CPUExecutionProvider", {}),))
+_CPU = "CPUExecutionProvider"
+DEFAULTS = Plan(providers=((_CPU, {}),))
 # Mapped weights, which a session reads in place for as long as it lives.
 _mapped: "weakref.WeakKeyDictionary[InferenceSession, mmap.mmap]" = weakref.WeakKeyDictionary()
 
@@ -73,6 +74,9 @@ def start_session(
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = _FATAL_ONLY
     options.enable_mem_pattern = keeps_patterns
+    # A plan that reuses buffers keeps each for the next value of its size, however far off that is. The CPU's arena
+    # alone needs half of the memory (0.65 GB, not 1.2, for 8,192 tokens of jina-embeddings-v4) and 2 % less time.
+    options.enable_mem_reuse = any(name != _CPU for name, _ in plan.providers)
     for entry in plan.entries:
         options.add_session_config_entry(*entry)
     if optimise == "none":
