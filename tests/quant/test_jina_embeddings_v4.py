@@ -125,7 +125,7 @@ def test_only_image_features_are_turned_when_they_come(source: Path) -> None:
         found = plain_graph(graph, source / f"{graph}.onnx").graph
         assert len(find_residual(found).entries) == entries
         assert len(list(find_values(found))) == layers
-        assert len(list(find_products(found))) == (2 * layers if graph == "text" else layers)  # MLPs of two parts
+        assert len(list(find_products(found))) == (4 * layers if graph == "text" else layers)  # MLPs of four parts
         causal = max(attention_weights(linear_layers(found)).values()) > 1
         assert causal == (graph == "text")
 
@@ -167,7 +167,7 @@ def test_int4_keeps_patches_and_sensitive_layers_in_8_bits(kind: str, source: Pa
     manifest = quantize_bundle(source, tmp_path / "int4", to="int4")
     assert (manifest.graphs["vision"].precision, manifest.graphs["text"].precision) == ("int8", "int4")
     assert "int4 blocks" not in manifest.graphs["vision"].kernels
-    later = 1 + 3 * 2  # o, and gate, up and down in two parts
+    later = 1 + 3 * 4  # o, and gate, up and down in four parts
     narrow, wide = later * (CONFIG.decoder.layers - 1), 3 * CONFIG.decoder.layers + later + 1
     assert manifest.graphs["text"].kernels == {"int4 blocks": narrow, "int8 per row": wide}
     assert worst(manifest)["single"] >= SINGLE_4 and worst(manifest)["multi"] >= TOKEN_4
