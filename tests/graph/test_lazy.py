@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeclip_graph.frame import array_of, constant
-from edgeclip_graph.lazy import Columns, Turned, derive, origin_of
+from edgeclip_graph.lazy import Columns, Turned, by_rows, derive, origin_of
 from edgeclip_graph.passes.gemm import WeightsInPlace
 from edgeclip_graph.passes.split_linear import SeparateParts
 from tests.scenes.layer_graphs import layer_model, only_layer
@@ -73,3 +73,13 @@ def counted(reads: list[str], array: NDArray[np.float32], name: str) -> ir.LazyT
         return ir.tensor(array, name=name)
 
     return ir.LazyTensor(compute, ir.DataType.FLOAT, ir.Shape(array.shape), name=name)
+
+
+@pytest.mark.parametrize("shape", [(130, 70), (64, 64), (3, 200), (5,), (2, 3, 4), (0, 7)])
+@pytest.mark.parametrize("is_turned", [True, False])
+def test_an_array_by_rows_is_the_same_array(shape: tuple[int, ...], is_turned: bool) -> None:
+    array = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    array = array.T if is_turned else array
+    found = by_rows(array)
+    assert found.flags.c_contiguous and found.dtype == np.float32
+    np.testing.assert_array_equal(found, array)

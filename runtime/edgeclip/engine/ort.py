@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 # onnxruntime prints an error that it then raises; only what it raises is reported.
 _FATAL_ONLY = 4
-# onnxruntime's own choice of everything, on the CPU.
 _CPU = "CPUExecutionProvider"
+# onnxruntime's own choice of everything, on the CPU.
 DEFAULTS = Plan(providers=((_CPU, {}),))
 # Mapped weights, which a session reads in place for as long as it lives.
 _mapped: "weakref.WeakKeyDictionary[InferenceSession, mmap.mmap]" = weakref.WeakKeyDictionary()
