@@ -38,8 +38,8 @@ from edgeclip_graph.traits import Traits
 
 # The last text of others is long for a choice that this graph does not have: it would take half of an export's time.
 _TEXTS = (*TEXTS[:-1], " ".join(f"{number} sheep" for number in range(1, 25)))
-# While onnxruntime reused buffers by plan, a text of 8,192 tokens took 0.9 GB above the loaded int8 graph in four equal
-# parts and 1.4 in two; it takes 0.7 without the plan. A text of 16 tokens takes 1 % longer in four parts.
+# While onnxruntime reused buffers by plan, a text of 8,192 tokens took 0.9 GB above the loaded int8 graph in four
+# equal parts and 1.4 in two; it takes 0.7 without the plan. A text of 16 tokens takes 1 % longer in four parts.
 _MLP_PARTS = 4
 
 
