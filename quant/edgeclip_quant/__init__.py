@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from edgeclip_quant.recipes import CpuChoice
 
 _TEXTS, _IMAGES = 32, 8
+# Where inputs only say which kernel is better, and move no outliers into weights.
+_IMAGES_OF_BLOCKS = 4
 
 
 def quantize_bundle(
@@ -66,7 +68,8 @@ def quantize_bundle(
     manifest = Manifest.read(bundle)
     check_cpu(Path(bundle), manifest, None if cpu == "vnni" else cpu)
     kind = find_cpu(cpu)
-    calibration, proof = calibration_and_proof(Path(bundle), samples)
+    images = _IMAGES_OF_BLOCKS if to == "int4" else _IMAGES
+    calibration, proof = calibration_and_proof(Path(bundle), samples, images)
     precisions = {name: precision_of(to, is_followed=is_followed(manifest, name)) for name in manifest.graphs}
     order = Order(
         to=precisions,
@@ -149,14 +152,16 @@ def narrow_without_data(to: Precision) -> "Narrow":
     return NARROWINGS[to]
 
 
-def calibration_and_proof(bundle: Path, samples: "Samples | None") -> "tuple[Samples, Samples | None]":
-    """The two halves of a user's samples; without samples, made-up ones and None."""
+def calibration_and_proof(
+    bundle: Path, samples: "Samples | None", images: int = _IMAGES
+) -> "tuple[Samples, Samples | None]":
+    """The two halves of a user's samples; without samples, made-up ones, so many `images` among them, and None."""
     with _named_extras():
         from edgeclip_quant.inputs.feeder import Feeder
         from edgeclip_quant.inputs.made_up import made_up_samples
     if samples is not None:
         return samples.halves()
-    return made_up_samples(Feeder(bundle, Manifest.read(bundle)), texts=_TEXTS, images=_IMAGES), None
+    return made_up_samples(Feeder(bundle, Manifest.read(bundle)), texts=_TEXTS, images=images), None
 
 
 @contextmanager

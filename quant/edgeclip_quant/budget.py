@@ -121,6 +121,24 @@ def judge(budget: Budget, measurements: Sequence[Measurement], size_bytes: int) 
     return broken
 
 
+def share_to_keep(budget: Budget, measurements: Sequence[Measurement]) -> float:
+    """The share of what vectors lost (1 - cosine) that they may lose for all bounds to hold, at most 1.
+
+    Results of searches change places as vectors are moved, by the root of that loss: half as many at a quarter of it.
+    """
+    shares = [1.0]
+    for one in measurements:
+        least, found = budget.least_cosine(one.space), one.retrieval
+        if math.isnan(one.worst_cosine):
+            shares.append(0.0)
+        elif least is not None and one.worst_cosine < least:
+            shares.append((1 - least) / (1 - one.worst_cosine))
+        if found is not None and budget.recall_points is not None and is_loss(found, budget.recall_points):
+            most = max(budget.recall_points, 100 / found.queries)
+            shares.append((most / -found.points) ** 2 if -found.points > most else 1.0)
+    return min(shares)
+
+
 def _named(one: Measurement) -> str:
     """The name of the space, where it is not the usual one."""
     return "" if one.space == "single" else f" ({one.space})"

@@ -15,7 +15,7 @@ from edgeclip.manifest import Measurement, Precision
 from edgeclip_graph.linear import LinearLayer, linear_layers
 from edgeclip_graph.narrowing import Narrow, NarrowedTrace
 from edgeclip_quant.budget import DEFAULT_BUDGETS, TOKEN_COSINES, Budget, judge
-from edgeclip_quant.kernels import STATIC, Kernel, Plan
+from edgeclip_quant.kernels import PER_ROW, STATIC, Kernel, Plan
 from edgeclip_quant.passes.channels import edit_fed
 from edgeclip_quant.passes.integer_layers import narrow_model, turn_channels
 from edgeclip_quant.passes.token_table import HALF_TABLE
@@ -86,7 +86,9 @@ def choose_kernels(layers: Sequence[LinearLayer], recipe: Recipe, attempt: int) 
     sensitive_blocks = (1, -(-count // 2), count)[attempt]
     chosen: dict[str, Kernel] = {}
     for name, kernels in kernels_of(layers, recipe, sensitive_blocks).items():
-        choices = [*(one for one in kernels if one not in STATIC), "fp32"]
+        usable = [one for one in kernels if one not in STATIC]
+        # Blocks come before rows where a layer moves on: nothing was observed, and an outlier spoils less of them.
+        choices = [*usable[:1], *(one for one in usable[1:] if one not in PER_ROW), "fp32"]
         step = attempt if weights[name] > 1 else max(0, attempt - 1)
         chosen[name] = choices[min(step, len(choices) - 1)]
     return chosen

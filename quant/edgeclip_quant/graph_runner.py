@@ -1,6 +1,6 @@
 """Open and run a bundle's graphs on the CPU as the runtime does, so that what is measured here is what will run."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,11 +62,16 @@ def run_of(session: "InferenceSession", path: Path) -> Run:
 
 def answers(run: Run, feeds: Sequence[Arrays], what: str, progress: Progress) -> list[NDArray[np.float32]]:
     """The rows (N, D) of each of the graph's outputs for all feeds."""
-    rows = []
+    return [np.concatenate(some) for some in zip(*each_answer(run, feeds, what, progress), strict=True)]
+
+
+def each_answer(
+    run: Run, feeds: Sequence[Arrays], what: str, progress: Progress
+) -> Iterator[list[NDArray[np.float32]]]:
+    """The rows (N, D) of each of the graph's outputs, feed by feed; each is run when it is asked for."""
     for done, feed in enumerate(feeds):
         progress(what, done, len(feeds))
-        rows.append([rows_of(array) for array in run(feed).values()])
-    return [np.concatenate(some) for some in zip(*rows, strict=True)]
+        yield [rows_of(array) for array in run(feed).values()]
 
 
 def answer(path: Path, feeds: Sequence[Arrays], what: str, progress: Progress) -> NDArray[np.float32]:
@@ -115,8 +120,8 @@ class Graphs:
         self._runs.clear()
         self._stack.close()
 
-    def run(self, graph: str, feed: Arrays) -> Mapping[str, NDArray[Any]]:
-        """The outputs of one graph."""
+    def open(self, graph: str) -> Run:
+        """One graph, opened where it was not."""
         if graph not in self._runs:
             path = self._files[graph]
             if self._precisions.get(graph) == "fp16":
@@ -124,7 +129,11 @@ class Graphs:
                 self._runs[graph] = run_of(session, path)
             else:
                 self._runs[graph] = open_run(path, self._kernels.get(graph), self._threads)
-        return self._runs[graph](feed)
+        return self._runs[graph]
+
+    def run(self, graph: str, feed: Arrays) -> Mapping[str, NDArray[Any]]:
+        """The outputs of one graph."""
+        return self.open(graph)(feed)
 
     def steps(self, item: Item) -> list[Step]:
         """Every run that an item needs, the last of which gives its vectors."""

@@ -34,7 +34,7 @@ from edgeclip_graph.census import count_operators
 from edgeclip_graph.linear import linear_layers
 from edgeclip_graph.passes import lower_portable
 from edgeclip_graph.passes.unmasked import has_choice, save_unmasked
-from edgeclip_quant.budget import Budget, judge
+from edgeclip_quant.budget import Budget, judge, share_to_keep
 from edgeclip_quant.graph_runner import Graphs, Progress
 from edgeclip_quant.inputs.feeder import Feeder
 from edgeclip_quant.inputs.layer_inputs import observe
@@ -44,7 +44,16 @@ from edgeclip_quant.passes.channels import edit_fed
 from edgeclip_quant.passes.float16 import narrow_to_half
 from edgeclip_quant.passes.integer_layers import IntegerNarrowing, Narrowed, plain_graph, prepare
 from edgeclip_quant.passes.qdq import MAX_ERROR, quantize_for_tensorrt
-from edgeclip_quant.proof.measurement import PROOF, add_times, ask_source, graph_files, prove
+from edgeclip_quant.proof.measurement import (
+    PROOF,
+    Proof,
+    SourceAnswers,
+    add_times,
+    alone,
+    ask_source,
+    graph_files,
+    prove,
+)
 from edgeclip_quant.recipes import Cpu, CpuChoice, Recipe
 
 WAYS: Mapping[Precision, tuple[Target, ...]] = {
@@ -55,7 +64,9 @@ WAYS: Mapping[Precision, tuple[Target, ...]] = {
     "int4": ("cpu",),
 }
 _NAMED = 5
-_SHARES = (1.0, 0.5, 0.2, 0.05)
+_ATTEMPTS = 4
+# Of what a graph lost, it may lose so much when the bundle is tried again.
+_LEAST_SHARE, _MOST_SHARE = 0.05, 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,21 +101,36 @@ def quantize(bundle: Path, out: Path, order: Order, progress: Progress) -> Manif
         is_chain = any(len(manifest.way(modality)) > 1 for modality in manifest.modalities)
         graphs = {name: open_graph(name, feeder, stage, order, progress) for name in manifest.graphs}
         source = ask_source(feeder, order.proof, progress)
-        before: Mapping[str, Narrowed] = {}
-        for share in _SHARES if is_chain or order.kept is None else _SHARES[:1]:
-            narrowed = {name: _write(name, graph, feeder, stage, order, share) for name, graph in graphs.items()}
-            if narrowed == before:  # what was proved
-                continue
+        allowed = {name: _allowed(name, order, manifest) for name in graphs}
+        narrowed: dict[str, Narrowed] = {}
+        proof: Proof | None = None
+        for _ in range(_ATTEMPTS if is_chain or order.kept is None else 1):
             before = narrowed
+            narrowed = {name: _write(name, one, feeder, stage, *allowed[name]) for name, one in graphs.items()}
+            changed = [name for name, one in narrowed.items() if before.get(name) != one]
+            if not changed:  # nothing can be finer
+                break
             _write_adapters(bundle, manifest, narrowed, stage)
             kernels = {name: one.kernels for name, one in narrowed.items()}
-            measured = prove(feeder, stage, source, progress, precisions=order.to, kernels=kernels)
-            broken = _broken(order, measured, stage)
+            proof = prove(
+                feeder,
+                stage,
+                source,
+                progress,
+                precisions=order.to,
+                kernels=kernels,
+                before=proof,
+                changed=changed,
+            )
+            broken = judge(order.budget, _judged(order, proof.measured), _bytes_in(stage))
             if not broken or not _may_be_finer(order, stage):
                 break
+            for name, share in _shares(order, manifest, source, proof).items():
+                allowed[name] = _less(name, graphs[name], feeder, stage, share)
+        assert proof is not None  # before the first attempt, every graph is to be written
         if broken:
             raise _over_budget(order, broken, narrowed)
-        measured = add_times(measured, feeder, stage, progress, kernels)
+        measured = add_times(proof.measured, feeder, stage, progress, kernels)
         smaller = replace(
             manifest,
             graphs={name: _facts(facts, order.to[name], narrowed[name]) for name, facts in manifest.graphs.items()},
@@ -130,12 +156,12 @@ def is_followed(manifest: Manifest, graph: str) -> bool:
     return any(one.file == file for way in ways for one in way[:-1])
 
 
-def part_of(manifest: Manifest, graph: str, cosine: float, share: float) -> float:
-    """The cosine that a graph must keep so that all graphs on a way together lose a share of what they may."""
+def part_of(manifest: Manifest, graph: str, cosine: float) -> float:
+    """The cosine that a graph must keep so that all graphs on a way together lose what they may."""
     file = manifest.graphs[graph].file
     ways = [manifest.way(modality) for modality in manifest.modalities]
     count = max(len(way) for way in ways if file in [one.file for one in way])
-    return 1 - share * (1 - cosine) / count
+    return 1 - (1 - cosine) / count
 
 
 def _write_adapters(bundle: Path, manifest: Manifest, narrowed: Mapping[str, Narrowed], stage: Path) -> None:
@@ -219,21 +245,54 @@ def _write(
     graph: IntegerNarrowing | Callable[[], Narrowed],
     feeder: Feeder,
     stage: Path,
-    order: Order,
-    share: float,
+    cosine: float | None,
+    token_cosine: float | None,
 ) -> Narrowed:
-    """Write one graph to `stage`; it may lose that share of its part of the budget."""
-    manifest, budget = feeder.manifest, order.budget
+    """Write one graph to `stage`; one for a GPU has no choice of what it loses."""
     with _as_exported(feeder.folder, name):
         if not isinstance(graph, IntegerNarrowing):
             return graph()
-        # Recipes are compared by single vectors alone: what tokens lose is for each graph to keep here.
-        was_compared = order.kept is not None and budget.token_cosine is None
-        kept = order.kept[name] if order.kept and was_compared and share == 1 else budget.cosine
-        cosine, token_cosine = (
-            None if least is None else part_of(manifest, name, least, share) for least in (kept, budget.token_cosine)
-        )
-        return graph.write(stage / manifest.graphs[name].file, cosine, token_cosine)
+        return graph.write(stage / feeder.manifest.graphs[name].file, cosine, token_cosine)
+
+
+def _allowed(name: str, order: Order, manifest: Manifest) -> tuple[float | None, float | None]:
+    """The cosines that a graph's vectors and its tokens' vectors must keep at first: its part of the budget."""
+    budget = order.budget
+    # Recipes are compared by single vectors alone: what tokens lose is for each graph to keep here.
+    was_compared = order.kept is not None and budget.token_cosine is None
+    kept = order.kept[name] if order.kept and was_compared else budget.cosine
+    cosine, token_cosine = (
+        None if least is None else part_of(manifest, name, least) for least in (kept, budget.token_cosine)
+    )
+    return cosine, token_cosine
+
+
+def _shares(order: Order, manifest: Manifest, source: SourceAnswers, proof: Proof) -> dict[str, float]:
+    """The graphs that must lose less for the budget to hold, and what share of what they lost they may lose.
+
+    A search breaks by its queries' vectors or by those that it is among. Where one modality's alone would break the
+    budget, the graphs of the other stay as they are.
+    """
+    by_modality = {one: share_to_keep(order.budget, some) for one, some in alone(source, proof).items()}
+    if min(by_modality.values()) == 1:  # only both together do
+        both = share_to_keep(order.budget, _judged(order, proof.measured))
+        by_modality = dict.fromkeys(by_modality, both)
+    shares: dict[str, float] = {}
+    for modality, share in by_modality.items():
+        if share < 1:
+            kept = min(max(share, _LEAST_SHARE), _MOST_SHARE)
+            shares |= {name: min(kept, shares.get(name, 1.0)) for name in manifest.graphs_of(modality)}
+    return shares
+
+
+def _less(
+    name: str, graph: IntegerNarrowing | Callable[[], Narrowed], feeder: Feeder, stage: Path, share: float
+) -> tuple[float | None, float | None]:
+    """The cosines that a graph must keep to lose that share of what it lost, as it lies in `stage`."""
+    if not isinstance(graph, IntegerNarrowing):
+        return None, None
+    single, token = graph.losses(stage / feeder.manifest.graphs[name].file)
+    return 1 - share * single, None if token is None else 1 - share * token
 
 
 @contextmanager
@@ -307,11 +366,10 @@ def _facts(facts: GraphFacts, to: Precision, narrowed: Narrowed) -> GraphFacts:
     return replace(facts, precision=to, operators=narrowed.operators, kernels=narrowed.kernels)
 
 
-def _broken(order: Order, measured: Sequence[Measurement], stage: Path) -> list[str]:
-    """The bounds that the bundle breaks; where a user's own data were given, only they decide."""
+def _judged(order: Order, measured: Sequence[Measurement]) -> list[Measurement]:
+    """The figures that decide; where a user's own data were given, only theirs."""
     data = order.proof.name if order.proof else PROOF_DATA
-    of_source = [one for one in measured if one.against == "fp32 bundle" and one.data == data]
-    return judge(order.budget, of_source, _bytes_in(stage))
+    return [one for one in measured if one.against == "fp32 bundle" and one.data == data]
 
 
 def _may_be_finer(order: Order, stage: Path) -> bool:

@@ -7,7 +7,7 @@ import pytest
 
 from edgeclip.errors import InputError
 from edgeclip.manifest import Measurement, Modality, RetrievalChange
-from edgeclip_quant.budget import DEFAULT_BUDGETS, Budget, is_loss, judge, parse_budget
+from edgeclip_quant.budget import DEFAULT_BUDGETS, Budget, is_loss, judge, parse_budget, share_to_keep
 from edgeclip_quant.proof.retrieval import paired_interval
 
 LOOSE = Budget(cosine=None, recall_points=None, size_mb=None)
@@ -121,6 +121,17 @@ def test_each_broken_bound_is_a_sentence_with_its_figures() -> None:
         "wanted 0.5 at most",
         "the bundle has 899.6 MB, wanted 899.5 at most",
     ]
+
+
+def test_how_much_less_must_be_lost_follows_from_what_broke() -> None:
+    """A fall of 35 points where 5 are allowed: a 49th. Of 8 queries one is always allowed."""
+    budget = Budget(cosine=0.9, recall_points=5, size_mb=None)
+    assert share_to_keep(budget, [measured(0.95), measured(0.9, "image")]) == 1
+    assert share_to_keep(budget, [measured(0.6), measured(0.8, "image")]) == pytest.approx(0.25)
+    assert share_to_keep(budget, [measured(0.99, retrieval=change(35, 100))]) == pytest.approx(1 / 49)
+    assert share_to_keep(budget, [measured(0.99, retrieval=change(3, 8))]) == pytest.approx(1 / 9)
+    assert share_to_keep(budget, [measured(0.99, retrieval=change(1, 8))]) == 1
+    assert share_to_keep(budget, [measured(math.nan)]) == 0
 
 
 @pytest.mark.parametrize("budget", [LOOSE, DEFAULT_BUDGETS["int8"]])

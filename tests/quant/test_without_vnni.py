@@ -105,7 +105,7 @@ def test_recipes_for_each_kind_of_processor(monkeypatch: pytest.MonkeyPatch) -> 
     assert [for_cpu(one, "vnni") for one in COMPARED] == list(COMPARED)
     narrow = for_cpu(INT8, "avx2")
     assert (narrow.name, narrow.kernels) == ("int8-avx2", ("int7 static", "int7 per row"))
-    assert for_cpu(INT4, "avx2").kernels == INT4.kernels
+    assert for_cpu(INT4, "avx2").kernels == ("int4 blocks", "int7 per row")
     assert for_cpu(INT4, "avx2").finer_kernels == ("int7 per row", "int8 blocks")
     assert [one.name for one in (for_cpu(one, "avx2") for one in COMPARED) if is_default(one)] == ["int8-avx2"]
     for one in usable_recipes(is_made_up=False, cpu="avx2"):

@@ -22,7 +22,7 @@ Progress = Callable[[str, int, int], None]
 
 # Rows kept of each layer: enough for an error to be known within a few per cent.
 ROWS = 256
-_ROWS_OF_SAMPLE = 32
+_ROWS_OF_SAMPLE = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

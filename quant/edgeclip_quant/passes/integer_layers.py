@@ -1,12 +1,14 @@
 """Narrow one graph for the CPU to integers: each layer by the fastest kernel that is accurate enough for it.
 
 A layer's inputs on the calibration samples decide its first kernel (`pick.kernel_plan`). Then the whole graph is run
-on those samples; while its worst cosine is below the wanted one, more of its worst layers move to a finer kernel.
+on those samples, up to the first whose cosine is below the wanted one; while there is one, the worst layers move to a
+finer kernel, as many as their errors say must.
 """
 
 import itertools
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,25 +22,36 @@ from edgeclip.manifest import FIRST_GRAPH
 from edgeclip_graph.census import count_operators
 from edgeclip_graph.linear import linear_layers
 from edgeclip_graph.passes import lower_portable
-from edgeclip_quant.graph_runner import Progress, answers, open_run
+from edgeclip_quant.graph_runner import Progress, answers, each_answer, open_run
 from edgeclip_quant.inputs.layer_inputs import Observation, observe
-from edgeclip_quant.kernels import Plan, ReplaceLayers
+from edgeclip_quant.kernels import Kernel, Plan, ReplaceLayers
 from edgeclip_quant.passes.channels import Edit, edit_fed
 from edgeclip_quant.passes.rotation import Rotate, can_rotate
-from edgeclip_quant.passes.token_table import HALF_TABLE, NarrowTable, token_tables
-from edgeclip_quant.pick.kernel_plan import attention_weights, kernels_of, plan_layer, raise_worst, table_bits_of
+from edgeclip_quant.passes.token_table import HALF_TABLE, NarrowTable, table_error, token_tables
+from edgeclip_quant.pick.kernel_plan import (
+    attention_weights,
+    kernels_of,
+    plan_layer,
+    raise_worst,
+    share_to_raise,
+    table_bits_of,
+)
 from edgeclip_quant.recipes import Recipe
 
-# Shares of the layers that move on when a graph is not good enough yet, round by round; then all, until it is fp32.
+# The least shares of the layers that move on when a graph is not good enough yet, round by round; then all, until it
+# is fp32.
 _ROUNDS = (0.125, 0.25, 0.5)
 # Of what a cosine may lack of 1, so much may be used up here; the proof is on other samples.
 _USED_UP = 0.8
+# Of what may be lost, so much is aimed at: what is left in few bits loses more than its share.
+_AIM = 0.8
 # Largest difference that turning channels may make to an answer, as a share of its largest element: on the golden
 # checkpoint 3e-6 of multi vectors and 9e-6 of image features.
 TURNED = 2e-5
 _COMPARED = 4  # samples
-# From this round on, or when no layer can be finer, the token table has twice the bits each time, up to 16.
-_TABLE_ROUND = 2
+# The token table among the plans of the layers, and its bits in each form.
+_TABLE = "token table"
+_TABLE_BITS: Mapping[Kernel, int] = {"int4 blocks": 4, "int8 per row": 8, "fp32": HALF_TABLE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,12 +158,23 @@ class IntegerNarrowing:
             ours = replace(recipe, kernels=kernels_by_layer[layer.name])
             plans[layer.name] = plan_layer(layer, source.seen[layer.name], ours, may_fix=may_fix)
         self._source, self._progress = replace(source, seen={}), progress
-        self._plans, self._table_bits = plans, table_bits_of(layers, recipe)
+        self._wanted = (source.wanted, *source.others)
+        self._layers = list(plans)
         self._weights = attention_weights(layers)
+        if source.has_table:
+            least, graph = table_bits_of(layers, recipe), source.model.graph
+            plans[_TABLE] = [
+                Plan(kernel=kernel, error=table_error(graph, bits))
+                for kernel, bits in _TABLE_BITS.items()
+                if bits >= least
+            ]
+            self._weights[_TABLE] = max(self._weights.values())
+        self._plans = plans
         self._shares = itertools.chain(_ROUNDS, itertools.repeat(1.0))
-        self._rounds = 0
         self._operators: dict[str, int] | None = None
-        self._answers: list[NDArray[np.float32]] | None = None
+        # For each sample that was run, what each output's worst row lost; and where its rows end among all samples'.
+        self._tried: list[list[float]] = []
+        self._ends = [0] * len(self._wanted)
 
     def write(self, out: Path, cosine: float | None, token_cosine: float | None = None) -> Narrowed:
         """Write the graph to `out`, the same for every call; `cosine` is the least that is accepted of a vector,
@@ -158,49 +182,80 @@ class IntegerNarrowing:
         """
         while True:
             if self._operators is None:
-                self._operators, self._answers = self._save(out), None
-            if cosine is None or self._is_kept(out, cosine, token_cosine) or not self._move():
+                self._operators, self._tried, self._ends = self._save(out), [], [0] * len(self._wanted)
+            share = 1.0 if cosine is None else self._share_kept(out, cosine, token_cosine)
+            if share >= 1 or not self._move(share):
                 return Narrowed(
                     kernels=self._kernels(),
-                    errors={layer: left[0].error for layer, left in self._plans.items()},
+                    errors={layer: self._plans[layer][0].error for layer in self._layers},
                     operators=self._operators,
                     fed=self._source.fed,
                 )
             self._operators = None
 
     def _kernels(self) -> dict[str, int]:
-        return dict(Counter(left[0].kernel for left in self._plans.values()))
+        return dict(Counter(self._plans[layer][0].kernel for layer in self._layers))
 
     def _save(self, out: Path) -> dict[str, int]:
         source = self._source
         self._progress(f"writing the {source.name} graph", 0, 1)
-        first = {name: left[0] for name, left in self._plans.items()}
-        copy = narrow_model(source.model.clone(), first, self._table_bits, source.name)
+        first = {layer: self._plans[layer][0] for layer in self._layers}
+        table_bits = _TABLE_BITS[self._plans[_TABLE][0].kernel] if source.has_table else HALF_TABLE
+        copy = narrow_model(source.model.clone(), first, table_bits, source.name)
         ir.save(copy, out, external_data=f"{out.name}_data")
         return count_operators(copy)
 
-    def _is_kept(self, out: Path, cosine: float, token_cosine: float | None) -> bool:
-        """Whether every output is as near as is wanted; one of three dimensions has a row for each token."""
-        source = self._source
-        if self._answers is None:
-            run, what = open_run(out, self._kernels()), f"trying the {source.name} graph"
-            self._answers = answers(run, source.samples, what, self._progress)
-        asked = zip(source.model.graph.outputs, self._answers, (source.wanted, *source.others), strict=True)
-        for value, rows, wanted in asked:
-            least = cosine if len(value.shape or ()) == 2 else token_cosine
-            if least is not None and not _worst(rows, wanted) >= 1 - _USED_UP * (1 - least):
-                return False
-        return True
+    def losses(self, out: Path) -> tuple[float, float | None]:
+        """What the graph at `out`, as `write` left it, loses (1 - cosine) on its samples: a vector at most, and a
+        token's vector, None where it gives none.
+        """
+        for _ in self._try(out):
+            pass
+        lost = [max(some) for some in zip(*self._tried, strict=True)]
+        single = [one for one, is_single in zip(lost, self._are_single(), strict=True) if is_single]
+        tokens = [one for one, is_single in zip(lost, self._are_single(), strict=True) if not is_single]
+        return max(single, default=0.0), max(tokens, default=None)
 
-    def _move(self) -> bool:
-        """Move the worst layers, or the table, on to what loses less; whether there is any that does."""
-        self._rounds += 1
-        further, bits = raise_worst(self._plans, next(self._shares), self._weights), self._table_bits
-        if self._source.has_table and (self._rounds >= _TABLE_ROUND or further == self._plans):
-            bits = min(2 * bits, HALF_TABLE)
-        is_finer = (further, bits) != (self._plans, self._table_bits)
-        self._plans, self._table_bits = further, bits
-        return is_finer
+    def _are_single(self) -> list[bool]:
+        """Of each output whether it has one row for a sample; one of three dimensions has a row for each token."""
+        return [len(value.shape or ()) == 2 for value in self._source.model.graph.outputs]
+
+    def _share_kept(self, out: Path, cosine: float, token_cosine: float | None) -> float:
+        """What the graph may lose as a share of what it loses on the first sample that loses too much, or 1."""
+        allowed = [
+            None if least is None else _USED_UP * (1 - least)
+            for least in (cosine if is_single else token_cosine for is_single in self._are_single())
+        ]
+        for lost in self._try(out):
+            asked = [(most, one) for most, one in zip(allowed, lost, strict=True) if most is not None]
+            if not all(one <= most for most, one in asked):
+                return min(most / one for most, one in asked if one > most)
+        return 1.0
+
+    def _try(self, out: Path) -> Iterator[list[float]]:
+        """What each output's worst row loses, sample by sample; a sample is run once for each graph that is
+        written.
+        """
+        yield from self._tried
+        source = self._source
+        left = source.samples[len(self._tried) :]
+        if not left:
+            return
+        run, what = open_run(out, self._kernels()), f"trying the {source.name} graph"
+        for found in each_answer(run, left, what, self._progress):
+            starts, self._ends = self._ends, [end + len(rows) for end, rows in zip(self._ends, found, strict=True)]
+            wanted = [rows[start:] for rows, start in zip(self._wanted, starts, strict=True)]
+            lost = [_loss(rows, some[: len(rows)]) for rows, some in zip(found, wanted, strict=True)]
+            self._tried.append(lost)
+            yield lost
+
+    def _move(self, share: float) -> bool:
+        """Move the worst layers, or the table, on to what loses less, so that the graph loses that share of what it
+        does; whether there is any that does.
+        """
+        moved = max(next(self._shares), share_to_raise(self._plans, _AIM * share, self._weights))
+        before, self._plans = self._plans, raise_worst(self._plans, moved, self._weights)
+        return self._plans != before
 
 
 def _check_turned(
@@ -214,8 +269,9 @@ def _check_turned(
             raise PostconditionError(f"turning channels changed an answer by {difference:.1e}, allowed {TURNED:.0e}")
 
 
-def _worst(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+def _loss(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    """1 - the worst cosine; infinite where one is no number."""
     a, b = found.astype(np.float64), wanted.astype(np.float64)
     with np.errstate(invalid="ignore"):
         worst = float(((a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))).min())
-    return worst if np.isfinite(worst) else -1.0
+    return 1 - worst if np.isfinite(worst) else math.inf

@@ -15,7 +15,7 @@ from edgeclip_graph.frame import input_of, store
 from edgeclip_graph.lazy import InPieces, lazy, pieces_of
 from edgeclip_graph.linear import width_of
 from edgeclip_graph.operators import CONTRIB
-from edgeclip_quant.passes.weight_blocks import quantize_table, table_block
+from edgeclip_quant.passes.weight_blocks import quantize_blocks, quantize_table, table_block, widen_blocks
 
 Array = NDArray[np.float32]
 HALF_TABLE = 16
@@ -66,11 +66,31 @@ class NarrowTable(InPlacePass):
             raise PostconditionError(f"{len(left)} tables of tokens left in the graph")
 
 
+def table_error(graph: ir.Graph, bits: int) -> float:
+    """|table' - table| / |table| of the first rows of the graph's table in so many bits."""
+    (gather,) = token_tables(graph)
+    rows = next(iter(pieces_of(_source(gather), _NUMBERS_AT_ONCE)))
+    if bits == HALF_TABLE:
+        found = rows.astype(np.float16).astype(np.float32)
+    elif bits == 4:
+        block = table_block(rows.shape[1])
+        found = widen_blocks(quantize_blocks(rows, 4, block), 4, rows.shape[1])
+    else:
+        levels, scales = quantize_rows(rows)
+        found = levels * scales
+    return float(np.linalg.norm(found - rows) / (np.linalg.norm(rows) or 1))
+
+
+def _source(gather: ir.Node) -> ir.TensorProtocol:
+    table = input_of(gather, 0)
+    if table.const_value is None:
+        raise PreconditionError(f"{table.name} holds no constant")
+    return table.const_value
+
+
 def _replace(graph: ir.Graph, gather: ir.Node, bits: int) -> None:
     table, ids = input_of(gather, 0), input_of(gather, 1)
-    name, source = str(table.name), table.const_value
-    if source is None:
-        raise PreconditionError(f"{name} holds no constant")
+    name, source = str(table.name), _source(gather)
     tape = ir.tape.Tape()
     count, width = source.shape.numpy()
     if bits == HALF_TABLE:

@@ -8,7 +8,7 @@ bundle takes texts alone, the made-up texts are documents and queries, and a que
 """
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,9 +72,21 @@ def ask_source(feeder: Feeder, own: Samples | None, progress: Progress) -> Sourc
     """
     own_test, of_checkpoint = read_selftest(feeder)
     sets = [proof_samples(feeder)] if own is None else [proof_samples(feeder), own]
-    files = graph_files(feeder.folder, feeder.manifest)
-    wanted = _answer(feeder, sets, Graphs(feeder, files), "asking the source for", progress)
+    graphs = Graphs(feeder, graph_files(feeder.folder, feeder.manifest))
+    wanted = _answer(feeder, sets, graphs, "asking the source for", progress, feeder.manifest.modalities)
     return SourceAnswers(own_test=own_test, of_checkpoint=of_checkpoint, sets=sets, wanted=wanted)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Proof:
+    """`measured` has an entry for each modality and space for the self-test, then for the made-up inputs, then for a
+    user's own where given. `found` are the answers to the self-test and to each set of samples, `sizes` each
+    modality's bytes in the source and now.
+    """
+
+    measured: Sequence[Measurement]
+    found: Sequence[Answers]
+    sizes: Mapping[Modality, tuple[int, int]]
 
 
 def prove(
@@ -85,21 +97,28 @@ def prove(
     *,
     precisions: Mapping[str, Precision],
     kernels: Mapping[str, Mapping[str, int]] | None = None,
-) -> list[Measurement]:
+    before: Proof | None = None,
+    changed: Collection[str] = (),
+) -> Proof:
     """Compare the graphs in `stage` with those of the source, and write `stage`/proof.npz.
 
-    `precisions` and `kernels` are those of the graphs in `stage`, as in `Graphs`.
+    `precisions` and `kernels` are those of the graphs in `stage`, as in `Graphs`. Where they were proved `before`,
+    only modalities are asked again that lead through a graph that `changed` since.
 
-    Returns an entry for each modality and space for the self-test, then for the made-up inputs, then for a user's own
-    where given. Nothing is judged, and nothing timed (`add_times`). The graphs of one modality are in memory at a
-    time. fp16 is emulated (`emulation`). Raises BuildError for a graph that cannot run.
+    Nothing is judged, and nothing timed (`add_times`). The graphs of one modality are in memory at a time. fp16 is
+    emulated (`emulation`). Raises BuildError for a graph that cannot run.
     """
     manifest = feeder.manifest
     files, narrow_files = graph_files(feeder.folder, manifest), graph_files(stage, manifest)
     ours = Feeder(stage, manifest)  # whose adapters may be others
     sets = (source.own_test, *source.sets)
-    of_test, *found = _answer(ours, sets, Graphs(ours, narrow_files, precisions, kernels), "proving", progress)
     graphs = {modality: manifest.graphs_of(modality) for modality in manifest.modalities}
+    asked = [one for one, some in graphs.items() if before is None or not set(changed).isdisjoint(some)]
+    runs = Graphs(ours, narrow_files, precisions, kernels)
+    answers = _answer(ours, sets, runs, "proving", progress, asked)
+    if before is not None:
+        answers = [{**old, **new} for old, new in zip(before.found, answers, strict=True)]
+    of_test, *found = answers
     sizes = {modality: (bytes_of(files, some), bytes_of(narrow_files, some)) for modality, some in graphs.items()}
     measured = [
         measure(
@@ -114,10 +133,20 @@ def prove(
         for modality in manifest.modalities
         for space in source.of_checkpoint[modality]
     ]
-    for one, before, after in zip(source.sets, source.wanted, found, strict=True):
-        measured += _measure_samples(one, before, after, sizes, is_sized=one is source.sets[0])
+    for one, wanted, some in zip(source.sets, source.wanted, found, strict=True):
+        measured += _measure_samples(one, wanted, some, sizes, is_sized=one is source.sets[0])
     save_proof(stage / PROOF, source.sets[0], source.wanted[0])
-    return measured
+    return Proof(measured=measured, found=answers, sizes=sizes)
+
+
+def alone(source: SourceAnswers, proof: Proof) -> Mapping[Modality, list[Measurement]]:
+    """For each modality what the last set of samples would show if its vectors alone had been narrowed."""
+    samples, before, after = source.sets[-1], source.wanted[-1], proof.found[-1]
+    changes = {modality: {**before, modality: after[modality]} for modality in after}
+    return {
+        modality: _measure_samples(samples, before, change, proof.sizes, is_sized=False)
+        for modality, change in changes.items()
+    }
 
 
 def add_times(
@@ -156,11 +185,16 @@ def _timed(measured: Measurement, timing: Timing) -> Measurement:
 
 
 def _answer(
-    feeder: Feeder, sets: Sequence[Samples], graphs: Graphs, what: str, progress: Progress
+    feeder: Feeder,
+    sets: Sequence[Samples],
+    graphs: Graphs,
+    what: str,
+    progress: Progress,
+    modalities: Sequence[Modality],
 ) -> list[dict[Modality, Mapping[Space, Sequence[NDArray[np.float32]]]]]:
     """The answers to each of the sets, one modality after the other."""
     found: list[dict[Modality, Mapping[Space, Sequence[NDArray[np.float32]]]]] = [{} for _ in sets]
-    for modality in feeder.manifest.modalities:
+    for modality in modalities:
         with graphs:
             for answers, one in zip(found, sets, strict=True):
                 said = f"{what} {modality} vectors"

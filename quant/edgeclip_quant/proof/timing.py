@@ -1,5 +1,6 @@
 """Time a narrowed bundle beside its source, run for run."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,21 +33,23 @@ class Timing:
 
 
 def time_ratio(
-    source: Callable[[], None], narrowed: Callable[[], None], *, rounds: int = _ROUNDS, seconds: float = _SECONDS
+    source: Callable[[], None],
+    narrowed: Callable[[], None],
+    *,
+    rounds: int = _ROUNDS,
+    seconds: float = _SECONDS,
+    is_long: bool = False,
 ) -> tuple[float, int]:
     """The median of time(narrowed) / time(source), pair by pair, and the number of pairs.
 
     They take turns in going first, so other work of the machine meets both. The threads of a session spin for a while
     after a run, and would take the processor from the other: before each there is a pause and a run that does not
-    count, after the first pair only where a run takes less than a second. At most `rounds` pairs, and after 5 (3 of
-    long runs) no more than fit into `seconds`.
+    count, but for runs that are long (`is_long`). At most `rounds` pairs, and after 5 (3 of long runs) no more than
+    fit into `seconds`.
     """
-    works = {"source": source, "narrowed": narrowed}
-    first = take_turns(dict(reversed(works.items())), 1)
-    is_long = max(times[0] for times in first.values()) > _LONG_S
+    works = {"narrowed": narrowed, "source": source}
     least = _LEAST_LONG_ROUNDS if is_long else _LEAST_ROUNDS
-    rest = take_turns(works, rounds - 1, seconds=seconds, least=least - 1, is_alone=not is_long)
-    times = {name: np.concatenate((first[name], rest[name])) for name in works}
+    times = take_turns(works, rounds, seconds=seconds, least=least, is_alone=not is_long)
     ratios = times["narrowed"] / times["source"]
     return float(np.median(ratios)), len(ratios)
 
@@ -66,7 +69,12 @@ def time_modality(modality: Modality, feeder: Feeder, source: Graphs, narrowed: 
         for step in steps:
             graphs.run(step.graph, step.feed)
 
-    ratio, pairs = time_ratio(lambda: run(source), lambda: run(narrowed))
+    for step in steps:
+        narrowed.open(step.graph)
+    start = time.perf_counter()
+    run(narrowed)
+    is_long = time.perf_counter() - start > _LONG_S
+    ratio, pairs = time_ratio(lambda: run(source), lambda: run(narrowed), is_long=is_long)
     what = f"{_SHORT_TOKENS} tokens" if modality == "text" else "1 image"
     threads = choose_threads(feeder.manifest, usable_cpus())
     return Timing(ratio=ratio, samples=pairs, input=what, machine=f"{processor_name()}, {threads} threads")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgeclip_graph.frame import constant
 from edgeclip_quant.inputs.layer_inputs import Observation
 from edgeclip_quant.kernels import Kernel, Plan, product
-from edgeclip_quant.pick.kernel_plan import plan_layer, raise_worst, relative_error
+from edgeclip_quant.pick.kernel_plan import plan_layer, raise_worst, relative_error, share_to_raise
 from edgeclip_quant.recipes import COMPARED, INT4, INT8, Recipe
 from tests.scenes.layer_graphs import SOURCES, Source, layer_model, only_layer
 
@@ -135,10 +135,21 @@ def test_a_layer_that_a_kernel_spoils_goes_to_the_next(max_error: float, wanted:
 
 
 def test_4_bits_go_to_8_and_then_to_fp32() -> None:
-    assert kernels(plan(gaussian(), recipe=INT4)) == ["int4 blocks", "int8 blocks", "fp32"]
-    assert kernels(plan(gaussian(), recipe=replace(INT4, max_error=0.05))) == ["int8 blocks", "fp32"]
+    assert kernels(plan(gaussian(), recipe=INT4)) == ["int4 blocks", "int8 per row", "int8 blocks", "fp32"]
+    assert kernels(plan(gaussian(), recipe=replace(INT4, max_error=0.05))) == ["int8 per row", "int8 blocks", "fp32"]
     errors = [one.error for one in plan(gaussian(), recipe=INT4)]
-    assert 0.05 < errors[0] < 0.2 and 0.005 < errors[1] < 0.02 and errors[2] == 0
+    assert 0.05 < errors[0] < 0.2 and 0.005 < errors[2] < errors[1] < 0.02 and errors[3] == 0
+
+
+def test_some_columns_of_a_weight_give_an_error_within_3_in_100() -> None:
+    """Columns of very different sizes, as trained weights have them."""
+    draw = np.random.default_rng(3)
+    weight = draw.normal(0, 0.02, (WIDTH, 4096)).astype(np.float32)
+    weight *= np.exp(draw.normal(0, 0.7, 4096)).astype(np.float32)
+    rows = gaussian()
+    for one in plan(rows, recipe=replace(INT4, max_error=math.inf), weight=weight)[:-1]:
+        whole = relative_error(product(one.kernel, rows, weight), rows @ weight)
+        assert one.error == pytest.approx(whole, rel=0.03) and one.error != whole
 
 
 def test_a_recipe_that_is_compared_as_it_is_keeps_its_kernel() -> None:
@@ -254,6 +265,20 @@ def test_the_worst_share_of_the_layers_moves_on(share: float, raised: str) -> No
     assert {name: len(left) for name, left in found.items()} == {name: 3 - (name in raised) for name in plans}
     assert all(found[name] == before[name][name in raised :] for name in plans)
     assert plans == before
+
+
+@pytest.mark.parametrize(("left", "share"), [(0.9, 0.25), (0.5, 0.25), (0.4, 0.5), (0.21, 0.75), (0.05, 1.0)])
+def test_as_many_layers_move_on_as_their_squared_errors_say(left: float, share: float) -> None:
+    """Of 16 + 9 + 4 + 1, c leaves 14.01, then a 9.01, b 6.01 and d 5.26."""
+    plans = {
+        "a": ladder(0.03, 0.02, 0),
+        "b": ladder(0.02, 0.01, 0),
+        "c": ladder(0.04, 0.001, 0),
+        "d": ladder(0.01, 0.005, 0),
+    }
+    assert share_to_raise(plans, left) == share
+    heavy = share_to_raise(plans, left, {"a": 1.0, "b": 100.0, "c": 1.0, "d": 1.0})
+    assert heavy == (0.25 if left >= 0.4 else 1.0)
 
 
 def test_fp32_is_the_end() -> None:

@@ -5,6 +5,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +84,11 @@ def test_both_take_turns_in_going_first() -> None:
 
 
 def test_runs_of_seconds_are_few_and_stand_alone() -> None:
-    """After the first pair none is run for nothing, and three pairs are enough."""
+    """None is run for nothing, and three pairs are enough."""
     calls: list[str] = []
-
-    def work(name: str) -> Any:
-        return lambda: (calls.append(name), time.sleep(1.01))
-
-    assert time_ratio(work("s"), work("n"), seconds=0)[1] == 3
-    assert "".join(calls) == "nnss" + "sn" + "ns"
+    run_of = {name: lambda name=name: calls.append(name) for name in "sn"}
+    assert time_ratio(run_of["s"], run_of["n"], seconds=0, is_long=True)[1] == 3
+    assert "".join(calls) == "ns" + "sn" + "ns"
 
 
 def test_a_modality_is_timed_on_16_tokens_or_an_image(bundle: Path) -> None:
@@ -185,7 +183,7 @@ def test_what_a_user_gives_is_measured_and_not_stored(bundle: Path, int8_bundle:
     )
     stage = shutil.copytree(int8_bundle, tmp_path / "stage")
     source = ask_source(feeder, own, lambda *_: None)
-    measured = prove(feeder, stage, source, lambda *_: None, precisions=dict.fromkeys(GRAPHS, "int8"))
+    measured = prove(feeder, stage, source, lambda *_: None, precisions=dict.fromkeys(GRAPHS, "int8")).measured
     assert (stage / "proof.npz").read_bytes() == (int8_bundle / "proof.npz").read_bytes()
     of_user = measured[-2:]
     assert [(one.modality, one.data, one.samples) for one in of_user] == [
@@ -198,6 +196,44 @@ def test_what_a_user_gives_is_measured_and_not_stored(bundle: Path, int8_bundle:
         assert 0.9 < one.worst_cosine < 1
     made_up = [one.retrieval for one in measured[2:4]]
     assert [change.truth for change in made_up if change] == ["the source's first answers"] * 2
+
+
+def test_only_what_changed_is_proved_again(bundle: Path, int8_bundle: Path, tmp_path: Path) -> None:
+    """The other modality keeps its answers, and every figure is what a whole proof gives."""
+    feeder, stage = open_feeder(bundle), shutil.copytree(int8_bundle, tmp_path / "stage")
+    source = ask_source(feeder, None, lambda *_: None)
+    said: set[str] = set()
+
+    def ask(**rest: Any) -> proof.Proof:
+        said.clear()
+        precisions = dict.fromkeys(GRAPHS, "int8")
+        return prove(feeder, stage, source, lambda what, *_: said.add(what), precisions=precisions, **rest)
+
+    first = ask()
+    for name in ("text.onnx", "text.onnx_data"):
+        shutil.copyfile(bundle / name, stage / name)
+    again = ask(before=first, changed=["text"])
+    assert said == {"proving text vectors"}
+    whole = ask()
+    assert said == {"proving text vectors", "proving image vectors"} and again.measured == whole.measured
+    assert again.measured != first.measured
+
+
+def test_each_modality_is_judged_alone(bundle: Path, int8_bundle: Path) -> None:
+    """With images that were turned about, image vectors alone spoil both searches, and text vectors none."""
+    feeder = open_feeder(bundle)
+    source = ask_source(feeder, None, lambda *_: None)
+    found = prove(feeder, int8_bundle, source, lambda *_: None, precisions=dict.fromkeys(GRAPHS, "int8"))
+    answers = dict(found.found[-1])
+    answers["image"] = {"single": [-rows for rows in answers["image"]["single"]]}
+    by_modality = proof.alone(source, replace(found, found=[*found.found[:-1], answers]))
+    for modality, measured in by_modality.items():
+        points = {one.modality: one.retrieval.points for one in measured if one.retrieval}
+        worst = {one.modality: one.worst_cosine for one in measured}
+        if modality == "image":
+            assert min(points.values()) < -50 and worst["image"] < -0.9 and worst["text"] > 0.999999
+        else:
+            assert min(points.values()) > -20 and 0.99 < worst["text"] < 0.999999 < worst["image"]
 
 
 def test_the_self_test_is_measured_against_the_checkpoint(bundle: Path, int8_bundle: Path) -> None:
