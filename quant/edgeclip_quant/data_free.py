@@ -14,7 +14,7 @@ import onnx_ir as ir
 from edgeclip.manifest import Measurement, Precision
 from edgeclip_graph.linear import LinearLayer, linear_layers
 from edgeclip_graph.narrowing import Narrow, NarrowedTrace
-from edgeclip_quant.budget import DEFAULT_BUDGETS, TOKEN_COSINES, Budget, judge
+from edgeclip_quant.budget import DEFAULT_BUDGETS, Budget, judge, token_bound
 from edgeclip_quant.kernels import PER_ROW, STATIC, Kernel, Plan
 from edgeclip_quant.passes.channels import edit_fed
 from edgeclip_quant.passes.integer_layers import narrow_model, turn_channels
@@ -25,9 +25,6 @@ from edgeclip_quant.recipes import DEFAULT_RECIPES, Recipe, precision_of
 _TABLES = (4, 8, HALF_TABLE)
 # Of a weight: its scale's share, and some layers that keep more bits.
 _MORE_BITS = 1.0
-# The error of every layer adds up: the 361 layers of jina-embeddings-v4 at full size with random weights leave a
-# picture's worst token a cosine of 0.964, and 0.966 in blocks of 8 bits with attention in fp32.
-_MANY_LAYERS, _DEEP_TOKEN_COSINE = 140, 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +64,9 @@ class DataFree:
         )
 
     def objections(self, measured: Sequence[Measurement], kernels: Mapping[str, int]) -> list[str]:
-        """The bounds that vectors break. A deep graph's tokens may lose more."""
-        budget, least = self.budget, self.budget.token_cosine
-        if least is not None and sum(kernels.values()) > _MANY_LAYERS:
-            budget = replace(budget, token_cosine=min(least, _DEEP_TOKEN_COSINE))
-        return judge(budget, measured, 0)
+        """The bounds that vectors break."""
+        token_cosine = token_bound(self.name, sum(kernels.values()))
+        return judge(replace(self.budget, token_cosine=token_cosine), measured, 0)
 
     def _recipe(self, *, is_followed: bool) -> Recipe:
         return DEFAULT_RECIPES[precision_of(self.name, is_followed=True)] if is_followed else self.recipe
@@ -95,7 +90,7 @@ def choose_kernels(layers: Sequence[LinearLayer], recipe: Recipe, attempt: int) 
 
 
 def _narrowing(to: Precision) -> DataFree:
-    budget = replace(DEFAULT_BUDGETS[to], recall_points=None, token_cosine=TOKEN_COSINES[to])
+    budget = replace(DEFAULT_BUDGETS[to], recall_points=None)
     return DataFree(recipe=DEFAULT_RECIPES[to], budget=budget)
 
 

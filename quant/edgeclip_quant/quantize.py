@@ -308,18 +308,20 @@ def _as_exported(bundle: Path, name: str) -> Iterator[None]:
 
 def feeds_of(name: str, feeder: Feeder, samples: Samples) -> list[Arrays]:
     """The feeds that a graph gets from the samples: of the modality that enters by it, and of those whose earlier
-    graphs lead to it, which are run for that.
+    graphs lead to it, which are run for that. Those of all modalities are spread evenly.
     """
     manifest = feeder.manifest
-    feeds = []
+    placed: list[tuple[float, Arrays]] = []
     for modality in manifest.modalities:
         first, items = FIRST_GRAPH[modality], samples.of(modality)
+        feeds: list[Arrays] = []
         if first == name:
-            feeds += [feeder.feed([item]) for item in items]
+            feeds = [feeder.feed([item]) for item in items]
         elif feeder.family.output(first, "single") not in {one.name for one in manifest.graphs[first].outputs}:
             with Graphs(feeder, graph_files(feeder.folder, manifest)) as graphs:
-                feeds += [step.feed for item in items for step in graphs.steps(item) if step.graph == name]
-    return feeds
+                feeds = [step.feed for item in items for step in graphs.steps(item) if step.graph == name]
+        placed += [((place + 1) / len(feeds), feed) for place, feed in enumerate(feeds)]
+    return [feed for _, feed in sorted(placed, key=lambda one: one[0])]
 
 
 def _narrow_for_gpu(

@@ -7,7 +7,7 @@ import pytest
 
 from edgeclip.errors import InputError
 from edgeclip.manifest import Measurement, Modality, RetrievalChange
-from edgeclip_quant.budget import DEFAULT_BUDGETS, Budget, is_loss, judge, parse_budget, share_to_keep
+from edgeclip_quant.budget import DEFAULT_BUDGETS, Budget, is_loss, judge, parse_budget, share_to_keep, token_bound
 from edgeclip_quant.proof.retrieval import paired_interval
 
 LOOSE = Budget(cosine=None, recall_points=None, size_mb=None)
@@ -121,6 +121,12 @@ def test_each_broken_bound_is_a_sentence_with_its_figures() -> None:
         "wanted 0.5 at most",
         "the bundle has 899.6 MB, wanted 899.5 at most",
     ]
+
+
+def test_tokens_of_a_deep_graph_may_lose_more_in_int8_alone() -> None:
+    """Where no budget bounds them."""
+    assert [token_bound("int8", layers) for layers in (1, 140, 141)] == [0.98, 0.98, 0.95]
+    assert [token_bound("int4", 141), token_bound("fp16", 141)] == [0.7, 0.998]
 
 
 def test_how_much_less_must_be_lost_follows_from_what_broke() -> None:

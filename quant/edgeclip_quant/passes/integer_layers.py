@@ -1,8 +1,8 @@
 """Narrow one graph for the CPU to integers: each layer by the fastest kernel that is accurate enough for it.
 
 A layer's inputs on the calibration samples decide its first kernel (`pick.kernel_plan`). Then the whole graph is run
-on those samples, up to the first whose cosine is below the wanted one; while there is one, the worst layers move to a
-finer kernel, as many as their errors say must.
+on those samples, up to the first whose cosine is below the wanted one, or until some are clearly above it; while one
+is below, the worst layers move to a finer kernel, as many as their errors say must.
 """
 
 import itertools
@@ -45,6 +45,8 @@ _ROUNDS = (0.125, 0.25, 0.5)
 _USED_UP = 0.8
 # Of what may be lost, so much is aimed at: what is left in few bits loses more than its share.
 _AIM = 0.8
+# So many samples are enough where none loses more than half of what it may: the proof is on others.
+_FEW, _CLEAR = 8, 0.5
 # Largest difference that turning channels may make to an answer, as a share of its largest element: on the golden
 # checkpoint 3e-6 of multi vectors and 9e-6 of image features.
 TURNED = 2e-5
@@ -206,11 +208,12 @@ class IntegerNarrowing:
         return count_operators(copy)
 
     def losses(self, out: Path) -> tuple[float, float | None]:
-        """What the graph at `out`, as `write` left it, loses (1 - cosine) on its samples: a vector at most, and a
-        token's vector, None where it gives none.
+        """What the graph at `out`, as `write` left it, loses (1 - cosine) on the samples that it was tried on, on all
+        where it was not: a vector at most, and a token's vector, None where it gives none.
         """
-        for _ in self._try(out):
-            pass
+        if not self._tried:
+            for _ in self._try(out):
+                pass
         lost = [max(some) for some in zip(*self._tried, strict=True)]
         single = [one for one, is_single in zip(lost, self._are_single(), strict=True) if is_single]
         tokens = [one for one, is_single in zip(lost, self._are_single(), strict=True) if not is_single]
@@ -226,10 +229,14 @@ class IntegerNarrowing:
             None if least is None else _USED_UP * (1 - least)
             for least in (cosine if is_single else token_cosine for is_single in self._are_single())
         ]
+        shares = []
         for lost in self._try(out):
             asked = [(most, one) for most, one in zip(allowed, lost, strict=True) if most is not None]
             if not all(one <= most for most, one in asked):
                 return min(most / one for most, one in asked if one > most)
+            shares.append(max((one / most if most else 0.0 for most, one in asked), default=0.0))
+            if len(shares) >= _FEW and max(shares) <= _CLEAR:
+                break
         return 1.0
 
     def _try(self, out: Path) -> Iterator[list[float]]:

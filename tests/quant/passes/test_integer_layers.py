@@ -146,27 +146,28 @@ def test_a_graph_that_must_lose_less_goes_on_where_it_was(
     said: Counter[str] = Counter()
     graph = IntegerNarrowing(tower, recipe, lambda what, *_: said.update([what]), may_fix=False)
     coarse: set[str] = set(tower.seen)
-    for cosine in (0.5, 0.99, 0.999, 0.999):
-        before = Counter(said)
+    for cosine in (0.5, 0.99, 0.999):
         found = graph.write(out, cosine)
         still = {layer for layer, error in found.errors.items() if error}
         assert still <= coarse
         coarse = still
-    assert said == before and said[f"planning the {name} graph"] == len(tower.seen)
+    before = Counter(said)
+    assert graph.write(out, 0.999) == found and said[f"planning the {name} graph"] == len(tower.seen)
     lost, token = graph.losses(out)
     assert said == before and token is None
-    assert lost == pytest.approx(1 - cosines(answer(out, tower.samples, "", quiet), tower.wanted).min(), abs=1e-6)
+    of_each = 1 - cosines(answer(out, tower.samples, "", quiet), tower.wanted)
+    assert of_each[:6].max() - 1e-6 <= lost <= of_each.max() + 1e-6
 
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_trial_ends_with_the_first_sample_that_loses_too_much(
     towers: dict[str, Prepared], name: str, tmp_path: Path
 ) -> None:
-    """And what it loses all in all is asked for afterwards, of the samples that are left."""
+    """Or when 8 lose no more than half of what they may."""
     tower, said = towers[name], Counter[str]()
     graph = IntegerNarrowing(tower, replace(INT8, kernels=()), lambda what, *_: said.update([what]), may_fix=False)
     assert graph.write(tmp_path / "out.onnx", 0.9).kernels == {"fp32": len(tower.seen)}
-    assert said[f"trying the {name} graph"] == len(tower.samples)
+    assert said[f"trying the {name} graph"] == min(8, len(tower.samples))
     wanted = tower.wanted.copy()
     wanted[1] *= -1
     said.clear()
@@ -179,7 +180,12 @@ def test_a_trial_ends_with_the_first_sample_that_loses_too_much(
     graph.write(tmp_path / "out.onnx", 0.5)
     assert said[f"trying the {name} graph"] == 2 * said[f"writing the {name} graph"]
     assert graph.losses(tmp_path / "out.onnx")[0] == pytest.approx(2, abs=0.01)
-    assert said[f"trying the {name} graph"] == 2 * said[f"writing the {name} graph"] + len(tower.samples) - 2
+    assert said[f"trying the {name} graph"] == 2 * said[f"writing the {name} graph"]
+    graph = IntegerNarrowing(tower, INT8, lambda what, *_: said.update([what]), may_fix=False)
+    said.clear()
+    graph.write(tmp_path / "out.onnx", None)
+    lost, _ = graph.losses(tmp_path / "out.onnx")
+    assert 0 < lost < 0.01 and said[f"trying the {name} graph"] == len(tower.samples)  # of all where none was tried
 
 
 @pytest.mark.parametrize("name", GRAPHS)
