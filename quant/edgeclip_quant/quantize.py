@@ -123,7 +123,7 @@ def quantize(bundle: Path, out: Path, order: Order, progress: Progress) -> Manif
                 changed=changed,
             )
             broken = judge(order.budget, _judged(order, proof.measured), _bytes_in(stage))
-            if not broken or not _may_be_finer(order, stage):
+            if not broken or not _may_be_finer(order, manifest, stage):
                 break
             for name, share in _shares(order, manifest, source, proof).items():
                 allowed[name] = _less(name, graphs[name], feeder, stage, share)
@@ -374,10 +374,10 @@ def _judged(order: Order, measured: Sequence[Measurement]) -> list[Measurement]:
     return [one for one in measured if one.against == "fp32 bundle" and one.data == data]
 
 
-def _may_be_finer(order: Order, stage: Path) -> bool:
-    """Whether graphs for the CPU may lose less, and become larger."""
+def _may_be_finer(order: Order, manifest: Manifest, stage: Path) -> bool:
+    """Whether graphs may lose less, and become larger; those for a GPU have one form."""
     room = order.budget.size_mb
-    return bool(order.recipes) and (room is None or _bytes_in(stage) <= room * 1e6)
+    return manifest.target == "cpu" and (room is None or _bytes_in(stage) <= room * 1e6)
 
 
 def _bytes_in(folder: Path) -> int:

@@ -277,8 +277,8 @@ def _check_turned(
 
 
 def _loss(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
-    """1 - the worst cosine; infinite where one is no number."""
+    """1 - the worst cosine; as of opposite vectors where one is no number."""
     a, b = found.astype(np.float64), wanted.astype(np.float64)
     with np.errstate(invalid="ignore"):
         worst = float(((a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))).min())
-    return 1 - worst if np.isfinite(worst) else math.inf
+    return 1 - worst if math.isfinite(worst) else 2.0
