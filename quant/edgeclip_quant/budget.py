@@ -118,8 +118,8 @@ def judge(budget: Budget, measurements: Sequence[Measurement], size_bytes: int) 
             broken.append(f"{one.modality} vectors{_named(one)} are NaN or zeros on {one.data}")
         elif (least := budget.least_cosine(one.space)) is not None and one.worst_cosine < least:
             broken.append(
-                f"{one.modality} vectors{_named(one)} have a worst cosine of {one.worst_cosine:.4f} on {one.data}, "
-                f"wanted {least:g}"
+                f"{one.modality} vectors{_named(one)} have a worst cosine of {_below(one.worst_cosine, least)} on "
+                f"{one.data}, wanted {least:g}"
             )
         found = one.retrieval
         if found is not None and budget.recall_points is not None and is_loss(found, budget.recall_points):
@@ -149,6 +149,11 @@ def share_to_keep(budget: Budget, measurements: Sequence[Measurement]) -> float:
             most = max(budget.recall_points, 100 / found.queries)
             shares.append((most / -found.points) ** 2 if -found.points > most else 1.0)
     return min(shares)
+
+
+def _below(value: float, bound: float) -> str:
+    """A value below a bound, with as many digits as show that it is."""
+    return next((text for digits in (4, 7) if float(text := f"{value:.{digits}f}") < bound), repr(value))
 
 
 def _named(one: Measurement) -> str:

@@ -385,9 +385,9 @@ def _bytes_in(folder: Path) -> int:
 
 
 def _over_budget(order: Order, broken: Sequence[str], narrowed: Mapping[str, Narrowed]) -> BuildError:
-    """The error that says so, and names the worst layers."""
+    """The error that says so, and names the worst layers; those in fp32 lose nothing."""
     errors = {f"{name} {layer}": error for name, one in narrowed.items() for layer, error in one.errors.items()}
-    ranked = sorted(errors.items(), key=lambda item: -item[1])[:_NAMED]
+    ranked = sorted(((one, error) for one, error in errors.items() if error), key=lambda item: -item[1])[:_NAMED]
     worst = f"; layers with the largest errors: {', '.join(f'{layer} {error:.1%}' for layer, error in ranked)}"
     advice = "calibrate on data like yours (--calibrate)" if order.is_made_up else "calibrate on more data"
     return BuildError(

@@ -140,6 +140,12 @@ def test_how_much_less_must_be_lost_follows_from_what_broke() -> None:
     assert share_to_keep(budget, [measured(math.nan)]) == 0
 
 
+@pytest.mark.parametrize(("worst", "shown"), [(0.98, "0.9800"), (0.99996, "0.9999600"), (1 - 1e-9, "0.999999999")])
+def test_a_cosine_has_digits_enough_to_be_seen_below_its_bound(worst: float, shown: str) -> None:
+    (told,) = judge(Budget(cosine=1, recall_points=None, size_mb=None), [measured(worst)], 0)
+    assert told == f"text vectors have a worst cosine of {shown} on photos, wanted 1"
+
+
 @pytest.mark.parametrize("budget", [LOOSE, DEFAULT_BUDGETS["int8"]])
 def test_nan_breaks_every_budget(budget: Budget) -> None:
     assert judge(budget, [measured(math.nan, "image")], 0) == ["image vectors are NaN or zeros on photos"]
