@@ -13,12 +13,13 @@ from edgeclip_export import export_checkpoint
 from edgeclip_graph.linear import linear_layers
 from edgeclip_quant import calibration_and_proof, quantize_automatically, quantize_bundle
 from edgeclip_quant.budget import Budget
+from edgeclip_quant.inputs.feeder import Feeder
 from edgeclip_quant.passes.channels import find_products, find_residual, find_values
 from edgeclip_quant.passes.integer_layers import plain_graph
 from edgeclip_quant.pick.comparison import compare_recipes
 from edgeclip_quant.pick.kernel_plan import attention_weights
 from edgeclip_quant.proof.retrieval import RANKING
-from edgeclip_quant.quantize import find_cpu
+from edgeclip_quant.quantize import feeds_of, find_cpu
 from edgeclip_quant.recipes import usable_recipes
 from tests.scenes.graph_feeds import feeds, made_up
 from tests.scenes.refusal import refusal
@@ -175,6 +176,15 @@ def test_int4_keeps_patches_and_sensitive_layers_in_8_bits(kind: str, source: Pa
 
 def quiet(*_: object) -> None:
     """Nobody looks at the progress."""
+
+
+def test_a_graph_is_tried_on_texts_and_pages_early(source: Path) -> None:
+    """Of 32 texts and 8 pictures, every fifth feed of the text graph is a picture's."""
+    feeder = Feeder(source, Manifest.read(source))
+    calibration, _ = calibration_and_proof(source, None)
+    found = feeds_of("text", feeder, calibration)
+    pictures = [place for place, feed in enumerate(found) if (feed["image_places"] >= 0).any()]
+    assert len(found) == 40 and pictures == list(range(4, 40, 5))
 
 
 def test_recipes_that_are_compared_keep_tokens_as_int8_does(source: Path, narrow: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 A layer's inputs on the calibration samples decide its first kernel (`pick.kernel_plan`). Then the whole graph is run
 on those samples, up to the first whose cosine is below the wanted one, or until some are clearly above it; while one
-is below, the worst layers move to a finer kernel, as many as their errors say must.
+is below, the worst layers move to a finer kernel, as many as their errors say must and a few at least.
 """
 
 import itertools
@@ -174,8 +174,8 @@ class IntegerNarrowing:
         self._plans = plans
         self._shares = itertools.chain(_ROUNDS, itertools.repeat(1.0))
         self._operators: dict[str, int] | None = None
-        # For each sample that was run, what each output's worst row lost; and where its rows end among all samples'.
-        self._tried: list[list[float]] = []
+        # What each sample that was run lost (`_try`), and where its rows end among all samples' of each output.
+        self._tried: list[tuple[float, float | None]] = []
         self._ends = [0] * len(self._wanted)
 
     def write(self, out: Path, cosine: float | None, token_cosine: float | None = None) -> Narrowed:
@@ -211,37 +211,28 @@ class IntegerNarrowing:
         """What the graph at `out`, as `write` left it, loses (1 - cosine) on the samples that it was tried on, on all
         where it was not: a vector at most, and a token's vector, None where it gives none.
         """
-        if not self._tried:
-            for _ in self._try(out):
-                pass
-        lost = [max(some) for some in zip(*self._tried, strict=True)]
-        single = [one for one, is_single in zip(lost, self._are_single(), strict=True) if is_single]
-        tokens = [one for one, is_single in zip(lost, self._are_single(), strict=True) if not is_single]
-        return max(single, default=0.0), max(tokens, default=None)
-
-    def _are_single(self) -> list[bool]:
-        """Of each output whether it has one row for a sample; one of three dimensions has a row for each token."""
-        return [len(value.shape or ()) == 2 for value in self._source.model.graph.outputs]
+        singles, tokens = zip(*(self._tried or self._try(out)), strict=True)
+        return max(singles), max((one for one in tokens if one is not None), default=None)
 
     def _share_kept(self, out: Path, cosine: float, token_cosine: float | None) -> float:
         """What the graph may lose as a share of what it loses on the first sample that loses too much, or 1."""
-        allowed = [
-            None if least is None else _USED_UP * (1 - least)
-            for least in (cosine if is_single else token_cosine for is_single in self._are_single())
-        ]
-        shares = []
-        for lost in self._try(out):
-            asked = [(most, one) for most, one in zip(allowed, lost, strict=True) if most is not None]
-            if not all(one <= most for most, one in asked):
-                return min(most / one for most, one in asked if one > most)
-            shares.append(max((one / most if most else 0.0 for most, one in asked), default=0.0))
-            if len(shares) >= _FEW and max(shares) <= _CLEAR:
+        most = _USED_UP * (1 - cosine)
+        most_of_token = None if token_cosine is None else _USED_UP * (1 - token_cosine)
+        is_clear = True
+        for count, (single, token) in enumerate(self._try(out), start=1):
+            asked = [(most, single)]
+            if most_of_token is not None and token is not None:
+                asked.append((most_of_token, token))
+            if shares := [allowed / lost for allowed, lost in asked if lost > allowed]:
+                return min(shares)
+            is_clear = is_clear and all(lost <= _CLEAR * allowed for allowed, lost in asked)
+            if is_clear and count >= _FEW:
                 break
         return 1.0
 
-    def _try(self, out: Path) -> Iterator[list[float]]:
-        """What each output's worst row loses, sample by sample; a sample is run once for each graph that is
-        written.
+    def _try(self, out: Path) -> Iterator[tuple[float, float | None]]:
+        """What the worst vector and the worst token's vector lose, sample by sample, as in `losses`; a sample is run
+        once for each graph that is written.
         """
         yield from self._tried
         source = self._source
@@ -253,8 +244,12 @@ class IntegerNarrowing:
             starts, self._ends = self._ends, [end + len(rows) for end, rows in zip(self._ends, found, strict=True)]
             wanted = [rows[start:] for rows, start in zip(self._wanted, starts, strict=True)]
             lost = [_loss(rows, some[: len(rows)]) for rows, some in zip(found, wanted, strict=True)]
-            self._tried.append(lost)
-            yield lost
+            # An output of three dimensions has a row for each token.
+            are_single = [len(value.shape or ()) == 2 for value in source.model.graph.outputs]
+            worst = max((one for one, is_single in zip(lost, are_single, strict=True) if is_single), default=0.0)
+            token = max((one for one, is_single in zip(lost, are_single, strict=True) if not is_single), default=None)
+            self._tried.append((worst, token))
+            yield worst, token
 
     def _move(self, share: float) -> bool:
         """Move the worst layers, or the table, on to what loses less, so that the graph loses that share of what it

@@ -248,36 +248,32 @@ def ladder(*errors: float) -> list[Plan]:
     return [Plan(kernel=kernel, error=error) for kernel, error in zip(rungs[-len(errors) :], errors, strict=True)]
 
 
+LADDERS = {
+    "a": ladder(0.03, 0.02, 0),
+    "b": ladder(0.02, 0.01, 0),
+    "c": ladder(0.04, 0.001, 0),
+    "d": ladder(0.01, 0.009, 0),
+}
+
+
 @pytest.mark.parametrize(
     ("share", "raised"),
     [(0.0, "c"), (0.2, "c"), (0.25, "c"), (0.5, "ca"), (0.74, "cab"), (1.0, "cabd")],
 )
 def test_the_worst_share_of_the_layers_moves_on(share: float, raised: str) -> None:
     """One at least."""
-    plans = {
-        "a": ladder(0.03, 0.02, 0),
-        "b": ladder(0.02, 0.01, 0),
-        "c": ladder(0.04, 0.001, 0),
-        "d": ladder(0.01, 0.009, 0),
-    }
-    before = {name: list(left) for name, left in plans.items()}
-    found = raise_worst(plans, share)
-    assert {name: len(left) for name, left in found.items()} == {name: 3 - (name in raised) for name in plans}
-    assert all(found[name] == before[name][name in raised :] for name in plans)
-    assert plans == before
+    before = {name: list(left) for name, left in LADDERS.items()}
+    found = raise_worst(LADDERS, share)
+    assert {name: len(left) for name, left in found.items()} == {name: 3 - (name in raised) for name in LADDERS}
+    assert all(found[name] == before[name][name in raised :] for name in LADDERS)
+    assert before == LADDERS
 
 
 @pytest.mark.parametrize(("left", "share"), [(0.9, 0.25), (0.5, 0.25), (0.4, 0.5), (0.21, 0.75), (0.05, 1.0)])
 def test_as_many_layers_move_on_as_their_squared_errors_say(left: float, share: float) -> None:
-    """Of 16 + 9 + 4 + 1, c leaves 14.01, then a 9.01, b 6.01 and d 5.26."""
-    plans = {
-        "a": ladder(0.03, 0.02, 0),
-        "b": ladder(0.02, 0.01, 0),
-        "c": ladder(0.04, 0.001, 0),
-        "d": ladder(0.01, 0.005, 0),
-    }
-    assert share_to_raise(plans, left) == share
-    heavy = share_to_raise(plans, left, {"a": 1.0, "b": 100.0, "c": 1.0, "d": 1.0})
+    """Of 16 + 9 + 4 + 1, c leaves 14.01, then a 9.01, b 6.01 and d 5.82."""
+    assert share_to_raise(LADDERS, left) == share
+    heavy = share_to_raise(LADDERS, left, {"a": 1.0, "b": 100.0, "c": 1.0, "d": 1.0})
     assert heavy == (0.25 if left >= 0.4 else 1.0)
 
 
