@@ -12,7 +12,10 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeclip.engine.ort import DEFAULTS, start_session
+from edgeclip.engine.devices import Device, usable_cpus
+from edgeclip.engine.ort import start_session
+from edgeclip.engine.products import adds_in_16_bits
+from edgeclip.engine.providers import Plan, plan_session
 from edgeclip_export.adapters import Feed, Later
 from edgeclip_export.families.family import Arrays, Progress
 
@@ -20,7 +23,7 @@ from edgeclip_export.families.family import Arrays, Progress
 MOST_BYTES = 192 << 20
 
 # Threads that wait do not spin: between the pieces they would wait for long.
-_PLAN = replace(DEFAULTS, entries=(("session.intra_op.allow_spinning", "0"),))
+_NO_SPINNING = ("session.intra_op.allow_spinning", "0")
 
 _State = dict[str, NDArray[Any] | Later]
 
@@ -35,18 +38,21 @@ def run_in_pieces(
     graph = ir.load(path).graph
     nodes, wanted = list(graph), [str(value.name) for value in graph.outputs]
     pieces = list(_cut(nodes, most_bytes))
+    # As the runtime does: integer products that would overflow on this processor are guarded.
+    plan = plan_session(Device(kind="cpu"), "fp32", threads=usable_cpus(), adds_in_16_bits=adds_in_16_bits())
     if len(pieces) == 1 or any(node.op_type == "If" for node in nodes):
-        session = start_session(path)
+        session = start_session(path, plan=plan)
         found: list[Arrays] = []
         for done, feed in enumerate(feeds):
             progress(what, done, len(feeds))
             found.append(dict(zip(wanted, session.run(wanted, _read(feed)), strict=True)))
         return found
+    plan = replace(plan, entries=(*plan.entries, _NO_SPINNING))
     states: list[_State] = [dict(feed) for feed in feeds]
     for number, piece in enumerate(pieces):
         progress(what, number, len(pieces))
         later = {value for node in nodes[piece.stop :] for value in node.inputs if value} | set(graph.outputs)
-        _run_piece(path, graph, nodes[piece.start : piece.stop], later, states)
+        _run_piece(path, graph, nodes[piece.start : piece.stop], later, states, plan)
         kept = {str(value.name) for value in later}
         states = [{name: array for name, array in state.items() if name in kept} for state in states]
     return [_read({name: state[name] for name in wanted}) for state in states]
@@ -73,7 +79,7 @@ def _bytes(value: ir.Value) -> int:
 
 
 def _run_piece(
-    path: Path, graph: ir.Graph, nodes: Sequence[ir.Node], later: set[ir.Value], states: Sequence[_State]
+    path: Path, graph: ir.Graph, nodes: Sequence[ir.Node], later: set[ir.Value], states: Sequence[_State], plan: Plan
 ) -> None:
     """Add to each of the states what the nodes give that is needed later."""
     made = {value for node in nodes for value in node.outputs}
@@ -87,7 +93,7 @@ def _run_piece(
     file = path.with_name(f"{path.stem}.piece.onnx")
     try:
         ir.save(ir.Model(piece, ir_version=10), file)
-        session = start_session(file, plan=_PLAN)
+        session = start_session(file, plan=plan)
     finally:
         file.unlink(missing_ok=True)
     for state in states:

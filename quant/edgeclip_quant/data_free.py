@@ -19,7 +19,7 @@ from edgeclip_quant.kernels import PER_ROW, STATIC, Kernel, Plan
 from edgeclip_quant.passes.channels import edit_fed
 from edgeclip_quant.passes.integer_layers import narrow_model, turn_channels
 from edgeclip_quant.passes.token_table import HALF_TABLE
-from edgeclip_quant.pick.kernel_plan import attention_weights, decoder_blocks, kernels_of, table_bits_of
+from edgeclip_quant.pick.kernel_plan import decoder_blocks, kernels_of, read_by_attention, table_bits_of
 from edgeclip_quant.recipes import DEFAULT_RECIPES, Recipe, precision_of
 
 _TABLES = (4, 8, HALF_TABLE)
@@ -74,17 +74,17 @@ class DataFree:
 
 def choose_kernels(layers: Sequence[LinearLayer], recipe: Recipe, attempt: int) -> dict[str, Kernel]:
     """Each layer's kernel: the first that needs no data; from attempt to attempt a later one where causal attention
-    reads what a layer gives, and one attempt later elsewhere. Sensitive are a decoder's first block, then its first
-    half, then all of it.
+    reads what a layer gives, and one attempt later elsewhere. Sensitive are a decoder's first two blocks, then its
+    first half, then all of it.
     """
-    weights, count = attention_weights(layers), 1 + max(decoder_blocks(layers).values(), default=0)
-    sensitive_blocks = (1, -(-count // 2), count)[attempt]
+    read, count = read_by_attention(layers), 1 + max(decoder_blocks(layers).values(), default=0)
+    sensitive_blocks = (2, max(2, -(-count // 2)), count)[attempt]
     chosen: dict[str, Kernel] = {}
     for name, kernels in kernels_of(layers, recipe, sensitive_blocks).items():
         usable = [one for one in kernels if one not in STATIC]
         # Blocks come before rows where a layer moves on: nothing was observed, and an outlier spoils less of them.
         choices = [*usable[:1], *(one for one in usable[1:] if one not in PER_ROW), "fp32"]
-        step = attempt if weights[name] > 1 else max(0, attempt - 1)
+        step = attempt if name in read else max(0, attempt - 1)
         chosen[name] = choices[min(step, len(choices) - 1)]
     return chosen
 

@@ -27,6 +27,7 @@ from edgeclip.manifest import (
     GraphFacts,
     Manifest,
     Measurement,
+    Modality,
     Precision,
     Target,
 )
@@ -67,6 +68,9 @@ _NAMED = 5
 _ATTEMPTS = 4
 # Of what a graph lost, it may lose so much when the bundle is tried again.
 _LEAST_SHARE, _MOST_SHARE = 0.05, 0.8
+_SMALLEST = 1e-9
+# Of what vectors lose, what a graph's own share of it must be for the graph to have a part in it.
+_COUNTS = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +129,11 @@ def quantize(bundle: Path, out: Path, order: Order, progress: Progress) -> Manif
             broken = judge(order.budget, _judged(order, proof.measured), _bytes_in(stage))
             if not broken or not _may_be_finer(order, manifest, stage):
                 break
-            for name, share in _shares(order, manifest, source, proof).items():
-                allowed[name] = _less(name, graphs[name], feeder, stage, share)
+            losses = {name: _losses(name, one, feeder, stage) for name, one in graphs.items()}
+            counted = [name for name, one in narrowed.items() if one.kernels.keys() != {"fp32"}]
+            for name, share in _shares(order, manifest, source, proof, {one: losses[one] for one in counted}).items():
+                single, token = losses[name]
+                allowed[name] = 1 - share * single, None if token is None else 1 - share * token
         assert proof is not None  # before the first attempt, every graph is to be written
         if broken:
             raise _over_budget(order, broken, narrowed)
@@ -267,11 +274,18 @@ def _allowed(name: str, order: Order, manifest: Manifest) -> tuple[float | None,
     return cosine, token_cosine
 
 
-def _shares(order: Order, manifest: Manifest, source: SourceAnswers, proof: Proof) -> dict[str, float]:
+def _shares(
+    order: Order,
+    manifest: Manifest,
+    source: SourceAnswers,
+    proof: Proof,
+    losses: Mapping[str, tuple[float, float | None]],
+) -> dict[str, float]:
     """The graphs that must lose less for the budget to hold, and what share of what they lost they may lose.
 
     A search breaks by its queries' vectors or by those that it is among. Where one modality's alone would break the
-    budget, the graphs of the other stay as they are.
+    budget, the graphs of the other stay as they are. `losses` are of the graphs that lose anything. One that ends a
+    way stays too where it loses little by itself of what vectors lost: what graphs before it lose is at fault.
     """
     by_modality = {one: share_to_keep(order.budget, some) for one, some in alone(source, proof).items()}
     if min(by_modality.values()) == 1:  # only both together do
@@ -281,18 +295,40 @@ def _shares(order: Order, manifest: Manifest, source: SourceAnswers, proof: Proo
     for modality, share in by_modality.items():
         if share < 1:
             kept = min(max(share, _LEAST_SHARE), _MOST_SHARE)
-            shares |= {name: min(kept, shares.get(name, 1.0)) for name in manifest.graphs_of(modality)}
+            lost = _used(_lost(order, proof, modality), order.budget)
+            names = [name for name in manifest.graphs_of(modality) if name in losses]
+            at_fault = [one for one in names if is_followed(manifest, one)] if len(names) > 1 else []
+            at_fault += [one for one in names if _used(losses[one], order.budget) >= _COUNTS * lost]
+            shares |= {name: min(kept, shares.get(name, 1.0)) for name in at_fault or names}
     return shares
 
 
-def _less(
-    name: str, graph: IntegerNarrowing | Callable[[], Narrowed], feeder: Feeder, stage: Path, share: float
-) -> tuple[float | None, float | None]:
-    """The cosines that a graph must keep to lose that share of what it lost, as it lies in `stage`."""
+def _lost(order: Order, proof: Proof, modality: Modality) -> tuple[float, float | None]:
+    """What a modality's vectors and its tokens' vectors lost in a proof, at most."""
+    found = [one for one in _judged(order, proof.measured) if one.modality == modality]
+    worst = {one.space: 1 - one.worst_cosine for one in found}
+    return worst["single"], worst.get("multi")
+
+
+def _losses(
+    name: str, graph: IntegerNarrowing | Callable[[], Narrowed], feeder: Feeder, stage: Path
+) -> tuple[float, float | None]:
+    """What a graph loses as it lies in `stage` (`IntegerNarrowing.losses`); nothing of one for a GPU, which has one
+    form.
+    """
     if not isinstance(graph, IntegerNarrowing):
-        return None, None
-    single, token = graph.losses(stage / feeder.manifest.graphs[name].file)
-    return 1 - share * single, None if token is None else 1 - share * token
+        return 0.0, None
+    return graph.losses(stage / feeder.manifest.graphs[name].file)
+
+
+def _used(lost: tuple[float, float | None], budget: Budget) -> float:
+    """What is lost beside what may be, of a vector or of a token's, whichever is more."""
+    single, token = lost
+    bounds = (single, budget.cosine), (token, budget.token_cosine)
+    return max(
+        (one / max(1 - least, _SMALLEST) for one, least in bounds if one is not None and least is not None),
+        default=0.0,
+    )
 
 
 @contextmanager

@@ -4,7 +4,7 @@ They show what a graph's layers do to inputs of every length and contrast, not w
 calibrating on those is better.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,7 +68,7 @@ class Samples:
 def made_up_samples(feeder: Feeder, *, texts: int, images: int, seed: int = 0) -> Samples:
     """Made-up samples for a bundle, of the modalities that it takes; the same arguments give the same samples.
 
-    The texts' adapters take turns. Raises BuildError for a bundle without a tokenizer.
+    The adapters take turns. Raises BuildError for a bundle without a tokenizer.
     """
     draw = np.random.default_rng(seed)
     manifest = feeder.manifest
@@ -80,7 +80,7 @@ def made_up_samples(feeder: Feeder, *, texts: int, images: int, seed: int = 0) -
     return Samples(
         name=PROOF_DATA,
         text=items,
-        image=tuple(picture_item(feeder, _picture(max(one), draw)[: one[0], : one[1]]) for one in sides),
+        image=picture_items(feeder, (_picture(max(one), draw)[: one[0], : one[1]] for one in sides)),
     )
 
 
@@ -142,11 +142,14 @@ def text_item(feeder: Feeder, ids: NDArray[np.int64], adapter: str | None) -> It
     return replace(made_up, arrays={**made_up.arrays, INPUT_IDS: ids}, adapter=adapter)
 
 
-def picture_item(feeder: Feeder, picture: NDArray[np.uint8]) -> Item:
-    """A picture (H, W, 3) as an item; with the first task where one is required."""
+def picture_items(feeder: Feeder, pictures: Iterable[NDArray[np.uint8]]) -> tuple[Item, ...]:
+    """Pictures (H, W, 3) as items; where a task is required, the tasks take turns."""
     manifest = feeder.manifest
-    task = next(iter(manifest.tasks_of("image")), None) if manifest.task_required else None
-    return feeder.family.image(picture, task, max_pixels=None, label="made-up picture")
+    turns = manifest.tasks_of("image") if manifest.task_required else (None,)
+    return tuple(
+        feeder.family.image(picture, turns[index % len(turns)], max_pixels=None, label="made-up picture")
+        for index, picture in enumerate(pictures)
+    )
 
 
 def picture_sides(manifest: Manifest, draw: np.random.Generator, count: int) -> list[tuple[int, int]]:

@@ -5,7 +5,6 @@ on those samples, up to the first whose cosine is below the wanted one, or until
 is below, the worst layers move to a finer kernel, as many as their errors say must and a few at least.
 """
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,18 +28,19 @@ from edgeclip_quant.passes.channels import Edit, edit_fed
 from edgeclip_quant.passes.rotation import Rotate, can_rotate
 from edgeclip_quant.passes.token_table import HALF_TABLE, NarrowTable, table_error, token_tables
 from edgeclip_quant.pick.kernel_plan import (
-    attention_weights,
     kernels_of,
     plan_layer,
     raise_worst,
+    sensitivities,
     share_to_raise,
     table_bits_of,
+    table_sensitivity,
 )
 from edgeclip_quant.recipes import Recipe
 
-# The least shares of the layers that move on when a graph is not good enough yet, round by round; then all, until it
-# is fp32.
-_ROUNDS = (0.125, 0.25, 0.5)
+# The least shares of the layers that move on when a graph is not good enough yet, round by round, but none above the
+# share of its loss that must go; then halves, until it is fp32.
+_ROUNDS, _THEN = (0.125, 0.25, 0.5), 0.5
 # Of what a cosine may lack of 1, so much may be used up here; the proof is on other samples.
 _USED_UP = 0.8
 # Of what may be lost, so much is aimed at: what is left in few bits loses more than its share.
@@ -162,7 +162,7 @@ class IntegerNarrowing:
         self._source, self._progress = replace(source, seen={}), progress
         self._wanted = (source.wanted, *source.others)
         self._layers = list(plans)
-        self._weights = attention_weights(layers)
+        self._weights = sensitivities(layers)
         if source.has_table:
             least, graph = table_bits_of(layers, recipe), source.model.graph
             plans[_TABLE] = [
@@ -170,9 +170,9 @@ class IntegerNarrowing:
                 for kernel, bits in _TABLE_BITS.items()
                 if bits >= least
             ]
-            self._weights[_TABLE] = max(self._weights.values())
+            self._weights[_TABLE] = table_sensitivity(layers)
         self._plans = plans
-        self._shares = itertools.chain(_ROUNDS, itertools.repeat(1.0))
+        self._rounds = iter(_ROUNDS)
         self._operators: dict[str, int] | None = None
         # What each sample that was run lost (`_try`), and where its rows end among all samples' of each output.
         self._tried: list[tuple[float, float | None]] = []
@@ -255,7 +255,9 @@ class IntegerNarrowing:
         """Move the worst layers, or the table, on to what loses less, so that the graph loses that share of what it
         does; whether there is any that does.
         """
-        moved = max(next(self._shares), share_to_raise(self._plans, _AIM * share, self._weights))
+        floor = next(self._rounds, None)
+        least = _THEN if floor is None else min(floor, 1 - share)
+        moved = max(least, share_to_raise(self._plans, _AIM * share, self._weights))
         before, self._plans = self._plans, raise_worst(self._plans, moved, self._weights)
         return self._plans != before
 

@@ -160,6 +160,8 @@ def _quantize_layers(graph: ir.Graph, x: ir.Value, layers: Sequence[LinearLayer]
         values = [
             constant(graph, f"{layer.name}_int8", levels),
             constant(graph, f"{layer.name}_scales", scales),
+            # x86 without VNNI needs unsigned weights; of weights without zero points onnxruntime makes wrong ones.
+            constant(graph, f"{layer.name}_zero_points", np.zeros(len(scales), np.int8)),
         ]
         layer.matmul.replace_input_with(1, tape.op("DequantizeLinear", values, {"axis": 1}))
         layer.matmul.replace_input_with(0, pair)

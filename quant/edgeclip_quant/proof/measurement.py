@@ -37,7 +37,7 @@ from edgeclip_quant.inputs.made_up import (
     Samples,
     flat_cells,
     made_up_samples,
-    picture_item,
+    picture_items,
     picture_sides,
     queries_and_documents,
 )
@@ -305,7 +305,7 @@ def proof_samples(feeder: Feeder) -> Samples:
         return queries_and_documents(feeder, draw, _TEXTS)
     texts = made_up_samples(feeder, texts=_TEXTS, images=0, seed=_SEED).text
     sides = picture_sides(manifest, draw, _IMAGES)
-    pictures = tuple(picture_item(feeder, _picture(max(one), draw)[: one[0], : one[1]]) for one in sides)
+    pictures = picture_items(feeder, (_picture(max(one), draw)[: one[0], : one[1]] for one in sides))
     return Samples(name=PROOF_DATA, text=texts, image=pictures)
 
 

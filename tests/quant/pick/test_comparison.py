@@ -173,7 +173,12 @@ def test_automatically_it_is_within_the_budget(
     told: list[str] = []
     budget = parse_budget("cosine=0.5,recall=100", "int8")
     manifest = quantize_automatically(
-        bundle, tmp_path / "out", samples=samples, budget=budget, progress=lambda what, done, total: told.append(what)
+        bundle,
+        tmp_path / "out",
+        samples=samples,
+        budget=budget,
+        cpu="vnni",
+        progress=lambda what, done, total: told.append(what),
     )
     assert {one.split(":")[0] for one in told if ": planning" in one} == {"int8"}
     assert all(one.worst_cosine >= 0.5 for one in manifest.measured[-2:])

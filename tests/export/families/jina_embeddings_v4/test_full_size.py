@@ -90,23 +90,24 @@ def _unturned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_both_graphs_take_26_gb() -> None:
-    """Of eight blocks of the decoder the last has q, k and v in 4 bits, of 36 the last four."""
+    """Of nine blocks of the decoder the third has q, k and o in 8 bits, of 36 the third to the ninth."""
     full = parse_config(full_config())
     assert (full.decoder.layers, full.vision.layers) == (36, 32)
     vision, more_vision = (weight_bytes(narrowed(0, blocks).model) for blocks in (2, 3))
-    two, three, eight = (weight_bytes(narrowed(1, blocks).model) for blocks in (2, 3, 8))
-    early = three - two
-    late = eight - two - 5 * early
-    sizes = vision + 30 * (more_vision - vision), two + 30 * early + 4 * late
+    two, three, nine = (weight_bytes(narrowed(1, blocks).model) for blocks in (2, 3, 9))
+    late = three - two
+    early = nine - two - 6 * late
+    sizes = vision + 30 * (more_vision - vision), two + 7 * early + 27 * late
     assert sum(sizes) + OTHER_BYTES <= MOST_BYTES, sizes
     assert sum(sizes) > 2.4e9  # nothing was forgotten
 
 
-def test_all_but_the_first_block_has_4_bits() -> None:
-    """And q, k and v 8 bits but for the last of eight blocks; gate, up and down are of four parts each."""
-    two, three, eight = (narrowed(1, blocks).kernels for blocks in (2, 3, 8))
-    assert {kernel: three[kernel] - two[kernel] for kernel in three} == {"int4 blocks": 1 + 3 * 4, "int8 per row": 3}
-    assert eight["int4 blocks"] - two["int4 blocks"] == 6 * (1 + 3 * 4) + 3
+def test_all_but_the_first_two_blocks_have_4_bits() -> None:
+    """And q, k and o 8 bits in the first quarter, v everywhere; gate, up and down are of four parts each."""
+    two, three, nine = (narrowed(1, blocks).kernels for blocks in (2, 3, 9))
+    assert two == {"int8 per row": 2 * (4 + 3 * 4) + 1}
+    assert three == {"int4 blocks": 3 + 3 * 4, "int8 per row": two["int8 per row"] + 1}
+    assert nine["int4 blocks"] == 7 * 3 * 4 + 6 * 3
 
 
 def test_the_size_by_shapes_is_that_of_the_file(tmp_path_factory: pytest.TempPathFactory) -> None:
