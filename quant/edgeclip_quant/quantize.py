@@ -29,6 +29,7 @@ from edgeclip.manifest import (
     Measurement,
     Modality,
     Precision,
+    Space,
     Target,
 )
 from edgeclip_graph.census import count_operators
@@ -64,6 +65,7 @@ WAYS: Mapping[Precision, tuple[Target, ...]] = {
     "int8": ("cpu", "tensorrt"),
     "int4": ("cpu",),
 }
+_SPACES: tuple[Space, Space] = ("single", "multi")  # in the order of what `IntegerNarrowing.losses` gives
 _NAMED = 5
 _ATTEMPTS = 4
 # Of what a graph lost, it may lose so much when the bundle is tried again.
@@ -131,9 +133,8 @@ def quantize(bundle: Path, out: Path, order: Order, progress: Progress) -> Manif
                 break
             losses = {name: _losses(name, one, feeder, stage) for name, one in graphs.items()}
             counted = [name for name, one in narrowed.items() if one.kernels.keys() != {"fp32"}]
-            for name, share in _shares(order, manifest, source, proof, {one: losses[one] for one in counted}).items():
-                single, token = losses[name]
-                allowed[name] = 1 - share * single, None if token is None else 1 - share * token
+            shares = _shares(order, manifest, source, proof, {one: losses[one] for one in counted})
+            allowed |= {name: _less(losses[name], one, allowed[name]) for name, one in shares.items()}
         assert proof is not None  # before the first attempt, every graph is to be written
         if broken:
             raise _over_budget(order, broken, narrowed)
@@ -280,27 +281,47 @@ def _shares(
     source: SourceAnswers,
     proof: Proof,
     losses: Mapping[str, tuple[float, float | None]],
-) -> dict[str, float]:
-    """The graphs that must lose less for the budget to hold, and what share of what they lost they may lose.
+) -> dict[str, Mapping[Space, float]]:
+    """The graphs that must lose less for the budget to hold, and what share of what they lost they may lose, of the
+    vectors of each space that is at fault.
 
     A search breaks by its queries' vectors or by those that it is among. Where one modality's alone would break the
     budget, the graphs of the other stay as they are. `losses` are of the graphs that lose anything. One that ends a
     way stays too where it loses little by itself of what vectors lost: what graphs before it lose is at fault.
     """
-    by_modality = {one: share_to_keep(order.budget, some) for one, some in alone(source, proof).items()}
-    if min(by_modality.values()) == 1:  # only both together do
-        both = share_to_keep(order.budget, _judged(order, proof.measured))
-        by_modality = dict.fromkeys(by_modality, both)
-    shares: dict[str, float] = {}
-    for modality, share in by_modality.items():
-        if share < 1:
-            kept = min(max(share, _LEAST_SHARE), _MOST_SHARE)
+    by_modality = {one: _shares_by_space(order.budget, some) for one, some in alone(source, proof).items()}
+    if not any(by_modality.values()):  # only both together do
+        by_modality = dict.fromkeys(by_modality, _shares_by_space(order.budget, _judged(order, proof.measured)))
+    found: dict[str, Mapping[Space, float]] = {}
+    for modality, broken in by_modality.items():
+        if broken:
             lost = _used(_lost(order, proof, modality), order.budget)
             names = [name for name in manifest.graphs_of(modality) if name in losses]
-            at_fault = [one for one in names if is_followed(manifest, one)] if len(names) > 1 else []
-            at_fault += [one for one in names if _used(losses[one], order.budget) >= _COUNTS * lost]
-            shares |= {name: min(kept, shares.get(name, 1.0)) for name in at_fault or names}
-    return shares
+            followed = [one for one in names if is_followed(manifest, one)] if len(names) > 1 else []
+            at_fault = {*followed, *(one for one in names if _used(losses[one], order.budget) >= _COUNTS * lost)}
+            for name in at_fault or names:
+                # What another graph takes leads to vectors of every space.
+                own = dict.fromkeys(_SPACES, min(broken.values())) if name in followed else broken
+                before = found.get(name, {})
+                found[name] = {**before, **{space: min(one, before.get(space, 1.0)) for space, one in own.items()}}
+    return found
+
+
+def _shares_by_space(budget: Budget, measured: Sequence[Measurement]) -> Mapping[Space, float]:
+    """What share of its loss each space may keep whose vectors lost too much."""
+    shares = {space: share_to_keep(budget, [one for one in measured if one.space == space]) for space in _SPACES}
+    return {space: min(max(one, _LEAST_SHARE), _MOST_SHARE) for space, one in shares.items() if one < 1}
+
+
+def _less(
+    lost: tuple[float, float | None], shares: Mapping[Space, float], allowed: tuple[float | None, float | None]
+) -> tuple[float | None, float | None]:
+    """The cosines that a graph must keep to lose those shares of what it lost; what was allowed, of other spaces."""
+    single, token = (
+        bound if one is None or space not in shares else 1 - shares[space] * one
+        for space, one, bound in zip(_SPACES, lost, allowed, strict=True)
+    )
+    return single, token
 
 
 def _lost(order: Order, proof: Proof, modality: Modality) -> tuple[float, float | None]:

@@ -38,9 +38,9 @@ from edgeclip_quant.pick.kernel_plan import (
 )
 from edgeclip_quant.recipes import Recipe
 
-# The least shares of the layers that move on when a graph is not good enough yet, round by round, but none above the
-# share of its loss that must go; then halves, until it is fp32.
-_ROUNDS, _THEN = (0.125, 0.25, 0.5), 0.5
+# The least shares of the layers that move on when a graph is not good enough yet, at first and then; but no more than
+# twice the share of its loss that must go.
+_FIRST, _THEN = 0.125, 0.25
 # Of what a cosine may lack of 1, so much may be used up here; the proof is on other samples.
 _USED_UP = 0.8
 # Of what may be lost, so much is aimed at: what is left in few bits loses more than its share.
@@ -172,7 +172,7 @@ class IntegerNarrowing:
             ]
             self._weights[_TABLE] = table_sensitivity(layers)
         self._plans = plans
-        self._rounds = iter(_ROUNDS)
+        self._least = _FIRST
         self._operators: dict[str, int] | None = None
         # What each sample that was run lost (`_try`), and where its rows end among all samples' of each output.
         self._tried: list[tuple[float, float | None]] = []
@@ -185,7 +185,7 @@ class IntegerNarrowing:
         while True:
             if self._operators is None:
                 self._operators, self._tried, self._ends = self._save(out), [], [0] * len(self._wanted)
-            share = 1.0 if cosine is None else self._share_kept(out, cosine, token_cosine)
+            share = self._share_kept(out, cosine, token_cosine)
             if share >= 1 or not self._move(share):
                 return Narrowed(
                     kernels=self._kernels(),
@@ -214,15 +214,15 @@ class IntegerNarrowing:
         singles, tokens = zip(*(self._tried or self._try(out)), strict=True)
         return max(singles), max((one for one in tokens if one is not None), default=None)
 
-    def _share_kept(self, out: Path, cosine: float, token_cosine: float | None) -> float:
+    def _share_kept(self, out: Path, cosine: float | None, token_cosine: float | None) -> float:
         """What the graph may lose as a share of what it loses on the first sample that loses too much, or 1."""
-        most = _USED_UP * (1 - cosine)
-        most_of_token = None if token_cosine is None else _USED_UP * (1 - token_cosine)
+        bounds = [None if least is None else _USED_UP * (1 - least) for least in (cosine, token_cosine)]
+        if bounds == [None, None]:
+            return 1.0
         is_clear = True
-        for count, (single, token) in enumerate(self._try(out), start=1):
-            asked = [(most, single)]
-            if most_of_token is not None and token is not None:
-                asked.append((most_of_token, token))
+        for count, some in enumerate(self._try(out), start=1):
+            pairs = zip(bounds, some, strict=True)
+            asked = [(most, lost) for most, lost in pairs if most is not None and lost is not None]
             if shares := [allowed / lost for allowed, lost in asked if lost > allowed]:
                 return min(shares)
             is_clear = is_clear and all(lost <= _CLEAR * allowed for allowed, lost in asked)
@@ -255,8 +255,7 @@ class IntegerNarrowing:
         """Move the worst layers, or the table, on to what loses less, so that the graph loses that share of what it
         does; whether there is any that does.
         """
-        floor = next(self._rounds, None)
-        least = _THEN if floor is None else min(floor, 1 - share)
+        least, self._least = min(self._least, 2 * (1 - share)), _THEN
         moved = max(least, share_to_raise(self._plans, _AIM * share, self._weights))
         before, self._plans = self._plans, raise_worst(self._plans, moved, self._weights)
         return self._plans != before
