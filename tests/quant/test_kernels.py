@@ -24,7 +24,8 @@ from tests.scenes.layer_graphs import SOURCES, Source, layer_model, only_layer, 
 Array = NDArray[np.float32]
 
 # Integers are summed exactly, so what is left are a few roundings of fp32: measured 5e-7 of the largest output.
-SAME = 3e-6
+# With AVX2 onnxruntime sums blocks in another order, which makes 3.05e-6.
+SAME = 4e-6
 # That of 8-bit blocks and of 4-bit ones for Gaussian inputs and weights: measured 0.009 and 0.12.
 ERROR_8, ERROR_4 = 0.02, 0.2
 KERNELS = get_args(Kernel)

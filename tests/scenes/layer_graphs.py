@@ -8,6 +8,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
+from edgeclip.engine.products import adds_in_16_bits
 from edgeclip_graph.frame import constant
 from edgeclip_graph.linear import LinearLayer, linear_layers
 
@@ -87,11 +88,16 @@ def run_model(model: ir.Model, rows: Array) -> list[Array]:
 
 
 def run_graph(graph: ir.Graph, x: NDArray[Any]) -> list[Array]:
-    """The outputs of a graph with one input, x; without onnxruntime's own optimisations."""
+    """The outputs of a graph with one input, x; without onnxruntime's own optimisations, but where integer products
+    overflow without one of them.
+    """
     for number, value in enumerate(graph.outputs):  # a value that took another's place has no name yet
         value.name = value.name or f"output_{number}"
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if adds_in_16_bits():
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    else:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3  # initializers that nothing reads any more
     model = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -8,7 +8,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeclip import Manifest
+from edgeclip.engine.devices import Device
 from edgeclip.engine.ort import start_session
+from edgeclip.engine.products import adds_in_16_bits
+from edgeclip.engine.providers import plan_session
 from edgeclip.families.family import Arrays
 from edgeclip_quant.inputs.layer_inputs import Observation
 
@@ -20,7 +23,9 @@ def path_of(bundle: Path, graph: str) -> Path:
 
 def run_graph(path: Path | bytes, batches: Sequence[Arrays], *, is_optimised: bool = False) -> NDArray[np.float32]:
     """What the graph gives for each feed, in one array."""
-    session = start_session(path, threads=1, optimise="all" if is_optimised else "none")
+    is_guarded = adds_in_16_bits()  # an optimisation, as the runtime's plan has it
+    plan = plan_session(Device(kind="cpu"), "fp32", threads=1, adds_in_16_bits=is_guarded)
+    session = start_session(path, plan=plan, threads=1, optimise="all" if is_optimised or is_guarded else "none")
     return np.concatenate([session.run(None, dict(batch))[0] for batch in batches])
 
 

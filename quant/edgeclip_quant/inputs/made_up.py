@@ -145,7 +145,7 @@ def text_item(feeder: Feeder, ids: NDArray[np.int64], adapter: str | None) -> It
 def picture_items(feeder: Feeder, pictures: Iterable[NDArray[np.uint8]]) -> tuple[Item, ...]:
     """Pictures (H, W, 3) as items; where a task is required, the tasks take turns."""
     manifest = feeder.manifest
-    turns = manifest.tasks_of("image") if manifest.task_required else (None,)
+    turns = (manifest.tasks_of("image") if manifest.task_required else ()) or (None,)
     return tuple(
         feeder.family.image(picture, turns[index % len(turns)], max_pixels=None, label="made-up picture")
         for index, picture in enumerate(pictures)

@@ -117,6 +117,7 @@ def weight_axis(axis: int) -> Callable[[ir.Model], None]:
 def scales_too_few(model: ir.Model) -> None:
     weight = next(node for node in model.graph if node.attributes.get("axis"))
     weight.inputs[1].const_value = ir.tensor(np.ones(4, np.float32))
+    weight.inputs[2].const_value = ir.tensor(np.zeros(4, np.int8))
 
 
 def scales_of_activation(model: ir.Model) -> None:
