@@ -186,7 +186,8 @@ def test_auto_with_a_report_picks_and_tells(
     monkeypatch.setattr("edgeclip_quant.recipes.COMPARED", FEW)
     report, out = tmp_path / "deep" / "report", tmp_path / "out"
     arguments = ("quantize", bundle, out, "--to", "auto", "--report", report, "--json", "--calibrate", photos)
-    status, stdout, err = run(*arguments, "--budget", "cosine=0.9,recall=100,size_mb=9", capsys=capsys)
+    bounds = ("--cpu", "vnni", "--budget", "cosine=0.9,recall=100,size_mb=9")
+    status, stdout, err = run(*arguments, *bounds, capsys=capsys)
     assert status == 0
     document = json.loads(stdout)
     assert document == json.loads((report / "recipes.json").read_text())
@@ -234,7 +235,7 @@ def test_a_report_shows_why_a_budget_allows_nothing(
 ) -> None:
     monkeypatch.setattr("edgeclip_quant.recipes.COMPARED", FEW[:1])
     report = tmp_path / "report"
-    arguments = ("quantize", bundle, tmp_path / "out", "--to", "auto", "--report", report)
+    arguments = ("quantize", bundle, tmp_path / "out", "--to", "auto", "--cpu", "vnni", "--report", report)
     status, out, err = run(*arguments, "--budget", "size_mb=0.01", capsys=capsys)
     assert status == 1
     assert "* int8, default" in out
