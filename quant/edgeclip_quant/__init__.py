@@ -62,7 +62,8 @@ def quantize_bundle(
     """
     with _named_extras():
         from edgeclip_quant.budget import DEFAULT_BUDGETS, with_tokens
-        from edgeclip_quant.quantize import Order, check_cpu, find_cpu, is_followed, quantize
+        from edgeclip_quant.proof.allowance import is_followed
+        from edgeclip_quant.quantize import Order, check_cpu, find_cpu, quantize
         from edgeclip_quant.recipes import DEFAULT_RECIPES, for_cpu, precision_of
 
     manifest = Manifest.read(bundle)

@@ -19,7 +19,13 @@ from edgeclip_quant.kernels import PER_ROW, STATIC, Kernel, Plan
 from edgeclip_quant.passes.channels import edit_fed
 from edgeclip_quant.passes.integer_layers import narrow_model, turn_channels
 from edgeclip_quant.passes.token_table import HALF_TABLE
-from edgeclip_quant.pick.kernel_plan import decoder_blocks, kernels_of, read_by_attention, table_bits_of
+from edgeclip_quant.pick.kernel_plan import (
+    FIRST_BLOCKS,
+    decoder_blocks,
+    kernels_of,
+    read_by_attention,
+    table_bits_of,
+)
 from edgeclip_quant.recipes import DEFAULT_RECIPES, Recipe, precision_of
 
 _TABLES = (4, 8, HALF_TABLE)
@@ -78,7 +84,7 @@ def choose_kernels(layers: Sequence[LinearLayer], recipe: Recipe, attempt: int) 
     first half, then all of it.
     """
     read, count = read_by_attention(layers), 1 + max(decoder_blocks(layers).values(), default=0)
-    sensitive_blocks = (2, max(2, -(-count // 2)), count)[attempt]
+    sensitive_blocks = (FIRST_BLOCKS, max(FIRST_BLOCKS, -(-count // 2)), count)[attempt]
     chosen: dict[str, Kernel] = {}
     for name, kernels in kernels_of(layers, recipe, sensitive_blocks).items():
         usable = [one for one in kernels if one not in STATIC]

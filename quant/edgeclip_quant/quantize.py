@@ -27,16 +27,14 @@ from edgeclip.manifest import (
     GraphFacts,
     Manifest,
     Measurement,
-    Modality,
     Precision,
-    Space,
     Target,
 )
 from edgeclip_graph.census import count_operators
 from edgeclip_graph.linear import linear_layers
 from edgeclip_graph.passes import lower_portable
 from edgeclip_graph.passes.unmasked import has_choice, save_unmasked
-from edgeclip_quant.budget import Budget, judge, share_to_keep
+from edgeclip_quant.budget import Budget, judge
 from edgeclip_quant.graph_runner import Graphs, Progress
 from edgeclip_quant.inputs.feeder import Feeder
 from edgeclip_quant.inputs.layer_inputs import observe
@@ -46,10 +44,10 @@ from edgeclip_quant.passes.channels import edit_fed
 from edgeclip_quant.passes.float16 import narrow_to_half
 from edgeclip_quant.passes.integer_layers import IntegerNarrowing, Narrowed, plain_graph, prepare
 from edgeclip_quant.passes.qdq import MAX_ERROR, quantize_for_tensorrt
+from edgeclip_quant.proof.allowance import Bounds, Losses, bounds_of, part_of, shares_to_keep
 from edgeclip_quant.proof.measurement import (
     PROOF,
     Proof,
-    SourceAnswers,
     add_times,
     alone,
     ask_source,
@@ -65,14 +63,8 @@ WAYS: Mapping[Precision, tuple[Target, ...]] = {
     "int8": ("cpu", "tensorrt"),
     "int4": ("cpu",),
 }
-_SPACES: tuple[Space, Space] = ("single", "multi")  # in the order of what `IntegerNarrowing.losses` gives
 _NAMED = 5
 _ATTEMPTS = 4
-# Of what a graph lost, it may lose so much when the bundle is tried again.
-_LEAST_SHARE, _MOST_SHARE = 0.05, 0.8
-_SMALLEST = 1e-9
-# Of what vectors lose, what a graph's own share of it must be for the graph to have a part in it.
-_COUNTS = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,13 +120,16 @@ def quantize(bundle: Path, out: Path, order: Order, progress: Progress) -> Manif
                 before=proof,
                 changed=changed,
             )
-            broken = judge(order.budget, _judged(order, proof.measured), _bytes_in(stage))
+            judged = _judged(order, proof.measured)
+            broken = judge(order.budget, judged, _bytes_in(stage))
             if not broken or not _may_be_finer(order, manifest, stage):
                 break
             losses = {name: _losses(name, one, feeder, stage) for name, one in graphs.items()}
             counted = [name for name, one in narrowed.items() if one.kernels.keys() != {"fp32"}]
-            shares = _shares(order, manifest, source, proof, {one: losses[one] for one in counted})
-            allowed |= {name: _less(losses[name], one, allowed[name]) for name, one in shares.items()}
+            shares = shares_to_keep(
+                order.budget, manifest, judged, alone(source, proof), {one: losses[one] for one in counted}
+            )
+            allowed |= {name: bounds_of(losses[name], one, allowed[name]) for name, one in shares.items()}
         assert proof is not None  # before the first attempt, every graph is to be written
         if broken:
             raise _over_budget(order, broken, narrowed)
@@ -155,21 +150,6 @@ def copied_files(manifest: Manifest) -> tuple[str, ...]:
     """The files of a bundle that its smaller bundle has too: tokenizer, self-test and adapters."""
     tokenizer = (manifest.text.file,) if manifest.text else ()
     return (*tokenizer, manifest.selftest, *(adapter.file for adapter in manifest.adapters.values()))
-
-
-def is_followed(manifest: Manifest, graph: str) -> bool:
-    """Whether another graph takes what a graph gives."""
-    file = manifest.graphs[graph].file
-    ways = [manifest.way(modality) for modality in manifest.modalities]
-    return any(one.file == file for way in ways for one in way[:-1])
-
-
-def part_of(manifest: Manifest, graph: str, cosine: float) -> float:
-    """The cosine that a graph must keep so that all graphs on a way together lose what they may."""
-    file = manifest.graphs[graph].file
-    ways = [manifest.way(modality) for modality in manifest.modalities]
-    count = max(len(way) for way in ways if file in [one.file for one in way])
-    return 1 - (1 - cosine) / count
 
 
 def _write_adapters(bundle: Path, manifest: Manifest, narrowed: Mapping[str, Narrowed], stage: Path) -> None:
@@ -263,7 +243,7 @@ def _write(
         return graph.write(stage / feeder.manifest.graphs[name].file, cosine, token_cosine)
 
 
-def _allowed(name: str, order: Order, manifest: Manifest) -> tuple[float | None, float | None]:
+def _allowed(name: str, order: Order, manifest: Manifest) -> Bounds:
     """The cosines that a graph's vectors and its tokens' vectors must keep at first: its part of the budget."""
     budget = order.budget
     # Recipes are compared by single vectors alone: what tokens lose is for each graph to keep here.
@@ -275,81 +255,13 @@ def _allowed(name: str, order: Order, manifest: Manifest) -> tuple[float | None,
     return cosine, token_cosine
 
 
-def _shares(
-    order: Order,
-    manifest: Manifest,
-    source: SourceAnswers,
-    proof: Proof,
-    losses: Mapping[str, tuple[float, float | None]],
-) -> dict[str, Mapping[Space, float]]:
-    """The graphs that must lose less for the budget to hold, and what share of what they lost they may lose, of the
-    vectors of each space that is at fault.
-
-    A search breaks by its queries' vectors or by those that it is among. Where one modality's alone would break the
-    budget, the graphs of the other stay as they are. `losses` are of the graphs that lose anything. One that ends a
-    way stays too where it loses little by itself of what vectors lost: what graphs before it lose is at fault.
-    """
-    by_modality = {one: _shares_by_space(order.budget, some) for one, some in alone(source, proof).items()}
-    if not any(by_modality.values()):  # only both together do
-        by_modality = dict.fromkeys(by_modality, _shares_by_space(order.budget, _judged(order, proof.measured)))
-    found: dict[str, Mapping[Space, float]] = {}
-    for modality, broken in by_modality.items():
-        if broken:
-            lost = _used(_lost(order, proof, modality), order.budget)
-            names = [name for name in manifest.graphs_of(modality) if name in losses]
-            followed = [one for one in names if is_followed(manifest, one)] if len(names) > 1 else []
-            at_fault = {*followed, *(one for one in names if _used(losses[one], order.budget) >= _COUNTS * lost)}
-            for name in at_fault or names:
-                # What another graph takes leads to vectors of every space.
-                own = dict.fromkeys(_SPACES, min(broken.values())) if name in followed else broken
-                before = found.get(name, {})
-                found[name] = {**before, **{space: min(one, before.get(space, 1.0)) for space, one in own.items()}}
-    return found
-
-
-def _shares_by_space(budget: Budget, measured: Sequence[Measurement]) -> Mapping[Space, float]:
-    """What share of its loss each space may keep whose vectors lost too much."""
-    shares = {space: share_to_keep(budget, [one for one in measured if one.space == space]) for space in _SPACES}
-    return {space: min(max(one, _LEAST_SHARE), _MOST_SHARE) for space, one in shares.items() if one < 1}
-
-
-def _less(
-    lost: tuple[float, float | None], shares: Mapping[Space, float], allowed: tuple[float | None, float | None]
-) -> tuple[float | None, float | None]:
-    """The cosines that a graph must keep to lose those shares of what it lost; what was allowed, of other spaces."""
-    single, token = (
-        bound if one is None or space not in shares else 1 - shares[space] * one
-        for space, one, bound in zip(_SPACES, lost, allowed, strict=True)
-    )
-    return single, token
-
-
-def _lost(order: Order, proof: Proof, modality: Modality) -> tuple[float, float | None]:
-    """What a modality's vectors and its tokens' vectors lost in a proof, at most."""
-    found = [one for one in _judged(order, proof.measured) if one.modality == modality]
-    worst = {one.space: 1 - one.worst_cosine for one in found}
-    return worst["single"], worst.get("multi")
-
-
-def _losses(
-    name: str, graph: IntegerNarrowing | Callable[[], Narrowed], feeder: Feeder, stage: Path
-) -> tuple[float, float | None]:
+def _losses(name: str, graph: IntegerNarrowing | Callable[[], Narrowed], feeder: Feeder, stage: Path) -> Losses:
     """What a graph loses as it lies in `stage` (`IntegerNarrowing.losses`); nothing of one for a GPU, which has one
     form.
     """
     if not isinstance(graph, IntegerNarrowing):
         return 0.0, None
     return graph.losses(stage / feeder.manifest.graphs[name].file)
-
-
-def _used(lost: tuple[float, float | None], budget: Budget) -> float:
-    """What is lost beside what may be, of a vector or of a token's, whichever is more."""
-    single, token = lost
-    bounds = (single, budget.cosine), (token, budget.token_cosine)
-    return max(
-        (one / max(1 - least, _SMALLEST) for one, least in bounds if one is not None and least is not None),
-        default=0.0,
-    )
 
 
 @contextmanager

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from edgeclip.errors import InputError
-from edgeclip.manifest import Measurement, Modality, RetrievalChange
+from edgeclip.manifest import RetrievalChange
 from edgeclip_quant.budget import DEFAULT_BUDGETS, Budget, is_loss, judge, parse_budget, share_to_keep, token_bound
 from edgeclip_quant.proof.retrieval import paired_interval
+from tests.scenes.measurements import measured
 
 LOOSE = Budget(cosine=None, recall_points=None, size_mb=None)
 
@@ -26,25 +27,6 @@ def change(lost: int, queries: int, gained: int = 0) -> RetrievalChange:
         points=100 * (gained - lost) / queries,
         low=100 * low,
         high=100 * high,
-    )
-
-
-def measured(
-    worst: float = 1.0, modality: Modality = "text", retrieval: RetrievalChange | None = None
-) -> Measurement:
-    return Measurement(
-        modality=modality,
-        space="single",
-        against="fp32 bundle",
-        data="photos",
-        samples=9,
-        worst_cosine=worst,
-        p1_cosine=worst,
-        mean_cosine=1.0,
-        largest_difference=0.0,
-        sqnr_db=30.0,
-        weight_bytes=5,
-        retrieval=retrieval,
     )
 
 

@@ -37,7 +37,7 @@ _WORTH_HALVING = 0.9
 # table, and by the number of the block.
 _FOR_SCORES, _FOR_TABLE, _BY_BLOCK = 1.2, 2.3, -0.75
 # Blocks of a decoder that keep 8 bits, and the share of them whose q, k and o do (`sensitive_layers`).
-_FIRST_BLOCKS, _EARLY = 2, 1 / 4
+FIRST_BLOCKS, _EARLY = 2, 1 / 4
 # Inputs of causal attention.
 _QUERIES, _KEYS, _VALUES = range(3)
 _ATTENTION = "GroupQueryAttention"
@@ -80,7 +80,7 @@ def plan_layer(layer: LinearLayer, seen: Observation, recipe: Recipe, *, may_fix
 
 
 def kernels_of(
-    layers: Sequence[LinearLayer], recipe: Recipe, blocks: int = _FIRST_BLOCKS
+    layers: Sequence[LinearLayer], recipe: Recipe, blocks: int = FIRST_BLOCKS
 ) -> dict[str, tuple[Kernel, ...]]:
     """The kernels that a recipe has for each layer, the fastest first, and fp32 behind them; `blocks` as in
     `sensitive_layers`.
@@ -95,7 +95,7 @@ def kernels_of(
     return found
 
 
-def sensitive_layers(layers: Sequence[LinearLayer], blocks: int = _FIRST_BLOCKS) -> set[str]:
+def sensitive_layers(layers: Sequence[LinearLayer], blocks: int = FIRST_BLOCKS) -> set[str]:
     """The layers of a decoder that keep 8 bits where others have 4: all of the first `blocks`, q, k and o of the
     first quarter, every v, and the last layer, which gives vectors. None in a graph without causal attention.
 
