@@ -123,6 +123,8 @@ def _walk(found: ImageFolder, is_recursive: bool) -> Iterator[tuple[str, str]]:
     seen: set[tuple[int, int]] = set()
     try:
         stack = [(os.path.join(found.folder, ""), "", *_list(found.folder, seen))]
+    except NotADirectoryError as error:
+        raise InputError(f"{found.folder}: is a file, wanted a folder of images") from error
     except OSError as error:
         raise InputError(f"{found.folder}: cannot be listed ({error.strerror})") from error
     while stack:

@@ -236,7 +236,7 @@ def test_stdout_is_utf8_in_any_locale(bundle: Path) -> None:
         (("--texts", str(DATA)), "cannot be read (Is a directory)"),
         (("--texts", FILES[0]), "rgb_odd.png: not UTF-8 (invalid start byte at byte 0)"),
         (("--images", "nowhere"), "nowhere: cannot be listed (No such file or directory)"),
-        (("--images", FILES[0]), "cannot be listed (Not a directory)"),
+        (("--images", FILES[0]), "is a file, wanted a folder of images"),
         (("--images", str(DATA)), f"holds no image (left out {_FILES} files that are no images, e.g. "),
     ],
     ids=" ".join,
