@@ -153,6 +153,7 @@ def test_what_anybody_may_ask_for_is_written_once(
 
 
 def test_many_who_ask_whether_it_is_ready_share_one_self_test(bundle: Path) -> None:
+    """Of a text and an image; another when it is old, however slow the machine is."""
     with troubling(bundle) as encoder, serving(bundle, encoder, ready_s=0.5) as url:
         until_ready(url)
 
@@ -164,5 +165,7 @@ def test_many_who_ask_whether_it_is_ready_share_one_self_test(bundle: Path) -> N
 
         time.sleep(0.6)
         encoder.batches.clear()
+        began_s = time.monotonic()
         assert asyncio.run(crowd()) == [200] * 4 * ASKING
-        assert len(encoder.batches) <= 4  # a text and an image a run
+        runs = 1 + (time.monotonic() - began_s) // 0.5
+        assert len(encoder.batches) <= 2 * min(runs, ASKING)

@@ -1,7 +1,6 @@
 """Items that a graph hands on go to the next graph's lane, and vectors come back in the order of the call."""
 
 import asyncio
-import gc
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -154,7 +153,6 @@ class Kept:
     @property
     def alive(self) -> int:
         """The pages whose features are in memory."""
-        gc.collect()
         return sum(ref() is not None for ref in self.features)
 
 
