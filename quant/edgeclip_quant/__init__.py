@@ -2,11 +2,12 @@
 
 `quantize_bundle` does everything; `quantize` is where its steps can be followed. The modules, by what they make:
 
+- integers, layer by layer: `passes.narrowing`, `passes.rotation`, `inputs.layer_inputs`;
 - integers for the CPU: `passes.integer_layers`, `passes.smoothing`, `passes.weight_blocks`, `passes.token_table`,
-  `inputs.layer_inputs`, `kernels`, `pick.kernel_plan`;
+  `kernels`, `pick.kernel_plan`;
 - fp16 for CUDA: `passes.float16`, `passes.operator_types`, `inputs.value_ranges`, and `emulation`, which runs it on a
   CPU;
-- int8 for TensorRT: `passes.qdq`;
+- int8 for TensorRT: `passes.qdq`, `passes.tensorrt_parser`;
 - the proof of any of them: `inputs.made_up`, `inputs.feeder`, `graph_runner`, `proof.measurement`, `proof.timing`,
   `proof.retrieval`, `budget`;
 - integers without data, while a checkpoint is exported: `data_free`;

@@ -17,7 +17,8 @@ from edgeclip_graph.narrowing import Narrow, NarrowedTrace
 from edgeclip_quant.budget import DEFAULT_BUDGETS, Budget, judge, token_bound
 from edgeclip_quant.kernels import PER_ROW, STATIC, Kernel, Plan
 from edgeclip_quant.passes.channels import edit_fed
-from edgeclip_quant.passes.integer_layers import narrow_model, turn_channels
+from edgeclip_quant.passes.integer_layers import narrow_model
+from edgeclip_quant.passes.narrowing import turn_channels
 from edgeclip_quant.passes.token_table import HALF_TABLE
 from edgeclip_quant.pick.kernel_plan import (
     FIRST_BLOCKS,

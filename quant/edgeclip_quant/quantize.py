@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,19 +32,18 @@ from edgeclip.manifest import (
     Target,
 )
 from edgeclip_graph.census import count_operators
-from edgeclip_graph.linear import linear_layers
-from edgeclip_graph.passes import lower_portable
+from edgeclip_graph.passes import lower, lower_portable, read_portable
 from edgeclip_graph.passes.unmasked import has_choice, save_unmasked
 from edgeclip_quant.budget import Budget, judge
 from edgeclip_quant.graph_runner import Graphs, Progress
 from edgeclip_quant.inputs.feeder import Feeder
-from edgeclip_quant.inputs.layer_inputs import observe
 from edgeclip_quant.inputs.made_up import Samples, padded_pair
 from edgeclip_quant.inputs.value_ranges import measure_ranges
 from edgeclip_quant.passes.channels import edit_fed
 from edgeclip_quant.passes.float16 import narrow_to_half
-from edgeclip_quant.passes.integer_layers import IntegerNarrowing, Narrowed, plain_graph, prepare
-from edgeclip_quant.passes.qdq import MAX_ERROR, quantize_for_tensorrt
+from edgeclip_quant.passes.integer_layers import IntegerNarrowing, plain_graph
+from edgeclip_quant.passes.narrowing import Narrowed, Narrowing, prepare
+from edgeclip_quant.passes.qdq import PairNarrowing
 from edgeclip_quant.proof.allowance import Bounds, Losses, bounds_of, part_of, shares_to_keep
 from edgeclip_quant.proof.measurement import (
     PROOF,
@@ -122,7 +122,7 @@ def quantize(bundle: Path, out: Path, order: Order, progress: Progress) -> Manif
             )
             judged = _judged(order, proof.measured)
             broken = judge(order.budget, judged, _bytes_in(stage))
-            if not broken or not _may_be_finer(order, manifest, stage):
+            if not broken or not _may_be_finer(order, stage):
                 break
             losses = {name: _losses(name, one, feeder, stage) for name, one in graphs.items()}
             counted = [name for name, one in narrowed.items() if one.kernels.keys() != {"fp32"}]
@@ -211,34 +211,39 @@ def check_source(bundle: Path, manifest: Manifest, progress: Progress) -> None:
 
 def open_graph(
     name: str, feeder: Feeder, stage: Path, order: Order, progress: Progress
-) -> IntegerNarrowing | Callable[[], Narrowed]:
-    """What writes one graph to `stage`: for the CPU as finely as is asked, for a GPU in one form.
+) -> Narrowing | Callable[[], Narrowed]:
+    """What writes one graph to `stage`: in integers as finely as is asked, in fp16 in one form.
 
     BuildError for a graph that is not as an export leaves it.
     """
     manifest = feeder.manifest
     source, out = (folder / manifest.graphs[name].file for folder in (feeder.folder, stage))
     feeds = feeds_of(name, feeder, order.calibration)
-    if manifest.target != "cpu":
-        if name == FIRST_GRAPH["text"]:
-            feeds = [*feeds, padded_pair(feeder, order.calibration.text)]
-        return lambda: _narrow_for_gpu(name, source, out, order.to[name], feeds, progress)
+    if manifest.target != "cpu" and name == FIRST_GRAPH["text"]:
+        feeds = [*feeds, padded_pair(feeder, order.calibration.text)]
+    if order.to[name] == "fp16":
+        return lambda: _narrow_to_half(name, source, out, feeds, progress)
     with _as_exported(feeder.folder, name):
+        if manifest.target == "tensorrt":
+            trace, traits = read_portable(source)
+            lowering = partial(lower, target=manifest.target, name=name, traits=traits)
+            prepared = prepare(name, trace, feeds, stage, progress, original=source, lower=lowering)
+            return PairNarrowing(prepared, progress)
         prepared = prepare(name, plain_graph(name, source), feeds, stage, progress, original=source)
         return IntegerNarrowing(prepared, order.recipes[name], progress, may_fix=not order.is_made_up)
 
 
 def _write(
     name: str,
-    graph: IntegerNarrowing | Callable[[], Narrowed],
+    graph: Narrowing | Callable[[], Narrowed],
     feeder: Feeder,
     stage: Path,
     cosine: float | None,
     token_cosine: float | None,
 ) -> Narrowed:
-    """Write one graph to `stage`; one for a GPU has no choice of what it loses."""
+    """Write one graph to `stage`; one in fp16 has no choice of what it loses."""
     with _as_exported(feeder.folder, name):
-        if not isinstance(graph, IntegerNarrowing):
+        if not isinstance(graph, Narrowing):
             return graph()
         return graph.write(stage / feeder.manifest.graphs[name].file, cosine, token_cosine)
 
@@ -255,11 +260,9 @@ def _allowed(name: str, order: Order, manifest: Manifest) -> Bounds:
     return cosine, token_cosine
 
 
-def _losses(name: str, graph: IntegerNarrowing | Callable[[], Narrowed], feeder: Feeder, stage: Path) -> Losses:
-    """What a graph loses as it lies in `stage` (`IntegerNarrowing.losses`); nothing of one for a GPU, which has one
-    form.
-    """
-    if not isinstance(graph, IntegerNarrowing):
+def _losses(name: str, graph: Narrowing | Callable[[], Narrowed], feeder: Feeder, stage: Path) -> Losses:
+    """What a graph loses as it lies in `stage` (`Narrowing.losses`); nothing of one in fp16, which has one form."""
+    if not isinstance(graph, Narrowing):
         return 0.0, None
     return graph.losses(stage / feeder.manifest.graphs[name].file)
 
@@ -293,33 +296,21 @@ def feeds_of(name: str, feeder: Feeder, samples: Samples) -> list[Arrays]:
     return [feed for _, feed in sorted(placed, key=lambda one: one[0])]
 
 
-def _narrow_for_gpu(
-    name: str, source: Path, out: Path, to: Precision, samples: Sequence[Arrays], progress: Progress
-) -> Narrowed:
+def _narrow_to_half(name: str, source: Path, out: Path, samples: Sequence[Arrays], progress: Progress) -> Narrowed:
     def report(what: str, done: int, total: int) -> None:
         progress(f"{what}, {name}", done, total)
 
-    target: Target = "cuda" if to == "fp16" else "tensorrt"
-    model = lower_portable(name, source, target)
-    errors: Mapping[str, float] = {}
-    if to == "fp16":
-        narrow_to_half(model, measure_ranges(model, samples, out.parent, report))
-        wide = sum(_is_wide(node) for node in model.graph)
-        products = sum(_is_product(node) for node in model.graph)
-        kernels = {"fp16": products - wide, "fp32": wide}
-    else:
-        layers = len(linear_layers(model.graph))
-        seen, _ = observe(model, samples, out.parent, report)
-        errors = quantize_for_tensorrt(model, seen)
-        integers = sum(error <= MAX_ERROR for error in errors.values())
-        kernels = {"int8 static": integers, "fp32": layers - integers}
+    model = lower_portable(name, source, "cuda")
+    narrow_to_half(model, measure_ranges(model, samples, out.parent, report))
+    wide = sum(_is_wide(node) for node in model.graph)
+    kernels = {"fp16": sum(_is_product(node) for node in model.graph) - wide, "fp32": wide}
     progress(f"writing the {name} graph", 0, 1)
     ir.save(model, out, external_data=f"{out.name}_data")
-    if target == "cuda" and has_choice(model):
+    if has_choice(model):
         save_unmasked(model, out)
     return Narrowed(
         kernels={kernel: count for kernel, count in kernels.items() if count},
-        errors=errors,
+        errors={},
         operators=count_operators(model),
     )
 
@@ -343,10 +334,10 @@ def _judged(order: Order, measured: Sequence[Measurement]) -> list[Measurement]:
     return [one for one in measured if one.against == "fp32 bundle" and one.data == data]
 
 
-def _may_be_finer(order: Order, manifest: Manifest, stage: Path) -> bool:
-    """Whether graphs may lose less, and become larger; those for a GPU have one form."""
+def _may_be_finer(order: Order, stage: Path) -> bool:
+    """Whether graphs may lose less, and become larger; those in fp16 have one form."""
     room = order.budget.size_mb
-    return manifest.target == "cpu" and (room is None or _bytes_in(stage) <= room * 1e6)
+    return "fp16" not in order.to.values() and (room is None or _bytes_in(stage) <= room * 1e6)
 
 
 def _bytes_in(folder: Path) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-import edgeclip_quant.passes.integer_layers as integer_layers
+import edgeclip_quant.passes.narrowing as narrowing
 from edgeclip import Encoder, Manifest
 from edgeclip.bundle.selftest import repeat_proof, run_selftest
 from edgeclip_export import export_checkpoint
@@ -17,7 +17,7 @@ from edgeclip_quant.budget import Budget
 from edgeclip_quant.inputs.feeder import Feeder
 from edgeclip_quant.kernels import Plan
 from edgeclip_quant.passes.channels import find_products, find_residual, find_values
-from edgeclip_quant.passes.integer_layers import plain_graph
+from edgeclip_quant.passes.integer_layers import narrow_model, plain_graph
 from edgeclip_quant.passes.token_table import HALF_TABLE
 from edgeclip_quant.pick.comparison import compare_recipes
 from edgeclip_quant.pick.kernel_plan import decoder_blocks, sensitivities, table_sensitivity
@@ -115,9 +115,9 @@ def test_each_task_answers_nearly_as_it_did(source: Path, narrow: Path) -> None:
 def test_a_turned_graph_answers_as_before(source: Path, tmp_path: Path, graph: str) -> None:
     samples = feeds(source, graph, made_up(source, texts=4, images=2))
     path = source / f"{graph}.onnx"
-    prepared = integer_layers.prepare(graph, plain_graph(graph, path), samples, tmp_path, quiet, original=path)
+    prepared = narrowing.prepare(graph, plain_graph(graph, path), samples, tmp_path, quiet, original=path)
     assert bool(prepared.fed) == (graph == "text")
-    wanted = integer_layers.answers(integer_layers.open_run(path), samples, "", quiet)
+    wanted = narrowing.answers(narrowing.open_run(path), samples, "", quiet)
     for rows, before in zip((prepared.wanted, *prepared.others), wanted, strict=True):
         assert np.abs(rows - before).max() <= 1e-5 * max(1.0, np.abs(before).max())
     norms = [node for node in prepared.model.graph if node.op_type == "RMSNormalization"]
@@ -144,7 +144,7 @@ def test_outliers_cost_nothing(kind: str, tmp_path: Path, monkeypatch: pytest.Mo
     manifest = quantize_bundle(tmp_path / "fp32", tmp_path / "int8")
     assert worst(manifest)["single"] >= SINGLE and worst(manifest)["multi"] >= TOKEN
     assert manifest.graphs["text"].kernels["int8 per row"] >= 30
-    monkeypatch.setattr(integer_layers, "can_rotate", lambda model: False)
+    monkeypatch.setattr(narrowing, "can_rotate", lambda model: False)
     unbound = Budget(cosine=None, recall_points=None, size_mb=None)
     plain = quantize_bundle(tmp_path / "fp32", tmp_path / "plain", budget=unbound)
     assert worst(plain)["single"] < worst(manifest)["single"]
@@ -179,16 +179,16 @@ def test_int4_keeps_patches_and_sensitive_layers_in_8_bits(kind: str, source: Pa
 def test_what_comes_first_is_the_most_sensitive(source: Path, tmp_path: Path) -> None:
     """What tokens lose (1 - mean cosine) where one thing alone is narrowed, and what is thought of it."""
     samples = feeds(source, "text", made_up(source, texts=10, images=2))
-    prepared = integer_layers.prepare("text", plain_graph("text", source / "text.onnx"), samples, tmp_path, quiet)
+    prepared = narrowing.prepare("text", plain_graph("text", source / "text.onnx"), samples, tmp_path, quiet)
     layers = linear_layers(prepared.model.graph)
     rows = prepared.others[0].astype(np.float64)
 
     def lost(some: set[str], table_bits: int = HALF_TABLE) -> float:
         plans = {layer.name: Plan(kernel="int8 per row" if layer.name in some else "fp32") for layer in layers}
-        model = integer_layers.narrow_model(prepared.model.clone(), plans, table_bits, "text")
+        model = narrow_model(prepared.model.clone(), plans, table_bits, "text")
         ir.save(model, tmp_path / "one.onnx", external_data="one.onnx_data")
-        run = integer_layers.open_run(tmp_path / "one.onnx")
-        found = integer_layers.answers(run, prepared.samples, "", quiet)[1].astype(np.float64)
+        run = narrowing.open_run(tmp_path / "one.onnx")
+        found = narrowing.answers(run, prepared.samples, "", quiet)[1].astype(np.float64)
         cosines = (found * rows).sum(axis=1) / np.linalg.norm(found, axis=1) / np.linalg.norm(rows, axis=1)
         return float(1 - cosines.mean())
 
@@ -231,3 +231,38 @@ def test_recipes_that_are_compared_keep_tokens_as_int8_does(source: Path, narrow
     assert {name: facts.kernels for name, facts in written.graphs.items()} == {
         name: facts.kernels for name, facts in Manifest.read(narrow).graphs.items()
     }
+
+
+@pytest.fixture(scope="module")
+def portable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with outliers in standard operators."""
+    folder = tmp_path_factory.mktemp("v4-tensorrt")
+    export_checkpoint(
+        write_outliers(folder / "checkpoint", channels=True, massive=True), folder / "fp32", target="tensorrt"
+    )
+    return folder / "fp32"
+
+
+def test_pairs_have_their_channels_turned_too(
+    portable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where tokens may lose much, 37 of 41 layers are int8 with fixed scales. Adapters are written anew."""
+    budget = Budget(cosine=0.99, recall_points=None, size_mb=None, token_cosine=0.5)
+    manifest = quantize_bundle(portable, tmp_path / "int8", budget=budget)
+    assert [graph.kernels["int8 static"] for graph in manifest.graphs.values()] == [19, 18]
+    assert worst(manifest)["single"] >= SINGLE
+    with Encoder.open(portable, device="cpu") as before, Encoder.open(tmp_path / "int8", device="cpu") as after:
+        for task in before.tasks:
+            wanted, found = (one.encode_text(["total revenue?"], task=task) for one in (before, after))
+            assert (wanted * found).sum(axis=1).min() >= SINGLE, task
+    monkeypatch.setattr(narrowing, "can_rotate", lambda model: False)
+    unbound = Budget(cosine=None, recall_points=None, size_mb=None)
+    plain = quantize_bundle(portable, tmp_path / "plain", budget=unbound)
+    assert worst(plain)["multi"] < worst(manifest)["multi"]
+
+
+def test_pairs_lose_no_token(portable: Path, tmp_path: Path) -> None:
+    """Fixed scales alone would: layers move back to fp32, as they do for the CPU."""
+    manifest = quantize_bundle(portable, tmp_path / "int8")
+    assert worst(manifest)["single"] >= SINGLE and worst(manifest)["multi"] >= TOKEN
+    assert sum(graph.kernels["fp32"] for graph in manifest.graphs.values()) > 0

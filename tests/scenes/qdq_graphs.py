@@ -1,6 +1,6 @@
 """Graphs of linear layers to make int8 for TensorRT of, and onnxruntime to run them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from edgeclip.engine.products import adds_in_16_bits
 from edgeclip.engine.providers import plan_session
 from edgeclip.families.family import Arrays
 from edgeclip_quant.inputs.layer_inputs import Observation
+from edgeclip_quant.passes.qdq import plan_pairs, quantize_for_tensorrt
 
 
 def path_of(bundle: Path, graph: str) -> Path:
@@ -55,6 +56,13 @@ def layer_model(weights: Sequence[NDArray[np.float32]], *, has_norm: bool = Fals
     graph.extend(tape.nodes)
     graph.outputs.append(y)
     return ir.Model(graph, ir_version=10)
+
+
+def narrow(model: ir.Model, seen: Mapping[str, Observation], **options: float) -> dict[str, float]:
+    """Make a graph int8 as it is first planned; the errors of its layers that are."""
+    first = {name: some[0] for name, some in plan_pairs(model, seen, **options).items()}
+    quantize_for_tensorrt(model, first)
+    return {name: plan.error for name, plan in first.items() if plan.kernel != "fp32"}
 
 
 def drawn(*shape: int, seed: int = 0) -> NDArray[np.float32]:

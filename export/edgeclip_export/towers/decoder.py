@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from edgeclip_export.operators import causal_attention, rotary_embedding
 from edgeclip_export.towers.decoder_layout import BIASED, SHARED_INPUTS, DecoderConfig, linear_sizes
-from edgeclip_export.towers.layers import Linear, RmsNorm, l2_normalize
+from edgeclip_export.towers.layers import Linear, RmsNorm, at_least_zero, l2_normalize
 from edgeclip_export.towers.tower import Tower
 
 # Of the linear layers of one layer, or of the projector: A for each group with the same input, B for each of them.
@@ -77,7 +77,7 @@ class DecoderTower(Tower[DecoderState]):
         ids, positions, features, places, pool_mask, *adapter = inputs
         rows = nn.functional.embedding(ids.flatten(), self.tokens)  # (B*T, W)
         first = torch.arange(ids.shape[0])[:, None] * features.shape[1]  # (B, 1), of each input's features
-        index = (places.clamp_min(0) + first).flatten()  # (B*T,)
+        index = (at_least_zero(places) + first).flatten()  # (B*T,)
         is_image = (places >= 0).flatten()[:, None]  # (B*T, 1)
         h = torch.where(is_image, nn.functional.embedding(index, features.flatten(0, 1)), rows)
         turned = positions.transpose(1, 2).flatten(0, 1).to(torch.float32)  # (B*T, 3)

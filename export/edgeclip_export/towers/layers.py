@@ -44,3 +44,8 @@ def l2_normalize(x: Tensor) -> Tensor:
     """Each row over its length, which counts as at least 1e-12 (torch.nn.functional.normalize)."""
     length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / length.clamp_min(1e-12)
+
+
+def at_least_zero(x: Tensor) -> Tensor:
+    """Integers, 0 for negative ones: as Max, because TensorRT's Clip reads no integers."""
+    return torch.maximum(x, torch.zeros((), dtype=x.dtype))

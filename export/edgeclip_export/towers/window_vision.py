@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeclip_export.operators import attention, rotary_embedding
-from edgeclip_export.towers.layers import Linear, RmsNorm
+from edgeclip_export.towers.layers import Linear, RmsNorm, at_least_zero
 from edgeclip_export.towers.tower import Tower
 from edgeclip_export.towers.window_vision_layout import WindowVisionConfig
 
@@ -77,7 +77,7 @@ class WindowVisionTower(Tower[VisionState]):
         h = self.patch(pixels.to(torch.float32))  # (B, P, W)
         turned = positions.to(torch.float32)  # (P, 2)
         angles = torch.cat([turned[:, axis, None] * self.frequencies for axis in range(2)], dim=1)  # (P, D/2)
-        gather = windows.clamp_min(0).flatten()
+        gather = at_least_zero(windows).flatten()
         return VisionState(h, angles.cos(), angles.sin(), Windows(gather, windows >= 0, places))
 
     def step(self, layer: nn.Module, state: VisionState) -> VisionState:

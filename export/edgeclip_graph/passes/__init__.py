@@ -36,7 +36,7 @@ from edgeclip_graph.passes.mlp_parts import DivideMlp
 from edgeclip_graph.passes.rms_norm import FuseRmsNorm, SpellOutRmsNorm
 from edgeclip_graph.passes.rotary import FuseRotary, SpellOutRotary
 from edgeclip_graph.passes.split_linear import SeparateParts, split_layers
-from edgeclip_graph.passes.standard import RequireStandardOps
+from edgeclip_graph.passes.standard import MeasureAfterCast, RequireStandardOps
 from edgeclip_graph.portable import load_portable, portable_path
 from edgeclip_graph.traits import Traits
 
@@ -66,15 +66,17 @@ def lower(model: ir.Model, target: Target, name: str, traits: Traits, *, layers:
     return model
 
 
-def lower_portable(name: str, graph: Path, target: Target, *, layers: Layers = "fastest") -> ir.Model:
-    """Read the portable form beside a bundle's graph and lower it, as `lower` does.
-
-    Raises BuildError for a bundle without it, PassError or InvariantError of onnx_ir for a file that is none.
-    """
+def read_portable(graph: Path) -> tuple[ir.Model, Traits]:
+    """The portable form beside a bundle's graph, as `load_portable`; BuildError for a bundle without it."""
     path = portable_path(graph)
     if not path.exists():
         raise BuildError(f"{path} is missing, without which no graph is rewritten; export the bundle again")
-    model, traits = load_portable(path)
+    return load_portable(path)
+
+
+def lower_portable(name: str, graph: Path, target: Target, *, layers: Layers = "fastest") -> ir.Model:
+    """Read the portable form beside a bundle's graph (`read_portable`) and lower it, as `lower` does."""
+    model, traits = read_portable(graph)
     return lower(model, target, name, traits, layers=layers)
 
 
@@ -89,7 +91,7 @@ def _passes(
             CAUSAL_ATTENTION: SpellOutCausalAttention(),
             RMS_NORM: SpellOutRmsNorm(),
         }
-        return *_of(spelled, traced), RequireStandardOps(TENSORRT_OPSET)
+        return *_of(spelled, traced), MeasureAfterCast(), RequireStandardOps(TENSORRT_OPSET)
     if target == "cpu" and traits.chooses_by_rows:
         few = (FuseAttention("always", slices=True), WeightsFirst())
         many = (FuseAttention("never", slices=True), *((AddInProduct(turns=False),) if is_adapted else ()))

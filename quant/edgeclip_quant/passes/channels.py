@@ -25,10 +25,13 @@ from onnx_ir.passes import PreconditionError
 from edgeclip_graph.frame import array_of, input_of, store
 from edgeclip_graph.lazy import InPieces, lazy
 from edgeclip_graph.linear import width_of
+from edgeclip_graph.operators import ATTENTION, CAUSAL_ATTENTION, RMS_NORM
 
 Array = NDArray[Any]
 Edit = Callable[[Array], Array]
-RMS_NORM, ATTENTIONS = "RMSNormalization", ("MultiHeadAttention", "GroupQueryAttention")
+# As a trace has them, and as a graph for the CPU does.
+RMS_NORMS = (RMS_NORM, "RMSNormalization")
+ATTENTIONS = (ATTENTION, CAUSAL_ATTENTION, "MultiHeadAttention", "GroupQueryAttention")
 # What moves or chooses rows, and leaves the channels of each as they are: where the last axis stays the last.
 _MOVING = ("Reshape", "Gather", "Slice", "Squeeze", "Unsqueeze")
 _ALL = slice(None)
@@ -145,7 +148,7 @@ def edit_fed(arrays: Mapping[str, Array], fed: Mapping[str, Sequence[Edit]]) -> 
 
 def find_residual(graph: ir.Graph) -> Residual:
     """The residual stream; PreconditionError where there is none, or something else reads it."""
-    norms = [node for node in graph if node.op_type == RMS_NORM and input_of(node, 1).is_initializer()]
+    norms = [node for node in graph if node.op_type in RMS_NORMS and input_of(node, 1).is_initializer()]
     widths = {width_of(input_of(norm, 1)) for norm in norms}
     if len(widths) != 1:
         raise PreconditionError(f"RMSNorms of {sorted(widths)} channels in the graph, wanted one width")
@@ -328,8 +331,13 @@ def _adds_product(node: ir.Node) -> bool:
 
 
 def _is_activation(value: ir.Value) -> bool:
+    """Whether a value is silu(x), sigmoid(x) or gelu(x); silu as one node, or as x * sigmoid(x)."""
     node = value.producer()
-    return node is not None and node.op_type in ("QuickGelu", "Sigmoid", "Gelu")
+    if node is None or node.op_type != "Mul":
+        return node is not None and node.op_type in ("QuickGelu", "Sigmoid", "Gelu")
+    sides = [input_of(node, index) for index in range(2)]
+    gates = [gate for one in sides if (gate := one.producer()) is not None and gate.op_type == "Sigmoid"]
+    return any(input_of(gate, 0) in sides for gate in gates)
 
 
 def _passes(node: ir.Node, index: int, width: int) -> bool:

@@ -18,8 +18,8 @@ rows that it was not made from, and gently.
 onnxruntime on the CPU runs the graph with integer GEMMs, or, with its optimisations off, as it is written; the two
 differ by up to 3e-3 in a component, where a value at the edge of two levels falls the other way, and not in cosine.
 
-TensorRT's side, and how it is checked without one: `check_accepted` holds a graph against what the documents and the
-parser's code say. Unproved until an engine is built: that the fusions happen, and how fast they are. Placement is
+TensorRT's side, and how it is checked without one: `tensorrt_parser`. Unproved until an engine is built: that the
+fusions happen, and how fast they are. Placement is
 NVIDIA's own: all inputs of the GEMMs, no outputs, no biases, one pair for a tensor however many read it, activations
 by tensor, weights by output (TensorRT-Model-Optimizer, modelopt/onnx/quantization/ort_utils.py, `configure_ort`;
 onnxruntime-inference-examples, quantization/nlp/bert/trt, {'MatMul': 1}). Attention's two products, softmax, norms
@@ -28,19 +28,20 @@ and the residual stay floating. Free dimensions (batch, sequence) need an optimi
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import PreconditionError, common
 
-from edgeclip.errors import BuildError
 from edgeclip_graph.frame import array_of, constant, input_of
 from edgeclip_graph.linear import LinearLayer, linear_layers
+from edgeclip_quant.graph_runner import Progress
 from edgeclip_quant.inputs.layer_inputs import Observation
-from edgeclip_quant.kernels import LEVELS, quantize_columns
+from edgeclip_quant.kernels import LEVELS, Plan, quantize_columns
+from edgeclip_quant.passes.narrowing import Narrowing, Prepared
 from edgeclip_quant.passes.smoothing import fold_into_norm, is_fed_by_norm, smoothing_factors
+from edgeclip_quant.passes.tensorrt_parser import check_accepted
 from edgeclip_quant.pick.kernel_plan import relative_error
 
 # Relative error (Frobenius) of a layer's output up to which it becomes int8; Gaussian data give 1.3e-2, the widest
@@ -59,43 +60,72 @@ _ROWS_AT_ONCE = 8192
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounding:
-    """How a tensor is rounded: divided by `factors` (in,), None without, then by `scale`.
+    """How a tensor is rounded: divided by `factors` (in,), None without, then cut off at `largest` and given 255
+    levels.
 
     `errors` are the relative errors of the layers that read it, on rows that the rounding was not made from.
     """
 
     factors: NDArray[np.float32] | None
-    scale: np.float32
+    largest: float
     errors: tuple[float, ...]
 
 
-def quantize_for_tensorrt(
-    model: ir.Model, seen: Mapping[str, Observation], *, max_error: float = MAX_ERROR
-) -> Mapping[str, float]:
-    """Make the linear layers and the token table of a tensorrt graph int8, in place; returns each layer's error by
-    name.
+class PairNarrowing(Narrowing):
+    """A tensorrt graph whose layers are int8 between pairs, or stay fp32."""
 
-    `seen` is the result of `observe` on the same graph. Layers whose error is above `max_error` stay fp32, without a
-    pair. Layers that are int8 already stay as they are. Raises PreconditionError where a layer was not observed or
-    saw NaN or infinity, BuildError where TensorRT would refuse the result.
+    def __init__(self, source: Prepared, progress: Progress) -> None:
+        progress(f"planning the {source.name} graph", 0, 1)
+        super().__init__(source, plan_pairs(source.model, source.seen), source.weights, progress)
+
+    def narrow(self, plans: Mapping[str, Plan]) -> ir.Model:
+        """The layers with pairs or without, and the token table in int8."""
+        copy = self._source.model.clone()
+        quantize_for_tensorrt(copy, plans)
+        return copy
+
+
+def plan_pairs(
+    model: ir.Model, seen: Mapping[str, Observation], *, max_error: float = MAX_ERROR
+) -> dict[str, Sequence[Plan]]:
+    """The plans of each linear layer of a tensorrt graph: int8, where no reader of its input has an error above
+    `max_error`, and fp32.
+
+    `seen` is the result of `observe` on the same graph. Raises PreconditionError where a layer was not observed or
+    saw NaN or infinity.
     """
     readers: dict[ir.Value, list[LinearLayer]] = {}
-    for layer in linear_layers(model.graph):
+    layers = linear_layers(model.graph)
+    for layer in layers:
         if layer.name not in seen or not np.isfinite(seen[layer.name].largest).all():
             raise PreconditionError(f"{layer.name} was not calibrated, or on what is no number")
         readers.setdefault(layer.x, []).append(layer)
-    errors: dict[str, float] = {}
+    plans: dict[str, Sequence[Plan]] = {layer.name: [Plan(kernel="fp32")] for layer in layers}
+    for some in readers.values():
+        rounding = plan_rounding([layer.weight for layer in some], seen[some[0].name])
+        for layer, error in zip(some, rounding.errors, strict=True):
+            plan = Plan(kernel="int8 static", factors=rounding.factors, largest=rounding.largest, error=error)
+            if max(rounding.errors) <= max_error:
+                plans[layer.name] = [plan, *plans[layer.name]]
+    return plans
+
+
+def quantize_for_tensorrt(model: ir.Model, plans: Mapping[str, Plan]) -> None:
+    """Make the linear layers and the token table of a tensorrt graph int8, in place, as planned for each layer.
+
+    Layers that are int8 already stay as they are. Raises BuildError where TensorRT would refuse the result.
+    """
+    readers: dict[ir.Value, list[LinearLayer]] = {}
+    for layer in linear_layers(model.graph):
+        if plans[layer.name].kernel != "fp32":
+            readers.setdefault(layer.x, []).append(layer)
     for x, layers in readers.items():
-        rounding = plan_rounding([layer.weight for layer in layers], seen[layers[0].name])
-        errors.update(zip((layer.name for layer in layers), rounding.errors, strict=True))
-        if max(rounding.errors) <= max_error:
-            _quantize_layers(model.graph, x, layers, rounding)
+        _quantize_layers(model.graph, x, layers, plans[layers[0].name])
     for node in [node for node in model.graph if _is_table_lookup(node)]:
         _pack_table(model.graph, node)
     common.RemoveUnusedNodesPass()(model)
     common.TopologicalSortPass()(model)
     check_accepted(model)
-    return errors
 
 
 def plan_rounding(weights: Sequence[NDArray[np.float32]], seen: Observation) -> Rounding:
@@ -117,35 +147,39 @@ def plan_rounding(weights: Sequence[NDArray[np.float32]], seen: Observation) -> 
         if best is None or relative_error(found, exact) < worth * relative_error(best[1], exact):
             best = strength, found
     assert best is not None
-    factors, scale = _fit(seen.largest, joined, best[0])
+    factors, largest = _fit(seen.largest, joined, best[0])
     ends = np.cumsum([weight.shape[1] for weight in weights])[:-1]
     parts = zip(np.split(best[1], ends, axis=1), np.split(exact, ends, axis=1), strict=True)
-    return Rounding(factors=factors, scale=scale, errors=tuple(relative_error(*part) for part in parts))
+    return Rounding(factors=factors, largest=largest, errors=tuple(relative_error(*part) for part in parts))
 
 
 def rounded_product(
-    rows: NDArray[np.float32], weight: NDArray[np.float32], factors: NDArray[np.float32] | None, scale: np.float32
+    rows: NDArray[np.float32], weight: NDArray[np.float32], factors: NDArray[np.float32] | None, largest: float
 ) -> NDArray[np.float32]:
     """The int8 layer's result for rows (R, in) and a weight (in, out), without its bias; in numpy."""
     if factors is not None:
         rows, weight = rows / factors, weight * factors[:, None]
     levels, scales = quantize_columns(weight)
+    scale = _scale(largest)
     product: NDArray[np.float32] = (np.rint(rows / scale).clip(-LEVELS - 1, LEVELS) * scale) @ (levels * scales)
     return product
 
 
 def _fit(
     largest: NDArray[np.float32], weight: NDArray[np.float32], strength: float | None
-) -> tuple[NDArray[np.float32] | None, np.float32]:
+) -> tuple[NDArray[np.float32] | None, float]:
     factors = None if strength is None else smoothing_factors(largest, weight, strength)
-    top = float((largest if factors is None else largest / factors).max())
-    return factors, np.float32(top / LEVELS if top else 1.0)
+    return factors, float((largest if factors is None else largest / factors).max())
 
 
-def _quantize_layers(graph: ir.Graph, x: ir.Value, layers: Sequence[LinearLayer], rounding: Rounding) -> None:
+def _scale(largest: float) -> np.float32:
+    return np.float32(largest / LEVELS if largest else 1.0)
+
+
+def _quantize_layers(graph: ir.Graph, x: ir.Value, layers: Sequence[LinearLayer], plan: Plan) -> None:
     """Add one pair for x, and an int8 weight behind a DequantizeLinear for each layer."""
-    name, factors = layers[0].name, rounding.factors
-    scale = constant(graph, f"{name}_input_scale", np.array(rounding.scale))
+    name, factors = layers[0].name, plan.factors
+    scale = constant(graph, f"{name}_input_scale", np.array(_scale(plan.largest)))
     zero = constant(graph, "int8_zero_point", np.array(0, np.int8))  # without it, ONNX says uint8
     tape = ir.tape.Tape()
     if factors is not None:
@@ -221,159 +255,3 @@ def _pack_table(graph: ir.Graph, gather: ir.Node) -> None:
         cut = [number(name, np.array([at], np.int64)) for name, at in (("begin", 0), ("end", width), ("axis", -1))]
         row = tape.op("Slice", [row, *cut])  # (..., W)
     ir.convenience.replace_nodes_and_values(graph, gather, [gather], tape.nodes, [gather.outputs[0]], [row])
-
-
-# What TensorRT accepts.
-
-# The bundle's promise; TensorRT 10.15 reads 9 to 24. Per-channel scales came with 13.
-_OPSETS = range(13, 21)
-# "INT8 [...] support is available only through quantization", "UINT8 is only supported as network input or output".
-_PARSER_TABLE = "https://github.com/onnx/onnx-tensorrt/blob/main/docs/operators.md (TensorRT 10.15)"
-# QuantDequantLinearHelper: scales above zero, zero points all zero and as many as scales, no UINT8, the axis's size.
-_PARSER_CODE = "https://github.com/onnx/onnx-tensorrt/blob/main/onnxOpImporters.cpp"
-# "The scale tensor must be a build-time constant", a scalar by tensor, 1-D by channel.
-_LAYER_PAGES = "https://docs.nvidia.com/deeplearning/tensorrt/operators/docs/Quantize.html"
-# "An IDequantizeLayer is required between the weights and the linear operator"; of weights alone, INT4 is offered.
-_GUIDE = "https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/quantized-types-explicit-quantization.html"
-
-_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
-_NUMBERS = _FLOATS | {ir.DataType.INT32, ir.DataType.INT64}  # INT64 is native since TensorRT 9
-_BOOLS = frozenset({ir.DataType.BOOL})
-_INT8 = frozenset({ir.DataType.INT8})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accepted:
-    """The types an operator reads, which input holds its axes (a constant), and the type it gives: an input's or a
-    fixed one.
-    """
-
-    reads: frozenset[ir.DataType]
-    gives: int | ir.DataType = 0
-    axes: int | None = None
-    source: str = _PARSER_TABLE
-
-
-ACCEPTED: Mapping[str, Accepted] = {
-    "Abs": Accepted(reads=_FLOATS),
-    "Add": Accepted(reads=_NUMBERS),
-    "Cast": Accepted(reads=_NUMBERS | _BOOLS | {ir.DataType.UINT8}),
-    "Clip": Accepted(reads=_FLOATS),
-    "Concat": Accepted(reads=_NUMBERS | _BOOLS),
-    "CumSum": Accepted(reads=_NUMBERS, axes=1),
-    "DequantizeLinear": Accepted(reads=_FLOATS | _INT8, gives=1, source=_PARSER_CODE),
-    "Div": Accepted(reads=_NUMBERS),
-    "Equal": Accepted(reads=_NUMBERS, gives=ir.DataType.BOOL),
-    "Expand": Accepted(reads=_NUMBERS | _BOOLS),
-    "Gather": Accepted(reads=_NUMBERS | _BOOLS),
-    "Gelu": Accepted(reads=_FLOATS),
-    "LayerNormalization": Accepted(reads=_FLOATS),
-    "MatMul": Accepted(reads=_FLOATS),
-    "Mod": Accepted(reads=_NUMBERS),
-    "Mul": Accepted(reads=_NUMBERS),
-    "Not": Accepted(reads=_BOOLS),
-    "Pad": Accepted(reads=_NUMBERS),
-    "QuantizeLinear": Accepted(reads=_FLOATS | _INT8, gives=2, source=_PARSER_CODE),
-    "Range": Accepted(reads=_NUMBERS - _FLOATS),  # of floats, constants alone
-    "ReduceL2": Accepted(reads=_NUMBERS, axes=1),
-    "ReduceMean": Accepted(reads=_NUMBERS, axes=1),
-    "ReduceSum": Accepted(reads=_NUMBERS, axes=1),
-    "Relu": Accepted(reads=_FLOATS),
-    "Reshape": Accepted(reads=_NUMBERS | _BOOLS),
-    "Shape": Accepted(reads=_NUMBERS | _BOOLS, gives=ir.DataType.INT64),
-    "Sigmoid": Accepted(reads=_FLOATS),
-    "Slice": Accepted(reads=_NUMBERS | _BOOLS),
-    "Softmax": Accepted(reads=_FLOATS),
-    "Split": Accepted(reads=_NUMBERS | _BOOLS),
-    "Squeeze": Accepted(reads=_NUMBERS | _BOOLS, axes=1),
-    "Sub": Accepted(reads=_NUMBERS),
-    "Transpose": Accepted(reads=_NUMBERS | _BOOLS),
-    "Unsqueeze": Accepted(reads=_NUMBERS | _BOOLS, axes=1),
-    "Where": Accepted(reads=_NUMBERS | _BOOLS, gives=1),
-}
-
-
-def check_accepted(model: ir.Model) -> None:
-    """Check every node; BuildError names the first that TensorRT would refuse, and the document that says so.
-
-    Types are followed from the inputs and constants on, whatever the values in between declare.
-    """
-    opset = model.graph.opset_imports.get("", 0)
-    if opset not in _OPSETS:
-        raise BuildError(f"opset {opset}: TensorRT is promised {_OPSETS[0]} to {_OPSETS[-1]} ({_PARSER_TABLE})")
-    types = {value: value.dtype for value in (*model.graph.inputs, *model.graph.initializers.values())}
-    for node in model.graph:
-        accepted = None if node.domain else ACCEPTED.get(node.op_type)
-        if accepted is None:
-            _refuse(node, "is not among the operators that were looked up", _PARSER_TABLE)
-        for value in node.inputs:
-            if value is not None and (found := types.get(value)) not in accepted.reads:
-                wanted = ", ".join(sorted(kind.name for kind in accepted.reads))
-                _refuse(
-                    node,
-                    f"reads {value.name} as {found.name if found else 'unknown'}, wanted {wanted}",
-                    accepted.source,
-                )
-        if accepted.axes is not None and len(node.inputs) > accepted.axes and _array(node, accepted.axes) is None:
-            _refuse(node, "has axes that are no constant", accepted.source)
-        if len(node.outputs) > 1 and node.op_type == "LayerNormalization":
-            _refuse(node, "gives more than one output", accepted.source)
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            _check_rounding(node, types)
-        if node.op_type == "MatMul" and len({_is_dequantized(value) for value in node.inputs}) > 1:
-            _refuse(node, "multiplies int8 by what is not; both inputs are wanted behind a DequantizeLinear", _GUIDE)
-        types.update(dict.fromkeys(node.outputs, _type_given(node, accepted, types)))
-
-
-def _check_rounding(node: ir.Node, types: Mapping[ir.Value, ir.DataType | None]) -> None:
-    data, scales, zeros = node.inputs[0], _array(node, 1), _array(node, 2)
-    is_quantize = node.op_type == "QuantizeLinear"
-    assert data is not None
-    if types[data] not in (_FLOATS if is_quantize else _INT8):
-        _refuse(node, f"reads {types[data]}, wanted {'a float' if is_quantize else 'INT8'}", _PARSER_TABLE)
-    if scales is None:
-        _refuse(node, "has a scale that is no constant", _LAYER_PAGES)
-    if scales.dtype.kind == "i" or not (np.isfinite(scales) & (scales > 0)).all():
-        _refuse(node, "has a scale that is not above zero and finite", _PARSER_CODE)
-    if is_quantize and (zeros is None or zeros.dtype != np.int8):
-        _refuse(node, "has no int8 zero point, without which ONNX makes it uint8", _PARSER_CODE)
-    if len(node.inputs) > 2 and (zeros is None or zeros.any() or zeros.size != scales.size):
-        _refuse(node, "has zero points that are no constant zeros, one for each scale", _PARSER_CODE)
-    if scales.size > 1:
-        shape, axis = list(data.shape or ()), node.attributes.get_int("axis", 1)
-        is_by_output = data.is_initializer() and axis in (-1, len(shape) - 1) and list(scales.shape) == shape[-1:]
-        if not is_by_output:
-            wanted = "wanted one scale, or a weight's along its last"
-            _refuse(node, f"has {scales.size} scales along axis {axis}, {wanted}", _PARSER_CODE)
-    if is_quantize and (
-        node.outputs[0].is_graph_output()
-        or not (users := [user.op_type for user, _ in node.outputs[0].uses()])
-        or set(users) != {"DequantizeLinear"}
-    ):
-        _refuse(node, "has no DequantizeLinear behind it", _GUIDE)
-
-
-def _type_given(
-    node: ir.Node, accepted: Accepted, types: Mapping[ir.Value, ir.DataType | None]
-) -> ir.DataType | None:
-    if node.op_type == "Cast":
-        return ir.DataType(node.attributes["to"].as_int())
-    if isinstance(accepted.gives, ir.DataType):
-        return accepted.gives
-    value = node.inputs[accepted.gives]
-    return None if value is None else types[value]
-
-
-def _is_dequantized(value: ir.Value | None) -> bool:
-    return value is not None and (producer := value.producer()) is not None and producer.op_type == "DequantizeLinear"
-
-
-def _array(node: ir.Node, index: int) -> NDArray[Any] | None:
-    """An input's values, None where the node has no such input or it is no constant."""
-    value = node.inputs[index] if index < len(node.inputs) else None
-    return None if value is None or value.const_value is None else value.const_value.numpy()
-
-
-def _refuse(node: ir.Node, what: str, source: str) -> NoReturn:
-    name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-    raise BuildError(f"{name} {node.name or node.outputs[0].name}: {what} ({source})")

@@ -30,7 +30,7 @@ from edgeclip_graph.frame import Recorder, array_of, constant, input_of
 from edgeclip_graph.lazy import by_rows
 from edgeclip_graph.linear import width_of
 from edgeclip_quant.passes.channels import (
-    RMS_NORM,
+    RMS_NORMS,
     Between,
     Edit,
     Edits,
@@ -167,7 +167,7 @@ class Rotate(InPlacePass):
 
     def ensures(self, model: ir.Model) -> None:
         """No RMSNorm has weights of its own."""
-        norms = [node for node in model.graph if node.op_type == RMS_NORM]
+        norms = [node for node in model.graph if node.op_type in RMS_NORMS]
         if left := [norm for norm in norms if (array_of(input_of(norm, 1)) != 1).any()]:
             raise PostconditionError(f"{len(left)} of {len(norms)} RMSNorms have weights")
 

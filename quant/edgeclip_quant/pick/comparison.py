@@ -15,7 +15,8 @@ from edgeclip.manifest import FIRST_GRAPH, Manifest, Modality, RetrievalChange, 
 from edgeclip_quant.graph_runner import Graphs, Progress
 from edgeclip_quant.inputs.feeder import Feeder
 from edgeclip_quant.inputs.made_up import Samples
-from edgeclip_quant.passes.integer_layers import IntegerNarrowing, Prepared, plain_graph, prepare
+from edgeclip_quant.passes.integer_layers import IntegerNarrowing, plain_graph
+from edgeclip_quant.passes.narrowing import Prepared, prepare
 from edgeclip_quant.pick.pareto import Candidate, Comparison
 from edgeclip_quant.proof.measurement import PROOF, bytes_of, graph_files, measure, proof_samples, save_proof
 from edgeclip_quant.proof.retrieval import Vectors, retrieval_changes

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeclip_graph.linear import LinearLayer
+from edgeclip_graph.operators import CAUSAL_ATTENTION
 from edgeclip_graph.passes.mlp_parts import whole_weight
 from edgeclip_quant.inputs.layer_inputs import Observation
 from edgeclip_quant.kernels import PER_ROW, STATIC, Kernel, Plan, lowest, product
@@ -40,7 +41,7 @@ _FOR_SCORES, _FOR_TABLE, _BY_BLOCK = 1.2, 2.3, -0.75
 FIRST_BLOCKS, _EARLY = 2, 1 / 4
 # Inputs of causal attention.
 _QUERIES, _KEYS, _VALUES = range(3)
-_ATTENTION = "GroupQueryAttention"
+_ATTENTIONS = (CAUSAL_ATTENTION, "GroupQueryAttention")  # in a trace, and in a graph for the CPU
 # What a slower kernel's error must be of a faster one's, for a layer to move to it where its graph loses too much.
 _WORTH_MOVING = 0.9
 # Of the largest error, one that counts beside it: what a fifth of it adds to a loss is a 25th.
@@ -188,7 +189,7 @@ def _causal_attention(value: ir.Value) -> tuple[ir.Node, int] | None:
     while waiting:
         one = waiting.pop()
         for user, place in one.uses():
-            if user.op_type == _ATTENTION:
+            if user.op_type in _ATTENTIONS:
                 return user, place
             if user.op_type in ("Add", "Gemm", "RotaryEmbedding", "Reshape", "Unsqueeze") and one not in seen:
                 waiting += user.outputs
@@ -202,7 +203,7 @@ def _gives_attention(value: ir.Value) -> bool:
     while producer is not None and producer.op_type == "Reshape":
         source = producer.inputs[0]
         producer = None if source is None else source.producer()
-    return producer is not None and producer.op_type == _ATTENTION
+    return producer is not None and producer.op_type in _ATTENTIONS
 
 
 def reads_pixels(x: ir.Value) -> bool:

@@ -31,7 +31,7 @@ from edgeclip_graph.passes.gemm import WeightsFirst, WeightsInPlace
 from edgeclip_graph.passes.mask_choice import FEW_ROWS, ChooseByRows
 from edgeclip_graph.passes.rotary import FuseRotary, SpellOutRotary
 from edgeclip_graph.passes.split_linear import SeparateParts
-from edgeclip_graph.passes.standard import RequireStandardOps
+from edgeclip_graph.passes.standard import MeasureAfterCast, RequireStandardOps
 from edgeclip_graph.traits import Traits
 from tests.conftest import CHECKPOINT, DATA
 from tests.export.families.jina_clip.test_parity import run_graph
@@ -391,3 +391,14 @@ def products(model: ir.Model) -> list[ir.Node]:
         for node in model.graph.all_nodes()
         if node.op_type in kinds and any(value.is_initializer() for value in node.inputs[:2])
     ]
+
+
+def test_bytes_are_measured_as_what_they_are_cast_to() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    g (uint8[A, 3] x) => (float[A, 3] y, int64[2] shape) {{ y = {cast} shape = Shape(x) }}"""
+    found = MeasureAfterCast()(ir.from_proto(onnx.parser.parse_model(text.format(cast="Cast<to = 1>(x)"))))
+    assert found.modified
+    assert {node.op_type: node.inputs[0].name for node in found.model.graph} == {"Cast": "x", "Shape": "y"}
+    assert not MeasureAfterCast()(found.model).modified
+    with pytest.raises(ir.passes.PostconditionError, match="1 Shape of bytes"):
+        MeasureAfterCast()(ir.from_proto(onnx.parser.parse_model(text.format(cast="Identity(x)"))))

@@ -15,13 +15,8 @@ from edgeclip_graph.linear import linear_layers
 from edgeclip_quant.budget import DEFAULT_BUDGETS
 from edgeclip_quant.graph_runner import answer
 from edgeclip_quant.inputs.made_up import Samples
-from edgeclip_quant.passes.integer_layers import (
-    IntegerNarrowing,
-    Narrowed,
-    Prepared,
-    plain_graph,
-    prepare,
-)
+from edgeclip_quant.passes.integer_layers import IntegerNarrowing, plain_graph
+from edgeclip_quant.passes.narrowing import Narrowed, Prepared, prepare
 from edgeclip_quant.proof.measurement import proof_samples
 from edgeclip_quant.recipes import COMPARED, INT4, INT8, Recipe
 from tests.scenes import graph_feeds

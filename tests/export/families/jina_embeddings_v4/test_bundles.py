@@ -23,6 +23,7 @@ from edgeclip_export import export_checkpoint
 from edgeclip_export.families.jina_embeddings_v4.config import TASKS as API_TASKS
 from edgeclip_graph.frame import array_of
 from edgeclip_graph.passes import lower_portable
+from edgeclip_quant.passes.tensorrt_parser import check_accepted
 from tests.conftest import made_once
 from tests.scenes import v4_golden as golden
 from tests.scenes.described_graphs import describe
@@ -232,7 +233,9 @@ def test_the_portable_form_lowered_again_is_the_graph(
 def test_a_tensorrt_graph_holds_standard_operators_of_its_opset_alone(
     open_bundle: Callable[..., Bundle], graph: str
 ) -> None:
+    """With types that TensorRT reads."""
     bundle = open_bundle("tensorrt")
+    check_accepted(ir.load(bundle.folder / bundle.manifest.graphs[graph].file))
     model = onnx.load(bundle.folder / bundle.manifest.graphs[graph].file, load_external_data=False)
     assert [(one.domain, one.version) for one in model.opset_import] == [("", 20)]
     onnx.checker.check_model(str(bundle.folder / bundle.manifest.graphs[graph].file), full_check=True)

@@ -11,17 +11,14 @@ from numpy.typing import NDArray
 
 from edgeclip import BuildError
 from edgeclip.manifest import Target
-from edgeclip_quant.passes.qdq import (
-    check_accepted,
-    quantize_for_tensorrt,
-)
+from edgeclip_quant.passes.tensorrt_parser import check_accepted
 from tests.scenes.graph_feeds import GRAPHS
-from tests.scenes.qdq_graphs import drawn, layer_model, observed, path_of
+from tests.scenes.qdq_graphs import drawn, layer_model, narrow, observed, path_of
 
 
 def accepted_model() -> ir.Model:
     model = layer_model([drawn(8, 8, seed=1)])
-    quantize_for_tensorrt(model, {"w0": observed(drawn(64, 8))})
+    narrow(model, {"w0": observed(drawn(64, 8))})
     return model
 
 
