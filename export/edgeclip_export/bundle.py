@@ -1,10 +1,10 @@
 """Writing a bundle: staged, each graph proved, the manifest last. Little of one graph is in memory at a time."""
 
-import gc
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from edgeclip.bundle.selftest import ANSWERS
 from edgeclip.bundle.staging import file_facts, staged
 from edgeclip.engine.ort import first_line
 from edgeclip.errors import BuildError, CheckpointWarning
-from edgeclip.host.malloc_bounds import trim
+from edgeclip.host.malloc_bounds import give_back, trim
 from edgeclip.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -77,12 +77,12 @@ def write_bundle(
     for note in model.notes:
         warnings.warn(CheckpointWarning(note), stacklevel=2)
     needed = _needed_bytes(model, narrow)
-    _give_back()
+    give_back(needed)
     progress(f"needs {needed / 1e9:.2f} GB on disk", 0, 1)
     with staged(out, needed_bytes=needed) as stage:
         if model.tokenizer is not None:
             (stage / TOKENIZER).write_text(model.tokenizer, encoding="utf-8")
-        built = _build_graphs(model, target, narrow, stage, progress)
+        built = _build_graphs(model, target, narrow, stage, partial(give_back, needed), progress)
         plans = {plan.name: plan for plan in model.graphs}
         written = {
             name: write_adapter(name, adapter, plans[adapter.graph], built.changes[adapter.graph], stage)
@@ -124,8 +124,15 @@ class _Built:
     vectors: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
-def _build_graphs(model: ModelPlan, target: Target, narrow: Narrow | None, stage: Path, progress: Progress) -> _Built:
-    """Write each graph to `stage` and hold it against its torch tower."""
+def _build_graphs(
+    model: ModelPlan,
+    target: Target,
+    narrow: Narrow | None,
+    stage: Path,
+    on_step: Callable[[], None],
+    progress: Progress,
+) -> _Built:
+    """Write each graph to `stage` and hold it against its torch tower; `on_step` is called after each step."""
     built = _Built()
     wanted: dict[str, list[Arrays]] = {}
     found: dict[str, list[Arrays]] = {}
@@ -135,19 +142,19 @@ def _build_graphs(model: ModelPlan, target: Target, narrow: Narrow | None, stage
         feeds: list[Feed] = [{**case.feed, **adapters[case.adapter]} for case in cases]
         progress(f"asking the {plan.name} tower", 0, 1)
         wanted[plan.name] = list(answer(plan, feeds, progress))
-        _give_back()
+        on_step()
         progress(f"tracing the {plan.name} tower", 0, 1)
         traced = trace(plan)
-        _give_back()
+        on_step()
         is_followed = not any(plan.outputs.values())
         for attempt in range(1 if narrow is None or is_followed else narrow.attempts):
             written = _write_graph(plan, traced, target, narrow, attempt, stage, progress)
-            _give_back()
+            on_step()
             if narrow is not None:  # it is judged by what it gives in a bundle, after a graph that was narrowed too
                 changed = {name: adapter_feed(name, model.adapters, plan, written.change) for name in adapters}
                 feeds = [{**case.feed, **changed[case.adapter]} for case in plan.cases(found)]
             found[plan.name] = _run(plan, stage, feeds, progress)
-            _give_back()
+            on_step()
             measured = _compare(plan, cases, wanted[plan.name], found[plan.name], stage, is_exact=narrow is None)
             objections = () if narrow is None else narrow.objections(measured, written.facts.kernels)
             if not objections:
@@ -163,12 +170,6 @@ def _build_graphs(model: ModelPlan, target: Target, narrow: Narrow | None, stage
             if space is not None:
                 built.vectors.update(_vectors(space, cases, [rows[output] for rows in wanted[plan.name]]))
     return built
-
-
-def _give_back() -> None:
-    """Give back the memory of a step that is done: much of it lies in cycles, and in pages that malloc keeps."""
-    gc.collect()
-    trim()
 
 
 def _compare(

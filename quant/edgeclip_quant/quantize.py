@@ -3,7 +3,6 @@
 What a graph is narrowed to depends on its target (`WAYS`). The weights of one graph are in memory at a time.
 """
 
-import gc
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from edgeclip.engine.ort import import_onnxruntime
 from edgeclip.engine.products import adds_in_16_bits
 from edgeclip.errors import BuildError
 from edgeclip.families.family import Arrays
+from edgeclip.host.malloc_bounds import give_back
 from edgeclip.manifest import (
     FIRST_GRAPH,
     MANIFEST_NAME,
@@ -176,9 +176,13 @@ def check_way(bundle: Path, manifest: Manifest, to: Precision) -> None:
 
 
 def check_cpu(bundle: Path, manifest: Manifest, cpu: CpuChoice | None) -> None:
-    """BuildError where a kind of processor is chosen for a bundle that is not for the CPU; None: none is chosen."""
-    if cpu is not None and manifest.target != "cpu":
-        raise BuildError(f"{bundle}: is for {manifest.target}, and --cpu {cpu} is for bundles for the cpu")
+    """BuildError where a kind of processor is chosen for a bundle that no CPU runs; None: none is chosen. OpenVINO
+    runs those for tensorrt on one.
+    """
+    if cpu is not None and manifest.target == "cuda":
+        raise BuildError(
+            f"{bundle}: is for {manifest.target}, and --cpu {cpu} is for bundles for the cpu or tensorrt"
+        )
 
 
 def find_cpu(cpu: CpuChoice) -> Cpu:
@@ -223,12 +227,12 @@ def open_graph(
         feeds = [*feeds, padded_pair(feeder, order.calibration.text)]
     if order.to[name] == "fp16":
         return lambda: _narrow_to_half(name, source, out, feeds, progress)
-    with _as_exported(feeder.folder, name):
+    with _as_exported(feeder, name):
         if manifest.target == "tensorrt":
             trace, traits = read_portable(source)
             lowering = partial(lower, target=manifest.target, name=name, traits=traits)
             prepared = prepare(name, trace, feeds, stage, progress, original=source, lower=lowering)
-            return PairNarrowing(prepared, progress)
+            return PairNarrowing(prepared, order.recipes[name].kernels[0], progress)
         prepared = prepare(name, plain_graph(name, source), feeds, stage, progress, original=source)
         return IntegerNarrowing(prepared, order.recipes[name], progress, may_fix=not order.is_made_up)
 
@@ -242,7 +246,7 @@ def _write(
     token_cosine: float | None,
 ) -> Narrowed:
     """Write one graph to `stage`; one in fp16 has no choice of what it loses."""
-    with _as_exported(feeder.folder, name):
+    with _as_exported(feeder, name):
         if not isinstance(graph, Narrowing):
             return graph()
         return graph.write(stage / feeder.manifest.graphs[name].file, cosine, token_cosine)
@@ -268,14 +272,15 @@ def _losses(name: str, graph: Narrowing | Callable[[], Narrowed], feeder: Feeder
 
 
 @contextmanager
-def _as_exported(bundle: Path, name: str) -> Iterator[None]:
+def _as_exported(feeder: Feeder, name: str) -> Iterator[None]:
     """BuildError where a graph is not as an export leaves it."""
     try:
         yield
     except (InvariantError, PassError) as error:
-        raise BuildError(f"{bundle}: the {name} graph cannot be quantised ({error.__cause__ or error})") from error
+        reason = error.__cause__ or error
+        raise BuildError(f"{feeder.folder}: the {name} graph cannot be quantised ({reason})") from error
     finally:
-        gc.collect()
+        give_back(feeder.manifest.weight_bytes)
 
 
 def feeds_of(name: str, feeder: Feeder, samples: Samples) -> list[Arrays]:

@@ -1,6 +1,7 @@
 """Bundles for x86 without VNNI: products that cannot overflow in 16 bits, proved as others, in every family."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import get_args
 
@@ -11,7 +12,9 @@ import pytest
 from edgeclip import BuildError, Encoder, Manifest
 from edgeclip.bundle.selftest import repeat_proof, run_selftest
 from edgeclip.engine import opening
-from edgeclip.engine.providers import may_overflow
+from edgeclip.engine.devices import Device
+from edgeclip.engine.providers import may_overflow, plan_session
+from edgeclip.errors import DeviceError
 from edgeclip_quant import graph_runner, quantize_bundle
 from edgeclip_quant.graph_runner import open_run
 from edgeclip_quant.kernels import Kernel, has_pairs
@@ -48,6 +51,13 @@ def integer_weights(path: Path) -> list[np.ndarray]:
     return [node.inputs[1].const_value.numpy().astype(np.int64) for node in nodes]  # type: ignore[union-attr]
 
 
+def largest_sum(weight: np.ndarray) -> int:
+    """The largest magnitude that two neighbouring products have together, of inputs of 255."""
+    even = np.concatenate([weight, np.zeros((len(weight) % 2, weight.shape[1]), np.int64)])
+    pairs = even.reshape(-1, 2, weight.shape[1])
+    return max(255 * int(np.maximum(sign * pairs, 0).sum(axis=1).max()) for sign in (1, -1))
+
+
 def test_no_product_can_overflow(narrow: Path) -> None:
     """Of any inputs: all of 255 beside the weights of one sign is the worst."""
     manifest = Manifest.read(narrow)
@@ -56,11 +66,7 @@ def test_no_product_can_overflow(narrow: Path) -> None:
         assert set(facts.kernels) <= {"int7 static", "int7 per row", "fp32"}
         weights = integer_weights(narrow / facts.file)
         assert len(weights) >= facts.kernels["int7 per row"]
-        for weight in weights:
-            even = np.concatenate([weight, np.zeros((len(weight) % 2, weight.shape[1]), np.int64)])
-            pairs = even.reshape(-1, 2, weight.shape[1])
-            for sign in (1, -1):
-                assert 255 * np.maximum(sign * pairs, 0).sum(axis=1).max() <= MOST
+        assert max(map(largest_sum, weights)) <= MOST
 
 
 def test_it_is_proved_and_checked_as_any_other(narrow: Path) -> None:
@@ -116,10 +122,27 @@ def test_recipes_for_each_kind_of_processor(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_it_is_refused_where_it_means_nothing(bundles: Bundles, tmp_path: Path, capsys: Captured) -> None:
-    for target, to in (("cuda", "fp16"), ("tensorrt", "int8")):
-        source = bundles[target]  # type: ignore[index]
-        told = refusal("quantize", source, tmp_path / "out", "--to", to, "--cpu", "avx2", capsys=capsys)
-        assert told == f"{source}: is for {target}, and --cpu avx2 is for bundles for the cpu"
-        with pytest.raises(BuildError, match="is for bundles for the cpu"):
-            quantize_bundle(source, tmp_path / "out", to=to, cpu="auto")  # type: ignore[arg-type]
+    source = bundles["cuda"]
+    told = refusal("quantize", source, tmp_path / "out", "--to", "fp16", "--cpu", "avx2", capsys=capsys)
+    assert told == f"{source}: is for cuda, and --cpu avx2 is for bundles for the cpu or tensorrt"
+    with pytest.raises(BuildError, match="is for bundles for the cpu or tensorrt"):
+        quantize_bundle(source, tmp_path / "out", to="fp16", cpu="auto")
     assert not (tmp_path / "out").exists()
+
+
+def test_pairs_for_openvino_have_seven_bits_too(bundles: Bundles, tmp_path: Path) -> None:
+    """OpenVINO adds two products in 16 bits, and has no guard: it is to run no weights of 8 bits there."""
+    manifest = quantize_bundle(bundles["tensorrt"], tmp_path / "int8", cpu="avx2")
+    for name, facts in manifest.graphs.items():
+        weights = [
+            value.const_value.numpy().astype(int)
+            for value in ir.load(tmp_path / "int8" / facts.file).graph.initializers.values()
+            if value.dtype == ir.DataType.INT8 and len(value.shape or ()) == 2 and value.const_value is not None
+        ]
+        assert set(facts.kernels) <= {"int7 static", "fp32"}
+        assert len(weights) == facts.kernels["int7 static"] > 3, name
+        assert max(map(largest_sum, weights)) <= MOST
+    run = {"threads": 1, "adds_in_16_bits": True}
+    for kernels, is_refused in (({"int8 static": 3}, True), ({"int7 static": 3, "fp32": 1}, False), (None, False)):
+        with pytest.raises(DeviceError, match="--cpu avx2") if is_refused else nullcontext():
+            plan_session(Device(kind="openvino"), "int8", kernels=kernels, **run)  # type: ignore[arg-type]

@@ -38,7 +38,7 @@ from edgeclip_graph.frame import array_of, constant, input_of
 from edgeclip_graph.linear import LinearLayer, linear_layers
 from edgeclip_quant.graph_runner import Progress
 from edgeclip_quant.inputs.layer_inputs import Observation
-from edgeclip_quant.kernels import LEVELS, Plan, quantize_columns
+from edgeclip_quant.kernels import LEVELS, Kernel, Plan, has_pairs, quantize_columns
 from edgeclip_quant.passes.narrowing import Narrowing, Prepared
 from edgeclip_quant.passes.smoothing import fold_into_norm, is_fed_by_norm, smoothing_factors
 from edgeclip_quant.passes.tensorrt_parser import check_accepted
@@ -72,11 +72,11 @@ class Rounding:
 
 
 class PairNarrowing(Narrowing):
-    """A tensorrt graph whose layers are int8 between pairs, or stay fp32."""
+    """A tensorrt graph whose layers are int8 between pairs, or stay fp32; `kernel` as in `plan_pairs`."""
 
-    def __init__(self, source: Prepared, progress: Progress) -> None:
+    def __init__(self, source: Prepared, kernel: Kernel, progress: Progress) -> None:
         progress(f"planning the {source.name} graph", 0, 1)
-        super().__init__(source, plan_pairs(source.model, source.seen), source.weights, progress)
+        super().__init__(source, plan_pairs(source.model, source.seen, kernel), source.weights, progress)
 
     def narrow(self, plans: Mapping[str, Plan]) -> ir.Model:
         """The layers with pairs or without, and the token table in int8."""
@@ -86,11 +86,16 @@ class PairNarrowing(Narrowing):
 
 
 def plan_pairs(
-    model: ir.Model, seen: Mapping[str, Observation], *, max_error: float = MAX_ERROR
+    model: ir.Model,
+    seen: Mapping[str, Observation],
+    kernel: Kernel = "int8 static",
+    *,
+    max_error: float = MAX_ERROR,
 ) -> dict[str, Sequence[Plan]]:
     """The plans of each linear layer of a tensorrt graph: int8, where no reader of its input has an error above
     `max_error`, and fp32.
 
+    `kernel` is "int7 static" where OpenVINO is to run the graph on x86 without VNNI: it adds two products in 16 bits.
     `seen` is the result of `observe` on the same graph. Raises PreconditionError where a layer was not observed or
     saw NaN or infinity.
     """
@@ -102,9 +107,9 @@ def plan_pairs(
         readers.setdefault(layer.x, []).append(layer)
     plans: dict[str, Sequence[Plan]] = {layer.name: [Plan(kernel="fp32")] for layer in layers}
     for some in readers.values():
-        rounding = plan_rounding([layer.weight for layer in some], seen[some[0].name])
+        rounding = plan_rounding([layer.weight for layer in some], seen[some[0].name], in_pairs=has_pairs(kernel))
         for layer, error in zip(some, rounding.errors, strict=True):
-            plan = Plan(kernel="int8 static", factors=rounding.factors, largest=rounding.largest, error=error)
+            plan = Plan(kernel=kernel, factors=rounding.factors, largest=rounding.largest, error=error)
             if max(rounding.errors) <= max_error:
                 plans[layer.name] = [plan, *plans[layer.name]]
     return plans
@@ -128,9 +133,9 @@ def quantize_for_tensorrt(model: ir.Model, plans: Mapping[str, Plan]) -> None:
     check_accepted(model)
 
 
-def plan_rounding(weights: Sequence[NDArray[np.float32]], seen: Observation) -> Rounding:
-    """The rounding of a tensor that weights (in, out) multiply; either half of the rows tests the other's
-    rounding.
+def plan_rounding(weights: Sequence[NDArray[np.float32]], seen: Observation, *, in_pairs: bool = False) -> Rounding:
+    """The rounding of a tensor that weights (in, out) multiply; either half of the rows tests the other's rounding.
+    `in_pairs` as in `quantize_columns`.
     """
     joined = np.concatenate(weights, axis=1)
     halves = np.array_split(seen.rows, 2) if len(seen.rows) > 1 else [seen.rows, seen.rows]
@@ -139,7 +144,7 @@ def plan_rounding(weights: Sequence[NDArray[np.float32]], seen: Observation) -> 
     for strength in (None, *_STRENGTHS):
         found = np.concatenate(
             [
-                rounded_product(rows, joined, *_fit(np.abs(other).max(axis=0), joined, strength))
+                rounded_product(rows, joined, *_fit(np.abs(other).max(axis=0), joined, strength), in_pairs=in_pairs)
                 for rows, other in zip(halves, reversed(halves), strict=True)
             ]
         )
@@ -154,12 +159,17 @@ def plan_rounding(weights: Sequence[NDArray[np.float32]], seen: Observation) -> 
 
 
 def rounded_product(
-    rows: NDArray[np.float32], weight: NDArray[np.float32], factors: NDArray[np.float32] | None, largest: float
+    rows: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    factors: NDArray[np.float32] | None,
+    largest: float,
+    *,
+    in_pairs: bool = False,
 ) -> NDArray[np.float32]:
     """The int8 layer's result for rows (R, in) and a weight (in, out), without its bias; in numpy."""
     if factors is not None:
         rows, weight = rows / factors, weight * factors[:, None]
-    levels, scales = quantize_columns(weight)
+    levels, scales = quantize_columns(weight, in_pairs=in_pairs)
     scale = _scale(largest)
     product: NDArray[np.float32] = (np.rint(rows / scale).clip(-LEVELS - 1, LEVELS) * scale) @ (levels * scales)
     return product
@@ -190,7 +200,7 @@ def _quantize_layers(graph: ir.Graph, x: ir.Value, layers: Sequence[LinearLayer]
     pair = tape.op("DequantizeLinear", [tape.op("QuantizeLinear", [x, scale, zero]), scale, zero])
     for layer in layers:
         weight = layer.weight if factors is None else layer.weight * factors[:, None]
-        levels, scales = quantize_columns(weight)
+        levels, scales = quantize_columns(weight, in_pairs=has_pairs(plan.kernel))
         values = [
             constant(graph, f"{layer.name}_int8", levels),
             constant(graph, f"{layer.name}_scales", scales),

@@ -1,6 +1,5 @@
 """Compare recipes: narrow each graph by each, measure what it lost and how fast it is, and delete the graph again."""
 
-import gc
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import InvariantError, PassError
 
 from edgeclip.errors import BuildError
+from edgeclip.host.malloc_bounds import give_back
 from edgeclip.manifest import FIRST_GRAPH, Manifest, Modality, RetrievalChange, Space
 from edgeclip_quant.graph_runner import Graphs, Progress
 from edgeclip_quant.inputs.feeder import Feeder
@@ -142,7 +142,7 @@ def _make(trial: _Trial, recipe: Recipe, graph: IntegerNarrowing, kept: float | 
         answers = found["single"]
         tell(f"timing {modality} vectors", 0, 1)
         timing = time_modality(modality, feeder, source, graphs, trial.proof)
-    gc.collect()
+    give_back(feeder.manifest.weight_bytes)
     return Candidate(
         modality=modality,
         recipe=recipe,

@@ -7,7 +7,6 @@ user's are measured and never stored, because a bundle is passed on and may not 
 bundle takes texts alone, the made-up texts are documents and queries, and a query is a piece of its document.
 """
 
-import gc
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from edgeclip.bundle import selftest
 from edgeclip.bundle.closeness import compare_vectors
 from edgeclip.bundle.selftest import ANSWERS
+from edgeclip.host.malloc_bounds import give_back
 from edgeclip.manifest import (
     PROOF_DATA,
     SELFTEST_DATA,
@@ -170,7 +170,7 @@ def add_times(
         progress(f"timing {modality} vectors", 0, 1)
         with Graphs(feeder, files) as source, Graphs(ours, narrow_files, kernels=kernels) as narrowed:
             timings[modality] = time_modality(modality, feeder, source, narrowed, made_up)
-        gc.collect()
+        give_back(manifest.weight_bytes)
     return [one if one.size_ratio is None else _timed(one, timings[one.modality]) for one in measured]
 
 
@@ -199,7 +199,7 @@ def _answer(
             for answers, one in zip(found, sets, strict=True):
                 said = f"{what} {modality} vectors"
                 answers[modality] = graphs.matrices(one.of(modality), feeder.manifest.space_names, said, progress)
-        gc.collect()
+        give_back(feeder.manifest.weight_bytes)
     return found
 
 

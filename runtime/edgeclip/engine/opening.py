@@ -143,12 +143,13 @@ def plan_graph(
     profiles = None
     if manifest and (found := BatchPolicy.choose(device.kind, manifest, "throughput").profiles(graph)):
         profiles = found.options(manifest.graphs[graph].inputs[0].name)
-    is_trusted = manifest is not None and device.kind == "cpu" and not pairs_overflow()
+    on_cpu = device.kind in ("cpu", "openvino") and device.unit == "CPU"
+    is_trusted = manifest is not None and on_cpu and not pairs_overflow()
     return plan_session(
         device,
         manifest.graphs[graph].precision if manifest else "fp32",
         threads=threads,
-        adds_in_16_bits=device.kind == "cpu" and adds_in_16_bits(),
+        adds_in_16_bits=on_cpu and adds_in_16_bits(),
         kernels=manifest.graphs[graph].kernels if manifest and is_trusted else None,
         profiles=profiles,
         stream=stream,

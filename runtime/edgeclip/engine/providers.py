@@ -107,13 +107,18 @@ def plan_session(
     `adds_in_16_bits` says of a CPU that its integer products overflow. They are guarded then, unless `kernels`, those
     of the graph's layers as the manifest counts them, cannot overflow. `profiles` are TensorRT's
     trt_profile_*_shapes. `stream` is the address of the CUDA stream for captured graphs. DeviceError for a precision
-    that the device does not compute in.
+    that the device does not compute in, and for OpenVINO where products overflow, because it has no guard.
     """
     if device.kind == "cpu":
         is_guarded = adds_in_16_bits and (kernels is None or may_overflow(kernels))
         entries = (_SPIN_ONLY_INSIDE_CALLS, _NO_BFLOAT16, *((_RIGHT_WITHOUT_VNNI,) if is_guarded else ()))
         return Plan(providers=((device.provider, {}),), entries=entries, without=_SLOWER_ON_CPU)
     if device.kind == "openvino":
+        if adds_in_16_bits and kernels is not None and may_overflow(kernels):
+            raise DeviceError(
+                f"{device}: 8-bit products overflow in OpenVINO on x86 without VNNI; quantise the fp32 bundle with "
+                "--to int8 --cpu avx2, whose weights have 7 bits"
+            )
         providers: tuple[tuple[str, Options], ...]
         providers = ((device.provider, _openvino_options(device, precision, threads)),)
         return Plan(providers=providers, entries=(_RECORD_NODES, *(() if device.unit == "CPU" else (_NO_CPU,))))

@@ -1,14 +1,16 @@
 """What malloc and Pillow keep of freed memory is little once it is bounded, and only who owns a process does that."""
 
 import ctypes
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 
-from edgeclip.host.malloc_bounds import BOUNDS, bound_memory, has_mallopt, trim, wanted_bounds
+from edgeclip.host.malloc_bounds import BOUNDS, bound_memory, give_back, has_mallopt, trim, wanted_bounds
 from tests.conftest import DATA
 from tests.scenes.command import Captured, run
 
@@ -151,3 +153,20 @@ def test_where_malloc_has_no_such_settings_nothing_is_done(monkeypatch: pytest.M
     environment: dict[str, str] = {}
     assert not has_mallopt() and bound_memory(environment) == () and environment == {}
     trim()
+
+
+@pytest.mark.parametrize(("size_bytes", "is_done"), [(1 << 20, False), (1 << 30, True)])
+def test_a_step_gives_its_memory_back_where_it_had_much(size_bytes: int, is_done: bool) -> None:
+    class Node:
+        def __init__(self) -> None:
+            self.me = self
+
+    is_on = gc.isenabled()
+    gc.disable()
+    try:
+        seen = weakref.ref(Node())
+        give_back(size_bytes)
+        assert (seen() is None) == is_done
+    finally:
+        if is_on:
+            gc.enable()
