@@ -5,6 +5,7 @@ Where torch is missing, as on a board, the bundles are those of tests/data/bundl
 the lean wheel, Pillow and pytest alone; what needs more lies in tests/with_torch.
 """
 
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+# Of xdist's processes each has a core for itself: two whose products have two threads each wait for each other's, and
+# a training step takes ten times as long. Read when numpy and torch are loaded.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(_variable, "1")
 
 from edgeclip import Encoder
 from edgeclip.manifest import TARGETS, Target
