@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -12,8 +13,8 @@ import pytest
 from edgeclip import BuildError, Encoder, Manifest
 from edgeclip.bundle.selftest import repeat_proof, run_selftest
 from edgeclip.engine import opening
-from edgeclip.engine.devices import Device
-from edgeclip.engine.providers import may_overflow, plan_session
+from edgeclip.engine.devices import Device, Unit
+from edgeclip.engine.providers import may_overflow
 from edgeclip.errors import DeviceError
 from edgeclip_quant import graph_runner, quantize_bundle
 from edgeclip_quant.graph_runner import open_run
@@ -142,7 +143,17 @@ def test_pairs_for_openvino_have_seven_bits_too(bundles: Bundles, tmp_path: Path
         assert set(facts.kernels) <= {"int7 static", "fp32"}
         assert len(weights) == facts.kernels["int7 static"] > 3, name
         assert max(map(largest_sum, weights)) <= MOST
-    run = {"threads": 1, "adds_in_16_bits": True}
-    for kernels, is_refused in (({"int8 static": 3}, True), ({"int7 static": 3, "fp32": 1}, False), (None, False)):
-        with pytest.raises(DeviceError, match="--cpu avx2") if is_refused else nullcontext():
-            plan_session(Device(kind="openvino"), "int8", kernels=kernels, **run)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kernels", [{"int8 static": 3}, {"int7 static": 3, "fp32": 1}, {"fp32": 4}])
+@pytest.mark.parametrize(("unit", "is_without"), [("CPU", True), ("CPU", False), ("GPU", True)])
+def test_openvino_runs_no_weights_of_eight_bits_there(
+    bundles: Bundles, kernels: dict[str, int], unit: Unit, is_without: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "adds_in_16_bits", lambda: is_without)
+    monkeypatch.setattr(opening, "pairs_overflow", lambda: False)
+    manifest = Manifest.read(bundles["tensorrt"])
+    graphs = {name: replace(facts, kernels=kernels, precision="int8") for name, facts in manifest.graphs.items()}
+    is_refused = unit == "CPU" and is_without and "int8 static" in kernels
+    with pytest.raises(DeviceError, match="openvino:CPU.*--cpu avx2") if is_refused else nullcontext():
+        opening.plan_graph("text", Device(kind="openvino", unit=unit), 1, replace(manifest, graphs=graphs))
