@@ -42,7 +42,7 @@ from edgeclip_quant.kernels import LEVELS, Kernel, Plan, has_pairs, quantize_col
 from edgeclip_quant.passes.narrowing import Narrowing, Prepared
 from edgeclip_quant.passes.smoothing import fold_into_norm, is_fed_by_norm, smoothing_factors
 from edgeclip_quant.passes.tensorrt_parser import check_accepted
-from edgeclip_quant.pick.kernel_plan import relative_error
+from edgeclip_quant.pick.kernel_plan import reads_pixels, relative_error
 
 # Relative error (Frobenius) of a layer's output up to which it becomes int8; Gaussian data give 1.3e-2, the widest
 # layers of the two small models (behind SwiGLU) 3.5e-2.
@@ -95,7 +95,8 @@ def plan_pairs(
     """The plans of each linear layer of a tensorrt graph: int8, where no reader of its input has an error above
     `max_error`, and fp32.
 
-    `kernel` is "int7 static" where OpenVINO is to run the graph on x86 without VNNI: it adds two products in 16 bits.
+    What reads pixels stays fp32, as in `kernels_of`: of all that the vision graph of jina-embeddings-v4 lost, two
+    thirds were that layer's. `kernel` is "int7 static" where OpenVINO is to run the graph on x86 without VNNI: it adds two products in 16 bits.
     `seen` is the result of `observe` on the same graph. Raises PreconditionError where a layer was not observed or
     saw NaN or infinity.
     """
@@ -104,7 +105,8 @@ def plan_pairs(
     for layer in layers:
         if layer.name not in seen or not np.isfinite(seen[layer.name].largest).all():
             raise PreconditionError(f"{layer.name} was not calibrated, or on what is no number")
-        readers.setdefault(layer.x, []).append(layer)
+        if not reads_pixels(layer.x):
+            readers.setdefault(layer.x, []).append(layer)
     plans: dict[str, Sequence[Plan]] = {layer.name: [Plan(kernel="fp32")] for layer in layers}
     for some in readers.values():
         rounding = plan_rounding([layer.weight for layer in some], seen[some[0].name], in_pairs=has_pairs(kernel))

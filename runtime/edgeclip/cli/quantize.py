@@ -39,9 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cpu",
         choices=("vnni", "avx2", "auto"),
-        help="the processor that the bundle is for: vnni, or arm64 (weights of 8 bits); avx2: x86 without VNNI "
-        "(weights of 7 bits, which need no guard against overflow); auto: this machine's (vnni; with --to auto, and "
-        "with --report alone, auto)",
+        help="the processor that the bundle is for, or OpenVINO with one for tensorrt: vnni, or arm64 (weights of 8 "
+        "bits); avx2: x86 without VNNI (weights of 7 bits, which need no guard against overflow); auto: this "
+        "machine's (vnni; with --to auto, and with --report alone, auto)",
     )
     parser.add_argument(
         "--calibrate",
