@@ -96,9 +96,10 @@ def plan_pairs(
     `max_error`, and fp32.
 
     What reads pixels stays fp32, as in `kernels_of`: of all that the vision graph of jina-embeddings-v4 lost, two
-    thirds were that layer's. `kernel` is "int7 static" where OpenVINO is to run the graph on x86 without VNNI: it adds
-    two products in 16 bits. `seen` is the result of `observe` on the same graph. Raises PreconditionError where a
-    layer was not observed or saw NaN or infinity.
+    thirds were that layer's. `kernel` is "int7 static" where OpenVINO is to run the graph on x86 without VNNI: it
+    adds two products in 16 bits. `seen` is the result of `observe` on the same graph.
+
+    Raises PreconditionError where a layer was not observed or saw NaN or infinity.
     """
     readers: dict[ir.Value, list[LinearLayer]] = {}
     layers = linear_layers(model.graph)
