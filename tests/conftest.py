@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-# Of xdist's processes each has a core for itself: two whose products have two threads each wait for each other's, and
-# a training step takes ten times as long. Read when numpy and torch are loaded.
+# Of xdist's processes each has one thread for products: where two have two threads each on two cores, the threads
+# wait for each other (337 s of processor time for four files that train and quantise, 243 so). Read when numpy and
+# torch are loaded.
 if "PYTEST_XDIST_WORKER" in os.environ:
     for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(_variable, "1")

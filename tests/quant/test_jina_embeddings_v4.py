@@ -246,10 +246,11 @@ def portable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_pairs_have_their_channels_turned_too(
     portable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where tokens may lose much, 36 of 41 layers are int8 with fixed scales. Adapters are written anew."""
+    """Where tokens may lose much, most layers are int8 with fixed scales. Adapters are written anew."""
     budget = Budget(cosine=0.99, recall_points=None, size_mb=None, token_cosine=0.5)
     manifest = quantize_bundle(portable, tmp_path / "int8", budget=budget)
-    assert [graph.kernels["int8 static"] for graph in manifest.graphs.values()] == [18, 18]
+    kernels = {name: graph.kernels for name, graph in manifest.graphs.items()}
+    assert kernels["vision"] == {"fp32": 1, "int8 static": 18} and kernels["text"]["int8 static"] >= 15  # of 22
     assert worst(manifest)["single"] >= SINGLE
     with Encoder.open(portable, device="cpu") as before, Encoder.open(tmp_path / "int8", device="cpu") as after:
         for task in before.tasks:
@@ -265,4 +266,4 @@ def test_pairs_lose_no_token(portable: Path, tmp_path: Path) -> None:
     """Fixed scales alone would: layers move back to fp32, as they do for the CPU."""
     manifest = quantize_bundle(portable, tmp_path / "int8")
     assert worst(manifest)["single"] >= SINGLE and worst(manifest)["multi"] >= TOKEN
-    assert sum(graph.kernels["fp32"] for graph in manifest.graphs.values()) > 0
+    assert manifest.graphs["text"].kernels["fp32"] > 7  # as it is first planned, 4 at most

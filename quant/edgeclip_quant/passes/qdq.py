@@ -19,11 +19,11 @@ onnxruntime on the CPU runs the graph with integer GEMMs, or, with its optimisat
 differ by up to 3e-3 in a component, where a value at the edge of two levels falls the other way, and not in cosine.
 
 TensorRT's side, and how it is checked without one: `tensorrt_parser`. Unproved until an engine is built: that the
-fusions happen, and how fast they are. Placement is
-NVIDIA's own: all inputs of the GEMMs, no outputs, no biases, one pair for a tensor however many read it, activations
-by tensor, weights by output (TensorRT-Model-Optimizer, modelopt/onnx/quantization/ort_utils.py, `configure_ort`;
-onnxruntime-inference-examples, quantization/nlp/bert/trt, {'MatMul': 1}). Attention's two products, softmax, norms
-and the residual stay floating. Free dimensions (batch, sequence) need an optimisation profile there.
+fusions happen, and how fast they are. Placement is NVIDIA's own: all inputs of the GEMMs but pixels, no outputs, no
+biases, one pair for a tensor however many read it, activations by tensor, weights by output
+(TensorRT-Model-Optimizer, modelopt/onnx/quantization/ort_utils.py, `configure_ort`; onnxruntime-inference-examples,
+quantization/nlp/bert/trt, {'MatMul': 1}). Attention's two products, softmax, norms and the residual stay floating.
+Free dimensions (batch, sequence) need an optimisation profile there.
 """
 
 from collections.abc import Mapping, Sequence
